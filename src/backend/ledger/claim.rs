@@ -1,0 +1,124 @@
+//! Claiming a task: one conditional `UpdateItem`.
+
+use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue, ReturnValuesOnConditionCheckFailure};
+
+use super::expression::Expression;
+use super::item::{self, Row, number, text};
+use super::{Ledger, task_key};
+use crate::backend::CloudError;
+use crate::domain::ids::{InstanceId, MissionId, SrcId};
+use crate::domain::lease::Lease;
+use crate::domain::task::{State, Task};
+
+/// Who claims, and what a row gets that nobody has written yet.
+#[derive(Clone, Debug)]
+pub struct Claimant {
+    /// The claiming instance.
+    pub owner: InstanceId,
+    /// The mission, if the instance's tag or a flag names one; a row that names its own keeps it.
+    pub mission: Option<MissionId>,
+    /// The bucket of the input, for a new row.
+    pub bucket: Option<String>,
+    /// Now, RFC 3339 UTC, for `timeBoarding` of a new row.
+    pub now: String,
+}
+
+/// What became of a claim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// The task is ours; the row as it is now.
+    Held(Box<Task>),
+    /// The task is `done` or `failed`.
+    Ended(Box<Task>),
+    /// Somebody else holds it.
+    HeldByOther(Lease),
+}
+
+impl Ledger {
+    /// Claims a task that is `pending`, new, or already held by this very instance (which was restarted).
+    /// With `expired`, also one that is still held by exactly this lease, which the caller saw expire.
+    ///
+    /// If the SDK repeats the call after a lost answer, the repeat finds the task held by this instance and claims it
+    /// once more: the attempt goes up by two, and nothing else differs.
+    ///
+    /// # Errors
+    /// [`CloudError`]; a refused condition is a [`Claim`], not an error.
+    pub async fn claim(&self, src: &SrcId, who: &Claimant, expired: Option<&Lease>) -> Result<Claim, CloudError> {
+        let expression = claim_expression(who, expired);
+        let answer = self
+            .client
+            .update_item()
+            .table_name(&self.tables.tasks)
+            .set_key(Some(task_key(src)))
+            .update_expression(expression.update())
+            .set_condition_expression(expression.condition_text())
+            .set_expression_attribute_names(expression.names())
+            .set_expression_attribute_values(expression.values())
+            .return_values(ReturnValue::AllNew)
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
+            .send()
+            .await;
+        let row = match answer {
+            Ok(answer) => {
+                let item = answer.attributes.unwrap_or_default();
+                return Ok(Claim::Held(Box::new(Row(&item).task(src.clone()))));
+            }
+            Err(error) => match error.as_service_error() {
+                Some(service) if service.is_conditional_check_failed_exception() => {
+                    refused_row(service).unwrap_or_default()
+                }
+                _ => return Err(CloudError::sdk("UpdateItem", format!("table {}", self.tables.tasks), error)),
+            },
+        };
+        let task = Row(&row).task(src.clone());
+        match task.lease() {
+            Some(lease) => Ok(Claim::HeldByOther(lease)),
+            None => Ok(Claim::Ended(Box::new(task))),
+        }
+    }
+}
+
+fn refused_row(error: &aws_sdk_dynamodb::operation::update_item::UpdateItemError) -> Option<super::Item> {
+    use aws_sdk_dynamodb::operation::update_item::UpdateItemError as E;
+    match error {
+        E::ConditionalCheckFailedException(refusal) => refusal.item.clone(),
+        _ => None,
+    }
+}
+
+fn claim_expression(who: &Claimant, expired: Option<&Lease>) -> Expression {
+    let state = |state: State| Some(text(state.as_str()));
+    let owner = || Some(text(who.owner.as_str()));
+    let mut cases = vec![
+        // New, or written before `state` existed and not finished then.
+        vec![
+            ("attribute_not_exists({})", item::STATE, None),
+            ("(attribute_not_exists({}) OR {} <> ?)", item::PROGRESS, Some(text("100%"))),
+        ],
+        vec![("attribute_not_exists({})", item::STATE, None), ("attribute_not_exists({})", item::RESULT, None)],
+        vec![("{} = ?", item::STATE, state(State::Pending))],
+        // Our own, from before a restart.
+        vec![("{} = ?", item::STATE, state(State::Running)), ("{} = ?", item::INSTANCE, owner())],
+    ];
+    if let Some(lease) = expired {
+        cases.push(vec![
+            ("{} = ?", item::STATE, state(State::Running)),
+            ("{} = ?", item::ATTEMPT, Some(number(lease.attempt.0))),
+            ("{} = ?", item::BEAT, Some(number(lease.beat))),
+        ]);
+    }
+    let mut expression = Expression::default()
+        .set(item::STATE, text(State::Running.as_str()))
+        .set(item::INSTANCE, text(who.owner.as_str()))
+        .set(item::BEAT, AttributeValue::N("0".to_owned()))
+        .set_if_absent(item::TIME_BOARDING, text(&who.now))
+        .add(item::ATTEMPT, 1)
+        .when_any(cases);
+    if let Some(mission) = &who.mission {
+        expression = expression.set_if_absent(item::MISSION, text(mission.as_str()));
+    }
+    if let Some(bucket) = &who.bucket {
+        expression = expression.set_if_absent(item::BUCKET, text(bucket));
+    }
+    expression
+}

@@ -1,0 +1,149 @@
+//! Update expressions put together from parts, so that no reserved word and no typed-twice name slips in.
+
+use std::collections::HashMap;
+
+use aws_sdk_dynamodb::types::AttributeValue;
+
+use super::item::{ATTEMPT, STATE};
+use crate::domain::ids::Attempt;
+use crate::domain::task::State;
+
+/// An update of one item: what is set, added, and removed, and on which condition.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Expression {
+    sets: Vec<String>,
+    adds: Vec<String>,
+    removes: Vec<String>,
+    conditions: Vec<String>,
+    names: HashMap<String, String>,
+    values: HashMap<String, AttributeValue>,
+}
+
+impl Expression {
+    /// Sets an attribute to a value.
+    pub(super) fn set(mut self, name: &str, value: AttributeValue) -> Self {
+        let (name, value) = (self.name(name), self.value(value));
+        self.sets.push(format!("{name} = {value}"));
+        self
+    }
+
+    /// Sets an attribute only if the item does not have it yet.
+    pub(super) fn set_if_absent(mut self, name: &str, value: AttributeValue) -> Self {
+        let (name, value) = (self.name(name), self.value(value));
+        self.sets.push(format!("{name} = if_not_exists({name}, {value})"));
+        self
+    }
+
+    /// Counts an attribute up, from 0 if the item does not have it.
+    pub(super) fn add(mut self, name: &str, amount: i64) -> Self {
+        let (name, value) = (self.name(name), self.value(AttributeValue::N(amount.to_string())));
+        self.adds.push(format!("{name} {value}"));
+        self
+    }
+
+    /// Removes an attribute.
+    pub(super) fn remove(mut self, name: &str) -> Self {
+        let name = self.name(name);
+        self.removes.push(name);
+        self
+    }
+
+    /// Requires a condition; `{}` in `pattern` stands for the name, `?` for the value. All conditions must hold.
+    pub(super) fn when(mut self, pattern: &str, name: &str, value: Option<AttributeValue>) -> Self {
+        let condition = self.condition(pattern, name, value);
+        self.conditions.push(condition);
+        self
+    }
+
+    /// Requires that at least one of these holds; each is a conjunction of parts as in [`Self::when`].
+    pub(super) fn when_any(mut self, cases: Vec<Vec<(&str, &str, Option<AttributeValue>)>>) -> Self {
+        let cases: Vec<String> = cases
+            .into_iter()
+            .map(|parts| {
+                let parts: Vec<String> =
+                    parts.into_iter().map(|(pattern, name, value)| self.condition(pattern, name, value)).collect();
+                format!("({})", parts.join(" AND "))
+            })
+            .collect();
+        self.conditions.push(format!("({})", cases.join(" OR ")));
+        self
+    }
+
+    /// Requires that the attempt still holds the task: the fence of every write of an attempt.
+    pub(super) fn fence(self, attempt: Attempt) -> Self {
+        self.when("{} = ?", STATE, Some(AttributeValue::S(State::Running.as_str().to_owned()))).when(
+            "{} = ?",
+            ATTEMPT,
+            Some(AttributeValue::N(attempt.to_string())),
+        )
+    }
+
+    fn condition(&mut self, pattern: &str, name: &str, value: Option<AttributeValue>) -> String {
+        let mut condition = pattern.replace("{}", &self.name(name));
+        if let Some(value) = value {
+            condition = condition.replace('?', &self.value(value));
+        }
+        condition
+    }
+
+    fn name(&mut self, name: &str) -> String {
+        let placeholder = format!("#{name}");
+        self.names.insert(placeholder.clone(), name.to_owned());
+        placeholder
+    }
+
+    fn value(&mut self, value: AttributeValue) -> String {
+        let placeholder = format!(":v{}", self.values.len());
+        self.values.insert(placeholder.clone(), value);
+        placeholder
+    }
+
+    /// Returns the update expression.
+    pub(super) fn update(&self) -> String {
+        [("SET", &self.sets), ("ADD", &self.adds), ("REMOVE", &self.removes)]
+            .iter()
+            .filter(|(_, parts)| !parts.is_empty())
+            .map(|(verb, parts)| format!("{verb} {}", parts.join(", ")))
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
+    /// Returns the condition expression, if there is one.
+    pub(super) fn condition_text(&self) -> Option<String> {
+        (!self.conditions.is_empty()).then(|| self.conditions.join(" AND "))
+    }
+
+    /// Returns the names, for `ExpressionAttributeNames`.
+    pub(super) fn names(&self) -> Option<HashMap<String, String>> {
+        Some(self.names.clone())
+    }
+
+    /// Returns the values, for `ExpressionAttributeValues`, which must not be empty.
+    pub(super) fn values(&self) -> Option<HashMap<String, AttributeValue>> {
+        (!self.values.is_empty()).then(|| self.values.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_become_one_expression() {
+        let text = |s: &str| AttributeValue::S(s.to_owned());
+        let expression = Expression::default()
+            .set("verdict", text("ok"))
+            .add("beat", 1)
+            .remove("checkpoint")
+            .fence(Attempt(3))
+            .when_any(vec![vec![("attribute_not_exists({})", "x", None)], vec![("{} < ?", "x", Some(text("1")))]]);
+
+        assert_eq!(expression.update(), "SET #verdict = :v0 ADD #beat :v1 REMOVE #checkpoint");
+        assert_eq!(
+            expression.condition_text().unwrap(),
+            "#state = :v2 AND #attempt = :v3 AND ((attribute_not_exists(#x)) OR (#x < :v4))"
+        );
+        assert_eq!(expression.values().unwrap()[":v3"], AttributeValue::N("3".to_owned()));
+        assert_eq!(expression.names().unwrap()["#state"], "state");
+    }
+}

@@ -1,0 +1,253 @@
+//! Attribute names, and how rows are read: leniently, as two versions wrote them.
+
+use std::collections::HashMap;
+
+use aws_sdk_dynamodb::types::AttributeValue;
+
+use super::Item;
+use crate::domain::ids::{Attempt, InstanceId, MissionId, SrcId};
+use crate::domain::mission::{Mission, Notified, Tally, tally_shards_for};
+use crate::domain::task::{PastAttempt, State, Task};
+use crate::domain::verdict::Verdict;
+
+// The tasks table.
+pub(super) const SRC: &str = "srcFilename";
+pub(super) const BUCKET: &str = "bucketname";
+pub(super) const TIME_BOARDING: &str = "timeBoarding";
+pub(super) const TRIG_TIME: &str = "trigTime";
+pub(super) const TRIG_NAME: &str = "trigName";
+pub(super) const NUM_LOG: &str = "numlog";
+pub(super) const MISSION: &str = "missionID";
+pub(super) const STATE: &str = "state";
+pub(super) const ATTEMPT: &str = "attempt";
+pub(super) const BEAT: &str = "beat";
+pub(super) const INSTANCE: &str = "execInstanceID";
+pub(super) const PROGRESS: &str = "strIndiProgress";
+pub(super) const TIME_COST: &str = "timeCost";
+pub(super) const RESULT: &str = "rsltFilename";
+pub(super) const RESULT_ETAG: &str = "resultETag";
+pub(super) const RESULT_BYTES: &str = "resultBytes";
+pub(super) const VERDICT: &str = "verdict";
+pub(super) const EXIT_CODE: &str = "exitCode";
+pub(super) const APP_FAILURES: &str = "appFailures";
+pub(super) const INTERRUPTIONS: &str = "interruptions";
+pub(super) const HISTORY: &str = "history";
+
+// The missions table. `TIME_COST` is in both.
+pub(super) const MISSION_KEY: &str = "timePush";
+pub(super) const TRANS_NUMBER: &str = "transNumber";
+pub(super) const TRANS_OK: &str = "transOK";
+pub(super) const TRANS_FAILED: &str = "transFailed";
+pub(super) const RESULT_LIST: &str = "rsltList";
+pub(super) const NOTIFIED: &str = "notifyEmail";
+pub(super) const NOTIFY_BY: &str = "notifyBy";
+pub(super) const NOTIFIED_AT: &str = "notifiedAt";
+pub(super) const MANIFEST: &str = "manifest";
+pub(super) const TALLY_SHARDS: &str = "tallyShards";
+pub(super) const TALLY_BASE: &str = "tallyBase";
+pub(super) const TALLY_SEQ: &str = "tallySeq";
+pub(super) const EXEC: &str = "exec";
+
+/// The value of a string attribute.
+pub(super) fn text(value: impl Into<String>) -> AttributeValue {
+    AttributeValue::S(value.into())
+}
+
+/// The value of a number attribute.
+pub(super) fn number(value: u64) -> AttributeValue {
+    AttributeValue::N(value.to_string())
+}
+
+/// An item as it was read. The first version wrote numbers as strings; both are numbers here.
+#[derive(Clone, Copy, Debug)]
+pub struct Row<'a>(pub &'a HashMap<String, AttributeValue>);
+
+impl Row<'_> {
+    pub(super) fn text(self, name: &str) -> Option<String> {
+        match self.0.get(name)? {
+            AttributeValue::S(value) | AttributeValue::N(value) => Some(value.clone()),
+            _ => None,
+        }
+    }
+
+    pub(super) fn number(self, name: &str) -> Option<u64> {
+        self.signed(name).and_then(|value| u64::try_from(value).ok())
+    }
+
+    fn signed(self, name: &str) -> Option<i64> {
+        let value = self.text(name)?;
+        let value = value.trim();
+        // "12.0" and the like: some writers know only floating numbers.
+        value.parse().ok().or_else(|| value.strip_suffix(".0")?.parse().ok())
+    }
+
+    fn list(self, name: &str) -> Vec<AttributeValue> {
+        self.0.get(name).and_then(|value| value.as_l().ok()).cloned().unwrap_or_default()
+    }
+
+    /// Returns whether the first version finished this task: it knew no `state`, only a full progress and a result.
+    pub(super) fn is_finished_by_first_version(self) -> bool {
+        !self.0.contains_key(STATE) && self.text(PROGRESS).as_deref() == Some("100%") && self.0.contains_key(RESULT)
+    }
+
+    /// Reads a task's row.
+    #[must_use]
+    pub fn task(self, src: SrcId) -> Task {
+        let state = match self.text(STATE).as_deref().and_then(State::parse) {
+            Some(state) => state,
+            None if self.is_finished_by_first_version() => State::Done,
+            None => State::Pending,
+        };
+        Task {
+            src,
+            mission: self.text(MISSION).and_then(|id| MissionId::new(id).ok()),
+            bucket: self.text(BUCKET),
+            state,
+            attempt: Attempt(self.number(ATTEMPT).unwrap_or(0)),
+            beat: self.number(BEAT).unwrap_or(0),
+            instance: self.text(INSTANCE).and_then(|id| InstanceId::new(id).ok()),
+            progress: self.text(PROGRESS).unwrap_or_default(),
+            time_cost_s: self.number(TIME_COST).unwrap_or(0),
+            result: self.text(RESULT),
+            result_etag: self.text(RESULT_ETAG),
+            result_bytes: self.number(RESULT_BYTES),
+            verdict: self.text(VERDICT).as_deref().and_then(Verdict::parse),
+            exit_code: self.signed(EXIT_CODE),
+            app_failures: self.number(APP_FAILURES).unwrap_or(0),
+            interruptions: self.number(INTERRUPTIONS).unwrap_or(0),
+            history: self.list(HISTORY).iter().filter_map(past_attempt).collect(),
+        }
+    }
+
+    /// Reads a mission's row.
+    #[must_use]
+    pub fn mission(self, id: MissionId) -> Mission {
+        let trans_number = self.number(TRANS_NUMBER);
+        let shards = self.number(TALLY_SHARDS).and_then(|shards| u32::try_from(shards).ok());
+        let rolled_seq = self.number(TALLY_SEQ);
+        let ok = self.number(TRANS_OK).unwrap_or(0);
+        let notified = match self.text(NOTIFIED).as_deref() {
+            Some("Yes") => Notified::Yes,
+            Some("Sending") => Notified::Sending { by: self.text(NOTIFY_BY).unwrap_or_default() },
+            _ => Notified::No,
+        };
+        Mission {
+            id,
+            trans_number,
+            tally_shards: shards.filter(|&n| n > 0).unwrap_or_else(|| tally_shards_for(trans_number.unwrap_or(0))),
+            // Before the first roll-up the row's own count is the first version's.
+            tally_base: self.number(TALLY_BASE).unwrap_or(if rolled_seq.is_none() { ok } else { 0 }),
+            rolled_seq,
+            rolled: Tally {
+                ok,
+                failed: self.number(TRANS_FAILED).unwrap_or(0),
+                time_cost_s: self.number(TIME_COST).unwrap_or(0),
+                seq: rolled_seq.unwrap_or(0),
+            },
+            counts_as_strings: matches!(self.0.get(TRANS_OK), Some(AttributeValue::S(_))),
+            notified,
+            results: self.list(RESULT_LIST).iter().filter_map(|v| v.as_s().ok().cloned()).collect(),
+            exec: self.text(EXEC).filter(|exec| !exec.trim().is_empty()),
+        }
+    }
+
+    /// Reads a tally item.
+    #[must_use]
+    pub fn tally(self) -> Tally {
+        Tally {
+            ok: self.number(TRANS_OK).unwrap_or(0),
+            failed: self.number(TRANS_FAILED).unwrap_or(0),
+            time_cost_s: self.number(TIME_COST).unwrap_or(0),
+            seq: self.number(TALLY_SEQ).unwrap_or(0),
+        }
+    }
+}
+
+fn past_attempt(value: &AttributeValue) -> Option<PastAttempt> {
+    let row = Row(value.as_m().ok()?);
+    Some(PastAttempt {
+        attempt: Attempt(row.number("attempt")?),
+        instance: row.text("instance").unwrap_or_default(),
+        started: row.text("started").unwrap_or_default(),
+        ended: row.text("ended").unwrap_or_default(),
+        verdict: row.text("verdict").as_deref().and_then(Verdict::parse)?,
+        exit_code: row.signed("exitCode").and_then(|code| i32::try_from(code).ok()),
+        log: row.text("log"),
+    })
+}
+
+/// The value of `history`.
+pub(super) fn history(attempts: &[PastAttempt]) -> AttributeValue {
+    let entry = |past: &PastAttempt| {
+        let mut map = Item::from([
+            ("attempt".to_owned(), number(past.attempt.0)),
+            ("instance".to_owned(), text(&past.instance)),
+            ("started".to_owned(), text(&past.started)),
+            ("ended".to_owned(), text(&past.ended)),
+            ("verdict".to_owned(), text(past.verdict.as_str())),
+        ]);
+        if let Some(code) = past.exit_code {
+            map.insert("exitCode".to_owned(), AttributeValue::N(code.to_string()));
+        }
+        if let Some(log) = &past.log {
+            map.insert("log".to_owned(), text(log));
+        }
+        AttributeValue::M(map)
+    };
+    AttributeValue::L(attempts.iter().map(entry).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn item(pairs: &[(&str, AttributeValue)]) -> Item {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect()
+    }
+
+    #[test]
+    fn rows_of_the_first_version_are_read() {
+        let row = item(&[
+            (BUCKET, text("in")),
+            (TRIG_NAME, text("ObjectCreated:Put")),
+            (PROGRESS, text("20.0%")),
+            (TIME_COST, text("47")),
+        ]);
+        let task = Row(&row).task(SrcId::new("a.dat").unwrap());
+        assert_eq!((task.state, task.attempt, task.time_cost_s), (State::Pending, Attempt(0), 47));
+
+        let row = item(&[
+            (TRANS_NUMBER, text("15")),
+            (TRANS_OK, text("4")),
+            (RESULT_LIST, AttributeValue::L(vec![text("rsltList")])),
+            (NOTIFIED, text("No")),
+        ]);
+        let mission = Row(&row).mission(MissionId::new("M001").unwrap());
+        assert_eq!((mission.trans_number, mission.tally_base, mission.tally_shards), (Some(15), 4, 1));
+        assert!(mission.counts_as_strings);
+        assert_eq!(mission.results, ["rsltList"]);
+    }
+
+    #[test]
+    fn a_task_that_the_first_version_finished_is_done() {
+        let mut row = item(&[(PROGRESS, text("100%")), (RESULT, text("s3://b/rslt_a"))]);
+        assert_eq!(Row(&row).task(SrcId::new("a").unwrap()).state, State::Done);
+        row.insert(STATE.to_owned(), text("pending"));
+        assert_eq!(Row(&row).task(SrcId::new("a").unwrap()).state, State::Pending);
+    }
+
+    #[test]
+    fn history_reads_back() {
+        let past = PastAttempt {
+            attempt: Attempt(2),
+            instance: "i-1".to_owned(),
+            started: "2026-01-01T00:00:00Z".to_owned(),
+            ended: "2026-01-01T00:01:00Z".to_owned(),
+            verdict: Verdict::AppError,
+            exit_code: Some(-9),
+            log: None,
+        };
+        let row = item(&[(HISTORY, history(std::slice::from_ref(&past)))]);
+        assert_eq!(Row(&row).task(SrcId::new("a").unwrap()).history, [past]);
+    }
+}

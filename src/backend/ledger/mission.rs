@@ -1,0 +1,193 @@
+//! The mission's row and its tally items.
+
+use std::collections::HashMap;
+
+use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
+use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes};
+
+use super::commit::tally_key;
+use super::expression::Expression;
+use super::item::{self, Row, number, text};
+use super::{Item, Ledger};
+use crate::backend::{CloudError, Kind};
+use crate::domain::ids::MissionId;
+use crate::domain::mission::{Mission, Tally};
+
+/// What a new mission's row holds.
+#[derive(Clone, Debug)]
+pub struct NewMission {
+    /// The key.
+    pub id: MissionId,
+    /// How many tasks it has.
+    pub trans_number: u64,
+    /// The number of tally items. Fixed for the mission's life: a commit is counted by it.
+    pub tally_shards: u32,
+    /// The workload's command line, for `sh -c`.
+    pub exec: Option<String>,
+}
+
+/// Reads of one batch that come back unprocessed before the call is given up as throttled: with the waits of
+/// [`crate::domain::backoff`] between them, about 10 s.
+const BATCH_TRIES_MAX: u32 = 10;
+
+impl Ledger {
+    /// Reads a mission's row consistently; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`CloudError`]; `NoTable` and `TableKey` if the table is not the expected one.
+    pub async fn mission(&self, id: &MissionId) -> Result<Option<Mission>, CloudError> {
+        let answer = self
+            .client
+            .get_item()
+            .table_name(&self.tables.missions)
+            .set_key(Some(mission_key(id)))
+            .consistent_read(true)
+            .send()
+            .await
+            .map_err(|error| self.missions_error("GetItem", error))?;
+        Ok(answer.item.map(|item| Row(&item).mission(id.clone())))
+    }
+
+    /// Makes a mission's row; `false` if there is one already, which stays as it is.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn create_mission(&self, new: &NewMission) -> Result<bool, CloudError> {
+        let mut row = mission_key(&new.id);
+        row.insert(item::TRANS_NUMBER.to_owned(), number(new.trans_number));
+        row.insert(item::TRANS_OK.to_owned(), number(0));
+        row.insert(item::TRANS_FAILED.to_owned(), number(0));
+        row.insert(item::TALLY_SHARDS.to_owned(), number(new.tally_shards.into()));
+        row.insert(item::RESULT_LIST.to_owned(), AttributeValue::L(vec![text("rsltList")]));
+        row.insert(item::NOTIFIED.to_owned(), text("No"));
+        if let Some(exec) = &new.exec {
+            row.insert(item::EXEC.to_owned(), text(exec));
+        }
+        let answer = self
+            .client
+            .put_item()
+            .table_name(&self.tables.missions)
+            .set_item(Some(row))
+            .condition_expression("attribute_not_exists(timePush)")
+            .send()
+            .await;
+        match answer {
+            Ok(_) => Ok(true),
+            Err(error) if error.as_service_error().is_some_and(|e| e.is_conditional_check_failed_exception()) => {
+                Ok(false)
+            }
+            Err(error) => Err(self.missions_error("PutItem", error)),
+        }
+    }
+
+    /// Changes how many tasks a mission has, and opens it again if it was announced.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn resize_mission(&self, id: &MissionId, trans_number: u64) -> Result<(), CloudError> {
+        let expression = Expression::default()
+            .set(item::TRANS_NUMBER, number(trans_number))
+            .set(item::NOTIFIED, text("No"))
+            .when("attribute_exists({})", item::MISSION_KEY, None);
+        self.update_mission(id, &expression).await.map(|_| ())
+    }
+
+    /// Reads and sums the mission's tally items, consistently.
+    ///
+    /// The items are read one by one, not as one picture. That is enough: every committer reads after its own commit,
+    /// so whoever commits last sees them all.
+    ///
+    /// # Errors
+    /// [`CloudError`]; `Throttled` if DynamoDB leaves keys unread for about 10 s.
+    pub async fn tally(&self, mission: &Mission) -> Result<Tally, CloudError> {
+        let mut keys: Vec<Item> = (0..mission.tally_shards).map(|n| tally_key(&mission.id, n)).collect();
+        let mut sum = Tally::default();
+        for tries in 1..=BATCH_TRIES_MAX {
+            let wanted =
+                KeysAndAttributes::builder().set_keys(Some(keys)).consistent_read(true).build().map_err(|error| {
+                    CloudError::new(Kind::Invalid, "BatchGetItem", mission.id.as_str(), error.to_string())
+                })?;
+            let answer = self
+                .client
+                .batch_get_item()
+                .request_items(&self.tables.missions, wanted)
+                .send()
+                .await
+                .map_err(|error| self.missions_error("BatchGetItem", error))?;
+            for row in answer.responses.unwrap_or_default().into_values().flatten() {
+                sum = sum.plus(Row(&row).tally());
+            }
+            let mut rest: HashMap<String, KeysAndAttributes> = answer.unprocessed_keys.unwrap_or_default();
+            match rest.remove(&self.tables.missions) {
+                None => return Ok(sum),
+                Some(rest) => keys = rest.keys,
+            }
+            tokio::time::sleep(crate::domain::backoff::delay(tries, rand::random())).await;
+        }
+        Err(CloudError::new(Kind::Throttled, "BatchGetItem", mission.id.as_str(), "keys stay unprocessed"))
+    }
+
+    /// Writes the counters into the mission's row, if they are newer than what is there.
+    ///
+    /// A row whose counters are strings keeps strings: the first version's scripts read them.
+    ///
+    /// # Errors
+    /// [`CloudError`]; a newer row is no error.
+    pub async fn roll_up(&self, mission: &Mission, total: Tally) -> Result<(), CloudError> {
+        let expression = counters(mission, total)
+            .set_if_absent(item::TALLY_BASE, number(mission.tally_base))
+            .when("attribute_exists({})", item::MISSION_KEY, None)
+            .when_any(vec![
+                vec![("attribute_not_exists({})", item::TALLY_SEQ, None)],
+                vec![("{} < ?", item::TALLY_SEQ, Some(number(total.seq)))],
+            ]);
+        self.update_mission(&mission.id, &expression).await.map(|_| ())
+    }
+
+    /// Updates a mission's row; `false` if the condition did not hold.
+    pub(super) async fn update_mission(&self, id: &MissionId, expression: &Expression) -> Result<bool, CloudError> {
+        let answer = self
+            .client
+            .update_item()
+            .table_name(&self.tables.missions)
+            .set_key(Some(mission_key(id)))
+            .update_expression(expression.update())
+            .set_condition_expression(expression.condition_text())
+            .set_expression_attribute_names(expression.names())
+            .set_expression_attribute_values(expression.values())
+            .send()
+            .await;
+        match answer {
+            Ok(_) => Ok(true),
+            Err(error) => match error.as_service_error() {
+                Some(UpdateItemError::ConditionalCheckFailedException(_)) => Ok(false),
+                _ => Err(self.missions_error("UpdateItem", error)),
+            },
+        }
+    }
+
+    pub(super) fn missions_error<E>(
+        &self,
+        operation: &'static str,
+        error: aws_sdk_dynamodb::error::SdkError<E>,
+    ) -> CloudError
+    where
+        E: aws_sdk_dynamodb::error::ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    {
+        CloudError::sdk(operation, format!("table {}", self.tables.missions), error)
+    }
+}
+
+pub(super) fn mission_key(id: &MissionId) -> Item {
+    Item::from([(item::MISSION_KEY.to_owned(), text(id.as_str()))])
+}
+
+/// Sets the row's counters in the row's own style.
+pub(super) fn counters(mission: &Mission, total: Tally) -> Expression {
+    let count = |n: u64| if mission.counts_as_strings { text(n.to_string()) } else { number(n) };
+    Expression::default()
+        .set(item::TRANS_OK, count(total.ok))
+        .set(item::TRANS_FAILED, count(total.failed))
+        .set(item::TIME_COST, text(total.time_cost_s.to_string()))
+        .set(item::TALLY_SEQ, number(total.seq))
+}

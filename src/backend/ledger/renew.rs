@@ -1,0 +1,128 @@
+//! Renewing and releasing a lease.
+
+use aws_sdk_dynamodb::error::SdkError;
+use aws_sdk_dynamodb::operation::update_item::{UpdateItemError, UpdateItemOutput};
+use aws_sdk_dynamodb::types::{AttributeValue, ReturnValuesOnConditionCheckFailure};
+
+use super::expression::Expression;
+use super::item::{self, Row, history, text};
+use super::{Fence, Ledger, task_key};
+use crate::backend::CloudError;
+use crate::domain::progress::Progress;
+use crate::domain::task::{PastAttempt, State, Task};
+use crate::domain::verdict::{Budget, Verdict};
+
+/// What became of a heartbeat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beat {
+    /// The lease is renewed.
+    Renewed,
+    /// The lease is lost: another attempt holds the task, or it has ended.
+    Lost,
+}
+
+/// Why an attempt ends without an end for its task.
+#[derive(Clone, Debug)]
+pub struct Release {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// The workload's exit code, if it had one.
+    pub exit_code: Option<i32>,
+    /// Whole seconds of workload time, all attempts together.
+    pub time_cost_s: u64,
+    /// The history, this attempt included.
+    pub history: Vec<PastAttempt>,
+}
+
+impl Ledger {
+    /// Renews the lease and reports progress and time cost, in one fenced write.
+    ///
+    /// A repeat by the SDK counts `beat` up once more, which an observer reads as what it is: a sign of life.
+    ///
+    /// # Errors
+    /// [`CloudError`]; a refused fence is [`Beat::Lost`].
+    pub async fn beat(&self, fence: &Fence, progress: Progress, time_cost_s: u64) -> Result<Beat, CloudError> {
+        let expression = Expression::default()
+            .set(item::PROGRESS, text(progress.to_string()))
+            .set(item::TIME_COST, text(time_cost_s.to_string()))
+            .set(item::INSTANCE, text(fence.owner.as_str()))
+            .add(item::BEAT, 1)
+            .fence(fence.attempt);
+        match self.update_task(fence, &expression).await {
+            Ok(_) => Ok(Beat::Renewed),
+            Err(error) => self.refused(error).map(|_| Beat::Lost),
+        }
+    }
+
+    /// Hands the task back: `running → pending`, with the verdict of the attempt that ended.
+    ///
+    /// May be called twice: the second finds its own release and says so.
+    ///
+    /// # Errors
+    /// [`CloudError`]; a refused fence is `Ok(false)`.
+    pub async fn release(&self, fence: &Fence, release: &Release) -> Result<bool, CloudError> {
+        let mut expression = ending(release.verdict, release.exit_code, release.time_cost_s, &release.history)
+            .set(item::STATE, text(State::Pending.as_str()))
+            .fence(fence.attempt);
+        expression = match release.verdict.budget() {
+            Budget::Application => expression.add(item::APP_FAILURES, 1),
+            Budget::Interruption => expression.add(item::INTERRUPTIONS, 1),
+            Budget::None => expression,
+        };
+        match self.update_task(fence, &expression).await {
+            Ok(_) => Ok(true),
+            Err(error) => {
+                let task = self.refused(error)?.map(|row| Row(&row).task(fence.src.clone()));
+                Ok(task.is_some_and(|task| is_own(&task, State::Pending, fence)))
+            }
+        }
+    }
+
+    async fn update_task(
+        &self,
+        fence: &Fence,
+        expression: &Expression,
+    ) -> Result<UpdateItemOutput, SdkError<UpdateItemError>> {
+        self.client
+            .update_item()
+            .table_name(&self.tables.tasks)
+            .set_key(Some(task_key(&fence.src)))
+            .update_expression(expression.update())
+            .set_condition_expression(expression.condition_text())
+            .set_expression_attribute_names(expression.names())
+            .set_expression_attribute_values(expression.values())
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
+            .send()
+            .await
+    }
+
+    /// Tells a refused condition, with the row as it is, from a failed call.
+    fn refused(&self, error: SdkError<UpdateItemError>) -> Result<Option<super::Item>, CloudError> {
+        match error.as_service_error() {
+            Some(UpdateItemError::ConditionalCheckFailedException(refusal)) => Ok(refusal.item.clone()),
+            _ => Err(CloudError::sdk("UpdateItem", format!("table {}", self.tables.tasks), error)),
+        }
+    }
+}
+
+/// Returns whether a row shows what this very attempt wrote last.
+pub(super) fn is_own(task: &Task, state: State, fence: &Fence) -> bool {
+    task.state == state && task.attempt == fence.attempt && task.instance.as_ref() == Some(&fence.owner)
+}
+
+/// What every ending of an attempt writes.
+pub(super) fn ending(
+    verdict: Verdict,
+    exit_code: Option<i32>,
+    time_cost_s: u64,
+    attempts: &[PastAttempt],
+) -> Expression {
+    let mut expression = Expression::default()
+        .set(item::VERDICT, text(verdict.as_str()))
+        .set(item::TIME_COST, text(time_cost_s.to_string()))
+        .set(item::HISTORY, history(attempts));
+    if let Some(code) = exit_code {
+        expression = expression.set(item::EXIT_CODE, AttributeValue::N(code.to_string()));
+    }
+    expression
+}

@@ -1,0 +1,220 @@
+//! EC2 and IMDS: which machine this is, whether another still lives, and this one's end.
+
+use std::time::Duration;
+
+use aws_config::imds;
+use aws_sdk_ec2::Client;
+use aws_sdk_ec2::config::Builder;
+use aws_sdk_ec2::types::{Filter, InstanceStateName};
+use tokio::process::Command;
+
+use super::error::{CloudError, Kind};
+use super::sdk::Wire;
+use crate::domain::backoff;
+
+/// How this machine is switched off if EC2 does not end it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PowerOff {
+    /// By `systemctl poweroff`, but only if IMDS answers at its own link-local address: a stand-in for IMDS means that
+    /// this is somebody's desk.
+    OnEc2,
+    /// By this command line, for `sh -c`, wherever this is.
+    By(String),
+    /// Never: the machine is not ours.
+    Never,
+}
+
+/// How often the machine asks EC2 for its own end, the SDK's five attempts a time. With the waits between, about a
+/// minute: then the power goes off.
+const TERMINATE_TRIES_MAX: u32 = 4;
+/// A power-off returns at once; a minute is for a system that is out of memory.
+const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How the machine's end was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// EC2 terminates the instance.
+    Terminated,
+    /// The power goes off; the shutdown behaviour `terminate` does the rest.
+    PoweredOff,
+    /// Nothing was done: this is not a machine of ours to end.
+    LeftRunning,
+}
+
+/// Why the machine could not be ended.
+#[derive(Debug, thiserror::Error)]
+pub enum EndError {
+    /// The power-off command could not be run, or failed.
+    #[error("running `{command}`: {reason}")]
+    PowerOff {
+        /// The command line.
+        command: String,
+        /// What happened.
+        reason: String,
+    },
+}
+
+/// EC2 and IMDS. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    client: Client,
+    imds: imds::Client,
+    imds_is_real: bool,
+    power_off: PowerOff,
+}
+
+impl Machine {
+    /// Makes the clients. Sends nothing.
+    #[must_use]
+    pub fn new(wire: &Wire, power_off: PowerOff) -> Self {
+        let client = Client::from_conf(Builder::from(&wire.config).build());
+        Self { client, imds: wire.imds.clone(), imds_is_real: wire.imds_is_real, power_off }
+    }
+
+    /// Reads this machine's instance id from IMDS (version 2 only).
+    ///
+    /// # Errors
+    /// [`CloudError`]: `Unreachable` where there is no IMDS, that is, not on EC2.
+    pub async fn instance_id(&self) -> Result<String, CloudError> {
+        self.metadata("instance-id").await?.ok_or_else(|| {
+            CloudError::new(Kind::NotFound, "IMDS", "instance-id", "IMDS answers, but knows no instance id")
+        })
+    }
+
+    /// Reads one of this machine's tags from IMDS; `None` if it has no such tag or tags are not offered there.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn tag(&self, key: &str) -> Result<Option<String>, CloudError> {
+        self.metadata(&format!("tags/instance/{key}")).await
+    }
+
+    async fn metadata(&self, path: &str) -> Result<Option<String>, CloudError> {
+        use imds::client::error::ImdsError;
+        match self.imds.get(format!("/latest/meta-data/{path}")).await {
+            Ok(value) => Ok(Some(String::from(value))),
+            Err(ImdsError::ErrorResponse(answer)) if answer.response().status().as_u16() == 404 => Ok(None),
+            Err(error) => {
+                let kind = match &error {
+                    ImdsError::ErrorResponse(answer) if answer.response().status().as_u16() < 429 => Kind::AccessDenied,
+                    _ => Kind::Unreachable,
+                };
+                let words = std::error::Error::source(&error)
+                    .map_or_else(|| error.to_string(), |source| format!("{error}: {source}"));
+                Err(CloudError::new(kind, "IMDS", path, words))
+            }
+        }
+    }
+
+    /// Reads an instance's tags from EC2, where IMDS does not offer them.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn tags_of(&self, instance: &str) -> Result<Vec<(String, String)>, CloudError> {
+        let filter = Filter::builder().name("resource-id").values(instance).build();
+        let answer = self
+            .client
+            .describe_tags()
+            .filters(filter)
+            .send()
+            .await
+            .map_err(|e| CloudError::sdk("DescribeTags", instance, e))?;
+        let pair = |tag: &aws_sdk_ec2::types::TagDescription| Some((tag.key()?.to_owned(), tag.value()?.to_owned()));
+        Ok(answer.tags().iter().filter_map(pair).collect())
+    }
+
+    /// Asks EC2 whether an instance is gone for good: terminated, on its way there, stopped, or unknown.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn is_gone(&self, instance: &str) -> Result<bool, CloudError> {
+        let answer = self.client.describe_instances().instance_ids(instance).send().await;
+        let answer = match answer.map_err(|e| CloudError::sdk("DescribeInstances", instance, e)) {
+            Ok(answer) => answer,
+            Err(error) if error.kind == Kind::NotFound => return Ok(true),
+            Err(error) => return Err(error),
+        };
+        let mut states = answer
+            .reservations()
+            .iter()
+            .flat_map(aws_sdk_ec2::types::Reservation::instances)
+            .filter_map(|instance| instance.state()?.name());
+        Ok(states.all(|state| {
+            matches!(
+                state,
+                InstanceStateName::ShuttingDown
+                    | InstanceStateName::Terminated
+                    | InstanceStateName::Stopping
+                    | InstanceStateName::Stopped
+            )
+        }))
+    }
+
+    /// Ends this machine: by EC2, and if EC2 does not, by power-off.
+    ///
+    /// # Errors
+    /// [`EndError`] if both fail. May be called again.
+    pub async fn end(&self, instance: Option<&str>) -> Result<End, EndError> {
+        if let Some(instance) = instance {
+            match self.terminate(instance).await {
+                Ok(()) => return Ok(End::Terminated),
+                Err(error) => tracing::error!("EC2 does not terminate {instance}: {error}: {}", error.source),
+            }
+        }
+        let is_ours = self.imds_is_real && (instance.is_some() || is_ec2());
+        switch_off(&self.power_off, is_ours).await
+    }
+
+    async fn terminate(&self, instance: &str) -> Result<(), CloudError> {
+        let mut tries = 0;
+        loop {
+            let answer = self.client.terminate_instances().instance_ids(instance).send().await;
+            let error = match answer.map_err(|e| CloudError::sdk("TerminateInstances", instance, e)) {
+                Ok(_) => return Ok(()),
+                Err(error) => error,
+            };
+            tries += 1;
+            if !error.is_retryable() || tries >= TERMINATE_TRIES_MAX {
+                return Err(error);
+            }
+            tokio::time::sleep(backoff::delay(tries + 4, rand::random())).await;
+        }
+    }
+}
+
+/// Ends this machine where not even the SDK could be set up: by power-off.
+///
+/// # Errors
+/// [`EndError`].
+pub async fn end_unconnected(power_off: &PowerOff) -> Result<End, EndError> {
+    switch_off(power_off, is_ec2()).await
+}
+
+async fn switch_off(how: &PowerOff, is_ours: bool) -> Result<End, EndError> {
+    let command = match how {
+        PowerOff::By(command) => command,
+        PowerOff::OnEc2 if is_ours => "systemctl poweroff",
+        PowerOff::OnEc2 | PowerOff::Never => return Ok(End::LeftRunning),
+    };
+    power_off(command).await.map(|()| End::PoweredOff)
+}
+
+/// Returns whether the firmware says that this is an EC2 instance. On Nitro the vendor is "Amazon EC2", on Xen the UUID
+/// begins with `ec2`. Source: EC2 user guide, "Detect whether a host is an EC2 instance".
+fn is_ec2() -> bool {
+    let says = |file: &str, start: &str| {
+        std::fs::read_to_string(file).is_ok_and(|text| text.trim().to_ascii_lowercase().starts_with(start))
+    };
+    says("/sys/devices/virtual/dmi/id/sys_vendor", "amazon ec2") || says("/sys/hypervisor/uuid", "ec2")
+}
+
+async fn power_off(command: &str) -> Result<(), EndError> {
+    let failed = |reason: String| EndError::PowerOff { command: command.to_owned(), reason };
+    let run = Command::new("/bin/sh").arg("-c").arg(command).kill_on_drop(true).status();
+    match tokio::time::timeout(POWER_OFF_TIMEOUT, run).await {
+        Ok(Ok(status)) if status.success() => Ok(()),
+        Ok(Ok(status)) => Err(failed(status.to_string())),
+        Ok(Err(error)) => Err(failed(error.to_string())),
+        Err(_) => Err(failed(format!("not done after {POWER_OFF_TIMEOUT:?}"))),
+    }
+}

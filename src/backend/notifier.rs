@@ -1,0 +1,92 @@
+//! SNS: tells people that a mission is over.
+
+use aws_sdk_sns::Client;
+use aws_sdk_sns::config::Builder;
+
+use super::error::CloudError;
+use super::sdk::Wire;
+
+/// The most characters SNS takes in a subject ("less than 100"), which must be ASCII without line breaks.
+/// Source: Amazon SNS API reference, `Publish`.
+const SUBJECT_LEN_MAX: usize = 99;
+
+/// One message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// A line for the e-mail's subject.
+    pub subject: String,
+    /// The text.
+    pub text: String,
+    /// Groups messages of a FIFO topic: the mission.
+    pub group: String,
+    /// The same for a repeat of the same message, so that a FIFO topic drops it (for 5 minutes).
+    pub deduplication: String,
+}
+
+/// SNS. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Notifier {
+    client: Client,
+}
+
+impl Notifier {
+    /// Makes the client. Sends nothing.
+    #[must_use]
+    pub fn new(wire: &Wire) -> Self {
+        Self { client: Client::from_conf(Builder::from(&wire.config).build()) }
+    }
+
+    /// Publishes a message. FIFO topics (`….fifo`) get a group and a deduplication id.
+    ///
+    /// Publishing twice sends two messages, except to a FIFO topic.
+    ///
+    /// # Errors
+    /// [`CloudError`]; `NotFound` if there is no such topic.
+    pub async fn publish(&self, topic_arn: &str, message: &Message) -> Result<(), CloudError> {
+        let mut publish =
+            self.client.publish().topic_arn(topic_arn).subject(subject(&message.subject)).message(&message.text);
+        if topic_arn.ends_with(".fifo") {
+            publish = publish
+                .message_group_id(fifo_id(&message.group))
+                .message_deduplication_id(fifo_id(&message.deduplication));
+        }
+        publish.send().await.map_err(|e| CloudError::sdk("Publish", format!("topic {topic_arn}"), e))?;
+        Ok(())
+    }
+}
+
+/// Makes a line that SNS takes as a subject.
+fn subject(line: &str) -> String {
+    let ascii: String = line.chars().map(|c| if c == ' ' || c.is_ascii_graphic() { c } else { '?' }).collect();
+    let mut subject: String = ascii.trim_start().chars().take(SUBJECT_LEN_MAX).collect();
+    if subject.is_empty() {
+        subject.push_str("lighthpc");
+    }
+    subject
+}
+
+/// Makes a FIFO id, 1 to 128 of letters, digits, and punctuation, that differs where the names differ.
+fn fifo_id(name: &str) -> String {
+    let is_plain = !name.is_empty() && name.len() <= 128 && name.bytes().all(|b| b.is_ascii_graphic());
+    if is_plain { name.to_owned() } else { crate::domain::keys::digest_hex(&[name], 64) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subjects_are_short_ascii_lines() {
+        assert_eq!(subject("HPC mission M001 accomplished"), "HPC mission M001 accomplished");
+        assert_eq!(subject("mission\n文"), "mission??");
+        assert_eq!(subject(&"x".repeat(300)).len(), SUBJECT_LEN_MAX);
+        assert_eq!(subject(""), "lighthpc");
+    }
+
+    #[test]
+    fn fifo_ids_are_legal() {
+        assert_eq!(fifo_id("M001"), "M001");
+        assert_eq!(fifo_id("my mission").len(), 64);
+        assert_ne!(fifo_id("a b"), fifo_id("a c"));
+    }
+}

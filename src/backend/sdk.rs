@@ -1,0 +1,128 @@
+//! The SDK's settings, all of them ours: wire, region, credentials, timeouts, retries.
+
+use std::time::Duration;
+
+use aws_config::default_provider::credentials::DefaultCredentialsChain;
+use aws_config::environment::region::EnvironmentVariableRegionProvider;
+use aws_config::imds;
+use aws_config::imds::region::ImdsRegionProvider;
+use aws_config::meta::region::RegionProviderChain;
+use aws_config::profile::region::ProfileFileRegionProvider;
+use aws_config::provider_config::ProviderConfig;
+use aws_config::retry::RetryConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::SharedCredentialsProvider;
+use aws_smithy_async::rt::sleep::{SharedAsyncSleep, TokioSleep};
+use aws_smithy_http_client::{Builder as HttpBuilder, tls};
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
+
+use super::error::{CloudError, Kind};
+
+/// Attempts of one call, the first included. With the SDK's jittered exponential back-off from 1 s
+/// (at most 20 s) five attempts span up to 15 s: longer than a throttle, shorter than a lease.
+const CALL_ATTEMPTS_MAX: u32 = 5;
+/// A connection in one region takes a few ms; three SYN retransmissions fit in 3.1 s.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(3_100);
+/// The first byte of an answer: DynamoDB and EC2 answer in well under a second, a slow S3 in a few.
+const READ_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How calls leave this process, and what they are signed with.
+#[derive(Clone, Debug)]
+pub struct Wire {
+    pub(crate) config: SdkConfig,
+    pub(crate) imds: imds::Client,
+    /// Whether S3 buckets go in the path: emulators on an address have no host name per bucket.
+    pub(crate) path_style: bool,
+    /// Whether IMDS is the machine's own, at its link-local address, not a stand-in.
+    pub(crate) imds_is_real: bool,
+    region: String,
+}
+
+impl Wire {
+    /// Makes the wire to AWS from the usual `AWS_*` variables, profiles, and the instance's role.
+    ///
+    /// # Errors
+    /// [`Kind::WrongRegion`] if no region is named anywhere.
+    pub async fn aws() -> Result<Self, CloudError> {
+        let http = https_client();
+        let provider = ProviderConfig::without_region().with_http_client(http.clone());
+        let imds = imds::Client::builder().configure(&provider).build();
+        let region = RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
+            .or_else(ProfileFileRegionProvider::new())
+            .or_else(ImdsRegionProvider::builder().configure(&provider).imds_client(imds.clone()).build())
+            .region()
+            .await
+            .ok_or_else(|| {
+                CloudError::new(
+                    Kind::WrongRegion,
+                    "configuration",
+                    "AWS_REGION",
+                    "no region is set, and IMDS names none",
+                )
+            })?;
+        let credentials = DefaultCredentialsChain::builder()
+            .region(region.clone())
+            .imds_client(imds.clone())
+            .configure(provider)
+            .build()
+            .await;
+        let config = aws_config::defaults(BehaviorVersion::latest())
+            .http_client(http)
+            .region(region.clone())
+            .credentials_provider(credentials)
+            .retry_config(RetryConfig::standard().with_max_attempts(CALL_ATTEMPTS_MAX))
+            .timeout_config(timeouts())
+            .load()
+            .await;
+        let region = region.to_string();
+        let endpoint_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        let path_style =
+            config.endpoint_url().is_some() || endpoint_set("AWS_ENDPOINT_URL") || endpoint_set("AWS_ENDPOINT_URL_S3");
+        let imds_is_real = !endpoint_set("AWS_EC2_METADATA_SERVICE_ENDPOINT");
+        Ok(Self { config, imds, path_style, imds_is_real, region })
+    }
+
+    /// Makes a wire over a given HTTP client, with credentials and a region of its own.
+    ///
+    /// Nothing is read from the environment or from profiles: no endpoint and no credential but these.
+    #[must_use]
+    pub fn plugged(http: SharedHttpClient, region: &str, access_key: &str, secret_key: &str) -> Self {
+        let credentials = Credentials::new(access_key, secret_key, None, None, "plugged");
+        let config = SdkConfig::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .http_client(http.clone())
+            .region(Region::new(region.to_owned()))
+            .credentials_provider(SharedCredentialsProvider::new(credentials))
+            .sleep_impl(SharedAsyncSleep::new(TokioSleep::new()))
+            .retry_config(
+                RetryConfig::standard()
+                    .with_max_attempts(CALL_ATTEMPTS_MAX)
+                    .with_initial_backoff(Duration::from_millis(20)),
+            )
+            .timeout_config(timeouts())
+            .build();
+        let imds = imds::Client::builder()
+            .configure(&ProviderConfig::without_region().with_http_client(http))
+            .endpoint("http://169.254.169.254")
+            .expect("a constant endpoint is valid")
+            .build();
+        Self { config, imds, path_style: true, imds_is_real: false, region: region.to_owned() }
+    }
+
+    /// Returns the region all calls go to.
+    #[must_use]
+    pub fn region(&self) -> &str {
+        &self.region
+    }
+}
+
+fn timeouts() -> TimeoutConfig {
+    TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(READ_TIMEOUT).build()
+}
+
+/// The SDK's HTTPS client with rustls on ring: its default, aws-lc, takes four minutes more to build.
+fn https_client() -> SharedHttpClient {
+    HttpBuilder::new().tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring)).build_https()
+}

@@ -1,0 +1,247 @@
+//! Downloads: streamed to disk, large ones in parallel ranges that are pinned to one `ETag`.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use aws_sdk_s3::operation::head_object::HeadObjectOutput;
+use aws_sdk_s3::types::ChecksumMode;
+use aws_smithy_types::base64;
+use crc_fast::{CrcAlgorithm, Digest, checksum_combine};
+use tokio::fs::File;
+use tokio::io::{AsyncSeekExt, AsyncWriteExt, SeekFrom};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::{CloudError, Kind, Object, PART_BYTES, PART_TRIES_MAX, PARTS_PARALLEL, Store, StoreError, free_bytes, uri};
+use crate::domain::backoff;
+
+/// How often a download starts over because the object was replaced meanwhile.
+const OBJECT_TRIES_MAX: u32 = 3;
+/// Room that is left free beside the input, for the log and the workload's first writes.
+const SPARE_BYTES: u64 = 64 * 1024 * 1024;
+
+/// A finished download.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Downloaded {
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// The `ETag` all its ranges were pinned to.
+    pub etag: String,
+}
+
+/// A checksum that S3 keeps over a whole object and that ranges can be combined to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Checksum {
+    name: &'static str,
+    base64: String,
+}
+
+impl Checksum {
+    fn algorithm(&self) -> CrcAlgorithm {
+        match self.name {
+            "CRC-64/NVME" => CrcAlgorithm::Crc64Nvme,
+            "CRC-32C" => CrcAlgorithm::Crc32Iscsi,
+            _ => CrcAlgorithm::Crc32IsoHdlc,
+        }
+    }
+
+    fn encode(&self, crc: u64) -> String {
+        match self.algorithm() {
+            CrcAlgorithm::Crc64Nvme => base64::encode(crc.to_be_bytes()),
+            _ => base64::encode(&crc.to_be_bytes()[4..]),
+        }
+    }
+}
+
+/// Reads an object's `HEAD`. A checksum with `-` is one of parts' checksums, and says nothing of ranges.
+pub(super) fn object(head: &HeadObjectOutput) -> Object {
+    let whole =
+        |value: Option<&str>, name| value.filter(|v| !v.contains('-')).map(|v| Checksum { name, base64: v.to_owned() });
+    let meta = |name: &str| head.metadata().and_then(|meta| meta.get(name)).cloned();
+    Object {
+        bytes: head.content_length().and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0),
+        etag: head.e_tag().unwrap_or_default().to_owned(),
+        checksum: whole(head.checksum_crc64_nvme(), "CRC-64/NVME")
+            .or_else(|| whole(head.checksum_crc32_c(), "CRC-32C"))
+            .or_else(|| whole(head.checksum_crc32(), "CRC-32")),
+        put_by: meta(super::upload::META_ATTEMPT).zip(meta(super::upload::META_OWNER)),
+    }
+}
+
+/// One range of an object under way.
+struct Range {
+    bucket: String,
+    key: String,
+    etag: String,
+    start: u64,
+    bytes: u64,
+    is_whole: bool,
+}
+
+/// Why a range did not arrive.
+enum RangeError {
+    Changed,
+    Store(StoreError),
+}
+
+impl Store {
+    /// Downloads an object to `file`, which is made or replaced.
+    ///
+    /// Free space is checked first. Objects above 8 MiB come in parallel ranges, all of one `ETag`; if the object is
+    /// replaced meanwhile, the download starts over. Length and, where S3 keeps one, checksum are verified.
+    ///
+    /// # Errors
+    /// [`StoreError`]: `Cloud` with `NotFound` if there is no such object, `DiskFull`, `Changed`, `Disk`. What has been
+    /// written is left to the caller, whose folder it is.
+    pub async fn download(&self, bucket: &str, key: &str, file: &Path) -> Result<Downloaded, StoreError> {
+        for _ in 0..OBJECT_TRIES_MAX {
+            let missing = || CloudError::new(Kind::NotFound, "HeadObject", uri(bucket, key), "there is no such object");
+            let object = self.head(bucket, key).await?.ok_or_else(missing)?;
+            check_room(file, object.bytes)?;
+            match self.download_once(bucket, key, file, &object).await {
+                Ok(()) => return Ok(Downloaded { bytes: object.bytes, etag: object.etag }),
+                Err(RangeError::Changed) => {
+                    tracing::warn!("{} changed during the download: starting over", uri(bucket, key))
+                }
+                Err(RangeError::Store(error)) => return Err(error),
+            }
+        }
+        Err(StoreError::Changed { uri: uri(bucket, key), tries: OBJECT_TRIES_MAX })
+    }
+
+    async fn download_once(&self, bucket: &str, key: &str, file: &Path, object: &Object) -> Result<(), RangeError> {
+        let disk = |doing, error| RangeError::Store(StoreError::disk(doing, file, error));
+        let target = File::create(file).await.map_err(|e| disk("creating", e))?;
+        target.set_len(object.bytes).await.map_err(|e| disk("sizing", e))?;
+        drop(target);
+
+        let checksum = object.checksum.clone();
+        let mut ranges = JoinSet::new();
+        let permits = Arc::new(Semaphore::new(PARTS_PARALLEL));
+        for start in (0..object.bytes).step_by(usize::try_from(PART_BYTES).unwrap_or(usize::MAX)) {
+            let range = Range {
+                bucket: bucket.to_owned(),
+                key: key.to_owned(),
+                etag: object.etag.clone(),
+                start,
+                bytes: PART_BYTES.min(object.bytes - start),
+                is_whole: object.bytes <= PART_BYTES,
+            };
+            let (store, permits, file) = (self.clone(), permits.clone(), file.to_owned());
+            let algorithm = checksum.as_ref().map(Checksum::algorithm);
+            ranges.spawn(async move {
+                let _permit = permits.acquire_owned().await;
+                let crc = store.range(&range, &file, algorithm).await?;
+                Ok::<_, RangeError>((range.start, range.bytes, crc))
+            });
+        }
+
+        // Losing the rest on the first error is safe: dropping the set ends them, and the file is started over or thrown away.
+        let mut parts = Vec::new();
+        while let Some(part) = ranges.join_next().await {
+            parts.push(part.map_err(|panic| disk("downloading to", std::io::Error::other(panic)))??);
+        }
+        parts.sort_by_key(|&(start, _, _)| start);
+        verify(bucket, key, checksum.as_ref(), &parts).map_err(RangeError::Store)
+    }
+
+    /// Fetches one range, with a few tries, and returns its checksum (0 if none is wanted).
+    async fn range(&self, range: &Range, file: &Path, algorithm: Option<CrcAlgorithm>) -> Result<u64, RangeError> {
+        let mut tries = 0;
+        loop {
+            let error = match self.range_once(range, file, algorithm).await {
+                Ok(crc) => return Ok(crc),
+                Err(RangeError::Store(StoreError::Cloud(error))) => error,
+                Err(other) => return Err(other),
+            };
+            tries += 1;
+            if error.kind == Kind::Precondition {
+                return Err(RangeError::Changed);
+            }
+            if !error.is_retryable() || tries >= PART_TRIES_MAX {
+                return Err(RangeError::Store(error.into()));
+            }
+            tokio::time::sleep(backoff::delay(tries, rand::random())).await;
+        }
+    }
+
+    async fn range_once(&self, range: &Range, file: &Path, algorithm: Option<CrcAlgorithm>) -> Result<u64, RangeError> {
+        let name = || uri(&range.bucket, &range.key);
+        let mut get = self.client.get_object().bucket(&range.bucket).key(&range.key).if_match(&range.etag);
+        if range.is_whole {
+            // The SDK verifies any checksum S3 keeps, of whole objects only.
+            get = get.checksum_mode(ChecksumMode::Enabled);
+        } else {
+            get = get.range(format!("bytes={}-{}", range.start, range.start + range.bytes - 1));
+        }
+        let answer = get.send().await.map_err(|e| RangeError::Store(CloudError::sdk("GetObject", name(), e).into()))?;
+
+        let disk = |doing, error| RangeError::Store(StoreError::disk(doing, file, error));
+        let mut target = File::options().write(true).open(file).await.map_err(|e| disk("opening", e))?;
+        target.seek(SeekFrom::Start(range.start)).await.map_err(|e| disk("seeking in", e))?;
+        let mut digest = algorithm.map(Digest::new);
+        let mut body = answer.body;
+        let mut received = 0_u64;
+        let broken =
+            |words: String| RangeError::Store(CloudError::new(Kind::Unreachable, "GetObject", name(), words).into());
+        while let Some(chunk) = body.try_next().await.map_err(|e| broken(format!("the body broke off: {e}")))? {
+            received += chunk.len() as u64;
+            if received > range.bytes {
+                return Err(broken(format!("more than the {} bytes asked for arrived", range.bytes)));
+            }
+            if let Some(digest) = &mut digest {
+                digest.update(&chunk);
+            }
+            target.write_all(&chunk).await.map_err(|e| disk("writing", e))?;
+        }
+        target.flush().await.map_err(|e| disk("writing", e))?;
+        if received < range.bytes {
+            return Err(broken(format!("{received} of {} bytes arrived", range.bytes)));
+        }
+        Ok(digest.map_or(0, |digest| digest.finalize()))
+    }
+}
+
+fn check_room(file: &Path, bytes: u64) -> Result<(), StoreError> {
+    let folder = file.parent().unwrap_or(file);
+    let free = free_bytes(folder).map_err(|e| StoreError::disk("asking the free space of", folder, e))?;
+    let need_bytes = bytes.saturating_add(SPARE_BYTES);
+    if free < need_bytes {
+        return Err(StoreError::DiskFull { path: folder.to_owned(), need_bytes, free_bytes: free });
+    }
+    Ok(())
+}
+
+/// Combines the ranges' checksums and compares them with S3's.
+fn verify(bucket: &str, key: &str, checksum: Option<&Checksum>, parts: &[(u64, u64, u64)]) -> Result<(), StoreError> {
+    let Some(checksum) = checksum else { return Ok(()) };
+    let combined = parts.iter().map(|&(_, bytes, crc)| (crc, bytes)).reduce(|(all, length), (crc, bytes)| {
+        (checksum_combine(checksum.algorithm(), all, crc, bytes), length + bytes)
+    });
+    let Some((crc, _)) = combined else { return Ok(()) };
+    if checksum.encode(crc) == checksum.base64 {
+        return Ok(());
+    }
+    let words = format!("its {} is {}, not the {} that S3 keeps", checksum.name, checksum.encode(crc), checksum.base64);
+    Err(CloudError::new(Kind::Corrupt, "GetObject", uri(bucket, key), words).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_combine_to_the_whole_objects_checksum() {
+        let all = b"123456789";
+        for (name, check) in [("CRC-64/NVME", "rosUhgp5nIg="), ("CRC-32", "y/Q5Jg=="), ("CRC-32C", "4waSgw==")] {
+            let checksum = Checksum { name, base64: check.to_owned() };
+            let crc = |bytes: &[u8]| crc_fast::checksum(checksum.algorithm(), bytes);
+            let parts = [(0, 4, crc(&all[..4])), (4, 3, crc(&all[4..7])), (7, 2, crc(&all[7..]))];
+
+            verify("b", "k", Some(&checksum), &parts).unwrap();
+
+            let wrong = [(0, 4, crc(b"1243")), parts[1], parts[2]];
+            assert!(verify("b", "k", Some(&checksum), &wrong).is_err());
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! S3: inputs come down, results, logs, and manifests go up.
+//!
+//! A result is put under the fence: the lease is checked with a consistent read, then the put itself is conditional
+//! (`If-None-Match: *`, or `If-Match` on what a dead attempt left). A stalled attempt can therefore neither
+//! overwrite nor precede a committed result unnoticed; see [`Store::put_result`].
+
+mod download;
+mod upload;
+
+pub use download::Downloaded;
+pub use upload::{Put, Stored};
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::{Builder, RequestChecksumCalculation, ResponseChecksumValidation};
+use aws_sdk_s3::types::ChecksumMode;
+
+use super::error::{CloudError, Kind};
+use super::sdk::Wire;
+
+/// The bytes of one part, up and down. 8 MiB keeps a part's memory small and its request longer than its round trip;
+/// objects up to this size go in one piece.
+const PART_BYTES: u64 = 8 * 1024 * 1024;
+/// Parts under way at once: 8 × about 90 MB/s, S3's rate per connection, fill a 5 Gbit/s link.
+const PARTS_PARALLEL: usize = 8;
+/// How often one part is tried, the SDK's own retries aside: a body may break after the answer began.
+const PART_TRIES_MAX: u32 = 4;
+
+/// What can go wrong between S3 and the disk.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// S3 failed or refused.
+    #[error(transparent)]
+    Cloud(#[from] CloudError),
+    /// The disk has, or had, no room.
+    #[error("{path} has no room: {need_bytes} bytes are needed, {free_bytes} are free")]
+    DiskFull {
+        /// The folder that was to be written to.
+        path: PathBuf,
+        /// What was needed.
+        need_bytes: u64,
+        /// What was free.
+        free_bytes: u64,
+    },
+    /// The object was replaced during the download, again and again.
+    #[error("{uri} changed during the download, {tries} times")]
+    Changed {
+        /// The object.
+        uri: String,
+        /// How often it was tried.
+        tries: u32,
+    },
+    /// The disk failed.
+    #[error("{doing} {path}")]
+    Disk {
+        /// What was being done.
+        doing: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's words.
+        source: io::Error,
+    },
+    /// The result cannot be stored as it is: a name or a kind of file that has no place in S3.
+    #[error("{path}: {reason}")]
+    BadResult {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl StoreError {
+    fn disk(doing: &'static str, path: &Path, source: io::Error) -> Self {
+        if source.kind() == io::ErrorKind::StorageFull {
+            let folder = path.parent().unwrap_or(path).to_path_buf();
+            let free_bytes = free_bytes(&folder).unwrap_or(0);
+            return Self::DiskFull { path: folder, need_bytes: free_bytes + 1, free_bytes };
+        }
+        Self::Disk { doing, path: path.to_path_buf(), source }
+    }
+}
+
+/// Returns how many bytes this process may still write under `folder`.
+///
+/// # Errors
+/// The system's, if the folder cannot be asked.
+pub fn free_bytes(folder: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(folder)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// An object as `HEAD` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Object {
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// Its `ETag`, quotes included, as conditions want it.
+    pub etag: String,
+    /// Its CRC-64/NVME or CRC-32 over the whole object, base64, if S3 keeps one.
+    checksum: Option<download::Checksum>,
+    /// The attempt and the instance that put it, if lighthpc did.
+    put_by: Option<(String, String)>,
+}
+
+/// S3. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Store {
+    client: Client,
+}
+
+impl Store {
+    /// Makes the client. Sends nothing.
+    #[must_use]
+    pub fn new(wire: &Wire) -> Self {
+        let config = Builder::from(&wire.config)
+            .force_path_style(wire.path_style)
+            .request_checksum_calculation(RequestChecksumCalculation::WhenSupported)
+            .response_checksum_validation(ResponseChecksumValidation::WhenSupported)
+            .build();
+        Self { client: Client::from_conf(config) }
+    }
+
+    /// Looks at an object; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`CloudError`]; `NoBucket` if the bucket does not exist. (Without `s3:ListBucket`, S3 says 403 for a missing key.)
+    pub async fn head(&self, bucket: &str, key: &str) -> Result<Option<Object>, CloudError> {
+        let answer = self
+            .client
+            .head_object()
+            .bucket(bucket)
+            .key(key)
+            .checksum_mode(ChecksumMode::Enabled)
+            .send()
+            .await
+            .map_err(|error| CloudError::sdk("HeadObject", uri(bucket, key), error));
+        match answer {
+            Ok(head) => Ok(Some(download::object(&head))),
+            Err(error) if error.kind == Kind::NotFound => {
+                self.check_bucket(bucket).await?;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Checks that a bucket exists: a HEAD of an object says 404 for a missing bucket and a missing key alike.
+    ///
+    /// # Errors
+    /// [`CloudError`]; `NoBucket` if it does not exist.
+    pub async fn check_bucket(&self, bucket: &str) -> Result<(), CloudError> {
+        match self.client.head_bucket().bucket(bucket).send().await {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                let mut error = CloudError::sdk("HeadBucket", format!("bucket {bucket}"), error);
+                if error.kind == Kind::NotFound {
+                    error = CloudError::new(
+                        Kind::NoBucket,
+                        "HeadBucket",
+                        format!("bucket {bucket}"),
+                        "there is no such bucket",
+                    );
+                }
+                // A role that may read objects but not list the bucket is a good role: say nothing.
+                if error.kind == Kind::AccessDenied { Ok(()) } else { Err(error) }
+            }
+        }
+    }
+}
+
+/// Returns `s3://bucket/key`.
+#[must_use]
+pub fn uri(bucket: &str, key: &str) -> String {
+    format!("s3://{bucket}/{key}")
+}

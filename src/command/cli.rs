@@ -1,0 +1,198 @@
+//! The command line. Each flag also reads `LIGHTHPC_<NAME>`; systemd and user data use the variables.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::logging::Format;
+
+/// One task per input file on EC2 Spot instances: nothing lost, nothing counted twice, nothing left running.
+#[derive(Debug, Parser)]
+#[command(name = "lighthpc", version, propagate_version = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// How logs look
+    #[arg(long, global = true, value_enum, default_value = "text", env = "LIGHTHPC_LOG_FORMAT", value_name = "FORMAT")]
+    pub(super) log_format: Format,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+impl Cli {
+    /// Returns whether this is a node, whose every step belongs in the journal.
+    pub(super) const fn is_for_a_node(&self) -> bool {
+        matches!(&self.command, Command::Run(args) if args.local.is_none())
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Do one task, from the instance's tag to the instance's end; or, with --local, a whole mission on this machine
+    Run(Box<RunArgs>),
+    /// Show a mission's counts and its tasks
+    Status(StatusArgs),
+}
+
+/// Where the tables are.
+#[derive(Clone, Debug, Args)]
+pub(super) struct TableArgs {
+    /// The DynamoDB table of tasks, key srcFilename (S)
+    #[arg(long, env = "LIGHTHPC_TASKS_TABLE", default_value = "tblTrans2", value_name = "TABLE")]
+    pub(super) tasks_table: String,
+    /// The DynamoDB table of missions, key timePush (S)
+    #[arg(long, env = "LIGHTHPC_MISSIONS_TABLE", default_value = "tblMission", value_name = "TABLE")]
+    pub(super) missions_table: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    /// With --local: the input files, one task each
+    #[arg(value_name = "FILE")]
+    pub(super) files: Vec<PathBuf>,
+    /// The workload: a program and its arguments. Without it the mission's is run, or a simulated one
+    #[arg(last = true, value_name = "PROGRAM ARGS")]
+    pub(super) program: Vec<String>,
+    /// Run on this machine, on a cloud of its own that is kept in DIR (write --local=DIR before files)
+    #[arg(long, num_args = 0..=1, default_missing_value = "", env = "LIGHTHPC_LOCAL", value_name = "DIR")]
+    pub(super) local: Option<PathBuf>,
+    /// With --local: how many tasks run at a time (default: the cores)
+    #[arg(long, env = "LIGHTHPC_SLOTS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(super) slots: Option<u16>,
+    /// The workload as a command line for sh, where a program after `--` is unhandy
+    #[arg(long, env = "LIGHTHPC_EXEC", value_name = "COMMAND")]
+    pub(super) exec: Option<String>,
+
+    /// The task: the S3 key of its input (default: the instance's tag srcID)
+    #[arg(long, env = "LIGHTHPC_SRC_ID", value_name = "KEY", help_heading = "The task")]
+    pub(super) src_id: Option<String>,
+    /// The mission it counts for (default: its row's, or the instance's tag missionID)
+    #[arg(long, env = "LIGHTHPC_MISSION", value_name = "ID", help_heading = "The task")]
+    pub(super) mission: Option<String>,
+    #[command(flatten, next_help_heading = "AWS")]
+    pub(super) tables: TableArgs,
+    /// The bucket of the input, if the task's row names none
+    #[arg(long, env = "LIGHTHPC_SOURCE_BUCKET", value_name = "BUCKET")]
+    pub(super) source_bucket: Option<String>,
+    /// The bucket of results, logs, and manifests
+    #[arg(long, env = "LIGHTHPC_RESULT_BUCKET", value_name = "BUCKET")]
+    pub(super) result_bucket: Option<String>,
+    /// The SNS topic that hears of a mission's end
+    #[arg(long, env = "LIGHTHPC_TOPIC_ARN", value_name = "ARN")]
+    pub(super) topic_arn: Option<String>,
+
+    /// Where the attempts' folders are made
+    #[arg(
+        long,
+        env = "LIGHTHPC_WORK_DIR",
+        default_value = "/var/tmp/lighthpc",
+        value_name = "DIR",
+        help_heading = "The node"
+    )]
+    pub(super) work_dir: PathBuf,
+    /// How long the lease on a task lasts without a heartbeat
+    #[arg(long, env = "LIGHTHPC_LEASE", default_value = "90", value_parser = seconds, value_name = "SECONDS")]
+    pub(super) lease: Duration,
+    /// The time between heartbeats; at most a third of the lease
+    #[arg(long, env = "LIGHTHPC_HEARTBEAT", default_value = "20", value_parser = seconds, value_name = "SECONDS")]
+    pub(super) heartbeat: Duration,
+    /// Leave the instance running at the end, to look at it; it bills until you end it
+    #[arg(long, env = "LIGHTHPC_NO_TERMINATE")]
+    pub(super) no_terminate: bool,
+    /// What switches the machine off if EC2 does not end it (default, on EC2 only: systemctl poweroff)
+    #[arg(long, env = "LIGHTHPC_POWER_OFF_COMMAND", value_name = "COMMAND")]
+    pub(super) power_off_command: Option<String>,
+    /// How long an attempt's workload may take (default: no limit)
+    #[arg(long, env = "LIGHTHPC_TIME_LIMIT", value_parser = seconds, value_name = "SECONDS")]
+    pub(super) time_limit: Option<Duration>,
+    /// The time between SIGTERM and SIGKILL for a workload that must end
+    #[arg(long, env = "LIGHTHPC_GRACE", default_value = "10", value_parser = seconds, value_name = "SECONDS")]
+    pub(super) grace: Duration,
+    /// How many failures that may pass (exit 75, time limit, trouble around it) a task may have
+    #[arg(long, env = "LIGHTHPC_MAX_ATTEMPTS", default_value = "3", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) max_attempts: u64,
+    /// How many interruptions a task may have
+    #[arg(long, env = "LIGHTHPC_MAX_INTERRUPTIONS", default_value = "20", value_name = "N")]
+    pub(super) max_interruptions: u64,
+    /// How often an application's error is tried again
+    #[arg(long, env = "LIGHTHPC_RETRY_APP_ERRORS", default_value = "0", value_name = "N")]
+    pub(super) retry_app_errors: u64,
+
+    /// Steps of the simulated workload
+    #[arg(
+        long,
+        env = "LIGHTHPC_STEPS",
+        default_value = "15",
+        value_name = "N",
+        help_heading = "The simulated workload"
+    )]
+    pub(super) steps: u32,
+    /// How long its steps take: one number, or the shortest and the longest
+    #[arg(long, env = "LIGHTHPC_STEP_SECONDS", default_value = "12..20", value_parser = range, value_name = "A..B")]
+    pub(super) step_seconds: (f64, f64),
+    /// Makes its random steps the same on every run
+    #[arg(long, env = "LIGHTHPC_SEED", value_name = "N")]
+    pub(super) seed: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct StatusArgs {
+    /// The mission (default: all of them, and the tasks if there is only one)
+    #[arg(value_name = "MISSION", env = "LIGHTHPC_MISSION")]
+    pub(super) mission: Option<String>,
+    /// Look at the cloud of a local mission, kept in DIR
+    #[arg(long, num_args = 0..=1, default_missing_value = "", env = "LIGHTHPC_LOCAL", value_name = "DIR")]
+    pub(super) local: Option<PathBuf>,
+    /// Print JSON, for programs
+    #[arg(long)]
+    pub(super) json: bool,
+    #[command(flatten)]
+    pub(super) tables: TableArgs,
+}
+
+/// Reads a time in seconds: positive, at most ten years, with a fraction if you like.
+fn seconds(text: &str) -> Result<Duration, String> {
+    const TEN_YEARS: f64 = 10.0 * 366.0 * 86_400.0;
+    let value: f64 = text.trim().parse().map_err(|_| "a number of seconds is needed, such as 90".to_owned())?;
+    if value > 0.0 && value <= TEN_YEARS {
+        Ok(Duration::from_secs_f64(value))
+    } else {
+        Err("seconds must be more than 0 and no more than ten years".to_owned())
+    }
+}
+
+/// Reads `A..B`, or `A` for `A..A`: numbers of seconds, not falling.
+fn range(text: &str) -> Result<(f64, f64), String> {
+    const DAY: f64 = 86_400.0;
+    let (from, to) = text.split_once("..").unwrap_or((text, text));
+    let number =
+        |part: &str| part.trim().trim_start_matches('=').parse::<f64>().ok().filter(|n| (0.0..=DAY).contains(n));
+    match (number(from), number(to)) {
+        (Some(from), Some(to)) if from <= to => Ok((from, to)),
+        _ => Err("a range of seconds is needed, such as 12..20, within a day".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn seconds_and_ranges_are_read() {
+        assert_eq!(seconds("1.5"), Ok(Duration::from_millis(1500)));
+        for bad in ["0", "-1", "nan", "inf", "x", "1e30", ""] {
+            assert!(seconds(bad).is_err(), "{bad}");
+        }
+        assert_eq!(range("12..20"), Ok((12.0, 20.0)));
+        assert_eq!(range("0..0"), Ok((0.0, 0.0)));
+        assert_eq!(range("3"), Ok((3.0, 3.0)));
+        for bad in ["20..12", "a..b", "1..", "-1..2", ""] {
+            assert!(range(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,397 @@
+//! `lighthpc run --local`: a whole mission on this machine, by the very code that runs on EC2.
+//!
+//! Each task gets a node of its own, with an instance id and tags in the cloud of this process; `slots` of them run at a
+//! time. Nothing is remembered here: what is to be done is read from the tables, so a run that was interrupted or
+//! killed goes on where it was.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+
+use super::cli::RunArgs;
+use super::inputs::{self, Input};
+use super::screen::{self, Screen};
+use super::{Failure, node, place, signals};
+use crate::backend::Backend;
+use crate::backend::ledger::{NewMission, NewTask, Redrive};
+use crate::clock;
+use crate::domain::ids::{MissionId, SrcId};
+use crate::domain::keys::{INDEX_NAME, log_key};
+use crate::domain::mission::{Mission, Notified, tally_shards_for};
+use crate::domain::task::{State, Task};
+use crate::exit::Exit;
+use crate::local::{LocalCloud, RESULT_BUCKET, SOURCE_BUCKET, TOPIC_ARN};
+use crate::worker::{self, Ending, Life, Node, NodeError, Report, Settings, Stopping};
+
+/// The mission's name if none is given: one folder, one mission.
+const DEFAULT_MISSION: &str = "local";
+
+pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
+    place::refuse_endpoints()?;
+    refuse_aws_names(&args)?;
+    let started = Instant::now();
+    let (dir, files) = place::split(args.local.as_deref().unwrap_or(Path::new("")), &args.files)?;
+    let inputs = inputs::read(&files)?;
+    let mut settings = node::settings(&args)?;
+    let cloud = LocalCloud::open(&dir)?;
+    let desk = place::backend(&cloud, None);
+    desk.ledger.create_tables().await?;
+
+    let mission = find_or_make(&desk, &dir, &args, &settings, &inputs).await?;
+    add_tasks(&desk, &cloud, &mission, &inputs).await?;
+    let plan = plan(&desk, &mission, &inputs, settings.src.take()).await?;
+
+    settings.source_bucket = Some(SOURCE_BUCKET.to_owned());
+    settings.result_bucket = Some(RESULT_BUCKET.to_owned());
+    settings.topic_arn = Some(TOPIC_ARN.to_owned());
+    settings.terminate = true;
+    settings.bounds.echo = false;
+    settings.work_dir = cloud.dir().join(".lighthpc/work");
+    sweep_work_dir(&settings.work_dir);
+
+    let stopping = Stopping::default();
+    let _listener = signals::listen(stopping.clone()).map_err(|error| Failure {
+        exit: Exit::Internal,
+        error: error.into(),
+        hint: None,
+    })?;
+    let told_before = cloud.published().len();
+    let run = Run { cloud, mission, settings, stopping, screen: Screen::new(plan.total, plan.ended) };
+    let slots = args.slots.map_or_else(cores, usize::from);
+    run.all(plan, slots).await;
+    run.screen.close();
+    run.conclude(&desk, told_before, started.elapsed()).await
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// A local mission has buckets and a topic of its own; a name from an account is a mistake worth a word.
+fn refuse_aws_names(args: &RunArgs) -> Result<(), Failure> {
+    let named = [
+        ("--source-bucket", &args.source_bucket),
+        ("--result-bucket", &args.result_bucket),
+        ("--topic-arn", &args.topic_arn),
+    ];
+    match named.into_iter().find(|(_, value)| value.as_ref().is_some_and(|value| !value.is_empty())) {
+        None => Ok(()),
+        Some((flag, value)) => Err(Failure::usage(
+            format!(
+                "--local keeps everything in its own folder and cannot use {flag} {}",
+                value.as_deref().unwrap_or("")
+            ),
+            format!("leave {flag} (and its LIGHTHPC_ variable) away, or leave --local away"),
+        )),
+    }
+}
+
+/// Finds the folder's mission, or makes it of the inputs.
+async fn find_or_make(
+    desk: &Backend,
+    dir: &Path,
+    args: &RunArgs,
+    settings: &Settings,
+    inputs: &[Input],
+) -> Result<Mission, Failure> {
+    let missions = desk.ledger.missions().await?;
+    let id = match (&settings.mission, missions.as_slice()) {
+        (Some(id), _) => id.clone(),
+        (None, [only]) => only.id.clone(),
+        (None, _) => MissionId::new(DEFAULT_MISSION).expect("a constant name is legal"),
+    };
+    let exec = command_line(args);
+    if let Some(mission) = missions.into_iter().find(|mission| mission.id == id) {
+        let same = exec.is_none() && inputs.is_empty() || exec == mission.exec;
+        return if same { Ok(mission) } else { Err(other_program(dir, &mission, exec.as_deref())) };
+    }
+    if inputs.is_empty() {
+        let hint = "name input files: lighthpc run --local FILE... -- PROGRAM";
+        return Err(Failure::usage(format!("there is no mission in {}", dir.display()), hint));
+    }
+    let trans_number = inputs.len() as u64;
+    let new = NewMission { id: id.clone(), trans_number, tally_shards: tally_shards_for(trans_number), exec };
+    desk.ledger.create_mission(&new).await?;
+    let made = desk.ledger.mission(&id).await?;
+    made.ok_or_else(|| Failure { exit: Exit::Internal, error: anyhow::anyhow!("mission {id} vanished"), hint: None })
+}
+
+/// The workload as one line for `sh`, for the mission's row: there it is seen, and found again.
+fn command_line(args: &RunArgs) -> Option<String> {
+    if !args.program.is_empty() {
+        return Some(shell_words::join(&args.program));
+    }
+    args.exec.clone().filter(|exec| !exec.trim().is_empty())
+}
+
+fn other_program(dir: &Path, mission: &Mission, exec: Option<&str>) -> Failure {
+    let words =
+        |exec: Option<&str>| exec.map_or_else(|| "the simulated workload".to_owned(), |exec| format!("`{exec}`"));
+    let (old, new) = (words(mission.exec.as_deref()), words(exec));
+    Failure::usage(
+        format!("mission {} in {} runs {old}, not {new}: its results would be of two kinds", mission.id, dir.display()),
+        "name another folder with --local=DIR, or remove this one",
+    )
+}
+
+/// Makes the rows that are missing, and the mission as large as its tasks are many.
+async fn add_tasks(desk: &Backend, cloud: &LocalCloud, mission: &Mission, inputs: &[Input]) -> Result<(), Failure> {
+    for Input { src, file } in inputs {
+        let real = file.canonicalize().unwrap_or_else(|_| file.clone());
+        let object = cloud.object_path(SOURCE_BUCKET, src.as_str());
+        if let Ok(linked) = object.canonicalize()
+            && linked != real
+        {
+            return Err(Failure::usage(
+                format!("{} and {} would be the same task, {src}", linked.display(), real.display()),
+                "name another folder with --local=DIR for the second",
+            ));
+        }
+        let link = cloud.link_object(SOURCE_BUCKET, src.as_str(), &real);
+        link.map_err(|error| Failure::usage(format!("{}: {error}", real.display()), "look at its permissions"))?;
+        let new = NewTask {
+            src: src.clone(),
+            mission: mission.id.clone(),
+            bucket: SOURCE_BUCKET.to_owned(),
+            now: clock::now_rfc3339(),
+            trigger: "lighthpc run --local".to_owned(),
+        };
+        desk.ledger.create_task(&new).await?;
+    }
+    let mut count = 0;
+    desk.ledger.each_task(Some(&mission.id), |_| count += 1).await?;
+    if mission.trans_number != Some(count) {
+        desk.ledger.resize_mission(&mission.id, count).await?;
+    }
+    Ok(())
+}
+
+/// What is to be run.
+struct Plan {
+    queue: VecDeque<SrcId>,
+    total: u64,
+    ended: u64,
+}
+
+/// Reads from the tables what is to be run. A failed task is tried again: a person called once more, and may have
+/// mended what was wrong.
+async fn plan(desk: &Backend, mission: &Mission, inputs: &[Input], only: Option<SrcId>) -> Result<Plan, Failure> {
+    let mut tasks = Vec::new();
+    desk.ledger.each_task(Some(&mission.id), |task| tasks.push(task)).await?;
+    let is_wanted = |task: &Task| match &only {
+        Some(src) => task.src == *src,
+        None => inputs.is_empty() || inputs.iter().any(|input| input.src == task.src),
+    };
+    tasks.retain(is_wanted);
+    if let Some(src) = only.filter(|_| tasks.is_empty()) {
+        return Err(Failure::usage(
+            format!("mission {} has no task {src}", mission.id),
+            "see `lighthpc status --local`",
+        ));
+    }
+    tasks.sort_by(|a, b| a.src.cmp(&b.src));
+
+    let done: Vec<&Task> = tasks.iter().filter(|task| task.state == State::Done).collect();
+    warn_of_changed(&done, inputs);
+    let failed: Vec<&Task> = tasks.iter().filter(|task| task.state == State::Failed).collect();
+    for task in &failed {
+        if desk.ledger.redrive(task, Some(mission)).await? == Redrive::NotFailed {
+            tracing::warn!("{} is no longer failed", task.src);
+        }
+    }
+    if !done.is_empty() || !failed.is_empty() {
+        screen::to_stderr(&format!(
+            "{} tasks are done already, {} that failed are tried again\n",
+            done.len(),
+            failed.len()
+        ));
+    }
+    let mut queue: VecDeque<SrcId> =
+        tasks.iter().filter(|task| task.state != State::Done).map(|task| task.src.clone()).collect();
+    // Everything is done but nobody was told: the last committer died in between. Any of its tasks leads a node there.
+    let fresh = desk.ledger.mission(&mission.id).await?;
+    if queue.is_empty() && fresh.is_some_and(|mission| mission.notified != Notified::Yes) {
+        queue.extend(tasks.first().map(|task| task.src.clone()));
+    }
+    Ok(Plan { queue, total: tasks.len() as u64, ended: done.len() as u64 })
+}
+
+/// A finished task is not redone; if its input was changed since, its user should know.
+fn warn_of_changed(done: &[&Task], inputs: &[Input]) {
+    for input in inputs {
+        let Some(task) = done.iter().find(|task| task.src == input.src) else { continue };
+        let changed = input.file.metadata().and_then(|meta| meta.modified()).ok().map(clock::rfc3339);
+        let finished = task.history.last().map(|past| past.ended.clone());
+        if changed > finished && finished.is_some() {
+            tracing::warn!(
+                "{} was changed after its result was made: for a new result, use another folder",
+                input.file.display()
+            );
+        }
+    }
+}
+
+/// Removes what a killed run left in the work folder: the lock says that nobody else works here.
+fn sweep_work_dir(work_dir: &Path) {
+    if let Err(error) = std::fs::remove_dir_all(work_dir)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!("{} is left behind: {error}", work_dir.display());
+    }
+}
+
+/// A mission under way.
+struct Run {
+    cloud: LocalCloud,
+    mission: Mission,
+    settings: Settings,
+    stopping: Stopping,
+    screen: Screen,
+}
+
+impl Run {
+    /// Runs the queue, `slots` nodes at a time, to its end or to the drain.
+    async fn all(&self, plan: Plan, slots: usize) {
+        let Plan { mut queue, mut ended, .. } = plan;
+        let mut nodes = JoinSet::new();
+        loop {
+            while nodes.len() < slots && !self.stopping.drain.is_cancelled() {
+                let Some(src) = queue.pop_front() else { break };
+                nodes.spawn(self.one(src));
+            }
+            let Some(node) = nodes.join_next().await else { break };
+            let (src, bar, took, life) = match node {
+                Ok(node) => node,
+                Err(panic) => {
+                    tracing::error!("a bug: a node panicked: {panic}");
+                    continue;
+                }
+            };
+            let was_ended = matches!(&life.ending, Ok(Ending::EndedBefore(_)));
+            let is_over = !matches!(&life.ending, Ok(Ending::Drained | Ending::HeldByOther(_)));
+            ended += u64::from(is_over && !was_ended);
+            match self.line(&src, took, &life) {
+                Some(line) => self.screen.end(bar, ended, &line),
+                None => drop(bar.inspect(indicatif::ProgressBar::finish_and_clear)),
+            }
+        }
+    }
+
+    /// One node: an instance of its own, from its launch to its termination.
+    fn one(&self, src: SrcId) -> impl Future<Output = (SrcId, Option<indicatif::ProgressBar>, Duration, Life)> + use<> {
+        let instance = self.cloud.launch(&[("srcID", src.as_str()), ("missionID", self.mission.id.as_str())]);
+        let backend = place::backend(&self.cloud, Some(&instance));
+        let report = tokio::sync::watch::Sender::new(Report::default());
+        let mut reports = report.subscribe();
+        let settings = Arc::new(Settings { report, mission: None, src: None, ..self.settings.clone() });
+        let node = Node { backend, settings, stopping: self.stopping.clone() };
+        let bar = self.screen.begin(src.as_str());
+        async move {
+            let started = Instant::now();
+            let show = async {
+                while let (Some(bar), Ok(())) = (&bar, reports.changed().await) {
+                    screen::show(bar, *reports.borrow_and_update());
+                }
+                std::future::pending::<()>().await;
+            };
+            // The node is the only arm that ends.
+            let life = tokio::select! {
+                life = worker::run(node) => life,
+                () = show => unreachable!("the bar never ends"),
+            };
+            (src, bar, started.elapsed(), life)
+        }
+    }
+
+    /// What is said of a task that ended; nothing of one that was handed back.
+    fn line(&self, src: &SrcId, took: Duration, life: &Life) -> Option<String> {
+        match &life.ending {
+            Ok(Ending::Committed { result }) => {
+                Some(format!("done   {src}  {}  {}", screen::duration(took), self.place_of(result).display()))
+            }
+            Ok(Ending::EndedBefore(_) | Ending::Drained | Ending::HeldByOther(_)) => None,
+            Ok(Ending::TryAgain(error)) | Err(error) => Some(format!(
+                "failed {src}  {}  {}{}",
+                screen::duration(took),
+                node::words(error),
+                self.last_words(src, error)
+            )),
+        }
+    }
+
+    /// Where a person finds a result: the file, or the folder.
+    fn place_of(&self, uri: &str) -> PathBuf {
+        let key = uri.strip_prefix(&format!("s3://{RESULT_BUCKET}/")).unwrap_or(uri);
+        let path = if key.ends_with('/') {
+            let index = self.cloud.object_path(RESULT_BUCKET, &format!("{key}{INDEX_NAME}"));
+            index.parent().map(Path::to_owned).unwrap_or(index)
+        } else {
+            self.cloud.object_path(RESULT_BUCKET, key)
+        };
+        shown(&path)
+    }
+
+    /// The end of a failed workload's output, and where the rest is.
+    fn last_words(&self, src: &SrcId, error: &NodeError) -> String {
+        const LINES: usize = 3;
+        if !matches!(error, NodeError::WorkloadFailed { .. } | NodeError::NoResult { .. } | NodeError::TimeLimit) {
+            return String::new();
+        }
+        // The newest attempt's log is the last that is there: attempts are counted from 1 without a gap.
+        let logs = (1..).map(|n| self.cloud.object_path(RESULT_BUCKET, &log_key(src, crate::domain::ids::Attempt(n))));
+        let Some(log) = logs.take_while(|log| log.exists()).last() else { return String::new() };
+        let text = std::fs::read(&log).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<&str> = text.lines().rev().take(LINES).collect();
+        let tail: String = lines.iter().rev().map(|line| format!("\n         | {line}")).collect();
+        format!("{tail}\n         log: {}", shown(&log).display())
+    }
+
+    /// Says how the mission stands, and returns the exit code.
+    async fn conclude(&self, desk: &Backend, told_before: usize, took: Duration) -> Result<Exit, Failure> {
+        let (mut done, mut failed, mut open, mut time_cost_s) = (0_u64, 0_u64, 0_u64, 0_u64);
+        let count = |task: Task| {
+            time_cost_s += task.time_cost_s;
+            match task.state {
+                State::Done => done += 1,
+                State::Failed => failed += 1,
+                State::Pending | State::Running => open += 1,
+            }
+        };
+        desk.ledger.each_task(Some(&self.mission.id), count).await?;
+        for told in self.cloud.published().iter().skip(told_before) {
+            screen::to_stdout(&format!(
+                "\nnotification: {}\n{}",
+                told.subject.as_deref().unwrap_or(""),
+                indented(&told.message)
+            ));
+        }
+        let rest = if open > 0 { format!(", {open} not ended") } else { String::new() };
+        let results = shown(&self.cloud.dir().join(RESULT_BUCKET));
+        screen::to_stdout(&format!(
+            "\nmission {}: {} tasks, {done} done, {failed} failed{rest}\ntime:     {}, workloads {time_cost_s} s\nresults:  {}\n",
+            self.mission.id,
+            done + failed + open,
+            screen::duration(took),
+            results.display(),
+        ));
+        if self.stopping.drain.is_cancelled() {
+            screen::to_stderr("interrupted: the same command goes on from here\n");
+            return Ok(Exit::Interrupted);
+        }
+        Ok(if failed + open > 0 { Exit::WorkloadFailed } else { Exit::Ok })
+    }
+}
+
+fn indented(text: &str) -> String {
+    text.lines().map(|line| format!("  {line}\n")).collect()
+}
+
+/// A path as short as it can be said from here.
+fn shown(path: &Path) -> PathBuf {
+    let here = std::env::current_dir().ok();
+    here.and_then(|here| path.strip_prefix(here).ok()).unwrap_or(path).to_owned()
+}

@@ -1,0 +1,124 @@
+//! `lighthpc run` on a node: AWS by the SDK's own wire, one task, then the machine's end.
+
+use std::sync::Arc;
+
+use super::cli::RunArgs;
+use super::{Failure, signals};
+use crate::backend::machine::{self, PowerOff};
+use crate::backend::{Backend, Tables, Wire};
+use crate::domain::budget::Limits;
+use crate::domain::ids::{MissionId, SrcId};
+use crate::exit::{self, Exit};
+use crate::worker::{self, Ending, Node, Report, Settings, Stopping};
+use crate::workload::{Bounds, Simulation, Workload};
+
+pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
+    if let Some(file) = args.files.first() {
+        let hint = "add --local to run a mission on these files on this machine; a program goes after `--`";
+        return Err(Failure::usage(
+            format!("{} is named, but a node takes its task from its tag", file.display()),
+            hint,
+        ));
+    }
+    let settings = settings(&args)?;
+    let power_off = match &args.power_off_command {
+        Some(command) => PowerOff::By(command.clone()),
+        None => PowerOff::OnEc2,
+    };
+    let wire = match Wire::aws().await {
+        Ok(wire) => wire,
+        Err(error) => {
+            if settings.terminate
+                && let Err(error) = machine::end_unconnected(&power_off).await
+            {
+                tracing::error!("this machine could not be switched off: {error}");
+            }
+            return Err(error.into());
+        }
+    };
+    let tables = Tables { tasks: args.tables.tasks_table.clone(), missions: args.tables.missions_table.clone() };
+    let stopping = Stopping::default();
+    let _listener = signals::listen(stopping.clone()).map_err(|error| Failure {
+        exit: Exit::Internal,
+        error: error.into(),
+        hint: None,
+    })?;
+    let node = Node { backend: Backend::new(&wire, tables, power_off), settings: Arc::new(settings), stopping };
+    conclude(worker::run(node).await)
+}
+
+fn conclude(life: worker::Life) -> Result<Exit, Failure> {
+    if let Err(error) = &life.end {
+        tracing::error!("this machine could not be ended and may go on billing: {error}");
+    }
+    let ending = match life.ending {
+        Ok(Ending::TryAgain(error)) | Err(error) => return Err(error.into()),
+        Ok(ending) => ending,
+    };
+    let exit = match ending {
+        Ending::Committed { result } => {
+            tracing::info!("done: {result}");
+            Exit::Ok
+        }
+        Ending::EndedBefore(_) => Exit::Ok,
+        Ending::HeldByOther(holder) => {
+            tracing::info!("{holder} holds the task and lives: this instance is not needed");
+            Exit::Ok
+        }
+        Ending::Drained => Exit::Interrupted,
+        Ending::TryAgain(_) => unreachable!("matched above"),
+    };
+    Ok(if life.end.is_err() && exit == Exit::Ok { Exit::NotTerminated } else { exit })
+}
+
+/// Reads the settings that a node and a local mission share.
+pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
+    if args.heartbeat > args.lease / 3 {
+        let message = format!("--heartbeat {:?} is more than a third of --lease {:?}", args.heartbeat, args.lease);
+        return Err(Failure::usage(
+            message,
+            "a holder must be able to miss two heartbeats: shorten it, or lengthen the lease",
+        ));
+    }
+    let name = |error: crate::domain::ids::IdError| Failure::usage(error, "look at --src-id and --mission");
+    let text = |value: &Option<String>| value.clone().filter(|value| !value.trim().is_empty());
+    let workload = match (args.program.is_empty(), text(&args.exec)) {
+        (false, _) => Some(Workload::Program(args.program.clone())),
+        (true, Some(line)) => Some(Workload::Shell(line)),
+        (true, None) => None,
+    };
+    Ok(Settings {
+        src: text(&args.src_id).map(SrcId::new).transpose().map_err(name)?,
+        mission: text(&args.mission).map(MissionId::new).transpose().map_err(name)?,
+        source_bucket: text(&args.source_bucket),
+        result_bucket: text(&args.result_bucket),
+        topic_arn: text(&args.topic_arn),
+        work_dir: args.work_dir.clone(),
+        lease: args.lease,
+        heartbeat: args.heartbeat,
+        terminate: !args.no_terminate,
+        workload,
+        simulation: Simulation { steps: args.steps, step_seconds: args.step_seconds, seed: args.seed },
+        bounds: Bounds { time_limit: args.time_limit, grace: args.grace, echo: true },
+        limits: Limits {
+            max_attempts: args.max_attempts,
+            max_interruptions: args.max_interruptions,
+            retry_app_errors: args.retry_app_errors,
+        },
+        report: tokio::sync::watch::Sender::new(Report::default()),
+    })
+}
+
+/// Returns the exit code of a failed node, for a mission that counts them.
+pub(super) fn words(error: &worker::NodeError) -> String {
+    let mut words = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        words.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    match exit::of_node(error).1 {
+        Some(hint) => format!("{words} (hint: {hint})"),
+        None => words,
+    }
+}

@@ -1,0 +1,86 @@
+//! Whether a task whose attempt ended badly is tried again.
+
+use super::verdict::{Budget, Verdict};
+
+/// How often a task is tried again, by kind of ending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Application failures in all, the last one included, before the task is failed. Default 3.
+    pub max_attempts: u64,
+    /// Interruptions before the task is failed. Default 20: a Spot pool that takes a machine back
+    /// twenty times will not give the task its time.
+    pub max_interruptions: u64,
+    /// How often a final application failure (`app-error`, `no-result`, `oom`) is tried again. Default 0.
+    pub retry_app_errors: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_attempts: 3, max_interruptions: 20, retry_app_errors: 0 }
+    }
+}
+
+/// How an attempt ended, as far as trying again is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ending {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// Whether the same again may succeed: exit 75 (`EX_TEMPFAIL`), a time-out, a fault around the workload.
+    pub may_pass: bool,
+}
+
+/// What becomes of the task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Back to `pending`.
+    Release,
+    /// `failed`, and counted in the mission's `transFailed`.
+    Fail,
+}
+
+/// Decides what becomes of a task, given the counts *before* this ending.
+#[must_use]
+pub fn decide(ending: Ending, app_failures: u64, interruptions: u64, limits: Limits) -> Next {
+    let again = match ending.verdict.budget() {
+        Budget::None => false,
+        Budget::Interruption => interruptions < limits.max_interruptions,
+        Budget::Application if ending.may_pass => app_failures + 1 < limits.max_attempts,
+        Budget::Application => app_failures < limits.retry_app_errors,
+    };
+    if again { Next::Release } else { Next::Fail }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn next(verdict: Verdict, may_pass: bool, app: u64, int: u64) -> Next {
+        decide(Ending { verdict, may_pass }, app, int, Limits::default())
+    }
+
+    #[test]
+    fn an_application_error_is_final_unless_asked() {
+        assert_eq!(next(Verdict::AppError, false, 0, 0), Next::Fail);
+        let limits = Limits { retry_app_errors: 2, ..Limits::default() };
+        let ending = Ending { verdict: Verdict::AppError, may_pass: false };
+        assert_eq!(decide(ending, 1, 0, limits), Next::Release);
+        assert_eq!(decide(ending, 2, 0, limits), Next::Fail);
+    }
+
+    #[test]
+    fn a_failure_that_may_pass_gets_three_attempts() {
+        for verdict in [Verdict::AppError, Verdict::Timeout, Verdict::Infra] {
+            assert_eq!(next(verdict, true, 0, 19), Next::Release);
+            assert_eq!(next(verdict, true, 1, 0), Next::Release);
+            assert_eq!(next(verdict, true, 2, 0), Next::Fail);
+        }
+    }
+
+    #[test]
+    fn interruptions_have_a_budget_of_their_own() {
+        for verdict in [Verdict::SpotInterrupted, Verdict::Lost, Verdict::Cancelled] {
+            assert_eq!(next(verdict, true, 99, 19), Next::Release);
+            assert_eq!(next(verdict, true, 0, 20), Next::Fail);
+        }
+    }
+}

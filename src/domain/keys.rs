@@ -1,0 +1,126 @@
+//! Where a task's things are: keys in the result bucket, and names on the node's disk.
+//!
+//! Keys are other people's text. A key becomes a file name only through [`file_name`], which cannot
+//! name anything outside the folder it is put in.
+
+use sha2::{Digest, Sha256};
+
+use super::ids::{Attempt, KEY_BYTES_MAX, MissionId, SrcId};
+
+/// The name of the file that lists a directory result, beside the result's own files.
+pub const INDEX_NAME: &str = "_lighthpc_index.json";
+
+/// The longest file name that is made of a key, in bytes: Linux allows 255.
+const FILE_NAME_BYTES_MAX: usize = 200;
+
+/// Returns the key of a task's result: `rslt_<srcFilename>`.
+///
+/// A key may have 1,024 bytes, so a source key of more than 1,019 has no such result key. It gets its
+/// beginning, `~`, and 16 hexadecimal digits of its SHA-256 instead: still one key for one source.
+#[must_use]
+pub fn result_key(src: &SrcId) -> String {
+    bounded("rslt_", src.as_str(), "")
+}
+
+/// Returns the key of an attempt's log in the result bucket: `logs/<srcFilename>.<attempt>.log`.
+#[must_use]
+pub fn log_key(src: &SrcId, attempt: Attempt) -> String {
+    bounded("logs/", src.as_str(), &format!(".{attempt}.log"))
+}
+
+/// Returns the key of a mission's manifest in the result bucket: `manifests/<mission>.json`.
+#[must_use]
+pub fn manifest_key(mission: &MissionId) -> String {
+    bounded("manifests/", mission.as_str(), ".json")
+}
+
+fn bounded(prefix: &str, name: &str, suffix: &str) -> String {
+    let room = KEY_BYTES_MAX - prefix.len() - suffix.len();
+    if name.len() <= room {
+        return format!("{prefix}{name}{suffix}");
+    }
+    let digest = digest_hex(&[name], 16);
+    let head = head_of(name, room - digest.len() - 1);
+    format!("{prefix}{head}~{digest}{suffix}")
+}
+
+/// Returns the first `digits` hexadecimal digits of the SHA-256 over the parts, each ended by a zero byte.
+#[must_use]
+pub fn digest_hex(parts: &[&str], digits: usize) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update(part.as_bytes());
+        hash.update([0]);
+    }
+    let mut hex: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    hex.truncate(digits);
+    hex
+}
+
+/// Returns the longest beginning of `text` that has at most `bytes_max` bytes and whole characters.
+fn head_of(text: &str, bytes_max: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes_max)]
+}
+
+/// Returns a plain file name for a key: its last part, so that a program still sees the extension it knows.
+///
+/// The name never holds `/`, a control character, or only dots, and never has more than 200 bytes; of a
+/// longer one the end is kept, for the extension's sake.
+#[must_use]
+pub fn file_name(key: &str) -> String {
+    let last = key.rsplit('/').find(|part| !part.is_empty()).unwrap_or("");
+    let clean: String = last.chars().map(|c| if c.is_control() { '_' } else { c }).collect();
+    let start = clean.ceil_char_boundary(clean.len().saturating_sub(FILE_NAME_BYTES_MAX));
+    let name = &clean[start..];
+    if name.chars().all(|c| c == '.') { "input".to_owned() } else { name.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn src(key: &str) -> SrcId {
+        SrcId::new(key).unwrap()
+    }
+
+    #[test]
+    fn keys_keep_the_first_versions_names() {
+        assert_eq!(result_key(&src("a b+c.txt")), "rslt_a b+c.txt");
+        assert_eq!(log_key(&src("x/y"), Attempt(3)), "logs/x/y.3.log");
+    }
+
+    #[test]
+    fn a_source_key_of_full_length_still_has_one_result_key() {
+        let one = result_key(&src(&"x".repeat(1024)));
+        let other = result_key(&src(&format!("{}y", "x".repeat(1023))));
+        assert_eq!(one.len(), 1024);
+        assert_ne!(one, other);
+        assert_eq!(result_key(&src(&"x".repeat(1019))).len(), 1024);
+        assert!(!result_key(&src(&"x".repeat(1019))).contains('~'));
+    }
+
+    #[test]
+    fn file_names_keep_the_extension() {
+        assert_eq!(file_name("in/sample 1.fasta"), "sample 1.fasta");
+        assert_eq!(file_name("../.."), "input");
+        assert_eq!(file_name("/"), "input");
+        assert_eq!(file_name("x/a\nb"), "a_b");
+        assert!(file_name(&format!("{}.fa", "x".repeat(1000))).ends_with("x.fa"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_key_names_anything_outside_its_folder(key in "\\PC{1,300}|[./\\x00-\\x20]{1,20}") {
+            let name = file_name(&key);
+            prop_assert!(!name.is_empty() && name.len() <= FILE_NAME_BYTES_MAX);
+            prop_assert!(!name.contains('/') && name != "." && name != ".." && !name.contains('\0'));
+        }
+
+        #[test]
+        fn result_keys_are_legal(key in "\\PC{1,1024}") {
+            prop_assume!(key.len() <= 1024);
+            prop_assert!(result_key(&src(&key)).len() <= KEY_BYTES_MAX);
+        }
+    }
+}

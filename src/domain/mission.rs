@@ -1,0 +1,214 @@
+//! A mission's row and its tally.
+
+use super::ids::{MissionId, SrcId};
+
+/// The counters of a mission, summed over its tally items.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Tasks with a committed result.
+    pub ok: u64,
+    /// Tasks that ran out of budget.
+    pub failed: u64,
+    /// Whole seconds of workload time of all these tasks.
+    pub time_cost_s: u64,
+    /// Counts every change of the tally: a sum with a larger `seq` is newer.
+    pub seq: u64,
+}
+
+impl Tally {
+    /// Adds a tally item.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self {
+            ok: self.ok + other.ok,
+            failed: self.failed + other.failed,
+            time_cost_s: self.time_cost_s + other.time_cost_s,
+            seq: self.seq + other.seq,
+        }
+    }
+
+    /// Returns how many tasks have ended.
+    #[must_use]
+    pub const fn ended(self) -> u64 {
+        self.ok + self.failed
+    }
+}
+
+/// Whether the people were told: the value of `notifyEmail`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notified {
+    /// Not yet.
+    No,
+    /// A publisher is at it.
+    Sending {
+        /// The instance that publishes.
+        by: String,
+    },
+    /// They were.
+    Yes,
+}
+
+/// A mission's row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mission {
+    /// The key.
+    pub id: MissionId,
+    /// How many tasks it has; `None` if the row does not say, and then its end cannot be seen.
+    pub trans_number: Option<u64>,
+    /// The number of tally items the commits are spread over.
+    pub tally_shards: u32,
+    /// Results that were counted before the tally items existed, by the first version.
+    pub tally_base: u64,
+    /// `seq` of the sum that was last rolled up into the row.
+    pub rolled_seq: Option<u64>,
+    /// The rolled-up counters, for people.
+    pub rolled: Tally,
+    /// Whether the row's counters are written as strings, as the first version did.
+    pub counts_as_strings: bool,
+    /// Whether the people were told.
+    pub notified: Notified,
+    /// `rsltList`, as it stands.
+    pub results: Vec<String>,
+    /// The workload's command line for every task, for `sh -c`; the node's own settings go first.
+    pub exec: Option<String>,
+}
+
+impl Mission {
+    /// Makes what is known of a mission that has no row: its name.
+    #[must_use]
+    pub const fn unknown(id: MissionId) -> Self {
+        Self {
+            id,
+            trans_number: None,
+            tally_shards: 1,
+            tally_base: 0,
+            rolled_seq: None,
+            rolled: Tally { ok: 0, failed: 0, time_cost_s: 0, seq: 0 },
+            counts_as_strings: false,
+            notified: Notified::No,
+            results: Vec::new(),
+            exec: None,
+        }
+    }
+
+    /// Returns the mission's counters, given the sum of its tally items.
+    #[must_use]
+    pub const fn total(&self, sum: Tally) -> Tally {
+        Tally { ok: sum.ok + self.tally_base, ..sum }
+    }
+
+    /// Returns whether every task has ended.
+    #[must_use]
+    pub fn is_complete(&self, total: Tally) -> bool {
+        self.trans_number.is_some_and(|number| number > 0 && total.ended() >= number)
+    }
+
+    /// Returns whether the sum is worth a write to the mission's row, the one item that all its nodes share.
+    ///
+    /// At the end always; before it about a hundred times a mission, so that people see it move and the row,
+    /// which takes about 1,000 writes a second, never becomes the limit.
+    #[must_use]
+    pub fn wants_roll_up(&self, total: Tally) -> bool {
+        let rolled = self.rolled_seq.unwrap_or(0);
+        let stride = self.trans_number.map_or(1, |number| number.div_ceil(100)).max(1);
+        total.seq > rolled && (self.is_complete(total) || total.seq - rolled >= stride)
+    }
+}
+
+/// Returns how many tally items a mission of `trans_number` tasks is spread over.
+///
+/// One item takes about 1,000 writes a second; a commit is one write to one of them.
+#[must_use]
+pub const fn tally_shards_for(trans_number: u64) -> u32 {
+    match trans_number {
+        0..=1_000 => 1,
+        1_001..=100_000 => 16,
+        _ => 64,
+    }
+}
+
+/// Returns the tally item that a task's commit is counted in: CRC-32 (ISO-HDLC) of its name, modulo the shards.
+///
+/// The result must never change between versions: a task that is counted here and redriven there would be
+/// taken from another item than it was added to. (The sum would still be right.)
+#[must_use]
+pub fn shard_of(src: &SrcId, shards: u32) -> u32 {
+    crc_fast::crc32_iso_hdlc(src.as_str().as_bytes()) % shards.max(1)
+}
+
+/// The most results that are listed in the mission's row itself; above it `rsltList` names the manifest.
+pub const RESULT_LIST_LEN_MAX: usize = 1_000;
+
+/// The most bytes of results in the mission's row: three quarters of DynamoDB's 400 kB for an item.
+pub const RESULT_LIST_BYTES_MAX: usize = 300_000;
+
+/// Returns what `rsltList` holds at the end: its old beginning, then the results, or the manifest if they are too many.
+#[must_use]
+pub fn result_list(old: &[String], results: &[String], manifest: &str) -> Vec<String> {
+    let mut list = old.to_vec();
+    let bytes: usize = old.iter().chain(results).map(|result| result.len() + 3).sum();
+    if results.len() > RESULT_LIST_LEN_MAX || bytes > RESULT_LIST_BYTES_MAX {
+        if !list.iter().any(|entry| entry == manifest) {
+            list.push(manifest.to_owned());
+        }
+        return list;
+    }
+    for result in results {
+        if !list.contains(result) {
+            list.push(result.clone());
+        }
+    }
+    list
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mission(trans_number: Option<u64>) -> Mission {
+        Mission { trans_number, ..Mission::unknown(MissionId::new("M").unwrap()) }
+    }
+
+    fn tally(ok: u64, failed: u64) -> Tally {
+        Tally { ok, failed, time_cost_s: 0, seq: ok + failed }
+    }
+
+    #[test]
+    fn a_mission_is_complete_when_all_have_ended_well_or_badly() {
+        assert!(!mission(Some(3)).is_complete(tally(2, 0)));
+        assert!(mission(Some(3)).is_complete(tally(2, 1)));
+        assert!(!mission(None).is_complete(tally(9, 9)));
+        assert!(!mission(Some(0)).is_complete(tally(0, 0)));
+    }
+
+    #[test]
+    fn large_missions_roll_up_about_a_hundred_times_and_at_the_end() {
+        let mut large = mission(Some(10_000));
+        assert!(!large.wants_roll_up(tally(99, 0)));
+        assert!(large.wants_roll_up(tally(100, 0)));
+        large.rolled_seq = Some(9_950);
+        assert!(large.wants_roll_up(tally(10_000, 0)));
+        assert!(!large.wants_roll_up(tally(9_950, 0)));
+        assert!(mission(None).wants_roll_up(tally(1, 0)));
+    }
+
+    #[test]
+    fn shards_are_stable() {
+        let src = |key: &str| SrcId::new(key).unwrap();
+        // CRC-32 of "123456789" is the check value of the catalogue: 0xcbf43926.
+        assert_eq!(shard_of(&src("123456789"), 64), 0xcbf4_3926 % 64);
+        assert_eq!(shard_of(&src("x"), 0), 0);
+        assert_eq!([1_000, 1_001, 100_000, 100_001].map(tally_shards_for), [1, 16, 16, 64]);
+    }
+
+    #[test]
+    fn a_result_list_keeps_its_beginning_and_never_outgrows_the_row() {
+        let old = vec!["rsltList".to_owned()];
+        let few = vec!["s3://b/rslt_a".to_owned(), "s3://b/rslt_b".to_owned()];
+        assert_eq!(result_list(&old, &few, "m"), ["rsltList", "s3://b/rslt_a", "s3://b/rslt_b"]);
+
+        let long: Vec<String> = (0..900).map(|n| format!("{n}{}", "x".repeat(1000))).collect();
+        assert_eq!(result_list(&old, &long, "m"), ["rsltList", "m"]);
+        assert_eq!(result_list(&["rsltList".to_owned(), "m".to_owned()], &long, "m"), ["rsltList", "m"]);
+    }
+}

@@ -1,0 +1,148 @@
+//! A task's row and its states.
+//!
+//! ```text
+//!              claim                     commit
+//!   pending ───────────► running ─────────────────────► done
+//!      ▲  ▲               │ │  ▲
+//!      │  └── release ────┘ │  └─ claim by another, once the lease expired (attempt + 1)
+//!      │                    └── fail, out of budget ───► failed
+//!      └──────────────────────── redrive ─────────────────┘
+//! ```
+//!
+//! The arrows are conditional writes in `backend/ledger`; a row can take no other way.
+
+use super::ids::{Attempt, InstanceId, MissionId, SrcId};
+use super::lease::Lease;
+use super::verdict::Verdict;
+
+/// A task's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum State {
+    /// Nobody holds it.
+    Pending,
+    /// An attempt holds it.
+    Running,
+    /// Its result is committed.
+    Done,
+    /// Out of budget; counted in the mission's `transFailed`.
+    Failed,
+}
+
+impl State {
+    /// Returns the word that is written in the table.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Running => "running",
+            Self::Done => "done",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// Reads a word of the table.
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Self> {
+        [Self::Pending, Self::Running, Self::Done, Self::Failed].into_iter().find(|state| state.as_str() == word)
+    }
+
+    /// Returns whether no attempt will change the row any more.
+    #[must_use]
+    pub const fn is_final(self) -> bool {
+        matches!(self, Self::Done | Self::Failed)
+    }
+}
+
+/// One ended attempt, as `history` keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PastAttempt {
+    /// Which attempt.
+    pub attempt: Attempt,
+    /// The instance that held it.
+    pub instance: String,
+    /// When it was claimed, RFC 3339 UTC, by the holder's clock; empty if nobody wrote it.
+    pub started: String,
+    /// When it ended, RFC 3339 UTC, by the writer's clock.
+    pub ended: String,
+    /// Why it ended.
+    pub verdict: Verdict,
+    /// The workload's exit code, if it had one.
+    pub exit_code: Option<i32>,
+    /// Where its log is, if it was saved.
+    pub log: Option<String>,
+}
+
+/// How many ended attempts `history` keeps: the newest ten, about 3 kB of the row's 400 kB.
+pub const HISTORY_LEN_MAX: usize = 10;
+
+/// A task's row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Task {
+    /// The key: the S3 key of the input.
+    pub src: SrcId,
+    /// The mission it counts for.
+    pub mission: Option<MissionId>,
+    /// The bucket of the input, as the scheduler wrote it.
+    pub bucket: Option<String>,
+    /// The state.
+    pub state: State,
+    /// How often it was claimed.
+    pub attempt: Attempt,
+    /// Heartbeats of the newest attempt.
+    pub beat: u64,
+    /// The instance that holds, or last held, the attempt.
+    pub instance: Option<InstanceId>,
+    /// `strIndiProgress`, for people.
+    pub progress: String,
+    /// Whole seconds of workload time so far, over all attempts.
+    pub time_cost_s: u64,
+    /// `s3://…` of the committed result.
+    pub result: Option<String>,
+    /// `ETag` of the committed result.
+    pub result_etag: Option<String>,
+    /// Size of the committed result in bytes.
+    pub result_bytes: Option<u64>,
+    /// Why the last attempt ended.
+    pub verdict: Option<Verdict>,
+    /// The last exit code of the workload.
+    pub exit_code: Option<i64>,
+    /// Application failures so far.
+    pub app_failures: u64,
+    /// Interruptions so far.
+    pub interruptions: u64,
+    /// The newest ended attempts, oldest first.
+    pub history: Vec<PastAttempt>,
+}
+
+impl Task {
+    /// Returns the lease, if an attempt holds the task.
+    #[must_use]
+    pub fn lease(&self) -> Option<Lease> {
+        let owner = self.instance.clone()?;
+        (self.state == State::Running).then_some(Lease { owner, attempt: self.attempt, beat: self.beat })
+    }
+
+    /// Returns the history with one more attempt at its end, the oldest dropped beyond ten.
+    #[must_use]
+    pub fn history_with(&self, past: PastAttempt) -> Vec<PastAttempt> {
+        let mut history = self.history.clone();
+        history.push(past);
+        let surplus = history.len().saturating_sub(HISTORY_LEN_MAX);
+        history.split_off(surplus)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_read_back_and_only_two_are_final() {
+        for state in [State::Pending, State::Running, State::Done, State::Failed] {
+            assert_eq!(State::parse(state.as_str()), Some(state));
+        }
+        assert_eq!(State::parse("Done"), None);
+        assert!(State::Done.is_final() && State::Failed.is_final());
+        assert!(!State::Pending.is_final() && !State::Running.is_final());
+    }
+}

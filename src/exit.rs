@@ -1,0 +1,175 @@
+//! Exit codes and hints: what a failure means to a script, to systemd, and to a person. The README lists them.
+
+use crate::backend::store::StoreError;
+use crate::backend::{CloudError, Kind};
+use crate::worker::NodeError;
+
+/// An exit code of the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Exit {
+    /// All is well.
+    Ok = 0,
+    /// Something that no other code names; perhaps a bug.
+    Internal = 1,
+    /// The command line, a setting, or a file named on it is wrong.
+    Usage = 2,
+    /// No credentials, or none that work.
+    NoCredentials = 10,
+    /// The credentials may not do this.
+    AccessDenied = 11,
+    /// No region, or another one than the table's or bucket's.
+    WrongRegion = 12,
+    /// The table does not exist.
+    NoTable = 13,
+    /// The bucket does not exist.
+    NoBucket = 14,
+    /// The table has another key.
+    TableKey = 15,
+    /// The input does not exist.
+    MissingInput = 16,
+    /// The instance has no task.
+    NoTask = 17,
+    /// The disk is full.
+    DiskFull = 18,
+    /// The machine cannot be identified.
+    NoIdentity = 19,
+    /// The workload failed; of a local mission: at least one task did.
+    WorkloadFailed = 20,
+    /// The program cannot be started.
+    ProgramNotFound = 21,
+    /// The workload wrote no result.
+    NoResult = 22,
+    /// The workload ran into its time limit.
+    TimeLimit = 23,
+    /// The lease was lost to another attempt.
+    LeaseLost = 30,
+    /// A service cannot be reached, or stays busy.
+    Unavailable = 40,
+    /// The machine could not be ended: it may go on billing.
+    NotTerminated = 50,
+    /// Drained by SIGINT or SIGTERM; the task is handed back.
+    Interrupted = 130,
+}
+
+/// Returns the exit code and, if there is one, the hint for a failed node.
+#[must_use]
+pub fn of_node(error: &NodeError) -> (Exit, Option<String>) {
+    match error {
+        NodeError::Cloud { source, .. } => of_cloud(source),
+        NodeError::Identity(source) if source.kind == Kind::Unreachable => (
+            Exit::NoIdentity,
+            Some("off EC2, name the task with --src-id and add --no-terminate, or use --local".to_owned()),
+        ),
+        NodeError::Identity(source) => of_cloud(source),
+        NodeError::NoTask { .. } => (
+            Exit::NoTask,
+            Some(
+                "tag the instance with srcID=<object key> (and missionID), and allow tags in its metadata options \
+                 or ec2:DescribeTags in its role"
+                    .to_owned(),
+            ),
+        ),
+        NodeError::BadName(_) => (Exit::Usage, None),
+        NodeError::Setting { hint, .. } => (Exit::Usage, Some((*hint).to_owned())),
+        NodeError::MissingInput { uri } => (
+            Exit::MissingInput,
+            Some(format!("look with `aws s3 ls '{uri}'`; a key from an S3 event must be URL-decoded first")),
+        ),
+        NodeError::Store { source, .. } => of_store(source),
+        NodeError::Disk { source, path, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+            (Exit::DiskFull, Some(disk_hint(&path.display().to_string())))
+        }
+        NodeError::Disk { .. } => (Exit::Internal, Some("name another folder with --work-dir".to_owned())),
+        NodeError::NotStarted { program, .. } => (Exit::ProgramNotFound, Some(program_hint(program))),
+        NodeError::WorkloadFailed { how } => (Exit::WorkloadFailed, Some(workload_hint(how))),
+        NodeError::TimeLimit => (Exit::TimeLimit, Some("give it more with --time-limit, or cut the task".to_owned())),
+        NodeError::NoResult { .. } => (
+            Exit::NoResult,
+            Some(
+                "the workload must write its result to the path in $LIGHTHPC_OUTPUT; an empty file is a result"
+                    .to_owned(),
+            ),
+        ),
+        NodeError::LeaseLost { .. } => (
+            Exit::LeaseLost,
+            Some("another attempt took the task over, and its result counts; the row's history names it".to_owned()),
+        ),
+        NodeError::Panicked(_) => (Exit::Internal, Some("please report this".to_owned())),
+    }
+}
+
+/// Returns the exit code and the hint for a failed service call.
+#[must_use]
+pub fn of_cloud(error: &CloudError) -> (Exit, Option<String>) {
+    let resource = &error.resource;
+    let (exit, hint) = match error.kind {
+        Kind::NoCredentials => (
+            Exit::NoCredentials,
+            "on EC2 give the instance a profile with a role; at a desk run `aws configure` or set AWS_PROFILE; \
+             expired ones need a new login"
+                .to_owned(),
+        ),
+        Kind::AccessDenied => (
+            Exit::AccessDenied,
+            format!("allow {} on {resource} in the role's policy", error.operation),
+        ),
+        Kind::WrongRegion => (
+            Exit::WrongRegion,
+            "set AWS_REGION to the region of the tables and buckets".to_owned(),
+        ),
+        Kind::NoTable => (
+            Exit::NoTable,
+            format!("make {resource}, name another with --tasks-table or --missions-table, or set AWS_REGION to its region"),
+        ),
+        Kind::TableKey => (
+            Exit::TableKey,
+            "the tasks table's partition key must be srcFilename (S), the missions table's timePush (S), both without a sort key"
+                .to_owned(),
+        ),
+        Kind::NoBucket => (
+            Exit::NoBucket,
+            format!("make {resource}, or name another with --source-bucket or --result-bucket"),
+        ),
+        Kind::Throttled | Kind::Unavailable | Kind::Unreachable | Kind::Conflict => (
+            Exit::Unavailable,
+            "it may pass: try again; if not, look at the network, the region, and AWS_ENDPOINT_URL".to_owned(),
+        ),
+        Kind::NotFound | Kind::Precondition | Kind::Corrupt | Kind::Invalid => return (Exit::Internal, None),
+    };
+    (exit, Some(hint))
+}
+
+fn of_store(error: &StoreError) -> (Exit, Option<String>) {
+    match error {
+        StoreError::Cloud(error) => of_cloud(error),
+        StoreError::DiskFull { path, .. } => (Exit::DiskFull, Some(disk_hint(&path.display().to_string()))),
+        StoreError::Changed { .. } => {
+            (Exit::Unavailable, Some("wait until the input is no longer being written, then try again".to_owned()))
+        }
+        StoreError::BadResult { .. } => (Exit::WorkloadFailed, None),
+        StoreError::Disk { .. } => (Exit::Internal, None),
+    }
+}
+
+fn disk_hint(path: &str) -> String {
+    format!("give the instance a larger volume, or name a larger folder than {path} with --work-dir")
+}
+
+fn program_hint(program: &str) -> String {
+    if program.contains('/') {
+        format!("{program} must exist, be executable, and begin with #! if it is a script")
+    } else {
+        format!("{program} is not in PATH; give its path, as in ./{program}")
+    }
+}
+
+fn workload_hint(how: &str) -> String {
+    match how {
+        "exited with code 127" => {
+            "127 is the shell's word for a command that was not found; its log says which".to_owned()
+        }
+        "exited with code 126" => "126 is the shell's word for a file that is not executable".to_owned(),
+        _ => "its output is in the task's log: the row's history names it".to_owned(),
+    }
+}

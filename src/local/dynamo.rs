@@ -1,0 +1,128 @@
+//! DynamoDB: the service's JSON protocol in front of `dynoxide`.
+//!
+//! Conditions, transactions, and idempotency tokens are the engine's; nothing of them is decided here. An
+//! operation this file does not name is answered as DynamoDB answers an unknown one.
+
+use aws_smithy_types::body::SdkBody;
+use bytes::Bytes;
+use dynoxide::{Database, DynoxideError};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::layout::{Layout, OpenError};
+use super::query::reply;
+
+const CONTENT_TYPE: &str = "application/x-amz-json-1.0";
+const TARGET_PREFIX: &str = "DynamoDB_20120810.";
+
+/// The tables.
+#[derive(Clone)]
+pub(super) struct Dynamo {
+    database: Database,
+}
+
+impl Dynamo {
+    /// Opens the tables kept in a file, which two processes may have open at once.
+    pub(super) fn on_disk(layout: &Layout) -> Result<Self, OpenError> {
+        let path = layout.database();
+        let state = |reason: String| OpenError::State { path: path.clone(), reason };
+        let text = path.to_str().ok_or_else(|| state("the folder's name is not UTF-8".into()))?;
+        let database = Database::new(text).map_err(|error| state(error.to_string()))?;
+        // The engine opens in WAL mode, in which a killed process loses nothing that was acknowledged. This call
+        // (there is no other way through its interface) sets `synchronous = NORMAL`: no fsync for each write,
+        // which would only matter when the whole machine loses power, and then the objects beside it are as old.
+        database.disable_bulk_loading().map_err(|error| state(error.to_string()))?;
+        Ok(Self { database })
+    }
+
+    /// Opens tables that live as long as the value.
+    pub(super) fn in_memory() -> Result<Self, OpenError> {
+        let database = Database::memory()
+            .map_err(|error| OpenError::State { path: ":memory:".into(), reason: error.to_string() })?;
+        Ok(Self { database })
+    }
+
+    /// Answers one call. The engine blocks on `SQLite`, so it runs on a blocking thread; once begun it runs to its
+    /// end even if the caller gives up, as a request that is already with AWS does.
+    pub(super) async fn answer(&self, operation: String, body: Bytes) -> http::Response<SdkBody> {
+        let database = self.database.clone();
+        let outcome = tokio::task::spawn_blocking(move || dispatch(&database, &operation, &body)).await;
+        match outcome {
+            Ok(Ok(json)) => reply(200, CONTENT_TYPE, json),
+            Ok(Err(DynoxideError::UnsupportedCapability(what))) => {
+                error_reply(400, "UnknownOperationException", &format!("the local cloud's DynamoDB has no {what}"))
+            }
+            Ok(Err(error)) => reply(error.status_code(), CONTENT_TYPE, error.to_json()),
+            Err(panic) => error_reply(500, "InternalServerError", &panic.to_string()),
+        }
+    }
+}
+
+/// Gives the operation's name as the `X-Amz-Target` header has it, without the version.
+pub(super) fn operation(headers: &http::HeaderMap) -> String {
+    let target = headers.get("x-amz-target").and_then(|value| value.to_str().ok()).unwrap_or_default();
+    target.strip_prefix(TARGET_PREFIX).unwrap_or(target).to_owned()
+}
+
+/// Makes an error answer in the shape the SDK reads a code from.
+pub(super) fn error_reply(status: u16, code: &str, message: &str) -> http::Response<SdkBody> {
+    let body = serde_json::json!({
+        "__type": format!("com.amazonaws.dynamodb.v20120810#{code}"),
+        "message": message,
+    });
+    reply(status, CONTENT_TYPE, body.to_string())
+}
+
+fn dispatch(db: &Database, operation: &str, body: &[u8]) -> dynoxide::Result<String> {
+    match operation {
+        "CreateTable" => run(body, |request| db.create_table(request)),
+        "DescribeTable" => run(body, |request| db.describe_table(request)),
+        "UpdateTable" => run(body, |request| db.update_table(request)),
+        "DeleteTable" => run(body, |request| db.delete_table(request)),
+        "ListTables" => run(body, |request| db.list_tables(request)),
+        "UpdateTimeToLive" => run(body, |request| db.update_time_to_live(request)),
+        "DescribeTimeToLive" => run(body, |request| db.describe_time_to_live(request)),
+        "PutItem" => run(body, |request| db.put_item(request)),
+        "GetItem" => run(body, |request| db.get_item(request)),
+        "UpdateItem" => run(body, |request| db.update_item(request)),
+        "DeleteItem" => run(body, |request| db.delete_item(request)),
+        "Query" => run(body, |request| db.query(request)),
+        "Scan" => run(body, |request| db.scan(request)),
+        "BatchGetItem" => run(body, |request| db.batch_get_item(request)),
+        "BatchWriteItem" => run(body, |request| db.batch_write_item(request)),
+        "TransactWriteItems" => run(body, |request| db.transact_write_items(request)),
+        "TransactGetItems" => run(body, |request| db.transact_get_items(request)),
+        "TagResource" => run(body, |request| db.tag_resource(request)),
+        "ListTagsOfResource" => run(body, |request| db.list_tags_of_resource(request)),
+        other => Err(DynoxideError::UnsupportedCapability(other.to_owned())),
+    }
+}
+
+fn run<Q: DeserializeOwned, A: Serialize>(
+    body: &[u8],
+    call: impl FnOnce(Q) -> dynoxide::Result<A>,
+) -> dynoxide::Result<String> {
+    let request = serde_json::from_slice(body).map_err(|error| refusal(&error))?;
+    let answer = call(request)?;
+    serde_json::to_string(&answer).map_err(|error| DynoxideError::InternalServerError(error.to_string()))
+}
+
+/// Classifies a request the engine's types refused, by the markers its deserialisers put first.
+fn refusal(error: &serde_json::Error) -> DynoxideError {
+    let text = error.to_string();
+    let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message);
+    for marker in ["VALIDATION_REQUEST:", "VALIDATION_AS_READ:", "VALIDATION:"] {
+        if let Some(message) = text.strip_prefix(marker) {
+            return DynoxideError::ValidationException(message.to_owned());
+        }
+    }
+    for marker in ["SERIALIZATION_AS_READ:", "SERIALIZATION:"] {
+        if let Some(message) = text.strip_prefix(marker) {
+            return DynoxideError::SerializationException(message.to_owned());
+        }
+    }
+    if text.contains("missing field") || text.contains("AttributeValue") || text.contains("unknown variant") {
+        return DynoxideError::ValidationException(text.to_owned());
+    }
+    DynoxideError::SerializationException(text.to_owned())
+}

@@ -1,0 +1,267 @@
+//! EC2: launches, tags, lists, and ends the instances of [`Fleet`], and records that it was asked to.
+//!
+//! It never starts a process: whoever plays the machine does that. Launch templates, prices, and capacity are not
+//! modelled; a call for them is refused by name, not answered with something invented.
+
+use aws_smithy_types::body::SdkBody;
+
+use super::REGION;
+use super::filter::Filters;
+use super::fleet::{Fleet, Machine};
+use super::query::{Form, Xml, fresh_id, reply};
+
+const NAMESPACE: &str = "http://ec2.amazonaws.com/doc/2016-11-15/";
+/// Launches in one call; more is a slip of a test, not a wish.
+const COUNT_MAX: usize = 10_000;
+
+/// Answers one call.
+pub(super) fn answer(fleet: &Fleet, form: &Form) -> http::Response<SdkBody> {
+    let outcome = match form.action() {
+        "RunInstances" => run_instances(fleet, form),
+        "CreateFleet" => create_fleet(fleet, form),
+        "DescribeInstances" => describe_instances(fleet, form),
+        "TerminateInstances" => terminate_instances(fleet, form),
+        "DescribeTags" => describe_tags(fleet, form),
+        "CreateTags" => create_tags(fleet, form),
+        other => Err(Refusal::new("InvalidAction", format!("The action {other} is not valid for this web service."))),
+    };
+    match outcome {
+        Ok(mut xml) => {
+            xml.text("requestId", fresh_id());
+            reply(200, "text/xml", xml.root(&format!("{}Response", form.action()), NAMESPACE))
+        }
+        Err(refusal) => error_reply(refusal.status, refusal.code, &refusal.message),
+    }
+}
+
+/// Makes an error answer in the shape the SDK reads a code from.
+pub(super) fn error_reply(status: u16, code: &str, message: &str) -> http::Response<SdkBody> {
+    let mut xml = Xml::default();
+    xml.node("Errors", |xml| {
+        xml.node("Error", |xml| {
+            xml.text("Code", code).text("Message", message);
+        });
+    });
+    xml.text("RequestID", fresh_id());
+    reply(status, "text/xml", xml.root("Response", NAMESPACE))
+}
+
+struct Refusal {
+    status: u16,
+    code: &'static str,
+    message: String,
+}
+
+impl Refusal {
+    fn new(code: &'static str, message: impl Into<String>) -> Self {
+        Self { status: 400, code, message: message.into() }
+    }
+}
+
+/// What a call would have done, had it not asked for a dry run.
+fn refuse_dry_run(form: &Form) -> Result<(), Refusal> {
+    if !form.is_true("DryRun") {
+        return Ok(());
+    }
+    let message = "Request would have succeeded, but DryRun flag is set.";
+    Err(Refusal { status: 412, ..Refusal::new("DryRunOperation", message) })
+}
+
+fn known(fleet: &Fleet, ids: &[String]) -> Result<(), Refusal> {
+    match fleet.unknown(ids) {
+        None => Ok(()),
+        Some(id) => Err(Refusal::new("InvalidInstanceID.NotFound", format!("The instance ID '{id}' does not exist"))),
+    }
+}
+
+fn count(form: &Form, name: &'static str) -> Result<usize, Refusal> {
+    let text = form.get(name).unwrap_or("1");
+    match text.parse() {
+        Ok(count @ 1..=COUNT_MAX) => Ok(count),
+        _ => Err(Refusal::new("InvalidParameterValue", format!("Invalid value '{text}' for {name}."))),
+    }
+}
+
+/// Launches `count` instances with the tags the call gives to instances; once for one client token.
+fn launch(fleet: &Fleet, form: &Form, count: usize) -> Result<Vec<String>, Refusal> {
+    let is_for_instances = |prefix: &String| form.get(&format!("{prefix}.ResourceType")) == Some("instance");
+    let specifications = form.indexes("TagSpecification");
+    let tags: Vec<_> = specifications
+        .iter()
+        .filter(|prefix| is_for_instances(prefix))
+        .flat_map(|prefix| form.tags(&format!("{prefix}.Tag")))
+        .collect();
+    fleet
+        .launch_once(form.get("ClientToken"), form.without("ClientToken"), || {
+            (0..count).map(|_| fleet.launch(tags.clone())).collect()
+        })
+        .map_err(|()| {
+            Refusal::new("IdempotentParameterMismatch", "The client token was used with other parameters before.")
+        })
+}
+
+fn run_instances(fleet: &Fleet, form: &Form) -> Result<Xml, Refusal> {
+    let count = count(form, "MaxCount")?;
+    refuse_dry_run(form)?;
+    let ids = launch(fleet, form, count)?;
+    let mut xml = Xml::default();
+    xml.text("reservationId", "r-00000000000000000").text("ownerId", "000000000000");
+    xml.node("instancesSet", |xml| {
+        for id in &ids {
+            if let Some(machine) = fleet.machine(id) {
+                instance_item(xml, id, &machine);
+            }
+        }
+    });
+    Ok(xml)
+}
+
+/// Launches as an `instant` fleet does; the other types launch later, on their own, which nothing here would.
+fn create_fleet(fleet: &Fleet, form: &Form) -> Result<Xml, Refusal> {
+    if form.get("Type") != Some("instant") {
+        return Err(Refusal::new("InvalidParameterValue", "the local cloud has fleets of type instant only"));
+    }
+    let count = count(form, "TargetCapacitySpecification.TotalTargetCapacity")?;
+    refuse_dry_run(form)?;
+    let ids = launch(fleet, form, count)?;
+    let mut xml = Xml::default();
+    xml.text("fleetId", format!("fleet-{}", fresh_id())).node("errorSet", |_| ());
+    xml.node("fleetInstanceSet", |xml| {
+        xml.node("item", |xml| {
+            xml.text("lifecycle", "spot").text("instanceType", "c7i.large");
+            xml.node("instanceIds", |xml| {
+                for id in &ids {
+                    xml.text("item", id);
+                }
+            });
+        });
+    });
+    Ok(xml)
+}
+
+fn describe_instances(fleet: &Fleet, form: &Form) -> Result<Xml, Refusal> {
+    let ids = form.list("InstanceId");
+    let filters = Filters::read(form);
+    if let Some(name) = filters.unknown(is_instance_field) {
+        return Err(Refusal::new("InvalidParameterValue", format!("The filter '{name}' is invalid")));
+    }
+    known(fleet, &ids)?;
+    refuse_dry_run(form)?;
+    let mut machines = fleet.all();
+    machines.retain(|(id, machine)| {
+        (ids.is_empty() || ids.contains(id)) && filters.all_match(|name| instance_field(name, id, machine))
+    });
+    let mut xml = Xml::default();
+    xml.node("reservationSet", |xml| {
+        for (id, machine) in &machines {
+            xml.node("item", |xml| {
+                xml.text("reservationId", "r-00000000000000000").text("ownerId", "000000000000");
+                xml.node("instancesSet", |xml| instance_item(xml, id, machine));
+            });
+        }
+    });
+    Ok(xml)
+}
+
+fn is_instance_field(name: &str) -> bool {
+    matches!(name, "instance-id" | "instance-state-name" | "tag-key") || name.starts_with("tag:")
+}
+
+fn instance_field(name: &str, id: &str, machine: &Machine) -> Vec<String> {
+    match name {
+        "instance-id" => vec![id.to_owned()],
+        "instance-state-name" => vec![machine.state().to_owned()],
+        "tag-key" => machine.tags.keys().cloned().collect(),
+        _ => name.strip_prefix("tag:").and_then(|key| machine.tags.get(key)).cloned().into_iter().collect(),
+    }
+}
+
+fn instance_item(xml: &mut Xml, id: &str, machine: &Machine) {
+    let launched_at =
+        aws_smithy_types::DateTime::from_millis(i64::try_from(machine.launched_at.as_millis()).unwrap_or(i64::MAX));
+    xml.node("item", |xml| {
+        xml.text("instanceId", id).text("imageId", "ami-00000000000000000").text("instanceType", "c7i.large");
+        xml.node("instanceState", |xml| state(xml, machine.is_running));
+        if let Ok(time) = launched_at.fmt(aws_smithy_types::date_time::Format::DateTime) {
+            xml.text("launchTime", time);
+        }
+        xml.node("placement", |xml| {
+            xml.text("availabilityZone", format!("{REGION}a"));
+        });
+        xml.text("instanceLifecycle", "spot");
+        xml.node("tagSet", |xml| {
+            for (key, value) in &machine.tags {
+                xml.node("item", |xml| {
+                    xml.text("key", key).text("value", value);
+                });
+            }
+        });
+    });
+}
+
+fn state(xml: &mut Xml, is_running: bool) {
+    let (code, name) = if is_running { (16, "running") } else { (48, "terminated") };
+    xml.text("code", code).text("name", name);
+}
+
+fn terminate_instances(fleet: &Fleet, form: &Form) -> Result<Xml, Refusal> {
+    let ids = form.list("InstanceId");
+    known(fleet, &ids)?;
+    refuse_dry_run(form)?;
+    let mut xml = Xml::default();
+    xml.node("instancesSet", |xml| {
+        for id in &ids {
+            let was_running = fleet.change(id, |machine| {
+                machine.terminate_calls += 1;
+                std::mem::replace(&mut machine.is_running, false)
+            });
+            xml.node("item", |xml| {
+                xml.text("instanceId", id);
+                xml.node("currentState", |xml| state(xml, false));
+                xml.node("previousState", |xml| state(xml, was_running.unwrap_or(false)));
+            });
+        }
+    });
+    Ok(xml)
+}
+
+fn describe_tags(fleet: &Fleet, form: &Form) -> Result<Xml, Refusal> {
+    let filters = Filters::read(form);
+    let is_field = |name: &str| matches!(name, "resource-id" | "resource-type" | "key" | "value");
+    if let Some(name) = filters.unknown(is_field) {
+        return Err(Refusal::new("InvalidParameterValue", format!("The filter '{name}' is invalid")));
+    }
+    refuse_dry_run(form)?;
+    let mut xml = Xml::default();
+    xml.node("tagSet", |xml| {
+        for (id, machine) in fleet.all() {
+            for (key, value) in &machine.tags {
+                let field = |name: &str| match name {
+                    "resource-id" => vec![id.clone()],
+                    "resource-type" => vec!["instance".to_owned()],
+                    "key" => vec![key.clone()],
+                    _ => vec![value.clone()],
+                };
+                if filters.all_match(field) {
+                    xml.node("item", |xml| {
+                        xml.text("resourceId", &id).text("resourceType", "instance");
+                        xml.text("key", key).text("value", value);
+                    });
+                }
+            }
+        }
+    });
+    Ok(xml)
+}
+
+fn create_tags(fleet: &Fleet, form: &Form) -> Result<Xml, Refusal> {
+    let ids = form.list("ResourceId");
+    known(fleet, &ids)?;
+    refuse_dry_run(form)?;
+    for id in &ids {
+        fleet.change(id, |machine| machine.tags.extend(form.tags("Tag")));
+    }
+    let mut xml = Xml::default();
+    xml.text("return", true);
+    Ok(xml)
+}

@@ -1,0 +1,268 @@
+//! Faults on the wire, a journal of the calls, and hooks at a chosen call, all for tests.
+//!
+//! A rule names a service, an operation (`UpdateItem`, `PutObject`, an IMDS path; `*` for any), and which of the calls
+//! it matches, counted by the rule itself from when it was made. Delays, hooks, and gates all act; of the
+//! faults that decide the answer the first one made wins. Nothing here changes what AWS would do, only whether the request
+//! gets there and the answer back.
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::gate::Gate;
+use super::locked;
+
+/// The services of the local cloud.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Service {
+    /// The tables.
+    Dynamodb,
+    /// The objects.
+    S3,
+    /// The notifications.
+    Sns,
+    /// The instances.
+    Ec2,
+    /// The metadata service of one instance.
+    Imds,
+}
+
+/// Which of the calls that match a rule it acts on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// The n-th, counted from 1.
+    Nth(u32),
+    /// The first n.
+    First(u32),
+    /// All but the first n.
+    After(u32),
+    /// Every one.
+    Always,
+}
+
+impl When {
+    fn covers(self, seen: u32) -> bool {
+        match self {
+            Self::Nth(n) => seen == n,
+            Self::First(n) => seen <= n,
+            Self::After(n) => seen > n,
+            Self::Always => true,
+        }
+    }
+}
+
+/// What goes wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Fault {
+    /// The connection breaks before the request is applied.
+    FailBefore,
+    /// The request is applied, then the connection breaks: the answer is lost.
+    FailAfter,
+    /// The request is applied twice; the second answer is returned.
+    Repeat,
+    /// The request waits first, then goes on as it would have.
+    Delay(Duration),
+    /// Not applied; this status and error code are answered.
+    Status(u16, &'static str),
+    /// Applied; then this status and error code are answered in place of the answer.
+    StatusAfter(u16, &'static str),
+    /// Not applied; this status and this very body are answered.
+    Raw(u16, String),
+    /// Not applied, never answered.
+    Hang,
+    /// Applied, never answered.
+    HangAfter,
+    /// Applied; the answer's body breaks off after this many bytes.
+    CutBody(u64),
+}
+
+type Callback = Arc<dyn Fn() + Send + Sync>;
+
+#[derive(Clone)]
+enum Act {
+    Fault(Fault),
+    Before(Callback),
+    After(Callback),
+    HoldBefore(Gate),
+    HoldAfter(Gate),
+}
+
+struct Rule {
+    service: Service,
+    operation: String,
+    when: When,
+    seen: u32,
+    act: Act,
+}
+
+#[derive(Default)]
+struct State {
+    rules: Vec<Rule>,
+    calls: Vec<(Service, String)>,
+}
+
+/// A list of rules and the journal of one or several wires; a clone is the same list.
+#[derive(Clone, Default)]
+pub struct Faults {
+    state: Arc<Mutex<State>>,
+}
+
+impl fmt::Debug for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = locked(&self.state);
+        f.debug_struct("Faults").field("rules", &state.rules.len()).field("calls", &state.calls.len()).finish()
+    }
+}
+
+impl Faults {
+    /// Makes an empty list, which only keeps the journal.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a fault.
+    pub fn add(&self, service: Service, operation: &str, when: When, fault: Fault) -> &Self {
+        self.push(service, operation, when, Act::Fault(fault))
+    }
+
+    /// Calls back when the n-th such call (from 1) has arrived, before it is applied.
+    pub fn before(&self, service: Service, operation: &str, n: u32, act: impl Fn() + Send + Sync + 'static) -> &Self {
+        self.push(service, operation, When::Nth(n), Act::Before(Arc::new(act)))
+    }
+
+    /// Calls back when the n-th such call (from 1) has been applied, before it is answered.
+    pub fn after(&self, service: Service, operation: &str, n: u32, act: impl Fn() + Send + Sync + 'static) -> &Self {
+        self.push(service, operation, When::Nth(n), Act::After(Arc::new(act)))
+    }
+
+    /// Holds such calls before they are applied, until the gate is opened.
+    #[must_use]
+    pub fn hold_before(&self, service: Service, operation: &str, when: When) -> Gate {
+        let gate = Gate::new();
+        self.push(service, operation, when, Act::HoldBefore(gate.clone()));
+        gate
+    }
+
+    /// Holds the answers of such calls, which have been applied, until the gate is opened.
+    #[must_use]
+    pub fn hold_after(&self, service: Service, operation: &str, when: When) -> Gate {
+        let gate = Gate::new();
+        self.push(service, operation, when, Act::HoldAfter(gate.clone()));
+        gate
+    }
+
+    /// Removes every rule; the journal stays.
+    pub fn clear(&self) {
+        locked(&self.state).rules.clear();
+    }
+
+    /// Gives every call seen, in the order of arrival, those that were never applied included.
+    #[must_use]
+    pub fn calls(&self) -> Vec<(Service, String)> {
+        locked(&self.state).calls.clone()
+    }
+
+    /// Counts the calls of one operation (`*`: of the service).
+    #[must_use]
+    pub fn count(&self, service: Service, operation: &str) -> usize {
+        let is_one = |call: &&(Service, String)| call.0 == service && (operation == "*" || call.1 == operation);
+        locked(&self.state).calls.iter().filter(is_one).count()
+    }
+
+    fn push(&self, service: Service, operation: &str, when: When, act: Act) -> &Self {
+        let rule = Rule { service, operation: operation.to_owned(), when, seen: 0, act };
+        locked(&self.state).rules.push(rule);
+        self
+    }
+
+    /// Notes a call that has arrived and gives what is to become of it.
+    pub(super) fn meet(&self, service: Service, operation: &str) -> Plan {
+        let mut state = locked(&self.state);
+        state.calls.push((service, operation.to_owned()));
+        let mut plan = Plan::default();
+        for rule in &mut state.rules {
+            if rule.service != service || (rule.operation != "*" && rule.operation != operation) {
+                continue;
+            }
+            rule.seen += 1;
+            if !rule.when.covers(rule.seen) {
+                continue;
+            }
+            match rule.act.clone() {
+                Act::Fault(Fault::Delay(time)) => plan.before.push(Step::Wait(time)),
+                Act::Fault(fault) => plan.fault = plan.fault.take().or(Some(fault)),
+                Act::Before(act) => plan.before.push(Step::Call(act)),
+                Act::After(act) => plan.after.push(Step::Call(act)),
+                Act::HoldBefore(gate) => plan.before.push(Step::Hold(gate)),
+                Act::HoldAfter(gate) => plan.after.push(Step::Hold(gate)),
+            }
+        }
+        plan
+    }
+}
+
+/// What is to become of one call.
+#[derive(Default)]
+pub(super) struct Plan {
+    before: Vec<Step>,
+    pub(super) fault: Option<Fault>,
+    after: Vec<Step>,
+}
+
+enum Step {
+    Wait(Duration),
+    Call(Callback),
+    Hold(Gate),
+}
+
+impl Plan {
+    pub(super) async fn before(&mut self) {
+        run(std::mem::take(&mut self.before)).await;
+    }
+
+    pub(super) async fn after(&mut self) {
+        run(std::mem::take(&mut self.after)).await;
+    }
+}
+
+async fn run(steps: Vec<Step>) {
+    for step in steps {
+        match step {
+            Step::Wait(time) => tokio::time::sleep(time).await,
+            Step::Call(act) => act(),
+            Step::Hold(gate) => gate.pass().await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_counts_its_own_calls() {
+        let faults = Faults::new();
+        faults.add(Service::S3, "PutObject", When::Nth(2), Fault::FailBefore);
+        faults.add(Service::S3, "*", When::First(1), Fault::Hang);
+
+        let met: Vec<_> = ["HeadObject", "PutObject", "PutObject", "PutObject"]
+            .map(|operation| faults.meet(Service::S3, operation).fault)
+            .into();
+
+        assert_eq!(met, [Some(Fault::Hang), None, Some(Fault::FailBefore), None]);
+        assert_eq!(faults.meet(Service::Sns, "PutObject").fault, None);
+        assert_eq!(faults.count(Service::S3, "PutObject"), 3);
+        assert_eq!(faults.count(Service::S3, "*"), 4);
+    }
+
+    #[test]
+    fn the_first_of_two_faults_wins() {
+        let faults = Faults::new();
+        faults.add(Service::Ec2, "X", When::Always, Fault::FailAfter);
+        faults.add(Service::Ec2, "X", When::Always, Fault::Repeat);
+
+        assert_eq!(faults.meet(Service::Ec2, "X").fault, Some(Fault::FailAfter));
+    }
+}

@@ -1,0 +1,133 @@
+//! The instances of the local cloud: what they are tagged with, what EC2 and IMDS have to say about them.
+//!
+//! They live in this process alone. An id from an earlier process is unknown to EC2, which is the truth: the
+//! process that was that machine is gone. An instance is `running` until it is terminated; there is nothing between.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, UNIX_EPOCH};
+
+use super::locked;
+
+/// An instance, as it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instance {
+    /// Its id, `i-` and 17 hexadecimal digits.
+    pub id: String,
+    /// `running` or `terminated`.
+    pub state: String,
+    /// Its tags, by key.
+    pub tags: Vec<(String, String)>,
+    /// How many were launched before it, in this process.
+    pub launched: u64,
+    /// How many `TerminateInstances` calls named it.
+    pub terminate_calls: u32,
+}
+
+/// What is known of one machine.
+#[derive(Debug, Clone)]
+pub(super) struct Machine {
+    pub(super) tags: BTreeMap<String, String>,
+    pub(super) is_running: bool,
+    pub(super) launched: u64,
+    pub(super) launched_at: Duration,
+    pub(super) terminate_calls: u32,
+    /// The spot notice: its action and its time.
+    pub(super) notice: Option<(String, String)>,
+    /// The time of the rebalance recommendation.
+    pub(super) rebalance: Option<String>,
+}
+
+impl Machine {
+    pub(super) fn state(&self) -> &'static str {
+        if self.is_running { "running" } else { "terminated" }
+    }
+}
+
+/// What a client token launched, and for which call.
+type Launched = (BTreeMap<String, String>, Vec<String>);
+
+/// The machines.
+#[derive(Debug, Default)]
+pub(super) struct Fleet {
+    machines: Mutex<BTreeMap<String, Machine>>,
+    tokens: Mutex<BTreeMap<String, Launched>>,
+    hides_tags: AtomicBool,
+}
+
+impl Fleet {
+    pub(super) fn launch(&self, tags: impl IntoIterator<Item = (String, String)>) -> String {
+        // 17 hexadecimal digits as EC2's; random, so that two processes over one folder never share one.
+        let id = format!("i-0{:016x}", rand::random::<u64>());
+        let mut machines = locked(&self.machines);
+        let machine = Machine {
+            tags: tags.into_iter().collect(),
+            is_running: true,
+            launched: machines.len() as u64,
+            launched_at: UNIX_EPOCH.elapsed().unwrap_or_default(),
+            terminate_calls: 0,
+            notice: None,
+            rebalance: None,
+        };
+        machines.insert(id.clone(), machine);
+        id
+    }
+
+    /// Launches once for one client token, as EC2 does; `Err`: the token was used for another call.
+    pub(super) fn launch_once(
+        &self,
+        token: Option<&str>,
+        call: BTreeMap<String, String>,
+        launch: impl FnOnce() -> Vec<String>,
+    ) -> Result<Vec<String>, ()> {
+        let Some(token) = token else { return Ok(launch()) };
+        let mut tokens = locked(&self.tokens);
+        if let Some((first, ids)) = tokens.get(token) {
+            return if *first == call { Ok(ids.clone()) } else { Err(()) };
+        }
+        let ids = launch();
+        tokens.insert(token.to_owned(), (call, ids.clone()));
+        Ok(ids)
+    }
+
+    pub(super) fn machine(&self, id: &str) -> Option<Machine> {
+        locked(&self.machines).get(id).cloned()
+    }
+
+    /// Gives the first id that is not known.
+    pub(super) fn unknown<'a>(&self, ids: &'a [String]) -> Option<&'a str> {
+        let machines = locked(&self.machines);
+        ids.iter().find(|id| !machines.contains_key(*id)).map(String::as_str)
+    }
+
+    pub(super) fn all(&self) -> Vec<(String, Machine)> {
+        let mut all: Vec<_> =
+            locked(&self.machines).iter().map(|(id, machine)| (id.clone(), machine.clone())).collect();
+        all.sort_by_key(|(_, machine)| machine.launched);
+        all
+    }
+
+    pub(super) fn change<T>(&self, id: &str, change: impl FnOnce(&mut Machine) -> T) -> Option<T> {
+        locked(&self.machines).get_mut(id).map(change)
+    }
+
+    pub(super) fn instances(&self) -> Vec<Instance> {
+        let instance = |(id, machine): (String, Machine)| Instance {
+            id,
+            state: machine.state().to_owned(),
+            tags: machine.tags.into_iter().collect(),
+            launched: machine.launched,
+            terminate_calls: machine.terminate_calls,
+        };
+        self.all().into_iter().map(instance).collect()
+    }
+
+    pub(super) fn set_tags_in_imds(&self, on: bool) {
+        self.hides_tags.store(!on, Ordering::SeqCst);
+    }
+
+    pub(super) fn shows_tags_in_imds(&self) -> bool {
+        !self.hides_tags.load(Ordering::SeqCst)
+    }
+}

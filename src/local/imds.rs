@@ -1,0 +1,109 @@
+//! The instance metadata service, version 2 only: a token first, then what this one instance may know of itself.
+//!
+//! At a desk (no instance) every path is 404. That is quicker than the refused connection or the silence of
+//! a real desk, and the SDK gives up on either without trying again.
+
+use aws_smithy_types::body::SdkBody;
+
+use super::REGION;
+use super::fleet::{Fleet, Machine};
+use super::query::reply;
+
+const TOKEN_TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
+const TOKEN: &str = "x-aws-ec2-metadata-token";
+const ZONE: &str = "us-east-1a";
+const INSTANCE_TYPE: &str = "c7i.large";
+
+/// Answers one call from `instance`.
+pub(super) fn answer(fleet: &Fleet, instance: Option<&str>, request: &http::request::Parts) -> http::Response<SdkBody> {
+    let Some((id, machine)) = instance.and_then(|id| fleet.machine(id).map(|machine| (id, machine))) else {
+        return text(404, "");
+    };
+    let path = request.uri.path();
+    let token = format!("token-of-{id}");
+    if path == "/latest/api/token" {
+        return issue(&token, request);
+    }
+    if request.headers.get(TOKEN).is_none_or(|given| given.as_bytes() != token.as_bytes()) {
+        return text(401, "");
+    }
+    if request.method != http::Method::GET {
+        return text(405, "");
+    }
+    match value(fleet, id, &machine, path) {
+        Some(value) => text(200, &value),
+        None => text(404, ""),
+    }
+}
+
+fn issue(token: &str, request: &http::request::Parts) -> http::Response<SdkBody> {
+    if request.method != http::Method::PUT {
+        return text(405, "");
+    }
+    // One second to six hours, as IMDS has it.
+    let ttl = request.headers.get(TOKEN_TTL).cloned();
+    let seconds: Option<u32> = ttl.as_ref().and_then(|ttl| ttl.to_str().ok()?.parse().ok());
+    match (ttl, seconds) {
+        (Some(ttl), Some(1..=21_600)) => {
+            let mut answer = text(200, token);
+            answer.headers_mut().insert(TOKEN_TTL, ttl);
+            answer
+        }
+        _ => text(400, ""),
+    }
+}
+
+fn value(fleet: &Fleet, id: &str, machine: &Machine, path: &str) -> Option<String> {
+    if path == "/latest/dynamic/instance-identity/document" {
+        return Some(identity(id));
+    }
+    let item = path.strip_prefix("/latest/meta-data/")?;
+    let owned = |text: &str| Some(text.to_owned());
+    match item {
+        "instance-id" => owned(id),
+        "instance-type" => owned(INSTANCE_TYPE),
+        "instance-life-cycle" => owned("spot"),
+        "placement/region" => owned(REGION),
+        "placement/availability-zone" => owned(ZONE),
+        "spot/instance-action" => {
+            let (action, time) = machine.notice.as_ref()?;
+            Some(serde_json::json!({ "action": action, "time": time }).to_string())
+        }
+        "spot/termination-time" => {
+            machine.notice.as_ref().filter(|(action, _)| action == "terminate").map(|(_, time)| time.clone())
+        }
+        "events/recommendations/rebalance" => {
+            let time = machine.rebalance.as_ref()?;
+            Some(serde_json::json!({ "noticeTime": time }).to_string())
+        }
+        _ => {
+            let key = item.strip_prefix("tags/instance")?;
+            if !fleet.shows_tags_in_imds() {
+                return None;
+            }
+            match key.trim_start_matches('/') {
+                "" => Some(machine.tags.keys().cloned().collect::<Vec<_>>().join("\n")),
+                key => machine.tags.get(key).cloned(),
+            }
+        }
+    }
+}
+
+fn identity(id: &str) -> String {
+    serde_json::json!({
+        "accountId": "000000000000",
+        "architecture": "x86_64",
+        "availabilityZone": ZONE,
+        "imageId": "ami-00000000000000000",
+        "instanceId": id,
+        "instanceType": INSTANCE_TYPE,
+        "privateIp": "127.0.0.1",
+        "region": REGION,
+        "version": "2017-09-30",
+    })
+    .to_string()
+}
+
+pub(super) fn text(status: u16, body: &str) -> http::Response<SdkBody> {
+    reply(status, "text/plain", body.to_owned())
+}

@@ -1,0 +1,188 @@
+//! The folder a local cloud is kept in: what is where, whose it is, and who may open it.
+//!
+//! ```text
+//! DIR/source/…  DIR/results/…       the objects, under names a person can read (see `keys`)
+//! DIR/.lighthpc/version             `1`; its folder marks DIR as ours
+//! DIR/.lighthpc/lock                flock of the process that has the cloud open
+//! DIR/.lighthpc/dynamo.sqlite       the tables
+//! DIR/.lighthpc/uploads/ID/         parts of unfinished multipart uploads
+//! DIR/.lighthpc/meta/ETAG.json      what S3 keeps beside an object's bytes
+//! DIR/.lighthpc/tmp/                bytes still arriving; emptied at open
+//! DIR/.lighthpc/notifications.jsonl every message published
+//! ```
+//!
+//! Must never write into a folder that is not marked as ours and not empty: it may be anybody's home.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::{RESULT_BUCKET, SOURCE_BUCKET};
+
+/// The layout this program writes; another one is refused rather than guessed at.
+const VERSION: &str = "1";
+
+/// Says why a local cloud could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// Another process has it open.
+    #[error("{} is in use by another lighthpc process", dir.display())]
+    InUse {
+        /// The cloud's folder.
+        dir: PathBuf,
+    },
+    /// The folder has files in it, but no `.lighthpc` folder: it is somebody's own.
+    #[error("{} is not empty and is not a lighthpc folder", dir.display())]
+    NotOurs {
+        /// The folder that was asked for.
+        dir: PathBuf,
+    },
+    /// There is nothing to attach to.
+    #[error("there is no lighthpc folder at {}", dir.display())]
+    NotFound {
+        /// The folder that was asked for.
+        dir: PathBuf,
+    },
+    /// The file system refused.
+    #[error("cannot use {}", path.display())]
+    Io {
+        /// The file or folder it was about.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// What is kept there cannot be read.
+    #[error("{} cannot be read: {reason}", path.display())]
+    State {
+        /// The file it was about.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl OpenError {
+    pub(super) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { path, source }
+    }
+}
+
+/// The paths of one local cloud.
+#[derive(Debug, Clone)]
+pub(super) struct Layout {
+    dir: PathBuf,
+}
+
+impl Layout {
+    /// Makes or opens the folder and takes its lock, which is held as long as the returned file is open.
+    pub(super) fn open(dir: &Path) -> Result<(Self, File), OpenError> {
+        fs::create_dir_all(dir).map_err(OpenError::io(dir))?;
+        let layout = Self { dir: dir.canonicalize().map_err(OpenError::io(dir))? };
+        if !layout.own().is_dir() && !is_empty(dir)? {
+            return Err(OpenError::NotOurs { dir: layout.dir });
+        }
+        // Our mark goes first: a second process that meets the half-made folder sees that it is ours.
+        for folder in [layout.own(), layout.uploads(), layout.meta(), layout.tmp()] {
+            fs::create_dir_all(&folder).map_err(OpenError::io(&folder))?;
+        }
+        let lock = layout.lock()?;
+        layout.check_version()?;
+        for bucket in [SOURCE_BUCKET, RESULT_BUCKET] {
+            let folder = layout.dir.join(bucket);
+            fs::create_dir_all(&folder).map_err(OpenError::io(&folder))?;
+        }
+        layout.empty_tmp()?;
+        Ok((layout, lock))
+    }
+
+    /// Opens the folder as a bystander: nothing is made, locked, or cleaned.
+    pub(super) fn attach(dir: &Path) -> Result<Self, OpenError> {
+        let Ok(dir) = dir.canonicalize() else { return Err(OpenError::NotFound { dir: dir.to_owned() }) };
+        let layout = Self { dir };
+        if !layout.own().is_dir() {
+            let is_other = !is_empty(&layout.dir)?;
+            let dir = layout.dir;
+            return Err(if is_other { OpenError::NotOurs { dir } } else { OpenError::NotFound { dir } });
+        }
+        if !layout.database().is_file() {
+            return Err(OpenError::NotFound { dir: layout.dir });
+        }
+        layout.check_version()?;
+        Ok(layout)
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Gives the folder of a bucket; the name must have been checked by S3's rules, which exclude our own folder.
+    pub(super) fn bucket(&self, bucket: &str) -> PathBuf {
+        self.dir.join(bucket)
+    }
+
+    pub(super) fn database(&self) -> PathBuf {
+        self.own().join("dynamo.sqlite")
+    }
+
+    pub(super) fn notifications(&self) -> PathBuf {
+        self.own().join("notifications.jsonl")
+    }
+
+    pub(super) fn uploads(&self) -> PathBuf {
+        self.own().join("uploads")
+    }
+
+    pub(super) fn meta(&self) -> PathBuf {
+        self.own().join("meta")
+    }
+
+    pub(super) fn tmp(&self) -> PathBuf {
+        self.own().join("tmp")
+    }
+
+    fn own(&self) -> PathBuf {
+        self.dir.join(".lighthpc")
+    }
+
+    fn lock(&self) -> Result<File, OpenError> {
+        let path = self.own().join("lock");
+        let file =
+            File::options().create(true).truncate(false).write(true).open(&path).map_err(OpenError::io(&path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => Err(OpenError::InUse { dir: self.dir.clone() }),
+            Err(TryLockError::Error(source)) => Err(OpenError::Io { path, source }),
+        }
+    }
+
+    fn check_version(&self) -> Result<(), OpenError> {
+        let path = self.own().join("version");
+        match fs::read_to_string(&path) {
+            Ok(version) if version.trim() == VERSION => Ok(()),
+            Ok(version) => Err(OpenError::State {
+                path,
+                reason: format!("it has layout {:?}, this program writes {VERSION:?}", version.trim()),
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::write(&path, format!("{VERSION}\n")).map_err(OpenError::io(&path))
+            }
+            Err(source) => Err(OpenError::Io { path, source }),
+        }
+    }
+
+    /// Removes what a process that died was still receiving; the lock says that nobody else is.
+    fn empty_tmp(&self) -> Result<(), OpenError> {
+        let tmp = self.tmp();
+        for entry in fs::read_dir(&tmp).map_err(OpenError::io(&tmp))? {
+            let path = entry.map_err(OpenError::io(&tmp))?.path();
+            fs::remove_file(&path).map_err(OpenError::io(&path))?;
+        }
+        Ok(())
+    }
+}
+
+fn is_empty(dir: &Path) -> Result<bool, OpenError> {
+    Ok(fs::read_dir(dir).map_err(OpenError::io(dir))?.next().is_none())
+}

@@ -1,0 +1,202 @@
+//! A cloud in this process: the AWS SDK's own clients talk to it through an `HttpClient` that never leaves the machine.
+//!
+//! It is what `--local` runs on, kept in a folder a person can look into, and what every test runs on. DynamoDB is
+//! `dynoxide`, S3's protocol is `s3s` over plain files, SNS, EC2, and IMDS are small stand-ins that record what they were asked.
+//! It must never reach a network, and never touch a folder that is not its own (see `layout`).
+//!
+//! ```text
+//! SDK client ─► Wire (faults, journal) ─┬─ dynamodb.… ─► Dynamo ─► .lighthpc/dynamo.sqlite
+//!                                       ├─ s3.…       ─► s3      ─► source/…  results/…
+//!                                       ├─ sns.…      ─► Sns     ─► .lighthpc/notifications.jsonl
+//!                                       ├─ ec2.…      ─► Fleet (this process)
+//!                                       ├─ 169.254.…  ─► imds, as one instance sees it
+//!                                       └─ any other host: refused
+//! ```
+
+mod dynamo;
+mod ec2;
+mod faults;
+mod filter;
+mod fleet;
+mod gate;
+mod imds;
+mod keys;
+mod layout;
+mod query;
+mod s3;
+mod sns;
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
+
+pub use faults::{Fault, Faults, Service, When};
+pub use fleet::Instance;
+pub use gate::Gate;
+pub use layout::OpenError;
+pub use sns::Published;
+
+use dynamo::Dynamo;
+use fleet::Fleet;
+use layout::Layout;
+use sns::Sns;
+use wire::Wire;
+
+/// The bucket of the inputs, and its folder.
+pub const SOURCE_BUCKET: &str = "source";
+/// The bucket of the results, and its folder.
+pub const RESULT_BUCKET: &str = "results";
+/// The region everything is in.
+pub const REGION: &str = "us-east-1";
+/// The topic that is always there.
+pub const TOPIC_ARN: &str = "arn:aws:sns:us-east-1:000000000000:lighthpc-local";
+/// The access key the local S3 accepts; it opens nothing anywhere else.
+pub const ACCESS_KEY: &str = "AKIALIGHTHPCLOCAL000";
+/// The secret that goes with [`ACCESS_KEY`].
+pub const SECRET_KEY: &str = "no-secret-for-this-machine-only";
+
+/// A cloud in this process; a clone is the same cloud.
+#[derive(Clone)]
+pub struct LocalCloud {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    dynamo: Dynamo,
+    s3: s3::Front,
+    shelf: Arc<s3::Shelf>,
+    sns: Sns,
+    fleet: Fleet,
+    layout: Layout,
+    /// Held open for its lock.
+    _lock: Option<File>,
+}
+
+impl LocalCloud {
+    /// Opens the cloud kept in `dir`, or makes one there, and locks it for the life of the value, its clones, and
+    /// every client that has one of its wires.
+    ///
+    /// # Errors
+    /// `InUse`: another process has it open. `NotOurs`: the folder holds something else. `Io`, `State`: it cannot
+    /// be read or written.
+    pub fn open(dir: &Path) -> Result<Self, OpenError> {
+        let (layout, lock) = Layout::open(dir)?;
+        let (dynamo, sns) = (Dynamo::on_disk(&layout)?, Sns::open(&layout)?);
+        Ok(Self::of(layout, Some(lock), dynamo, sns))
+    }
+
+    /// Opens an existing cloud beside the process that has it open: to look at, not to work in.
+    ///
+    /// # Errors
+    /// `NotFound`: there is none. `NotOurs`: the folder holds something else. `Io`, `State`: it cannot be read.
+    pub fn attach(dir: &Path) -> Result<Self, OpenError> {
+        let layout = Layout::attach(dir)?;
+        let (dynamo, sns) = (Dynamo::on_disk(&layout)?, Sns::attach(&layout)?);
+        Ok(Self::of(layout, None, dynamo, sns))
+    }
+
+    /// Opens a cloud whose tables live as long as the value; its objects are in `dir`. For tests.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn in_memory(dir: &Path) -> Result<Self, OpenError> {
+        let (layout, lock) = Layout::open(dir)?;
+        let sns = Sns::open(&layout)?;
+        Ok(Self::of(layout, Some(lock), Dynamo::in_memory()?, sns))
+    }
+
+    fn of(layout: Layout, lock: Option<File>, dynamo: Dynamo, sns: Sns) -> Self {
+        let shelf = Arc::new(s3::Shelf::new(layout.clone()));
+        let s3 = s3::S3Local::new(Arc::clone(&shelf)).front();
+        Self { inner: Arc::new(Inner { dynamo, s3, shelf, sns, fleet: Fleet::default(), layout, _lock: lock }) }
+    }
+
+    /// Gives the folder the cloud is kept in, as an absolute path.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.inner.layout.dir()
+    }
+
+    /// Registers a running instance with these tags; returns its id, which no other process will ever give.
+    pub fn launch(&self, tags: &[(&str, &str)]) -> String {
+        self.inner.fleet.launch(tags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())))
+    }
+
+    /// Makes the wire as `instance` sees it; `None`: from a desk, where IMDS answers 404.
+    #[must_use]
+    pub fn wire(&self, instance: Option<&str>) -> SharedHttpClient {
+        self.faulty_wire(instance, Faults::new())
+    }
+
+    /// Makes a wire with faults in front, which also keeps their journal.
+    #[must_use]
+    pub fn faulty_wire(&self, instance: Option<&str>, faults: Faults) -> SharedHttpClient {
+        SharedHttpClient::new(Wire::new(self.clone(), instance, faults))
+    }
+
+    /// Gives every instance of this process, in the order of launch.
+    #[must_use]
+    pub fn instances(&self) -> Vec<Instance> {
+        self.inner.fleet.instances()
+    }
+
+    /// Makes a machine vanish, as a crash or a reclaimed Spot instance would: no call is recorded.
+    pub fn stop_instance(&self, id: &str) {
+        self.inner.fleet.change(id, |machine| machine.is_running = false);
+    }
+
+    /// Gives every message ever published in this cloud.
+    #[must_use]
+    pub fn published(&self) -> Vec<Published> {
+        self.inner.sns.published()
+    }
+
+    /// Sets whether IMDS shows tags; off, a client has to ask `DescribeTags`.
+    pub fn set_instance_tags_in_imds(&self, on: bool) {
+        self.inner.fleet.set_tags_in_imds(on);
+    }
+
+    /// Puts a spot notice (`terminate`, `stop`, or `hibernate`, and its time) where the instance sees it.
+    pub fn put_spot_notice(&self, id: &str, action: &str, time_rfc3339: &str) {
+        let notice = Some((action.to_owned(), time_rfc3339.to_owned()));
+        self.inner.fleet.change(id, |machine| machine.notice = notice);
+    }
+
+    /// Puts a rebalance recommendation where the instance sees it.
+    pub fn rebalance(&self, id: &str, time_rfc3339: &str) {
+        self.inner.fleet.change(id, |machine| machine.rebalance = Some(time_rfc3339.to_owned()));
+    }
+
+    /// Makes an object that is a person's own file (an absolute path), by a link: nothing is copied. Putting or
+    /// deleting the object replaces or removes the link, never the file.
+    ///
+    /// # Errors
+    /// When the file cannot be read as one, or the link cannot be made.
+    pub fn link_object(&self, bucket: &str, key: &str, file: &Path) -> io::Result<()> {
+        self.inner.shelf.link(bucket, key, file)
+    }
+
+    /// Gives the path at which a person finds an object, or would find it.
+    #[must_use]
+    pub fn object_path(&self, bucket: &str, key: &str) -> PathBuf {
+        self.inner.shelf.place(bucket, key)
+    }
+}
+
+impl std::fmt::Debug for LocalCloud {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LocalCloud").field("dir", &self.dir()).finish_non_exhaustive()
+    }
+}
+
+/// Locks; a thread that panicked while it held the lock left nothing half done that another could not use.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

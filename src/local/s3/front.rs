@@ -1,0 +1,112 @@
+//! The HTTP side of S3: from the SDK's request to `s3s` and back, and the names of operations.
+
+use aws_smithy_types::body::SdkBody;
+use http::{HeaderValue, Method, StatusCode, header};
+use s3s::auth::SimpleAuth;
+use s3s::host::{S3Host, VirtualHost};
+use s3s::service::{S3Service, S3ServiceBuilder};
+use s3s::{S3Result, s3_error};
+
+use super::super::query::{Xml, fresh_id, reply};
+use super::super::{ACCESS_KEY, SECRET_KEY};
+use super::service::S3Local;
+
+/// Makes the service that checks requests for the local credentials.
+fn service(local: S3Local) -> S3Service {
+    let mut builder = S3ServiceBuilder::new(local);
+    builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
+    builder.set_host(Endpoint);
+    builder.build()
+}
+
+/// S3's own host names, with the bucket in the path or in the host.
+struct Endpoint;
+
+impl S3Host for Endpoint {
+    fn parse_host_header<'a>(&'a self, host: &'a str) -> S3Result<VirtualHost<'a>> {
+        if host.starts_with("s3.") {
+            return Ok(VirtualHost::new(host));
+        }
+        match host.split_once(".s3.") {
+            Some((bucket, domain)) => Ok(VirtualHost::new(domain).with_bucket(bucket)),
+            None => Err(s3_error!(InvalidRequest, "not a host of S3: {host}")),
+        }
+    }
+}
+
+/// The service, as the wire calls it.
+#[derive(Clone)]
+pub(crate) struct Front {
+    service: S3Service,
+}
+
+impl S3Local {
+    /// Puts the protocol in front.
+    pub(crate) fn front(self) -> Front {
+        Front { service: service(self) }
+    }
+}
+
+impl Front {
+    /// Answers one call.
+    pub(crate) async fn answer(&self, mut request: http::Request<SdkBody>) -> http::Response<SdkBody> {
+        let is_head = request.method() == Method::HEAD;
+        // The SDK leaves this header to its HTTP client, yet signs it.
+        if !request.headers().contains_key(header::HOST)
+            && let Some(host) = request.uri().authority().and_then(|host| HeaderValue::from_str(host.as_str()).ok())
+        {
+            request.headers_mut().insert(header::HOST, host);
+        }
+        let outcome = self.service.call(request.map(s3s::Body::http_body)).await;
+        let answer = match outcome {
+            Ok(answer) => answer,
+            Err(error) => {
+                let error: s3s::StdError = error.into();
+                return error_reply(500, "InternalError", &error.to_string());
+            }
+        };
+        // On a real connection these never have a body; the SDK takes a missing one as its cue.
+        if is_head || answer.status() == StatusCode::NOT_MODIFIED {
+            return answer.map(|_| SdkBody::empty());
+        }
+        answer.map(SdkBody::from_body_1_x)
+    }
+}
+
+/// Makes an error answer in the shape the SDK reads a code from.
+pub(crate) fn error_reply(status: u16, code: &str, message: &str) -> http::Response<SdkBody> {
+    let mut xml = Xml::default();
+    xml.text("Code", code).text("Message", message).text("RequestId", fresh_id());
+    reply(status, "application/xml", xml.root("Error", ""))
+}
+
+/// Names the operation of a request.
+pub(crate) fn operation(request: &http::request::Parts) -> &'static str {
+    let query = request.uri.query().unwrap_or_default();
+    let has = |name: &str| query.split('&').any(|pair| pair.split('=').next() == Some(name));
+    let host = request.uri.host().unwrap_or_default();
+    let path = request.uri.path().trim_start_matches('/');
+    let has_key = if host.starts_with("s3.") {
+        path.split_once('/').is_some_and(|(_, key)| !key.is_empty())
+    } else {
+        !path.is_empty()
+    };
+    match (request.method.as_str(), has_key) {
+        ("GET", true) if has("uploadId") => "ListParts",
+        ("GET", true) => "GetObject",
+        ("HEAD", true) => "HeadObject",
+        ("PUT", true) if has("uploadId") => "UploadPart",
+        ("PUT", true) if request.headers.contains_key("x-amz-copy-source") => "CopyObject",
+        ("PUT", true) => "PutObject",
+        ("POST", true) if has("uploads") => "CreateMultipartUpload",
+        ("POST", true) => "CompleteMultipartUpload",
+        ("DELETE", true) if has("uploadId") => "AbortMultipartUpload",
+        ("DELETE", true) => "DeleteObject",
+        ("GET", false) if has("uploads") => "ListMultipartUploads",
+        ("GET", false) if has("list-type") => "ListObjectsV2",
+        ("HEAD", false) => "HeadBucket",
+        ("PUT", false) => "CreateBucket",
+        ("POST", false) if has("delete") => "DeleteObjects",
+        _ => "Unknown",
+    }
+}

@@ -1,0 +1,124 @@
+//! An object's bytes on their way out, and a body that breaks off.
+//!
+//! A file that shrinks or changes while it is read gives an error, never a short or mixed body: S3 would
+//! have given one version. (A file that was renamed over is still the version that was opened.)
+
+use std::fs::File;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use aws_smithy_types::body::SdkBody;
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use tokio::io::{AsyncRead as _, ReadBuf};
+
+use super::shelf::Stat;
+
+type StdError = Box<dyn std::error::Error + Send + Sync>;
+
+/// One read: large enough that the hop to a blocking thread costs nothing beside it.
+const READ_BYTES: usize = 256 * 1024;
+
+/// Some bytes of a file, read as they are asked for.
+pub(super) struct FileBody {
+    file: tokio::fs::File,
+    /// The same open file, to look at it without waiting.
+    watched: File,
+    etag: String,
+    left: u64,
+    buffer: Vec<u8>,
+}
+
+impl FileBody {
+    /// Starts at the file's position.
+    pub(super) fn new(file: File, stat: &Stat, length: u64) -> io::Result<Self> {
+        let watched = file.try_clone()?;
+        let mut file = tokio::fs::File::from_std(file);
+        file.set_max_buf_size(READ_BYTES);
+        Ok(Self { file, watched, etag: stat.etag.clone(), left: length, buffer: Vec::new() })
+    }
+
+    fn check(&self) -> io::Result<()> {
+        if Stat::of(&self.watched.metadata()?).etag == self.etag {
+            return Ok(());
+        }
+        Err(io::Error::other("the file of this object changed while it was read"))
+    }
+}
+
+impl Body for FileBody {
+    type Data = Bytes;
+    type Error = StdError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
+        let this = self.get_mut();
+        if this.left == 0 {
+            return Poll::Ready(None);
+        }
+        let wanted = usize::try_from(this.left).unwrap_or(usize::MAX).min(READ_BYTES);
+        this.buffer.resize(wanted, 0);
+        let mut buffer = ReadBuf::new(&mut this.buffer);
+        let outcome = ready!(Pin::new(&mut this.file).poll_read(cx, &mut buffer));
+        let count = buffer.filled().len();
+        let read = outcome.and_then(|()| {
+            if count == 0 {
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file of this object has shrunk"));
+            }
+            this.left -= count as u64;
+            if this.left == 0 { this.check() } else { Ok(()) }
+        });
+        if let Err(error) = read {
+            // Nothing may follow an error.
+            this.left = 0;
+            return Poll::Ready(Some(Err(error.into())));
+        }
+        let mut bytes = std::mem::take(&mut this.buffer);
+        bytes.truncate(count);
+        Poll::Ready(Some(Ok(Frame::data(bytes.into()))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
+}
+
+/// A body whose connection breaks after some bytes.
+pub(crate) struct CutBody {
+    body: SdkBody,
+    left: u64,
+}
+
+impl CutBody {
+    pub(crate) fn new(body: SdkBody, left: u64) -> Self {
+        Self { body, left }
+    }
+}
+
+impl Body for CutBody {
+    type Data = Bytes;
+    type Error = StdError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
+        let this = self.get_mut();
+        if this.left > 0 {
+            match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(mut data) => {
+                        data.truncate(usize::try_from(this.left).unwrap_or(usize::MAX));
+                        this.left -= data.len() as u64;
+                        return Poll::Ready(Some(Ok(Frame::data(data))));
+                    }
+                    Err(frame) => return Poll::Ready(Some(Ok(frame))),
+                },
+                other => return Poll::Ready(other),
+            }
+        }
+        let error = io::Error::new(io::ErrorKind::ConnectionReset, "a fault cut the body short");
+        Poll::Ready(Some(Err(error.into())))
+    }
+}

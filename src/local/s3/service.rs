@@ -1,0 +1,242 @@
+//! The operations on objects and buckets, one method each.
+
+use std::collections::BTreeMap;
+use std::io::{Seek as _, SeekFrom};
+use std::sync::Arc;
+
+use s3s::dto::{
+    AbortMultipartUploadInput, AbortMultipartUploadOutput, Checksum, ChecksumMode, ChecksumType,
+    CompleteMultipartUploadInput, CompleteMultipartUploadOutput, CreateBucketInput, CreateBucketOutput,
+    CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteObjectInput, DeleteObjectOutput, DeleteObjectsInput,
+    DeleteObjectsOutput, DeletedObject, GetObjectInput, GetObjectOutput, HeadBucketInput, HeadBucketOutput,
+    HeadObjectInput, HeadObjectOutput, ListMultipartUploadsInput, ListMultipartUploadsOutput, ListObjectsV2Input,
+    ListObjectsV2Output, ListPartsInput, ListPartsOutput, Metadata, PutObjectInput, PutObjectOutput, Range,
+    UploadPartInput, UploadPartOutput,
+};
+use s3s::{Body, S3, S3Error, S3Request, S3Response, S3Result, s3_error};
+
+use super::super::REGION;
+use super::intake::{self, Claims};
+use super::outflow::FileBody;
+use super::shelf::{Condition, Meta, Shelf, Stat, broken};
+use super::{listing, multipart};
+
+/// What S3 gives an object that was put without one.
+const CONTENT_TYPE: &str = "binary/octet-stream";
+
+/// S3's operations over a [`Shelf`].
+#[derive(Clone)]
+pub(crate) struct S3Local {
+    pub(super) shelf: Arc<Shelf>,
+}
+
+impl S3Local {
+    pub(crate) fn new(shelf: Arc<Shelf>) -> Self {
+        Self { shelf }
+    }
+
+    /// Runs what waits for the disk on a blocking thread. Once begun it runs to its end.
+    pub(super) async fn on_disk<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&Shelf) -> S3Result<T> + Send + 'static,
+    ) -> S3Result<T> {
+        let objects = Arc::clone(&self.shelf);
+        tokio::task::spawn_blocking(move || act(&objects)).await.map_err(S3Error::internal_error)?
+    }
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "the last line of every operation")]
+pub(super) fn answer<T>(output: T) -> S3Result<S3Response<T>> {
+    Ok(S3Response::new(output))
+}
+
+fn range_of(range: Option<Range>, stat: &Stat) -> S3Result<(u64, u64, Option<String>)> {
+    let Some(range) = range else { return Ok((0, stat.size, None)) };
+    if stat.size == 0 {
+        return Err(s3_error!(InvalidRange));
+    }
+    let bytes = range.check(stat.size)?;
+    let text = format!("bytes {}-{}/{}", bytes.start, bytes.end - 1, stat.size);
+    Ok((bytes.start, bytes.end - bytes.start, Some(text)))
+}
+
+/// S3 gives checksums when asked, and of the whole object only.
+fn checksum_of(mode: Option<&ChecksumMode>, is_ranged: bool, meta: &Meta) -> Checksum {
+    let is_wanted = mode.is_some_and(|mode| mode.as_str() == ChecksumMode::ENABLED) && !is_ranged;
+    if !is_wanted || meta.checksums.is_empty() {
+        return Checksum::default();
+    }
+    Checksum { checksum_type: Some(ChecksumType::from_static(ChecksumType::FULL_OBJECT)), ..meta.checksum() }
+}
+
+fn signed(size: u64) -> Option<i64> {
+    i64::try_from(size).ok()
+}
+
+pub(super) fn meta_of(
+    content_type: Option<String>,
+    metadata: Option<Metadata>,
+    checksums: BTreeMap<String, String>,
+) -> Meta {
+    Meta { content_type, metadata: metadata.unwrap_or_default().into_iter().collect(), checksums }
+}
+
+#[async_trait::async_trait]
+impl S3 for S3Local {
+    async fn get_object(&self, req: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
+        let input = req.input;
+        let found = self.on_disk(move |shelf| {
+            let (mut file, stat) = shelf.open(&input.bucket, &input.key)?;
+            Condition { if_match: input.if_match, if_none_match: input.if_none_match }.check_read(&stat)?;
+            let (first, length, content_range) = range_of(input.range, &stat)?;
+            file.seek(SeekFrom::Start(first)).map_err(|e| broken("seeking", &e))?;
+            let meta = shelf.meta(&stat.etag);
+            let checksum = checksum_of(input.checksum_mode.as_ref(), content_range.is_some(), &meta);
+            let body = FileBody::new(file, &stat, length).map_err(|e| broken("opening", &e))?;
+            Ok(GetObjectOutput {
+                body: Some(Body::http_body(body).into()),
+                accept_ranges: Some("bytes".to_owned()),
+                content_length: signed(length),
+                content_range,
+                content_type: Some(meta.content_type.unwrap_or_else(|| CONTENT_TYPE.to_owned())),
+                e_tag: Some(stat.etag()),
+                last_modified: Some(stat.modified.into()),
+                metadata: Some(meta.metadata.into_iter().collect()),
+                checksum_crc32: checksum.checksum_crc32,
+                checksum_crc32c: checksum.checksum_crc32c,
+                checksum_crc64nvme: checksum.checksum_crc64nvme,
+                checksum_sha1: checksum.checksum_sha1,
+                checksum_sha256: checksum.checksum_sha256,
+                checksum_type: checksum.checksum_type,
+                ..GetObjectOutput::default()
+            })
+        });
+        answer(found.await?)
+    }
+
+    async fn head_object(&self, req: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
+        let input = req.input;
+        let found = self.on_disk(move |shelf| {
+            let (_, stat) = shelf.open(&input.bucket, &input.key)?;
+            Condition { if_match: input.if_match, if_none_match: input.if_none_match }.check_read(&stat)?;
+            let meta = shelf.meta(&stat.etag);
+            let checksum = checksum_of(input.checksum_mode.as_ref(), false, &meta);
+            Ok(HeadObjectOutput {
+                accept_ranges: Some("bytes".to_owned()),
+                content_length: signed(stat.size),
+                content_type: Some(meta.content_type.unwrap_or_else(|| CONTENT_TYPE.to_owned())),
+                e_tag: Some(stat.etag()),
+                last_modified: Some(stat.modified.into()),
+                metadata: Some(meta.metadata.into_iter().collect()),
+                checksum_crc32: checksum.checksum_crc32,
+                checksum_crc32c: checksum.checksum_crc32c,
+                checksum_crc64nvme: checksum.checksum_crc64nvme,
+                checksum_sha1: checksum.checksum_sha1,
+                checksum_sha256: checksum.checksum_sha256,
+                checksum_type: checksum.checksum_type,
+                ..HeadObjectOutput::default()
+            })
+        });
+        answer(found.await?)
+    }
+
+    async fn put_object(&self, req: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
+        let claims = Claims::read(&req.headers, req.input.content_length, req.trailing_headers);
+        let input = req.input;
+        self.shelf.bucket(&input.bucket)?;
+        let received = intake::receive(&self.shelf.layout, input.body, claims).await?;
+        let meta = meta_of(input.content_type, input.metadata, received.checksums);
+        let condition = Condition { if_match: input.if_match, if_none_match: input.if_none_match };
+        let checksum = meta.checksum();
+        let etag = self
+            .on_disk(move |shelf| {
+                shelf.commit((&input.bucket, &input.key), received.staged, &condition, &meta, || Ok(()))
+            })
+            .await?;
+        answer(PutObjectOutput {
+            e_tag: Some(etag),
+            checksum_crc32: checksum.checksum_crc32,
+            checksum_crc32c: checksum.checksum_crc32c,
+            checksum_crc64nvme: checksum.checksum_crc64nvme,
+            checksum_sha1: checksum.checksum_sha1,
+            checksum_sha256: checksum.checksum_sha256,
+            ..PutObjectOutput::default()
+        })
+    }
+
+    async fn delete_object(&self, req: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
+        let input = req.input;
+        self.on_disk(move |shelf| shelf.remove(&input.bucket, &input.key)).await?;
+        answer(DeleteObjectOutput::default())
+    }
+
+    async fn delete_objects(&self, req: S3Request<DeleteObjectsInput>) -> S3Result<S3Response<DeleteObjectsOutput>> {
+        let input = req.input;
+        let is_quiet = input.delete.quiet.unwrap_or(false);
+        let deleted = self
+            .on_disk(move |shelf| {
+                let mut deleted = Vec::new();
+                for object in input.delete.objects {
+                    shelf.remove(&input.bucket, &object.key)?;
+                    deleted.push(DeletedObject { key: Some(object.key), ..DeletedObject::default() });
+                }
+                Ok(deleted)
+            })
+            .await?;
+        answer(DeleteObjectsOutput { deleted: (!is_quiet).then_some(deleted), ..DeleteObjectsOutput::default() })
+    }
+
+    async fn list_objects_v2(&self, req: S3Request<ListObjectsV2Input>) -> S3Result<S3Response<ListObjectsV2Output>> {
+        answer(self.on_disk(move |shelf| listing::page(shelf, &req.input)).await?)
+    }
+
+    async fn head_bucket(&self, req: S3Request<HeadBucketInput>) -> S3Result<S3Response<HeadBucketOutput>> {
+        self.shelf.bucket(&req.input.bucket)?;
+        answer(HeadBucketOutput { bucket_region: Some(REGION.to_owned()), ..HeadBucketOutput::default() })
+    }
+
+    async fn create_bucket(&self, req: S3Request<CreateBucketInput>) -> S3Result<S3Response<CreateBucketOutput>> {
+        let bucket = req.input.bucket;
+        let location = format!("/{bucket}");
+        if self.on_disk(move |shelf| shelf.make_bucket(&bucket)).await? {
+            return Err(s3_error!(BucketAlreadyOwnedByYou));
+        }
+        answer(CreateBucketOutput { location: Some(location) })
+    }
+
+    async fn create_multipart_upload(
+        &self,
+        req: S3Request<CreateMultipartUploadInput>,
+    ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
+        multipart::create(self, req).await
+    }
+
+    async fn upload_part(&self, req: S3Request<UploadPartInput>) -> S3Result<S3Response<UploadPartOutput>> {
+        multipart::upload_part(self, req).await
+    }
+
+    async fn complete_multipart_upload(
+        &self,
+        req: S3Request<CompleteMultipartUploadInput>,
+    ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
+        multipart::complete(self, req).await
+    }
+
+    async fn abort_multipart_upload(
+        &self,
+        req: S3Request<AbortMultipartUploadInput>,
+    ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
+        multipart::abort(self, req).await
+    }
+
+    async fn list_parts(&self, req: S3Request<ListPartsInput>) -> S3Result<S3Response<ListPartsOutput>> {
+        multipart::list_parts(self, req).await
+    }
+
+    async fn list_multipart_uploads(
+        &self,
+        req: S3Request<ListMultipartUploadsInput>,
+    ) -> S3Result<S3Response<ListMultipartUploadsOutput>> {
+        multipart::list_uploads(self, req).await
+    }
+}

@@ -1,0 +1,164 @@
+//! SNS: records what was published, and refuses what SNS would refuse.
+//!
+//! Each message is a line of `.lighthpc/notifications.jsonl`, so a person can see what would have been sent and
+//! a later process still knows. Nothing is delivered, and nothing is deduplicated: a test counts the sends.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::sync::Mutex;
+
+use aws_smithy_types::body::SdkBody;
+use serde::{Deserialize, Serialize};
+
+use super::layout::{Layout, OpenError};
+use super::locked;
+use super::query::{Form, Xml, fresh_id, reply};
+
+const NAMESPACE: &str = "http://sns.amazonaws.com/doc/2010-03-31/";
+/// SNS's own limits: <https://docs.aws.amazon.com/sns/latest/api/API_Publish.html>.
+const SUBJECT_CHARS_MAX: usize = 100;
+const MESSAGE_BYTES_MAX: usize = 256 * 1024;
+
+/// A message that was published.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Published {
+    /// The topic it was published to.
+    pub topic_arn: String,
+    /// The subject line, if one was given.
+    pub subject: Option<String>,
+    /// The message's body.
+    pub message: String,
+    /// The message group of a FIFO topic.
+    pub group_id: Option<String>,
+    /// The deduplication id of a FIFO topic.
+    pub deduplication_id: Option<String>,
+}
+
+/// All messages ever published in this cloud.
+#[derive(Debug)]
+pub(super) struct Sns {
+    sent: Mutex<(Vec<Published>, File)>,
+}
+
+impl Sns {
+    /// Reads back what earlier processes published. A last line without its end is what one that was killed while
+    /// writing left: it is dropped, as its sender had no answer.
+    pub(super) fn open(layout: &Layout) -> Result<Self, OpenError> {
+        let path = layout.notifications();
+        let (sent, whole_bytes) = read_back(&path)?;
+        let file = File::options().create(true).append(true).open(&path).map_err(OpenError::io(&path))?;
+        file.set_len(whole_bytes).map_err(OpenError::io(&path))?;
+        Ok(Self { sent: Mutex::new((sent, file)) })
+    }
+
+    /// As [`Self::open`], beside a process that may be writing: nothing is cut off.
+    pub(super) fn attach(layout: &Layout) -> Result<Self, OpenError> {
+        let path = layout.notifications();
+        let (sent, _) = read_back(&path)?;
+        let file = File::options().create(true).append(true).open(&path).map_err(OpenError::io(&path))?;
+        Ok(Self { sent: Mutex::new((sent, file)) })
+    }
+
+    pub(super) fn published(&self) -> Vec<Published> {
+        locked(&self.sent).0.clone()
+    }
+
+    /// Answers one call.
+    pub(super) fn answer(&self, form: &Form) -> http::Response<SdkBody> {
+        match form.action() {
+            "Publish" => self.publish(form),
+            other => error_reply(400, "InvalidAction", &format!("the local cloud's SNS has no {other:?}")),
+        }
+    }
+
+    fn publish(&self, form: &Form) -> http::Response<SdkBody> {
+        let text = |name| form.get(name).map(str::to_owned);
+        let message = Published {
+            topic_arn: text("TopicArn").or_else(|| text("TargetArn")).unwrap_or_default(),
+            subject: text("Subject"),
+            message: text("Message").unwrap_or_default(),
+            group_id: text("MessageGroupId"),
+            deduplication_id: text("MessageDeduplicationId"),
+        };
+        if let Some(reason) = refusal(&message) {
+            return error_reply(400, "InvalidParameter", &format!("Invalid parameter: {reason}"));
+        }
+        if let Err(error) = self.record(message) {
+            return error_reply(500, "InternalError", &format!("recording the message: {error}"));
+        }
+        let mut xml = Xml::default();
+        xml.node("PublishResult", |xml| {
+            xml.text("MessageId", fresh_id());
+        });
+        xml.node("ResponseMetadata", |xml| {
+            xml.text("RequestId", fresh_id());
+        });
+        reply(200, "text/xml", xml.root("PublishResponse", NAMESPACE))
+    }
+
+    fn record(&self, message: Published) -> io::Result<()> {
+        let mut line = serde_json::to_string(&message)?;
+        line.push('\n');
+        let mut sent = locked(&self.sent);
+        sent.1.write_all(line.as_bytes())?;
+        sent.0.push(message);
+        Ok(())
+    }
+}
+
+/// Makes an error answer in the shape the SDK reads a code from.
+pub(super) fn error_reply(status: u16, code: &str, message: &str) -> http::Response<SdkBody> {
+    let mut xml = Xml::default();
+    xml.node("Error", |xml| {
+        xml.text("Type", if status < 500 { "Sender" } else { "Receiver" }).text("Code", code).text("Message", message);
+    });
+    xml.text("RequestId", fresh_id());
+    reply(status, "text/xml", xml.root("ErrorResponse", NAMESPACE))
+}
+
+/// Says what SNS would have against this message.
+fn refusal(message: &Published) -> Option<&'static str> {
+    if !message.topic_arn.starts_with("arn:") {
+        return Some("TopicArn");
+    }
+    if message.message.is_empty() {
+        return Some("Empty message");
+    }
+    if message.message.len() > MESSAGE_BYTES_MAX {
+        return Some("Message too long");
+    }
+    // "ASCII text that begins with a letter, number, or punctuation mark, no line breaks or control characters,
+    // less than 100 characters": a file's name in a subject is the usual way to break this.
+    let is_plain = |subject: &str| {
+        !subject.is_empty()
+            && subject.len() < SUBJECT_CHARS_MAX
+            && !subject.starts_with(' ')
+            && subject.chars().all(|c| c.is_ascii() && !c.is_ascii_control())
+    };
+    if message.subject.as_deref().is_some_and(|subject| !is_plain(subject)) {
+        return Some("Subject");
+    }
+    None
+}
+
+/// Reads the messages, and how many bytes of the file hold whole ones.
+fn read_back(path: &Path) -> Result<(Vec<Published>, u64), OpenError> {
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), 0)),
+        Err(source) => return Err(OpenError::Io { path: path.to_owned(), source }),
+    };
+    let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    let messages = text[..whole]
+        .split_inclusive(|byte| *byte == b'\n')
+        .enumerate()
+        .map(|(index, line)| {
+            serde_json::from_slice(line).map_err(|error| OpenError::State {
+                path: path.to_owned(),
+                reason: format!("line {}: {error}", index + 1),
+            })
+        })
+        .collect::<Result<_, _>>()?;
+    Ok((messages, whole as u64))
+}

@@ -1,0 +1,167 @@
+//! EC2, IMDS, and SNS.
+
+use aws_config::imds;
+use aws_config::provider_config::ProviderConfig;
+use aws_sdk_ec2::types::{Filter, InstanceStateName, ResourceType, Tag, TagSpecification};
+
+use super::*;
+
+fn ec2(cloud: &LocalCloud) -> aws_sdk_ec2::Client {
+    aws_sdk_ec2::Client::new(&config(cloud.wire(None)))
+}
+
+fn metadata(cloud: &LocalCloud, instance: Option<&str>) -> imds::Client {
+    let provider = ProviderConfig::without_region().with_http_client(cloud.wire(instance));
+    imds::Client::builder().configure(&provider).build()
+}
+
+pub(super) async fn publish(cloud: &LocalCloud, message: &str) -> Result<(), String> {
+    let sns = aws_sdk_sns::Client::new(&config(cloud.wire(None)));
+    sns.publish().topic_arn(TOPIC_ARN).message(message).send().await.map(drop).map_err(|error| code(&error))
+}
+
+fn filter(name: &str, value: &str) -> Filter {
+    Filter::builder().name(name).values(value).build()
+}
+
+#[tokio::test]
+async fn an_instance_learns_who_it_is() {
+    let sky = Sky::new();
+    let id = sky.cloud.launch(&[("srcID", "a b/ü+1.sdf"), ("mission", "m")]);
+    let me = metadata(&sky.cloud, Some(&id));
+    let get = async |path: &str| me.get(format!("/latest/meta-data/{path}")).await.map(String::from);
+
+    assert_eq!(id.len(), 19);
+    assert_eq!(get("instance-id").await.unwrap(), id);
+    assert_eq!(get("placement/region").await.unwrap(), REGION);
+    assert_eq!(get("tags/instance").await.unwrap(), "mission\nsrcID");
+    assert_eq!(get("tags/instance/srcID").await.unwrap(), "a b/ü+1.sdf");
+    assert!(get("spot/instance-action").await.is_err());
+    assert!(get("events/recommendations/rebalance").await.is_err());
+    let document = me.get("/latest/dynamic/instance-identity/document").await.unwrap();
+    assert!(String::from(document).contains(&id));
+
+    sky.cloud.put_spot_notice(&id, "terminate", "2030-01-02T03:04:05Z");
+    sky.cloud.rebalance(&id, "2030-01-02T03:00:00Z");
+    sky.cloud.set_instance_tags_in_imds(false);
+
+    assert_eq!(get("spot/instance-action").await.unwrap(), r#"{"action":"terminate","time":"2030-01-02T03:04:05Z"}"#);
+    assert_eq!(get("spot/termination-time").await.unwrap(), "2030-01-02T03:04:05Z");
+    assert_eq!(get("events/recommendations/rebalance").await.unwrap(), r#"{"noticeTime":"2030-01-02T03:00:00Z"}"#);
+    let error = get("tags/instance/srcID").await.unwrap_err();
+    assert!(
+        matches!(&error, imds::client::error::ImdsError::ErrorResponse(e) if e.response().status().as_u16() == 404)
+    );
+}
+
+#[tokio::test]
+async fn a_desk_has_no_metadata() {
+    let sky = Sky::new();
+
+    let begun = std::time::Instant::now();
+    metadata(&sky.cloud, None).get("/latest/meta-data/instance-id").await.unwrap_err();
+
+    assert!(begun.elapsed().as_secs() < 1);
+}
+
+#[tokio::test]
+async fn tags_are_found_by_filter() {
+    let sky = Sky::new();
+    let id = sky.cloud.launch(&[("srcID", "a<&>b\n")]);
+    sky.cloud.launch(&[("srcID", "other")]);
+    let ec2 = ec2(&sky.cloud);
+
+    ec2.create_tags().resources(&id).tags(Tag::builder().key("more").value("1").build()).send().await.unwrap();
+    let found =
+        ec2.describe_tags().filters(filter("resource-id", &id)).filters(filter("key", "srcID")).send().await.unwrap();
+
+    let values: Vec<_> = found.tags().iter().map(|tag| tag.value().unwrap()).collect();
+    assert_eq!(values, ["a<&>b\n"]);
+    assert_eq!(sky.cloud.instances()[0].tags[0], ("more".into(), "1".into()));
+    let error = ec2.describe_tags().filters(filter("colour", "x")).send().await.unwrap_err();
+    assert_eq!(code(&error), "InvalidParameterValue");
+}
+
+#[tokio::test]
+async fn an_instance_runs_until_it_is_terminated() {
+    let sky = Sky::new();
+    let ids = [sky.cloud.launch(&[("lighthpc", "node")]), sky.cloud.launch(&[])];
+    let ec2 = ec2(&sky.cloud);
+
+    let dry = ec2.terminate_instances().instance_ids(&ids[0]).dry_run(true).send().await.unwrap_err();
+    assert_eq!(code(&dry), "DryRunOperation");
+    for _ in 0..2 {
+        ec2.terminate_instances().instance_ids(&ids[0]).send().await.unwrap();
+    }
+    let tagged = ec2.describe_instances().filters(filter("tag:lighthpc", "no*")).send().await.unwrap();
+    let instance = &tagged.reservations()[0].instances()[0];
+    assert_eq!(instance.instance_id(), Some(ids[0].as_str()));
+    assert_eq!(instance.state().unwrap().name(), Some(&InstanceStateName::Terminated));
+    assert!(instance.launch_time().is_some());
+    let running = ec2.describe_instances().filters(filter("instance-state-name", "running")).send().await.unwrap();
+    assert_eq!(running.reservations().len(), 1);
+    assert_eq!(sky.cloud.instances()[0].terminate_calls, 2);
+    sky.cloud.stop_instance(&ids[1]);
+    assert_eq!(sky.cloud.instances()[1].state, "terminated");
+    assert_eq!(sky.cloud.instances()[1].terminate_calls, 0);
+
+    let stranger = "i-00000000000000000";
+    let unknown = ec2.describe_instances().instance_ids(stranger).send().await.unwrap_err();
+    assert_eq!(code(&unknown), "InvalidInstanceID.NotFound");
+    let unknown = ec2.terminate_instances().instance_ids(stranger).send().await.unwrap_err();
+    assert_eq!(code(&unknown), "InvalidInstanceID.NotFound");
+    assert_eq!(code(&ec2.describe_vpcs().send().await.unwrap_err()), "InvalidAction");
+}
+
+#[tokio::test]
+async fn a_client_token_launches_once() {
+    let sky = Sky::new();
+    let ec2 = ec2(&sky.cloud);
+    let launch = |source: &str| {
+        let tag = Tag::builder().key("srcID").value(source).build();
+        let tags = TagSpecification::builder().resource_type(ResourceType::Instance).tags(tag).build();
+        ec2.run_instances().min_count(1).max_count(1).client_token("token").tag_specifications(tags).send()
+    };
+
+    let first = launch("a").await.unwrap();
+    let second = launch("a").await.unwrap();
+    let other = launch("b").await.unwrap_err();
+
+    assert_eq!(first.instances()[0].instance_id(), second.instances()[0].instance_id());
+    assert_eq!(code(&other), "IdempotentParameterMismatch");
+    let instances = sky.cloud.instances();
+    assert_eq!(instances.len(), 1);
+    assert_eq!(instances[0].tags, [("srcID".to_owned(), "a".to_owned())]);
+}
+
+#[tokio::test]
+async fn what_sns_would_refuse_is_refused() {
+    let sky = Sky::new();
+    let sns = aws_sdk_sns::Client::new(&config(sky.cloud.wire(None)));
+    let long = "x".repeat(100);
+
+    for subject in ["line\nbreak", "ümlaut", "", " leads", &long] {
+        let publish = sns.publish().topic_arn(TOPIC_ARN).subject(subject).message("m");
+        assert_eq!(code(&publish.send().await.unwrap_err()), "InvalidParameter", "{subject:?}");
+    }
+    assert_eq!(publish(&sky.cloud, "").await.unwrap_err(), "InvalidParameter");
+    assert_eq!(code(&sns.list_topics().send().await.unwrap_err()), "InvalidAction");
+    assert!(sky.cloud.published().is_empty());
+
+    let sent = sns
+        .publish()
+        .topic_arn(TOPIC_ARN)
+        .subject("Mission m is done")
+        .message("üä & <all>\n+1")
+        .message_group_id("g")
+        .message_deduplication_id("d");
+    assert!(sent.send().await.unwrap().message_id().is_some());
+    let expected = Published {
+        topic_arn: TOPIC_ARN.into(),
+        subject: Some("Mission m is done".into()),
+        message: "üä & <all>\n+1".into(),
+        group_id: Some("g".into()),
+        deduplication_id: Some("d".into()),
+    };
+    assert_eq!(sky.cloud.published(), [expected]);
+}

@@ -1,0 +1,78 @@
+//! What may be opened, what is kept over a restart, and where a person finds it.
+
+use std::fs;
+
+use super::*;
+
+async fn tables(cloud: &LocalCloud) -> Vec<String> {
+    let client = aws_sdk_dynamodb::Client::new(&config(cloud.wire(None)));
+    client.list_tables().send().await.unwrap().table_names.unwrap_or_default()
+}
+
+#[tokio::test]
+async fn everything_is_there_after_a_restart() {
+    let dir = TempDir::new().unwrap();
+    let root = dir.path().join("new/cloud");
+    {
+        let cloud = LocalCloud::open(&root).unwrap();
+        dynamo::make_table(&aws_sdk_dynamodb::Client::new(&config(cloud.wire(None)))).await;
+        put(&s3(cloud.wire(None)), "a/b", b"bytes").await;
+        instances::publish(&cloud, "one").await.unwrap();
+        instances::publish(&cloud, "two\n").await.unwrap();
+        // What a process that is killed while writing leaves behind.
+        fs::write(root.join(".lighthpc/tmp/half"), "half an object").unwrap();
+        let mut log = fs::read(root.join(".lighthpc/notifications.jsonl")).unwrap();
+        log.extend_from_slice(b"{\"topic_arn\":\"ar");
+        fs::write(root.join(".lighthpc/notifications.jsonl"), log).unwrap();
+    }
+
+    let cloud = LocalCloud::open(&root).unwrap();
+
+    assert_eq!(tables(&cloud).await, ["tasks"]);
+    assert_eq!(get(&s3(cloud.wire(None)), "a/b").await.unwrap(), b"bytes");
+    let messages: Vec<_> = cloud.published().into_iter().map(|published| published.message).collect();
+    assert_eq!(messages, ["one", "two\n"]);
+    assert_eq!(fs::read_dir(root.join(".lighthpc/tmp")).unwrap().count(), 0);
+    assert_eq!(fs::read(root.join("source/a/b")).unwrap(), b"bytes");
+    assert!(cloud.instances().is_empty());
+    instances::publish(&cloud, "three").await.unwrap();
+    assert_eq!(fs::read_to_string(root.join(".lighthpc/notifications.jsonl")).unwrap().lines().count(), 3);
+}
+
+#[tokio::test]
+async fn a_cloud_in_use_can_only_be_attached_to() {
+    let dir = TempDir::new().unwrap();
+    let cloud = LocalCloud::open(dir.path()).unwrap();
+    dynamo::make_table(&aws_sdk_dynamodb::Client::new(&config(cloud.wire(None)))).await;
+
+    assert!(matches!(LocalCloud::open(dir.path()), Err(OpenError::InUse { .. })));
+    let attached = LocalCloud::attach(dir.path()).unwrap();
+    assert_eq!(tables(&attached).await, ["tasks"]);
+    drop(attached);
+    assert!(matches!(LocalCloud::open(dir.path()), Err(OpenError::InUse { .. })));
+    drop(cloud);
+    LocalCloud::open(dir.path()).unwrap();
+}
+
+#[test]
+fn a_folder_that_is_not_ours_is_left_alone() {
+    let dir = TempDir::new().unwrap();
+    fs::write(dir.path().join("thesis.tex"), "mine").unwrap();
+
+    assert!(matches!(LocalCloud::open(dir.path()), Err(OpenError::NotOurs { .. })));
+    assert!(matches!(LocalCloud::attach(dir.path()), Err(OpenError::NotOurs { .. })));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    assert!(matches!(LocalCloud::open(&dir.path().join("thesis.tex")), Err(OpenError::Io { .. })));
+    assert!(matches!(LocalCloud::attach(&dir.path().join("nowhere")), Err(OpenError::NotFound { .. })));
+}
+
+#[test]
+fn another_layout_is_refused() {
+    let dir = TempDir::new().unwrap();
+    drop(LocalCloud::open(dir.path()).unwrap());
+    fs::write(dir.path().join(".lighthpc/version"), "2\n").unwrap();
+
+    let error = LocalCloud::open(dir.path()).unwrap_err();
+
+    assert!(matches!(error, OpenError::State { .. }), "{error}");
+}

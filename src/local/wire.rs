@@ -1,0 +1,197 @@
+//! The wire: what the AWS SDK takes for its HTTP client, and what never leaves the process.
+//!
+//! A request goes by its host to one of the services; any other host is refused, whatever it is, so a dry run can
+//! reach neither an account nor anything else. Faults act here, around the service.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_smithy_runtime_api::client::http::{
+    HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpConnector,
+};
+use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
+use aws_smithy_runtime_api::client::result::ConnectorError;
+use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
+use aws_smithy_types::body::SdkBody;
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
+
+use super::faults::{Fault, Faults, Service};
+use super::query::Form;
+use super::{LocalCloud, dynamo, ec2, imds, s3, sns};
+
+type Outcome = Result<http::Response<SdkBody>, ConnectorError>;
+
+/// One client's way into the cloud.
+#[derive(Clone)]
+pub(super) struct Wire {
+    cloud: LocalCloud,
+    /// Who calls, for IMDS; `None`: a desk.
+    instance: Option<Arc<str>>,
+    faults: Faults,
+    /// As the SDK's own client: from the start of a request to the head of its answer.
+    read_timeout: Option<Duration>,
+}
+
+impl Wire {
+    pub(super) fn new(cloud: LocalCloud, instance: Option<&str>, faults: Faults) -> Self {
+        Self { cloud, instance: instance.map(Arc::from), faults, read_timeout: None }
+    }
+
+    async fn answer(&self, request: HttpRequest) -> Result<HttpResponse, ConnectorError> {
+        let request = request.try_into_http1x().map_err(|error| ConnectorError::user(error.into()))?;
+        let service = route(request.uri())?;
+        let answer = self.answer_with_faults(service, request).await?;
+        answer
+            .try_into()
+            .map_err(|error: aws_smithy_runtime_api::http::HttpError| ConnectorError::other(error.into(), None))
+    }
+
+    async fn answer_with_faults(&self, service: Service, request: http::Request<SdkBody>) -> Outcome {
+        let (parts, body) = request.into_parts();
+        // Small calls are read to be named; an object's bytes stay a stream.
+        let body = if service == Service::S3 { body } else { SdkBody::from(collect(body).await?) };
+        let operation = operation(service, &parts, &body);
+        let mut plan = self.faults.meet(service, &operation);
+        plan.before().await;
+        let request = (parts, body);
+        let outcome = match plan.fault.take() {
+            Some(Fault::FailBefore) => Err(reset("the connection broke before the request was sent (a fault)")),
+            Some(Fault::Hang) => std::future::pending().await,
+            Some(Fault::Status(status, code)) => Ok(error_reply(service, status, code)),
+            Some(Fault::Raw(status, body)) => Ok(super::query::reply(status, content_type(service), body)),
+            Some(Fault::Repeat) => self.apply_twice(service, &operation, request).await,
+            Some(Fault::CutBody(left)) => self
+                .apply(service, &operation, request)
+                .await
+                .map(|answer| answer.map(|body| SdkBody::from_body_1_x(s3::CutBody::new(body, left)))),
+            Some(Fault::FailAfter) => {
+                self.apply(service, &operation, request).await?;
+                Err(reset("the connection broke before the answer came (a fault)"))
+            }
+            Some(Fault::StatusAfter(status, code)) => {
+                self.apply(service, &operation, request).await?;
+                Ok(error_reply(service, status, code))
+            }
+            Some(Fault::HangAfter) => {
+                self.apply(service, &operation, request).await?;
+                plan.after().await;
+                std::future::pending().await
+            }
+            Some(Fault::Delay(_)) | None => self.apply(service, &operation, request).await,
+        };
+        plan.after().await;
+        outcome
+    }
+
+    async fn apply_twice(&self, service: Service, operation: &str, (parts, body): Request) -> Outcome {
+        let body = collect(body).await?;
+        self.apply(service, operation, (parts.clone(), body.clone().into())).await?;
+        self.apply(service, operation, (parts, body.into())).await
+    }
+
+    async fn apply(&self, service: Service, operation: &str, (parts, body): Request) -> Outcome {
+        let cloud = &self.cloud.inner;
+        Ok(match service {
+            Service::S3 => cloud.s3.answer(http::Request::from_parts(parts, body)).await,
+            Service::Dynamodb => cloud.dynamo.answer(operation.to_owned(), collect(body).await?).await,
+            Service::Imds => imds::answer(&cloud.fleet, self.instance.as_deref(), &parts),
+            Service::Ec2 => ec2::answer(&cloud.fleet, &Form::parse(&collect(body).await?)),
+            Service::Sns => cloud.sns.answer(&Form::parse(&collect(body).await?)),
+        })
+    }
+}
+
+type Request = (http::request::Parts, SdkBody);
+
+impl fmt::Debug for Wire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wire").field("instance", &self.instance).finish_non_exhaustive()
+    }
+}
+
+impl HttpClient for Wire {
+    fn http_connector(&self, settings: &HttpConnectorSettings, _: &RuntimeComponents) -> SharedHttpConnector {
+        SharedHttpConnector::new(Self { read_timeout: settings.read_timeout(), ..self.clone() })
+    }
+}
+
+impl HttpConnector for Wire {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let wire = self.clone();
+        HttpConnectorFuture::new(async move {
+            match wire.read_timeout {
+                None => wire.answer(request).await,
+                Some(limit) => match tokio::time::timeout(limit, wire.answer(request)).await {
+                    Ok(outcome) => outcome,
+                    Err(elapsed) => Err(ConnectorError::timeout(elapsed.into())),
+                },
+            }
+        })
+    }
+}
+
+/// Says why a request was not let out.
+#[derive(Debug, thiserror::Error)]
+#[error("the local cloud refuses host {host}: a dry run never leaves this machine")]
+struct HostRefused {
+    host: String,
+}
+
+fn route(uri: &http::Uri) -> Result<Service, ConnectorError> {
+    let host = uri.host().unwrap_or_default();
+    if matches!(host, "169.254.169.254" | "[fd00:ec2::254]") {
+        return Ok(Service::Imds);
+    }
+    let labels: Vec<&str> = host.strip_suffix(".amazonaws.com").unwrap_or_default().split('.').collect();
+    match labels[..] {
+        ["dynamodb", _] | [_, "ddb", _] => Ok(Service::Dynamodb),
+        ["sns", _] => Ok(Service::Sns),
+        ["ec2", _] => Ok(Service::Ec2),
+        ["s3", _] => Ok(Service::S3),
+        // A bucket's name may have dots.
+        [.., bucket, "s3", _] if !bucket.is_empty() => Ok(Service::S3),
+        _ => Err(ConnectorError::user(HostRefused { host: host.to_owned() }.into())),
+    }
+}
+
+fn operation(service: Service, parts: &http::request::Parts, body: &SdkBody) -> String {
+    match service {
+        Service::Dynamodb => dynamo::operation(&parts.headers),
+        Service::S3 => s3::operation(parts).to_owned(),
+        Service::Imds => parts.uri.path().to_owned(),
+        Service::Ec2 | Service::Sns => Form::parse(body.bytes().unwrap_or_default()).action().to_owned(),
+    }
+}
+
+fn error_reply(service: Service, status: u16, code: &str) -> http::Response<SdkBody> {
+    let message = "a fault on the wire";
+    match service {
+        Service::Dynamodb => dynamo::error_reply(status, code, message),
+        Service::S3 => s3::error_reply(status, code, message),
+        Service::Sns => sns::error_reply(status, code, message),
+        Service::Ec2 => ec2::error_reply(status, code, message),
+        Service::Imds => imds::text(status, message),
+    }
+}
+
+fn content_type(service: Service) -> &'static str {
+    match service {
+        Service::Dynamodb => "application/x-amz-json-1.0",
+        Service::S3 => "application/xml",
+        Service::Sns | Service::Ec2 => "text/xml",
+        Service::Imds => "text/plain",
+    }
+}
+
+/// Makes the error the SDK's own client gives for a broken connection: retried, and ambiguous.
+fn reset(text: &'static str) -> ConnectorError {
+    ConnectorError::io(io::Error::new(io::ErrorKind::ConnectionReset, text).into())
+}
+
+async fn collect(body: SdkBody) -> Result<Bytes, ConnectorError> {
+    let collected = body.collect().await.map_err(ConnectorError::io)?;
+    Ok(collected.to_bytes())
+}

@@ -1,0 +1,189 @@
+//! One attempt at one task: from the claim to the task's end, or to its release.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::claim::{self, Claimed};
+use super::execute::{self, Stop, Trouble};
+use super::finish::{self, Attempted};
+use super::heartbeat::{Heartbeat, Periods, TimeCost};
+use super::identity::{Assignment, Instance};
+use super::{Node, NodeError, Step, notify, result, step};
+use crate::backend::Kind;
+use crate::backend::ledger::{Fence, Outcome};
+use crate::backend::store::{StoreError, uri};
+use crate::clock;
+use crate::domain::backoff;
+use crate::domain::ids::InstanceId;
+use crate::domain::mission::Mission;
+use crate::domain::task::{State, Task};
+use crate::domain::verdict::Verdict;
+use crate::workload::{Contract, Workload};
+
+/// What became of a task, as far as this node is concerned.
+#[derive(Debug)]
+pub enum Ending {
+    /// Its result is committed.
+    Committed {
+        /// `s3://…` of the result.
+        result: String,
+    },
+    /// It had ended before.
+    EndedBefore(State),
+    /// Another instance holds it and lives.
+    HeldByOther(InstanceId),
+    /// It is handed back, because the node was told to drain.
+    Drained,
+    /// It is handed back after a failure that may pass.
+    TryAgain(NodeError),
+}
+
+/// The pause before a task is tried again on the same node lies between nothing and this.
+const AGAIN_PAUSE_TRIES: u32 = 7; // 50 ms doubled six times: up to 3.2 s.
+
+/// Makes one attempt.
+pub(super) async fn run(node: &Node, instance: &Instance, task: &Assignment) -> Result<Ending, NodeError> {
+    let (row, claimed_at) = match step(node, Step::Claim, claim::acquire(node, instance, task)).await? {
+        Claimed::Held(row, claimed_at) => (row, claimed_at),
+        Claimed::Ended(row) => return ended_before(node, instance, &row).await,
+        Claimed::HeldByOther(lease) => return Ok(Ending::HeldByOther(lease.owner)),
+        Claimed::Drained => return Ok(Ending::Drained),
+    };
+    tracing::info!(attempt = row.attempt.0, "claimed task {} as attempt {}", row.src, row.attempt);
+    let fence = Fence { src: row.src.clone(), attempt: row.attempt, owner: instance.id.clone() };
+    let periods = Periods { lease: node.settings.lease, heartbeat: node.settings.heartbeat };
+    let time_cost = TimeCost::new(row.time_cost_s);
+    let mut heartbeat = Heartbeat::start(node.backend.ledger.clone(), fence.clone(), periods, claimed_at, time_cost);
+
+    let mut attempted = Attempted::new(fence, row, clock::now_rfc3339());
+    let outcome = work(node, &mut attempted, &heartbeat).await;
+    heartbeat.stop().await;
+    attempted.time_cost_s = heartbeat.time_cost.borrow().seconds();
+    let ending = finish::finish(node, &attempted, outcome).await;
+    attempted.clean();
+
+    if matches!(ending, Ok(Ending::TryAgain(_))) {
+        tokio::time::sleep(backoff::delay(AGAIN_PAUSE_TRIES, rand::random())).await;
+    }
+    ending
+}
+
+/// The task has ended before. If that was the mission's last and nobody has said so, its committer died in between.
+async fn ended_before(node: &Node, instance: &Instance, row: &Task) -> Result<Ending, NodeError> {
+    tracing::info!("task {} is {} already: nothing to do", row.src, row.state.as_str());
+    if let Some(mission) = mission_of(node, row).await.map_err(NodeError::cloud("reading the mission"))? {
+        step(node, Step::Notify, notify::see(node, &instance.id, &row.src, &mission)).await?;
+    }
+    Ok(Ending::EndedBefore(row.state))
+}
+
+async fn mission_of(node: &Node, row: &Task) -> Result<Option<Mission>, crate::backend::CloudError> {
+    let Some(id) = &row.mission else { return Ok(None) };
+    let mission = node.backend.ledger.mission(id).await?;
+    if mission.is_none() {
+        tracing::warn!("mission {id} has no row: its tally is kept, but nobody can see its end");
+    }
+    Ok(Some(mission.unwrap_or_else(|| Mission::unknown(id.clone()))))
+}
+
+/// Download, workload, upload; each ends early when the lease is lost, the first two also when the node is to drain.
+async fn work(node: &Node, attempted: &mut Attempted, heartbeat: &Heartbeat) -> Result<Outcome, Stop> {
+    let bucket = setting(
+        node.settings.result_bucket.as_deref(),
+        "the result bucket",
+        "set --result-bucket or LIGHTHPC_RESULT_BUCKET",
+    )?;
+    let source = attempted.row.bucket.clone().or_else(|| node.settings.source_bucket.clone());
+    let source = setting(
+        source.as_deref(),
+        "the source bucket",
+        "set --source-bucket or LIGHTHPC_SOURCE_BUCKET, or bucketname in the task's row",
+    )?
+    .to_owned();
+    let mission = mission_of(node, &attempted.row).await;
+    attempted.mission = mission.map_err(|error| infra(NodeError::cloud("reading the mission")(error)))?;
+    let workload = choose(node, attempted.mission.as_ref());
+    let contract = prepare(node, attempted).await?;
+
+    let download = step(node, Step::Download, download(node, &source, &contract));
+    unless(&heartbeat.lost, Stop::LeaseLost, unless(&node.stopping.drain, Stop::Drain, download)).await?;
+    let execute = step(node, Step::Execute, execute::run(node, &workload, &contract, heartbeat));
+    attempted.exit_code = Some(execute.await?);
+    let upload = step(node, Step::Upload, result::upload(node, &contract, &attempted.fence, bucket));
+    unless(&heartbeat.lost, Stop::LeaseLost, upload).await
+}
+
+/// Waits for `work`, unless `token` is cancelled first. `work` must be safe to drop.
+async fn unless<T>(
+    token: &CancellationToken,
+    stop: Stop,
+    work: impl Future<Output = Result<T, Stop>>,
+) -> Result<T, Stop> {
+    tokio::select! {
+        done = work => done,
+        () = token.cancelled() => Err(stop),
+    }
+}
+
+fn infra(error: NodeError) -> Stop {
+    Trouble::new(Verdict::Infra, true, error).into()
+}
+
+fn setting<'a>(value: Option<&'a str>, what: &'static str, hint: &'static str) -> Result<&'a str, Stop> {
+    value.filter(|value| !value.is_empty()).ok_or_else(|| infra(NodeError::Setting { what, hint }))
+}
+
+/// The node's own setting goes first, then the mission's, then the simulated workload.
+fn choose(node: &Node, mission: Option<&Mission>) -> Workload {
+    let of_mission = || mission.and_then(|mission| mission.exec.clone()).map(Workload::Shell);
+    let chosen = node.settings.workload.clone().or_else(of_mission);
+    chosen.unwrap_or_else(|| Workload::Simulated(node.settings.simulation.clone()))
+}
+
+async fn prepare(node: &Node, attempted: &mut Attempted) -> Result<Arc<Contract>, Stop> {
+    let (work_dir, fence) = (node.settings.work_dir.clone(), attempted.fence.clone());
+    let mission = attempted.row.mission.clone();
+    let made =
+        tokio::task::spawn_blocking(move || Contract::prepare(&work_dir, fence.src, mission, fence.attempt)).await;
+    let made = made.map_err(std::io::Error::other).flatten();
+    let disk = |source| NodeError::Disk {
+        doing: "making the attempt's folder in",
+        path: node.settings.work_dir.clone(),
+        source,
+    };
+    let contract = Arc::new(made.map_err(|error| infra(disk(error)))?);
+    attempted.contract = Some(contract.clone());
+    Ok(contract)
+}
+
+async fn download(node: &Node, bucket: &str, contract: &Contract) -> Result<(), Stop> {
+    let error = match node.backend.store.download(bucket, contract.src.as_str(), &contract.input()).await {
+        Ok(_) => return Ok(()),
+        Err(error) => error,
+    };
+    let wrap = |source| NodeError::Store { doing: "downloading the input", source };
+    Err(match error {
+        // S3 is consistent: what is not there now will not be there on the next try.
+        StoreError::Cloud(error) if error.kind == Kind::NotFound => {
+            let uri = uri(bucket, contract.src.as_str());
+            Trouble::new(Verdict::Infra, false, NodeError::MissingInput { uri }).into()
+        }
+        error @ StoreError::DiskFull { .. } => Trouble::new(Verdict::DiskFull, true, wrap(error)).into(),
+        error => infra(wrap(error)),
+    })
+}
+
+impl std::fmt::Display for Stop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::LeaseLost => f.write_str("the lease is lost"),
+            Self::Drain => f.write_str("the node is to drain"),
+            Self::Trouble(trouble) => trouble.error.fmt(f),
+        }
+    }
+}
+
+/// How long one last write may take when everything else has failed.
+pub(super) const LAST_WRITE_TIMEOUT: Duration = Duration::from_secs(60);

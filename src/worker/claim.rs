@@ -1,0 +1,99 @@
+//! Step 2: take the task, or learn that it is taken.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::identity::{Assignment, Instance};
+use super::{Node, NodeError};
+use crate::backend::ledger::{Claim, Claimant};
+use crate::clock;
+use crate::domain::lease::{Lease, Sight, Watch};
+use crate::domain::task::Task;
+
+/// What became of the claim.
+#[derive(Debug)]
+pub(super) enum Claimed {
+    /// It is ours. The instant is from before the claim was sent: the lease runs from there.
+    Held(Box<Task>, Instant),
+    /// It is `done` or `failed`.
+    Ended(Box<Task>),
+    /// Its holder lives.
+    HeldByOther(Lease),
+    /// The node is to drain.
+    Drained,
+}
+
+/// The longest wait between two looks at another's lease: its next beat should be seen soon, for a live holder means
+/// that this machine is one too many. 5 s of a beat of 20 s.
+const LOOK_PERIOD_MAX: Duration = Duration::from_secs(5);
+
+/// Claims the task. If another holds it, watches for up to a lease: a beat means leave; EC2's word that the holder is
+/// gone, or a whole lease without a beat, means take over.
+///
+/// Bounded: each round ends with a claim, a live holder, or an expired lease, of which only a third party's claim in
+/// the same moment begins another round.
+pub(super) async fn acquire(node: &Node, instance: &Instance, task: &Assignment) -> Result<Claimed, NodeError> {
+    let who = Claimant {
+        owner: instance.id.clone(),
+        mission: task.mission.clone(),
+        bucket: node.settings.source_bucket.clone(),
+        now: clock::now_rfc3339(),
+    };
+    let mut expired: Option<Lease> = None;
+    loop {
+        let asked = Instant::now();
+        let claim = node.backend.ledger.claim(&task.src, &who, expired.as_ref()).await;
+        let lease = match claim.map_err(NodeError::cloud("claiming the task"))? {
+            Claim::Held(task) => return Ok(Claimed::Held(task, asked)),
+            Claim::Ended(task) => return Ok(Claimed::Ended(task)),
+            Claim::HeldByOther(lease) => lease,
+        };
+        tracing::info!(holder = %lease.owner, attempt = lease.attempt.0, "the task is held by {}: watching its lease", lease.owner);
+        if is_gone(node, &lease).await {
+            expired = Some(lease);
+            continue;
+        }
+        match watch(node, task, lease).await? {
+            Watched::Expired(lease) => expired = Some(lease),
+            Watched::Alive(lease) => return Ok(Claimed::HeldByOther(lease)),
+            Watched::Drained => return Ok(Claimed::Drained),
+        }
+    }
+}
+
+async fn is_gone(node: &Node, lease: &Lease) -> bool {
+    match node.backend.machine.is_gone(lease.owner.as_str()).await {
+        Ok(is_gone) => is_gone,
+        Err(error) => {
+            tracing::info!("EC2 does not say whether {} lives ({}): its lease will", lease.owner, error.source);
+            false
+        }
+    }
+}
+
+enum Watched {
+    Expired(Lease),
+    Alive(Lease),
+    Drained,
+}
+
+async fn watch(node: &Node, task: &Assignment, lease: Lease) -> Result<Watched, NodeError> {
+    let started = Instant::now();
+    let watch = Watch::new(lease, node.settings.lease, Duration::ZERO);
+    loop {
+        let row = node.backend.ledger.task(&task.src).await.map_err(NodeError::cloud("watching the lease"))?;
+        let current = row.and_then(|row| row.lease());
+        let rest = match watch.look(current.as_ref(), started.elapsed()) {
+            Sight::Alive => return Ok(Watched::Alive(watch.seen().clone())),
+            Sight::Expired => return Ok(Watched::Expired(watch.seen().clone())),
+            Sight::Waiting(rest) => rest,
+        };
+        let pause = rest.min(node.settings.lease / 10).clamp(Duration::from_millis(100), LOOK_PERIOD_MAX);
+        // Both arms may be dropped: neither holds anything.
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = node.stopping.drain.cancelled() => return Ok(Watched::Drained),
+        }
+    }
+}

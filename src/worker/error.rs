@@ -1,0 +1,105 @@
+//! Why a node did not do its task: what its user sees.
+
+use std::path::PathBuf;
+
+use crate::backend::CloudError;
+use crate::backend::store::StoreError;
+use crate::domain::ids::IdError;
+
+/// Why a node did not do its task.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// There is no way to know which machine this is.
+    #[error("identifying this machine")]
+    Identity(#[source] CloudError),
+    /// No task is named: no flag, no tag.
+    #[error("no task: instance {instance} has no tag srcID, and no --src-id was given")]
+    NoTask {
+        /// The instance.
+        instance: String,
+    },
+    /// A name is not a legal one.
+    #[error("reading the names of the task")]
+    BadName(#[from] IdError),
+    /// A setting is missing that this step needs.
+    #[error("{what} is not set")]
+    Setting {
+        /// Which.
+        what: &'static str,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// A service failed or refused.
+    #[error("{doing}")]
+    Cloud {
+        /// The step, as a gerund phrase.
+        doing: &'static str,
+        /// What the service said.
+        source: CloudError,
+    },
+    /// The input does not exist.
+    #[error("the input {uri} does not exist")]
+    MissingInput {
+        /// The object.
+        uri: String,
+    },
+    /// The input or the result could not be moved.
+    #[error("{doing}")]
+    Store {
+        /// The step, as a gerund phrase.
+        doing: &'static str,
+        /// What went wrong.
+        source: StoreError,
+    },
+    /// The work folder failed.
+    #[error("{doing} {path}")]
+    Disk {
+        /// What was being done.
+        doing: &'static str,
+        /// The folder or file.
+        path: PathBuf,
+        /// The system's words.
+        source: std::io::Error,
+    },
+    /// The program could not be started.
+    #[error("starting the program {program}")]
+    NotStarted {
+        /// The program.
+        program: String,
+        /// The system's words.
+        source: std::io::Error,
+    },
+    /// The workload failed.
+    #[error("the workload {how}")]
+    WorkloadFailed {
+        /// How: `exited with code 3`, `was ended by signal 9`.
+        how: String,
+    },
+    /// The workload took longer than it may.
+    #[error("the workload ran into its time limit")]
+    TimeLimit,
+    /// The workload ended well and wrote nothing.
+    #[error("the workload exited with code 0 but wrote no result to {}", output.display())]
+    NoResult {
+        /// `LIGHTHPC_OUTPUT`.
+        output: PathBuf,
+    },
+    /// Another attempt holds the task now.
+    #[error("the lease on {src} (attempt {attempt}) is lost: nothing more was written")]
+    LeaseLost {
+        /// The task.
+        src: String,
+        /// The attempt.
+        attempt: u64,
+    },
+    /// A panic; a bug.
+    #[error("a bug: the node's task panicked: {0}")]
+    Panicked(String),
+}
+
+impl NodeError {
+    /// Wraps a service's failure.
+    pub(super) fn cloud(doing: &'static str) -> impl FnOnce(CloudError) -> Self {
+        move |source| Self::Cloud { doing, source }
+    }
+}

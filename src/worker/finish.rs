@@ -1,0 +1,180 @@
+//! Steps 6 to 8: whatever the attempt came to, the row says so, the tally counts it, and people hear of it.
+
+use std::sync::Arc;
+
+use super::attempt::{Ending, LAST_WRITE_TIMEOUT};
+use super::execute::{Stop, Trouble};
+use super::{Node, NodeError, Step, notify, step};
+use crate::backend::ledger::{Commit, Fence, Finish, Outcome, Release};
+use crate::backend::store::uri;
+use crate::clock;
+use crate::domain::budget::{Next, decide};
+use crate::domain::ids::Attempt;
+use crate::domain::keys::log_key;
+use crate::domain::mission::Mission;
+use crate::domain::task::{PastAttempt, Task};
+use crate::domain::verdict::{Budget, Verdict};
+use crate::workload::Contract;
+
+/// What is known of an attempt at its end.
+#[derive(Debug)]
+pub(super) struct Attempted {
+    pub(super) fence: Fence,
+    /// The row as the claim left it.
+    pub(super) row: Box<Task>,
+    pub(super) started: String,
+    pub(super) mission: Option<Mission>,
+    pub(super) contract: Option<Arc<Contract>>,
+    pub(super) exit_code: Option<i32>,
+    pub(super) time_cost_s: u64,
+}
+
+impl Attempted {
+    pub(super) const fn new(fence: Fence, row: Box<Task>, started: String) -> Self {
+        Self { fence, row, started, mission: None, contract: None, exit_code: None, time_cost_s: 0 }
+    }
+
+    /// Removes the attempt's folder.
+    pub(super) fn clean(&self) {
+        if let Some(contract) = &self.contract
+            && let Err(error) = contract.remove()
+        {
+            tracing::warn!("the folder {} is left behind: {error}", contract.folder().display());
+        }
+    }
+
+    /// The task's history with this attempt at its end; an attempt before it that left no word is entered as lost.
+    fn history(&self, verdict: Verdict, exit_code: Option<i32>, log: Option<String>) -> Vec<PastAttempt> {
+        let mut row = self.row.clone();
+        let before = Attempt(self.fence.attempt.0.saturating_sub(1));
+        let last = row.history.last().map_or(Attempt(0), |past| past.attempt);
+        let now = clock::now_rfc3339();
+        if last < before {
+            let lost = PastAttempt {
+                attempt: before,
+                instance: String::new(),
+                started: String::new(),
+                ended: self.started.clone(),
+                verdict: Verdict::Lost,
+                exit_code: None,
+                log: None,
+            };
+            row.history = row.history_with(lost);
+        }
+        row.history_with(PastAttempt {
+            attempt: self.fence.attempt,
+            instance: self.fence.owner.to_string(),
+            started: self.started.clone(),
+            ended: now,
+            verdict,
+            exit_code,
+            log,
+        })
+    }
+}
+
+/// Ends the attempt: commit, fail, or release, each under the fence. The heartbeat has stopped.
+pub(super) async fn finish(
+    node: &Node,
+    attempted: &Attempted,
+    outcome: Result<Outcome, Stop>,
+) -> Result<Ending, NodeError> {
+    match outcome {
+        Ok(outcome @ Outcome::Done { .. }) => {
+            let log = save_log(node, attempted).await;
+            let history = attempted.history(Verdict::Ok, attempted.exit_code, log);
+            let Outcome::Done { result, .. } = &outcome else { unreachable!("matched above") };
+            let result = result.clone();
+            commit(node, attempted, outcome, attempted.exit_code, history).await?;
+            Ok(Ending::Committed { result })
+        }
+        Ok(Outcome::Failed(verdict)) => unreachable!("work never ends in {verdict}"),
+        Err(Stop::LeaseLost) => Err(lease_lost(attempted)),
+        Err(Stop::Drain) => {
+            let log = save_log(node, attempted).await;
+            release(node, attempted, Verdict::Cancelled, None, log).await?;
+            Ok(Ending::Drained)
+        }
+        Err(Stop::Trouble(trouble)) => fail_or_release(node, attempted, trouble).await,
+    }
+}
+
+async fn fail_or_release(node: &Node, attempted: &Attempted, trouble: Trouble) -> Result<Ending, NodeError> {
+    let Trouble { ending, exit_code, error } = trouble;
+    let log = save_log(node, attempted).await;
+    let row = &attempted.row;
+    match decide(ending, row.app_failures, row.interruptions, node.settings.limits) {
+        Next::Fail => {
+            let history = attempted.history(ending.verdict, exit_code, log);
+            tracing::warn!(verdict = ending.verdict.as_str(), "task {} failed: {error}", row.src);
+            commit(node, attempted, Outcome::Failed(ending.verdict), exit_code, history).await?;
+            Err(error)
+        }
+        Next::Release => {
+            tracing::warn!(verdict = ending.verdict.as_str(), "task {} is handed back: {error}", row.src);
+            release(node, attempted, ending.verdict, exit_code, log).await?;
+            let is_workloads = matches!(error, NodeError::WorkloadFailed { .. } | NodeError::TimeLimit);
+            if is_workloads { Ok(Ending::TryAgain(error)) } else { Err(error) }
+        }
+    }
+}
+
+async fn commit(
+    node: &Node,
+    attempted: &Attempted,
+    outcome: Outcome,
+    exit_code: Option<i32>,
+    history: Vec<PastAttempt>,
+) -> Result<(), NodeError> {
+    let finish = Finish { outcome, exit_code, time_cost_s: attempted.time_cost_s, history };
+    let (fence, mission) = (&attempted.fence, attempted.mission.as_ref());
+    let commit = async {
+        let commit = node.backend.ledger.commit(fence, mission, &finish).await;
+        commit.map_err(NodeError::cloud("committing the task"))
+    };
+    match step(node, Step::Commit, commit).await? {
+        Commit::Lost => return Err(lease_lost(attempted)),
+        Commit::Committed => {}
+    }
+    let Some(mission) = mission else { return Ok(()) };
+    step(node, Step::Notify, notify::see(node, &fence.owner, &fence.src, mission)).await
+}
+
+async fn release(
+    node: &Node,
+    attempted: &Attempted,
+    verdict: Verdict,
+    exit_code: Option<i32>,
+    log: Option<String>,
+) -> Result<(), NodeError> {
+    debug_assert!(verdict.budget() != Budget::None, "a success is committed, not released");
+    let history = attempted.history(verdict, exit_code, log);
+    let release = Release { verdict, exit_code, time_cost_s: attempted.time_cost_s, history };
+    let write = async {
+        let released = node.backend.ledger.release(&attempted.fence, &release).await;
+        released.map_err(NodeError::cloud("handing the task back"))
+    };
+    match step(node, Step::Release, write).await? {
+        true => Ok(()),
+        false => Err(lease_lost(attempted)),
+    }
+}
+
+fn lease_lost(attempted: &Attempted) -> NodeError {
+    NodeError::LeaseLost { src: attempted.fence.src.to_string(), attempt: attempted.fence.attempt.0 }
+}
+
+/// Puts the workload's output beside the results; its key is the attempt's own, so nothing can be overwritten.
+/// Returns where it is. A log that cannot be saved is worth a warning, not the task.
+async fn save_log(node: &Node, attempted: &Attempted) -> Option<String> {
+    let bucket = node.settings.result_bucket.as_deref()?;
+    let log = tokio::fs::read(attempted.contract.as_ref()?.log()).await.ok().filter(|log| !log.is_empty())?;
+    let key = log_key(&attempted.fence.src, attempted.fence.attempt);
+    let put = tokio::time::timeout(LAST_WRITE_TIMEOUT, node.backend.store.put_bytes(bucket, &key, log)).await;
+    match put {
+        Ok(Ok(_)) => return Some(uri(bucket, &key)),
+        Ok(Err(error)) => tracing::warn!("the log was not saved: {error}"),
+        Err(_) => tracing::warn!("the log was not saved within {LAST_WRITE_TIMEOUT:?}"),
+    }
+    None
+}

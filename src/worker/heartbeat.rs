@@ -1,0 +1,128 @@
+//! The heartbeat: renew the lease and report, from the claim to the end of the attempt.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use crate::backend::Ledger;
+use crate::backend::ledger::{Beat, Fence};
+use crate::domain::lease::hold_limit;
+use crate::domain::progress::Progress;
+
+/// The workload's time: what earlier attempts took, and since when this one runs.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct TimeCost {
+    base_s: u64,
+    running_since: Option<Instant>,
+    spent: Duration,
+}
+
+impl TimeCost {
+    pub(super) const fn new(base_s: u64) -> Self {
+        Self { base_s, running_since: None, spent: Duration::ZERO }
+    }
+
+    pub(super) fn start(&mut self) {
+        self.running_since = Some(Instant::now());
+    }
+
+    pub(super) fn stop(&mut self) {
+        self.spent += self.running_since.take().map_or(Duration::ZERO, |since| since.elapsed());
+    }
+
+    /// Returns whole seconds, all attempts together.
+    pub(super) fn seconds(&self) -> u64 {
+        let running = self.running_since.map_or(Duration::ZERO, |since| since.elapsed());
+        self.base_s + (self.spent + running).as_secs()
+    }
+}
+
+/// A held lease that renews itself until it is stopped or lost.
+pub(super) struct Heartbeat {
+    beats: JoinSet<()>,
+    stop: CancellationToken,
+    /// Cancelled when the lease is lost.
+    pub(super) lost: CancellationToken,
+    /// The workload's newest progress, sent with the next beat.
+    pub(super) progress: watch::Sender<Progress>,
+    /// The workload's time.
+    pub(super) time_cost: watch::Sender<TimeCost>,
+}
+
+/// The periods of a heartbeat.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Periods {
+    pub(super) lease: Duration,
+    pub(super) heartbeat: Duration,
+}
+
+impl Heartbeat {
+    /// Starts renewing. `claimed` is the instant before the claim was sent.
+    pub(super) fn start(ledger: Ledger, fence: Fence, periods: Periods, claimed: Instant, time_cost: TimeCost) -> Self {
+        let (progress, progress_now) = watch::channel(Progress::default());
+        let (time_cost, time_cost_now) = watch::channel(time_cost);
+        let (stop, lost) = (CancellationToken::new(), CancellationToken::new());
+        let beater = Beater { ledger, fence, periods, progress: progress_now, time_cost: time_cost_now };
+        let mut beats = JoinSet::new();
+        let (stop_token, lost_token) = (stop.clone(), lost.clone());
+        beats.spawn(async move { beater.run(claimed, stop_token, lost_token).await }.in_current_span());
+        Self { beats, stop, lost, progress, time_cost }
+    }
+
+    /// Stops renewing and waits for a beat that is under way. Nothing is sent after this.
+    pub(super) async fn stop(&mut self) {
+        self.stop.cancel();
+        while self.beats.join_next().await.is_some() {}
+    }
+}
+
+struct Beater {
+    ledger: Ledger,
+    fence: Fence,
+    periods: Periods,
+    progress: watch::Receiver<Progress>,
+    time_cost: watch::Receiver<TimeCost>,
+}
+
+impl Beater {
+    /// One write per period, however chatty the workload: the newest value at that moment wins.
+    async fn run(self, claimed: Instant, stop: CancellationToken, lost: CancellationToken) {
+        let mut renewed = claimed;
+        let mut pause = self.pause();
+        loop {
+            // Both arms may be dropped: neither holds anything.
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = stop.cancelled() => return,
+            }
+            pause = self.pause();
+            let asked = Instant::now();
+            let limit = hold_limit(self.periods.lease).saturating_sub(renewed.elapsed());
+            let (progress, seconds) = (*self.progress.borrow(), self.time_cost.borrow().seconds());
+            let beat = self.ledger.beat(&self.fence, progress, seconds);
+            match tokio::time::timeout(limit, beat).await {
+                Ok(Ok(Beat::Renewed)) => renewed = asked,
+                Ok(Ok(Beat::Lost)) => return lost.cancel(),
+                Ok(Err(error)) => {
+                    tracing::warn!("the lease could not be renewed: {error}: {}", error.source);
+                    // Sooner than usual: nine more tries fit in a lease.
+                    pause = pause.min(self.periods.lease / 10);
+                }
+                Err(_) => tracing::warn!("no answer to a heartbeat within {limit:?}"),
+            }
+            if renewed.elapsed() >= hold_limit(self.periods.lease) {
+                tracing::error!("the lease could not be renewed for {:?}: giving the task up", renewed.elapsed());
+                return lost.cancel();
+            }
+        }
+    }
+
+    /// The period, 10 % shorter or longer by chance: a thousand nodes that boot together do not beat together.
+    fn pause(&self) -> Duration {
+        self.periods.heartbeat.mul_f64(0.9 + 0.2 * f64::from(rand::random::<u32>()) / f64::from(u32::MAX))
+    }
+}

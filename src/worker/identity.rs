@@ -1,0 +1,83 @@
+//! Step 1: which machine is this, and what is its task?
+
+use super::{Node, NodeError};
+use crate::backend::Kind;
+use crate::domain::ids::{InstanceId, MissionId, SrcId};
+
+/// The machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    /// Its id.
+    pub id: InstanceId,
+    /// Whether it is an EC2 instance, which EC2 can end.
+    pub is_on_ec2: bool,
+}
+
+/// The task that this machine was launched for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Assignment {
+    /// The task.
+    pub src: SrcId,
+    /// The mission, if a tag or a flag names one.
+    pub mission: Option<MissionId>,
+}
+
+/// Who a node is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The machine.
+    pub instance: Instance,
+    /// The task, once it is known.
+    pub task: Option<Assignment>,
+}
+
+/// The tag that names the task.
+const TAG_SRC: &str = "srcID";
+/// The tag that names the mission.
+const TAG_MISSION: &str = "missionID";
+
+/// Finds out which machine this is.
+///
+/// Without IMDS this is not EC2; then a task must be named, and the machine must not be asked to end.
+pub(super) async fn instance(node: &Node) -> Result<Instance, NodeError> {
+    match node.backend.machine.instance_id().await {
+        Ok(id) => Ok(Instance { id: InstanceId::new(id)?, is_on_ec2: true }),
+        Err(error) if error.kind == Kind::Unreachable && node.settings.src.is_some() && !node.settings.terminate => {
+            tracing::info!("no IMDS here: this is a machine of your own");
+            Ok(Instance { id: InstanceId::new(desk_id())?, is_on_ec2: false })
+        }
+        Err(error) => Err(NodeError::Identity(error)),
+    }
+}
+
+/// A name for a machine that is not on EC2. Random at its end, so that no two processes are ever the same holder.
+fn desk_id() -> String {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    format!("desk-{}-{:08x}", host.chars().take(200).collect::<String>(), rand::random::<u32>())
+}
+
+/// Finds out what the task is: from flags, from the tags that IMDS offers, or from EC2's.
+pub(super) async fn task(node: &Node, instance: &Instance) -> Result<Assignment, NodeError> {
+    let settings = &node.settings;
+    if let Some(src) = &settings.src {
+        return Ok(Assignment { src: src.clone(), mission: settings.mission.clone() });
+    }
+    let machine = &node.backend.machine;
+    let mut src = machine.tag(TAG_SRC).await.map_err(NodeError::Identity)?;
+    let mut mission = None;
+    if src.is_some() {
+        if settings.mission.is_none() {
+            mission = machine.tag(TAG_MISSION).await.map_err(NodeError::Identity)?;
+        }
+    } else if instance.is_on_ec2 {
+        // 404: the tag is not there, or the instance's metadata options do not offer tags. EC2 knows which.
+        let mut tags = machine.tags_of(instance.id.as_str()).await.map_err(NodeError::Identity)?;
+        let mut take = |name: &str| tags.iter().position(|(key, _)| key == name).map(|at| tags.swap_remove(at).1);
+        src = take(TAG_SRC);
+        mission = take(TAG_MISSION);
+    }
+    let src = src.filter(|src| !src.is_empty());
+    let src = src.ok_or_else(|| NodeError::NoTask { instance: instance.id.to_string() })?;
+    let mission = mission.filter(|mission| !mission.is_empty()).map(MissionId::new).transpose()?;
+    Ok(Assignment { src: SrcId::new(src)?, mission: settings.mission.clone().or(mission) })
+}

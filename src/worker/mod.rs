@@ -1,0 +1,125 @@
+//! A node's life, in order.
+//!
+//! ```text
+//!   identify → claim → download → execute → upload → commit → notify → terminate
+//!                │         └────────┴─────────┴── a failure: release, or fail (commit without a result) → notify
+//!                ├── ended already: notify, if its mission still waits for that
+//!                └── held by another who lives: leave
+//! ```
+//!
+//! [`run`] is the only place that says what happens after what. Whatever happens before it, an error and a panic
+//! included, the last step is the machine's own end: a node without a task is a leak.
+
+mod attempt;
+mod claim;
+mod error;
+mod execute;
+mod finish;
+mod heartbeat;
+mod identity;
+mod notify;
+mod result;
+mod settings;
+
+pub use attempt::Ending;
+pub use error::NodeError;
+pub use identity::Identity;
+pub use settings::{Report, Settings, Step};
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use crate::backend::Backend;
+use crate::backend::machine::{End, EndError};
+
+/// What a node is made of. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// The services.
+    pub backend: Backend,
+    /// The settings.
+    pub settings: Arc<Settings>,
+    /// How the node is told to end before its task does.
+    pub stopping: Stopping,
+}
+
+/// How a node is told to end. A clone is the same order.
+#[derive(Clone, Debug, Default)]
+pub struct Stopping {
+    /// Cancelled when the node is to drain: end the workload, hand the task back, terminate.
+    pub drain: CancellationToken,
+    /// Cancelled when the drain is to hurry: the workload gets no more grace.
+    pub hurry: CancellationToken,
+}
+
+/// How a node's life ended.
+#[derive(Debug)]
+pub struct Life {
+    /// What became of its task.
+    pub ending: Result<Ending, NodeError>,
+    /// What became of the machine.
+    pub end: Result<End, EndError>,
+}
+
+/// Runs a node: one task from its instance's tag to its end, then the end of the machine.
+///
+/// Every way out passes the last step, panics included. Not cancel-safe: cancel `stopping.drain` and wait.
+pub async fn run(node: Node) -> Life {
+    let mut task = JoinSet::new();
+    let (identity_sender, identity) = tokio::sync::watch::channel(None);
+    task.spawn(life(node.clone(), identity_sender).in_current_span());
+    let ending = match task.join_next().await {
+        Some(Ok(ending)) => ending,
+        Some(Err(panic)) => Err(NodeError::Panicked(panic.to_string())),
+        None => Err(NodeError::Panicked("the node's task vanished".to_owned())),
+    };
+    let known: Option<Identity> = identity.borrow().clone();
+    let end = step(&node, Step::Terminate, terminate(&node, known.as_ref())).await;
+    Life { ending, end }
+}
+
+/// The steps from identity to notification. Tells who it is as soon as it knows, for the step after the last.
+async fn life(node: Node, known: tokio::sync::watch::Sender<Option<Identity>>) -> Result<Ending, NodeError> {
+    let instance = step(&node, Step::Identify, identity::instance(&node)).await?;
+    known.send_replace(Some(Identity { instance: instance.clone(), task: None }));
+    let task = step(&node, Step::Identify, identity::task(&node, &instance)).await?;
+    let me = Identity { instance, task: Some(task.clone()) };
+    let span = tracing::info_span!("task", src.id = %task.src, instance.id = %me.instance.id);
+    loop {
+        let ending = attempt::run(&node, &me.instance, &task).instrument(span.clone()).await?;
+        // A failure that may pass is tried again here: a new machine would only cost another boot.
+        if !matches!(ending, Ending::TryAgain(_)) || node.stopping.drain.is_cancelled() {
+            return Ok(ending);
+        }
+    }
+}
+
+async fn terminate(node: &Node, identity: Option<&Identity>) -> Result<End, EndError> {
+    if !node.settings.terminate {
+        tracing::info!("the instance is left running, as asked");
+        return Ok(End::LeftRunning);
+    }
+    let instance = identity.map(|identity| &identity.instance).filter(|instance| instance.is_on_ec2);
+    node.backend.machine.end(instance.map(|instance| instance.id.as_str())).await
+}
+
+/// Runs one step in a span of its own and logs how long it took.
+async fn step<T, E: std::fmt::Display>(
+    node: &Node,
+    step: Step,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    node.settings.report.send_modify(|report| report.step = step);
+    let started = Instant::now();
+    let result = work.instrument(tracing::info_span!("step", name = step.as_str())).await;
+    let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    match &result {
+        Ok(_) => tracing::info!(step = step.as_str(), duration_ms, "{} took {duration_ms} ms", step.as_str()),
+        Err(error) => tracing::debug!(step = step.as_str(), duration_ms, "{} failed: {error}", step.as_str()),
+    }
+    result
+}

@@ -1,0 +1,95 @@
+//! What a node is told: validated, and the same whether it came from flags, variables, or a test.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::domain::budget::Limits;
+use crate::domain::ids::{MissionId, SrcId};
+use crate::domain::progress::Progress;
+use crate::workload::{Bounds, Simulation, Workload};
+
+/// A step of a node's life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Step {
+    /// Who am I, and what is my task?
+    #[default]
+    Identify,
+    /// Take the task.
+    Claim,
+    /// Fetch the input.
+    Download,
+    /// Run the workload.
+    Execute,
+    /// Store the result.
+    Upload,
+    /// End the task and count it.
+    Commit,
+    /// Hand the task back.
+    Release,
+    /// See whether the mission is over, and tell people.
+    Notify,
+    /// End the machine.
+    Terminate,
+}
+
+impl Step {
+    /// Returns the step's name in logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Identify => "identify",
+            Self::Claim => "claim",
+            Self::Download => "download",
+            Self::Execute => "execute",
+            Self::Upload => "upload",
+            Self::Commit => "commit",
+            Self::Release => "release",
+            Self::Notify => "notify",
+            Self::Terminate => "terminate",
+        }
+    }
+}
+
+/// Where a node is, for whoever watches it: the newest value only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// The step.
+    pub step: Step,
+    /// The workload's progress.
+    pub progress: Progress,
+}
+
+/// A node's settings.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The task; from the instance's tag `srcID` if not given.
+    pub src: Option<SrcId>,
+    /// The mission; from the row, or from the tag `missionID`, if not given.
+    pub mission: Option<MissionId>,
+    /// The bucket of the input, if the row names none.
+    pub source_bucket: Option<String>,
+    /// The bucket of results, logs, and manifests.
+    pub result_bucket: Option<String>,
+    /// The topic that the mission's end is published to.
+    pub topic_arn: Option<String>,
+    /// Where the attempts' folders are made.
+    pub work_dir: PathBuf,
+    /// How long a lease lasts without a renewal.
+    pub lease: Duration,
+    /// The time between renewals; at most a third of the lease.
+    pub heartbeat: Duration,
+    /// Whether the machine ends with the node.
+    pub terminate: bool,
+    /// The workload; the mission's, or the simulated one, if not given.
+    pub workload: Option<Workload>,
+    /// How the simulated workload runs, if it does.
+    pub simulation: Simulation,
+    /// The bounds of a run.
+    pub bounds: Bounds,
+    /// How often a task is tried again.
+    pub limits: Limits,
+    /// Takes the node's progress, for whoever watches.
+    pub report: watch::Sender<Report>,
+}

@@ -1,0 +1,107 @@
+//! The workload: what a task is for, behind one small seam.
+//!
+//! ```text
+//!            ┌── exits ─────────────────────────────► Ended::Exited
+//!   start ───┼── time limit ── SIGTERM, grace, SIGKILL ──► Ended::TimedOut
+//!            └── stop token ── SIGTERM, grace, SIGKILL ──► Ended::Stopped
+//! ```
+//!
+//! This floor knows files, processes, and progress lines. It never sees AWS: the worker carries progress from here
+//! to the ledger.
+
+mod contract;
+mod external;
+mod log;
+mod progress_file;
+mod simulated;
+
+pub use contract::Contract;
+pub use simulated::Simulation;
+
+use std::io;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::domain::progress::Progress;
+
+/// What runs for each task.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Workload {
+    /// A program and its arguments, started as they are.
+    Program(Vec<String>),
+    /// A command line for `/bin/sh -c`.
+    Shell(String),
+    /// The article's stand-in: steps of random length.
+    Simulated(Simulation),
+}
+
+/// The bounds of a run.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// The time limit; none by default.
+    pub time_limit: Option<Duration>,
+    /// The time between SIGTERM and SIGKILL.
+    pub grace: Duration,
+    /// Whether the workload's output also goes to this process's standard error (the journal), up to 1 MiB.
+    pub echo: bool,
+}
+
+/// How a run is ended before its time.
+#[derive(Clone, Debug, Default)]
+pub struct Stops {
+    /// Cancelled when the workload must end: SIGTERM, grace, SIGKILL.
+    pub stop: CancellationToken,
+    /// Cancelled when the grace is over early.
+    pub hurry: CancellationToken,
+}
+
+/// How a workload ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// By itself: with a code, or by a signal.
+    Exited {
+        /// The exit code, if it exited.
+        code: Option<i32>,
+        /// The signal, if one ended it.
+        signal: Option<i32>,
+    },
+    /// The time limit passed; everything of it was ended.
+    TimedOut,
+    /// The stop token was cancelled; everything of it was ended.
+    Stopped,
+    /// It could not be started.
+    NotStarted {
+        /// The program's name.
+        program: String,
+        /// The system's words.
+        source: io::Error,
+    },
+}
+
+impl Workload {
+    /// Runs the workload to its end, or to the cancellation of `stops.stop`, and reports progress on the way.
+    ///
+    /// When this returns, nothing of the workload's process group runs any more. Not cancel-safe: dropping the future
+    /// ends the program but not its descendants; cancel `stops.stop` instead and wait.
+    ///
+    /// # Errors
+    /// The system's, if the contract's own files cannot be written.
+    pub async fn run(
+        &self,
+        contract: &Contract,
+        bounds: Bounds,
+        progress: &watch::Sender<Progress>,
+        stops: &Stops,
+    ) -> io::Result<Ended> {
+        match self {
+            Self::Program(argv) => external::run(argv, contract, bounds, progress, stops).await,
+            Self::Shell(line) => {
+                let argv = ["/bin/sh".to_owned(), "-c".to_owned(), line.clone()];
+                external::run(&argv, contract, bounds, progress, stops).await
+            }
+            Self::Simulated(simulation) => simulation.run(contract, bounds, progress, &stops.stop).await,
+        }
+    }
+}
