@@ -17,6 +17,8 @@ use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_smithy_async::rt::sleep::{SharedAsyncSleep, TokioSleep};
 use aws_smithy_http_client::{Builder as HttpBuilder, tls};
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
+use aws_smithy_runtime_api::client::interceptors::context::InterceptorContext;
+use aws_smithy_runtime_api::client::retries::classifiers::{ClassifyRetry, RetryAction, SharedRetryClassifier};
 
 use super::error::{CloudError, Kind};
 
@@ -25,6 +27,8 @@ use super::error::{CloudError, Kind};
 const CALL_ATTEMPTS_MAX: u32 = 5;
 /// A connection in one region takes a few ms; three SYN retransmissions fit in 3.1 s.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(3_100);
+/// Attempts of one call to IMDS: with the SDK's jittered back-off from 1 s, up to 15 s of illness are survived.
+const IMDS_ATTEMPTS_MAX: u32 = 5;
 /// The first byte of an answer: DynamoDB and EC2 answer in well under a second, a slow S3 in a few.
 const READ_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -48,7 +52,7 @@ impl Wire {
     pub async fn aws() -> Result<Self, CloudError> {
         let http = https_client();
         let provider = ProviderConfig::without_region().with_http_client(http.clone());
-        let imds = imds::Client::builder().configure(&provider).build();
+        let imds = imds_client(&provider).build();
         let region = RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
             .or_else(ProfileFileRegionProvider::new())
             .or_else(ImdsRegionProvider::builder().configure(&provider).imds_client(imds.clone()).build())
@@ -103,8 +107,7 @@ impl Wire {
             )
             .timeout_config(timeouts())
             .build();
-        let imds = imds::Client::builder()
-            .configure(&ProviderConfig::without_region().with_http_client(http))
+        let imds = imds_client(&ProviderConfig::without_region().with_http_client(http))
             .endpoint("http://169.254.169.254")
             .expect("a constant endpoint is valid")
             .build();
@@ -115,6 +118,31 @@ impl Wire {
     #[must_use]
     pub fn region(&self) -> &str {
         &self.region
+    }
+}
+
+fn imds_client(provider: &ProviderConfig) -> imds::client::Builder {
+    imds::Client::builder()
+        .configure(provider)
+        .max_attempts(IMDS_ATTEMPTS_MAX)
+        .retry_classifier(SharedRetryClassifier::new(ImdsIllness))
+}
+
+/// Tells which answers of IMDS pass: 429 (many processes ask at once), 5xx, and 401 (the token ran out). The SDK's own
+/// classifier leaves 429 out. No answer is not retried: off EC2 there is none.
+#[derive(Debug)]
+struct ImdsIllness;
+
+impl ClassifyRetry for ImdsIllness {
+    fn name(&self) -> &'static str {
+        "ImdsIllness"
+    }
+
+    fn classify_retry(&self, context: &InterceptorContext) -> RetryAction {
+        match context.response().map(|response| response.status().as_u16()) {
+            Some(401 | 429 | 500..=599) => RetryAction::server_error(),
+            _ => RetryAction::NoActionIndicated,
+        }
     }
 }
 

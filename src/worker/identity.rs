@@ -1,34 +1,27 @@
 //! Step 1: which machine is this, and what is its task?
 
+use tokio::sync::watch;
+
 use super::{Node, NodeError};
 use crate::backend::Kind;
 use crate::domain::ids::{InstanceId, MissionId, SrcId};
 
 /// The machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Instance {
+pub(super) struct Instance {
     /// Its id.
-    pub id: InstanceId,
+    pub(super) id: InstanceId,
     /// Whether it is an EC2 instance, which EC2 can end.
-    pub is_on_ec2: bool,
+    pub(super) is_on_ec2: bool,
 }
 
 /// The task that this machine was launched for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Assignment {
+pub(super) struct Assignment {
     /// The task.
-    pub src: SrcId,
+    pub(super) src: SrcId,
     /// The mission, if a tag or a flag names one.
-    pub mission: Option<MissionId>,
-}
-
-/// Who a node is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// The machine.
-    pub instance: Instance,
-    /// The task, once it is known.
-    pub task: Option<Assignment>,
+    pub(super) mission: Option<MissionId>,
 }
 
 /// The tag that names the task.
@@ -36,10 +29,22 @@ const TAG_SRC: &str = "srcID";
 /// The tag that names the mission.
 const TAG_MISSION: &str = "missionID";
 
+/// Finds out which machine this is and what its task is. Tells `known` of the machine at once: if the task is not to
+/// be found, the machine must still be ended.
+pub(super) async fn find(
+    node: &Node,
+    known: &watch::Sender<Option<Instance>>,
+) -> Result<(Instance, Assignment), NodeError> {
+    let instance = instance(node).await?;
+    known.send_replace(Some(instance.clone()));
+    let task = task(node, &instance).await?;
+    Ok((instance, task))
+}
+
 /// Finds out which machine this is.
 ///
 /// Without IMDS this is not EC2; then a task must be named, and the machine must not be asked to end.
-pub(super) async fn instance(node: &Node) -> Result<Instance, NodeError> {
+async fn instance(node: &Node) -> Result<Instance, NodeError> {
     match node.backend.machine.instance_id().await {
         Ok(id) => Ok(Instance { id: InstanceId::new(id)?, is_on_ec2: true }),
         Err(error) if error.kind == Kind::Unreachable && node.settings.src.is_some() && !node.settings.terminate => {
@@ -57,7 +62,7 @@ fn desk_id() -> String {
 }
 
 /// Finds out what the task is: from flags, from the tags that IMDS offers, or from EC2's.
-pub(super) async fn task(node: &Node, instance: &Instance) -> Result<Assignment, NodeError> {
+async fn task(node: &Node, instance: &Instance) -> Result<Assignment, NodeError> {
     let settings = &node.settings;
     if let Some(src) = &settings.src {
         return Ok(Assignment { src: src.clone(), mission: settings.mission.clone() });

@@ -23,15 +23,17 @@ mod settings;
 
 pub use attempt::Ending;
 pub use error::NodeError;
-pub use identity::Identity;
 pub use settings::{Report, Settings, Step};
 
 use std::sync::Arc;
 use std::time::Instant;
 
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
+
+use identity::Instance;
 
 use crate::backend::Backend;
 use crate::backend::machine::{End, EndError};
@@ -70,27 +72,24 @@ pub struct Life {
 /// Every way out passes the last step, panics included. Not cancel-safe: cancel `stopping.drain` and wait.
 pub async fn run(node: Node) -> Life {
     let mut task = JoinSet::new();
-    let (identity_sender, identity) = tokio::sync::watch::channel(None);
-    task.spawn(life(node.clone(), identity_sender).in_current_span());
+    let (known, instance) = watch::channel(None);
+    task.spawn(life(node.clone(), known).in_current_span());
     let ending = match task.join_next().await {
         Some(Ok(ending)) => ending,
         Some(Err(panic)) => Err(NodeError::Panicked(panic.to_string())),
         None => Err(NodeError::Panicked("the node's task vanished".to_owned())),
     };
-    let known: Option<Identity> = identity.borrow().clone();
-    let end = step(&node, Step::Terminate, terminate(&node, known.as_ref())).await;
+    let instance = instance.borrow().clone();
+    let end = step(&node, Step::Terminate, terminate(&node, instance.as_ref())).await;
     Life { ending, end }
 }
 
-/// The steps from identity to notification. Tells who it is as soon as it knows, for the step after the last.
-async fn life(node: Node, known: tokio::sync::watch::Sender<Option<Identity>>) -> Result<Ending, NodeError> {
-    let instance = step(&node, Step::Identify, identity::instance(&node)).await?;
-    known.send_replace(Some(Identity { instance: instance.clone(), task: None }));
-    let task = step(&node, Step::Identify, identity::task(&node, &instance)).await?;
-    let me = Identity { instance, task: Some(task.clone()) };
-    let span = tracing::info_span!("task", src.id = %task.src, instance.id = %me.instance.id);
+/// The steps from identity to notification. Tells which machine this is as soon as it knows, for the step after the last.
+async fn life(node: Node, known: watch::Sender<Option<Instance>>) -> Result<Ending, NodeError> {
+    let (instance, task) = step(&node, Step::Identify, identity::find(&node, &known)).await?;
+    let span = tracing::info_span!("task", src.id = %task.src, instance.id = %instance.id);
     loop {
-        let ending = attempt::run(&node, &me.instance, &task).instrument(span.clone()).await?;
+        let ending = attempt::run(&node, &instance, &task).instrument(span.clone()).await?;
         // A failure that may pass is tried again here: a new machine would only cost another boot.
         if !matches!(ending, Ending::TryAgain(_)) || node.stopping.drain.is_cancelled() {
             return Ok(ending);
@@ -98,12 +97,12 @@ async fn life(node: Node, known: tokio::sync::watch::Sender<Option<Identity>>) -
     }
 }
 
-async fn terminate(node: &Node, identity: Option<&Identity>) -> Result<End, EndError> {
+async fn terminate(node: &Node, instance: Option<&Instance>) -> Result<End, EndError> {
     if !node.settings.terminate {
         tracing::info!("the instance is left running, as asked");
         return Ok(End::LeftRunning);
     }
-    let instance = identity.map(|identity| &identity.instance).filter(|instance| instance.is_on_ec2);
+    let instance = instance.filter(|instance| instance.is_on_ec2);
     node.backend.machine.end(instance.map(|instance| instance.id.as_str())).await
 }
 

@@ -99,7 +99,7 @@ async fn look(mut file: ProgressFile, progress: watch::Sender<Progress>, over: C
         }
     }
     if file.malformed() > 1 {
-        tracing::warn!(lines = file.malformed(), "progress lines that are not a percentage were ignored");
+        tracing::info!(lines = file.malformed(), "lines in the progress file that are not a percentage were ignored");
     }
 }
 

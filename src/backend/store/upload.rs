@@ -24,6 +24,9 @@ pub(super) const META_ATTEMPT: &str = "lighthpc-attempt";
 /// Names the instance that put an object.
 pub(super) const META_OWNER: &str = "lighthpc-owner";
 
+/// The checksum of every upload: CRC-32, the SDK's own default, which S3 keeps over the whole object and can put together
+/// from parts.
+const CRC: CrcAlgorithm = CrcAlgorithm::Crc32IsoHdlc;
 /// S3's limit of parts in one upload.
 const PARTS_MAX: u64 = 10_000;
 /// How often a conditional put is tried: each refusal means that another attempt wrote in between, and
@@ -215,8 +218,8 @@ impl Store {
             .bucket(target.bucket)
             .key(target.key)
             .set_metadata(target.meta())
-            .checksum_algorithm(ChecksumAlgorithm::Crc64Nvme)
-            .checksum_crc64_nvme(crc_base64(checksum(CrcAlgorithm::Crc64Nvme, &body)))
+            .checksum_algorithm(ChecksumAlgorithm::Crc32)
+            .checksum_crc32(crc_base64(checksum(CRC, &body)))
             .body(ByteStream::from(body));
         let answer = condition.on_put(put).send().await.map_err(|e| CloudError::sdk("PutObject", target.uri(), e))?;
         Ok(Stored { etag: answer.e_tag.unwrap_or_default(), bytes })
@@ -236,7 +239,7 @@ impl Store {
             .bucket(target.bucket)
             .key(target.key)
             .set_metadata(target.meta())
-            .checksum_algorithm(ChecksumAlgorithm::Crc64Nvme)
+            .checksum_algorithm(ChecksumAlgorithm::Crc32)
             .checksum_type(ChecksumType::FullObject)
             .send()
             .await
@@ -295,7 +298,7 @@ impl Store {
         let crc = done
             .iter()
             .map(|&(_, crc, length)| (crc, length))
-            .reduce(|(all, _), (crc, length)| (checksum_combine(CrcAlgorithm::Crc64Nvme, all, crc, length), length))
+            .reduce(|(all, _), (crc, length)| (checksum_combine(CRC, all, crc, length), length))
             .map_or(0, |(crc, _)| crc);
         let list = done.into_iter().map(|(part, _, _)| part).collect();
         let complete = self
@@ -305,13 +308,18 @@ impl Store {
             .key(target.key)
             .upload_id(upload_id)
             .checksum_type(ChecksumType::FullObject)
-            .checksum_crc64_nvme(crc_base64(crc))
             .multipart_upload(CompletedMultipartUpload::builder().set_parts(Some(list)).build());
         let answer = condition
             .on_complete(complete)
             .send()
             .await
             .map_err(|e| CloudError::sdk("CompleteMultipartUpload", target.uri(), e))?;
+        // Each part was checked when it went up; S3's sum over all of them says that they are in order.
+        let (ours, theirs) = (crc_base64(crc), answer.checksum_crc32().filter(|sum| !sum.contains('-')));
+        if theirs.is_some_and(|theirs| theirs != ours) {
+            let words = format!("its CRC-32 is {}, not {ours}", theirs.unwrap_or_default());
+            return Err(CloudError::new(Kind::Corrupt, "CompleteMultipartUpload", target.uri(), words).into());
+        }
         Ok(Stored { etag: answer.e_tag.unwrap_or_default(), bytes })
     }
 
@@ -321,7 +329,7 @@ impl Store {
         source.seek(SeekFrom::Start(part.start)).await.map_err(|e| disk("seeking in", e))?;
         let mut body = vec![0; usize::try_from(part.bytes).unwrap_or(usize::MAX)];
         source.read_exact(&mut body).await.map_err(|e| disk("reading", e))?;
-        let crc = checksum(CrcAlgorithm::Crc64Nvme, &body);
+        let crc = checksum(CRC, &body);
         let answer = self
             .client
             .upload_part()
@@ -329,8 +337,8 @@ impl Store {
             .key(&part.key)
             .upload_id(&part.upload_id)
             .part_number(part.number)
-            .checksum_algorithm(ChecksumAlgorithm::Crc64Nvme)
-            .checksum_crc64_nvme(crc_base64(crc))
+            .checksum_algorithm(ChecksumAlgorithm::Crc32)
+            .checksum_crc32(crc_base64(crc))
             .body(ByteStream::from(body))
             .send()
             .await
@@ -338,7 +346,7 @@ impl Store {
         let completed = CompletedPart::builder()
             .part_number(part.number)
             .set_e_tag(answer.e_tag)
-            .checksum_crc64_nvme(crc_base64(crc))
+            .checksum_crc32(crc_base64(crc))
             .build();
         Ok((completed, crc, part.bytes))
     }
@@ -360,7 +368,7 @@ fn part_bytes_for(bytes: u64) -> u64 {
 }
 
 fn crc_base64(crc: u64) -> String {
-    base64::encode(crc.to_be_bytes())
+    base64::encode(&crc.to_be_bytes()[4..])
 }
 
 #[cfg(test)]
