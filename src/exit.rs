@@ -56,12 +56,11 @@ pub enum Exit {
 #[must_use]
 pub fn of_node(error: &NodeError) -> (Exit, Option<String>) {
     match error {
-        NodeError::Cloud { source, .. } => of_cloud(source),
         NodeError::Identity(source) if source.kind == Kind::Unreachable => (
             Exit::NoIdentity,
             Some("off EC2, name the task with --src-id and add --no-terminate, or use --local".to_owned()),
         ),
-        NodeError::Identity(source) => of_cloud(source),
+        NodeError::Identity(source) | NodeError::Cloud { source, .. } => of_cloud(source),
         NodeError::NoTask { .. } => (
             Exit::NoTask,
             Some(

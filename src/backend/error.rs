@@ -139,7 +139,7 @@ where
 
 /// No answer came: either no request went out, or the connection failed.
 fn kind_of_silence(error: &(dyn StdError + 'static)) -> Kind {
-    if chain(error).any(|link| link.is::<CredentialsError>()) {
+    if chain(error).any(<dyn StdError + 'static>::is::<CredentialsError>) {
         return Kind::NoCredentials;
     }
     let words = chain_of(error);

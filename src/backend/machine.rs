@@ -28,7 +28,7 @@ pub enum PowerOff {
 /// minute: then the power goes off.
 const TERMINATE_TRIES_MAX: u32 = 4;
 /// A power-off returns at once; a minute is for a system that is out of memory.
-const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(60);
+const POWER_OFF_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// How the machine's end was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,9 +169,8 @@ impl Machine {
         let mut tries = 0;
         loop {
             let answer = self.client.terminate_instances().instance_ids(instance).send().await;
-            let error = match answer.map_err(|e| CloudError::sdk("TerminateInstances", instance, e)) {
-                Ok(_) => return Ok(()),
-                Err(error) => error,
+            let Err(error) = answer.map_err(|e| CloudError::sdk("TerminateInstances", instance, e)) else {
+                return Ok(());
             };
             tries += 1;
             if !error.is_retryable() || tries >= TERMINATE_TRIES_MAX {

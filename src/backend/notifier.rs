@@ -45,7 +45,8 @@ impl Notifier {
     pub async fn publish(&self, topic_arn: &str, message: &Message) -> Result<(), CloudError> {
         let mut publish =
             self.client.publish().topic_arn(topic_arn).subject(subject(&message.subject)).message(&message.text);
-        if topic_arn.ends_with(".fifo") {
+        // In an ARN the suffix is `.fifo`, in these letters.
+        if topic_arn.rsplit('.').next() == Some("fifo") {
             publish = publish
                 .message_group_id(fifo_id(&message.group))
                 .message_deduplication_id(fifo_id(&message.deduplication));

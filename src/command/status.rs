@@ -16,16 +16,13 @@ use crate::exit::Exit;
 use crate::local::LocalCloud;
 
 pub(super) async fn run(args: StatusArgs) -> Result<Exit, Failure> {
-    let backend = match &args.local {
-        Some(dir) => {
-            place::refuse_endpoints()?;
-            let dir = if dir.as_os_str().is_empty() { Path::new(place::DEFAULT_DIR) } else { dir };
-            place::backend(&LocalCloud::attach(dir)?, None)
-        }
-        None => {
-            let tables = Tables { tasks: args.tables.tasks_table, missions: args.tables.missions_table };
-            Backend::new(&Wire::aws().await?, tables, PowerOff::Never)
-        }
+    let backend = if let Some(dir) = &args.local {
+        place::refuse_endpoints()?;
+        let dir = if dir.as_os_str().is_empty() { Path::new(place::DEFAULT_DIR) } else { dir };
+        place::backend(&LocalCloud::attach(dir)?, None)
+    } else {
+        let tables = Tables { tasks: args.tables.tasks_table, missions: args.tables.missions_table };
+        Backend::new(&Wire::aws().await?, tables, PowerOff::Never)
     };
     let ledger = &backend.ledger;
     let mut missions = match &args.mission {

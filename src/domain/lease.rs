@@ -76,7 +76,7 @@ impl Watch {
 /// anybody else may begin.
 #[must_use]
 pub fn hold_limit(lease_ttl: Duration) -> Duration {
-    lease_ttl - lease_ttl / 6
+    lease_ttl.mul_f64(5.0 / 6.0)
 }
 
 #[cfg(test)]

@@ -159,10 +159,8 @@ async fn prepare(node: &Node, attempted: &mut Attempted) -> Result<Arc<Contract>
 }
 
 async fn download(node: &Node, bucket: &str, contract: &Contract) -> Result<(), Stop> {
-    let error = match node.backend.store.download(bucket, contract.src.as_str(), &contract.input()).await {
-        Ok(_) => return Ok(()),
-        Err(error) => error,
-    };
+    let downloaded = node.backend.store.download(bucket, contract.src.as_str(), &contract.input()).await;
+    let Err(error) = downloaded else { return Ok(()) };
     let wrap = |source| NodeError::Store { doing: "downloading the input", source };
     Err(match error {
         // S3 is consistent: what is not there now will not be there on the next try.
@@ -186,4 +184,4 @@ impl std::fmt::Display for Stop {
 }
 
 /// How long one last write may take when everything else has failed.
-pub(super) const LAST_WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const LAST_WRITE_TIMEOUT: Duration = Duration::from_mins(1);

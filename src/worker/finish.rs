@@ -154,10 +154,7 @@ async fn release(
         let released = node.backend.ledger.release(&attempted.fence, &release).await;
         released.map_err(NodeError::cloud("handing the task back"))
     };
-    match step(node, Step::Release, write).await? {
-        true => Ok(()),
-        false => Err(lease_lost(attempted)),
-    }
+    if step(node, Step::Release, write).await? { Ok(()) } else { Err(lease_lost(attempted)) }
 }
 
 fn lease_lost(attempted: &Attempted) -> NodeError {

@@ -58,13 +58,12 @@ async fn publish(node: &Node, mission: &Mission, total: Tally, publication: &Pub
     let manifest = uri(bucket, &key);
     let results = write_manifest(node, mission, total, &now, bucket, &key).await?;
 
-    match &node.settings.topic_arn {
-        Some(topic) => {
-            let message = message(mission, total, &manifest, &now);
-            let sent = node.backend.notifier.publish(topic, &message).await;
-            sent.map_err(NodeError::cloud("publishing the mission's end"))?;
-        }
-        None => tracing::warn!("mission {} is over, but no topic is set: nobody is told", mission.id),
+    if let Some(topic) = &node.settings.topic_arn {
+        let message = message(mission, total, &manifest, &now);
+        let sent = node.backend.notifier.publish(topic, &message).await;
+        sent.map_err(NodeError::cloud("publishing the mission's end"))?;
+    } else {
+        tracing::warn!("mission {} is over, but no topic is set: nobody is told", mission.id);
     }
     let list = result_list(&mission.results, &results, &manifest);
     let marked = node.backend.ledger.end_publication(mission, publication, total, &list, &manifest, &now).await;

@@ -20,6 +20,13 @@ use crate::domain::progress::Progress;
 /// How often the progress file is looked at: a `stat`, twice a second.
 const LOOK_PERIOD: Duration = Duration::from_millis(500);
 
+/// What ends the wait for a program.
+enum Event {
+    Exit(io::Result<ExitStatus>),
+    TimeLimit,
+    Stop,
+}
+
 pub(super) async fn run(
     argv: &[String],
     contract: &Contract,
@@ -42,11 +49,6 @@ pub(super) async fn run(
     side.spawn(look(ProgressFile::new(contract.progress()), progress.clone(), looking.clone()));
 
     // Waiting for a child is cancel-safe, and the other arms only set the reason; the match below acts on it.
-    enum Event {
-        Exit(io::Result<ExitStatus>),
-        TimeLimit,
-        Stop,
-    }
     let event = tokio::select! {
         status = child.wait() => Event::Exit(status),
         () = time_limit(bounds.time_limit) => Event::TimeLimit,

@@ -115,7 +115,7 @@ impl Expression {
 
     /// Returns the names, for `ExpressionAttributeNames`.
     pub(super) fn names(&self) -> Option<HashMap<String, String>> {
-        Some(self.names.clone())
+        (!self.names.is_empty()).then(|| self.names.clone())
     }
 
     /// Returns the values, for `ExpressionAttributeValues`, which must not be empty.

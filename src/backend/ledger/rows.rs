@@ -66,7 +66,11 @@ impl Ledger {
             .await;
         match answer {
             Ok(_) => Ok(true),
-            Err(error) if error.as_service_error().is_some_and(|e| e.is_conditional_check_failed_exception()) => {
+            Err(error)
+                if error.as_service_error().is_some_and(
+                    aws_sdk_dynamodb::operation::put_item::PutItemError::is_conditional_check_failed_exception,
+                ) =>
+            {
                 Ok(false)
             }
             Err(error) => Err(CloudError::sdk("PutItem", format!("table {}", self.tables.tasks), error)),
@@ -199,7 +203,13 @@ impl Ledger {
             .await;
         match answer {
             Ok(_) => Ok(()),
-            Err(error) if error.as_service_error().is_some_and(|e| e.is_resource_in_use_exception()) => Ok(()),
+            Err(error)
+                if error.as_service_error().is_some_and(
+                    aws_sdk_dynamodb::operation::create_table::CreateTableError::is_resource_in_use_exception,
+                ) =>
+            {
+                Ok(())
+            }
             Err(error) => Err(CloudError::sdk("CreateTable", format!("table {table}"), error)),
         }
     }

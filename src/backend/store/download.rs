@@ -101,7 +101,7 @@ impl Store {
             match self.download_once(bucket, key, file, &object).await {
                 Ok(()) => return Ok(Downloaded { bytes: object.bytes, etag: object.etag }),
                 Err(RangeError::Changed) => {
-                    tracing::warn!("{} changed during the download: starting over", uri(bucket, key))
+                    tracing::warn!("{} changed during the download: starting over", uri(bucket, key));
                 }
                 Err(RangeError::Store(error)) => return Err(error),
             }
@@ -233,7 +233,7 @@ mod tests {
     #[test]
     fn ranges_combine_to_the_whole_objects_checksum() {
         let all = b"123456789";
-        for (name, check) in [("CRC-64/NVME", "rosUhgp5nIg="), ("CRC-32", "y/Q5Jg=="), ("CRC-32C", "4waSgw==")] {
+        for (name, check) in [("CRC-64/NVME", "rosUhgp5mIg="), ("CRC-32", "y/Q5Jg=="), ("CRC-32C", "4waSgw==")] {
             let checksum = Checksum { name, base64: check.to_owned() };
             let crc = |bytes: &[u8]| crc_fast::checksum(checksum.algorithm(), bytes);
             let parts = [(0, 4, crc(&all[..4])), (4, 3, crc(&all[4..7])), (7, 2, crc(&all[7..]))];
