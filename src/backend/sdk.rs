@@ -114,6 +114,12 @@ impl Wire {
         Self { config, imds, path_style: true, imds_is_real: false, region: region.to_owned() }
     }
 
+    /// Returns the SDK's settings, for a client of another service.
+    #[must_use]
+    pub const fn sdk_config(&self) -> &SdkConfig {
+        &self.config
+    }
+
     /// Returns the region all calls go to.
     #[must_use]
     pub fn region(&self) -> &str {

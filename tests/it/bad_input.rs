@@ -1,0 +1,217 @@
+//! Inputs, results, and workloads that are not as they should be.
+
+use std::time::Duration;
+
+use lighthpc::backend::store::StoreError;
+use lighthpc::domain::task::State;
+use lighthpc::domain::verdict::Verdict;
+use lighthpc::local::Service::{Dynamodb, S3};
+use lighthpc::local::{Faults, SOURCE_BUCKET};
+use lighthpc::worker::{Ending, NodeError};
+
+use crate::lab::Lab;
+
+#[tokio::test]
+async fn an_empty_input_and_an_empty_result_are_good_ones() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    lab.input("abc", b"").await;
+    lab.node("abc", "M").shell(r#"[ -e "$LIGHTHPC_INPUT" ] && : > "$LIGHTHPC_OUTPUT""#).run().await.ending.unwrap();
+    assert_eq!(lab.result("rslt_abc").as_deref(), Some(""));
+    assert_eq!(lab.task("abc").await.result_bytes, Some(0));
+}
+
+#[tokio::test]
+async fn no_result_is_a_verdict_of_its_own() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let life = lab.node("abc", "M").shell("true").run().await;
+    assert!(matches!(life.ending, Err(NodeError::NoResult { .. })), "{life:?}");
+    let row = lab.task("abc").await;
+    assert_eq!((row.state, row.verdict), (State::Failed, Some(Verdict::NoResult)));
+}
+
+#[tokio::test]
+async fn an_input_that_is_not_there_fails_the_task_at_once() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    std::fs::remove_file(lab.cloud.object_path(SOURCE_BUCKET, "abc")).unwrap();
+    let life = lab.node("abc", "M").run().await;
+    assert!(matches!(life.ending, Err(NodeError::MissingInput { .. })), "{life:?}");
+    assert_eq!(lab.task("abc").await.state, State::Failed);
+    assert_eq!(lab.cloud.published().len(), 1);
+}
+
+/// Replaced between HEAD and GET: the download starts over and takes the new one, whole.
+#[tokio::test]
+async fn an_input_that_changes_during_the_download_is_taken_whole() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let faults = Faults::new();
+    let path = lab.cloud.object_path(SOURCE_BUCKET, "abc");
+    faults.before(S3, "GetObject", 1, move || std::fs::write(&path, "changed").unwrap());
+    lab.node_with("abc", "M", faults.clone()).run().await.ending.unwrap();
+    assert_eq!(lab.result("rslt_abc").as_deref(), Some("degnahc"));
+    assert_eq!(faults.count(S3, "GetObject"), 2);
+}
+
+#[tokio::test]
+async fn an_input_that_keeps_changing_hands_the_task_back() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let faults = Faults::new();
+    for nth in 1..=9 {
+        let path = lab.cloud.object_path(SOURCE_BUCKET, "abc");
+        faults.before(S3, "GetObject", nth, move || std::fs::write(&path, format!("change {nth}")).unwrap());
+    }
+    let life = lab.node_with("abc", "M", faults).run().await;
+    assert!(matches!(&life.ending, Err(NodeError::Store { source: StoreError::Changed { .. }, .. })), "{life:?}");
+    let row = lab.task("abc").await;
+    assert_eq!((row.state, row.verdict, row.app_failures), (State::Pending, Some(Verdict::Infra), 1));
+}
+
+#[tokio::test]
+async fn a_large_input_comes_in_ranges_and_a_large_result_goes_in_parts() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let bytes: Vec<u8> = (0..20_000_003_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    lab.input("abc", &bytes).await;
+    let faults = Faults::new();
+    lab.node_with("abc", "M", faults.clone())
+        .shell(r#"cp "$LIGHTHPC_INPUT" "$LIGHTHPC_OUTPUT""#)
+        .run()
+        .await
+        .ending
+        .unwrap();
+    let result = std::fs::read(lab.cloud.object_path("results", "rslt_abc")).unwrap();
+    assert!(result == bytes, "the bytes differ");
+    assert_eq!((faults.count(S3, "GetObject"), faults.count(S3, "UploadPart")), (3, 3));
+}
+
+#[tokio::test]
+async fn a_failed_upload_leaves_no_parts_behind() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    lab.input("abc", &vec![7; 20_000_000]).await;
+    let faults = Faults::new();
+    let broken = lighthpc::local::Fault::Status(403, "AccessDenied");
+    faults.add(S3, "UploadPart", lighthpc::local::When::After(1), broken);
+    let life =
+        lab.node_with("abc", "M", faults.clone()).shell(r#"cp "$LIGHTHPC_INPUT" "$LIGHTHPC_OUTPUT""#).run().await;
+    assert!(life.ending.is_err());
+    assert_eq!(faults.count(S3, "AbortMultipartUpload"), 1);
+    assert_eq!(lab.task("abc").await.state, State::Pending);
+}
+
+#[tokio::test]
+async fn a_folder_goes_up_file_by_file_with_an_index() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let line =
+        r#"mkdir -p "$LIGHTHPC_OUTPUT/sub" && cd "$LIGHTHPC_OUTPUT" && echo one > 1.txt && echo two > sub/2.txt"#;
+    let life = lab.node("abc", "M").shell(line).run().await;
+    assert!(matches!(&life.ending, Ok(Ending::Committed { result }) if result == "s3://results/rslt_abc/"), "{life:?}");
+    assert_eq!(lab.result("rslt_abc/1.txt").as_deref(), Some("one\n"));
+    assert_eq!(lab.result("rslt_abc/sub/2.txt").as_deref(), Some("two\n"));
+    let index: serde_json::Value = serde_json::from_str(&lab.result("rslt_abc/_lighthpc_index.json").unwrap()).unwrap();
+    assert_eq!(index["files"]["sub/2.txt"]["bytes"], 4);
+    assert_eq!(lab.task("abc").await.result_bytes, Some(8));
+}
+
+#[tokio::test]
+async fn two_hundred_megabytes_of_output_neither_block_nor_fill_anything() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let line = r#"head -c 200000000 /dev/zero | tr '\0' x; echo; echo the end; : > "$LIGHTHPC_OUTPUT""#;
+    lab.node("abc", "M").shell(line).run().await.ending.unwrap();
+    let log = lab.result("logs/abc.1.log").unwrap();
+    assert!(log.len() < 5_000_000 && log.ends_with("the end\n"));
+    assert!(log.contains("bytes of output were dropped"));
+}
+
+#[tokio::test]
+async fn chatty_progress_is_at_most_one_write_per_heartbeat() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let faults = Faults::new();
+    let line = r#"for n in $(seq 3000); do echo "$((n / 40))% step $n" >> "$LIGHTHPC_PROGRESS"; done
+        sleep 1.2; : > "$LIGHTHPC_OUTPUT""#;
+    let half = Duration::from_millis(500);
+    lab.node_with("abc", "M", faults.clone()).shell(line).lease(6 * half, half).run().await.ending.unwrap();
+    let beats = lab.task("abc").await.beat;
+    assert!((1..=5).contains(&beats), "{beats} beats");
+    // Claim, beats, publication begun and ended.
+    assert_eq!(faults.count(Dynamodb, "UpdateItem") as u64, beats + 3);
+}
+
+#[tokio::test]
+async fn the_time_limit_ends_the_whole_process_group() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let pid = lab.dir.path().join("pid");
+    // A grandchild that ignores SIGTERM, and holds the output open.
+    let line = format!(
+        "(trap '' TERM; echo $BASHPID > '{0}'; sh -c 'trap \"\" TERM; echo $$ > {0}; sleep 60') & wait",
+        pid.display()
+    );
+    let mut node = lab.node("abc", "M").shell(&line);
+    node.settings.bounds.time_limit = Some(Duration::from_secs(1));
+    node.settings.bounds.grace = Duration::from_millis(300);
+    node.settings.limits.max_attempts = 1;
+    let life = node.run().await;
+    assert!(matches!(life.ending, Err(NodeError::TimeLimit)), "{life:?}");
+    assert_eq!(lab.task("abc").await.verdict, Some(Verdict::Timeout));
+    let pid = std::fs::read_to_string(pid).unwrap();
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+    assert!(stat.is_empty() || stat.contains(") Z "), "the grandchild lives: {stat}");
+}
+
+#[tokio::test]
+async fn the_workload_sees_its_contract_and_no_credential() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    lab.node("abc", "M").shell(r#"env > "$LIGHTHPC_OUTPUT"; [ -d "$LIGHTHPC_SCRATCH" ]"#).run().await.ending.unwrap();
+    let env = lab.result("rslt_abc").unwrap();
+    for line in ["LIGHTHPC_SRC_ID=abc", "LIGHTHPC_MISSION=M", "LIGHTHPC_ATTEMPT=1", "LIGHTHPC_RESUMED=0"] {
+        assert!(env.lines().any(|l| l == line), "{line} is missing:\n{env}");
+    }
+    assert!(!env.lines().any(|l| l.starts_with("AWS_")), "{env}");
+    let scratch = env.lines().find_map(|l| l.strip_prefix("LIGHTHPC_SCRATCH=")).unwrap();
+    assert!(!std::path::Path::new(scratch).exists());
+}
+
+#[tokio::test]
+async fn a_table_with_another_key_is_named_as_such() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let mut node = lab.node("abc", "M");
+    let tables = lighthpc::backend::Tables { tasks: "tblMission".to_owned(), missions: "tblMission".to_owned() };
+    let wire = lighthpc::backend::Wire::plugged(
+        lab.cloud.wire(Some(&node.instance)),
+        lighthpc::local::REGION,
+        lighthpc::local::ACCESS_KEY,
+        lighthpc::local::SECRET_KEY,
+    );
+    node.backend.ledger = lighthpc::backend::Ledger::new(&wire, tables);
+    let instance = node.instance.clone();
+    let life = node.run().await;
+    let (exit, hint) = lighthpc::exit::of_node(&life.ending.unwrap_err());
+    assert_eq!(exit, lighthpc::exit::Exit::TableKey);
+    assert!(hint.unwrap().contains("srcFilename"));
+    assert!(lab.has_ended(&instance));
+}
+
+#[tokio::test]
+async fn tags_come_from_ec2_where_imds_has_none_and_no_task_still_ends_the_machine() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    lab.cloud.set_instance_tags_in_imds(false);
+    lab.node("abc", "M").run().await.ending.unwrap();
+    lab.assert_done("abc", "M", "by DescribeTags").await;
+
+    let node = lab.node_on(lab.cloud.launch(&[("Name", "nobody")]), Faults::new());
+    let instance = node.instance.clone();
+    let life = node.run().await;
+    assert!(matches!(life.ending, Err(NodeError::NoTask { .. })), "{life:?}");
+    assert!(lab.has_ended(&instance));
+}

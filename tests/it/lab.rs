@@ -1,0 +1,177 @@
+//! What every test needs: a cloud, a desk to look from, and nodes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lighthpc::backend::ledger::{NewMission, NewTask};
+use lighthpc::backend::machine::PowerOff;
+use lighthpc::backend::{Backend, Tables, Wire};
+use lighthpc::domain::budget::Limits;
+use lighthpc::domain::ids::{MissionId, SrcId};
+use lighthpc::domain::mission::{Mission, Notified, Tally};
+use lighthpc::domain::task::Task;
+use lighthpc::local::{ACCESS_KEY, Faults, LocalCloud, REGION, RESULT_BUCKET, SECRET_KEY, SOURCE_BUCKET, TOPIC_ARN};
+use lighthpc::worker::{self, Life, Node, Report, Settings, Stopping};
+use lighthpc::workload::{Bounds, Simulation, Workload};
+
+/// A bound on what a test waits for; nothing here takes a tenth of it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A workload that answers with its input, backwards: no result is right by chance.
+pub(crate) const REVERSE: &str = r#"rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#;
+
+pub(crate) struct Lab {
+    pub(crate) cloud: LocalCloud,
+    pub(crate) desk: Backend,
+    pub(crate) dir: tempfile::TempDir,
+}
+
+impl Lab {
+    pub(crate) async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let cloud = LocalCloud::in_memory(&dir.path().join("cloud")).unwrap();
+        let desk = backend(&cloud, None, &Faults::new(), PowerOff::Never);
+        desk.ledger.create_tables().await.unwrap();
+        Self { cloud, desk, dir }
+    }
+
+    /// A mission of tasks whose inputs are their own names.
+    pub(crate) async fn mission(&self, id: &str, tasks: &[&str]) {
+        let id = mission_id(id);
+        let new = NewMission { id: id.clone(), trans_number: tasks.len() as u64, tally_shards: 1, exec: None };
+        assert!(self.desk.ledger.create_mission(&new).await.unwrap());
+        for task in tasks {
+            self.input(task, task.as_bytes()).await;
+            self.row(task, &id).await;
+        }
+    }
+
+    pub(crate) async fn row(&self, task: &str, mission: &MissionId) {
+        let new = NewTask {
+            src: src(task),
+            mission: mission.clone(),
+            bucket: SOURCE_BUCKET.to_owned(),
+            now: "2026-01-01T00:00:00Z".to_owned(),
+            trigger: "test".to_owned(),
+        };
+        assert!(self.desk.ledger.create_task(&new).await.unwrap());
+    }
+
+    pub(crate) async fn input(&self, key: &str, bytes: &[u8]) {
+        self.desk.store.put_bytes(SOURCE_BUCKET, key, bytes.to_vec()).await.unwrap();
+    }
+
+    /// A node on an instance of its own, tagged with the task and the mission.
+    pub(crate) fn node(&self, task: &str, mission: &str) -> Subject {
+        self.node_with(task, mission, Faults::new())
+    }
+
+    pub(crate) fn node_with(&self, task: &str, mission: &str, faults: Faults) -> Subject {
+        let instance = self.cloud.launch(&[("srcID", task), ("missionID", mission)]);
+        self.node_on(instance, faults)
+    }
+
+    pub(crate) fn node_on(&self, instance: String, faults: Faults) -> Subject {
+        let settings = Settings {
+            src: None,
+            mission: None,
+            source_bucket: Some(SOURCE_BUCKET.to_owned()),
+            result_bucket: Some(RESULT_BUCKET.to_owned()),
+            topic_arn: Some(TOPIC_ARN.to_owned()),
+            work_dir: self.dir.path().join("work").join(&instance),
+            lease: Duration::from_secs(90),
+            heartbeat: Duration::from_secs(20),
+            terminate: true,
+            workload: Some(Workload::Shell(REVERSE.to_owned())),
+            simulation: Simulation::default(),
+            bounds: Bounds { time_limit: None, grace: Duration::from_secs(5), echo: false },
+            limits: Limits::default(),
+            report: tokio::sync::watch::Sender::new(Report::default()),
+        };
+        let power_off = format!("echo {instance} >> '{}'", self.dir.path().join("powered-off").display());
+        let backend = backend(&self.cloud, Some(&instance), &faults, PowerOff::By(power_off));
+        Subject { instance, backend, settings, stopping: Stopping::default() }
+    }
+
+    pub(crate) async fn task(&self, key: &str) -> Task {
+        self.desk.ledger.task(&src(key)).await.unwrap().unwrap()
+    }
+
+    pub(crate) async fn mission_row(&self, id: &str) -> Mission {
+        self.desk.ledger.mission(&mission_id(id)).await.unwrap().unwrap()
+    }
+
+    pub(crate) async fn tally(&self, id: &str) -> Tally {
+        self.desk.ledger.tally(&self.mission_row(id).await).await.unwrap()
+    }
+
+    pub(crate) fn result(&self, key: &str) -> Option<String> {
+        std::fs::read_to_string(self.cloud.object_path(RESULT_BUCKET, key)).ok()
+    }
+
+    /// Returns whether the instance was ended: by EC2, or by its power-off.
+    pub(crate) fn has_ended(&self, instance: &str) -> bool {
+        let terminated = self.cloud.instances().iter().any(|i| i.id == instance && i.state == "terminated");
+        let off = std::fs::read_to_string(self.dir.path().join("powered-off")).unwrap_or_default();
+        terminated || off.lines().any(|line| line == instance)
+    }
+
+    /// Asserts what must be true of a mission of one task at its end, however it came there.
+    pub(crate) async fn assert_done(&self, task: &str, mission: &str, context: &str) {
+        let row = self.task(task).await;
+        let reversed: String = task.chars().rev().collect();
+        assert_eq!(row.state.as_str(), "done", "{context}");
+        assert_eq!(row.verdict.unwrap().as_str(), "ok", "{context}");
+        assert_eq!(row.progress, "100%", "{context}");
+        assert_eq!(self.result(&format!("rslt_{task}")).as_deref(), Some(reversed.as_str()), "{context}");
+        let stored = self.desk.store.head(RESULT_BUCKET, &format!("rslt_{task}")).await.unwrap().unwrap();
+        assert_eq!(row.result_etag.as_deref(), Some(stored.etag.as_str()), "{context}");
+        assert_eq!(row.result_bytes, Some(stored.bytes), "{context}");
+        let tally = self.tally(mission).await;
+        assert_eq!((tally.ok, tally.failed), (1, 0), "{context}");
+        let mission = self.mission_row(mission).await;
+        assert_eq!(mission.notified, Notified::Yes, "{context}");
+        assert_eq!(mission.rolled.ok, 1, "{context}");
+        assert_eq!(mission.results, ["rsltList", &format!("s3://results/rslt_{task}")], "{context}");
+    }
+}
+
+/// A node that is still to be run.
+pub(crate) struct Subject {
+    pub(crate) instance: String,
+    pub(crate) backend: Backend,
+    pub(crate) settings: Settings,
+    pub(crate) stopping: Stopping,
+}
+
+impl Subject {
+    pub(crate) fn shell(mut self, line: &str) -> Self {
+        self.settings.workload = Some(Workload::Shell(line.to_owned()));
+        self
+    }
+
+    pub(crate) fn lease(mut self, lease: Duration, heartbeat: Duration) -> Self {
+        self.settings.lease = lease;
+        self.settings.heartbeat = heartbeat;
+        self
+    }
+
+    /// Runs the node to its end, within the test's patience.
+    pub(crate) fn run(self) -> impl Future<Output = Life> + Send + 'static {
+        let node = Node { backend: self.backend, settings: Arc::new(self.settings), stopping: self.stopping };
+        async move { tokio::time::timeout(PATIENCE, worker::run(node)).await.unwrap() }
+    }
+}
+
+fn backend(cloud: &LocalCloud, instance: Option<&str>, faults: &Faults, power_off: PowerOff) -> Backend {
+    let wire = Wire::plugged(cloud.faulty_wire(instance, faults.clone()), REGION, ACCESS_KEY, SECRET_KEY);
+    Backend::new(&wire, Tables::default(), power_off)
+}
+
+pub(crate) fn src(key: &str) -> SrcId {
+    SrcId::new(key).unwrap()
+}
+
+pub(crate) fn mission_id(id: &str) -> MissionId {
+    MissionId::new(id).unwrap()
+}

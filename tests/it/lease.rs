@@ -1,0 +1,143 @@
+//! Leases: taken over only when their holder is gone, given up in time, taken up again by the same instance.
+
+use std::time::{Duration, Instant};
+
+use lighthpc::domain::task::State;
+use lighthpc::domain::verdict::Verdict;
+use lighthpc::local::Service::{Dynamodb, Ec2};
+use lighthpc::local::{Fault, Faults, When};
+use lighthpc::worker::{Ending, NodeError};
+use tokio::task::JoinSet;
+
+use crate::lab::Lab;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A workload that says that it runs, waits to be told, and answers.
+fn waiting(lab: &Lab) -> (String, std::path::PathBuf, std::path::PathBuf) {
+    let (began, go) = (lab.dir.path().join("began"), lab.dir.path().join("go"));
+    let line = format!(
+        r#"echo $$ >> '{}'; while [ ! -e '{}' ]; do sleep 0.05; done; rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#,
+        began.display(),
+        go.display()
+    );
+    (line, began, go)
+}
+
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + crate::lab::PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what} never happened");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_duplicate_leaves_when_the_holder_beats() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let (line, began, go) = waiting(&lab);
+    let mut holder = JoinSet::new();
+    holder.spawn(lab.node("abc", "M").shell(&line).lease(6 * SECOND, SECOND / 4).run());
+    until("the workload's start", || began.exists()).await;
+
+    let duplicate = lab.node("abc", "M").lease(6 * SECOND, SECOND / 4);
+    let instance = duplicate.instance.clone();
+    let life = duplicate.run().await;
+
+    assert!(matches!(life.ending, Ok(Ending::HeldByOther(_))), "{life:?}");
+    assert!(lab.has_ended(&instance));
+    std::fs::write(go, "").unwrap();
+    holder.join_all().await.pop().unwrap().ending.unwrap();
+    lab.assert_done("abc", "M", "by the holder").await;
+    assert_eq!(lab.task("abc").await.attempt.0, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_holder_is_replaced_after_a_whole_lease_and_stops_itself_before() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let (line, began, _go) = waiting(&lab);
+    // The holder's heartbeats are lost; EC2 says that it runs.
+    let faults = Faults::new();
+    faults.add(Dynamodb, "UpdateItem", When::After(1), Fault::FailBefore);
+    let mut holder = JoinSet::new();
+    holder.spawn(lab.node_with("abc", "M", faults).shell(&line).lease(3 * SECOND, SECOND / 2).run());
+    until("the workload's start", || began.exists()).await;
+    let pid: u32 = std::fs::read_to_string(&began).unwrap().trim().parse().unwrap();
+
+    let started = Instant::now();
+    lab.node("abc", "M").lease(3 * SECOND, SECOND / 2).run().await.ending.unwrap();
+
+    assert!(started.elapsed() >= 3 * SECOND, "taken over after {:?}", started.elapsed());
+    let life = holder.join_all().await.pop().unwrap();
+    assert!(matches!(life.ending, Err(NodeError::LeaseLost { .. })), "{life:?}");
+    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "the old workload still runs");
+    lab.assert_done("abc", "M", "by the second").await;
+    assert_eq!(lab.task("abc").await.attempt.0, 2);
+    assert_eq!(lab.task("abc").await.history[0].verdict, Verdict::Lost);
+}
+
+#[tokio::test]
+async fn a_holder_whose_instance_is_gone_is_replaced_at_once() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let faults = Faults::new();
+    let gate = faults.hold_before(Dynamodb, "TransactWriteItems", When::Nth(1));
+    let first = lab.node_with("abc", "M", faults);
+    let instance = first.instance.clone();
+    tokio::select! {
+        life = first.run() => panic!("{life:?}"),
+        () = gate.arrived(1) => {}
+    }
+    lab.cloud.stop_instance(&instance);
+
+    let started = Instant::now();
+    lab.node("abc", "M").run().await.ending.unwrap();
+
+    assert!(started.elapsed() < 30 * SECOND, "a lease of 90 s was waited for");
+    lab.assert_done("abc", "M", "by the second").await;
+}
+
+#[tokio::test]
+async fn the_same_instance_takes_its_task_up_again_after_a_restart() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let faults = Faults::new();
+    let gate = faults.hold_before(Dynamodb, "TransactWriteItems", When::Nth(1));
+    let first = lab.node_with("abc", "M", faults);
+    let instance = first.instance.clone();
+    tokio::select! {
+        life = first.run() => panic!("{life:?}"),
+        () = gate.arrived(1) => {}
+    }
+
+    let faults = Faults::new();
+    lab.node_on(instance, faults.clone()).run().await.ending.unwrap();
+
+    lab.assert_done("abc", "M", "by the same instance").await;
+    assert_eq!(faults.count(Ec2, "DescribeInstances"), 0, "it asked whether it is gone itself");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drained_node_hands_its_task_back() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let (line, began, go) = waiting(&lab);
+    let node = lab.node("abc", "M").shell(&line);
+    let (stopping, instance) = (node.stopping.clone(), node.instance.clone());
+    let mut running = JoinSet::new();
+    running.spawn(node.run());
+    until("the workload's start", || began.exists()).await;
+
+    stopping.drain.cancel();
+    let life = running.join_all().await.pop().unwrap();
+
+    assert!(matches!(life.ending, Ok(Ending::Drained)), "{life:?}");
+    assert!(lab.has_ended(&instance));
+    let row = lab.task("abc").await;
+    assert_eq!((row.state, row.verdict, row.interruptions), (State::Pending, Some(Verdict::Cancelled), 1));
+    std::fs::write(go, "").unwrap();
+    lab.node("abc", "M").shell(&line).run().await.ending.unwrap();
+    lab.assert_done("abc", "M", "by the next").await;
+}

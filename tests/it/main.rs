@@ -1,0 +1,11 @@
+//! The whole worker on the cloud in the process: one binary, one folder per test, no network, no sleep.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod bad_input;
+mod faults;
+mod keys;
+mod lab;
+mod lease;
+mod mission;
+mod races;
+mod steps;

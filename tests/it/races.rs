@@ -1,0 +1,196 @@
+//! Races, with barriers rather than sleeps.
+
+use std::sync::Arc;
+
+use lighthpc::backend::ledger::{Claim, Claimant, Commit, Fence, Finish, Outcome};
+use lighthpc::backend::store::Put;
+use lighthpc::domain::ids::InstanceId;
+use lighthpc::domain::mission::Notified;
+use lighthpc::local::Service::{Dynamodb, S3};
+use lighthpc::local::{Faults, RESULT_BUCKET, When};
+use lighthpc::worker::{Ending, NodeError};
+use tokio::sync::Barrier;
+use tokio::task::JoinSet;
+
+use crate::lab::{Lab, mission_id, src};
+
+fn claimant(instance: &str) -> Claimant {
+    Claimant { owner: InstanceId::new(instance).unwrap(), mission: None, bucket: None, now: "now".to_owned() }
+}
+
+async fn claim(lab: &Lab, instance: &str, expired: bool) -> Fence {
+    let seen = lab.task("abc").await.lease().filter(|_| expired);
+    match lab.desk.ledger.claim(&src("abc"), &claimant(instance), seen.as_ref()).await.unwrap() {
+        Claim::Held(task) => {
+            Fence { src: src("abc"), attempt: task.attempt, owner: InstanceId::new(instance).unwrap() }
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_sixty_four_claimers_one_wins() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let barrier = Arc::new(Barrier::new(64));
+    let mut claimers = JoinSet::new();
+    for n in 0..64 {
+        let (ledger, barrier) = (lab.desk.ledger.clone(), barrier.clone());
+        claimers.spawn(async move {
+            barrier.wait().await;
+            ledger.claim(&src("abc"), &claimant(&format!("i-{n}")), None).await.unwrap()
+        });
+    }
+
+    let claims = claimers.join_all().await;
+
+    let held: Vec<_> = claims.iter().filter(|claim| matches!(claim, Claim::Held(_))).collect();
+    assert_eq!(held.len(), 1);
+    assert!(claims.iter().all(|claim| matches!(claim, Claim::Held(_) | Claim::HeldByOther(_))));
+    assert_eq!(lab.task("abc").await.attempt.0, 1);
+}
+
+#[tokio::test]
+async fn a_stale_attempt_cannot_write_upload_or_commit() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let stale = claim(&lab, "i-old", false).await;
+    let fresh = claim(&lab, "i-new", true).await;
+    let before = lab.task("abc").await;
+    let mission = lab.mission_row("M").await;
+    let file = lab.dir.path().join("result");
+    std::fs::write(&file, "stale").unwrap();
+    let finish = |result: &str| Finish {
+        outcome: Outcome::Done { result: result.to_owned(), etag: "e".to_owned(), bytes: 1 },
+        exit_code: Some(0),
+        time_cost_s: 1,
+        history: vec![],
+    };
+    let (ledger, store) = (&lab.desk.ledger, &lab.desk.store);
+
+    use lighthpc::backend::ledger::{Beat, Release};
+    let beat = ledger.beat(&stale, Default::default(), 1).await.unwrap();
+    let put = store.put_result(ledger, &stale, RESULT_BUCKET, "rslt_abc", &file).await.unwrap();
+    let commit = ledger.commit(&stale, Some(&mission), &finish("stale")).await.unwrap();
+    let release = Release {
+        verdict: lighthpc::domain::verdict::Verdict::Cancelled,
+        exit_code: None,
+        time_cost_s: 1,
+        history: vec![],
+    };
+    let released = ledger.release(&stale, &release).await.unwrap();
+
+    assert_eq!((beat, put, commit, released), (Beat::Lost, Put::LeaseLost, Commit::Lost, false));
+    assert_eq!(lab.task("abc").await, before);
+    assert_eq!(lab.result("rslt_abc"), None);
+    assert_eq!(lab.tally("M").await.ended(), 0);
+
+    // The fresh one can, twice, and is counted once.
+    for _ in 0..2 {
+        assert_eq!(ledger.commit(&fresh, Some(&mission), &finish("fresh")).await.unwrap(), Commit::Committed);
+    }
+    assert_eq!(lab.tally("M").await.ok, 1);
+    // A late stale commit changes nothing, not even with the row done.
+    assert_eq!(ledger.commit(&stale, Some(&mission), &finish("stale")).await.unwrap(), Commit::Lost);
+    assert_eq!(lab.task("abc").await.result.as_deref(), Some("fresh"));
+}
+
+/// The old attempt passes its fence check and stalls right before its put; the new one does everything; the old one wakes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_put_that_stalls_past_the_commit_of_another_changes_nothing() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let faults = Faults::new();
+    let gate = faults.hold_before(S3, "PutObject", When::Nth(1));
+    let old = lab.node_with("abc", "M", faults).shell(r#"echo stale > "$LIGHTHPC_OUTPUT""#);
+    let mut running = JoinSet::new();
+    running.spawn(old.run());
+    gate.arrived(1).await;
+
+    // To the others the old machine is gone; its process does not know.
+    let gone = lab.cloud.instances()[0].id.clone();
+    lab.cloud.stop_instance(&gone);
+    lab.node("abc", "M").run().await.ending.unwrap();
+    lab.assert_done("abc", "M", "by the new attempt").await;
+    gate.open();
+    let life = running.join_next().await.unwrap().unwrap();
+
+    assert!(matches!(life.ending, Err(NodeError::LeaseLost { .. })), "{life:?}");
+    lab.assert_done("abc", "M", "after the old attempt woke").await;
+    assert_eq!(lab.cloud.published().len(), 1);
+}
+
+/// The same, but what stalls is the commit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_stalls_past_another_counts_nothing() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let faults = Faults::new();
+    let gate = faults.hold_before(Dynamodb, "TransactWriteItems", When::Nth(1));
+    let mut running = JoinSet::new();
+    running.spawn(lab.node_with("abc", "M", faults).shell(r#"echo stale > "$LIGHTHPC_OUTPUT""#).run());
+    gate.arrived(1).await;
+
+    let gone = lab.cloud.instances()[0].id.clone();
+    lab.cloud.stop_instance(&gone);
+    // The stale result stands there: a dead attempt's, overwritten by the new one.
+    assert_eq!(lab.result("rslt_abc").as_deref(), Some("stale\n"));
+    lab.node("abc", "M").run().await.ending.unwrap();
+    gate.open();
+    let life = running.join_next().await.unwrap().unwrap();
+
+    assert!(matches!(life.ending, Err(NodeError::LeaseLost { .. })), "{life:?}");
+    lab.assert_done("abc", "M", "after the old commit").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_two_committers_publish_once() {
+    for round in 0..10 {
+        let lab = Lab::new().await;
+        lab.mission("M", &["abc", "def"]).await;
+        // Both have committed before either reads the tally.
+        let faults = Faults::new();
+        let gate = faults.hold_before(Dynamodb, "BatchGetItem", When::First(2));
+        let mut nodes = JoinSet::new();
+        nodes.spawn(lab.node_with("abc", "M", faults.clone()).run());
+        nodes.spawn(lab.node_with("def", "M", faults.clone()).run());
+        gate.arrived(2).await;
+        gate.open();
+
+        for life in nodes.join_all().await {
+            assert!(matches!(life.ending, Ok(Ending::Committed { .. })), "{round}: {life:?}");
+        }
+
+        assert_eq!(lab.cloud.published().len(), 1, "round {round}");
+        let mission = lab.mission_row("M").await;
+        assert_eq!((mission.notified, mission.rolled.ok), (Notified::Yes, 2));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mission_whose_every_node_is_launched_twice_is_done_once() {
+    let lab = Lab::new().await;
+    let names: Vec<String> = (0..12).map(|n| format!("task-{n}")).collect();
+    let tasks: Vec<&str> = names.iter().map(String::as_str).collect();
+    lab.mission("M", &tasks).await;
+    let runs = lab.dir.path().join("runs");
+    let line = format!(r#"echo x >> '{}'; rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#, runs.display());
+    let mut nodes = JoinSet::new();
+    for task in tasks.iter().chain(&tasks) {
+        let second = std::time::Duration::from_secs(1);
+        nodes.spawn(lab.node(task, "M").shell(&line).lease(6 * second, second / 2).run());
+    }
+
+    for life in nodes.join_all().await {
+        life.ending.unwrap();
+    }
+
+    assert_eq!(lab.tally("M").await.ok, 12);
+    assert_eq!(std::fs::read_to_string(runs).unwrap().lines().count(), 12, "a task was run twice");
+    assert_eq!(lab.cloud.published().len(), 1);
+    for task in tasks {
+        assert_eq!(lab.result(&format!("rslt_{task}")), Some(task.chars().rev().collect()));
+    }
+    assert!(lab.cloud.instances().iter().all(|instance| instance.state == "terminated"));
+    assert_eq!(lab.mission_row("M").await.id, mission_id("M"));
+}

@@ -1,0 +1,60 @@
+//! The calls of a node's life, in order: one list, from which the fault table is made. A new call that is missing here
+//! fails `the_list_is_complete`.
+
+use lighthpc::local::Faults;
+use lighthpc::local::Service::{self, Dynamodb, Ec2, Imds, S3, Sns};
+
+use crate::lab::Lab;
+
+/// One call of a node that does a mission's only task.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Call {
+    pub(crate) name: &'static str,
+    pub(crate) service: Service,
+    pub(crate) operation: &'static str,
+    /// The how-many-eth call of this operation, from 1.
+    pub(crate) nth: u32,
+}
+
+const fn call(name: &'static str, service: Service, operation: &'static str, nth: u32) -> Call {
+    Call { name, service, operation, nth }
+}
+
+pub(crate) const CALLS: &[Call] = &[
+    call("token", Imds, "/latest/api/token", 1),
+    call("instance id", Imds, "/latest/meta-data/instance-id", 1),
+    call("tag srcID", Imds, "/latest/meta-data/tags/instance/srcID", 1),
+    call("tag missionID", Imds, "/latest/meta-data/tags/instance/missionID", 1),
+    call("claim", Dynamodb, "UpdateItem", 1),
+    call("mission", Dynamodb, "GetItem", 1),
+    call("head input", S3, "HeadObject", 1),
+    call("get input", S3, "GetObject", 1),
+    call("fence", Dynamodb, "GetItem", 2),
+    call("put result", S3, "PutObject", 1),
+    call("commit", Dynamodb, "TransactWriteItems", 1),
+    call("tally", Dynamodb, "BatchGetItem", 1),
+    call("mission again", Dynamodb, "GetItem", 3),
+    call("become publisher", Dynamodb, "UpdateItem", 2),
+    call("list tasks", Dynamodb, "Scan", 1),
+    call("put manifest", S3, "PutObject", 2),
+    call("publish", Sns, "Publish", 1),
+    call("mark announced", Dynamodb, "UpdateItem", 3),
+    call("terminate", Ec2, "TerminateInstances", 1),
+];
+
+#[tokio::test]
+async fn the_list_is_complete() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let faults = Faults::new();
+
+    let node = lab.node_with("abc", "M", faults.clone());
+    let instance = node.instance.clone();
+    node.run().await.ending.unwrap();
+
+    lab.assert_done("abc", "M", "without a fault").await;
+    assert!(lab.has_ended(&instance));
+    let made: Vec<(Service, String)> = faults.calls();
+    let listed: Vec<(Service, String)> = CALLS.iter().map(|call| (call.service, call.operation.to_owned())).collect();
+    assert_eq!(made, listed);
+}
