@@ -22,7 +22,7 @@ pub enum Exit {
     WrongRegion = 12,
     /// The table does not exist.
     NoTable = 13,
-    /// The bucket does not exist.
+    /// The bucket, or the topic, does not exist.
     NoBucket = 14,
     /// The table has another key.
     TableKey = 15,
@@ -42,6 +42,8 @@ pub enum Exit {
     NoResult = 22,
     /// The workload ran into its time limit.
     TimeLimit = 23,
+    /// The task was interrupted more often than it may be.
+    Exhausted = 24,
     /// The lease was lost to another attempt.
     LeaseLost = 30,
     /// A service cannot be reached, or stays busy.
@@ -94,6 +96,10 @@ pub fn of_node(error: &NodeError) -> (Exit, Option<String>) {
             Exit::LeaseLost,
             Some("another attempt took the task over, and its result counts; the row's history names it".to_owned()),
         ),
+        NodeError::Exhausted { .. } => (
+            Exit::Exhausted,
+            Some("look at the row's history: a task that ends its machine each time needs more memory or disk; or allow more with --max-interruptions".to_owned()),
+        ),
         NodeError::Panicked(_) => (Exit::Internal, Some("please report this".to_owned())),
     }
 }
@@ -115,7 +121,7 @@ pub fn of_cloud(error: &CloudError) -> (Exit, Option<String>) {
         ),
         Kind::WrongRegion => (
             Exit::WrongRegion,
-            "set AWS_REGION to the region of the tables and buckets".to_owned(),
+            "set AWS_REGION to the region of the tables and buckets; to stay on this machine, use --local".to_owned(),
         ),
         Kind::NoTable => (
             Exit::NoTable,
@@ -129,6 +135,10 @@ pub fn of_cloud(error: &CloudError) -> (Exit, Option<String>) {
         Kind::NoBucket => (
             Exit::NoBucket,
             format!("make {resource}, or name another with --source-bucket or --result-bucket"),
+        ),
+        Kind::NotFound if error.operation == "Publish" => (
+            Exit::NoBucket,
+            format!("make {resource}, or name another with --topic-arn; the results are safe, and the next node that comes by publishes"),
         ),
         Kind::Throttled | Kind::Unavailable | Kind::Unreachable | Kind::Conflict => (
             Exit::Unavailable,

@@ -22,15 +22,18 @@ pub enum Format {
     Json,
 }
 
-/// Sets logging up, once. `default` is the level without `LIGHTHPC_LOG`, which is a level, or a list such as
-/// `info,aws_config=debug`.
+/// Sets logging up, once. `default` is the level without `LIGHTHPC_LOG`, which is a level of our own lines, or
+/// a list such as `lighthpc=info,aws_config=debug`.
 ///
 /// # Errors
 /// A text that says what is wrong with `LIGHTHPC_LOG`.
 pub fn init(default: LevelFilter, format: Format) -> Result<(), String> {
     let filter = match std::env::var("LIGHTHPC_LOG").ok().filter(|text| !text.trim().is_empty()) {
-        Some(text) => text.parse::<Targets>().map_err(|error| format!("LIGHTHPC_LOG={text}: {error}"))?,
-        None => Targets::new().with_target("lighthpc", default).with_default(LevelFilter::ERROR),
+        Some(text) if text.contains('=') => {
+            text.parse::<Targets>().map_err(|error| format!("LIGHTHPC_LOG={text}: {error}"))?
+        }
+        Some(text) => ours(text.trim().parse().map_err(|_| format!("LIGHTHPC_LOG={text} is not a level"))?),
+        None => ours(default),
     };
     let registry = tracing_subscriber::registry().with(filter);
     let lines = tracing_subscriber::fmt::layer().with_writer(Stderr).with_target(false);
@@ -39,6 +42,12 @@ pub fn init(default: LevelFilter, format: Format) -> Result<(), String> {
         Format::Text => registry.with(lines.with_ansi(io::IsTerminal::is_terminal(&io::stderr()))).try_init(),
     };
     done.map_err(|error| error.to_string())
+}
+
+/// Our own lines from this level on. Of other crates only errors; s3s calls every 404 one, so it is not heard.
+fn ours(level: LevelFilter) -> Targets {
+    let others = Targets::new().with_default(LevelFilter::ERROR).with_target("s3s", LevelFilter::OFF);
+    others.with_target("lighthpc", level)
 }
 
 /// Keeps log lines and bars apart from now on.

@@ -2,10 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use lighthpc::command::{self, Cli};
-
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    ExitCode::from(command::dispatch(cli) as u8)
+    ExitCode::from(lighthpc::command::main() as u8)
 }

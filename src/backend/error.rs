@@ -199,7 +199,7 @@ fn kind_of_answer(status: u16, code: &str, message: &str) -> Kind {
             Kind::TableKey
         }
         "NoSuchKey" | "NotFound" | "NotFoundException" | "NoSuchUpload" => Kind::NotFound,
-        code if code.starts_with("InvalidInstanceID") => Kind::NotFound,
+        "InvalidInstanceID.NotFound" => Kind::NotFound,
         "BadDigest" | "InvalidDigest" | "XAmzContentChecksumMismatch" | "IncompleteBody" => Kind::Corrupt,
         "RequestTimeout" | "RequestTimeoutException" => Kind::Unreachable,
         _ => kind_of_status(status),

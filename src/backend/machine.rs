@@ -123,11 +123,16 @@ impl Machine {
         Ok(answer.tags().iter().filter_map(pair).collect())
     }
 
-    /// Asks EC2 whether an instance is gone for good: terminated, on its way there, stopped, or unknown.
+    /// Asks EC2 whether an instance is gone for good: terminated, on its way there, stopped, or unknown. Of a name that is
+    /// no instance id (a desk's) EC2 knows nothing, so it is not gone.
     ///
     /// # Errors
     /// [`CloudError`].
     pub async fn is_gone(&self, instance: &str) -> Result<bool, CloudError> {
+        let is_id = instance.strip_prefix("i-").is_some_and(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        if !is_id {
+            return Ok(false);
+        }
         let answer = self.client.describe_instances().instance_ids(instance).send().await;
         let answer = match answer.map_err(|e| CloudError::sdk("DescribeInstances", instance, e)) {
             Ok(answer) => answer,

@@ -61,9 +61,9 @@ impl Wire {
             .ok_or_else(|| {
                 CloudError::new(
                     Kind::WrongRegion,
-                    "configuration",
-                    "AWS_REGION",
-                    "no region is set, and IMDS names none",
+                    "finding the region",
+                    "this machine",
+                    "AWS_REGION is not set, no profile names one, and IMDS does not say",
                 )
             })?;
         let credentials = DefaultCredentialsChain::builder()

@@ -3,14 +3,15 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use super::place::DEFAULT_DIR;
 use crate::logging::Format;
 
 /// One task per input file on EC2 Spot instances: nothing lost, nothing counted twice, nothing left running.
 #[derive(Debug, Parser)]
 #[command(name = "lighthpc", version, propagate_version = true, arg_required_else_help = true)]
-pub struct Cli {
+pub(super) struct Cli {
     /// How logs look
     #[arg(long, global = true, value_enum, default_value = "text", env = "LIGHTHPC_LOG_FORMAT", value_name = "FORMAT")]
     pub(super) log_format: Format,
@@ -19,6 +20,18 @@ pub struct Cli {
 }
 
 impl Cli {
+    /// Reads the program's arguments and variables. A variable that is set to nothing is not set: that is how a line of an
+    /// environment file is left open.
+    ///
+    /// # Errors
+    /// What is wrong, or the help or the version that was asked for.
+    pub(super) fn read() -> Result<Self, clap::Error> {
+        let is_empty = |name: &std::ffi::OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+        let without = move |arg: clap::Arg| if arg.get_env().is_some_and(is_empty) { arg.env(None) } else { arg };
+        let definition = Self::command().mut_args(without).mut_subcommands(move |command| command.mut_args(without));
+        Self::from_arg_matches(&definition.try_get_matches()?)
+    }
+
     /// Returns whether this is a node, whose every step belongs in the journal.
     pub(super) const fn is_for_a_node(&self) -> bool {
         matches!(&self.command, Command::Run(args) if args.local.is_none())
@@ -37,10 +50,16 @@ pub(super) enum Command {
 #[derive(Clone, Debug, Args)]
 pub(super) struct TableArgs {
     /// The DynamoDB table of tasks, key srcFilename (S)
-    #[arg(long, env = "LIGHTHPC_TASKS_TABLE", default_value = "tblTrans2", value_name = "TABLE")]
+    #[arg(long, env = "LIGHTHPC_TASKS_TABLE", default_value = "tblTrans2", value_name = "TABLE", help_heading = "AWS")]
     pub(super) tasks_table: String,
     /// The DynamoDB table of missions, key timePush (S)
-    #[arg(long, env = "LIGHTHPC_MISSIONS_TABLE", default_value = "tblMission", value_name = "TABLE")]
+    #[arg(
+        long,
+        env = "LIGHTHPC_MISSIONS_TABLE",
+        default_value = "tblMission",
+        value_name = "TABLE",
+        help_heading = "AWS"
+    )]
     pub(super) missions_table: String,
 }
 
@@ -53,7 +72,7 @@ pub(super) struct RunArgs {
     #[arg(last = true, value_name = "PROGRAM ARGS")]
     pub(super) program: Vec<String>,
     /// Run on this machine, on a cloud of its own that is kept in DIR (write --local=DIR before files)
-    #[arg(long, num_args = 0..=1, default_missing_value = "", env = "LIGHTHPC_LOCAL", value_name = "DIR")]
+    #[arg(long, num_args = 0..=1, default_missing_value = DEFAULT_DIR, env = "LIGHTHPC_LOCAL", value_name = "DIR")]
     pub(super) local: Option<PathBuf>,
     /// With --local: how many tasks run at a time (default: the cores)
     #[arg(long, env = "LIGHTHPC_SLOTS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
@@ -68,16 +87,16 @@ pub(super) struct RunArgs {
     /// The mission it counts for (default: its row's, or the instance's tag missionID)
     #[arg(long, env = "LIGHTHPC_MISSION", value_name = "ID", help_heading = "The task")]
     pub(super) mission: Option<String>,
-    #[command(flatten, next_help_heading = "AWS")]
+    #[command(flatten)]
     pub(super) tables: TableArgs,
     /// The bucket of the input, if the task's row names none
-    #[arg(long, env = "LIGHTHPC_SOURCE_BUCKET", value_name = "BUCKET")]
+    #[arg(long, env = "LIGHTHPC_SOURCE_BUCKET", value_name = "BUCKET", help_heading = "AWS")]
     pub(super) source_bucket: Option<String>,
     /// The bucket of results, logs, and manifests
-    #[arg(long, env = "LIGHTHPC_RESULT_BUCKET", value_name = "BUCKET")]
+    #[arg(long, env = "LIGHTHPC_RESULT_BUCKET", value_name = "BUCKET", help_heading = "AWS")]
     pub(super) result_bucket: Option<String>,
     /// The SNS topic that hears of a mission's end
-    #[arg(long, env = "LIGHTHPC_TOPIC_ARN", value_name = "ARN")]
+    #[arg(long, env = "LIGHTHPC_TOPIC_ARN", value_name = "ARN", help_heading = "AWS")]
     pub(super) topic_arn: Option<String>,
 
     /// Where the attempts' folders are made
@@ -90,31 +109,31 @@ pub(super) struct RunArgs {
     )]
     pub(super) work_dir: PathBuf,
     /// How long the lease on a task lasts without a heartbeat
-    #[arg(long, env = "LIGHTHPC_LEASE", default_value = "90", value_parser = seconds, value_name = "SECONDS")]
+    #[arg(long, env = "LIGHTHPC_LEASE", default_value = "90", value_parser = seconds, value_name = "SECONDS", help_heading = "The node")]
     pub(super) lease: Duration,
     /// The time between heartbeats; at most a third of the lease
-    #[arg(long, env = "LIGHTHPC_HEARTBEAT", default_value = "20", value_parser = seconds, value_name = "SECONDS")]
+    #[arg(long, env = "LIGHTHPC_HEARTBEAT", default_value = "20", value_parser = seconds, value_name = "SECONDS", help_heading = "The node")]
     pub(super) heartbeat: Duration,
     /// Leave the instance running at the end, to look at it; it bills until you end it
-    #[arg(long, env = "LIGHTHPC_NO_TERMINATE")]
+    #[arg(long, env = "LIGHTHPC_NO_TERMINATE", value_parser = clap::builder::BoolishValueParser::new(), help_heading = "The node")]
     pub(super) no_terminate: bool,
     /// What switches the machine off if EC2 does not end it (default, on EC2 only: systemctl poweroff)
-    #[arg(long, env = "LIGHTHPC_POWER_OFF_COMMAND", value_name = "COMMAND")]
+    #[arg(long, env = "LIGHTHPC_POWER_OFF_COMMAND", value_name = "COMMAND", help_heading = "The node")]
     pub(super) power_off_command: Option<String>,
     /// How long an attempt's workload may take (default: no limit)
-    #[arg(long, env = "LIGHTHPC_TIME_LIMIT", value_parser = seconds, value_name = "SECONDS")]
+    #[arg(long, env = "LIGHTHPC_TIME_LIMIT", value_parser = seconds, value_name = "SECONDS", help_heading = "The node")]
     pub(super) time_limit: Option<Duration>,
     /// The time between SIGTERM and SIGKILL for a workload that must end
-    #[arg(long, env = "LIGHTHPC_GRACE", default_value = "10", value_parser = seconds, value_name = "SECONDS")]
+    #[arg(long, env = "LIGHTHPC_GRACE", default_value = "10", value_parser = seconds, value_name = "SECONDS", help_heading = "The node")]
     pub(super) grace: Duration,
     /// How many failures that may pass (exit 75, time limit, trouble around it) a task may have
-    #[arg(long, env = "LIGHTHPC_MAX_ATTEMPTS", default_value = "3", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, env = "LIGHTHPC_MAX_ATTEMPTS", default_value = "3", value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = "The node")]
     pub(super) max_attempts: u64,
     /// How many interruptions a task may have
-    #[arg(long, env = "LIGHTHPC_MAX_INTERRUPTIONS", default_value = "20", value_name = "N")]
+    #[arg(long, env = "LIGHTHPC_MAX_INTERRUPTIONS", default_value = "20", value_name = "N", help_heading = "The node")]
     pub(super) max_interruptions: u64,
     /// How often an application's error is tried again
-    #[arg(long, env = "LIGHTHPC_RETRY_APP_ERRORS", default_value = "0", value_name = "N")]
+    #[arg(long, env = "LIGHTHPC_RETRY_APP_ERRORS", default_value = "0", value_name = "N", help_heading = "The node")]
     pub(super) retry_app_errors: u64,
 
     /// Steps of the simulated workload
@@ -127,10 +146,10 @@ pub(super) struct RunArgs {
     )]
     pub(super) steps: u32,
     /// How long its steps take: one number, or the shortest and the longest
-    #[arg(long, env = "LIGHTHPC_STEP_SECONDS", default_value = "12..20", value_parser = range, value_name = "A..B")]
+    #[arg(long, env = "LIGHTHPC_STEP_SECONDS", default_value = "12..20", value_parser = range, value_name = "A..B", help_heading = "The simulated workload")]
     pub(super) step_seconds: (f64, f64),
     /// Makes its random steps the same on every run
-    #[arg(long, env = "LIGHTHPC_SEED", value_name = "N")]
+    #[arg(long, env = "LIGHTHPC_SEED", value_name = "N", help_heading = "The simulated workload")]
     pub(super) seed: Option<u64>,
 }
 
@@ -140,7 +159,7 @@ pub(super) struct StatusArgs {
     #[arg(value_name = "MISSION", env = "LIGHTHPC_MISSION")]
     pub(super) mission: Option<String>,
     /// Look at the cloud of a local mission, kept in DIR
-    #[arg(long, num_args = 0..=1, default_missing_value = "", env = "LIGHTHPC_LOCAL", value_name = "DIR")]
+    #[arg(long, num_args = 0..=1, default_missing_value = DEFAULT_DIR, env = "LIGHTHPC_LOCAL", value_name = "DIR")]
     pub(super) local: Option<PathBuf>,
     /// Print JSON, for programs
     #[arg(long)]
@@ -178,7 +197,6 @@ mod tests {
 
     #[test]
     fn the_definition_is_sound() {
-        use clap::CommandFactory;
         Cli::command().debug_assert();
     }
 

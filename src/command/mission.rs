@@ -25,6 +25,7 @@ use crate::domain::task::{State, Task};
 use crate::exit::Exit;
 use crate::local::{LocalCloud, RESULT_BUCKET, SOURCE_BUCKET, TOPIC_ARN};
 use crate::worker::{self, Ending, Life, Node, NodeError, Report, Settings, Stopping};
+use crate::workload;
 
 /// The mission's name if none is given: one folder, one mission.
 const DEFAULT_MISSION: &str = "local";
@@ -33,13 +34,14 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
     place::refuse_endpoints()?;
     refuse_aws_names(&args)?;
     let started = Instant::now();
-    let (dir, files) = place::split(args.local.as_deref().unwrap_or(Path::new("")), &args.files)?;
+    let (dir, files) = place::split(args.local.as_deref().unwrap_or(Path::new(place::DEFAULT_DIR)), &args.files)?;
     let inputs = inputs::read(&files)?;
     let mut settings = node::settings(&args)?;
     let cloud = LocalCloud::open(&dir)?;
     let desk = place::backend(&cloud, None);
     desk.ledger.create_tables().await?;
 
+    refuse_foreign_tasks(&desk, &inputs, settings.mission.as_ref()).await?;
     let mission = find_or_make(&desk, &dir, &args, &settings, &inputs).await?;
     add_tasks(&desk, &cloud, &mission, &inputs).await?;
     let plan = plan(&desk, &mission, &inputs, settings.src.take()).await?;
@@ -50,7 +52,7 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
     settings.terminate = true;
     settings.bounds.echo = false;
     settings.work_dir = cloud.dir().join(".lighthpc/work");
-    sweep_work_dir(&settings.work_dir);
+    clear_work_dir(&settings.work_dir);
 
     let stopping = Stopping::default();
     let _listener = signals::listen(stopping.clone()).map_err(|error| Failure {
@@ -87,6 +89,21 @@ fn refuse_aws_names(args: &RunArgs) -> Result<(), Failure> {
             format!("leave {flag} (and its LIGHTHPC_ variable) away, or leave --local away"),
         )),
     }
+}
+
+/// A task counts for one mission: the same file cannot be in two of them in one folder.
+async fn refuse_foreign_tasks(desk: &Backend, inputs: &[Input], mission: Option<&MissionId>) -> Result<(), Failure> {
+    let Some(ours) = mission else { return Ok(()) };
+    for input in inputs {
+        let row = desk.ledger.task(&input.src).await?;
+        if let Some(theirs) = row.and_then(|row| row.mission).filter(|theirs| theirs != ours) {
+            return Err(Failure::usage(
+                format!("{} is a task of mission {theirs} in this folder, so not of {ours}", input.src),
+                "name another folder with --local=DIR",
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Finds the folder's mission, or makes it of the inputs.
@@ -203,11 +220,7 @@ async fn plan(desk: &Backend, mission: &Mission, inputs: &[Input], only: Option<
         }
     }
     if !done.is_empty() || !failed.is_empty() {
-        screen::to_stderr(&format!(
-            "{} tasks are done already, {} that failed are tried again\n",
-            done.len(),
-            failed.len()
-        ));
+        screen::to_stderr(&format!("done already: {}; failed, and tried again: {}\n", done.len(), failed.len()));
     }
     let mut queue: VecDeque<SrcId> =
         tasks.iter().filter(|task| task.state != State::Done).map(|task| task.src.clone()).collect();
@@ -234,12 +247,10 @@ fn warn_of_changed(done: &[&Task], inputs: &[Input]) {
     }
 }
 
-/// Removes what a killed run left in the work folder: the lock says that nobody else works here.
-fn sweep_work_dir(work_dir: &Path) {
-    if let Err(error) = std::fs::remove_dir_all(work_dir)
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        tracing::warn!("{} is left behind: {error}", work_dir.display());
+/// Removes what a killed run left in the work folder, processes included: the lock says that nobody else works here.
+fn clear_work_dir(work_dir: &Path) {
+    if let Err(error) = workload::clear(work_dir) {
+        tracing::warn!("{} could not be cleared: {error}", work_dir.display());
     }
 }
 
@@ -306,6 +317,12 @@ impl Run {
         }
     }
 
+    /// A text with the local cloud's URIs written as the paths they are.
+    fn with_paths(&self, text: &str) -> String {
+        let results = shown(&self.cloud.dir().join(RESULT_BUCKET));
+        text.replace(&format!("s3://{RESULT_BUCKET}/"), &format!("{}/", results.display()))
+    }
+
     /// What is said of a task that ended; nothing of one that was handed back.
     fn line(&self, src: &SrcId, took: Duration, life: &Life) -> Option<String> {
         match &life.ending {
@@ -366,15 +383,16 @@ impl Run {
             screen::to_stdout(&format!(
                 "\nnotification: {}\n{}",
                 told.subject.as_deref().unwrap_or(""),
-                indented(&told.message)
+                indented(&self.with_paths(&told.message))
             ));
         }
         let rest = if open > 0 { format!(", {open} not ended") } else { String::new() };
         let results = shown(&self.cloud.dir().join(RESULT_BUCKET));
         screen::to_stdout(&format!(
-            "\nmission {}: {} tasks, {done} done, {failed} failed{rest}\ntime:     {}, workloads {time_cost_s} s\nresults:  {}\n",
+            "\nmission {}: {} task{}, {done} done, {failed} failed{rest}\ntime:     {}, workloads {time_cost_s} s\nresults:  {}\n",
             self.mission.id,
             done + failed + open,
+            if done + failed + open == 1 { "" } else { "s" },
             screen::duration(took),
             results.display(),
         ));

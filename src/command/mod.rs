@@ -9,11 +9,9 @@ mod screen;
 mod signals;
 mod status;
 
-pub use cli::Cli;
-
 use std::fmt::Display;
 
-use cli::Command;
+use cli::{Cli, Command};
 use tracing::level_filters::LevelFilter;
 
 use crate::exit::{self, Exit};
@@ -47,31 +45,64 @@ impl From<crate::worker::NodeError> for Failure {
     }
 }
 
-/// Runs the command to its end and returns the program's exit code.
+/// Reads the command line, runs the command to its end, and returns the program's exit code.
 #[must_use]
-pub fn dispatch(cli: Cli) -> Exit {
-    match start(cli) {
-        Ok(exit) => exit,
-        Err(failure) => {
-            report(&failure);
-            failure.exit
+pub fn main() -> Exit {
+    let cli = match Cli::read() {
+        Ok(cli) => cli,
+        Err(error) => {
+            error.print().ok();
+            if !error.use_stderr() {
+                return Exit::Ok;
+            }
+            end_unused_node();
+            return Exit::Usage;
+        }
+    };
+    let is_json = cli.log_format == logging::Format::Json;
+    start(cli).unwrap_or_else(|failure| {
+        report(&failure, is_json);
+        failure.exit
+    })
+}
+
+/// A node whose command line is wrong has no task, and is a leak like any other. But a person who mistyped something is
+/// no node: nothing is ended from a terminal, or if files are named.
+fn end_unused_node() {
+    let arguments: Vec<String> = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
+    if !std::io::IsTerminal::is_terminal(&std::io::stdin()) && node::is_meant(&arguments) {
+        logging::init(LevelFilter::INFO, logging::Format::Text).ok();
+        match runtime() {
+            Ok(runtime) => runtime.block_on(node::end_machine(None)),
+            Err(error) => tracing::error!("this machine could not be ended: {error}"),
         }
     }
 }
 
 fn start(cli: Cli) -> Result<Exit, Failure> {
     let level = if cli.is_for_a_node() { LevelFilter::INFO } else { LevelFilter::WARN };
-    logging::init(level, cli.log_format)
-        .map_err(|error| Failure::usage(error, "LIGHTHPC_LOG is a level: error, warn, info, debug, or trace"))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads()).enable_all().build();
-    let runtime = runtime.map_err(|error| Failure { exit: Exit::Internal, error: error.into(), hint: None })?;
-    runtime.block_on(async {
+    let logs = logging::init(level, cli.log_format);
+    let internal = |error: std::io::Error| Failure { exit: Exit::Internal, error: error.into(), hint: None };
+    runtime().map_err(internal)?.block_on(async {
+        let logs = logs.map_err(|error| {
+            Failure::usage(error, "LIGHTHPC_LOG is a level (error, warn, info, debug, trace), or a list with `=`")
+        });
         match cli.command {
-            Command::Run(args) if args.local.is_some() => mission::run(args).await,
-            Command::Run(args) => node::run(args).await,
-            Command::Status(args) => status::run(args).await,
+            Command::Run(args) if args.local.is_some() => {
+                logs?;
+                mission::run(args).await
+            }
+            Command::Run(args) => node::run(args, logs).await,
+            Command::Status(args) => {
+                logs?;
+                status::run(args).await
+            }
         }
     })
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(threads()).enable_all().build()
 }
 
 /// Two threads move data faster than any instance's network does; the rest belongs to the workload.
@@ -79,10 +110,16 @@ fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| cores.get().min(2))
 }
 
-/// Prints a failure: the cause, what caused that, and the next step.
-fn report(failure: &Failure) {
-    let mut causes = failure.error.chain();
-    let mut text = format!("error: {}\n", causes.next().map(ToString::to_string).unwrap_or_default());
+/// Says what failed: the cause, what caused that, and the next step; to a machine in its own language.
+fn report(failure: &Failure, is_json: bool) {
+    let mut causes = failure.error.chain().map(ToString::to_string);
+    if is_json {
+        let causes: Vec<String> = causes.collect();
+        let hint = failure.hint.as_deref().unwrap_or("");
+        tracing::error!(exit_code = failure.exit as u8, hint, "{}", causes.join(": "));
+        return;
+    }
+    let mut text = format!("error: {}\n", causes.next().unwrap_or_default());
     for cause in causes {
         text.push_str(&format!("  because: {cause}\n"));
     }

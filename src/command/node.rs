@@ -12,39 +12,82 @@ use crate::exit::{self, Exit};
 use crate::worker::{self, Ending, Node, Report, Settings, Stopping};
 use crate::workload::{Bounds, Simulation, Workload};
 
-pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
+pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result<Exit, Failure> {
     if let Some(file) = args.files.first() {
         let hint = "add --local to run a mission on these files on this machine; a program goes after `--`";
-        return Err(Failure::usage(
-            format!("{} is named, but a node takes its task from its tag", file.display()),
-            hint,
-        ));
+        let message = format!("{} is named, but a node takes its task from its tag", file.display());
+        return Err(Failure::usage(message, hint));
     }
-    let settings = settings(&args)?;
-    let power_off = match &args.power_off_command {
-        Some(command) => PowerOff::By(command.clone()),
-        None => PowerOff::OnEc2,
+    let stopping = Stopping::default();
+    let listening = signals::listen(stopping.clone()).map_err(|error| Failure {
+        exit: Exit::Internal,
+        error: error.into(),
+        hint: None,
+    });
+    let ready = logs.and(listening).and_then(|listener| Ok((listener, settings(&args)?)));
+    let (_listener, settings) = match ready {
+        Ok(ready) => ready,
+        Err(failure) => {
+            if !args.no_terminate {
+                end_machine(args.power_off_command.as_deref()).await;
+            }
+            return Err(failure);
+        }
     };
+    let power_off = power_off(args.power_off_command.as_deref());
     let wire = match Wire::aws().await {
         Ok(wire) => wire,
         Err(error) => {
-            if settings.terminate
-                && let Err(error) = machine::end_unconnected(&power_off).await
-            {
-                tracing::error!("this machine could not be switched off: {error}");
+            if settings.terminate {
+                say(machine::end_unconnected(&power_off).await);
             }
             return Err(error.into());
         }
     };
     let tables = Tables { tasks: args.tables.tasks_table.clone(), missions: args.tables.missions_table.clone() };
-    let stopping = Stopping::default();
-    let _listener = signals::listen(stopping.clone()).map_err(|error| Failure {
-        exit: Exit::Internal,
-        error: error.into(),
-        hint: None,
-    })?;
     let node = Node { backend: Backend::new(&wire, tables, power_off), settings: Arc::new(settings), stopping };
     conclude(worker::run(node).await)
+}
+
+fn power_off(command: Option<&str>) -> PowerOff {
+    match command.filter(|command| !command.trim().is_empty()) {
+        Some(command) => PowerOff::By(command.to_owned()),
+        None => PowerOff::OnEc2,
+    }
+}
+
+/// Returns whether arguments that could not be read were meant for a node that ends with its task.
+pub(super) fn is_meant(arguments: &[String]) -> bool {
+    let ours: Vec<&str> = arguments.iter().map(String::as_str).take_while(|arg| *arg != "--").collect();
+    let is_set =
+        |name: &str| std::env::var(name).is_ok_and(|value| !matches!(value.trim(), "" | "0" | "false" | "no" | "off"));
+    ours.first() == Some(&"run")
+        && !ours.iter().any(|arg| arg.starts_with("--local") || *arg == "--no-terminate")
+        && !is_set("LIGHTHPC_LOCAL")
+        && !is_set("LIGHTHPC_NO_TERMINATE")
+        && !ours.iter().any(|arg| std::path::Path::new(arg).exists())
+}
+
+/// Ends this machine where no node could be made.
+pub(super) async fn end_machine(power_off_command: Option<&str>) {
+    let from_variable = std::env::var("LIGHTHPC_POWER_OFF_COMMAND").ok();
+    let power_off = power_off(power_off_command.or(from_variable.as_deref()));
+    let ended = match Wire::aws().await {
+        Ok(wire) => {
+            let machine = machine::Machine::new(&wire, power_off);
+            let instance = machine.instance_id().await.ok();
+            machine.end(instance.as_deref()).await
+        }
+        Err(_) => machine::end_unconnected(&power_off).await,
+    };
+    say(ended);
+}
+
+fn say(ended: Result<machine::End, machine::EndError>) {
+    match ended {
+        Ok(end) => tracing::info!("the end of this machine: {end:?}"),
+        Err(error) => tracing::error!("this machine could not be ended and may go on billing: {error}"),
+    }
 }
 
 fn conclude(life: worker::Life) -> Result<Exit, Failure> {

@@ -13,9 +13,6 @@ pub(super) const DEFAULT_DIR: &str = "lighthpc-local";
 /// Reads `--local [DIR] FILE…`, where DIR may be left out: a file after `--local` is the first input, not a folder.
 pub(super) fn split(local: &Path, files: &[PathBuf]) -> Result<(PathBuf, Vec<PathBuf>), Failure> {
     let default = PathBuf::from(DEFAULT_DIR);
-    if local.as_os_str().is_empty() {
-        return Ok((default, files.to_vec()));
-    }
     if local.is_file() {
         let files = std::iter::once(local.to_owned()).chain(files.iter().cloned()).collect();
         return Ok((default, files));
@@ -79,7 +76,7 @@ mod tests {
         std::fs::write(&one, "").unwrap();
         let files = [two.clone()];
 
-        assert_eq!(split(Path::new(""), &files).unwrap(), (DEFAULT_DIR.into(), vec![two.clone()]));
+        assert_eq!(split(Path::new(DEFAULT_DIR), &files).unwrap(), (DEFAULT_DIR.into(), vec![two.clone()]));
         assert_eq!(split(&one, &files).unwrap(), (DEFAULT_DIR.into(), vec![one.clone(), two.clone()]));
         assert_eq!(split(dir.path(), &files).unwrap(), (dir.path().into(), vec![two.clone()]));
         assert_eq!(split(&dir.path().join("new"), &files).unwrap(), (dir.path().join("new"), vec![two.clone()]));

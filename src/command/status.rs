@@ -15,10 +15,18 @@ use crate::domain::verdict::Verdict;
 use crate::exit::Exit;
 use crate::local::LocalCloud;
 
-pub(super) async fn run(args: StatusArgs) -> Result<Exit, Failure> {
+pub(super) async fn run(mut args: StatusArgs) -> Result<Exit, Failure> {
+    // `status --local M001`: a word that is no folder is the mission's name.
+    if let Some(word) = args.local.as_mut()
+        && args.mission.is_none()
+        && !word.exists()
+        && Path::new(place::DEFAULT_DIR).exists()
+    {
+        args.mission = Some(word.display().to_string());
+        *word = place::DEFAULT_DIR.into();
+    }
     let backend = if let Some(dir) = &args.local {
         place::refuse_endpoints()?;
-        let dir = if dir.as_os_str().is_empty() { Path::new(place::DEFAULT_DIR) } else { dir };
         place::backend(&LocalCloud::attach(dir)?, None)
     } else {
         let tables = Tables { tasks: args.tables.tasks_table, missions: args.tables.missions_table };

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::claim::{self, Claimed};
 use super::execute::{self, Stop, Trouble};
@@ -51,13 +53,25 @@ pub(super) async fn run(node: &Node, instance: &Instance, task: &Assignment) -> 
         Claimed::HeldByOther(lease) => return Ok(Ending::HeldByOther(lease.owner)),
         Claimed::Drained => return Ok(Ending::Drained),
     };
-    tracing::info!(attempt = row.attempt.0, "claimed task {} as attempt {}", row.src, row.attempt);
+    let span = tracing::info_span!("attempt", attempt = row.attempt.0);
+    hold(node, instance, row, claimed_at).instrument(span).await
+}
+
+/// The attempt itself: the task is held until this returns, or until the lease is lost.
+async fn hold(node: &Node, instance: &Instance, row: Box<Task>, claimed_at: Instant) -> Result<Ending, NodeError> {
+    tracing::info!("claimed task {} as attempt {}", row.src, row.attempt);
     let fence = Fence { src: row.src.clone(), attempt: row.attempt, owner: instance.id.clone() };
     let periods = Periods { lease: node.settings.lease, heartbeat: node.settings.heartbeat };
     let time_cost = TimeCost::new(row.time_cost_s);
     let mut heartbeat = Heartbeat::start(node.backend.ledger.clone(), fence.clone(), periods, claimed_at, time_cost);
 
+    let is_exhausted = row.interruptions > node.settings.limits.max_interruptions;
     let mut attempted = Attempted::new(fence, row, clock::now_rfc3339());
+    if is_exhausted {
+        heartbeat.stop().await;
+        attempted.mission = mission_of(node, &attempted.row).await.map_err(NodeError::cloud("reading the mission"))?;
+        return finish::give_up(node, &attempted).await;
+    }
     let outcome = work(node, &mut attempted, &heartbeat).await;
     heartbeat.stop().await;
     attempted.time_cost_s = heartbeat.time_cost.borrow().seconds();

@@ -92,6 +92,14 @@ pub enum NodeError {
         /// The attempt.
         attempt: u64,
     },
+    /// The task was interrupted more often than it may be.
+    #[error("task {src} was interrupted {interruptions} times, more than it may be")]
+    Exhausted {
+        /// The task.
+        src: String,
+        /// How often.
+        interruptions: u64,
+    },
     /// A panic; a bug.
     #[error("a bug: the node's task panicked: {0}")]
     Panicked(String),

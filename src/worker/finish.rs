@@ -8,7 +8,7 @@ use super::{Node, NodeError, Step, notify, step};
 use crate::backend::ledger::{Commit, Fence, Finish, Outcome, Release};
 use crate::backend::store::uri;
 use crate::clock;
-use crate::domain::budget::{Next, decide};
+use crate::domain::budget::{self, Next, decide};
 use crate::domain::ids::Attempt;
 use crate::domain::keys::log_key;
 use crate::domain::mission::Mission;
@@ -91,32 +91,55 @@ pub(super) async fn finish(
         Ok(Outcome::Failed(verdict)) => unreachable!("work never ends in {verdict}"),
         Err(Stop::LeaseLost) => Err(lease_lost(attempted)),
         Err(Stop::Drain) => {
-            let log = save_log(node, attempted).await;
-            release(node, attempted, Verdict::Cancelled, None, log).await?;
-            Ok(Ending::Drained)
+            let stopped = budget::Ending { verdict: Verdict::Cancelled, may_pass: true };
+            match hand_back(node, attempted, stopped, None, "the node was told to stop").await? {
+                Next::Release => Ok(Ending::Drained),
+                Next::Fail => Err(exhausted(attempted)),
+            }
         }
-        Err(Stop::Trouble(trouble)) => fail_or_release(node, attempted, trouble).await,
+        Err(Stop::Trouble(trouble)) => {
+            let Trouble { ending, exit_code, error } = trouble;
+            let next = hand_back(node, attempted, ending, exit_code, &error.to_string()).await?;
+            let is_workloads = matches!(error, NodeError::WorkloadFailed { .. } | NodeError::TimeLimit);
+            if next == Next::Release && is_workloads { Ok(Ending::TryAgain(error)) } else { Err(error) }
+        }
     }
 }
 
-async fn fail_or_release(node: &Node, attempted: &Attempted, trouble: Trouble) -> Result<Ending, NodeError> {
-    let Trouble { ending, exit_code, error } = trouble;
+/// Fails a task that was claimed although its budget of interruptions is spent: the attempts before this one vanished.
+pub(super) async fn give_up(node: &Node, attempted: &Attempted) -> Result<Ending, NodeError> {
+    let history = attempted.history(Verdict::Lost, None, None);
+    commit(node, attempted, Outcome::Failed(Verdict::Lost), None, history).await?;
+    Err(exhausted(attempted))
+}
+
+fn exhausted(attempted: &Attempted) -> NodeError {
+    NodeError::Exhausted { src: attempted.fence.src.to_string(), interruptions: attempted.row.interruptions }
+}
+
+/// Hands the task back, or fails it if its budget is spent; with the log saved either way.
+async fn hand_back(
+    node: &Node,
+    attempted: &Attempted,
+    ending: budget::Ending,
+    exit_code: Option<i32>,
+    why: &str,
+) -> Result<Next, NodeError> {
     let log = save_log(node, attempted).await;
-    let row = &attempted.row;
-    match decide(ending, row.app_failures, row.interruptions, node.settings.limits) {
+    let (row, verdict) = (&attempted.row, ending.verdict);
+    let next = decide(ending, row.app_failures, row.interruptions, node.settings.limits);
+    match next {
         Next::Fail => {
-            let history = attempted.history(ending.verdict, exit_code, log);
-            tracing::warn!(verdict = ending.verdict.as_str(), "task {} failed: {error}", row.src);
-            commit(node, attempted, Outcome::Failed(ending.verdict), exit_code, history).await?;
-            Err(error)
+            tracing::info!(verdict = verdict.as_str(), "task {} failed: {why}", row.src);
+            let history = attempted.history(verdict, exit_code, log);
+            commit(node, attempted, Outcome::Failed(verdict), exit_code, history).await?;
         }
         Next::Release => {
-            tracing::warn!(verdict = ending.verdict.as_str(), "task {} is handed back: {error}", row.src);
-            release(node, attempted, ending.verdict, exit_code, log).await?;
-            let is_workloads = matches!(error, NodeError::WorkloadFailed { .. } | NodeError::TimeLimit);
-            if is_workloads { Ok(Ending::TryAgain(error)) } else { Err(error) }
+            tracing::info!(verdict = verdict.as_str(), "task {} is handed back: {why}", row.src);
+            release(node, attempted, verdict, exit_code, log).await?;
         }
     }
+    Ok(next)
 }
 
 async fn commit(

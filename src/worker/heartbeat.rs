@@ -34,10 +34,10 @@ impl TimeCost {
         self.spent += self.running_since.take().map_or(Duration::ZERO, |since| since.elapsed());
     }
 
-    /// Returns whole seconds, all attempts together.
+    /// Returns whole seconds, rounded, all attempts together.
     pub(super) fn seconds(&self) -> u64 {
         let running = self.running_since.map_or(Duration::ZERO, |since| since.elapsed());
-        self.base_s + (self.spent + running).as_secs()
+        self.base_s + (self.spent + running + Duration::from_millis(500)).as_secs()
     }
 }
 

@@ -87,7 +87,7 @@ pub async fn run(node: Node) -> Life {
 /// The steps from identity to notification. Tells which machine this is as soon as it knows, for the step after the last.
 async fn life(node: Node, known: watch::Sender<Option<Instance>>) -> Result<Ending, NodeError> {
     let (instance, task) = step(&node, Step::Identify, identity::find(&node, &known)).await?;
-    let span = tracing::info_span!("task", src.id = %task.src, instance.id = %instance.id);
+    let span = tracing::info_span!("task", task.id = %task.src, src.id = %task.src, instance.id = %instance.id);
     loop {
         let ending = attempt::run(&node, &instance, &task).instrument(span.clone()).await?;
         // A failure that may pass is tried again here: a new machine would only cost another boot.

@@ -70,7 +70,10 @@ async fn publish(node: &Node, mission: &Mission, total: Tally, publication: &Pub
     if marked.map_err(NodeError::cloud("marking the mission as announced"))? {
         tracing::info!(mission = %mission.id, ok = total.ok, failed = total.failed, "mission {} is announced", mission.id);
     } else {
-        tracing::warn!("mission {} was announced by another publisher too", mission.id);
+        tracing::warn!(
+            "mission {} was announced, but the mark was no longer ours: it was opened again, or another published too",
+            mission.id
+        );
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::contract::{Contract, is_withheld};
 use super::progress_file::ProgressFile;
-use super::{Bounds, Ended, Stops, log};
+use super::{Bounds, Ended, Stops, leftovers, log};
 use crate::domain::progress::Progress;
 
 /// How often the progress file is looked at: a `stat`, twice a second.
@@ -61,6 +62,7 @@ pub(super) async fn run(
     };
     // Whatever is left of the group is ended with it: nothing of the workload outlives the attempt.
     signal(group, Signal::KILL);
+    end_escaped(contract.folder().to_owned()).await;
     looking.cancel();
     drop(over);
     side.join_all().await;
@@ -130,6 +132,14 @@ async fn end(child: &mut Child, group: Option<Pid>, grace: Duration, hurry: &Can
         child.wait().await?;
     }
     Ok(())
+}
+
+/// Ends descendants that left the group.
+async fn end_escaped(folder: PathBuf) {
+    match tokio::task::spawn_blocking(move || leftovers::end_below(&folder)).await {
+        Ok(0) | Err(_) => {}
+        Ok(count) => tracing::warn!("{count} processes of the workload had left its process group, and were ended"),
+    }
 }
 
 fn signal(group: Option<Pid>, signal: Signal) {

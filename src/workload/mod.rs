@@ -11,11 +11,13 @@
 
 mod contract;
 mod external;
+mod leftovers;
 mod log;
 mod progress_file;
 mod simulated;
 
 pub use contract::Contract;
+pub use leftovers::clear;
 pub use simulated::Simulation;
 
 use std::io;

@@ -5,7 +5,7 @@ use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue, ReturnValuesOnConditi
 use super::expression::Expression;
 use super::item::{self, Row, number, text};
 use super::{Ledger, task_key};
-use crate::backend::CloudError;
+use crate::backend::{CloudError, Kind};
 use crate::domain::ids::{InstanceId, MissionId, SrcId};
 use crate::domain::lease::Lease;
 use crate::domain::task::{State, Task};
@@ -73,7 +73,12 @@ impl Ledger {
         let task = Row(&row).task(src.clone());
         match task.lease() {
             Some(lease) => Ok(Claim::HeldByOther(lease)),
-            None => Ok(Claim::Ended(Box::new(task))),
+            None if task.state.is_final() => Ok(Claim::Ended(Box::new(task))),
+            None => {
+                let state = Row(&row).text(item::STATE).unwrap_or_default();
+                let words = format!("task {src} has the state `{state}`, which this version does not know");
+                Err(CloudError::new(Kind::Invalid, "UpdateItem", format!("table {}", self.tables.tasks), words))
+            }
         }
     }
 }
@@ -100,14 +105,17 @@ fn claim_expression(who: &Claimant, expired: Option<&Lease>) -> Expression {
         // Our own, from before a restart.
         vec![("{} = ?", item::STATE, state(State::Running)), ("{} = ?", item::INSTANCE, owner())],
     ];
+    let mut expression = Expression::default();
     if let Some(lease) = expired {
+        // The attempt that is taken over ended without a word: an interruption.
+        expression = expression.add(item::INTERRUPTIONS, 1);
         cases.push(vec![
             ("{} = ?", item::STATE, state(State::Running)),
             ("{} = ?", item::ATTEMPT, Some(number(lease.attempt.0))),
             ("{} = ?", item::BEAT, Some(number(lease.beat))),
         ]);
     }
-    let mut expression = Expression::default()
+    expression = expression
         .set(item::STATE, text(State::Running.as_str()))
         .set(item::INSTANCE, text(who.owner.as_str()))
         .set(item::BEAT, AttributeValue::N("0".to_owned()))

@@ -1,0 +1,91 @@
+//! What is left of a workload: processes that left its group, and those of a node that died.
+//!
+//! A process group is what a signal reaches; a daemonised descendant is in another. But every descendant inherits the
+//! contract's variables, and `LIGHTHPC_SCRATCH` names the attempt's folder, so they are found by that. (One that
+//! clears its environment is out of reach here; on the AMI, its unit's cgroup ends it.)
+
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How often `/proc` is gone through: a process may fork between the look and the signal.
+const ROUNDS_MAX: u32 = 5;
+
+/// Ends every process whose `LIGHTHPC_SCRATCH` is below `folder`, and returns how many there were.
+pub(super) fn end_below(folder: &Path) -> usize {
+    let mut ended = 0;
+    for _ in 0..ROUNDS_MAX {
+        let found = below(folder);
+        if found.is_empty() {
+            break;
+        }
+        ended += found.len();
+        for pid in found {
+            // The only refusals are "no such process", and another user's, which is none of ours.
+            kill_process(pid, Signal::KILL).ok();
+        }
+    }
+    ended
+}
+
+/// Removes what dead attempts left in the work folder, and ends what still runs of them. Only for a work folder that no
+/// living node uses.
+///
+/// # Errors
+/// The system's.
+pub fn clear(work_dir: &Path) -> io::Result<()> {
+    let work_dir = std::path::absolute(work_dir)?;
+    if std::fs::read_dir(&work_dir).is_ok_and(|mut entries| entries.next().is_none()) || !work_dir.exists() {
+        return Ok(());
+    }
+    let ended = end_below(&work_dir);
+    if ended > 0 {
+        tracing::warn!("{ended} processes of an earlier attempt still ran, and were ended");
+    }
+    for entry in std::fs::read_dir(&work_dir)? {
+        let path = entry?.path();
+        if path.is_dir() { std::fs::remove_dir_all(path)? } else { std::fs::remove_file(path)? }
+    }
+    Ok(())
+}
+
+fn below(folder: &Path) -> Vec<Pid> {
+    let mut prefix = b"LIGHTHPC_SCRATCH=".to_vec();
+    prefix.extend_from_slice(folder.as_os_str().as_bytes());
+    prefix.push(b'/');
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let is_below = |environment: Vec<u8>| environment.split(|&byte| byte == 0).any(|entry| entry.starts_with(&prefix));
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
+        .filter(|pid| std::fs::read(format!("/proc/{pid}/environ")).is_ok_and(is_below))
+        .filter_map(Pid::from_raw)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn only_what_runs_below_the_folder_is_ended() {
+        let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let sleeper = |folder: &Path| {
+            let scratch = folder.join("attempt/scratch");
+            std::fs::create_dir_all(&scratch).unwrap();
+            Command::new("sleep").arg("60").env("LIGHTHPC_SCRATCH", scratch).spawn().unwrap()
+        };
+        let (mut our, mut their) = (sleeper(ours.path()), sleeper(theirs.path()));
+
+        clear(ours.path()).unwrap();
+
+        assert!(!our.wait().unwrap().success());
+        assert!(their.try_wait().unwrap().is_none());
+        their.kill().unwrap();
+        their.wait().unwrap();
+        assert_eq!(std::fs::read_dir(ours.path()).unwrap().count(), 0);
+        assert!(theirs.path().join("attempt").exists());
+    }
+}
