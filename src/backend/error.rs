@@ -198,8 +198,9 @@ fn kind_of_answer(status: u16, code: &str, message: &str) -> Kind {
         "ValidationException" if message.contains("does not match the schema") || message.contains("ssing the key") => {
             Kind::TableKey
         }
-        "NoSuchKey" | "NotFound" | "NotFoundException" | "NoSuchUpload" => Kind::NotFound,
-        "InvalidInstanceID.NotFound" => Kind::NotFound,
+        "NoSuchKey" | "NotFound" | "NotFoundException" | "NoSuchUpload" | "InvalidInstanceID.NotFound" => {
+            Kind::NotFound
+        }
         "BadDigest" | "InvalidDigest" | "XAmzContentChecksumMismatch" | "IncompleteBody" => Kind::Corrupt,
         "RequestTimeout" | "RequestTimeoutException" => Kind::Unreachable,
         _ => kind_of_status(status),

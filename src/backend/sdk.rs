@@ -16,9 +16,13 @@ use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_smithy_async::rt::sleep::{SharedAsyncSleep, TokioSleep};
 use aws_smithy_http_client::{Builder as HttpBuilder, tls};
-use aws_smithy_runtime_api::client::http::SharedHttpClient;
+use aws_smithy_runtime_api::client::http::{
+    HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient, SharedHttpConnector,
+};
 use aws_smithy_runtime_api::client::interceptors::context::InterceptorContext;
+use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
 use aws_smithy_runtime_api::client::retries::classifiers::{ClassifyRetry, RetryAction, SharedRetryClassifier};
+use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 
 use super::error::{CloudError, Kind};
 
@@ -50,7 +54,7 @@ impl Wire {
     /// # Errors
     /// [`Kind::WrongRegion`] if no region is named anywhere.
     pub async fn aws() -> Result<Self, CloudError> {
-        let http = https_client();
+        let http = SharedHttpClient::new(ByScheme::new());
         let provider = ProviderConfig::without_region().with_http_client(http.clone());
         let imds = imds_client(&provider).build();
         let region = RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
@@ -156,7 +160,46 @@ fn timeouts() -> TimeoutConfig {
     TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(READ_TIMEOUT).build()
 }
 
-/// The SDK's HTTPS client with rustls on ring: its default, aws-lc, takes four minutes more to build.
-fn https_client() -> SharedHttpClient {
-    HttpBuilder::new().tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring)).build_https()
+/// The SDK's HTTP clients, one for each scheme, each made when it is first needed: reading the system's root certificates
+/// costs more CPU than the rest of a node's start, and IMDS never speaks TLS.
+///
+/// TLS is rustls on ring: the SDK's default, aws-lc, takes four minutes more to build.
+#[derive(Debug)]
+struct ByScheme {
+    plain: SharedHttpClient,
+    tls: SharedHttpClient,
+}
+
+impl ByScheme {
+    fn new() -> Self {
+        let ring = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring);
+        Self { plain: HttpBuilder::new().build_http(), tls: HttpBuilder::new().tls_provider(ring).build_https() }
+    }
+}
+
+impl HttpClient for ByScheme {
+    fn http_connector(&self, settings: &HttpConnectorSettings, components: &RuntimeComponents) -> SharedHttpConnector {
+        SharedHttpConnector::new(ConnectorByScheme {
+            plain: self.plain.clone(),
+            tls: self.tls.clone(),
+            settings: settings.clone(),
+            components: components.clone(),
+        })
+    }
+}
+
+#[derive(Debug)]
+struct ConnectorByScheme {
+    plain: SharedHttpClient,
+    tls: SharedHttpClient,
+    settings: HttpConnectorSettings,
+    components: RuntimeComponents,
+}
+
+impl HttpConnector for ConnectorByScheme {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let client = if request.uri().starts_with("http://") { &self.plain } else { &self.tls };
+        // The client keeps its connectors, and their connections, by these settings.
+        client.http_connector(&self.settings, &self.components).call(request)
+    }
 }

@@ -69,7 +69,6 @@ async fn hold(node: &Node, instance: &Instance, row: Box<Task>, claimed_at: Inst
     let mut attempted = Attempted::new(fence, row, clock::now_rfc3339());
     if is_exhausted {
         heartbeat.stop().await;
-        attempted.mission = mission_of(node, &attempted.row).await.map_err(NodeError::cloud("reading the mission"))?;
         return finish::give_up(node, &attempted).await;
     }
     let outcome = work(node, &mut attempted, &heartbeat).await;
@@ -93,7 +92,7 @@ async fn ended_before(node: &Node, instance: &Instance, row: &Task) -> Result<En
     Ok(Ending::EndedBefore(row.state))
 }
 
-async fn mission_of(node: &Node, row: &Task) -> Result<Option<Mission>, crate::backend::CloudError> {
+pub(super) async fn mission_of(node: &Node, row: &Task) -> Result<Option<Mission>, crate::backend::CloudError> {
     let Some(id) = &row.mission else { return Ok(None) };
     let mission = node.backend.ledger.mission(id).await?;
     if mission.is_none() {
@@ -116,13 +115,18 @@ async fn work(node: &Node, attempted: &mut Attempted, heartbeat: &Heartbeat) -> 
         "set --source-bucket or LIGHTHPC_SOURCE_BUCKET, or bucketname in the task's row",
     )?
     .to_owned();
-    let mission = mission_of(node, &attempted.row).await;
-    attempted.mission = mission.map_err(|error| infra(NodeError::cloud("reading the mission")(error)))?;
-    let workload = choose(node, attempted.mission.as_ref());
     let contract = prepare(node, attempted).await?;
 
-    let download = step(node, Step::Download, download(node, &source, &contract));
-    unless(&heartbeat.lost, Stop::LeaseLost, unless(&node.stopping.drain, Stop::Drain, download)).await?;
+    // Neither needs the other, and both are round trips.
+    let mission = async {
+        let mission = mission_of(node, &attempted.row).await;
+        mission.map_err(|error| infra(NodeError::cloud("reading the mission")(error)))
+    };
+    let fetch = async { tokio::try_join!(mission, download(node, &source, &contract)) };
+    let fetch = step(node, Step::Download, fetch);
+    let fetched = unless(&heartbeat.lost, Stop::LeaseLost, unless(&node.stopping.drain, Stop::Drain, fetch)).await?;
+    attempted.mission = fetched.0;
+    let workload = choose(node, attempted.mission.as_ref());
     let execute = step(node, Step::Execute, execute::run(node, &workload, &contract, heartbeat));
     attempted.exit_code = Some(execute.await?);
     let upload = step(node, Step::Upload, result::upload(node, &contract, &attempted.fence, bucket));

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::attempt::{Ending, LAST_WRITE_TIMEOUT};
+use super::attempt::{Ending, LAST_WRITE_TIMEOUT, mission_of};
 use super::execute::{Stop, Trouble};
 use super::{Node, NodeError, Step, notify, step};
 use crate::backend::ledger::{Commit, Fence, Finish, Outcome, Release};
@@ -150,9 +150,14 @@ async fn commit(
     history: Vec<PastAttempt>,
 ) -> Result<(), NodeError> {
     let finish = Finish { outcome, exit_code, time_cost_s: attempted.time_cost_s, history };
-    let (fence, mission) = (&attempted.fence, attempted.mission.as_ref());
+    let fence = &attempted.fence;
+    // An attempt that failed early has not read its mission; without it the end would not be counted.
+    let mission = match &attempted.mission {
+        Some(mission) => Some(mission.clone()),
+        None => mission_of(node, &attempted.row).await.map_err(NodeError::cloud("reading the mission"))?,
+    };
     let commit = async {
-        let commit = node.backend.ledger.commit(fence, mission, &finish).await;
+        let commit = node.backend.ledger.commit(fence, mission.as_ref(), &finish).await;
         commit.map_err(NodeError::cloud("committing the task"))
     };
     match step(node, Step::Commit, commit).await? {
@@ -160,7 +165,7 @@ async fn commit(
         Commit::Committed => {}
     }
     let Some(mission) = mission else { return Ok(()) };
-    step(node, Step::Notify, notify::see(node, &fence.owner, &fence.src, mission)).await
+    step(node, Step::Notify, notify::see(node, &fence.owner, &fence.src, &mission)).await
 }
 
 async fn release(

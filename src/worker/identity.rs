@@ -68,13 +68,9 @@ async fn task(node: &Node, instance: &Instance) -> Result<Assignment, NodeError>
         return Ok(Assignment { src: src.clone(), mission: settings.mission.clone() });
     }
     let machine = &node.backend.machine;
-    let mut src = machine.tag(TAG_SRC).await.map_err(NodeError::Identity)?;
-    let mut mission = None;
-    if src.is_some() {
-        if settings.mission.is_none() {
-            mission = machine.tag(TAG_MISSION).await.map_err(NodeError::Identity)?;
-        }
-    } else if instance.is_on_ec2 {
+    let tags = tokio::try_join!(machine.tag(TAG_SRC), machine.tag(TAG_MISSION));
+    let (mut src, mut mission) = tags.map_err(NodeError::Identity)?;
+    if src.is_none() && instance.is_on_ec2 {
         // 404: the tag is not there, or the instance's metadata options do not offer tags. EC2 knows which.
         let mut tags = machine.tags_of(instance.id.as_str()).await.map_err(NodeError::Identity)?;
         let mut take = |name: &str| tags.iter().position(|(key, _)| key == name).map(|at| tags.swap_remove(at).1);

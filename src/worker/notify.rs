@@ -52,10 +52,11 @@ pub(super) async fn see(node: &Node, me: &InstanceId, src: &SrcId, mission: &Mis
 }
 
 async fn publish(node: &Node, mission: &Mission, total: Tally, publication: &Publication) -> Result<(), NodeError> {
-    let bucket = node.settings.result_bucket.as_deref().unwrap_or_default();
+    // A mission whose every node lacked the bucket has failed, and its people must hear of it all the more.
+    let bucket = node.settings.result_bucket.as_deref();
     let now = clock::now_rfc3339();
     let key = manifest_key(&mission.id);
-    let manifest = uri(bucket, &key);
+    let manifest = bucket.map_or_else(|| "none: no result bucket is set".to_owned(), |bucket| uri(bucket, &key));
     let results = write_manifest(node, mission, total, &now, bucket, &key).await?;
 
     if let Some(topic) = &node.settings.topic_arn {
@@ -101,7 +102,7 @@ async fn write_manifest(
     mission: &Mission,
     total: Tally,
     now: &str,
-    bucket: &str,
+    bucket: Option<&str>,
     key: &str,
 ) -> Result<Vec<String>, NodeError> {
     let folder = &node.settings.work_dir;
@@ -122,7 +123,8 @@ async fn write_manifest(
     put
 }
 
-async fn put(node: &Node, bucket: &str, key: &str, path: &Path) -> Result<(), NodeError> {
+async fn put(node: &Node, bucket: Option<&str>, key: &str, path: &Path) -> Result<(), NodeError> {
+    let Some(bucket) = bucket else { return Ok(()) };
     let put = node.backend.store.put_file(bucket, key, path).await;
     put.map(|_| ()).map_err(|source| NodeError::Store { doing: "storing the manifest", source })
 }

@@ -42,6 +42,34 @@ async fn an_input_that_is_not_there_fails_the_task_at_once() {
     assert_eq!(lab.cloud.published().len(), 1);
 }
 
+/// A failure before the mission was read is counted in it all the same.
+#[tokio::test]
+async fn a_task_that_fails_before_its_mission_is_read_is_counted() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let mut node = lab.node("abc", "M");
+    node.settings.result_bucket = None;
+    node.settings.limits.max_attempts = 1;
+    let life = node.run().await;
+    assert!(matches!(life.ending, Err(NodeError::Setting { .. })), "{life:?}");
+    assert_eq!(lab.tally("M").await.failed, 1);
+}
+
+/// Larger than the disk: refused before a byte is fetched, and another machine may have the room.
+#[tokio::test]
+async fn an_input_that_does_not_fit_is_refused_before_the_first_byte() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let path = lab.cloud.object_path(SOURCE_BUCKET, "abc");
+    std::fs::File::create(path).unwrap().set_len(8 << 40).unwrap();
+    let faults = Faults::new();
+    let life = lab.node_with("abc", "M", faults.clone()).run().await;
+    assert!(matches!(&life.ending, Err(NodeError::Store { source: StoreError::DiskFull { .. }, .. })), "{life:?}");
+    let row = lab.task("abc").await;
+    assert_eq!((row.state, row.verdict), (State::Pending, Some(Verdict::DiskFull)));
+    assert_eq!(faults.count(S3, "GetObject"), 0);
+}
+
 /// Replaced between HEAD and GET: the download starts over and takes the new one, whole.
 #[tokio::test]
 async fn an_input_that_changes_during_the_download_is_taken_whole() {

@@ -15,7 +15,7 @@ use lighthpc::worker::{self, Life, Node, Report, Settings, Stopping};
 use lighthpc::workload::{Bounds, Simulation, Workload};
 
 /// A bound on what a test waits for; nothing here takes a tenth of it.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A workload that answers with its input, backwards: no result is right by chance.
 pub(crate) const REVERSE: &str = r#"rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#;

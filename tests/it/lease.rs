@@ -141,3 +141,34 @@ async fn a_drained_node_hands_its_task_back() {
     lab.node("abc", "M").shell(&line).run().await.ending.unwrap();
     lab.assert_done("abc", "M", "by the next").await;
 }
+
+/// A task that takes its machine down each time: after the allowed interruptions it is failed, counted, and announced.
+#[tokio::test]
+async fn a_task_that_ends_its_machines_is_failed_in_the_end() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let doomed = |n: u32| {
+        let faults = Faults::new();
+        let gate = faults.hold_before(lighthpc::local::Service::S3, "PutObject", When::Nth(1));
+        let mut node = lab.node_with("abc", "M", faults);
+        node.settings.limits.max_interruptions = 2;
+        (n, node, gate)
+    };
+    for (n, node, gate) in [doomed(1), doomed(2), doomed(3)] {
+        let instance = node.instance.clone();
+        tokio::select! {
+            life = node.run() => panic!("{n}: {life:?}"),
+            () = gate.arrived(1) => {}
+        }
+        lab.cloud.stop_instance(&instance);
+    }
+
+    let (_, last, _) = doomed(4);
+    let life = last.run().await;
+
+    assert!(matches!(life.ending, Err(NodeError::Exhausted { interruptions: 3, .. })), "{life:?}");
+    let row = lab.task("abc").await;
+    assert_eq!((row.state, row.verdict, row.attempt.0), (State::Failed, Some(Verdict::Lost), 4));
+    assert_eq!(lab.tally("M").await.failed, 1);
+    assert_eq!(lab.cloud.published().len(), 1);
+}

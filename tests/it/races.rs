@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use lighthpc::backend::ledger::{Claim, Claimant, Commit, Fence, Finish, Outcome};
+use lighthpc::backend::ledger::{Beat, Claim, Claimant, Commit, Fence, Finish, Outcome, Release};
 use lighthpc::backend::store::Put;
 use lighthpc::domain::ids::InstanceId;
 use lighthpc::domain::mission::Notified;
+use lighthpc::domain::progress::Progress;
 use lighthpc::local::Service::{Dynamodb, S3};
 use lighthpc::local::{Faults, RESULT_BUCKET, When};
 use lighthpc::worker::{Ending, NodeError};
@@ -68,8 +69,7 @@ async fn a_stale_attempt_cannot_write_upload_or_commit() {
     };
     let (ledger, store) = (&lab.desk.ledger, &lab.desk.store);
 
-    use lighthpc::backend::ledger::{Beat, Release};
-    let beat = ledger.beat(&stale, Default::default(), 1).await.unwrap();
+    let beat = ledger.beat(&stale, Progress::default(), 1).await.unwrap();
     let put = store.put_result(ledger, &stale, RESULT_BUCKET, "rslt_abc", &file).await.unwrap();
     let commit = ledger.commit(&stale, Some(&mission), &finish("stale")).await.unwrap();
     let release = Release {
