@@ -78,8 +78,8 @@ pub fn of_node(error: &NodeError) -> (Exit, Option<String>) {
             Some(format!("look with `aws s3 ls '{uri}'`; a key from an S3 event must be URL-decoded first")),
         ),
         NodeError::Store { source, .. } => of_store(source),
-        NodeError::Disk { source, path, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
-            (Exit::DiskFull, Some(disk_hint(&path.display().to_string())))
+        NodeError::Disk { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+            (Exit::DiskFull, Some(disk_hint()))
         }
         NodeError::Disk { .. } => (Exit::Internal, Some("name another folder with --work-dir".to_owned())),
         NodeError::NotStarted { program, .. } => (Exit::ProgramNotFound, Some(program_hint(program))),
@@ -94,7 +94,7 @@ pub fn of_node(error: &NodeError) -> (Exit, Option<String>) {
         ),
         NodeError::LeaseLost { .. } => (
             Exit::LeaseLost,
-            Some("another attempt took the task over, and its result counts; the row's history names it".to_owned()),
+            Some("another attempt has the task, as its row says; or the table could not be reached for a lease, and another may take it".to_owned()),
         ),
         NodeError::Exhausted { .. } => (
             Exit::Exhausted,
@@ -144,7 +144,10 @@ pub fn of_cloud(error: &CloudError) -> (Exit, Option<String>) {
             Exit::Unavailable,
             "it may pass: try again; if not, look at the network, the region, and AWS_ENDPOINT_URL".to_owned(),
         ),
-        Kind::NotFound | Kind::Precondition | Kind::Corrupt | Kind::Invalid => return (Exit::Internal, None),
+        Kind::DiskFull => (Exit::DiskFull, disk_hint()),
+        Kind::NotFound | Kind::Precondition | Kind::Corrupt | Kind::Invalid => {
+            (Exit::Internal, format!("look at what {resource} holds: it is not as lighthpc writes or reads it"))
+        }
     };
     (exit, Some(hint))
 }
@@ -152,17 +155,24 @@ pub fn of_cloud(error: &CloudError) -> (Exit, Option<String>) {
 fn of_store(error: &StoreError) -> (Exit, Option<String>) {
     match error {
         StoreError::Cloud(error) => of_cloud(error),
-        StoreError::DiskFull { path, .. } => (Exit::DiskFull, Some(disk_hint(&path.display().to_string()))),
+        StoreError::DiskFull { .. } => (Exit::DiskFull, Some(disk_hint())),
         StoreError::Changed { .. } => {
             (Exit::Unavailable, Some("wait until the input is no longer being written, then try again".to_owned()))
         }
-        StoreError::BadResult { .. } => (Exit::WorkloadFailed, None),
+        StoreError::BadResult { .. } => (
+            Exit::WorkloadFailed,
+            Some(
+                "the result must be a file, or a folder of files and folders with UTF-8 names, at $LIGHTHPC_OUTPUT"
+                    .to_owned(),
+            ),
+        ),
         StoreError::Disk { .. } => (Exit::Internal, None),
     }
 }
 
-fn disk_hint(path: &str) -> String {
-    format!("give the instance a larger volume, or name a larger folder than {path} with --work-dir")
+fn disk_hint() -> String {
+    "make room; or use a larger disk: on a node by a larger volume or --work-dir, on this machine by --local=DIR"
+        .to_owned()
 }
 
 fn program_hint(program: &str) -> String {
@@ -179,6 +189,6 @@ fn workload_hint(how: &str) -> String {
             "127 is the shell's word for a command that was not found; its log says which".to_owned()
         }
         "exited with code 126" => "126 is the shell's word for a file that is not executable".to_owned(),
-        _ => "its output is in the task's log: the row's history names it".to_owned(),
+        _ => "what it wrote, if anything, is in the result bucket under logs/".to_owned(),
     }
 }

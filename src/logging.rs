@@ -44,10 +44,9 @@ pub fn init(default: LevelFilter, format: Format) -> Result<(), String> {
     done.map_err(|error| error.to_string())
 }
 
-/// Our own lines from this level on. Of other crates only errors; s3s calls every 404 one, so it is not heard.
+/// Our own lines from this level on. What other crates have to say comes back to us as errors, and is said once.
 fn ours(level: LevelFilter) -> Targets {
-    let others = Targets::new().with_default(LevelFilter::ERROR).with_target("s3s", LevelFilter::OFF);
-    others.with_target("lighthpc", level)
+    Targets::new().with_target("lighthpc", level)
 }
 
 /// Keeps log lines and bars apart from now on.

@@ -40,6 +40,8 @@ pub enum Kind {
     Unreachable,
     /// What arrived is not what was sent: a checksum or a length is off.
     Corrupt,
+    /// The local cloud's disk is full.
+    DiskFull,
     /// The request itself is not acceptable; the same again fails again.
     Invalid,
 }
@@ -193,6 +195,7 @@ fn kind_of_answer(status: u16, code: &str, message: &str) -> Kind {
         "PermanentRedirect" | "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException" => {
             Kind::WrongRegion
         }
+        "InsufficientStorage" => Kind::DiskFull,
         "NoSuchBucket" | "InvalidBucketName" => Kind::NoBucket,
         "ResourceNotFoundException" => Kind::NoTable,
         "ValidationException" if message.contains("does not match the schema") || message.contains("ssing the key") => {

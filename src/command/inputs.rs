@@ -1,6 +1,6 @@
 //! The input files of a local mission, and the keys they get.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::path::{Component, Path, PathBuf};
 
 use super::Failure;
@@ -13,48 +13,80 @@ pub(super) struct Input {
     pub(super) file: PathBuf,
 }
 
-/// Checks the files and names them: by their file names if these differ, else by their paths below the folder they have
-/// in common. A file that is named twice counts once.
-pub(super) fn read(files: &[PathBuf]) -> Result<Vec<Input>, Failure> {
-    let mut real = Vec::new();
+/// The files that are tasks already, with their keys, and whether their results are there.
+pub(super) type Known = HashMap<PathBuf, (SrcId, bool)>;
+
+/// Checks the files and names them: by the key a file has already, by its file name if these differ, else by its path
+/// below the folder that they and the known ones have in common. A file that is named twice counts once.
+pub(super) fn read(files: &[PathBuf], known: &Known) -> Result<Vec<Input>, Failure> {
+    let mut inputs = Vec::new();
+    let mut new = Vec::new();
     let mut seen = HashSet::new();
     for file in files {
-        let path = check(file)?;
-        if seen.insert(path.clone()) {
-            real.push(path);
+        let path = plain_path(file)?;
+        if !seen.insert(path.clone()) {
+            continue;
+        }
+        let task = known.get(&path).or_else(|| known.get(&path.canonicalize().ok()?));
+        match task {
+            // Its result is there; the file itself is not needed any more.
+            Some((src, true)) if !path.exists() => {
+                tracing::warn!("{} is gone, but its result is there", file.display());
+                inputs.push(Input { src: src.clone(), file: path });
+            }
+            Some((src, _)) => {
+                check(file)?;
+                inputs.push(Input { src: src.clone(), file: path });
+            }
+            None => {
+                check(file)?;
+                new.push(path);
+            }
         }
     }
-    let mut by_name: BTreeMap<String, PathBuf> = BTreeMap::new();
-    for path in &real {
-        by_name.insert(key_of(path, Path::new("/"), true)?, path.clone());
+    let taken: HashSet<&str> = known.values().map(|(src, _)| src.as_str()).collect();
+    let mut names = HashSet::new();
+    let mut by_name = true;
+    for path in &new {
+        let name = key_of(path, Path::new("/"), true)?;
+        by_name &= !taken.contains(name.as_str()) && names.insert(name);
     }
-    let common = common_folder(&real);
-    let whole_names = by_name.len() == real.len();
-    real.into_iter()
-        .map(|file| {
-            let key = key_of(&file, &common, whole_names)?;
-            let src = SrcId::new(key).map_err(|error| Failure::usage(error, "give the file a shorter name"))?;
-            Ok(Input { src, file })
-        })
-        .collect()
+    let common = common_folder(new.iter().chain(known.keys()));
+    for file in new {
+        let key = key_of(&file, &common, by_name)?;
+        let src = SrcId::new(key).map_err(|error| Failure::usage(error, "give the file a shorter name"))?;
+        inputs.push(Input { src, file });
+    }
+    Ok(inputs)
 }
 
-fn check(file: &Path) -> Result<PathBuf, Failure> {
+/// The file's own name (of the link, if it is one) in its real folder: `x` and `y/../x` are one file.
+fn plain_path(file: &Path) -> Result<PathBuf, Failure> {
+    let path = std::path::absolute(file).map_err(|error| unusable(file, &error))?;
+    match (path.parent(), path.file_name()) {
+        (Some(folder), Some(name)) => {
+            let folder = folder.canonicalize().map_err(|error| unusable(file, &error))?;
+            Ok(folder.join(name))
+        }
+        _ => path.canonicalize().map_err(|error| unusable(file, &error)),
+    }
+}
+
+fn unusable(file: &Path, error: &std::io::Error) -> Failure {
+    let message = format!("the input {} cannot be used: {error}", file.display());
+    Failure::usage(message, "look at its path and its permissions")
+}
+
+fn check(file: &Path) -> Result<(), Failure> {
     let name = file.display();
-    let real = file.canonicalize().map_err(|error| {
-        Failure::usage(format!("the input {name} cannot be used: {error}"), "look at its path and its permissions")
-    })?;
-    if real.is_dir() {
+    let meta = file.metadata().map_err(|error| unusable(file, &error))?;
+    if meta.is_dir() {
         return Err(Failure::usage(format!("the input {name} is a folder"), format!("name its files: {name}/*")));
     }
-    if !real.is_file() {
+    if !meta.is_file() {
         return Err(Failure::usage(format!("the input {name} is not a regular file"), "copy it to one"));
     }
-    std::fs::File::open(&real).map_err(|error| {
-        Failure::usage(format!("the input {name} cannot be read: {error}"), "look at its permissions")
-    })?;
-    // The name is the user's own, of the link if it is one; the file is the real one.
-    std::path::absolute(file).map_err(|error| Failure::usage(format!("{name}: {error}"), "give its whole path"))
+    std::fs::File::open(file).map(drop).map_err(|error| unusable(file, &error))
 }
 
 fn key_of(file: &Path, common: &Path, by_name: bool) -> Result<String, Failure> {
@@ -69,8 +101,8 @@ fn key_of(file: &Path, common: &Path, by_name: bool) -> Result<String, Failure> 
     })
 }
 
-fn common_folder(files: &[PathBuf]) -> PathBuf {
-    let mut folders = files.iter().filter_map(|file| file.parent());
+fn common_folder<'a>(files: impl Iterator<Item = &'a PathBuf>) -> PathBuf {
+    let mut folders = files.filter_map(|file| file.parent());
     let Some(first) = folders.next() else { return PathBuf::new() };
     folders.fold(first.to_owned(), |common, folder| {
         common.components().zip(folder.components()).take_while(|(a, b)| a == b).map(|(a, _)| a).collect()
@@ -88,7 +120,7 @@ mod tests {
             std::fs::write(path, "").unwrap();
         }
         let files: Vec<PathBuf> = names.iter().map(|name| dir.join(name)).collect();
-        read(&files).unwrap().into_iter().map(|input| input.src.to_string()).collect()
+        read(&files, &Known::new()).unwrap().into_iter().map(|input| input.src.to_string()).collect()
     }
 
     #[test]
@@ -100,10 +132,26 @@ mod tests {
     }
 
     #[test]
+    fn a_file_keeps_the_key_it_got_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().canonicalize().unwrap();
+        assert_eq!(keys(&real, &["x/1.fa", "y/1.fa"]), ["x/1.fa", "y/1.fa"]);
+        let known = Known::from([(real.join("x/1.fa"), (SrcId::new("1.fa").unwrap(), true))]);
+
+        let files = [real.join("x/../x/1.fa"), real.join("y/1.fa")];
+        let named: Vec<String> = read(&files, &known).unwrap().iter().map(|input| input.src.to_string()).collect();
+        assert_eq!(named[0], "1.fa");
+        assert_eq!(named[1], "y/1.fa");
+
+        std::fs::remove_file(&files[0]).unwrap();
+        assert_eq!(read(&files[..1], &known).unwrap()[0].src.as_str(), "1.fa");
+    }
+
+    #[test]
     fn what_is_no_file_is_refused_by_name() {
         let dir = tempfile::tempdir().unwrap();
         for bad in [dir.path().to_owned(), dir.path().join("none.fa"), "/dev/null".into()] {
-            let failure = read(std::slice::from_ref(&bad)).unwrap_err();
+            let failure = read(std::slice::from_ref(&bad), &Known::new()).unwrap_err();
             assert!(failure.error.to_string().contains(&bad.display().to_string()));
         }
     }

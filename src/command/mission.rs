@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use super::cli::RunArgs;
-use super::inputs::{self, Input};
+use super::inputs::{self, Input, Known};
 use super::screen::{self, Screen};
 use super::{Failure, node, place, signals};
 use crate::backend::Backend;
@@ -35,11 +35,15 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
     refuse_aws_names(&args)?;
     let started = Instant::now();
     let (dir, files) = place::split(args.local.as_deref().unwrap_or(Path::new(place::DEFAULT_DIR)), &args.files)?;
-    let inputs = inputs::read(&files)?;
     let mut settings = node::settings(&args)?;
+    if !dir.join(".lighthpc").exists() && inputs::read(&files, &Known::new())?.is_empty() {
+        // Nothing is made for a mission that cannot be.
+        return Err(no_mission(&dir));
+    }
     let cloud = LocalCloud::open(&dir)?;
     let desk = place::backend(&cloud, None);
     desk.ledger.create_tables().await?;
+    let inputs = inputs::read(&files, &known(&desk, &cloud).await?)?;
 
     refuse_foreign_tasks(&desk, &inputs, settings.mission.as_ref()).await?;
     let mission = find_or_make(&desk, &dir, &args, &settings, &inputs).await?;
@@ -122,18 +126,43 @@ async fn find_or_make(
     };
     let exec = command_line(args);
     if let Some(mission) = missions.into_iter().find(|mission| mission.id == id) {
-        let same = exec.is_none() && inputs.is_empty() || exec == mission.exec;
-        return if same { Ok(mission) } else { Err(other_program(dir, &mission, exec.as_deref())) };
+        if exec == mission.exec || exec.is_none() && inputs.is_empty() {
+            return Ok(mission);
+        }
+        let mut done = 0;
+        desk.ledger.each_task(Some(&id), |task| done += u64::from(task.state == State::Done)).await?;
+        if done > 0 {
+            return Err(other_program(dir, &mission, exec.as_deref()));
+        }
+        // No result stands yet, so a mended command line does no harm.
+        desk.ledger.set_exec(&id, exec.as_deref()).await?;
+        return Ok(Mission { exec, ..mission });
     }
     if inputs.is_empty() {
-        let hint = "name input files: lighthpc run --local FILE... -- PROGRAM";
-        return Err(Failure::usage(format!("there is no mission in {}", dir.display()), hint));
+        return Err(no_mission(dir));
     }
     let trans_number = inputs.len() as u64;
     let new = NewMission { id: id.clone(), trans_number, tally_shards: tally_shards_for(trans_number), exec };
     desk.ledger.create_mission(&new).await?;
     let made = desk.ledger.mission(&id).await?;
     made.ok_or_else(|| Failure { exit: Exit::Internal, error: anyhow::anyhow!("mission {id} vanished"), hint: None })
+}
+
+fn no_mission(dir: &Path) -> Failure {
+    let hint = "name input files: lighthpc run --local FILE... -- PROGRAM";
+    Failure::usage(format!("there is no mission in {}", dir.display()), hint)
+}
+
+/// The files that are tasks already: a file keeps the key it got first, whatever it is named beside later.
+async fn known(desk: &Backend, cloud: &LocalCloud) -> Result<Known, Failure> {
+    let mut known = Known::new();
+    let each = |task: Task| {
+        if let Ok(file) = std::fs::read_link(cloud.object_path(SOURCE_BUCKET, task.src.as_str())) {
+            known.insert(file, (task.src, task.state == State::Done));
+        }
+    };
+    desk.ledger.each_task(None, each).await?;
+    Ok(known)
 }
 
 /// The workload as one line for `sh`, for the mission's row: there it is seen, and found again.
@@ -157,7 +186,7 @@ fn other_program(dir: &Path, mission: &Mission, exec: Option<&str>) -> Failure {
 /// Makes the rows that are missing, and the mission as large as its tasks are many.
 async fn add_tasks(desk: &Backend, cloud: &LocalCloud, mission: &Mission, inputs: &[Input]) -> Result<(), Failure> {
     for Input { src, file } in inputs {
-        let real = file.canonicalize().unwrap_or_else(|_| file.clone());
+        let Ok(real) = file.canonicalize() else { continue };
         let object = cloud.object_path(SOURCE_BUCKET, src.as_str());
         if let Ok(linked) = object.canonicalize()
             && linked != real
@@ -326,9 +355,12 @@ impl Run {
     /// What is said of a task that ended; nothing of one that was handed back.
     fn line(&self, src: &SrcId, took: Duration, life: &Life) -> Option<String> {
         match &life.ending {
-            Ok(Ending::Committed { result }) => {
-                Some(format!("done   {src}  {}  {}", screen::duration(took), self.place_of(result).display()))
-            }
+            Ok(Ending::Committed { result }) => Some(format!(
+                "done   {}  {}  {}",
+                screen::plain(src.as_str()),
+                screen::duration(took),
+                self.place_of(result).display()
+            )),
             Ok(Ending::EndedBefore(_) | Ending::Drained | Ending::HeldByOther(_)) => None,
             Ok(Ending::TryAgain(error)) | Err(error) => Some(format!(
                 "failed {src}  {}  {}{}",

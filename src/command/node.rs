@@ -123,6 +123,10 @@ pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
             "a holder must be able to miss two heartbeats: shorten it, or lengthen the lease",
         ));
     }
+    if let Some(topic) = args.topic_arn.as_deref().filter(|topic| !topic.is_empty() && !topic.starts_with("arn:")) {
+        let message = format!("--topic-arn {topic} is not an ARN");
+        return Err(Failure::usage(message, "it looks like arn:aws:sns:us-east-1:123456789012:NotifyMe"));
+    }
     let name = |error: crate::domain::ids::IdError| Failure::usage(error, "look at --src-id and --mission");
     let text = |value: &Option<String>| value.clone().filter(|value| !value.trim().is_empty());
     let workload = match (args.program.is_empty(), text(&args.exec)) {

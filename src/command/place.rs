@@ -19,7 +19,7 @@ pub(super) fn split(local: &Path, files: &[PathBuf]) -> Result<(PathBuf, Vec<Pat
     }
     // A new folder has no dot in its name, or a slash at its end; a mistyped input usually has an extension.
     let ends_in_slash = local.as_os_str().as_encoded_bytes().ends_with(b"/");
-    if !local.exists() && !files.is_empty() && local.extension().is_some() && !ends_in_slash {
+    if !local.exists() && local.extension().is_some() && !ends_in_slash {
         let path = local.display();
         return Err(Failure::usage(
             format!("{path} is neither a file nor a folder"),

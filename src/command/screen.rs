@@ -33,7 +33,7 @@ impl Screen {
         let bars = MultiProgress::new();
         logging::with_bars(&bars);
         let all = bars.add(ProgressBar::new(total).with_position(done));
-        all.set_style(style("{bar:30} {pos}/{len} tasks, {elapsed} {msg}"));
+        all.set_style(style("{bar:20} {pos}/{len} tasks, {elapsed}"));
         all.enable_steady_tick(Duration::from_millis(250));
         Self { bars: Some((bars, all)), total }
     }
@@ -42,8 +42,9 @@ impl Screen {
     pub(super) fn begin(&self, name: &str) -> Option<ProgressBar> {
         let (bars, _) = self.bars.as_ref()?;
         let bar = bars.add(ProgressBar::new(100));
-        bar.set_style(style("{bar:20} {pos:>3}% {prefix} {msg}"));
-        bar.set_prefix(shortened(name));
+        // The last field takes what the terminal's width leaves.
+        bar.set_style(style("{bar:12} {pos:>3}% {prefix:8} {wide_msg}"));
+        bar.set_message(plain(name));
         Some(bar)
     }
 
@@ -73,22 +74,16 @@ impl Screen {
 /// Shows a node's newest report.
 pub(super) fn show(bar: &ProgressBar, report: Report) {
     bar.set_position(report.progress.pct().into());
-    bar.set_message(if report.step == Step::Execute { "" } else { report.step.as_str() });
+    bar.set_prefix(if report.step == Step::Execute { "" } else { report.step.as_str() });
 }
 
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("█▌░")
 }
 
-/// Keeps a line on one line: 48 characters, the end of a long name, where names differ.
-fn shortened(name: &str) -> String {
-    const WIDTH: usize = 48;
-    let clean: Vec<char> = name.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-    if clean.len() <= WIDTH {
-        return clean.into_iter().collect();
-    }
-    let tail = clean.len() - (WIDTH - 1);
-    std::iter::once('…').chain(clean.into_iter().skip(tail)).collect()
+/// Returns other people's text as one line that no terminal acts on: control characters are written out.
+pub(super) fn plain(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
 /// Writes a time for people: `0.4 s`, `3 min 20 s`, `2 h 5 min`.

@@ -10,7 +10,7 @@ use crate::backend::machine::PowerOff;
 use crate::backend::{Backend, Tables, Wire};
 use crate::domain::ids::MissionId;
 use crate::domain::mission::{Mission, Notified, Tally};
-use crate::domain::task::{State, Task};
+use crate::domain::task::{PastAttempt, State, Task};
 use crate::domain::verdict::Verdict;
 use crate::exit::Exit;
 use crate::local::LocalCloud;
@@ -100,7 +100,7 @@ fn detail(mission: &Mission, total: Tally, tasks: &[Task]) -> String {
     let mut rows = vec![head.map(str::to_owned)];
     rows.extend(tasks.iter().map(|task| {
         [
-            task.src.as_str().escape_debug().to_string(),
+            screen::plain(task.src.as_str()),
             task.state.as_str().to_owned(),
             task.progress.clone(),
             task.time_cost_s.to_string(),
@@ -148,6 +148,21 @@ fn task_json(task: &Task) -> Value {
         "rsltFilename": task.result,
         "resultETag": task.result_etag,
         "resultBytes": task.result_bytes,
+        "appFailures": task.app_failures,
+        "interruptions": task.interruptions,
+        "history": task.history.iter().map(past_json).collect::<Vec<_>>(),
+    })
+}
+
+fn past_json(past: &PastAttempt) -> Value {
+    json!({
+        "attempt": past.attempt.0,
+        "instance": past.instance,
+        "started": past.started,
+        "ended": past.ended,
+        "verdict": past.verdict.as_str(),
+        "exitCode": past.exit_code,
+        "log": past.log,
     })
 }
 

@@ -52,6 +52,9 @@ impl Dynamo {
             Ok(Err(DynoxideError::UnsupportedCapability(what))) => {
                 error_reply(400, "UnknownOperationException", &format!("the local cloud's DynamoDB has no {what}"))
             }
+            Ok(Err(error)) if error.to_string().contains("disk is full") => {
+                error_reply(400, "InsufficientStorage", &error.to_string())
+            }
             Ok(Err(error)) => reply(error.status_code(), CONTENT_TYPE, error.to_json()),
             Err(panic) => error_reply(500, "InternalServerError", &panic.to_string()),
         }

@@ -47,6 +47,8 @@ const AGAIN_PAUSE_TRIES: u32 = 7; // 50 ms doubled six times: up to 3.2 s.
 
 /// Makes one attempt.
 pub(super) async fn run(node: &Node, instance: &Instance, task: &Assignment) -> Result<Ending, NodeError> {
+    // What is wrong with every task is found before one is claimed.
+    result_bucket(node)?;
     let (row, claimed_at) = match step(node, Step::Claim, claim::acquire(node, instance, task)).await? {
         Claimed::Held(row, claimed_at) => (row, claimed_at),
         Claimed::Ended(row) => return ended_before(node, instance, &row).await,
@@ -103,26 +105,23 @@ pub(super) async fn mission_of(node: &Node, row: &Task) -> Result<Option<Mission
 
 /// Download, workload, upload; each ends early when the lease is lost, the first two also when the node is to drain.
 async fn work(node: &Node, attempted: &mut Attempted, heartbeat: &Heartbeat) -> Result<Outcome, Stop> {
-    let bucket = setting(
-        node.settings.result_bucket.as_deref(),
-        "the result bucket",
-        "set --result-bucket or LIGHTHPC_RESULT_BUCKET",
-    )?;
+    let bucket = result_bucket(node).map_err(infra)?;
     let source = attempted.row.bucket.clone().or_else(|| node.settings.source_bucket.clone());
-    let source = setting(
-        source.as_deref(),
-        "the source bucket",
-        "set --source-bucket or LIGHTHPC_SOURCE_BUCKET, or bucketname in the task's row",
-    )?
-    .to_owned();
+    let source = source.ok_or_else(|| {
+        let hint = "set --source-bucket or LIGHTHPC_SOURCE_BUCKET, or bucketname in the task's row";
+        infra(NodeError::Setting { what: "the source bucket", hint })
+    })?;
     let contract = prepare(node, attempted).await?;
 
     // Neither needs the other, and both are round trips.
     let mission = async {
+        // A bucket that is not there is better found now than after hours of workload.
+        let checked = node.backend.store.check_bucket(bucket).await;
+        checked.map_err(|error| infra(NodeError::cloud("looking at the result bucket")(error)))?;
         let mission = mission_of(node, &attempted.row).await;
         mission.map_err(|error| infra(NodeError::cloud("reading the mission")(error)))
     };
-    let fetch = async { tokio::try_join!(mission, download(node, &source, &contract)) };
+    let fetch = Box::pin(async { tokio::try_join!(mission, download(node, &source, &contract)) });
     let fetch = step(node, Step::Download, fetch);
     let fetched = unless(&heartbeat.lost, Stop::LeaseLost, unless(&node.stopping.drain, Stop::Drain, fetch)).await?;
     attempted.mission = fetched.0;
@@ -149,8 +148,11 @@ fn infra(error: NodeError) -> Stop {
     Trouble::new(Verdict::Infra, true, error).into()
 }
 
-fn setting<'a>(value: Option<&'a str>, what: &'static str, hint: &'static str) -> Result<&'a str, Stop> {
-    value.filter(|value| !value.is_empty()).ok_or_else(|| infra(NodeError::Setting { what, hint }))
+fn result_bucket(node: &Node) -> Result<&str, NodeError> {
+    node.settings
+        .result_bucket
+        .as_deref()
+        .ok_or(NodeError::Setting { what: "the result bucket", hint: "set --result-bucket or LIGHTHPC_RESULT_BUCKET" })
 }
 
 /// The node's own setting goes first, then the mission's, then the simulated workload.

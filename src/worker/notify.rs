@@ -44,7 +44,7 @@ pub(super) async fn see(node: &Node, me: &InstanceId, src: &SrcId, mission: &Mis
         _ => None,
     };
     let publication = Publication { by: me.clone(), token: digest_hex(&[me.as_str(), src.as_str()], 32) };
-    let won = ledger.begin_publication(&mission, &publication, dead.as_deref()).await;
+    let won = ledger.begin_publication(&mission, &publication, dead.as_deref(), total).await;
     if won.map_err(NodeError::cloud("becoming the mission's publisher"))? {
         publish(node, &mission, total, &publication).await?;
     }

@@ -8,6 +8,7 @@ use super::execute::{Stop, Trouble};
 use super::{Node, NodeError};
 use crate::backend::ledger::{Fence, Outcome};
 use crate::backend::store::{Put, StoreError, Stored, uri};
+use crate::backend::{CloudError, Kind};
 use crate::domain::keys::{INDEX_NAME, result_key};
 use crate::domain::verdict::Verdict;
 use crate::workload::Contract;
@@ -67,7 +68,9 @@ fn index_of(stored: &BTreeMap<String, Stored>, fence: &Fence) -> String {
 
 fn trouble(error: StoreError) -> Trouble {
     let (verdict, may_pass) = match &error {
-        StoreError::DiskFull { .. } => (Verdict::DiskFull, true),
+        StoreError::DiskFull { .. } | StoreError::Cloud(CloudError { kind: Kind::DiskFull, .. }) => {
+            (Verdict::DiskFull, true)
+        }
         StoreError::BadResult { .. } => (Verdict::AppError, false),
         StoreError::Cloud(_) | StoreError::Changed { .. } | StoreError::Disk { .. } => (Verdict::Infra, true),
     };

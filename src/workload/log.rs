@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
+use tokio::time::Instant;
 
 /// The bytes that are kept of the log's beginning, and as many of its end. Together 4 MiB, a second's upload.
 const HEAD_BYTES: u64 = 2 * 1024 * 1024;
@@ -19,22 +20,25 @@ const ECHO_BYTES: u64 = 1024 * 1024;
 /// How long the pipe is read after the workload's end: only a descendant that left the process group can still hold it.
 const LINGER: Duration = Duration::from_millis(500);
 
-/// Drains the pipe into `file` until it is closed, or `ended` resolves and nothing more comes.
+/// Drains the pipe into `file` until it is closed, or for half a second after `ended` resolves.
 ///
 /// A disk that is full stops the log, not the draining.
 pub(super) async fn drain(mut source: pipe::Receiver, file: &Path, echo: bool, ended: impl Future<Output = ()>) {
     let mut sink = Sink::new(file, echo);
     let mut buffer = vec![0; 64 * 1024];
     tokio::pin!(ended);
-    let mut is_over = false;
+    let mut deadline: Option<Instant> = None;
     loop {
-        let read = source.read(&mut buffer);
-        // Both losing arms are safe to drop: a read that did not happen took nothing, and `ended` is polled again.
+        // The losing arms are safe to drop: a read that did not happen took nothing, and `ended` is polled again. The
+        // deadline goes first, or a descendant that writes without end would hold the node.
         let count = tokio::select! {
             biased;
-            count = read => count,
-            () = &mut ended, if !is_over => { is_over = true; continue }
-            () = tokio::time::sleep(LINGER), if is_over => break,
+            () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => break,
+            () = &mut ended, if deadline.is_none() => {
+                deadline = Some(Instant::now() + LINGER);
+                continue;
+            }
+            count = source.read(&mut buffer) => count,
         };
         match count {
             Ok(0) | Err(_) => break,

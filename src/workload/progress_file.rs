@@ -2,8 +2,11 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::time::SystemTime;
+
+use rustix::fs::OFlags;
 
 use crate::domain::progress::{LINE_BYTES_MAX, Progress};
 
@@ -48,8 +51,13 @@ impl ProgressFile {
     }
 
     fn appended(&mut self) -> io::Result<Vec<u8>> {
-        let mut file = File::open(&self.path)?;
+        // The workload may have put anything here: opening a FIFO must not wait for its writer.
+        let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
+        let mut file = File::options().read(true).custom_flags(flags).open(&self.path)?;
         let meta = file.metadata()?;
+        if !meta.is_file() {
+            return Ok(Vec::new());
+        }
         let changed = meta.modified().ok();
         let rewritten = meta.len() < self.offset || (meta.len() == self.offset && changed != self.changed);
         self.changed = changed;

@@ -48,11 +48,26 @@ async fn a_task_that_fails_before_its_mission_is_read_is_counted() {
     let lab = Lab::new().await;
     lab.mission("M", &["abc"]).await;
     let mut node = lab.node("abc", "M");
-    node.settings.result_bucket = None;
+    node.settings.result_bucket = Some("no-such-bucket".to_owned());
     node.settings.limits.max_attempts = 1;
+    node.run().await.ending.unwrap_err();
+    assert_eq!(lab.task("abc").await.state, State::Failed);
+    assert_eq!(lab.tally("M").await.failed, 1);
+    assert_eq!(lab.mission_row("M").await.rolled.failed, 1, "the row shows the end, though nobody could be told");
+}
+
+/// What is wrong with every task is found before one is claimed.
+#[tokio::test]
+async fn a_node_without_a_result_bucket_claims_nothing() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let mut node = lab.node("abc", "M");
+    node.settings.result_bucket = None;
+    let instance = node.instance.clone();
     let life = node.run().await;
     assert!(matches!(life.ending, Err(NodeError::Setting { .. })), "{life:?}");
-    assert_eq!(lab.tally("M").await.failed, 1);
+    assert_eq!(lab.task("abc").await.attempt.0, 0);
+    assert!(lab.has_ended(&instance));
 }
 
 /// Larger than the disk: refused before a byte is fetched, and another machine may have the room.
@@ -242,4 +257,24 @@ async fn tags_come_from_ec2_where_imds_has_none_and_no_task_still_ends_the_machi
     let life = node.run().await;
     assert!(matches!(life.ending, Err(NodeError::NoTask { .. })), "{life:?}");
     assert!(lab.has_ended(&instance));
+}
+
+/// Whatever the workload makes of its progress file, and whoever goes on writing to its output, the node ends.
+#[tokio::test]
+async fn neither_a_fifo_nor_an_endless_writer_holds_the_node() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let pid = lab.dir.path().join("pid");
+    let line = format!(
+        r#"rm "$LIGHTHPC_PROGRESS"; mkfifo "$LIGHTHPC_PROGRESS"
+        env -i setsid sh -c 'echo $$ > {}; while :; do echo x; sleep 0.01; done' &
+        sleep 1; : > "$LIGHTHPC_OUTPUT""#,
+        pid.display()
+    );
+    let started = std::time::Instant::now();
+    lab.node("abc", "M").shell(&line).run().await.ending.unwrap();
+    assert!(started.elapsed() < Duration::from_secs(20), "it took {:?}", started.elapsed());
+    // Out of our reach by its own doing; not out of the test's.
+    let pid = std::fs::read_to_string(pid).unwrap();
+    std::process::Command::new("kill").args(["-9", pid.trim()]).status().unwrap();
 }

@@ -26,6 +26,7 @@ pub(crate) const CALLS: &[Call] = &[
     call("tag srcID", Imds, "/latest/meta-data/tags/instance/srcID", 1),
     call("tag missionID", Imds, "/latest/meta-data/tags/instance/missionID", 1),
     call("claim", Dynamodb, "UpdateItem", 1),
+    call("look at result bucket", S3, "HeadBucket", 1),
     call("mission", Dynamodb, "GetItem", 1),
     call("head input", S3, "HeadObject", 1),
     call("get input", S3, "GetObject", 1),

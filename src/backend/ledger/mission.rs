@@ -84,6 +84,19 @@ impl Ledger {
         }
     }
 
+    /// Gives a mission another workload; `None`: the simulated one.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn set_exec(&self, id: &MissionId, exec: Option<&str>) -> Result<(), CloudError> {
+        let expression = match exec {
+            Some(exec) => Expression::default().set(item::EXEC, text(exec)),
+            None => Expression::default().remove(item::EXEC),
+        };
+        let expression = expression.when("attribute_exists({})", item::MISSION_KEY, None);
+        self.update_mission(id, &expression).await.map(|_| ())
+    }
+
     /// Changes how many tasks a mission has, and opens it again if it was announced.
     ///
     /// # Errors

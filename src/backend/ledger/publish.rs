@@ -3,7 +3,6 @@
 use aws_sdk_dynamodb::types::AttributeValue;
 
 use super::Ledger;
-use super::expression::Expression;
 use super::item::{self, text};
 use super::mission::counters;
 use crate::backend::CloudError;
@@ -34,6 +33,7 @@ impl Ledger {
         mission: &Mission,
         publication: &Publication,
         dead: Option<&str>,
+        total: Tally,
     ) -> Result<bool, CloudError> {
         let mut cases = vec![
             vec![("attribute_not_exists({})", item::NOTIFIED, None)],
@@ -49,7 +49,9 @@ impl Ledger {
                 ("{} = ?", item::NOTIFY_BY, Some(text(dead))),
             ]);
         }
-        let expression = Expression::default()
+        // The counters go along: whatever becomes of the message, the row shows that the mission is over.
+        let expression = counters(mission, total)
+            .set_if_absent(item::TALLY_BASE, item::number(mission.tally_base))
             .set(item::NOTIFIED, text("Sending"))
             .set(item::NOTIFY_BY, text(publication.by.as_str()))
             .set(NOTIFY_TOKEN, text(&publication.token))

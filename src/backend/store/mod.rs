@@ -35,7 +35,7 @@ pub enum StoreError {
     #[error(transparent)]
     Cloud(#[from] CloudError),
     /// The disk has, or had, no room.
-    #[error("{path} has no room: {need_bytes} bytes are needed, {free_bytes} are free")]
+    #[error("{path} has no room: {need_bytes} bytes are needed (64 MiB of them to spare), {free_bytes} are free")]
     DiskFull {
         /// The folder that was to be written to.
         path: PathBuf,

@@ -288,6 +288,11 @@ impl Shelf {
 pub(super) fn broken(doing: &str, error: &io::Error) -> S3Error {
     let code = match error.kind() {
         io::ErrorKind::PermissionDenied => S3ErrorCode::AccessDenied,
+        io::ErrorKind::StorageFull => {
+            let mut full = S3Error::with_message(S3ErrorCode::Custom("InsufficientStorage".into()), error.to_string());
+            full.set_status_code(http::StatusCode::BAD_REQUEST);
+            return full;
+        }
         _ => S3ErrorCode::InternalError,
     };
     S3Error::with_message(code, format!("{doing}: {error}"))
