@@ -44,6 +44,8 @@ pub enum Exit {
     TimeLimit = 23,
     /// The task was interrupted more often than it may be.
     Exhausted = 24,
+    /// The workload ran out of memory.
+    OutOfMemory = 25,
     /// The lease was lost to another attempt.
     LeaseLost = 30,
     /// A service cannot be reached, or stays busy.
@@ -84,6 +86,9 @@ pub fn of_node(error: &NodeError) -> (Exit, Option<String>) {
         NodeError::Disk { .. } => (Exit::Internal, Some("name another folder with --work-dir".to_owned())),
         NodeError::NotStarted { program, .. } => (Exit::ProgramNotFound, Some(program_hint(program))),
         NodeError::WorkloadFailed { how } => (Exit::WorkloadFailed, Some(workload_hint(how))),
+        NodeError::OutOfMemory => {
+            (Exit::OutOfMemory, Some("use an instance type with more memory, or cut the task".to_owned()))
+        }
         NodeError::TimeLimit => (Exit::TimeLimit, Some("give it more with --time-limit, or cut the task".to_owned())),
         NodeError::NoResult { .. } => (
             Exit::NoResult,

@@ -89,6 +89,22 @@ impl Machine {
         self.metadata(&format!("tags/instance/{key}")).await
     }
 
+    /// Reads the Spot interruption notice as IMDS has it; `None` while there is none.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn spot_notice(&self) -> Result<Option<String>, CloudError> {
+        self.metadata("spot/instance-action").await
+    }
+
+    /// Reads whether EC2 recommends to leave this Spot instance, for one that is less likely to be interrupted.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn rebalance_recommended(&self) -> Result<bool, CloudError> {
+        Ok(self.metadata("events/recommendations/rebalance").await?.is_some())
+    }
+
     async fn metadata(&self, path: &str) -> Result<Option<String>, CloudError> {
         use imds::client::error::ImdsError;
         match self.imds.get(format!("/latest/meta-data/{path}")).await {

@@ -114,6 +114,15 @@ pub(super) struct RunArgs {
     /// The time between heartbeats; at most a third of the lease
     #[arg(long, env = "LIGHTHPC_HEARTBEAT", default_value = "20", value_parser = seconds, value_name = "SECONDS", help_heading = "The node")]
     pub(super) heartbeat: Duration,
+    /// The time between saves of a checkpoint that changes
+    #[arg(long, env = "LIGHTHPC_CHECKPOINT_EVERY", default_value = "300", value_parser = seconds, value_name = "SECONDS", help_heading = "The node")]
+    pub(super) checkpoint_every: Duration,
+    /// How long the node waits for tables that do not answer before it ends
+    #[arg(long, env = "LIGHTHPC_MAX_IDLE", default_value = "300", value_parser = seconds, value_name = "SECONDS", help_heading = "The node")]
+    pub(super) max_idle: Duration,
+    /// How long the node may live; then it hands its task back and ends (default: no limit)
+    #[arg(long, env = "LIGHTHPC_MAX_LIFETIME", value_parser = seconds, value_name = "SECONDS", help_heading = "The node")]
+    pub(super) max_lifetime: Option<Duration>,
     /// Leave the instance running at the end, to look at it; it bills until you end it
     #[arg(long, env = "LIGHTHPC_NO_TERMINATE", value_parser = clap::builder::BoolishValueParser::new(), help_heading = "The node")]
     pub(super) no_terminate: bool,

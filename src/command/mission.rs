@@ -311,7 +311,7 @@ impl Run {
                 }
             };
             let was_ended = matches!(&life.ending, Ok(Ending::EndedBefore(_)));
-            let is_over = !matches!(&life.ending, Ok(Ending::Drained | Ending::HeldByOther(_)));
+            let is_over = !matches!(&life.ending, Ok(Ending::Drained | Ending::Interrupted | Ending::HeldByOther(_)));
             ended += u64::from(is_over && !was_ended);
             match self.line(&src, took, &life) {
                 Some(line) => self.screen.end(bar, ended, &line),
@@ -361,7 +361,7 @@ impl Run {
                 screen::duration(took),
                 self.place_of(result).display()
             )),
-            Ok(Ending::EndedBefore(_) | Ending::Drained | Ending::HeldByOther(_)) => None,
+            Ok(Ending::EndedBefore(_) | Ending::Drained | Ending::Interrupted | Ending::HeldByOther(_)) => None,
             Ok(Ending::TryAgain(error)) | Err(error) => Some(format!(
                 "failed {src}  {}  {}{}",
                 screen::duration(took),

@@ -108,7 +108,7 @@ fn conclude(life: worker::Life) -> Result<Exit, Failure> {
             tracing::info!("{holder} holds the task and lives: this instance is not needed");
             Exit::Ok
         }
-        Ending::Drained => Exit::Interrupted,
+        Ending::Drained | Ending::Interrupted => Exit::Interrupted,
         Ending::TryAgain(_) => unreachable!("matched above"),
     };
     Ok(if life.end.is_err() && exit == Exit::Ok { Exit::NotTerminated } else { exit })
@@ -143,6 +143,9 @@ pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
         work_dir: args.work_dir.clone(),
         lease: args.lease,
         heartbeat: args.heartbeat,
+        checkpoint_every: args.checkpoint_every,
+        max_idle: args.max_idle,
+        max_lifetime: args.max_lifetime,
         terminate: !args.no_terminate,
         workload,
         simulation: Simulation { steps: args.steps, step_seconds: args.step_seconds, seed: args.seed },

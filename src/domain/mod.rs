@@ -5,6 +5,7 @@
 
 pub mod backoff;
 pub mod budget;
+pub mod checkpoint;
 pub mod ids;
 pub mod keys;
 pub mod lease;

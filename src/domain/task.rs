@@ -106,6 +106,8 @@ pub struct Task {
     pub verdict: Option<Verdict>,
     /// The last exit code of the workload.
     pub exit_code: Option<i64>,
+    /// `s3://…` of the newest complete checkpoint.
+    pub checkpoint: Option<String>,
     /// Application failures so far.
     pub app_failures: u64,
     /// Interruptions so far.

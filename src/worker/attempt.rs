@@ -7,11 +7,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+use super::checkpoint::Checkpoints;
 use super::claim::{self, Claimed};
-use super::execute::{self, Stop, Trouble};
+use super::execute::{self, LAST_WORDS, Stop, Trouble};
 use super::finish::{self, Attempted};
 use super::heartbeat::{Heartbeat, Periods, TimeCost};
 use super::identity::{Assignment, Instance};
+use super::interruption::Sentinel;
 use super::{Node, NodeError, Step, notify, result, step};
 use crate::backend::Kind;
 use crate::backend::ledger::{Fence, Outcome};
@@ -38,6 +40,8 @@ pub enum Ending {
     HeldByOther(InstanceId),
     /// It is handed back, because the node was told to drain.
     Drained,
+    /// It is handed back, because EC2 takes the instance back.
+    Interrupted,
     /// It is handed back after a failure that may pass.
     TryAgain(NodeError),
 }
@@ -73,16 +77,28 @@ async fn hold(node: &Node, instance: &Instance, row: Box<Task>, claimed_at: Inst
         heartbeat.stop().await;
         return finish::give_up(node, &attempted).await;
     }
-    let outcome = work(node, &mut attempted, &heartbeat).await;
+    let mut sentinel = Sentinel::start(node.backend.machine.clone(), instance.is_on_ec2);
+    let mut checkpoints = None;
+    let outcome = work(node, &mut attempted, &heartbeat, &sentinel, &mut checkpoints).await;
+    // Saved while the lease is still renewed: a large checkpoint takes its time.
+    if let (Err(stop), Some(checkpoints)) = (&outcome, &mut checkpoints) {
+        finish::save_last(node, checkpoints, stop).await;
+    }
+    sentinel.stop().await;
     heartbeat.stop().await;
     attempted.time_cost_s = heartbeat.time_cost.borrow().seconds();
-    let ending = finish::finish(node, &attempted, outcome).await;
+    let ending = finish::finish(node, &attempted, outcome, checkpoints.as_ref()).await;
     attempted.clean();
 
-    if matches!(ending, Ok(Ending::TryAgain(_))) {
-        tokio::time::sleep(backoff::delay(AGAIN_PAUSE_TRIES, rand::random())).await;
+    match ending {
+        // EC2 recommends to leave: no new claim here.
+        Ok(Ending::TryAgain(error)) if sentinel.rebalance.is_cancelled() => Err(error),
+        Ok(Ending::TryAgain(error)) => {
+            tokio::time::sleep(backoff::delay(AGAIN_PAUSE_TRIES, rand::random())).await;
+            Ok(Ending::TryAgain(error))
+        }
+        ending => ending,
     }
-    ending
 }
 
 /// The task has ended before. If that was the mission's last and nobody has said so, its committer died in between.
@@ -104,7 +120,13 @@ pub(super) async fn mission_of(node: &Node, row: &Task) -> Result<Option<Mission
 }
 
 /// Download, workload, upload; each ends early when the lease is lost, the first two also when the node is to drain.
-async fn work(node: &Node, attempted: &mut Attempted, heartbeat: &Heartbeat) -> Result<Outcome, Stop> {
+async fn work(
+    node: &Node,
+    attempted: &mut Attempted,
+    heartbeat: &Heartbeat,
+    sentinel: &Sentinel,
+    checkpoints: &mut Option<Checkpoints>,
+) -> Result<Outcome, Stop> {
     let bucket = result_bucket(node).map_err(infra)?;
     let source = attempted.row.bucket.clone().or_else(|| node.settings.source_bucket.clone());
     let source = source.ok_or_else(|| {
@@ -123,13 +145,43 @@ async fn work(node: &Node, attempted: &mut Attempted, heartbeat: &Heartbeat) -> 
     };
     let fetch = Box::pin(async { tokio::try_join!(mission, download(node, &source, &contract)) });
     let fetch = step(node, Step::Download, fetch);
-    let fetched = unless(&heartbeat.lost, Stop::LeaseLost, unless(&node.stopping.drain, Stop::Drain, fetch)).await?;
-    attempted.mission = fetched.0;
+    let fetched = unless(&heartbeat.lost, Stop::LeaseLost, unless(&node.stopping.drain, Stop::Drain, fetch));
+    attempted.mission = unless_noticed(sentinel, Duration::ZERO, fetched).await?.0;
+    let named = attempted.row.checkpoint.clone();
+    let restore = Checkpoints::restore(node, &contract, &attempted.fence, bucket, named.as_deref());
+    let restored = async { Ok(restore.await) };
+    let restored = unless(&heartbeat.lost, Stop::LeaseLost, unless(&node.stopping.drain, Stop::Drain, restored));
+    let (restored, resumed) = unless_noticed(sentinel, Duration::ZERO, restored).await?;
+    let checkpoints = checkpoints.insert(restored);
+    let mut contract = (*contract).clone();
+    contract.resumed = resumed;
+
     let workload = choose(node, attempted.mission.as_ref());
-    let execute = step(node, Step::Execute, execute::run(node, &workload, &contract, heartbeat));
-    attempted.exit_code = Some(execute.await?);
+    let execute = execute::run(node, &workload, &contract, heartbeat, sentinel, checkpoints);
+    attempted.exit_code = Some(step(node, Step::Execute, execute).await?);
     let upload = step(node, Step::Upload, result::upload(node, &contract, &attempted.fence, bucket));
-    unless(&heartbeat.lost, Stop::LeaseLost, upload).await
+    // A result is worth more than a checkpoint: it may use the notice's time but for the last words.
+    unless_noticed(sentinel, LAST_WORDS, unless(&heartbeat.lost, Stop::LeaseLost, upload)).await
+}
+
+/// Waits for `work`, but when a Spot notice is there only until `reserve` before its deadline; with no reserve, not at all.
+/// `work` must be safe to drop.
+async fn unless_noticed<T>(
+    sentinel: &Sentinel,
+    reserve: Duration,
+    work: impl Future<Output = Result<T, Stop>>,
+) -> Result<T, Stop> {
+    let notice = async {
+        let deadline = sentinel.noticed().await;
+        if !reserve.is_zero() {
+            tokio::time::sleep_until(deadline.checked_sub(reserve).unwrap_or(deadline)).await;
+        }
+        deadline
+    };
+    tokio::select! {
+        done = work => done,
+        deadline = notice => Err(Stop::Interrupted(deadline)),
+    }
 }
 
 /// Waits for `work`, unless `token` is cancelled first. `work` must be safe to drop.
@@ -198,6 +250,7 @@ impl std::fmt::Display for Stop {
         match self {
             Self::LeaseLost => f.write_str("the lease is lost"),
             Self::Drain => f.write_str("the node is to drain"),
+            Self::Interrupted(_) => f.write_str("EC2 takes the instance back"),
             Self::Trouble(trouble) => trouble.error.fmt(f),
         }
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::identity::{Assignment, Instance};
+use super::insist::insist;
 use super::{Node, NodeError};
 use crate::backend::ledger::{Claim, Claimant};
 use crate::clock;
@@ -42,8 +43,12 @@ pub(super) async fn acquire(node: &Node, instance: &Instance, task: &Assignment)
     };
     let mut expired: Option<Lease> = None;
     loop {
-        let asked = Instant::now();
-        let claim = node.backend.ledger.claim(&task.src, &who, expired.as_ref()).await;
+        let mut asked = Instant::now();
+        let claim = insist(node.settings.max_idle, || {
+            asked = Instant::now();
+            node.backend.ledger.claim(&task.src, &who, expired.as_ref())
+        });
+        let claim = claim.await;
         let lease = match claim.map_err(NodeError::cloud("claiming the task"))? {
             Claim::Held(task) => return Ok(Claimed::Held(task, asked)),
             Claim::Ended(task) => return Ok(Claimed::Ended(task)),

@@ -75,6 +75,9 @@ pub enum NodeError {
         /// How: `exited with code 3`, `was ended by signal 9`.
         how: String,
     },
+    /// The kernel ended the workload for want of memory.
+    #[error("the workload ran out of memory, and the kernel ended it")]
+    OutOfMemory,
     /// The workload took longer than it may.
     #[error("the workload ran into its time limit")]
     TimeLimit,

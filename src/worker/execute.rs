@@ -1,8 +1,12 @@
 //! Step 4: run the workload, and read from its end what it means.
 
-use tokio_util::sync::CancellationToken;
+use std::time::Duration;
 
+use tokio::time::Instant;
+
+use super::checkpoint::Checkpoints;
 use super::heartbeat::Heartbeat;
+use super::interruption::Sentinel;
 use super::{Node, NodeError};
 use crate::domain::budget;
 use crate::domain::verdict::Verdict;
@@ -18,6 +22,8 @@ pub(super) enum Stop {
     LeaseLost,
     /// The node is to drain.
     Drain,
+    /// EC2 takes the machine back at this instant.
+    Interrupted(Instant),
     /// Something failed.
     Trouble(Trouble),
 }
@@ -42,31 +48,48 @@ impl From<Trouble> for Stop {
     }
 }
 
-/// Runs the workload to its end, to the loss of the lease, or to the drain. Returns its exit code, which is 0.
+/// Time kept back from a workload under a Spot notice, for the log and the row.
+pub(super) const LAST_WORDS: Duration = Duration::from_secs(5);
+/// Upload speed that is assumed before a save has shown it, in bytes per second: a tenth of a small instance's.
+const SPEED_ASSUMED: u64 = 10_000_000;
+
+/// Runs the workload to its end, to the loss of the lease, to the drain, or to a Spot notice; saves checkpoints on the way.
+/// Returns its exit code, which is 0.
 pub(super) async fn run(
     node: &Node,
     workload: &Workload,
     contract: &Contract,
     heartbeat: &Heartbeat,
+    sentinel: &Sentinel,
+    checkpoints: &mut Checkpoints,
 ) -> Result<i32, Stop> {
-    let stops = Stops { stop: CancellationToken::new(), hurry: node.stopping.hurry.clone() };
+    let stops = Stops { hurry: node.stopping.hurry.clone(), ..Stops::default() };
     heartbeat.time_cost.send_modify(super::heartbeat::TimeCost::start);
     let run = workload.run(contract, node.settings.bounds, &heartbeat.progress, &stops);
+    let save_bytes = checkpoints.bytes_on_disk();
     let watch = async {
-        // Only one of them matters, and the run is waited for in any case.
+        // Only the first of them matters, and the run is waited for in any case.
         tokio::select! {
             () = heartbeat.lost.cancelled() => {}
             () = node.stopping.drain.cancelled() => {}
+            deadline = sentinel.noticed() => {
+                // All the time there is, less what the save and the last words need; a third of it at least.
+                let budget = deadline.saturating_duration_since(Instant::now());
+                let save = Duration::from_secs(save_bytes / SPEED_ASSUMED);
+                let grace = budget.saturating_sub(LAST_WORDS + save).max(budget / 3);
+                stops.grace.send_replace(Some(grace));
+            }
         }
         stops.stop.cancel();
         std::future::pending::<()>().await;
     };
-    let report = mirror(node, heartbeat);
-    // The run is the only arm that ends.
+    let (report, saves) = (mirror(node, heartbeat), save_now_and_then(node, sentinel, checkpoints));
+    // The run is the only arm that ends; a save that is dropped leaves the one before in the row.
     let ended = tokio::select! {
         ended = run => ended,
         () = watch => unreachable!("the watch never ends"),
         () = report => unreachable!("the mirror never ends"),
+        () = saves => unreachable!("the saves never end"),
     };
     heartbeat.time_cost.send_modify(super::heartbeat::TimeCost::stop);
     if heartbeat.lost.is_cancelled() {
@@ -75,7 +98,26 @@ pub(super) async fn run(
     let disk =
         |source| NodeError::Disk { doing: "running the workload in", path: contract.folder().to_owned(), source };
     let ended = ended.map_err(|error| Trouble::new(Verdict::Infra, true, disk(error)))?;
-    judge(ended, node.stopping.drain.is_cancelled())
+    let early = match sentinel.deadline() {
+        Some(deadline) => Some(Stop::Interrupted(deadline)),
+        None => node.stopping.drain.is_cancelled().then_some(Stop::Drain),
+    };
+    judge(ended, early)
+}
+
+/// Saves the checkpoint every few minutes, and once when EC2 recommends to leave.
+async fn save_now_and_then(node: &Node, sentinel: &Sentinel, checkpoints: &mut Checkpoints) {
+    let mut is_recommended = false;
+    loop {
+        // Both arms may be dropped: neither holds anything.
+        tokio::select! {
+            () = tokio::time::sleep(node.settings.checkpoint_every) => {}
+            () = sentinel.rebalance.cancelled(), if !is_recommended => is_recommended = true,
+        }
+        if let Err(error) = checkpoints.save(node).await {
+            tracing::warn!("the checkpoint was not saved: {error}");
+        }
+    }
 }
 
 /// Repeats the workload's progress to whoever watches the node.
@@ -90,23 +132,29 @@ async fn mirror(node: &Node, heartbeat: &Heartbeat) {
     }
 }
 
-fn judge(ended: Ended, is_draining: bool) -> Result<i32, Stop> {
+/// Reads a workload's end. `early` is why it was told to end, if it was.
+fn judge(ended: Ended, early: Option<Stop>) -> Result<i32, Stop> {
     let failed = |how: String, exit_code, may_pass| {
         let trouble = Trouble::new(Verdict::AppError, may_pass, NodeError::WorkloadFailed { how });
         Err(Trouble { exit_code, ..trouble }.into())
     };
-    match ended {
-        Ended::Exited { code: Some(0), .. } => Ok(0),
-        Ended::Stopped => Err(Stop::Drain),
+    match (ended, early) {
+        (Ended::Exited { code: Some(0), .. }, _) => Ok(0),
+        (Ended::Stopped, early) => Err(early.unwrap_or(Stop::Drain)),
         // A shutdown's signal reaches the workload too, perhaps before it reaches us.
-        Ended::Exited { signal: Some(_), .. } if is_draining => Err(Stop::Drain),
-        Ended::Exited { code: Some(code), .. } if code == EXIT_TRY_AGAIN => {
+        (Ended::Exited { signal: Some(_), .. }, Some(early)) => Err(early),
+        (Ended::Exited { out_of_memory: true, .. }, _) => {
+            Err(Trouble::new(Verdict::Oom, false, NodeError::OutOfMemory).into())
+        }
+        (Ended::Exited { code: Some(code), .. }, _) if code == EXIT_TRY_AGAIN => {
             failed(format!("exited with code {code} (try again)"), Some(code), true)
         }
-        Ended::Exited { code: Some(code), .. } => failed(format!("exited with code {code}"), Some(code), false),
-        Ended::Exited { signal, .. } => failed(format!("was ended by signal {}", signal.unwrap_or(0)), None, false),
-        Ended::TimedOut => Err(Trouble::new(Verdict::Timeout, true, NodeError::TimeLimit).into()),
-        Ended::NotStarted { program, source } => {
+        (Ended::Exited { code: Some(code), .. }, _) => failed(format!("exited with code {code}"), Some(code), false),
+        (Ended::Exited { signal, .. }, _) => {
+            failed(format!("was ended by signal {}", signal.unwrap_or(0)), None, false)
+        }
+        (Ended::TimedOut, _) => Err(Trouble::new(Verdict::Timeout, true, NodeError::TimeLimit).into()),
+        (Ended::NotStarted { program, source }, _) => {
             Err(Trouble::new(Verdict::AppError, false, NodeError::NotStarted { program, source }).into())
         }
     }

@@ -2,8 +2,12 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::attempt::{Ending, LAST_WRITE_TIMEOUT, mission_of};
-use super::execute::{Stop, Trouble};
+use super::checkpoint::{Checkpoints, Save};
+use super::execute::{LAST_WORDS, Stop, Trouble};
+use super::insist::insist;
 use super::{Node, NodeError, Step, notify, step};
 use crate::backend::ledger::{Commit, Fence, Finish, Outcome, Release};
 use crate::backend::store::uri;
@@ -78,6 +82,7 @@ pub(super) async fn finish(
     node: &Node,
     attempted: &Attempted,
     outcome: Result<Outcome, Stop>,
+    checkpoints: Option<&Checkpoints>,
 ) -> Result<Ending, NodeError> {
     match outcome {
         Ok(outcome @ Outcome::Done { .. }) => {
@@ -86,16 +91,22 @@ pub(super) async fn finish(
             let Outcome::Done { result, .. } = &outcome else { unreachable!("matched above") };
             let result = result.clone();
             commit(node, attempted, outcome, attempted.exit_code, history).await?;
+            if let Some(checkpoints) = checkpoints {
+                checkpoints.remove(node).await;
+            }
             Ok(Ending::Committed { result })
         }
         Ok(Outcome::Failed(verdict)) => unreachable!("work never ends in {verdict}"),
         Err(Stop::LeaseLost) => Err(lease_lost(attempted)),
         Err(Stop::Drain) => {
             let stopped = budget::Ending { verdict: Verdict::Cancelled, may_pass: true };
-            match hand_back(node, attempted, stopped, None, "the node was told to stop").await? {
-                Next::Release => Ok(Ending::Drained),
-                Next::Fail => Err(exhausted(attempted)),
-            }
+            let next = hand_back(node, attempted, stopped, None, "the node was told to stop").await?;
+            if next == Next::Release { Ok(Ending::Drained) } else { Err(exhausted(attempted)) }
+        }
+        Err(Stop::Interrupted(_)) => {
+            let taken = budget::Ending { verdict: Verdict::SpotInterrupted, may_pass: true };
+            let next = hand_back(node, attempted, taken, None, "EC2 takes the instance back").await?;
+            if next == Next::Release { Ok(Ending::Interrupted) } else { Err(exhausted(attempted)) }
         }
         Err(Stop::Trouble(trouble)) => {
             let Trouble { ending, exit_code, error } = trouble;
@@ -103,6 +114,25 @@ pub(super) async fn finish(
             let is_workloads = matches!(error, NodeError::WorkloadFailed { .. } | NodeError::TimeLimit);
             if next == Next::Release && is_workloads { Ok(Ending::TryAgain(error)) } else { Err(error) }
         }
+    }
+}
+
+/// Saves the checkpoint of an attempt that is told to end, within what time there is; without it the next attempt goes
+/// on from the save before.
+pub(super) async fn save_last(node: &Node, checkpoints: &mut Checkpoints, stop: &Stop) {
+    let limit = match stop {
+        Stop::Drain => LAST_WRITE_TIMEOUT,
+        Stop::Interrupted(deadline) => {
+            let left = deadline.saturating_duration_since(Instant::now());
+            left.saturating_sub(LAST_WORDS).max(left / 3)
+        }
+        Stop::LeaseLost | Stop::Trouble(_) => return,
+    };
+    match tokio::time::timeout(limit, checkpoints.save(node)).await {
+        Ok(Ok(Save::Saved | Save::Unchanged)) => {}
+        Ok(Ok(Save::LeaseLost)) => tracing::warn!("the last checkpoint came after another attempt's claim"),
+        Ok(Err(error)) => tracing::warn!("the last checkpoint was not saved: {error}"),
+        Err(_) => tracing::warn!("the last checkpoint was not saved within {limit:?}"),
     }
 }
 
@@ -157,8 +187,8 @@ async fn commit(
         None => mission_of(node, &attempted.row).await.map_err(NodeError::cloud("reading the mission"))?,
     };
     let commit = async {
-        let commit = node.backend.ledger.commit(fence, mission.as_ref(), &finish).await;
-        commit.map_err(NodeError::cloud("committing the task"))
+        let commit = insist(node.settings.lease, || node.backend.ledger.commit(fence, mission.as_ref(), &finish));
+        commit.await.map_err(NodeError::cloud("committing the task"))
     };
     match step(node, Step::Commit, commit).await? {
         Commit::Lost => return Err(lease_lost(attempted)),
@@ -179,8 +209,8 @@ async fn release(
     let history = attempted.history(verdict, exit_code, log);
     let release = Release { verdict, exit_code, time_cost_s: attempted.time_cost_s, history };
     let write = async {
-        let released = node.backend.ledger.release(&attempted.fence, &release).await;
-        released.map_err(NodeError::cloud("handing the task back"))
+        let released = insist(node.settings.lease, || node.backend.ledger.release(&attempted.fence, &release));
+        released.await.map_err(NodeError::cloud("handing the task back"))
     };
     if step(node, Step::Release, write).await? { Ok(()) } else { Err(lease_lost(attempted)) }
 }

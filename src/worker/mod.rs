@@ -11,12 +11,15 @@
 //! included, the last step is the machine's own end: a node without a task is a leak.
 
 mod attempt;
+mod checkpoint;
 mod claim;
 mod error;
 mod execute;
 mod finish;
 mod heartbeat;
 mod identity;
+mod insist;
+mod interruption;
 mod notify;
 mod result;
 mod settings;
@@ -74,7 +77,21 @@ pub async fn run(node: Node) -> Life {
     let mut task = JoinSet::new();
     let (known, instance) = watch::channel(None);
     task.spawn(life(node.clone(), known).in_current_span());
-    let ending = match task.join_next().await {
+    let lifetime = async {
+        match node.settings.max_lifetime {
+            Some(limit) => tokio::time::sleep(limit).await,
+            None => std::future::pending().await,
+        }
+        tracing::warn!("this node has lived as long as it may: it drains");
+        node.stopping.drain.cancel();
+        std::future::pending::<()>().await;
+    };
+    // The task is the only arm that ends.
+    let joined = tokio::select! {
+        joined = task.join_next() => joined,
+        () = lifetime => unreachable!("the lifetime only drains"),
+    };
+    let ending = match joined {
         Some(Ok(ending)) => ending,
         Some(Err(panic)) => Err(NodeError::Panicked(panic.to_string())),
         None => Err(NodeError::Panicked("the node's task vanished".to_owned())),

@@ -80,6 +80,12 @@ pub struct Settings {
     pub lease: Duration,
     /// The time between renewals; at most a third of the lease.
     pub heartbeat: Duration,
+    /// The time between two saves of a checkpoint that changes.
+    pub checkpoint_every: Duration,
+    /// How long a node may wait for tables that do not answer before it ends.
+    pub max_idle: Duration,
+    /// How long a node may live; then it drains.
+    pub max_lifetime: Option<Duration>,
     /// Whether the machine ends with the node.
     pub terminate: bool,
     /// The workload; the mission's, or the simulated one, if not given.

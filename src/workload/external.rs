@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::contract::{Contract, is_withheld};
 use super::progress_file::ProgressFile;
-use super::{Bounds, Ended, Stops, leftovers, log};
+use super::{Bounds, Ended, Stops, leftovers, log, memory};
 use crate::domain::progress::Progress;
 
 /// How often the progress file is looked at: a `stat`, twice a second.
@@ -35,6 +35,7 @@ pub(super) async fn run(
     progress: &watch::Sender<Progress>,
     stops: &Stops,
 ) -> io::Result<Ended> {
+    let kills_before = memory::kills();
     let (reader, writer) = io::pipe()?;
     let mut child = match command(argv, contract, writer)?.spawn() {
         Ok(child) => child,
@@ -56,9 +57,11 @@ pub(super) async fn run(
         () = stops.stop.cancelled() => Event::Stop,
     };
     let ended = match event {
-        Event::Exit(status) => exited(status?),
-        Event::TimeLimit => end(&mut child, group, bounds.grace, &stops.hurry).await.map(|()| Ended::TimedOut)?,
-        Event::Stop => end(&mut child, group, bounds.grace, &stops.hurry).await.map(|()| Ended::Stopped)?,
+        Event::Exit(status) => exited(status?, memory::kills() > kills_before),
+        Event::TimeLimit => {
+            end(&mut child, group, grace(stops, bounds), &stops.hurry).await.map(|()| Ended::TimedOut)?
+        }
+        Event::Stop => end(&mut child, group, grace(stops, bounds), &stops.hurry).await.map(|()| Ended::Stopped)?,
     };
     // Whatever is left of the group is ended with it: nothing of the workload outlives the attempt.
     signal(group, Signal::KILL);
@@ -107,6 +110,10 @@ async fn look(mut file: ProgressFile, progress: watch::Sender<Progress>, over: C
     }
 }
 
+fn grace(stops: &Stops, bounds: Bounds) -> Duration {
+    stops.grace.borrow().unwrap_or(bounds.grace)
+}
+
 async fn time_limit(limit: Option<Duration>) {
     match limit {
         Some(limit) => tokio::time::sleep(limit).await,
@@ -114,8 +121,8 @@ async fn time_limit(limit: Option<Duration>) {
     }
 }
 
-fn exited(status: ExitStatus) -> Ended {
-    Ended::Exited { code: status.code(), signal: status.signal() }
+fn exited(status: ExitStatus, out_of_memory: bool) -> Ended {
+    Ended::Exited { code: status.code(), signal: status.signal(), out_of_memory }
 }
 
 /// Asks the process group to end, gives it its grace, and ends it.

@@ -13,6 +13,7 @@ mod contract;
 mod external;
 mod leftovers;
 mod log;
+mod memory;
 mod progress_file;
 mod simulated;
 
@@ -57,6 +58,8 @@ pub struct Stops {
     pub stop: CancellationToken,
     /// Cancelled when the grace is over early.
     pub hurry: CancellationToken,
+    /// The grace, if it is another than the settings': under a Spot notice, all the time there is.
+    pub grace: watch::Sender<Option<Duration>>,
 }
 
 /// How a workload ended.
@@ -68,6 +71,8 @@ pub enum Ended {
         code: Option<i32>,
         /// The signal, if one ended it.
         signal: Option<i32>,
+        /// Whether the kernel ended a process for want of memory meanwhile.
+        out_of_memory: bool,
     },
     /// The time limit passed; everything of it was ended.
     TimedOut,

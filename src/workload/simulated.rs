@@ -48,7 +48,7 @@ impl Simulation {
         };
         // All arms may be dropped: a step is only time.
         let ended = tokio::select! {
-            () = steps => Ended::Exited { code: Some(0), signal: None },
+            () = steps => Ended::Exited { code: Some(0), signal: None, out_of_memory: false },
             () = tokio::time::sleep(limit) => Ended::TimedOut,
             () = stop.cancelled() => Ended::Stopped,
         };

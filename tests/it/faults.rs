@@ -69,7 +69,8 @@ async fn survive(call: Call, mishap: Mishap) {
     lab.mission("M", &["abc"]).await;
     let faults = Faults::new();
     mishap.arrange(&faults, call);
-    let node = lab.node_with("abc", "M", faults.clone());
+    // A write that fails for good is insisted on for a lease.
+    let node = lab.node_with("abc", "M", faults.clone()).lease(Duration::from_secs(3), Duration::from_secs(1));
     let instance = node.instance.clone();
 
     match mishap {

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod faults;
+mod interruption;
 mod keys;
 mod lab;
 mod lease;

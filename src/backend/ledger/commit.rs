@@ -141,11 +141,15 @@ fn finish_expression(finish: &Finish) -> Expression {
     let expression =
         ending(verdict, finish.exit_code, finish.time_cost_s, &finish.history).set(item::STATE, text(state.as_str()));
     match &finish.outcome {
+        // Its checkpoints are removed; a failed task keeps them, for it may be redriven.
         Outcome::Done { result, etag, bytes } => expression
+            .remove(item::CHECKPOINT)
             .set(item::PROGRESS, text("100%"))
             .set(item::RESULT, text(result))
             .set(item::RESULT_ETAG, text(etag))
             .set(item::RESULT_BYTES, item::number(*bytes)),
+        // A lost attempt was counted by the claim that took it over.
+        Outcome::Failed(Verdict::Lost) => expression,
         Outcome::Failed(verdict) if verdict.budget() == Budget::Interruption => expression.add(item::INTERRUPTIONS, 1),
         Outcome::Failed(_) => expression.add(item::APP_FAILURES, 1),
     }

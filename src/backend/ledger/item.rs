@@ -29,6 +29,7 @@ pub(super) const RESULT_ETAG: &str = "resultETag";
 pub(super) const RESULT_BYTES: &str = "resultBytes";
 pub(super) const VERDICT: &str = "verdict";
 pub(super) const EXIT_CODE: &str = "exitCode";
+pub(super) const CHECKPOINT: &str = "checkpoint";
 pub(super) const APP_FAILURES: &str = "appFailures";
 pub(super) const INTERRUPTIONS: &str = "interruptions";
 pub(super) const HISTORY: &str = "history";
@@ -113,6 +114,7 @@ impl Row<'_> {
             result_bytes: self.number(RESULT_BYTES),
             verdict: self.text(VERDICT).as_deref().and_then(Verdict::parse),
             exit_code: self.signed(EXIT_CODE),
+            checkpoint: self.text(CHECKPOINT),
             app_failures: self.number(APP_FAILURES).unwrap_or(0),
             interruptions: self.number(INTERRUPTIONS).unwrap_or(0),
             history: self.list(HISTORY).iter().filter_map(past_attempt).collect(),

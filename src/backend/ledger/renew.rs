@@ -54,6 +54,18 @@ impl Ledger {
         }
     }
 
+    /// Names the newest complete checkpoint in the row, under the fence. May be called twice.
+    ///
+    /// # Errors
+    /// [`CloudError`]; a refused fence is [`Beat::Lost`].
+    pub async fn name_checkpoint(&self, fence: &Fence, uri: &str) -> Result<Beat, CloudError> {
+        let expression = Expression::default().set(item::CHECKPOINT, text(uri)).fence(fence.attempt);
+        match self.update_task(fence, &expression).await {
+            Ok(_) => Ok(Beat::Renewed),
+            Err(error) => self.refused(error).map(|_| Beat::Lost),
+        }
+    }
+
     /// Hands the task back: `running → pending`, with the verdict of the attempt that ended.
     ///
     /// May be called twice: the second finds its own release and says so.

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{Builder, RequestChecksumCalculation, ResponseChecksumValidation};
-use aws_sdk_s3::types::ChecksumMode;
+use aws_sdk_s3::types::{ChecksumMode, Delete, ObjectIdentifier};
 
 use super::error::{CloudError, Kind};
 use super::sdk::Wire;
@@ -145,6 +145,35 @@ impl Store {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Lists the keys that begin with `prefix`.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn list(&self, bucket: &str, prefix: &str) -> Result<Vec<String>, CloudError> {
+        let mut pages = self.client.list_objects_v2().bucket(bucket).prefix(prefix).into_paginator().send();
+        let mut keys = Vec::new();
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(|e| CloudError::sdk("ListObjectsV2", uri(bucket, prefix), e))?;
+            keys.extend(page.contents().iter().filter_map(|object| object.key().map(ToOwned::to_owned)));
+        }
+        Ok(keys)
+    }
+
+    /// Deletes objects, one request for each thousand. May be called twice.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn delete(&self, bucket: &str, keys: &[String]) -> Result<(), CloudError> {
+        for keys in keys.chunks(1000) {
+            let objects = keys.iter().filter_map(|key| ObjectIdentifier::builder().key(key).build().ok()).collect();
+            let delete = Delete::builder().set_objects(Some(objects)).quiet(true).build();
+            let delete = delete.map_err(|e| CloudError::new(Kind::Invalid, "DeleteObjects", bucket, e.to_string()))?;
+            let answer = self.client.delete_objects().bucket(bucket).delete(delete).send().await;
+            answer.map_err(|e| CloudError::sdk("DeleteObjects", format!("bucket {bucket}"), e))?;
+        }
+        Ok(())
     }
 
     /// Checks that a bucket exists: a HEAD of an object says 404 for a missing bucket and a missing key alike.

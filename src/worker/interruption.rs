@@ -1,0 +1,121 @@
+//! EC2's notices: the Spot instance will be taken back, or should be given up.
+//!
+//! ```text
+//!   spot/instance-action ── 404 ──► nothing
+//!                        ── a notice ──► Notice { deadline }: end the workload, save, hand the task back
+//!   events/recommendations/rebalance ── 200 ──► save a checkpoint, go on
+//! ```
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use crate::backend::Machine;
+use crate::clock;
+
+/// EC2 recommends a look every 5 s. Source: EC2 user guide, "Spot Instance interruption notices".
+const LOOK_PERIOD: Duration = Duration::from_secs(5);
+/// The longest pause while IMDS is ill; a notice is given two minutes ahead, so six looks still fit.
+const LOOK_PERIOD_MAX: Duration = Duration::from_secs(20);
+/// How long a notice is believed to run whose time cannot be read. Short: late is worse than early.
+const UNREAD_BUDGET: Duration = Duration::from_secs(20);
+/// The longest a notice runs.
+const BUDGET_MAX: Duration = Duration::from_secs(120);
+
+/// A watch over IMDS for one attempt.
+pub(super) struct Sentinel {
+    looks: JoinSet<()>,
+    /// When the machine is taken away, once that is known.
+    pub(super) notice: watch::Receiver<Option<Instant>>,
+    /// Cancelled when EC2 recommends to leave.
+    pub(super) rebalance: CancellationToken,
+}
+
+impl Sentinel {
+    /// Starts to look. Off EC2 there is nothing to see, and nothing is asked.
+    pub(super) fn start(machine: Machine, is_on_ec2: bool) -> Self {
+        let (sender, notice) = watch::channel(None);
+        let rebalance = CancellationToken::new();
+        let mut looks = JoinSet::new();
+        if is_on_ec2 {
+            let token = rebalance.clone();
+            looks.spawn(async move { look(&machine, &sender, &token).await }.in_current_span());
+        }
+        Self { looks, notice, rebalance }
+    }
+
+    /// Waits for a notice; for ever if none comes.
+    pub(super) async fn noticed(&self) -> Instant {
+        let mut notice = self.notice.clone();
+        match notice.wait_for(Option::is_some).await.map(|deadline| *deadline) {
+            Ok(Some(deadline)) => deadline,
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Returns the deadline, if there is one.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        *self.notice.borrow()
+    }
+
+    /// Stops looking. Aborting a look is safe: it only reads.
+    pub(super) async fn stop(&mut self) {
+        self.looks.shutdown().await;
+    }
+}
+
+async fn look(machine: &Machine, notice: &watch::Sender<Option<Instant>>, rebalance: &CancellationToken) {
+    let mut pause = LOOK_PERIOD;
+    loop {
+        // Jittered by a tenth: many processes of a machine may ask IMDS, which limits how often.
+        tokio::time::sleep(pause.mul_f64(0.9 + 0.2 * f64::from(rand::random::<u32>()) / f64::from(u32::MAX))).await;
+        match machine.spot_notice().await {
+            Ok(Some(text)) => {
+                let budget = budget_of(&text, clock::until);
+                tracing::warn!(budget_s = budget.as_secs(), "EC2 takes this instance back in {} s", budget.as_secs());
+                notice.send_replace(Some(Instant::now() + budget));
+                return;
+            }
+            Ok(None) => pause = LOOK_PERIOD,
+            Err(error) => {
+                tracing::debug!("no word from IMDS: {}", error.source);
+                pause = (pause * 2).min(LOOK_PERIOD_MAX);
+                continue;
+            }
+        }
+        if !rebalance.is_cancelled() && machine.rebalance_recommended().await.unwrap_or(false) {
+            tracing::warn!("EC2 recommends to leave this instance: a checkpoint is saved");
+            rebalance.cancel();
+        }
+    }
+}
+
+/// Reads how long the machine is still ours: of `{"action": …, "time": …}`, or of a bare time, as older software has it.
+fn budget_of(text: &str, until: impl Fn(&str) -> Option<Duration>) -> Duration {
+    let json: Option<serde_json::Value> = serde_json::from_str(text).ok();
+    let time = json.as_ref().and_then(|json| json.get("time")?.as_str()).unwrap_or(text.trim().trim_matches('"'));
+    until(time).unwrap_or(UNREAD_BUDGET).min(BUDGET_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_forms_of_a_notice_are_read() {
+        let until = |time: &str| (time == "2026-01-01T00:02:00Z").then_some(Duration::from_secs(90));
+        for text in [
+            r#"{"action": "terminate", "time": "2026-01-01T00:02:00Z"}"#,
+            r#"{"action":"stop","time":"2026-01-01T00:02:00Z"}"#,
+            "2026-01-01T00:02:00Z\n",
+        ] {
+            assert_eq!(budget_of(text, until), Duration::from_secs(90), "{text}");
+        }
+        assert_eq!(budget_of("{}", until), UNREAD_BUDGET);
+        assert_eq!(budget_of("x", |_| Some(Duration::from_secs(9_999))), BUDGET_MAX);
+    }
+}

@@ -1,0 +1,214 @@
+//! Spot notices and checkpoints: what a workload saves survives its machine, and nothing that is torn is used.
+
+use std::time::{Duration, Instant};
+
+use lighthpc::domain::task::State;
+use lighthpc::domain::verdict::Verdict;
+use lighthpc::local::Service::{Dynamodb, S3};
+use lighthpc::local::{Fault, Faults, RESULT_BUCKET, When};
+use lighthpc::worker::Ending;
+use tokio::task::JoinSet;
+
+use crate::lab::{Lab, PATIENCE};
+
+/// Counts to three, a file a step, and goes on where it was; says that it has begun, and waits at step `$1`.
+fn counting(lab: &Lab, wait_at: u32) -> String {
+    format!(
+        r#"cd "$LIGHTHPC_CHECKPOINT_DIR"
+        trap 'echo saved > on-term.txt; exit 1' TERM
+        echo "$LIGHTHPC_RESUMED" > '{0}'.resumed
+        n=$(cat count 2>/dev/null || echo 0)
+        while [ "$n" -lt 3 ]; do
+            n=$((n + 1)); echo step $n > step-$n; echo $n > count.new; mv count.new count
+            if [ $n -eq {1} ]; then echo x > '{0}'; while :; do sleep 0.05; done; fi
+        done
+        cat step-1 step-2 step-3 > "$LIGHTHPC_OUTPUT""#,
+        lab.dir.path().join("began").display(),
+        wait_at,
+    )
+}
+
+async fn began(lab: &Lab) {
+    let path = lab.dir.path().join("began");
+    let deadline = Instant::now() + PATIENCE;
+    while !path.exists() {
+        assert!(Instant::now() < deadline, "the workload never began");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    std::fs::remove_file(path).unwrap();
+}
+
+fn resumed(lab: &Lab) -> String {
+    std::fs::read_to_string(lab.dir.path().join("began.resumed")).unwrap().trim().to_owned()
+}
+
+/// In how long, as IMDS writes it: whole seconds, UTC.
+fn in_seconds(seconds: u64) -> String {
+    lighthpc::clock::rfc3339(
+        std::time::UNIX_EPOCH + std::time::UNIX_EPOCH.elapsed().unwrap() + Duration::from_secs(seconds),
+    )
+}
+
+async fn checkpoint_keys(lab: &Lab) -> Vec<String> {
+    lab.desk.store.list(RESULT_BUCKET, "checkpoints/").await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_spot_notice_saves_the_work_and_hands_the_task_back_in_time() {
+    for budget_s in [30, 7] {
+        let lab = Lab::new().await;
+        lab.mission("M", &["abc"]).await;
+        let node = lab.node("abc", "M").shell(&counting(&lab, 2));
+        let instance = node.instance.clone();
+        let mut running = JoinSet::new();
+        running.spawn(node.run());
+        began(&lab).await;
+        assert_eq!(resumed(&lab), "0");
+
+        let noticed = Instant::now();
+        lab.cloud.put_spot_notice(&instance, "terminate", &in_seconds(budget_s));
+        let life = running.join_all().await.pop().unwrap();
+
+        assert!(matches!(life.ending, Ok(Ending::Interrupted)), "{life:?}");
+        assert!(noticed.elapsed() < Duration::from_secs(budget_s), "after the deadline");
+        assert!(lab.has_ended(&instance));
+        let row = lab.task("abc").await;
+        assert_eq!((row.state, row.verdict), (State::Pending, Some(Verdict::SpotInterrupted)));
+        assert_eq!((row.interruptions, row.app_failures), (1, 0));
+        assert!(row.checkpoint.is_some());
+
+        lab.node("abc", "M").shell(&counting(&lab, 9)).run().await.ending.unwrap();
+
+        assert_eq!(resumed(&lab), "1");
+        assert_eq!(lab.result("rslt_abc").as_deref(), Some("step 1\nstep 2\nstep 3\n"));
+        assert_eq!(lab.task("abc").await.checkpoint, None);
+        assert_eq!(checkpoint_keys(&lab).await, Vec::<String>::new(), "checkpoints are removed after the commit");
+    }
+}
+
+/// A workload that ignores SIGTERM is ended before the deadline all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deaf_workload_does_not_outlive_the_notice() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let began_file = lab.dir.path().join("began");
+    let line = format!("trap '' TERM; echo x > '{}'; while :; do sleep 0.05; done", began_file.display());
+    let node = lab.node("abc", "M").shell(&line);
+    let instance = node.instance.clone();
+    let mut running = JoinSet::new();
+    running.spawn(node.run());
+    began(&lab).await;
+
+    let noticed = Instant::now();
+    lab.cloud.put_spot_notice(&instance, "stop", &in_seconds(12));
+    let life = running.join_all().await.pop().unwrap();
+
+    assert!(matches!(life.ending, Ok(Ending::Interrupted)), "{life:?}");
+    assert!(noticed.elapsed() < Duration::from_secs(12));
+    assert_eq!(lab.task("abc").await.state, State::Pending);
+}
+
+/// The machine vanishes without a word after a periodic save: the next attempt goes on from there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_periodic_checkpoint_survives_a_machine_that_vanishes() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let faults = Faults::new();
+    // The second UpdateItem names the checkpoint; the machine dies once that is done.
+    let gate = faults.hold_after(Dynamodb, "UpdateItem", When::Nth(2));
+    let mut node = lab.node_with("abc", "M", faults.clone()).shell(&counting(&lab, 2));
+    node.settings.checkpoint_every = Duration::from_millis(300);
+    let instance = node.instance.clone();
+    tokio::select! {
+        life = node.run() => panic!("{life:?}"),
+        () = gate.arrived(1) => {}
+    }
+    lab.cloud.stop_instance(&instance);
+    assert!(lab.task("abc").await.checkpoint.is_some());
+
+    lab.node("abc", "M").shell(&counting(&lab, 9)).run().await.ending.unwrap();
+
+    assert_eq!(resumed(&lab), "1");
+    assert_eq!(lab.result("rslt_abc").as_deref(), Some("step 1\nstep 2\nstep 3\n"));
+}
+
+/// A save breaks off before its manifest: the row does not name it, and nobody uses it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_torn_save_is_never_used() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let faults = Faults::new();
+    faults.add(S3, "PutObject", When::After(1), Fault::Status(403, "AccessDenied"));
+    let node = lab.node_with("abc", "M", faults).shell(&counting(&lab, 2));
+    let (stopping, mut running) = (node.stopping.clone(), JoinSet::new());
+    running.spawn(node.run());
+    began(&lab).await;
+    stopping.drain.cancel();
+    running.join_all().await;
+    assert_eq!(checkpoint_keys(&lab).await.len(), 1, "one file went up, and no manifest");
+    assert_eq!(lab.task("abc").await.checkpoint, None);
+
+    lab.node("abc", "M").shell(&counting(&lab, 9)).run().await.ending.unwrap();
+
+    assert_eq!(resumed(&lab), "0");
+    assert_eq!(lab.result("rslt_abc").as_deref(), Some("step 1\nstep 2\nstep 3\n"));
+}
+
+/// Only what changed goes up, and what no checkpoint needs any more goes away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_save_puts_only_what_changed() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let faults = Faults::new();
+    let line = r#"cd "$LIGHTHPC_CHECKPOINT_DIR"; echo big > big; echo 1 > small; sleep 0.8; echo 22 > small; sleep 0.8
+        : > "$LIGHTHPC_OUTPUT""#;
+    let mut node = lab.node_with("abc", "M", faults.clone()).shell(line);
+    node.settings.checkpoint_every = Duration::from_millis(300);
+    node.run().await.ending.unwrap();
+    // Two files and a manifest, then one file and a manifest; the result, and the mission's manifest.
+    assert_eq!(faults.count(S3, "PutObject"), 3 + 2 + 2);
+    assert!(checkpoint_keys(&lab).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rebalance_recommendation_saves_and_goes_on() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let faults = Faults::new();
+    let gate = faults.hold_after(Dynamodb, "UpdateItem", When::Nth(2));
+    let go = lab.dir.path().join("go");
+    let line = format!(
+        r#"echo x > "$LIGHTHPC_CHECKPOINT_DIR/x"; echo x > '{}'; while [ ! -e '{}' ]; do sleep 0.05; done
+        : > "$LIGHTHPC_OUTPUT""#,
+        lab.dir.path().join("began").display(),
+        go.display()
+    );
+    let node = lab.node_with("abc", "M", faults).shell(&line);
+    let instance = node.instance.clone();
+    let mut running = JoinSet::new();
+    running.spawn(node.run());
+    began(&lab).await;
+
+    lab.cloud.rebalance(&instance, &in_seconds(0));
+    gate.arrived(1).await;
+    assert!(lab.task("abc").await.checkpoint.is_some());
+    gate.open();
+    std::fs::write(go, "").unwrap();
+
+    let life = running.join_all().await.pop().unwrap();
+    assert!(matches!(life.ending, Ok(Ending::Committed { .. })), "{life:?}");
+    assert_eq!(lab.task("abc").await.attempt.0, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_has_lived_long_enough_drains() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let mut node = lab.node("abc", "M").shell("while :; do sleep 0.05; done");
+    node.settings.max_lifetime = Some(Duration::from_secs(1));
+    let instance = node.instance.clone();
+    let life = node.run().await;
+    assert!(matches!(life.ending, Ok(Ending::Drained)), "{life:?}");
+    assert!(lab.has_ended(&instance));
+    assert_eq!(lab.task("abc").await.state, State::Pending);
+}
