@@ -149,7 +149,7 @@ async fn work(
     attempted.mission = unless_noticed(sentinel, Duration::ZERO, fetched).await?.0;
     let named = attempted.row.checkpoint.clone();
     let restore = Checkpoints::restore(node, &contract, &attempted.fence, bucket, named.as_deref());
-    let restored = async { Ok(restore.await) };
+    let restored = Box::pin(async { Ok(restore.await) });
     let restored = unless(&heartbeat.lost, Stop::LeaseLost, unless(&node.stopping.drain, Stop::Drain, restored));
     let (restored, resumed) = unless_noticed(sentinel, Duration::ZERO, restored).await?;
     let checkpoints = checkpoints.insert(restored);
@@ -159,7 +159,7 @@ async fn work(
     let workload = choose(node, attempted.mission.as_ref());
     let execute = execute::run(node, &workload, &contract, heartbeat, sentinel, checkpoints);
     attempted.exit_code = Some(step(node, Step::Execute, execute).await?);
-    let upload = step(node, Step::Upload, result::upload(node, &contract, &attempted.fence, bucket));
+    let upload = Box::pin(step(node, Step::Upload, result::upload(node, &contract, &attempted.fence, bucket)));
     // A result is worth more than a checkpoint: it may use the notice's time but for the last words.
     unless_noticed(sentinel, LAST_WORDS, unless(&heartbeat.lost, Stop::LeaseLost, upload)).await
 }

@@ -107,7 +107,7 @@ impl Checkpoints {
 
     /// Returns how many bytes a save of everything would put now.
     pub(super) fn bytes_on_disk(&self) -> u64 {
-        list(&self.dir).map(|files| files.values().map(|(bytes, _)| bytes).sum()).unwrap_or(0)
+        list(&self.dir).map_or(0, |files| files.values().map(|(bytes, _)| bytes).sum())
     }
 
     /// Saves what changed since the last save.

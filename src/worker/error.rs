@@ -96,7 +96,7 @@ pub enum NodeError {
         attempt: u64,
     },
     /// The task was interrupted more often than it may be.
-    #[error("task {src} was interrupted {interruptions} times, more than it may be")]
+    #[error("task {src} has been interrupted as often as it may be ({interruptions} before this)")]
     Exhausted {
         /// The task.
         src: String,

@@ -24,7 +24,7 @@ const LOOK_PERIOD_MAX: Duration = Duration::from_secs(20);
 /// How long a notice is believed to run whose time cannot be read. Short: late is worse than early.
 const UNREAD_BUDGET: Duration = Duration::from_secs(20);
 /// The longest a notice runs.
-const BUDGET_MAX: Duration = Duration::from_secs(120);
+const BUDGET_MAX: Duration = Duration::from_mins(2);
 
 /// A watch over IMDS for one attempt.
 pub(super) struct Sentinel {
