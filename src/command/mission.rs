@@ -25,7 +25,6 @@ use crate::domain::task::{State, Task};
 use crate::exit::Exit;
 use crate::local::{LocalCloud, RESULT_BUCKET, SOURCE_BUCKET, TOPIC_ARN};
 use crate::worker::{self, Ending, Life, Node, NodeError, Report, Settings, Stopping};
-use crate::workload;
 
 /// The mission's name if none is given: one folder, one mission.
 const DEFAULT_MISSION: &str = "local";
@@ -56,7 +55,7 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
     settings.terminate = true;
     settings.bounds.echo = false;
     settings.work_dir = cloud.dir().join(".lighthpc/work");
-    clear_work_dir(&settings.work_dir);
+    let _work_dir = node::take_work_dir(&settings.work_dir);
 
     let stopping = Stopping::default();
     let _listener = signals::listen(stopping.clone()).map_err(|error| Failure {
@@ -273,13 +272,6 @@ fn warn_of_changed(done: &[&Task], inputs: &[Input]) {
                 input.file.display()
             );
         }
-    }
-}
-
-/// Removes what a killed run left in the work folder, processes included: the lock says that nobody else works here.
-fn clear_work_dir(work_dir: &Path) {
-    if let Err(error) = workload::clear(work_dir) {
-        tracing::warn!("{} could not be cleared: {error}", work_dir.display());
     }
 }
 

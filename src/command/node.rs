@@ -10,7 +10,7 @@ use crate::domain::budget::Limits;
 use crate::domain::ids::{MissionId, SrcId};
 use crate::exit::{self, Exit};
 use crate::worker::{self, Ending, Node, Report, Settings, Stopping};
-use crate::workload::{Bounds, Simulation, Workload};
+use crate::workload::{self, Bounds, Simulation, Workload};
 
 pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result<Exit, Failure> {
     if let Some(file) = args.files.first() {
@@ -44,9 +44,19 @@ pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result
             return Err(error.into());
         }
     };
+    let _work_dir = take_work_dir(&settings.work_dir);
     let tables = Tables { tasks: args.tables.tasks_table.clone(), missions: args.tables.missions_table.clone() };
     let node = Node { backend: Backend::new(&wire, tables, power_off), settings: Arc::new(settings), stopping };
     conclude(worker::run(node).await)
+}
+
+/// Takes the work folder, and ends and removes what an earlier process left there. Trouble with it is found again, and
+/// handled, when the first attempt makes its folder.
+pub(super) fn take_work_dir(work_dir: &std::path::Path) -> Option<std::fs::File> {
+    workload::take(work_dir).unwrap_or_else(|error| {
+        tracing::warn!("{} could not be cleared: {error}", work_dir.display());
+        None
+    })
 }
 
 fn power_off(command: Option<&str>) -> PowerOff {

@@ -4,6 +4,7 @@
 //! contract's variables, and `LIGHTHPC_SCRATCH` names the attempt's folder, so they are found by that. (One that
 //! clears its environment is out of reach here; on the AMI, its unit's cgroup ends it.)
 
+use std::fs::{File, TryLockError};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -30,22 +31,38 @@ pub(super) fn end_below(folder: &Path) -> usize {
     ended
 }
 
-/// Removes what dead attempts left in the work folder, and ends what still runs of them. Only for a work folder that no
-/// living node uses.
+/// The name of the lock in a work folder.
+const LOCK_NAME: &str = ".lock";
+
+/// Takes a work folder for this process. If it is the only one there, removes what dead attempts left in it, and ends what
+/// still runs of them: a node that was restarted finds its earlier workload at work. If another living process uses the
+/// folder, nothing is removed, and `None` is returned; attempts have folders of their own.
 ///
 /// # Errors
 /// The system's.
-pub fn clear(work_dir: &Path) -> io::Result<()> {
+pub fn take(work_dir: &Path) -> io::Result<Option<File>> {
     let work_dir = std::path::absolute(work_dir)?;
-    if std::fs::read_dir(&work_dir).is_ok_and(|mut entries| entries.next().is_none()) || !work_dir.exists() {
+    std::fs::create_dir_all(&work_dir)?;
+    let lock = File::options().create(true).truncate(false).write(true).open(work_dir.join(LOCK_NAME))?;
+    match lock.try_lock() {
+        Ok(()) => clear(&work_dir).map(|()| Some(lock)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+fn clear(work_dir: &Path) -> io::Result<()> {
+    let is_ours = |entry: &std::fs::DirEntry| entry.file_name() != LOCK_NAME;
+    let left: Vec<_> = std::fs::read_dir(work_dir)?.filter_map(Result::ok).filter(is_ours).collect();
+    if left.is_empty() {
         return Ok(());
     }
-    let ended = end_below(&work_dir);
+    let ended = end_below(work_dir);
     if ended > 0 {
-        tracing::warn!("{ended} processes of an earlier attempt still ran, and were ended");
+        tracing::warn!(processes = ended, "the workload of an earlier attempt still ran, and was ended");
     }
-    for entry in std::fs::read_dir(&work_dir)? {
-        let path = entry?.path();
+    for entry in left {
+        let path = entry.path();
         if path.is_dir() { std::fs::remove_dir_all(path)? } else { std::fs::remove_file(path)? }
     }
     Ok(())
@@ -79,13 +96,14 @@ mod tests {
         };
         let (mut our, mut their) = (sleeper(ours.path()), sleeper(theirs.path()));
 
-        clear(ours.path()).unwrap();
+        let lock = take(ours.path()).unwrap();
+        assert!(lock.is_some());
 
         assert!(!our.wait().unwrap().success());
         assert!(their.try_wait().unwrap().is_none());
         their.kill().unwrap();
         their.wait().unwrap();
-        assert_eq!(std::fs::read_dir(ours.path()).unwrap().count(), 0);
+        assert!(!ours.path().join("attempt").exists());
         assert!(theirs.path().join("attempt").exists());
     }
 }

@@ -18,7 +18,7 @@ mod progress_file;
 mod simulated;
 
 pub use contract::Contract;
-pub use leftovers::clear;
+pub use leftovers::take;
 pub use simulated::Simulation;
 
 use std::io;

@@ -1,5 +1,6 @@
 //! Claiming a task: one conditional `UpdateItem`.
 
+use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue, ReturnValuesOnConditionCheckFailure};
 
 use super::expression::Expression;
@@ -58,36 +59,33 @@ impl Ledger {
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
             .send()
             .await;
-        let row = match answer {
+        let task = match answer {
             Ok(answer) => {
                 let item = answer.attributes.unwrap_or_default();
                 return Ok(Claim::Held(Box::new(Row(&item).task(src.clone()))));
             }
             Err(error) => match error.as_service_error() {
-                Some(service) if service.is_conditional_check_failed_exception() => {
-                    refused_row(service).unwrap_or_default()
-                }
+                Some(UpdateItemError::ConditionalCheckFailedException(refusal)) => match &refusal.item {
+                    Some(item) => Row(item).task(src.clone()),
+                    // Not every emulator sends the row along.
+                    None => self.task(src).await?.ok_or_else(|| self.vanished(src))?,
+                },
                 _ => return Err(CloudError::sdk("UpdateItem", format!("table {}", self.tables.tasks), error)),
             },
         };
-        let task = Row(&row).task(src.clone());
         match task.lease() {
             Some(lease) => Ok(Claim::HeldByOther(lease)),
             None if task.state.is_final() => Ok(Claim::Ended(Box::new(task))),
             None => {
-                let state = Row(&row).text(item::STATE).unwrap_or_default();
-                let words = format!("task {src} has the state `{state}`, which this version does not know");
+                let words = format!("task {src} has a state that this version does not know");
                 Err(CloudError::new(Kind::Invalid, "UpdateItem", format!("table {}", self.tables.tasks), words))
             }
         }
     }
-}
 
-fn refused_row(error: &aws_sdk_dynamodb::operation::update_item::UpdateItemError) -> Option<super::Item> {
-    use aws_sdk_dynamodb::operation::update_item::UpdateItemError as E;
-    match error {
-        E::ConditionalCheckFailedException(refusal) => refusal.item.clone(),
-        _ => None,
+    fn vanished(&self, src: &SrcId) -> CloudError {
+        let words = format!("task {src} refused the claim and was gone when looked at");
+        CloudError::new(Kind::Conflict, "UpdateItem", format!("table {}", self.tables.tasks), words)
     }
 }
 

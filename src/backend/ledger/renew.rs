@@ -84,7 +84,11 @@ impl Ledger {
         match self.update_task(fence, &expression).await {
             Ok(_) => Ok(true),
             Err(error) => {
-                let task = self.refused(error)?.map(|row| Row(&row).task(fence.src.clone()));
+                let task = match self.refused(error)? {
+                    Some(row) => Some(Row(&row).task(fence.src.clone())),
+                    // Not every emulator sends the row along.
+                    None => self.task(&fence.src).await?,
+                };
                 Ok(task.is_some_and(|task| is_own(&task, State::Pending, fence)))
             }
         }
