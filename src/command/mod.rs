@@ -5,6 +5,7 @@ mod inputs;
 mod mission;
 mod node;
 mod place;
+mod plan;
 mod screen;
 mod signals;
 mod status;

@@ -63,25 +63,7 @@ impl Ledger {
         if let Some(exec) = &new.exec {
             row.insert(item::EXEC.to_owned(), text(exec));
         }
-        let answer = self
-            .client
-            .put_item()
-            .table_name(&self.tables.missions)
-            .set_item(Some(row))
-            .condition_expression("attribute_not_exists(timePush)")
-            .send()
-            .await;
-        match answer {
-            Ok(_) => Ok(true),
-            Err(error)
-                if error.as_service_error().is_some_and(
-                    aws_sdk_dynamodb::operation::put_item::PutItemError::is_conditional_check_failed_exception,
-                ) =>
-            {
-                Ok(false)
-            }
-            Err(error) => Err(self.missions_error("PutItem", error)),
-        }
+        self.put_new(&self.tables.missions, item::MISSION_KEY, row).await
     }
 
     /// Gives a mission another workload; `None`: the simulated one.

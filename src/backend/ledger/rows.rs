@@ -1,5 +1,6 @@
 //! Rows as the scheduler and the reader see them: making, listing, and redriving.
 
+use aws_sdk_dynamodb::operation::put_item::PutItemError;
 use aws_sdk_dynamodb::types::{
     AttributeDefinition, AttributeValue, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType,
 };
@@ -56,24 +57,19 @@ impl Ledger {
         ] {
             row.insert(name.to_owned(), text(value));
         }
-        let answer = self
-            .client
-            .put_item()
-            .table_name(&self.tables.tasks)
-            .set_item(Some(row))
-            .condition_expression("attribute_not_exists(srcFilename)")
-            .send()
-            .await;
-        match answer {
+        self.put_new(&self.tables.tasks, item::SRC, row).await
+    }
+
+    /// Puts a row; `false` if there is one with its key already, which stays as it is.
+    pub(super) async fn put_new(&self, table: &str, key: &str, row: Item) -> Result<bool, CloudError> {
+        let put = self.client.put_item().table_name(table).set_item(Some(row));
+        let put = put.condition_expression("attribute_not_exists(#k)").expression_attribute_names("#k", key);
+        match put.send().await {
             Ok(_) => Ok(true),
-            Err(error)
-                if error.as_service_error().is_some_and(
-                    aws_sdk_dynamodb::operation::put_item::PutItemError::is_conditional_check_failed_exception,
-                ) =>
-            {
+            Err(error) if error.as_service_error().is_some_and(PutItemError::is_conditional_check_failed_exception) => {
                 Ok(false)
             }
-            Err(error) => Err(CloudError::sdk("PutItem", format!("table {}", self.tables.tasks), error)),
+            Err(error) => Err(CloudError::sdk("PutItem", format!("table {table}"), error)),
         }
     }
 
