@@ -174,7 +174,8 @@ impl Checkpoints {
 
     /// Removes the task's checkpoints; for a task whose end is committed.
     pub(super) async fn remove(&self, node: &Node) {
-        if self.newest_key.is_none() {
+        // A first attempt that saved nothing has left nothing; an earlier one may have, torn and named by no row.
+        if self.newest_key.is_none() && self.saves == 0 && self.fence.attempt.0 == 1 {
             return;
         }
         match node.backend.store.list(&self.bucket, &folder(&self.fence.src)).await {

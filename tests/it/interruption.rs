@@ -152,6 +152,7 @@ async fn a_torn_save_is_never_used() {
 
     assert_eq!(resumed(&lab), "0");
     assert_eq!(lab.result("rslt_abc").as_deref(), Some("step 1\nstep 2\nstep 3\n"));
+    assert_eq!(checkpoint_keys(&lab).await, Vec::<String>::new(), "the torn save is removed after the commit");
 }
 
 /// Only what changed goes up, and what no checkpoint needs any more goes away.
