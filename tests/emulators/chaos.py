@@ -532,7 +532,8 @@ class Chaos:
                     return
                 if now - said_at > 15:
                     said_at = now
-                    print(f"{done} of {self.options.tasks} done, {len(self.runs)} launches", file=sys.stderr, flush=True)
+                    said = f"{done} of {self.options.tasks} done, {len(self.runs)} launches"
+                    print(said, file=sys.stderr, flush=True)
             time.sleep(0.02)
         self.failures.append(f"not over within {self.options.limit_s} s")
 
@@ -557,6 +558,7 @@ class Chaos:
         checked = attempts = takeovers = 0
         for src, content in self.inputs.items():
             row = self.rows[src]
+            stored = (row.get("resultETag"), row.get("resultBytes"))
             attempts += row.get("attempt", 0)
             told = [entry for entry in row.get("history", []) if entry.get("verdict") != "lost"]
             if row.get("attempt", 0) <= 10:
@@ -568,8 +570,8 @@ class Chaos:
                 fail(f"{src}: done, but its result is lost")
             elif got != expected(content):
                 fail(f"{src}: its result is wrong: {len(got)} bytes, {got[:70]!r}")
-            elif row.get("resultETag") != cloud.object_head(f"rslt_{src}")["ETag"] or row.get("resultBytes") != len(got):
-                fail(f"{src}: the row has ETag {row.get('resultETag')} and {row.get('resultBytes')} bytes")
+            elif stored != (cloud.object_head(f"rslt_{src}")["ETag"], len(got)):
+                fail(f"{src}: the row has ETag and bytes {stored}")
             elif row.get("strIndiProgress") != "100%" or row.get("rsltFilename") is None:
                 fail(f"{src}: done, but the row says {row.get('strIndiProgress')}, {row.get('rsltFilename')}")
             else:
