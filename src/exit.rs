@@ -114,7 +114,7 @@ pub fn of_node(error: &NodeError) -> (Exit, Option<String>) {
 pub fn of_cloud(error: &CloudError) -> (Exit, Option<String>) {
     let resource = &error.resource;
     let (exit, hint) = match error.kind {
-        Kind::NoCredentials => (
+        Kind::NoCredentials | Kind::Expired => (
             Exit::NoCredentials,
             "on EC2 give the instance a profile with a role; at a desk run `aws configure` or set AWS_PROFILE; \
              expired ones need a new login"

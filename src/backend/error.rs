@@ -16,6 +16,8 @@ use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 pub enum Kind {
     /// The credential chain found nothing, or what it found does not work.
     NoCredentials,
+    /// The credentials have run out; the role's next ones will do.
+    Expired,
     /// The service refused: the identity may not do this.
     AccessDenied,
     /// The resource is in another region, or the region is not set.
@@ -88,7 +90,10 @@ impl CloudError {
     /// Returns whether the same call may succeed later. The SDK has already tried a few times by then.
     #[must_use]
     pub const fn is_retryable(&self) -> bool {
-        matches!(self.kind, Kind::Conflict | Kind::Throttled | Kind::Unavailable | Kind::Unreachable | Kind::Corrupt)
+        matches!(
+            self.kind,
+            Kind::Conflict | Kind::Throttled | Kind::Unavailable | Kind::Unreachable | Kind::Corrupt | Kind::Expired
+        )
     }
 
     /// Returns whether the call may have been applied although it failed. Such a write is re-read, not repeated blindly.
@@ -179,12 +184,10 @@ fn kind_of_answer(status: u16, code: &str, message: &str) -> Kind {
         | "SignatureDoesNotMatch"
         | "InvalidClientTokenId"
         | "AuthFailure"
-        | "ExpiredToken"
-        | "ExpiredTokenException"
         | "InvalidToken"
-        | "RequestExpired"
         | "InvalidSignatureException"
         | "MissingAuthenticationToken" => Kind::NoCredentials,
+        "ExpiredToken" | "ExpiredTokenException" | "RequestExpired" => Kind::Expired,
         "AccessDenied"
         | "AccessDeniedException"
         | "UnauthorizedOperation"
@@ -246,7 +249,7 @@ mod tests {
             (404, "NoSuchBucket", "", Kind::NoBucket),
             (404, "", "", Kind::NotFound),
             (301, "PermanentRedirect", "", Kind::WrongRegion),
-            (400, "ExpiredTokenException", "", Kind::NoCredentials),
+            (400, "ExpiredTokenException", "", Kind::Expired),
         ] {
             assert_eq!(kind_of_answer(status, code, message), kind, "{status} {code} {message}");
         }

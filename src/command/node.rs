@@ -1,6 +1,7 @@
 //! `lighthpc run` on a node: AWS by the SDK's own wire, one task, then the machine's end.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::cli::RunArgs;
 use super::{Failure, signals};
@@ -11,6 +12,10 @@ use crate::domain::ids::{MissionId, SrcId};
 use crate::exit::{self, Exit};
 use crate::worker::{self, Ending, Node, Report, Settings, Stopping};
 use crate::workload::{self, Bounds, Simulation, Workload};
+
+/// The time between two copies of a running workload's log: what a machine that vanishes leaves is a minute old at the most,
+/// and costs an object's put a minute, if anything was written.
+const LOG_EVERY: Duration = Duration::from_mins(1);
 
 pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result<Exit, Failure> {
     if let Some(file) = args.files.first() {
@@ -154,6 +159,7 @@ pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
         lease: args.lease,
         heartbeat: args.heartbeat,
         checkpoint_every: args.checkpoint_every,
+        log_every: LOG_EVERY,
         max_idle: args.max_idle,
         max_lifetime: args.max_lifetime,
         terminate: !args.no_terminate,
@@ -169,14 +175,9 @@ pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
     })
 }
 
-/// Returns the exit code of a failed node, for a mission that counts them.
+/// Returns a node's error with its causes and its hint, for a line of a mission's output.
 pub(super) fn words(error: &worker::NodeError) -> String {
-    let mut words = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        words.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
+    let words = worker::words(error);
     match exit::of_node(error).1 {
         Some(hint) => format!("{words} (hint: {hint})"),
         None => words,

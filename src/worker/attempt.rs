@@ -8,13 +8,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::checkpoint::Checkpoints;
-use super::claim::{self, Claimed};
-use super::execute::{self, LAST_WORDS, Stop, Trouble};
+use super::claim::{self, Claimed, Held};
+use super::execute::{self, LAST_WORDS, Stop, Trouble, speed};
 use super::finish::{self, Attempted};
 use super::heartbeat::{Heartbeat, Periods, TimeCost};
 use super::identity::{Assignment, Instance};
+use super::insist::insist;
 use super::interruption::Sentinel;
-use super::{Node, NodeError, Step, notify, result, step};
+use super::{Node, NodeError, Step, checkpoint, log, notify, result, step};
 use crate::backend::Kind;
 use crate::backend::ledger::{Fence, Outcome};
 use crate::backend::store::{StoreError, uri};
@@ -50,21 +51,30 @@ pub enum Ending {
 const AGAIN_PAUSE_TRIES: u32 = 7; // 50 ms doubled six times: up to 3.2 s.
 
 /// Makes one attempt.
-pub(super) async fn run(node: &Node, instance: &Instance, task: &Assignment) -> Result<Ending, NodeError> {
+pub(super) async fn run(
+    node: &Node,
+    instance: &Instance,
+    sentinel: &Sentinel,
+    task: &Assignment,
+) -> Result<Ending, NodeError> {
     // What is wrong with every task is found before one is claimed.
     result_bucket(node)?;
-    let (row, claimed_at) = match step(node, Step::Claim, claim::acquire(node, instance, task)).await? {
-        Claimed::Held(row, claimed_at) => (row, claimed_at),
+    if sentinel.is_unwanted() {
+        return Ok(Ending::Drained);
+    }
+    let held = match step(node, Step::Claim, claim::acquire(node, instance, task)).await? {
+        Claimed::Held(held) => held,
         Claimed::Ended(row) => return ended_before(node, instance, &row).await,
         Claimed::HeldByOther(lease) => return Ok(Ending::HeldByOther(lease.owner)),
         Claimed::Drained => return Ok(Ending::Drained),
     };
-    let span = tracing::info_span!("attempt", attempt = row.attempt.0);
-    hold(node, instance, row, claimed_at).instrument(span).await
+    let span = tracing::info_span!("attempt", attempt = held.row.attempt.0);
+    hold(node, instance, sentinel, held).instrument(span).await
 }
 
 /// The attempt itself: the task is held until this returns, or until the lease is lost.
-async fn hold(node: &Node, instance: &Instance, row: Box<Task>, claimed_at: Instant) -> Result<Ending, NodeError> {
+async fn hold(node: &Node, instance: &Instance, sentinel: &Sentinel, held: Held) -> Result<Ending, NodeError> {
+    let Held { row, claimed_at, taken_from } = held;
     tracing::info!("claimed task {} as attempt {}", row.src, row.attempt);
     let fence = Fence { src: row.src.clone(), attempt: row.attempt, owner: instance.id.clone() };
     let periods = Periods { lease: node.settings.lease, heartbeat: node.settings.heartbeat };
@@ -72,27 +82,28 @@ async fn hold(node: &Node, instance: &Instance, row: Box<Task>, claimed_at: Inst
     let mut heartbeat = Heartbeat::start(node.backend.ledger.clone(), fence.clone(), periods, claimed_at, time_cost);
 
     let is_exhausted = row.interruptions > node.settings.limits.max_interruptions;
-    let mut attempted = Attempted::new(fence, row, clock::now_rfc3339());
+    let mut attempted = Attempted::new(fence, row, clock::now_rfc3339(), taken_from);
     if is_exhausted {
         heartbeat.stop().await;
         return finish::give_up(node, &attempted).await;
     }
-    let mut sentinel = Sentinel::start(node.backend.machine.clone(), instance.is_on_ec2);
     let mut checkpoints = None;
-    let outcome = work(node, &mut attempted, &heartbeat, &sentinel, &mut checkpoints).await;
+    let outcome = work(node, &mut attempted, &heartbeat, sentinel, &mut checkpoints).await;
     // Saved while the lease is still renewed: a large checkpoint takes its time.
     if let (Err(stop), Some(checkpoints)) = (&outcome, &mut checkpoints) {
         finish::save_last(node, checkpoints, stop).await;
     }
-    sentinel.stop().await;
     heartbeat.stop().await;
     attempted.time_cost_s = heartbeat.time_cost.borrow().seconds();
     let ending = finish::finish(node, &attempted, outcome, checkpoints.as_ref()).await;
+    // The row comes first: what else there is to do has the rest of a notice's time.
+    if tokio::time::timeout(LAST_WRITE_TIMEOUT, node.backend.store.abort_dropped()).await.is_err() {
+        tracing::warn!("parts of an upload stay until the bucket's lifecycle removes them");
+    }
     attempted.clean();
 
     match ending {
-        // EC2 recommends to leave: no new claim here.
-        Ok(Ending::TryAgain(error)) if sentinel.rebalance.is_cancelled() => Err(error),
+        Ok(Ending::TryAgain(error)) if sentinel.is_unwanted() => Err(error),
         Ok(Ending::TryAgain(error)) => {
             tokio::time::sleep(backoff::delay(AGAIN_PAUSE_TRIES, rand::random())).await;
             Ok(Ending::TryAgain(error))
@@ -104,7 +115,8 @@ async fn hold(node: &Node, instance: &Instance, row: Box<Task>, claimed_at: Inst
 /// The task has ended before. If that was the mission's last and nobody has said so, its committer died in between.
 async fn ended_before(node: &Node, instance: &Instance, row: &Task) -> Result<Ending, NodeError> {
     tracing::info!("task {} is {} already: nothing to do", row.src, row.state.as_str());
-    if let Some(mission) = mission_of(node, row).await.map_err(NodeError::cloud("reading the mission"))? {
+    let mission = insist(node.settings.lease, || mission_of(node, row)).await;
+    if let Some(mission) = mission.map_err(NodeError::cloud("reading the mission"))? {
         step(node, Step::Notify, notify::see(node, &instance.id, &row.src, &mission)).await?;
     }
     Ok(Ending::EndedBefore(row.state))
@@ -135,23 +147,30 @@ async fn work(
     })?;
     let contract = prepare(node, attempted).await?;
 
-    // Neither needs the other, and both are round trips.
+    // None needs another, and all are round trips.
     let mission = async {
         // A bucket that is not there is better found now than after hours of workload.
-        let checked = node.backend.store.check_bucket(bucket).await;
+        let checked = insist(node.settings.lease, || node.backend.store.check_bucket(bucket)).await;
         checked.map_err(|error| infra(NodeError::cloud("looking at the result bucket")(error)))?;
-        let mission = mission_of(node, &attempted.row).await;
+        let mission = insist(node.settings.lease, || mission_of(node, &attempted.row)).await;
         mission.map_err(|error| infra(NodeError::cloud("reading the mission")(error)))
     };
-    let fetch = Box::pin(async { tokio::try_join!(mission, download(node, &source, &contract)) });
+    let lost_log = async {
+        Ok(match attempted.lost_before() {
+            Some(before) => log::of_lost(node, &attempted.fence.src, before).await,
+            None => None,
+        })
+    };
+    let fetch = Box::pin(async { tokio::try_join!(mission, download(node, &source, &contract), lost_log) });
     let fetch = step(node, Step::Download, fetch);
     let fetched = unless(&heartbeat.lost, Stop::LeaseLost, unless(&node.stopping.drain, Stop::Drain, fetch));
-    attempted.mission = unless_noticed(sentinel, Duration::ZERO, fetched).await?.0;
+    let (mission, (), lost_log) = unless_noticed(sentinel, |_| Instant::now(), fetched).await?;
+    (attempted.mission, attempted.lost.1) = (mission, lost_log);
     let named = attempted.row.checkpoint.clone();
     let restore = Checkpoints::restore(node, &contract, &attempted.fence, bucket, named.as_deref());
     let restored = Box::pin(async { Ok(restore.await) });
     let restored = unless(&heartbeat.lost, Stop::LeaseLost, unless(&node.stopping.drain, Stop::Drain, restored));
-    let (restored, resumed) = unless_noticed(sentinel, Duration::ZERO, restored).await?;
+    let (restored, resumed) = unless_noticed(sentinel, |_| Instant::now(), restored).await?;
     let checkpoints = checkpoints.insert(restored);
     let mut contract = (*contract).clone();
     contract.resumed = resumed;
@@ -160,22 +179,35 @@ async fn work(
     let execute = execute::run(node, &workload, &contract, heartbeat, sentinel, checkpoints);
     attempted.exit_code = Some(step(node, Step::Execute, execute).await?);
     let upload = Box::pin(step(node, Step::Upload, result::upload(node, &contract, &attempted.fence, bucket)));
-    // A result is worth more than a checkpoint: it may use the notice's time but for the last words.
-    unless_noticed(sentinel, LAST_WORDS, unless(&heartbeat.lost, Stop::LeaseLost, upload)).await
+    let given_up = upload_given_up(node, &contract);
+    unless_noticed(sentinel, given_up, unless(&heartbeat.lost, Stop::LeaseLost, upload)).await
 }
 
-/// Waits for `work`, but when a Spot notice is there only until `reserve` before its deadline; with no reserve, not at all.
-/// `work` must be safe to drop.
+/// When an upload is given up under a Spot notice, by the deadline. A result is worth more than a checkpoint, so it may use
+/// all the time but the last words'; but if at the speed that was measured the rest of it does not fit, and there is a
+/// checkpoint to save, it is given up at once.
+fn upload_given_up(node: &Node, contract: &Contract) -> impl Fn(Instant) -> Instant {
+    let store = node.backend.store.clone();
+    let before = store.uploaded_bytes();
+    let (bytes, dir) = (result::bytes(contract), contract.checkpoint());
+    move |deadline| {
+        let now = Instant::now();
+        let last = deadline.checked_sub(LAST_WORDS).unwrap_or(now);
+        let left = bytes.saturating_sub(store.uploaded_bytes() - before);
+        let fits = now + Duration::from_secs(left / speed(&store)) <= last;
+        if fits || checkpoint::bytes_on_disk(&dir) == 0 { last } else { now }
+    }
+}
+
+/// Waits for `work`, but when a Spot notice comes with a deadline, only until `given_up` of that. `work` must be safe to drop.
 async fn unless_noticed<T>(
     sentinel: &Sentinel,
-    reserve: Duration,
+    given_up: impl Fn(Instant) -> Instant,
     work: impl Future<Output = Result<T, Stop>>,
 ) -> Result<T, Stop> {
     let notice = async {
         let deadline = sentinel.noticed().await;
-        if !reserve.is_zero() {
-            tokio::time::sleep_until(deadline.checked_sub(reserve).unwrap_or(deadline)).await;
-        }
+        tokio::time::sleep_until(given_up(deadline)).await;
         deadline
     };
     tokio::select! {
@@ -231,7 +263,9 @@ async fn prepare(node: &Node, attempted: &mut Attempted) -> Result<Arc<Contract>
 }
 
 async fn download(node: &Node, bucket: &str, contract: &Contract) -> Result<(), Stop> {
-    let downloaded = node.backend.store.download(bucket, contract.src.as_str(), &contract.input()).await;
+    let input = contract.input();
+    let download = || node.backend.store.download(bucket, contract.src.as_str(), &input);
+    let downloaded = insist(node.settings.lease, download).await;
     let Err(error) = downloaded else { return Ok(()) };
     let wrap = |source| NodeError::Store { doing: "downloading the input", source };
     Err(match error {

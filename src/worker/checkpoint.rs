@@ -7,11 +7,17 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::error::words;
+use super::insist::insist;
 use super::{Node, NodeError};
 use crate::backend::ledger::{Beat, Fence};
-use crate::backend::store::uri;
+use crate::backend::store::{Store, uri};
 use crate::domain::checkpoint::{Manifest, Saved, folder, save_folder};
 use crate::workload::Contract;
 
@@ -19,6 +25,8 @@ use crate::workload::Contract;
 const MANIFEST_NAME: &str = "_lighthpc_checkpoint.json";
 /// The most files of a checkpoint: a save under a Spot notice has two minutes.
 const FILES_MAX: usize = 10_000;
+/// Files under way at once, up and down: many small ones are bound by round trips.
+const FILES_PARALLEL: usize = 8;
 
 /// The checkpoints of one attempt.
 #[derive(Debug)]
@@ -26,6 +34,8 @@ pub(super) struct Checkpoints {
     bucket: String,
     fence: Fence,
     dir: PathBuf,
+    /// Where links to the files are made while they go up.
+    staging: PathBuf,
     newest: Manifest,
     newest_key: Option<String>,
     saves: u32,
@@ -58,6 +68,7 @@ impl Checkpoints {
             bucket: bucket.to_owned(),
             fence: fence.clone(),
             dir,
+            staging: contract.folder().join("saving"),
             newest: Manifest::default(),
             newest_key: None,
             saves: 0,
@@ -73,7 +84,10 @@ impl Checkpoints {
                 (checkpoints, true)
             }
             Err(error) => {
-                tracing::warn!("the checkpoint {key} could not be restored, the workload begins anew: {error}");
+                tracing::warn!(
+                    "the checkpoint {key} could not be restored, the workload begins anew: {}",
+                    words(&error)
+                );
                 let emptied = std::fs::remove_dir_all(contract.checkpoint());
                 if let Err(error) = emptied.and_then(|()| std::fs::create_dir_all(contract.checkpoint())) {
                     tracing::warn!("the checkpoint folder could not be emptied: {error}");
@@ -84,59 +98,61 @@ impl Checkpoints {
     }
 
     async fn fetch(&self, node: &Node, contract: &Contract, key: &str) -> Result<Manifest, NodeError> {
-        let store = &node.backend.store;
-        let fetched = |source| NodeError::Store { doing: "fetching the checkpoint", source };
-        let list = contract.folder().join("checkpoint-manifest");
-        store.download(&self.bucket, key, &list).await.map_err(fetched)?;
         let disk = |source| NodeError::Disk { doing: "reading the checkpoint in", path: self.dir.clone(), source };
+        let get = Get { store: node.backend.store.clone(), bucket: self.bucket.clone(), limit: node.settings.lease };
+        let list = contract.folder().join("checkpoint-manifest");
+        get.file(key, &list).await?;
         let text = std::fs::read(&list).map_err(disk)?;
         let mut manifest: Manifest = serde_json::from_slice(&text).map_err(|e| disk(e.into()))?;
-        for (name, saved) in &mut manifest.files {
-            let path = inside(&self.dir, name).ok_or_else(|| disk(io::Error::other("a name leads out of it")))?;
+
+        let permits = Arc::new(Semaphore::new(FILES_PARALLEL));
+        let mut gets = JoinSet::new();
+        for (name, saved) in manifest.files.clone() {
+            let path = inside(&self.dir, &name).ok_or_else(|| disk(io::Error::other("a name leads out of it")))?;
             if let Some(parent) = path.parent() {
                 std::fs::create_dir_all(parent).map_err(disk)?;
             }
-            let done = store.download(&self.bucket, &saved.key, &path).await.map_err(fetched)?;
-            if done.bytes != saved.bytes {
-                return Err(disk(io::Error::other(format!("{name} has {} bytes, not {}", done.bytes, saved.bytes))));
-            }
-            saved.changed_ns = look(&path).map_err(disk)?.1;
+            let (get, permits) = (get.clone(), permits.clone());
+            gets.spawn(async move {
+                let _permit = permits.acquire_owned().await;
+                let bytes = get.file(&saved.key, &path).await?;
+                let seen = look(&path).ok().filter(|_| bytes == saved.bytes);
+                Ok::<_, NodeError>((name, seen))
+            });
+        }
+        while let Some(got) = gets.join_next().await {
+            let (name, seen) = got.map_err(|panic| disk(io::Error::other(panic)))??;
+            let cut = || disk(io::Error::other(format!("{name} is not as long as it was")));
+            let saved = manifest.files.get_mut(&name).expect("each file is of the manifest");
+            saved.changed_ns = seen.ok_or_else(cut)?.1;
         }
         Ok(manifest)
     }
 
-    /// Returns how many bytes a save of everything would put now.
-    pub(super) fn bytes_on_disk(&self) -> u64 {
-        list(&self.dir).map_or(0, |files| files.values().map(|(bytes, _)| bytes).sum())
-    }
-
     /// Saves what changed since the last save.
     ///
-    /// A file that changes while it goes up makes the save void: the next one has it. May be dropped at any point: the
-    /// row then names the save before.
+    /// A file that is written to while it goes up makes the save void: the next one has it. One that is replaced by a
+    /// rename goes up as it was. May be dropped at any point: the row then names the save before.
     ///
     /// # Errors
     /// [`NodeError`]; nothing is lost by one but this save.
     pub(super) async fn save(&mut self, node: &Node) -> Result<Save, NodeError> {
         let disk = |source| NodeError::Disk { doing: "reading the checkpoint in", path: self.dir.clone(), source };
         let found = list(&self.dir).map_err(disk)?;
-        let is_same = |(name, &(bytes, changed_ns)): (&String, &(u64, u128))| {
+        let is_kept = |name: &String, &(bytes, changed_ns): &(u64, u128)| {
             self.newest.files.get(name).is_some_and(|old| old.bytes == bytes && old.changed_ns == changed_ns)
         };
-        if found.len() == self.newest.files.len() && found.iter().all(is_same) {
+        if found.len() == self.newest.files.len() && found.iter().all(|(name, seen)| is_kept(name, seen)) {
             return Ok(Save::Unchanged);
         }
         self.saves += 1;
         let prefix = save_folder(&self.fence.src, self.fence.attempt, self.saves);
+        let (kept, changed): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            found.into_iter().partition(|(name, seen)| is_kept(name, seen));
         let mut manifest = Manifest::default();
-        for (name, (bytes, changed_ns)) in found {
-            let kept = self.newest.files.get(&name).filter(|old| old.bytes == bytes && old.changed_ns == changed_ns);
-            let saved = match kept {
-                Some(kept) => kept.clone(),
-                None => self.put(node, &format!("{prefix}{name}"), &self.dir.join(&name), (bytes, changed_ns)).await?,
-            };
-            manifest.files.insert(name, saved);
-        }
+        manifest.files = kept.into_keys().map(|name| (name.clone(), self.newest.files[&name].clone())).collect();
+        manifest.files.extend(self.put_all(node, &prefix, changed.into_keys()).await?);
+
         let key = format!("{prefix}{MANIFEST_NAME}");
         let text = serde_json::to_vec(&manifest).map_err(|e| disk(e.into()))?;
         let put = node.backend.store.put_bytes(&self.bucket, &key, text).await;
@@ -153,16 +169,39 @@ impl Checkpoints {
         Ok(Save::Saved)
     }
 
-    async fn put(&self, node: &Node, key: &str, file: &Path, seen: (u64, u128)) -> Result<Saved, NodeError> {
-        let put = node.backend.store.put_file(&self.bucket, key, file).await;
-        put.map_err(|source| NodeError::Store { doing: "saving the checkpoint", source })?;
-        let disk = |source| NodeError::Disk { doing: "reading the checkpoint", path: file.to_owned(), source };
-        if look(file).map_err(disk)? != seen {
-            return Err(disk(io::Error::other(
-                "the file changed while it was saved: write to another name, then rename",
-            )));
+    /// Puts the files that changed, each by a link of its own, so that a workload may rename a new one into its place
+    /// meanwhile. One that is gone by now is left out.
+    async fn put_all(
+        &self,
+        node: &Node,
+        prefix: &str,
+        names: impl Iterator<Item = String>,
+    ) -> Result<BTreeMap<String, Saved>, NodeError> {
+        let disk = |source| NodeError::Disk { doing: "reading the checkpoint in", path: self.dir.clone(), source };
+        // What an earlier save left that was dropped.
+        std::fs::remove_dir_all(&self.staging).or_else(not_found).map_err(disk)?;
+        std::fs::create_dir_all(&self.staging).map_err(disk)?;
+        let permits = Arc::new(Semaphore::new(FILES_PARALLEL));
+        let mut puts = JoinSet::new();
+        for (n, name) in names.enumerate() {
+            let put = Put {
+                store: node.backend.store.clone(),
+                bucket: self.bucket.clone(),
+                key: format!("{prefix}{name}"),
+                file: self.dir.join(&name),
+                link: self.staging.join(n.to_string()),
+            };
+            let permits = permits.clone();
+            puts.spawn(async move {
+                let _permit = permits.acquire_owned().await;
+                put.run().await.map(|saved| Some((name, saved?)))
+            });
         }
-        Ok(Saved { key: key.to_owned(), bytes: seen.0, changed_ns: seen.1 })
+        let mut saved = BTreeMap::new();
+        while let Some(put) = puts.join_next().await {
+            saved.extend(put.map_err(|panic| disk(io::Error::other(panic)))??);
+        }
+        Ok(saved)
     }
 
     /// Removes what no checkpoint needs. What stays is found by the bucket's lifecycle, so a failure is only said.
@@ -185,6 +224,64 @@ impl Checkpoints {
     }
 }
 
+/// How files come down.
+#[derive(Clone)]
+struct Get {
+    store: Store,
+    bucket: String,
+    limit: std::time::Duration,
+}
+
+impl Get {
+    /// Fetches one file, through an outage if need be: without it the work of hours begins anew. Returns its size.
+    async fn file(&self, key: &str, file: &Path) -> Result<u64, NodeError> {
+        let done = insist(self.limit, || self.store.download(&self.bucket, key, file)).await;
+        let done = done.map_err(|source| NodeError::Store { doing: "fetching the checkpoint", source });
+        done.map(|done| done.bytes)
+    }
+}
+
+/// One file on its way up.
+struct Put {
+    store: Store,
+    bucket: String,
+    key: String,
+    file: PathBuf,
+    link: PathBuf,
+}
+
+impl Put {
+    /// Puts the file as it is now; `None` if it is gone.
+    async fn run(self) -> Result<Option<Saved>, NodeError> {
+        let disk = |source| NodeError::Disk { doing: "reading the checkpoint", path: self.file.clone(), source };
+        let source = match std::fs::hard_link(&self.file, &self.link) {
+            Ok(()) => &self.link,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            // A file system without links.
+            Err(_) => &self.file,
+        };
+        let (bytes, changed_ns) = look(source).map_err(disk)?;
+        let put = self.store.put_file(&self.bucket, &self.key, source).await;
+        put.map_err(|source| NodeError::Store { doing: "saving the checkpoint", source })?;
+        if look(source).map_err(disk)? != (bytes, changed_ns) {
+            return Err(disk(io::Error::other(
+                "the file changed while it was saved: write to another name, then rename",
+            )));
+        }
+        std::fs::remove_file(&self.link).or_else(not_found).map_err(disk)?;
+        Ok(Some(Saved { key: self.key, bytes, changed_ns }))
+    }
+}
+
+fn not_found(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
+}
+
+/// Returns how many bytes a save of everything would put now.
+pub(super) fn bytes_on_disk(dir: &Path) -> u64 {
+    list(dir).map_or(0, |files| files.values().map(|(bytes, _)| bytes).sum())
+}
+
 /// Files below a folder, with size and time of change.
 fn list(dir: &Path) -> io::Result<BTreeMap<String, (u64, u128)>> {
     let mut found = BTreeMap::new();
@@ -197,8 +294,11 @@ fn list(dir: &Path) -> io::Result<BTreeMap<String, (u64, u128)>> {
             let kind = entry.file_type()?;
             if kind.is_dir() {
                 folders.push((path, format!("{name}/")));
-            } else if kind.is_file() {
-                found.insert(name, look(&path)?);
+            } else if kind.is_file()
+                // One that is gone by now was a temporary name.
+                && let Ok(seen) = look(&path)
+            {
+                found.insert(name, seen);
             }
             if found.len() > FILES_MAX {
                 return Err(io::Error::other(format!("more than {FILES_MAX} files: pack them")));

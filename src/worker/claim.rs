@@ -9,20 +9,31 @@ use super::insist::insist;
 use super::{Node, NodeError};
 use crate::backend::ledger::{Claim, Claimant};
 use crate::clock;
+use crate::domain::ids::InstanceId;
 use crate::domain::lease::{Lease, Sight, Watch};
 use crate::domain::task::Task;
 
 /// What became of the claim.
 #[derive(Debug)]
 pub(super) enum Claimed {
-    /// It is ours. The instant is from before the claim was sent: the lease runs from there.
-    Held(Box<Task>, Instant),
+    /// It is ours.
+    Held(Held),
     /// It is `done` or `failed`.
     Ended(Box<Task>),
     /// Its holder lives.
     HeldByOther(Lease),
     /// The node is to drain.
     Drained,
+}
+
+/// A task that is ours.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) row: Box<Task>,
+    /// From before the claim was sent: the lease runs from there.
+    pub(super) claimed_at: Instant,
+    /// Whose lease had expired, if it was taken over.
+    pub(super) taken_from: Option<InstanceId>,
 }
 
 /// The longest wait between two looks at another's lease: its next beat should be seen soon, for a live holder means
@@ -50,7 +61,10 @@ pub(super) async fn acquire(node: &Node, instance: &Instance, task: &Assignment)
         });
         let claim = claim.await;
         let lease = match claim.map_err(NodeError::cloud("claiming the task"))? {
-            Claim::Held(task) => return Ok(Claimed::Held(task, asked)),
+            Claim::Held(row) => {
+                let taken_from = expired.filter(|lease| lease.attempt.0 + 1 == row.attempt.0).map(|lease| lease.owner);
+                return Ok(Claimed::Held(Held { row, claimed_at: asked, taken_from }));
+            }
             Claim::Ended(task) => return Ok(Claimed::Ended(task)),
             Claim::HeldByOther(lease) => lease,
         };
@@ -87,7 +101,8 @@ async fn watch(node: &Node, task: &Assignment, lease: Lease) -> Result<Watched, 
     let started = Instant::now();
     let watch = Watch::new(lease, node.settings.lease, Duration::ZERO);
     loop {
-        let row = node.backend.ledger.task(&task.src).await.map_err(NodeError::cloud("watching the lease"))?;
+        let row = insist(node.settings.max_idle, || node.backend.ledger.task(&task.src)).await;
+        let row = row.map_err(NodeError::cloud("watching the lease"))?;
         let current = row.and_then(|row| row.lease());
         let rest = match watch.look(current.as_ref(), started.elapsed()) {
             Sight::Alive => return Ok(Watched::Alive(watch.seen().clone())),

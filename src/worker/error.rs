@@ -108,6 +108,18 @@ pub enum NodeError {
     Panicked(String),
 }
 
+/// Returns an error with all its causes, each after a colon.
+#[must_use]
+pub fn words(error: &dyn std::error::Error) -> String {
+    let mut words = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        words.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    words
+}
+
 impl NodeError {
     /// Wraps a service's failure.
     pub(super) fn cloud(doing: &'static str) -> impl FnOnce(CloudError) -> Self {

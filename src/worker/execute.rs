@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::checkpoint::Checkpoints;
+use super::checkpoint::{self, Checkpoints};
+use super::error::words;
 use super::heartbeat::Heartbeat;
 use super::interruption::Sentinel;
-use super::{Node, NodeError};
+use super::{Node, NodeError, log};
+use crate::backend::Store;
 use crate::domain::budget;
 use crate::domain::verdict::Verdict;
 use crate::workload::{Contract, Ended, Stops, Workload};
@@ -53,6 +55,11 @@ pub(super) const LAST_WORDS: Duration = Duration::from_secs(5);
 /// Upload speed that is assumed before a save has shown it, in bytes per second: a tenth of a small instance's.
 const SPEED_ASSUMED: u64 = 10_000_000;
 
+/// Returns at how many bytes per second this node uploads: as measured, or as assumed before anything was.
+pub(super) fn speed(store: &Store) -> u64 {
+    store.upload_speed().unwrap_or(SPEED_ASSUMED)
+}
+
 /// Runs the workload to its end, to the loss of the lease, to the drain, or to a Spot notice; saves checkpoints on the way.
 /// Returns its exit code, which is 0.
 pub(super) async fn run(
@@ -66,7 +73,6 @@ pub(super) async fn run(
     let stops = Stops { hurry: node.stopping.hurry.clone(), ..Stops::default() };
     heartbeat.time_cost.send_modify(super::heartbeat::TimeCost::start);
     let run = workload.run(contract, node.settings.bounds, &heartbeat.progress, &stops);
-    let save_bytes = checkpoints.bytes_on_disk();
     let watch = async {
         // Only the first of them matters, and the run is waited for in any case.
         tokio::select! {
@@ -75,7 +81,8 @@ pub(super) async fn run(
             deadline = sentinel.noticed() => {
                 // All the time there is, less what the save and the last words need; a third of it at least.
                 let budget = deadline.saturating_duration_since(Instant::now());
-                let save = Duration::from_secs(save_bytes / SPEED_ASSUMED);
+                let save_bytes = checkpoint::bytes_on_disk(&contract.checkpoint());
+                let save = Duration::from_secs(save_bytes / speed(&node.backend.store));
                 let grace = budget.saturating_sub(LAST_WORDS + save).max(budget / 3);
                 stops.grace.send_replace(Some(grace));
             }
@@ -83,6 +90,7 @@ pub(super) async fn run(
         stops.stop.cancel();
         std::future::pending::<()>().await;
     };
+    let logs = log::save_now_and_then(node, contract, &heartbeat.fence);
     let (report, saves) = (mirror(node, heartbeat), save_now_and_then(node, sentinel, checkpoints));
     // The run is the only arm that ends; a save that is dropped leaves the one before in the row.
     let ended = tokio::select! {
@@ -90,6 +98,7 @@ pub(super) async fn run(
         () = watch => unreachable!("the watch never ends"),
         () = report => unreachable!("the mirror never ends"),
         () = saves => unreachable!("the saves never end"),
+        () = logs => unreachable!("the logs never end"),
     };
     heartbeat.time_cost.send_modify(super::heartbeat::TimeCost::stop);
     if heartbeat.lost.is_cancelled() {
@@ -115,7 +124,7 @@ async fn save_now_and_then(node: &Node, sentinel: &Sentinel, checkpoints: &mut C
             () = sentinel.rebalance.cancelled(), if !is_recommended => is_recommended = true,
         }
         if let Err(error) = checkpoints.save(node).await {
-            tracing::warn!("the checkpoint was not saved: {error}");
+            tracing::warn!("the checkpoint was not saved: {}", words(&error));
         }
     }
 }

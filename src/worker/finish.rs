@@ -6,15 +6,14 @@ use tokio::time::Instant;
 
 use super::attempt::{Ending, LAST_WRITE_TIMEOUT, mission_of};
 use super::checkpoint::{Checkpoints, Save};
+use super::error::words;
 use super::execute::{LAST_WORDS, Stop, Trouble};
 use super::insist::insist;
-use super::{Node, NodeError, Step, notify, step};
+use super::{Node, NodeError, Step, log, notify, step};
 use crate::backend::ledger::{Commit, Fence, Finish, Outcome, Release};
-use crate::backend::store::uri;
 use crate::clock;
 use crate::domain::budget::{self, Next, decide};
-use crate::domain::ids::Attempt;
-use crate::domain::keys::log_key;
+use crate::domain::ids::{Attempt, InstanceId};
 use crate::domain::mission::Mission;
 use crate::domain::task::{PastAttempt, Task};
 use crate::domain::verdict::{Budget, Verdict};
@@ -31,11 +30,21 @@ pub(super) struct Attempted {
     pub(super) contract: Option<Arc<Contract>>,
     pub(super) exit_code: Option<i32>,
     pub(super) time_cost_s: u64,
+    /// Whose attempt this one took over, and where its log is.
+    pub(super) lost: (Option<InstanceId>, Option<String>),
 }
 
 impl Attempted {
-    pub(super) const fn new(fence: Fence, row: Box<Task>, started: String) -> Self {
-        Self { fence, row, started, mission: None, contract: None, exit_code: None, time_cost_s: 0 }
+    pub(super) const fn new(fence: Fence, row: Box<Task>, started: String, taken_from: Option<InstanceId>) -> Self {
+        let lost = (taken_from, None);
+        Self { fence, row, started, mission: None, contract: None, exit_code: None, time_cost_s: 0, lost }
+    }
+
+    /// The attempt before this one, if it left no word.
+    pub(super) fn lost_before(&self) -> Option<Attempt> {
+        let before = Attempt(self.fence.attempt.0.saturating_sub(1));
+        let last = self.row.history.last().map_or(Attempt(0), |past| past.attempt);
+        (last < before).then_some(before)
     }
 
     /// Removes the attempt's folder.
@@ -50,18 +59,17 @@ impl Attempted {
     /// The task's history with this attempt at its end; an attempt before it that left no word is entered as lost.
     fn history(&self, verdict: Verdict, exit_code: Option<i32>, log: Option<String>) -> Vec<PastAttempt> {
         let mut row = self.row.clone();
-        let before = Attempt(self.fence.attempt.0.saturating_sub(1));
-        let last = row.history.last().map_or(Attempt(0), |past| past.attempt);
         let now = clock::now_rfc3339();
-        if last < before {
+        if let Some(before) = self.lost_before() {
             let lost = PastAttempt {
                 attempt: before,
-                instance: String::new(),
+                // Without a takeover it was this very instance, before a restart.
+                instance: self.lost.0.as_ref().unwrap_or(&self.fence.owner).to_string(),
                 started: String::new(),
                 ended: self.started.clone(),
                 verdict: Verdict::Lost,
                 exit_code: None,
-                log: None,
+                log: self.lost.1.clone(),
             };
             row.history = row.history_with(lost);
         }
@@ -90,10 +98,7 @@ pub(super) async fn finish(
             let history = attempted.history(Verdict::Ok, attempted.exit_code, log);
             let Outcome::Done { result, .. } = &outcome else { unreachable!("matched above") };
             let result = result.clone();
-            commit(node, attempted, outcome, attempted.exit_code, history).await?;
-            if let Some(checkpoints) = checkpoints {
-                checkpoints.remove(node).await;
-            }
+            commit(node, attempted, outcome, attempted.exit_code, history, checkpoints).await?;
             Ok(Ending::Committed { result })
         }
         Ok(Outcome::Failed(verdict)) => unreachable!("work never ends in {verdict}"),
@@ -131,7 +136,7 @@ pub(super) async fn save_last(node: &Node, checkpoints: &mut Checkpoints, stop: 
     match tokio::time::timeout(limit, checkpoints.save(node)).await {
         Ok(Ok(Save::Saved | Save::Unchanged)) => {}
         Ok(Ok(Save::LeaseLost)) => tracing::warn!("the last checkpoint came after another attempt's claim"),
-        Ok(Err(error)) => tracing::warn!("the last checkpoint was not saved: {error}"),
+        Ok(Err(error)) => tracing::warn!("the last checkpoint was not saved: {}", words(&error)),
         Err(_) => tracing::warn!("the last checkpoint was not saved within {limit:?}"),
     }
 }
@@ -139,7 +144,7 @@ pub(super) async fn save_last(node: &Node, checkpoints: &mut Checkpoints, stop: 
 /// Fails a task that was claimed although its budget of interruptions is spent: the attempts before this one vanished.
 pub(super) async fn give_up(node: &Node, attempted: &Attempted) -> Result<Ending, NodeError> {
     let history = attempted.history(Verdict::Lost, None, None);
-    commit(node, attempted, Outcome::Failed(Verdict::Lost), None, history).await?;
+    commit(node, attempted, Outcome::Failed(Verdict::Lost), None, history, None).await?;
     Err(exhausted(attempted))
 }
 
@@ -162,7 +167,7 @@ async fn hand_back(
         Next::Fail => {
             tracing::info!(verdict = verdict.as_str(), "task {} failed: {why}", row.src);
             let history = attempted.history(verdict, exit_code, log);
-            commit(node, attempted, Outcome::Failed(verdict), exit_code, history).await?;
+            commit(node, attempted, Outcome::Failed(verdict), exit_code, history, None).await?;
         }
         Next::Release => {
             tracing::info!(verdict = verdict.as_str(), "task {} is handed back: {why}", row.src);
@@ -172,19 +177,23 @@ async fn hand_back(
     Ok(next)
 }
 
+/// Commits, and removes `spent`, the checkpoints that a result makes useless; then looks whether the mission is over.
 async fn commit(
     node: &Node,
     attempted: &Attempted,
     outcome: Outcome,
     exit_code: Option<i32>,
     history: Vec<PastAttempt>,
+    spent: Option<&Checkpoints>,
 ) -> Result<(), NodeError> {
     let finish = Finish { outcome, exit_code, time_cost_s: attempted.time_cost_s, history };
     let fence = &attempted.fence;
     // An attempt that failed early has not read its mission; without it the end would not be counted.
     let mission = match &attempted.mission {
         Some(mission) => Some(mission.clone()),
-        None => mission_of(node, &attempted.row).await.map_err(NodeError::cloud("reading the mission"))?,
+        None => insist(node.settings.lease, || mission_of(node, &attempted.row))
+            .await
+            .map_err(NodeError::cloud("reading the mission"))?,
     };
     let commit = async {
         let commit = insist(node.settings.lease, || node.backend.ledger.commit(fence, mission.as_ref(), &finish));
@@ -193,6 +202,9 @@ async fn commit(
     match step(node, Step::Commit, commit).await? {
         Commit::Lost => return Err(lease_lost(attempted)),
         Commit::Committed => {}
+    }
+    if let Some(checkpoints) = spent {
+        checkpoints.remove(node).await;
     }
     let Some(mission) = mission else { return Ok(()) };
     step(node, Step::Notify, notify::see(node, &fence.owner, &fence.src, &mission)).await
@@ -219,17 +231,6 @@ fn lease_lost(attempted: &Attempted) -> NodeError {
     NodeError::LeaseLost { src: attempted.fence.src.to_string(), attempt: attempted.fence.attempt.0 }
 }
 
-/// Puts the workload's output beside the results; its key is the attempt's own, so nothing can be overwritten.
-/// Returns where it is. A log that cannot be saved is worth a warning, not the task.
 async fn save_log(node: &Node, attempted: &Attempted) -> Option<String> {
-    let bucket = node.settings.result_bucket.as_deref()?;
-    let log = tokio::fs::read(attempted.contract.as_ref()?.log()).await.ok().filter(|log| !log.is_empty())?;
-    let key = log_key(&attempted.fence.src, attempted.fence.attempt);
-    let put = tokio::time::timeout(LAST_WRITE_TIMEOUT, node.backend.store.put_bytes(bucket, &key, log)).await;
-    match put {
-        Ok(Ok(_)) => return Some(uri(bucket, &key)),
-        Ok(Err(error)) => tracing::warn!("the log was not saved: {error}"),
-        Err(_) => tracing::warn!("the log was not saved within {LAST_WRITE_TIMEOUT:?}"),
-    }
-    None
+    log::save(node, attempted.contract.as_ref()?, &attempted.fence).await
 }

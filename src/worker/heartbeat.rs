@@ -43,6 +43,8 @@ impl TimeCost {
 
 /// A held lease that renews itself until it is stopped or lost.
 pub(super) struct Heartbeat {
+    /// What is held.
+    pub(super) fence: Fence,
     beats: JoinSet<()>,
     stop: CancellationToken,
     /// Cancelled when the lease is lost.
@@ -66,11 +68,11 @@ impl Heartbeat {
         let (progress, progress_now) = watch::channel(Progress::default());
         let (time_cost, time_cost_now) = watch::channel(time_cost);
         let (stop, lost) = (CancellationToken::new(), CancellationToken::new());
-        let beater = Beater { ledger, fence, periods, progress: progress_now, time_cost: time_cost_now };
+        let beater = Beater { ledger, fence: fence.clone(), periods, progress: progress_now, time_cost: time_cost_now };
         let mut beats = JoinSet::new();
         let (stop_token, lost_token) = (stop.clone(), lost.clone());
         beats.spawn(async move { beater.run(claimed, stop_token, lost_token).await }.in_current_span());
-        Self { beats, stop, lost, progress, time_cost }
+        Self { fence, beats, stop, lost, progress, time_cost }
     }
 
     /// Stops renewing and waits for a beat that is under way. Nothing is sent after this.
@@ -101,7 +103,14 @@ impl Beater {
             }
             pause = self.pause();
             let asked = Instant::now();
-            let limit = hold_limit(self.periods.lease).saturating_sub(renewed.elapsed());
+            if renewed.elapsed() >= hold_limit(self.periods.lease) {
+                // The process was frozen, or starved.
+                tracing::error!("the last renewal is {:?} ago: giving the task up", renewed.elapsed());
+                return lost.cancel();
+            }
+            // One try takes a sixth of a lease at the most: the SDK's own back-off must not sleep through the rest of it.
+            let left = hold_limit(self.periods.lease).saturating_sub(renewed.elapsed());
+            let limit = left.min(self.periods.lease / 6);
             let (progress, seconds) = (*self.progress.borrow(), self.time_cost.borrow().seconds());
             let beat = self.ledger.beat(&self.fence, progress, seconds);
             match tokio::time::timeout(limit, beat).await {
@@ -112,7 +121,10 @@ impl Beater {
                     // Sooner than usual: nine more tries fit in a lease.
                     pause = pause.min(self.periods.lease / 10);
                 }
-                Err(_) => tracing::warn!("no answer to a heartbeat within {limit:?}"),
+                Err(_) => {
+                    tracing::warn!("no answer to a heartbeat within {limit:?}");
+                    pause = pause.min(self.periods.lease / 10);
+                }
             }
             if renewed.elapsed() >= hold_limit(self.periods.lease) {
                 tracing::error!("the lease could not be renewed for {:?}: giving the task up", renewed.elapsed());

@@ -5,7 +5,26 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::backend::CloudError;
+use crate::backend::store::StoreError;
 use crate::domain::backoff;
+
+/// A failure that says of itself whether the same again may succeed.
+pub(super) trait Failure: std::fmt::Display + std::error::Error {
+    /// Returns whether the same call may succeed later.
+    fn may_pass(&self) -> bool;
+}
+
+impl Failure for CloudError {
+    fn may_pass(&self) -> bool {
+        self.is_retryable()
+    }
+}
+
+impl Failure for StoreError {
+    fn may_pass(&self) -> bool {
+        matches!(self, Self::Cloud(error) if error.is_retryable())
+    }
+}
 
 /// Repeats a call while its failure may pass, until `limit` has gone by since the first try. The SDK's own five tries
 /// (about 15 s) are inside each of these; between them lies a jittered pause of up to 5 s.
@@ -14,9 +33,9 @@ use crate::domain::backoff;
 ///
 /// # Errors
 /// The last failure.
-pub(super) async fn insist<T, F>(limit: Duration, mut call: impl FnMut() -> F) -> Result<T, CloudError>
+pub(super) async fn insist<T, E: Failure, F>(limit: Duration, mut call: impl FnMut() -> F) -> Result<T, E>
 where
-    F: Future<Output = Result<T, CloudError>>,
+    F: Future<Output = Result<T, E>>,
 {
     let started = Instant::now();
     let mut tries = 0;
@@ -27,10 +46,10 @@ where
         };
         tries += 1;
         let pause = backoff::delay(tries + 2, rand::random());
-        if !error.is_retryable() || started.elapsed() + pause >= limit {
+        if !error.may_pass() || started.elapsed() + pause >= limit {
             return Err(error);
         }
-        tracing::warn!("{error} failed, and is tried again: {}", error.source);
+        tracing::warn!("tried again: {}", super::error::words(&error));
         tokio::time::sleep(pause).await;
     }
 }

@@ -26,7 +26,7 @@ const UNREAD_BUDGET: Duration = Duration::from_secs(20);
 /// The longest a notice runs.
 const BUDGET_MAX: Duration = Duration::from_mins(2);
 
-/// A watch over IMDS for one attempt.
+/// A watch over IMDS, for as long as the node lives.
 pub(super) struct Sentinel {
     looks: JoinSet<()>,
     /// When the machine is taken away, once that is known.
@@ -55,6 +55,11 @@ impl Sentinel {
             Ok(Some(deadline)) => deadline,
             _ => std::future::pending().await,
         }
+    }
+
+    /// Returns whether no new claim should be made here: EC2 takes the instance back, or recommends to leave it.
+    pub(super) fn is_unwanted(&self) -> bool {
+        self.deadline().is_some() || self.rebalance.is_cancelled()
     }
 
     /// Returns the deadline, if there is one.

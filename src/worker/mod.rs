@@ -20,12 +20,13 @@ mod heartbeat;
 mod identity;
 mod insist;
 mod interruption;
+mod log;
 mod notify;
 mod result;
 mod settings;
 
 pub use attempt::Ending;
-pub use error::NodeError;
+pub use error::{NodeError, words};
 pub use settings::{Report, Settings, Step};
 
 use std::sync::Arc;
@@ -36,7 +37,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use identity::Instance;
+use identity::{Assignment, Instance};
+use interruption::Sentinel;
 
 use crate::backend::Backend;
 use crate::backend::machine::{End, EndError};
@@ -104,9 +106,22 @@ pub async fn run(node: Node) -> Life {
 /// The steps from identity to notification. Tells which machine this is as soon as it knows, for the step after the last.
 async fn life(node: Node, known: watch::Sender<Option<Instance>>) -> Result<Ending, NodeError> {
     let (instance, task) = step(&node, Step::Identify, identity::find(&node, &known)).await?;
+    let mut sentinel = Sentinel::start(node.backend.machine.clone(), instance.is_on_ec2);
+    let ending = one_task(&node, &instance, &sentinel, &task).await;
+    sentinel.stop().await;
+    ending
+}
+
+/// Attempts at one task, until it has ended or is handed back.
+async fn one_task(
+    node: &Node,
+    instance: &Instance,
+    sentinel: &Sentinel,
+    task: &Assignment,
+) -> Result<Ending, NodeError> {
     let span = tracing::info_span!("task", task.id = %task.src, src.id = %task.src, instance.id = %instance.id);
     loop {
-        let ending = attempt::run(&node, &instance, &task).instrument(span.clone()).await?;
+        let ending = attempt::run(node, instance, sentinel, task).instrument(span.clone()).await?;
         // A failure that may pass is tried again here: a new machine would only cost another boot.
         if !matches!(ending, Ending::TryAgain(_)) || node.stopping.drain.is_cancelled() {
             return Ok(ending);

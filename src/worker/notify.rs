@@ -3,6 +3,7 @@
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
+use super::insist::insist;
 use super::{Node, NodeError};
 use crate::backend::ledger::Publication;
 use crate::backend::notifier::Message;
@@ -19,16 +20,17 @@ use crate::domain::task::{State, Task};
 /// publisher; a publisher that died is replaced by whoever comes by and learns that it is gone.
 pub(super) async fn see(node: &Node, me: &InstanceId, src: &SrcId, mission: &Mission) -> Result<(), NodeError> {
     let ledger = &node.backend.ledger;
-    let sum = ledger.tally(mission).await.map_err(NodeError::cloud("reading the tally"))?;
+    let limit = node.settings.lease;
+    let sum = insist(limit, || ledger.tally(mission)).await.map_err(NodeError::cloud("reading the tally"))?;
     let total = mission.total(sum);
     if !mission.is_complete(total) {
         if mission.wants_roll_up(total) {
-            ledger.roll_up(mission, total).await.map_err(NodeError::cloud("rolling the tally up"))?;
+            insist(limit, || ledger.roll_up(mission, total)).await.map_err(NodeError::cloud("rolling the tally up"))?;
         }
         return Ok(());
     }
     // The row as it is now: it may have grown, and it knows whether somebody publishes.
-    let fresh = ledger.mission(&mission.id).await.map_err(NodeError::cloud("reading the mission"))?;
+    let fresh = insist(limit, || ledger.mission(&mission.id)).await.map_err(NodeError::cloud("reading the mission"))?;
     let Some(mission) = fresh else { return Ok(()) };
     let total = mission.total(sum);
     let dead = match &mission.notified {
@@ -44,8 +46,8 @@ pub(super) async fn see(node: &Node, me: &InstanceId, src: &SrcId, mission: &Mis
         _ => None,
     };
     let publication = Publication { by: me.clone(), token: digest_hex(&[me.as_str(), src.as_str()], 32) };
-    let won = ledger.begin_publication(&mission, &publication, dead.as_deref(), total).await;
-    if won.map_err(NodeError::cloud("becoming the mission's publisher"))? {
+    let won = insist(limit, || ledger.begin_publication(&mission, &publication, dead.as_deref(), total));
+    if won.await.map_err(NodeError::cloud("becoming the mission's publisher"))? {
         publish(node, &mission, total, &publication).await?;
     }
     Ok(())
@@ -61,13 +63,16 @@ async fn publish(node: &Node, mission: &Mission, total: Tally, publication: &Pub
 
     if let Some(topic) = &node.settings.topic_arn {
         let message = message(mission, total, &manifest, &now);
+        // Not insisted on: a repeat of one that arrived tells people twice.
         let sent = node.backend.notifier.publish(topic, &message).await;
         sent.map_err(NodeError::cloud("publishing the mission's end"))?;
     } else {
         tracing::warn!("mission {} is over, but no topic is set: nobody is told", mission.id);
     }
     let list = result_list(&mission.results, &results, &manifest);
-    let marked = node.backend.ledger.end_publication(mission, publication, total, &list, &manifest, &now).await;
+    let ledger = &node.backend.ledger;
+    let end = || ledger.end_publication(mission, publication, total, &list, &manifest, &now);
+    let marked = insist(node.settings.lease, end).await;
     if marked.map_err(NodeError::cloud("marking the mission as announced"))? {
         tracing::info!(mission = %mission.id, ok = total.ok, failed = total.failed, "mission {} is announced", mission.id);
     } else {
@@ -125,7 +130,7 @@ async fn write_manifest(
 
 async fn put(node: &Node, bucket: Option<&str>, key: &str, path: &Path) -> Result<(), NodeError> {
     let Some(bucket) = bucket else { return Ok(()) };
-    let put = node.backend.store.put_file(bucket, key, path).await;
+    let put = insist(node.settings.lease, || node.backend.store.put_file(bucket, key, path)).await;
     put.map(|_| ()).map_err(|source| NodeError::Store { doing: "storing the manifest", source })
 }
 

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::execute::{Stop, Trouble};
+use super::insist::insist;
 use super::{Node, NodeError};
 use crate::backend::ledger::{Fence, Outcome};
 use crate::backend::store::{Put, StoreError, Stored, uri};
@@ -30,27 +31,30 @@ enum Output {
 /// the attempt's own files from what a dead attempt may have left.
 pub(super) async fn upload(node: &Node, contract: &Contract, fence: &Fence, bucket: &str) -> Result<Outcome, Stop> {
     let key = result_key(&contract.src);
-    let (ledger, store) = (&node.backend.ledger, &node.backend.store);
+    let (ledger, store, limit) = (&node.backend.ledger, &node.backend.store, node.settings.lease);
     match find(contract).await.map_err(trouble)? {
         Output::Nothing => {
             let error = NodeError::NoResult { output: contract.output() };
             Err(Trouble { exit_code: Some(0), ..Trouble::new(Verdict::NoResult, false, error) }.into())
         }
         Output::File(file) => {
-            let put = store.put_result(ledger, fence, bucket, &key, &file).await.map_err(trouble)?;
+            let put = insist(limit, || store.put_result(ledger, fence, bucket, &key, &file)).await.map_err(trouble)?;
             let Put::Stored(Stored { etag, bytes }) = put else { return Err(Stop::LeaseLost) };
             Ok(Outcome::Done { result: uri(bucket, &key), etag, bytes })
         }
         Output::Files(files) => {
             let prefix = format!("{key}/");
-            let stored = store.put_results(ledger, fence, bucket, &prefix, files).await.map_err(trouble)?;
+            // A file that is there already is known by its mark, so a repeat costs a look at each.
+            let stored = insist(limit, || store.put_results(ledger, fence, bucket, &prefix, files.clone()));
+            let stored = stored.await.map_err(trouble)?;
             let Some(stored) = stored else { return Err(Stop::LeaseLost) };
             let index = contract.folder().join("index");
             tokio::fs::write(&index, index_of(&stored, fence))
                 .await
                 .map_err(|e| trouble(disk("writing", &index, e)))?;
             let index_key = format!("{prefix}{INDEX_NAME}");
-            let put = store.put_result(ledger, fence, bucket, &index_key, &index).await.map_err(trouble)?;
+            let put = insist(limit, || store.put_result(ledger, fence, bucket, &index_key, &index));
+            let put = put.await.map_err(trouble)?;
             let Put::Stored(Stored { etag, .. }) = put else { return Err(Stop::LeaseLost) };
             let bytes = stored.values().map(|file| file.bytes).sum();
             Ok(Outcome::Done { result: uri(bucket, &prefix), etag, bytes })
@@ -83,6 +87,16 @@ fn disk(doing: &'static str, path: &Path, source: io::Error) -> StoreError {
 
 fn bad(path: &Path, reason: impl Into<String>) -> StoreError {
     StoreError::BadResult { path: path.to_owned(), reason: reason.into() }
+}
+
+/// Returns how many bytes the result has, as far as it can be read.
+pub(super) fn bytes(contract: &Contract) -> u64 {
+    let size = |path: &PathBuf| path.metadata().map_or(0, |meta| meta.len());
+    match find_blocking(&contract.output(), contract.folder()) {
+        Ok(Output::File(file)) => size(&file),
+        Ok(Output::Files(files)) => files.values().map(size).sum(),
+        Ok(Output::Nothing) | Err(_) => 0,
+    }
 }
 
 async fn find(contract: &Contract) -> Result<Output, StoreError> {

@@ -82,6 +82,8 @@ pub struct Settings {
     pub heartbeat: Duration,
     /// The time between two saves of a checkpoint that changes.
     pub checkpoint_every: Duration,
+    /// The time between two copies of a running workload's log.
+    pub log_every: Duration,
     /// How long a node may wait for tables that do not answer before it ends.
     pub max_idle: Duration,
     /// How long a node may live; then it drains.

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::log;
 use crate::domain::ids::{Attempt, MissionId, SrcId};
 use crate::domain::keys::{digest_hex, file_name};
 
@@ -11,7 +12,7 @@ use crate::domain::keys::{digest_hex, file_name};
 ///
 /// ```text
 /// <work dir>/<16 digits of the key's SHA-256>-<attempt>/
-///   input/<file name>   output   progress   checkpoint/   scratch/   log
+///   input/<file name>   output   progress   checkpoint/   scratch/   log.<segment>
 /// ```
 #[derive(Clone, Debug)]
 pub struct Contract {
@@ -90,10 +91,13 @@ impl Contract {
         self.folder.join("scratch")
     }
 
-    /// Returns the file that the workload's output is kept in.
-    #[must_use]
-    pub fn log(&self) -> PathBuf {
-        self.folder.join("log")
+    /// Reads what the workload has written to its standard output and error so far: the beginning, a line about what was
+    /// dropped, and the end, 6 MiB at the most.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn log(&self) -> io::Result<Vec<u8>> {
+        log::read(&self.folder)
     }
 
     /// Returns the variables that the workload gets.

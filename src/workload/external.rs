@@ -45,8 +45,9 @@ pub(super) async fn run(
 
     let mut side = JoinSet::new();
     let (over, ended) = oneshot::channel::<()>();
-    let (reader, file, echo) = (pipe::Receiver::from_owned_fd(reader.into())?, contract.log(), bounds.echo);
-    side.spawn(async move { log::drain(reader, &file, echo, async { ended.await.unwrap_or(()) }).await });
+    let (reader, folder, echo) =
+        (pipe::Receiver::from_owned_fd(reader.into())?, contract.folder().to_owned(), bounds.echo);
+    side.spawn(async move { log::drain(reader, &folder, echo, async { ended.await.unwrap_or(()) }).await });
     let looking = CancellationToken::new();
     side.spawn(look(ProgressFile::new(contract.progress()), progress.clone(), looking.clone()));
 

@@ -202,3 +202,42 @@ async fn a_short_outage_of_the_ledger_does_not_stop_the_workload() {
     lab.assert_done("abc", "M", "after an outage").await;
     assert_eq!(lab.task("abc").await.attempt.0, 1);
 }
+
+/// S3 is away for a while, before the workload and after it: neither costs an attempt.
+#[tokio::test]
+async fn a_short_outage_of_s3_costs_no_attempt() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let faults = Faults::new();
+    // Each is three times the SDK's own five tries.
+    for operation in ["HeadBucket", "HeadObject", "GetObject", "PutObject"] {
+        faults.add(S3, operation, When::First(15), Fault::Status(503, "ServiceUnavailable"));
+    }
+
+    lab.node_with("abc", "M", faults).run().await.ending.unwrap();
+
+    lab.assert_done("abc", "M", "after an outage of S3").await;
+    let row = lab.task("abc").await;
+    assert_eq!((row.attempt.0, row.app_failures), (1, 0));
+}
+
+/// A role's credentials run out and are replaced: no refusal, and nothing lost by it.
+#[tokio::test]
+async fn credentials_that_ran_out_are_not_a_refusal() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let faults = Faults::new();
+    for (service, operation, code) in [
+        (Dynamodb, "UpdateItem", "ExpiredTokenException"),
+        (S3, "HeadObject", "ExpiredToken"),
+        (S3, "PutObject", "ExpiredToken"),
+        (Dynamodb, "TransactWriteItems", "ExpiredTokenException"),
+    ] {
+        faults.add(service, operation, When::First(1), Fault::Status(400, code));
+    }
+
+    lab.node_with("abc", "M", faults).run().await.ending.unwrap();
+
+    lab.assert_done("abc", "M", "after credentials ran out").await;
+    assert_eq!(lab.task("abc").await.attempt.0, 1);
+}

@@ -213,3 +213,96 @@ async fn a_node_that_has_lived_long_enough_drains() {
     assert!(lab.has_ended(&instance));
     assert_eq!(lab.task("abc").await.state, State::Pending);
 }
+
+/// What was written before the machine vanished without a word is in the log that was copied meanwhile, and the next
+/// attempt's history says where it is and whose it was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_vanishes_leaves_its_log() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let mut node = lab.node("abc", "M").shell("echo so far so good; while :; do sleep 0.05; done");
+    node.settings.log_every = Duration::from_millis(100);
+    let instance = node.instance.clone();
+    let log = async {
+        while lab.result("logs/abc.1.log").as_deref() != Some("so far so good\n") {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::select! {
+        life = node.run() => panic!("{life:?}"),
+        () = log => {}
+    }
+    lab.cloud.stop_instance(&instance);
+
+    lab.node("abc", "M").run().await.ending.unwrap();
+
+    let lost = lab.task("abc").await.history[0].clone();
+    assert_eq!((lost.verdict, lost.instance), (Verdict::Lost, instance));
+    assert_eq!(lost.log.as_deref(), Some("s3://results/logs/abc.1.log"));
+}
+
+/// The workload renames a new file into place while the old one goes up: the old one is saved, whole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_is_replaced_while_it_goes_up_is_saved_as_it_was() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let faults = Faults::new();
+    let put = faults.hold_before(S3, "PutObject", When::Nth(1));
+    let named = faults.hold_after(Dynamodb, "UpdateItem", When::Nth(2));
+    let swap = lab.dir.path().join("swap");
+    let line = format!(
+        r#"cd "$LIGHTHPC_CHECKPOINT_DIR"; echo old > state; while [ ! -e '{0}' ]; do sleep 0.01; done
+        echo new > state.new; mv state.new state; rm '{0}'; while :; do sleep 0.05; done"#,
+        swap.display()
+    );
+    let mut node = lab.node_with("abc", "M", faults).shell(&line);
+    node.settings.checkpoint_every = Duration::from_millis(100);
+    let instance = node.instance.clone();
+    let steps = async {
+        put.arrived(1).await;
+        std::fs::write(&swap, "").unwrap();
+        while swap.exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        put.open();
+        named.arrived(1).await;
+    };
+    tokio::select! {
+        life = node.run() => panic!("{life:?}"),
+        () = steps => {}
+    }
+    lab.cloud.stop_instance(&instance);
+
+    lab.node("abc", "M")
+        .shell(r#"cat "$LIGHTHPC_CHECKPOINT_DIR/state" > "$LIGHTHPC_OUTPUT""#)
+        .run()
+        .await
+        .ending
+        .unwrap();
+
+    assert_eq!(lab.result("rslt_abc").as_deref(), Some("old\n"));
+}
+
+/// At the speed that was measured, the result would need minutes more than the notice leaves: the checkpoint goes up instead.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_result_that_does_not_fit_the_notice_gives_way_to_the_checkpoint() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let faults = Faults::new();
+    faults.add(S3, "UploadPart", When::First(2), Fault::Delay(Duration::from_secs(1)));
+    faults.add(S3, "UploadPart", When::After(2), Fault::Hang);
+    let line = r#"echo nearly there > "$LIGHTHPC_CHECKPOINT_DIR/state"; truncate -s 2G "$LIGHTHPC_OUTPUT""#;
+    let node = lab.node_with("abc", "M", faults.clone()).shell(line);
+    let instance = node.instance.clone();
+    lab.cloud.put_spot_notice(&instance, "terminate", &in_seconds(60));
+    // The notice comes within 5.5 s, after the workload's end.
+    let started = Instant::now();
+    let life = node.run().await;
+
+    assert!(matches!(life.ending, Ok(Ending::Interrupted)), "{life:?}");
+    assert!(started.elapsed() < Duration::from_secs(20), "it waited for {:?}", started.elapsed());
+    let row = lab.task("abc").await;
+    assert_eq!((row.state, row.verdict), (State::Pending, Some(Verdict::SpotInterrupted)));
+    assert!(row.checkpoint.is_some());
+    assert_eq!(faults.count(S3, "AbortMultipartUpload"), 1, "the parts are given back");
+}

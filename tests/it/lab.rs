@@ -82,6 +82,7 @@ impl Lab {
             lease: Duration::from_secs(90),
             heartbeat: Duration::from_secs(20),
             checkpoint_every: Duration::from_mins(5),
+            log_every: Duration::from_mins(1),
             max_idle: Duration::from_secs(1),
             max_lifetime: None,
             terminate: true,

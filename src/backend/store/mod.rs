@@ -5,13 +5,17 @@
 //! overwrite nor precede a committed result unnoticed; see [`Store::put_result`].
 
 mod download;
+mod meter;
 mod upload;
 
 pub use download::Downloaded;
 pub use upload::{Put, Stored};
 
+use upload::Upload;
+
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{Builder, RequestChecksumCalculation, ResponseChecksumValidation};
@@ -109,6 +113,9 @@ pub struct Object {
 #[derive(Clone, Debug)]
 pub struct Store {
     client: Client,
+    meter: Arc<meter::Meter>,
+    /// Multipart uploads whose future was dropped under way: their parts bill until they are aborted.
+    dropped: Arc<Mutex<Vec<Upload>>>,
 }
 
 impl Store {
@@ -120,7 +127,19 @@ impl Store {
             .request_checksum_calculation(RequestChecksumCalculation::WhenSupported)
             .response_checksum_validation(ResponseChecksumValidation::WhenSupported)
             .build();
-        Self { client: Client::from_conf(config) }
+        Self { client: Client::from_conf(config), meter: Arc::default(), dropped: Arc::default() }
+    }
+
+    /// Returns how fast this process's uploads have gone, in bytes per second; `None` if too little went up to say.
+    #[must_use]
+    pub fn upload_speed(&self) -> Option<u64> {
+        self.meter.speed()
+    }
+
+    /// Returns how many bytes this process has uploaded.
+    #[must_use]
+    pub fn uploaded_bytes(&self) -> u64 {
+        self.meter.total()
     }
 
     /// Looks at an object; `None` if there is none.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use aws_sdk_s3::operation::complete_multipart_upload::builders::CompleteMultipartUploadFluentBuilder;
 use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
@@ -212,6 +212,7 @@ impl Store {
 
     async fn put_whole(&self, target: &Target<'_>, body: Vec<u8>, condition: &Condition) -> Result<Stored, StoreError> {
         let bytes = body.len() as u64;
+        let metered = self.meter.begin(bytes);
         let put = self
             .client
             .put_object()
@@ -222,6 +223,7 @@ impl Store {
             .checksum_crc32(crc_base64(checksum(CRC, &body)))
             .body(ByteStream::from(body));
         let answer = condition.on_put(put).send().await.map_err(|e| CloudError::sdk("PutObject", target.uri(), e))?;
+        metered.done();
         Ok(Stored { etag: answer.e_tag.unwrap_or_default(), bytes })
     }
 
@@ -244,24 +246,37 @@ impl Store {
             .send()
             .await
             .map_err(|e| CloudError::sdk("CreateMultipartUpload", target.uri(), e))?;
-        let upload_id = created.upload_id.unwrap_or_default();
-        let result = self.put_parts_of(target, &upload_id, file, bytes, condition).await;
+        let upload = Upload {
+            bucket: target.bucket.to_owned(),
+            key: target.key.to_owned(),
+            id: created.upload_id.unwrap_or_default(),
+        };
+        let open = Open { store: self, upload: Some(upload.clone()) };
+        let result = self.put_parts_of(target, &upload.id, file, bytes, condition).await;
+        open.close();
         if result.is_err() {
-            let abort =
-                self.client.abort_multipart_upload().bucket(target.bucket).key(target.key).upload_id(&upload_id);
-            if let Err(error) = abort.send().await {
-                let error = CloudError::sdk("AbortMultipartUpload", target.uri(), error);
-                // NotFound: a completion whose answer was lost.
-                if error.kind != Kind::NotFound {
-                    tracing::warn!(
-                        "the parts of {} stay until the bucket's lifecycle removes them: {}",
-                        target.uri(),
-                        error.source
-                    );
-                }
-            }
+            self.abort(&upload).await;
         }
         result
+    }
+
+    /// Aborts the uploads whose future was dropped under way. May be called at any time, and again.
+    pub async fn abort_dropped(&self) {
+        let dropped = std::mem::take(&mut *self.dropped.lock().unwrap_or_else(PoisonError::into_inner));
+        for upload in &dropped {
+            self.abort(upload).await;
+        }
+    }
+
+    async fn abort(&self, upload: &Upload) {
+        let abort = self.client.abort_multipart_upload().bucket(&upload.bucket).key(&upload.key).upload_id(&upload.id);
+        let Err(error) = abort.send().await else { return };
+        let uri = uri(&upload.bucket, &upload.key);
+        let error = CloudError::sdk("AbortMultipartUpload", &uri, error);
+        // NotFound: a completion whose answer was lost.
+        if error.kind != Kind::NotFound {
+            tracing::warn!("the parts of {uri} stay until the bucket's lifecycle removes them: {}", error.source);
+        }
     }
 
     async fn put_parts_of(
@@ -330,6 +345,7 @@ impl Store {
         let mut body = vec![0; usize::try_from(part.bytes).unwrap_or(usize::MAX)];
         source.read_exact(&mut body).await.map_err(|e| disk("reading", e))?;
         let crc = checksum(CRC, &body);
+        let metered = self.meter.begin(part.bytes);
         let answer = self
             .client
             .upload_part()
@@ -343,12 +359,40 @@ impl Store {
             .send()
             .await
             .map_err(|e| CloudError::sdk("UploadPart", uri(&part.bucket, &part.key), e))?;
+        metered.done();
         let completed = CompletedPart::builder()
             .part_number(part.number)
             .set_e_tag(answer.e_tag)
             .checksum_crc32(crc_base64(crc))
             .build();
         Ok((completed, crc, part.bytes))
+    }
+}
+
+/// A multipart upload.
+#[derive(Clone, Debug)]
+pub(super) struct Upload {
+    bucket: String,
+    key: String,
+    id: String,
+}
+
+/// A multipart upload under way. Dropped before it is closed, it is noted, to be aborted: a drop cannot wait.
+struct Open<'a> {
+    store: &'a Store,
+    upload: Option<Upload>,
+}
+
+impl Open<'_> {
+    fn close(mut self) {
+        self.upload = None;
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        let mut dropped = self.store.dropped.lock().unwrap_or_else(PoisonError::into_inner);
+        dropped.extend(self.upload.take());
     }
 }
 
