@@ -149,8 +149,8 @@ impl Checkpoints {
         let prefix = save_folder(&self.fence.src, self.fence.attempt, self.saves);
         let (kept, changed): (BTreeMap<_, _>, BTreeMap<_, _>) =
             found.into_iter().partition(|(name, seen)| is_kept(name, seen));
-        let mut manifest = Manifest::default();
-        manifest.files = kept.into_keys().map(|name| (name.clone(), self.newest.files[&name].clone())).collect();
+        let kept = kept.into_keys().map(|name| (name.clone(), self.newest.files[&name].clone()));
+        let mut manifest = Manifest { files: kept.collect() };
         manifest.files.extend(self.put_all(node, &prefix, changed.into_keys()).await?);
 
         let key = format!("{prefix}{MANIFEST_NAME}");

@@ -4,6 +4,7 @@ Nothing here knows how `lighthpc` works: it sets the environment that an instanc
 DynamoDB, S3, SQS, and EC2 what is there, through boto3.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import decimal
@@ -50,6 +51,51 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def small_cgroup(limit_bytes):
+    """The folder of a new cgroup with so much memory and no swap; an OSError says why there can be none."""
+    folder = _memory_cgroup() / f"lighthpc-test-{uuid.uuid4().hex[:8]}"
+    folder.mkdir()
+    try:
+        # Version 2, then version 1, which limits memory and swap together. Without swap the second of each is missing.
+        for name, value in {
+            "memory.max": limit_bytes,
+            "memory.swap.max": 0,
+            "memory.limit_in_bytes": limit_bytes,
+            "memory.memsw.limit_in_bytes": limit_bytes,
+        }.items():
+            if (folder / name).exists():
+                (folder / name).write_text(str(value))
+        yield folder
+    finally:
+        wait_until(lambda: _is_removed(folder), 10, f"the processes in {folder} end")
+
+
+def _memory_cgroup():
+    """The folder of a cgroup in which others with a memory limit can be made: this process's own, or the one above."""
+    mounts = [line.split() for line in pathlib.Path("/proc/self/mounts").read_text().splitlines()]
+    for line in pathlib.Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        for _, mount, kind, options, *_ in mounts:
+            mine = pathlib.Path(mount + path)
+            if kind == "cgroup" and "memory" in controllers.split(",") and "memory" in options.split(","):
+                return mine
+            for folder in (mine, mine.parent) if kind == "cgroup2" and not controllers else ():
+                # Version 2: one that holds processes has no limited ones below it, but may have them beside it.
+                passed_on = folder / "cgroup.subtree_control"
+                if passed_on.exists() and "memory" in passed_on.read_text().split():
+                    return folder
+    raise FileNotFoundError("no cgroup here passes a memory limit on")
+
+
+def _is_removed(cgroup):
+    try:
+        cgroup.rmdir()
+    except OSError:  # busy
+        return False
+    return True
 
 
 def _die_with_parent():
@@ -338,6 +384,7 @@ class Cloud:
         self._imds = {}
         self._nodes = []
         self._inbox = []
+        self._clock_shift = None
 
     def close(self):
         """Ends what still runs. The folder is pytest's to remove."""
@@ -420,19 +467,35 @@ class Cloud:
         """The file that is there once the power-off command has run."""
         return self.folder / f"power-off-{instance_id}"
 
-    def start_node(self, instance_id, *arguments, program=None, **env):
-        """Starts `lighthpc run` on an instance and returns at once."""
+    def start_node(self, instance_id, *arguments, program=None, clock_s=0, cgroup=None, **env):
+        """Starts `lighthpc run` on an instance and returns at once.
+
+        `clock_s` is how far its wall clock is ahead of this machine's; `cgroup` the folder of the cgroup to run in.
+        """
         command = [self.binary, "run", *map(str, arguments)]
         if program:
             command += ["--", *map(str, program)]
+        if cgroup:
+            # 0 is whoever writes it: the shell, which then becomes the node.
+            command = ["sh", "-c", 'echo 0 >"$0/cgroup.procs" && exec "$@"', str(cgroup), *command]
+        if clock_s:
+            env = {"LD_PRELOAD": self._clock_library(), "CLOCK_SHIFT_S": clock_s} | env
         folder = self.folder / f"node-{len(self._nodes)}"
         node = Node(command, self.environment(instance_id, **env), folder)
         self._nodes.append(node)
         return node
 
-    def run_node(self, instance_id, *arguments, program=None, timeout_s=50, **env):
-        """Runs `lighthpc run` on an instance to its end."""
-        return self.start_node(instance_id, *arguments, program=program, **env).wait(timeout_s)
+    def run_node(self, instance_id, *arguments, timeout_s=50, **how):
+        """Runs `lighthpc run` on an instance to its end; for `how` see `start_node`."""
+        return self.start_node(instance_id, *arguments, **how).wait(timeout_s)
+
+    def _clock_library(self):
+        if self._clock_shift is None:
+            library = self.folder / "clock_shift.so"
+            source = pathlib.Path(__file__).with_name("clock_shift.c")
+            subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", library, source], check=True, timeout=60)
+            self._clock_shift = library
+        return self._clock_shift
 
     def run_command(self, *arguments, timeout_s=30, **env):
         """Runs another of the binary's commands, as a person does: with keys, on no instance."""

@@ -3,10 +3,14 @@
 Every case ends by reading rows and objects back with boto3. Whatever a case does to a node, its instance must end.
 """
 
+import contextlib
+import datetime
 import json
 import os
 import re
+import shutil
 import signal
+import time
 
 import harness
 import pytest
@@ -14,6 +18,10 @@ from harness import KEYS, wait_until
 
 COPY = 'cp "$LIGHTHPC_INPUT" "$LIGHTHPC_OUTPUT"\n'
 SHORT_LEASE = ("--lease", 3, "--heartbeat", 1)
+
+shifts_clocks = pytest.mark.skipif(
+    shutil.which("cc") is None, reason="no C compiler (cc) for the library that shifts a node's clock"
+)
 
 
 def waiting_script(cloud):
@@ -65,6 +73,11 @@ def assert_announced(cloud, mission, *words):
         assert word in text
     assert cloud.mission(mission)["notifyEmail"] == "Yes"
     return text
+
+
+def ahead_s(text):
+    """How far a time, RFC 3339, is ahead of this machine's clock."""
+    return datetime.datetime.fromisoformat(text).timestamp() - time.time()
 
 
 def assert_hint(finished):
@@ -523,6 +536,46 @@ def test_no_result_is_not_an_empty_result(cloud):
     cloud.assert_terminated(instance)
 
 
+@pytest.fixture
+def memory_cgroup():
+    """A cgroup with room for a node, and not for a workload that wants more."""
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(harness.small_cgroup(256 << 20))
+        except OSError as error:
+            pytest.skip(f"no cgroup with a memory limit can be made here: {error}")
+        yield folder
+
+
+@pytest.mark.parametrize("eater", ["is the program", "is its child"])
+def test_a_workload_that_the_kernel_ends_for_want_of_memory_is_named_as_that(memory_cgroup, cloud, eater):
+    cloud.put_input("a")
+    cloud.put_task("a", "M001")
+    cloud.put_mission("M001", 1)
+    instance = cloud.launch_instance(srcID="a", missionID="M001")
+    # The score makes sure that the kernel chooses the eater, and neither the node nor the shell between them.
+    program = cloud.python("""
+with open("/proc/self/oom_score_adj", "w") as file:
+    file.write("1000")
+eaten = [b"x" * (1 << 20) for _ in range(1024)]
+""")
+    if eater == "is its child":
+        python, path = program
+        program = cloud.script(f"'{python}' '{path}'\n")
+
+    finished = cloud.run_node(instance, program=program, cgroup=memory_cgroup)
+
+    assert finished.returncode == 25, finished.stderr
+    assert_hint(finished)
+    row = cloud.task("a")
+    assert (row["state"], row["verdict"], row["appFailures"]) == ("failed", "oom", 1)
+    assert row.get("exitCode") == (None if eater == "is the program" else 137)
+    assert cloud.result_keys() == []
+    assert cloud.tally("M001") == (0, 1)
+    assert_announced(cloud, "M001")
+    cloud.assert_terminated(instance)
+
+
 def test_a_program_that_is_not_there(cloud):
     cloud.put_input("a")
     instance = cloud.launch_instance(srcID="a")
@@ -642,8 +695,43 @@ def test_a_task_whose_instance_is_gone_is_taken_over_at_once(cloud):
     cloud.assert_terminated(second)
 
 
-@pytest.mark.parametrize("workload", ["runs on", "has ended"])
-def test_a_frozen_node_that_wakes_up_writes_nothing(cloud, workload):
+@shifts_clocks
+@pytest.mark.parametrize("clock_s", [600, -600])
+def test_a_duplicate_leaves_a_living_holder_whatever_its_clock_says(cloud, clock_s):
+    cloud.put_input("a")
+    first, second = cloud.launch_instance(srcID="a"), cloud.launch_instance(srcID="a")
+    program, began, go, _ = waiting_script(cloud)
+    lease = ("--lease", 9, "--heartbeat", 1)
+
+    holder = cloud.start_node(first, *lease, program=program)
+    wait_until(began.exists, 20, "the workload begins")
+    duplicate = cloud.run_node(second, *lease, program=program, clock_s=clock_s, LIGHTHPC_LOG_FORMAT="json")
+    held = cloud.task("a")
+    go.touch()
+    finished = holder.wait()
+
+    line = json.loads(duplicate.stderr.splitlines()[0])
+    assert abs(ahead_s(line["timestamp"]) - clock_s) < 60, "its clock is really another"
+    assert duplicate.returncode == 0, duplicate.stderr
+    assert duplicate.wall_s < 8, "it left at a beat, not at the lease's end"
+    assert (held["state"], held["execInstanceID"], held["attempt"]) == ("running", first, 1)
+    assert finished.returncode == 0, finished.stderr
+    row = assert_done(cloud, "a", b"attempt 1\n")
+    assert len(row["history"]) == 1
+    cloud.assert_terminated(first, second)
+
+
+@pytest.mark.parametrize(
+    ("workload", "clock_s"),
+    [
+        ("runs on", 0),
+        ("has ended", 0),
+        pytest.param("runs on", 600, marks=shifts_clocks),
+        pytest.param("has ended", -600, marks=shifts_clocks),
+    ],
+)
+def test_a_frozen_node_that_wakes_up_writes_nothing(cloud, workload, clock_s):
+    # `clock_s` is the second node's; nobody judges a lease by it.
     cloud.put_input("a")
     cloud.put_task("a", "M001")
     cloud.put_mission("M001", 1)
@@ -653,7 +741,7 @@ def test_a_frozen_node_that_wakes_up_writes_nothing(cloud, workload):
     frozen = cloud.start_node(first, *SHORT_LEASE, program=program)
     wait_until(began.exists, 20, "the first workload begins")
     frozen.signal(signal.SIGSTOP)
-    other = cloud.run_node(second, *SHORT_LEASE, program=program)
+    other = cloud.run_node(second, *SHORT_LEASE, program=program, clock_s=clock_s)
     row = assert_done(cloud, "a", b"attempt 2\n", attempt=2)
     head = cloud.object_head("rslt_a")
     if workload == "has ended":
@@ -665,6 +753,7 @@ def test_a_frozen_node_that_wakes_up_writes_nothing(cloud, workload):
 
     assert other.returncode == 0, other.stderr
     assert 2.9 < other.wall_s < 20, "it took over after a lease of watching, neither sooner nor much later"
+    assert abs(ahead_s(row["history"][-1]["started"]) - clock_s) < 60, "the second node's clock is really another"
     assert woken.returncode == 30, woken.stderr
     assert row["execInstanceID"] == second
     assert cloud.task("a") == row
