@@ -46,6 +46,8 @@ pub enum Exit {
     Exhausted = 24,
     /// The workload ran out of memory.
     OutOfMemory = 25,
+    /// EC2 does not accept the launch.
+    LaunchRefused = 26,
     /// The lease was lost to another attempt.
     LeaseLost = 30,
     /// A service cannot be reached, or stays busy.
@@ -72,6 +74,10 @@ pub fn of_node(error: &NodeError) -> (Exit, Option<String>) {
                  or ec2:DescribeTags in its role"
                     .to_owned(),
             ),
+        ),
+        NodeError::NoMission { .. } => (
+            Exit::NoTask,
+            Some("make it with `lighthpc submit`, or look at the tag missionID and the missions table".to_owned()),
         ),
         NodeError::BadName(_) => (Exit::Usage, None),
         NodeError::Setting { hint, .. } => (Exit::Usage, Some((*hint).to_owned())),
@@ -148,6 +154,11 @@ pub fn of_cloud(error: &CloudError) -> (Exit, Option<String>) {
         Kind::Throttled | Kind::Unavailable | Kind::Unreachable | Kind::Conflict => (
             Exit::Unavailable,
             "it may pass: try again; if not, look at the network, the region, and AWS_ENDPOINT_URL".to_owned(),
+        ),
+        Kind::Refused => (
+            Exit::LaunchRefused,
+            "look at the launch template and its version, the instance types (the region must offer them), and the subnets"
+                .to_owned(),
         ),
         Kind::DiskFull => (Exit::DiskFull, disk_hint()),
         Kind::NotFound | Kind::Precondition | Kind::Corrupt | Kind::Invalid => {

@@ -46,6 +46,8 @@ pub enum Kind {
     DiskFull,
     /// The request itself is not acceptable; the same again fails again.
     Invalid,
+    /// EC2 does not accept a launch: its template, its types, or its subnets.
+    Refused,
 }
 
 /// A failed call to a service.
@@ -204,6 +206,17 @@ fn kind_of_answer(status: u16, code: &str, message: &str) -> Kind {
         "ValidationException" if message.contains("does not match the schema") || message.contains("ssing the key") => {
             Kind::TableKey
         }
+        "InvalidParameterValue"
+        | "InvalidInstanceType"
+        | "InvalidFleetConfiguration"
+        | "InvalidFleetConfig"
+        | "Unsupported"
+        | "UnsupportedOperation"
+        | "InvalidSubnetID.NotFound"
+        | "InvalidSubnetId.NotFound"
+        | "InvalidAMIID.NotFound"
+        | "InvalidSecurityGroupID.NotFound" => Kind::Refused,
+        code if code.starts_with("InvalidLaunchTemplate") => Kind::Refused,
         "NoSuchKey" | "NotFound" | "NotFoundException" | "NoSuchUpload" | "InvalidInstanceID.NotFound" => {
             Kind::NotFound
         }

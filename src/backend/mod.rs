@@ -1,11 +1,12 @@
 //! AWS, as the worker needs it: always the real SDK, whatever the wire under it.
 //!
-//! [`Backend`] has four parts: the `ledger` (DynamoDB: claims, fences, the tally), the `store` (S3), the
-//! `notifier` (SNS), and the `machine` (EC2, IMDS, power). On AWS they speak over the SDK's own HTTPS client;
+//! [`Backend`] has five parts: the `ledger` (DynamoDB: claims, fences, the tally), the `store` (S3), the
+//! `notifier` (SNS), the `machine` (EC2, IMDS, power), and the `fleet` (EC2: launches). On AWS they speak over the SDK's own HTTPS client;
 //! for `--local` and in tests over the cloud in this process ([`Wire::plugged`]). The conditional
 //! expressions are written once, and nothing here knows which of the two it is.
 
 pub mod error;
+pub mod fleet;
 pub mod ledger;
 pub mod machine;
 pub mod notifier;
@@ -13,6 +14,7 @@ pub mod sdk;
 pub mod store;
 
 pub use error::{CloudError, Kind};
+pub use fleet::Fleet;
 pub use ledger::Ledger;
 pub use machine::Machine;
 pub use notifier::Notifier;
@@ -45,6 +47,8 @@ pub struct Backend {
     pub notifier: Notifier,
     /// EC2 and IMDS: who this machine is, and its end.
     pub machine: Machine,
+    /// EC2: what is launched, and what runs.
+    pub fleet: Fleet,
 }
 
 impl Backend {
@@ -56,6 +60,7 @@ impl Backend {
             store: Store::new(wire),
             notifier: Notifier::new(wire),
             machine: Machine::new(wire, power_off),
+            fleet: Fleet::new(wire),
         }
     }
 }

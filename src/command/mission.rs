@@ -117,7 +117,10 @@ impl Run {
                 }
             };
             let was_ended = matches!(&life.ending, Ok(Ending::EndedBefore(_)));
-            let is_over = !matches!(&life.ending, Ok(Ending::Drained | Ending::Interrupted | Ending::HeldByOther(_)));
+            let is_over = !matches!(
+                &life.ending,
+                Ok(Ending::Drained | Ending::Interrupted | Ending::HeldByOther(_) | Ending::Served { .. })
+            );
             ended += u64::from(is_over && !was_ended);
             match self.line(&src, took, &life) {
                 Some(line) => self.screen.end(bar, ended, &line),
@@ -167,7 +170,14 @@ impl Run {
                 screen::duration(took),
                 self.place_of(result).display()
             )),
-            Ok(Ending::EndedBefore(_) | Ending::Drained | Ending::Interrupted | Ending::HeldByOther(_)) => None,
+            Ok(
+                Ending::EndedBefore(_)
+                | Ending::Drained
+                | Ending::Interrupted
+                | Ending::Cancelled
+                | Ending::Served { .. }
+                | Ending::HeldByOther(_),
+            ) => None,
             Ok(Ending::TryAgain(error)) | Err(error) => Some(format!(
                 "failed {src}  {}  {}{}",
                 screen::duration(took),

@@ -49,7 +49,8 @@ pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result
             return Err(error.into());
         }
     };
-    let _work_dir = take_work_dir(&settings.work_dir);
+    let (_work_dir, left) = take_work_dir(&settings.work_dir);
+    let settings = Settings { left, ..settings };
     let tables = Tables { tasks: args.tables.tasks_table.clone(), missions: args.tables.missions_table.clone() };
     let node = Node { backend: Backend::new(&wire, tables, power_off), settings: Arc::new(settings), stopping };
     conclude(worker::run(node).await)
@@ -57,10 +58,10 @@ pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result
 
 /// Takes the work folder, and ends and removes what an earlier process left there. Trouble with it is found again, and
 /// handled, when the first attempt makes its folder.
-pub(super) fn take_work_dir(work_dir: &std::path::Path) -> Option<std::fs::File> {
+pub(super) fn take_work_dir(work_dir: &std::path::Path) -> (Option<std::fs::File>, Vec<SrcId>) {
     workload::take(work_dir).unwrap_or_else(|error| {
         tracing::warn!("{} could not be cleared: {error}", work_dir.display());
-        None
+        (None, Vec::new())
     })
 }
 
@@ -123,7 +124,11 @@ fn conclude(life: worker::Life) -> Result<Exit, Failure> {
             tracing::info!("{holder} holds the task and lives: this instance is not needed");
             Exit::Ok
         }
-        Ending::Drained | Ending::Interrupted => Exit::Interrupted,
+        Ending::Served { done, other } => {
+            tracing::info!("served the mission: {done} tasks done here, {other} attempts that ended otherwise");
+            Exit::Ok
+        }
+        Ending::Drained | Ending::Interrupted | Ending::Cancelled => Exit::Interrupted,
         Ending::TryAgain(_) => unreachable!("matched above"),
     };
     Ok(if life.end.is_err() && exit == Exit::Ok { Exit::NotTerminated } else { exit })
@@ -160,6 +165,8 @@ pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
         heartbeat: args.heartbeat,
         checkpoint_every: args.checkpoint_every,
         log_every: LOG_EVERY,
+        slots: args.slots,
+        left: Vec::new(),
         max_idle: args.max_idle,
         max_lifetime: args.max_lifetime,
         terminate: !args.no_terminate,

@@ -11,7 +11,7 @@ use crate::backend::Backend;
 use crate::backend::ledger::{NewMission, NewTask, Redrive};
 use crate::clock;
 use crate::domain::ids::{MissionId, SrcId};
-use crate::domain::mission::{Mission, Notified, tally_shards_for};
+use crate::domain::mission::{Mission, Notified};
 use crate::domain::task::{State, Task};
 use crate::exit::Exit;
 use crate::local::{LocalCloud, SOURCE_BUCKET};
@@ -71,7 +71,7 @@ pub(super) async fn find_or_make(
         return Err(no_mission(dir));
     }
     let trans_number = inputs.len() as u64;
-    let new = NewMission { id: id.clone(), trans_number, tally_shards: tally_shards_for(trans_number), exec };
+    let new = NewMission { exec, now: clock::now_rfc3339(), ..NewMission::of(id.clone(), trans_number) };
     desk.ledger.create_mission(&new).await?;
     let made = desk.ledger.mission(&id).await?;
     made.ok_or_else(|| Failure { exit: Exit::Internal, error: anyhow::anyhow!("mission {id} vanished"), hint: None })
@@ -134,10 +134,12 @@ pub(super) async fn add_tasks(
         link.map_err(|error| Failure::usage(format!("{}: {error}", real.display()), "look at its permissions"))?;
         let new = NewTask {
             src: src.clone(),
-            mission: mission.id.clone(),
+            mission: Some((mission.id.clone(), mission.tally_shards)),
             bucket: SOURCE_BUCKET.to_owned(),
             now: clock::now_rfc3339(),
+            trigger_time: clock::now_rfc3339(),
             trigger: "lighthpc run --local".to_owned(),
+            is_launched: false,
         };
         desk.ledger.create_task(&new).await?;
     }
@@ -183,7 +185,7 @@ pub(super) async fn make(
     warn_of_changed(&done, inputs);
     let failed: Vec<&Task> = tasks.iter().filter(|task| task.state == State::Failed).collect();
     for task in &failed {
-        if desk.ledger.redrive(task, Some(mission)).await? == Redrive::NotFailed {
+        if desk.ledger.redrive(task, Some(mission), &clock::now_rfc3339()).await? == Redrive::NotFailed {
             tracing::warn!("{} is no longer failed", task.src);
         }
     }

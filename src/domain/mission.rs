@@ -1,6 +1,7 @@
 //! A mission's row and its tally.
 
 use super::ids::{MissionId, SrcId};
+use super::policy::{Policy, PolicyError};
 
 /// The counters of a mission, summed over its tally items.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,12 +72,24 @@ pub struct Mission {
     pub results: Vec<String>,
     /// The workload's command line for every task, for `sh -c`; the node's own settings go first.
     pub exec: Option<String>,
+    /// What it is called, for people.
+    pub name: Option<String>,
+    /// How many nodes serve it, each task after task; `None`: a node for each task.
+    pub nodes: Option<u32>,
+    /// How many tasks such a node works at, at a time.
+    pub slots: Option<u16>,
+    /// When it was cancelled, RFC 3339 UTC.
+    pub cancelled_at: Option<String>,
+    /// When it was made or configured: `timeCfg`.
+    pub made_at: Option<String>,
+    /// What it may cost; an error if the row's words cannot be read.
+    pub policy: Result<Policy, PolicyError>,
 }
 
 impl Mission {
     /// Makes what is known of a mission that has no row: its name.
     #[must_use]
-    pub const fn unknown(id: MissionId) -> Self {
+    pub fn unknown(id: MissionId) -> Self {
         Self {
             id,
             trans_number: None,
@@ -88,6 +101,12 @@ impl Mission {
             notified: Notified::No,
             results: Vec::new(),
             exec: None,
+            name: None,
+            nodes: None,
+            slots: None,
+            cancelled_at: None,
+            made_at: None,
+            policy: Ok(Policy::default()),
         }
     }
 
@@ -113,6 +132,13 @@ impl Mission {
         let stride = self.trans_number.map_or(1, |number| number.div_ceil(100)).max(1);
         total.seq > rolled && (self.is_complete(total) || total.seq - rolled >= stride)
     }
+}
+
+/// Returns the partition of the index of open tasks that a task is in: `<mission>#<shard>`, with nothing before `#` for a task
+/// of no mission. Spread like the tally, so that no partition is asked by every node.
+#[must_use]
+pub fn open_partition(mission: Option<&MissionId>, shard: u32) -> String {
+    format!("{}#{shard}", mission.map_or("", MissionId::as_str))
 }
 
 /// Returns how many tally items a mission of `trans_number` tasks is spread over.

@@ -10,6 +10,8 @@ pub mod ids;
 pub mod keys;
 pub mod lease;
 pub mod mission;
+pub mod policy;
 pub mod progress;
+pub mod tags;
 pub mod task;
 pub mod verdict;

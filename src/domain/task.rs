@@ -114,6 +114,35 @@ pub struct Task {
     pub interruptions: u64,
     /// The newest ended attempts, oldest first.
     pub history: Vec<PastAttempt>,
+    /// What was launched for it, by a scheduler.
+    pub launch: Launch,
+    /// Whether its mission was cancelled while it was held.
+    pub cancelled: bool,
+}
+
+/// What a scheduler has launched for a task that waits.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Launch {
+    /// The attempt that the row showed when a node was launched, or when the launch was reserved.
+    pub at_attempt: Option<Attempt>,
+    /// Launches since the last claim.
+    pub tries: u64,
+    /// When the last one was reserved, RFC 3339 UTC, by the scheduler's clock.
+    pub at: String,
+    /// The instance, if EC2 gave one.
+    pub instance: Option<String>,
+    /// Why there is none.
+    pub error: Option<String>,
+    /// Not before this is the next try made, RFC 3339 UTC, by the scheduler's clock.
+    pub after: Option<String>,
+}
+
+impl Launch {
+    /// Returns whether a launch is reserved, or made, for the attempt that comes after `attempt`.
+    #[must_use]
+    pub fn is_for(&self, attempt: Attempt) -> bool {
+        self.at_attempt == Some(attempt)
+    }
 }
 
 impl Task {

@@ -15,7 +15,7 @@ use super::heartbeat::{Heartbeat, Periods, TimeCost};
 use super::identity::{Assignment, Instance};
 use super::insist::insist;
 use super::interruption::Sentinel;
-use super::{Node, NodeError, Step, checkpoint, log, notify, result, step};
+use super::{Announcer, Node, NodeError, Step, checkpoint, log, result, step};
 use crate::backend::Kind;
 use crate::backend::ledger::{Fence, Outcome};
 use crate::backend::store::{StoreError, uri};
@@ -43,6 +43,15 @@ pub enum Ending {
     Drained,
     /// It is handed back, because EC2 takes the instance back.
     Interrupted,
+    /// Its mission was cancelled, and the task has ended with that.
+    Cancelled,
+    /// Tasks of a mission were done one after another, until none was left or the node was to end.
+    Served {
+        /// Committed results.
+        done: u64,
+        /// Attempts that ended otherwise.
+        other: u64,
+    },
     /// It is handed back after a failure that may pass.
     TryAgain(NodeError),
 }
@@ -64,7 +73,7 @@ pub(super) async fn run(
     }
     let held = match step(node, Step::Claim, claim::acquire(node, instance, task)).await? {
         Claimed::Held(held) => held,
-        Claimed::Ended(row) => return ended_before(node, instance, &row).await,
+        Claimed::Ended(row) => return ended_before(node, instance, &row, task.is_pulled).await,
         Claimed::HeldByOther(lease) => return Ok(Ending::HeldByOther(lease.owner)),
         Claimed::Drained => return Ok(Ending::Drained),
     };
@@ -113,11 +122,15 @@ async fn hold(node: &Node, instance: &Instance, sentinel: &Sentinel, held: Held)
 }
 
 /// The task has ended before. If that was the mission's last and nobody has said so, its committer died in between.
-async fn ended_before(node: &Node, instance: &Instance, row: &Task) -> Result<Ending, NodeError> {
+async fn ended_before(node: &Node, instance: &Instance, row: &Task, is_pulled: bool) -> Result<Ending, NodeError> {
     tracing::info!("task {} is {} already: nothing to do", row.src, row.state.as_str());
+    if is_pulled {
+        // Found in an index that lags behind: whoever ended the task has looked at the mission.
+        return Ok(Ending::EndedBefore(row.state));
+    }
     let mission = insist(node.settings.lease, || mission_of(node, row)).await;
     if let Some(mission) = mission.map_err(NodeError::cloud("reading the mission"))? {
-        step(node, Step::Notify, notify::see(node, &instance.id, &row.src, &mission)).await?;
+        step(node, Step::Notify, Announcer::of(node).see(&instance.id, row.src.as_str(), &mission, None)).await?;
     }
     Ok(Ending::EndedBefore(row.state))
 }
@@ -166,6 +179,9 @@ async fn work(
     let fetched = unless(&heartbeat.lost, Stop::LeaseLost, unless(&node.stopping.drain, Stop::Drain, fetch));
     let (mission, (), lost_log) = unless_noticed(sentinel, |_| Instant::now(), fetched).await?;
     (attempted.mission, attempted.lost.1) = (mission, lost_log);
+    if attempted.mission.as_ref().is_some_and(|mission| mission.cancelled_at.is_some()) {
+        return Err(Stop::Cancelled);
+    }
     let named = attempted.row.checkpoint.clone();
     let restore = Checkpoints::restore(node, &contract, &attempted.fence, bucket, named.as_deref());
     let restored = Box::pin(async { Ok(restore.await) });
@@ -284,6 +300,7 @@ impl std::fmt::Display for Stop {
         match self {
             Self::LeaseLost => f.write_str("the lease is lost"),
             Self::Drain => f.write_str("the node is to drain"),
+            Self::Cancelled => f.write_str("the mission is cancelled"),
             Self::Interrupted(_) => f.write_str("EC2 takes the instance back"),
             Self::Trouble(trouble) => trouble.error.fmt(f),
         }

@@ -158,7 +158,7 @@ impl Checkpoints {
         let put = node.backend.store.put_bytes(&self.bucket, &key, text).await;
         put.map_err(|source| NodeError::Store { doing: "saving the checkpoint", source })?;
         let named = node.backend.ledger.name_checkpoint(&self.fence, &uri(&self.bucket, &key)).await;
-        if named.map_err(NodeError::cloud("naming the checkpoint"))? == Beat::Lost {
+        if named.map_err(NodeError::cloud("naming the checkpoint"))? != Beat::Renewed {
             return Ok(Save::LeaseLost);
         }
         tracing::info!(files = manifest.files.len(), "saved the checkpoint {key}");

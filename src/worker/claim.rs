@@ -69,6 +69,10 @@ pub(super) async fn acquire(node: &Node, instance: &Instance, task: &Assignment)
             Claim::HeldByOther(lease) => lease,
         };
         tracing::info!(holder = %lease.owner, attempt = lease.attempt.0, "the task is held by {}: watching its lease", lease.owner);
+        if task.is_pulled {
+            // There are others to do.
+            return Ok(Claimed::HeldByOther(lease));
+        }
         if is_gone(node, &lease).await {
             expired = Some(lease);
             continue;

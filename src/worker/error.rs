@@ -13,10 +13,16 @@ pub enum NodeError {
     #[error("identifying this machine")]
     Identity(#[source] CloudError),
     /// No task is named: no flag, no tag.
-    #[error("no task: instance {instance} has no tag srcID, and no --src-id was given")]
+    #[error("no task: instance {instance} has neither a tag srcID nor missionID, and no --src-id was given")]
     NoTask {
         /// The instance.
         instance: String,
+    },
+    /// The mission that this machine is to serve does not exist.
+    #[error("there is no mission {mission}")]
+    NoMission {
+        /// The mission.
+        mission: String,
     },
     /// A name is not a legal one.
     #[error("reading the names of the task")]
@@ -121,6 +127,30 @@ pub fn words(error: &dyn std::error::Error) -> String {
 }
 
 impl NodeError {
+    /// Returns whether the failure says something of the task alone, so that another task may fare better on this machine.
+    pub(super) fn is_the_tasks_own(&self) -> bool {
+        match self {
+            Self::MissingInput { .. }
+            | Self::WorkloadFailed { .. }
+            | Self::OutOfMemory
+            | Self::TimeLimit
+            | Self::NoResult { .. }
+            | Self::LeaseLost { .. }
+            | Self::Exhausted { .. } => true,
+            Self::Store { source, .. } => matches!(source, StoreError::BadResult { .. } | StoreError::Changed { .. }),
+            // A program that cannot be started fails the next task, too.
+            Self::NotStarted { .. }
+            | Self::Identity(_)
+            | Self::NoTask { .. }
+            | Self::NoMission { .. }
+            | Self::BadName(_)
+            | Self::Setting { .. }
+            | Self::Cloud { .. }
+            | Self::Disk { .. }
+            | Self::Panicked(_) => false,
+        }
+    }
+
     /// Wraps a service's failure.
     pub(super) fn cloud(doing: &'static str) -> impl FnOnce(CloudError) -> Self {
         move |source| Self::Cloud { doing, source }

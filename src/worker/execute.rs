@@ -24,6 +24,8 @@ pub(super) enum Stop {
     LeaseLost,
     /// The node is to drain.
     Drain,
+    /// The mission was cancelled.
+    Cancelled,
     /// EC2 takes the machine back at this instant.
     Interrupted(Instant),
     /// Something failed.
@@ -77,6 +79,7 @@ pub(super) async fn run(
         // Only the first of them matters, and the run is waited for in any case.
         tokio::select! {
             () = heartbeat.lost.cancelled() => {}
+            () = heartbeat.cancelled.cancelled() => {}
             () = node.stopping.drain.cancelled() => {}
             deadline = sentinel.noticed() => {
                 // All the time there is, less what the save and the last words need; a third of it at least.
@@ -109,6 +112,7 @@ pub(super) async fn run(
     let ended = ended.map_err(|error| Trouble::new(Verdict::Infra, true, disk(error)))?;
     let early = match sentinel.deadline() {
         Some(deadline) => Some(Stop::Interrupted(deadline)),
+        None if heartbeat.cancelled.is_cancelled() => Some(Stop::Cancelled),
         None => node.stopping.drain.is_cancelled().then_some(Stop::Drain),
     };
     judge(ended, early)

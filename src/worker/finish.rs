@@ -9,7 +9,7 @@ use super::checkpoint::{Checkpoints, Save};
 use super::error::words;
 use super::execute::{LAST_WORDS, Stop, Trouble};
 use super::insist::insist;
-use super::{Node, NodeError, Step, log, notify, step};
+use super::{Announcer, Node, NodeError, Step, log, step};
 use crate::backend::ledger::{Commit, Fence, Finish, Outcome, Release};
 use crate::clock;
 use crate::domain::budget::{self, Next, decide};
@@ -113,6 +113,12 @@ pub(super) async fn finish(
             let next = hand_back(node, attempted, taken, None, "EC2 takes the instance back").await?;
             if next == Next::Release { Ok(Ending::Interrupted) } else { Err(exhausted(attempted)) }
         }
+        Err(Stop::Cancelled) => {
+            let log = save_log(node, attempted).await;
+            let history = attempted.history(Verdict::Cancelled, None, log);
+            commit(node, attempted, Outcome::Failed(Verdict::Cancelled), None, history, None).await?;
+            Ok(Ending::Cancelled)
+        }
         Err(Stop::Trouble(trouble)) => {
             let Trouble { ending, exit_code, error } = trouble;
             let next = hand_back(node, attempted, ending, exit_code, &error.to_string()).await?;
@@ -131,7 +137,7 @@ pub(super) async fn save_last(node: &Node, checkpoints: &mut Checkpoints, stop: 
             let left = deadline.saturating_duration_since(Instant::now());
             left.saturating_sub(LAST_WORDS).max(left / 3)
         }
-        Stop::LeaseLost | Stop::Trouble(_) => return,
+        Stop::LeaseLost | Stop::Cancelled | Stop::Trouble(_) => return,
     };
     match tokio::time::timeout(limit, checkpoints.save(node)).await {
         Ok(Ok(Save::Saved | Save::Unchanged)) => {}
@@ -207,7 +213,7 @@ async fn commit(
         checkpoints.remove(node).await;
     }
     let Some(mission) = mission else { return Ok(()) };
-    step(node, Step::Notify, notify::see(node, &fence.owner, &fence.src, &mission)).await
+    step(node, Step::Notify, Announcer::of(node).see(&fence.owner, fence.src.as_str(), &mission, None)).await
 }
 
 async fn release(
@@ -219,7 +225,8 @@ async fn release(
 ) -> Result<(), NodeError> {
     debug_assert!(verdict.budget() != Budget::None, "a success is committed, not released");
     let history = attempted.history(verdict, exit_code, log);
-    let release = Release { verdict, exit_code, time_cost_s: attempted.time_cost_s, history };
+    let release =
+        Release { verdict, exit_code, time_cost_s: attempted.time_cost_s, history, now: clock::now_rfc3339() };
     let write = async {
         let released = insist(node.settings.lease, || node.backend.ledger.release(&attempted.fence, &release));
         released.await.map_err(NodeError::cloud("handing the task back"))

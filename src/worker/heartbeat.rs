@@ -49,6 +49,8 @@ pub(super) struct Heartbeat {
     stop: CancellationToken,
     /// Cancelled when the lease is lost.
     pub(super) lost: CancellationToken,
+    /// Cancelled when the mission was cancelled; the lease is not renewed any more.
+    pub(super) cancelled: CancellationToken,
     /// The workload's newest progress, sent with the next beat.
     pub(super) progress: watch::Sender<Progress>,
     /// The workload's time.
@@ -67,12 +69,12 @@ impl Heartbeat {
     pub(super) fn start(ledger: Ledger, fence: Fence, periods: Periods, claimed: Instant, time_cost: TimeCost) -> Self {
         let (progress, progress_now) = watch::channel(Progress::default());
         let (time_cost, time_cost_now) = watch::channel(time_cost);
-        let (stop, lost) = (CancellationToken::new(), CancellationToken::new());
+        let (stop, lost, cancelled) = <(CancellationToken, CancellationToken, CancellationToken)>::default();
         let beater = Beater { ledger, fence: fence.clone(), periods, progress: progress_now, time_cost: time_cost_now };
         let mut beats = JoinSet::new();
-        let (stop_token, lost_token) = (stop.clone(), lost.clone());
-        beats.spawn(async move { beater.run(claimed, stop_token, lost_token).await }.in_current_span());
-        Self { fence, beats, stop, lost, progress, time_cost }
+        let tokens = (stop.clone(), lost.clone(), cancelled.clone());
+        beats.spawn(async move { beater.run(claimed, tokens.0, tokens.1, tokens.2).await }.in_current_span());
+        Self { fence, beats, stop, lost, cancelled, progress, time_cost }
     }
 
     /// Stops renewing and waits for a beat that is under way. Nothing is sent after this.
@@ -92,7 +94,13 @@ struct Beater {
 
 impl Beater {
     /// One write per period, however chatty the workload: the newest value at that moment wins.
-    async fn run(self, claimed: Instant, stop: CancellationToken, lost: CancellationToken) {
+    async fn run(
+        self,
+        claimed: Instant,
+        stop: CancellationToken,
+        lost: CancellationToken,
+        cancelled: CancellationToken,
+    ) {
         let mut renewed = claimed;
         let mut pause = self.pause();
         loop {
@@ -116,6 +124,7 @@ impl Beater {
             match tokio::time::timeout(limit, beat).await {
                 Ok(Ok(Beat::Renewed)) => renewed = asked,
                 Ok(Ok(Beat::Lost)) => return lost.cancel(),
+                Ok(Ok(Beat::Cancelled)) => return cancelled.cancel(),
                 Ok(Err(error)) => {
                     tracing::warn!("the lease could not be renewed: {error}: {}", error.source);
                     // Sooner than usual: nine more tries fit in a lease.

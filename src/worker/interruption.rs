@@ -26,9 +26,9 @@ const UNREAD_BUDGET: Duration = Duration::from_secs(20);
 /// The longest a notice runs.
 const BUDGET_MAX: Duration = Duration::from_mins(2);
 
-/// A watch over IMDS, for as long as the node lives.
+/// What IMDS has said, for as long as the node lives. A clone hears the same.
+#[derive(Clone)]
 pub(super) struct Sentinel {
-    looks: JoinSet<()>,
     /// When the machine is taken away, once that is known.
     pub(super) notice: watch::Receiver<Option<Instant>>,
     /// Cancelled when EC2 recommends to leave.
@@ -36,8 +36,9 @@ pub(super) struct Sentinel {
 }
 
 impl Sentinel {
-    /// Starts to look. Off EC2 there is nothing to see, and nothing is asked.
-    pub(super) fn start(machine: Machine, is_on_ec2: bool) -> Self {
+    /// Starts to look. Off EC2 there is nothing to see, and nothing is asked. The looks end when the set is shut down, which is
+    /// safe at any point: they only read.
+    pub(super) fn start(machine: Machine, is_on_ec2: bool) -> (Self, JoinSet<()>) {
         let (sender, notice) = watch::channel(None);
         let rebalance = CancellationToken::new();
         let mut looks = JoinSet::new();
@@ -45,7 +46,7 @@ impl Sentinel {
             let token = rebalance.clone();
             looks.spawn(async move { look(&machine, &sender, &token).await }.in_current_span());
         }
-        Self { looks, notice, rebalance }
+        (Self { notice, rebalance }, looks)
     }
 
     /// Waits for a notice; for ever if none comes.
@@ -65,11 +66,6 @@ impl Sentinel {
     /// Returns the deadline, if there is one.
     pub(super) fn deadline(&self) -> Option<Instant> {
         *self.notice.borrow()
-    }
-
-    /// Stops looking. Aborting a look is safe: it only reads.
-    pub(super) async fn stop(&mut self) {
-        self.looks.shutdown().await;
     }
 }
 

@@ -22,11 +22,13 @@ mod insist;
 mod interruption;
 mod log;
 mod notify;
+mod pull;
 mod result;
 mod settings;
 
 pub use attempt::Ending;
 pub use error::{NodeError, words};
+pub use notify::Announcer;
 pub use settings::{Report, Settings, Step};
 
 use std::sync::Arc;
@@ -37,7 +39,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use identity::{Assignment, Instance};
+use identity::{Assignment, Instance, Work};
 use interruption::Sentinel;
 
 use crate::backend::Backend;
@@ -105,10 +107,13 @@ pub async fn run(node: Node) -> Life {
 
 /// The steps from identity to notification. Tells which machine this is as soon as it knows, for the step after the last.
 async fn life(node: Node, known: watch::Sender<Option<Instance>>) -> Result<Ending, NodeError> {
-    let (instance, task) = step(&node, Step::Identify, identity::find(&node, &known)).await?;
-    let mut sentinel = Sentinel::start(node.backend.machine.clone(), instance.is_on_ec2);
-    let ending = one_task(&node, &instance, &sentinel, &task).await;
-    sentinel.stop().await;
+    let (instance, work) = step(&node, Step::Identify, identity::find(&node, &known)).await?;
+    let (sentinel, mut looks) = Sentinel::start(node.backend.machine.clone(), instance.is_on_ec2);
+    let ending = match work {
+        Work::Task(task) => one_task(&node, &instance, &sentinel, &task).await,
+        Work::Mission(mission) => pull::serve(&node, &instance, &sentinel, &mission).await,
+    };
+    looks.shutdown().await;
     ending
 }
 

@@ -1,78 +1,129 @@
 //! Step 8: the mission's tally, and at its end the manifest and the notification.
 
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::insist::insist;
 use super::{Node, NodeError};
+use crate::backend::Backend;
 use crate::backend::ledger::Publication;
 use crate::backend::notifier::Message;
 use crate::backend::store::uri;
 use crate::clock;
-use crate::domain::ids::{InstanceId, SrcId};
+use crate::domain::ids::InstanceId;
 use crate::domain::keys::{digest_hex, manifest_key};
 use crate::domain::mission::{Mission, Notified, RESULT_LIST_LEN_MAX, Tally, result_list};
 use crate::domain::task::{State, Task};
 
-/// Looks whether the mission is over; if it is and nobody has said so, says so.
-///
-/// Every committer comes here after its own commit, so the last one sees the full count. Exactly one becomes the
-/// publisher; a publisher that died is replaced by whoever comes by and learns that it is gone.
-pub(super) async fn see(node: &Node, me: &InstanceId, src: &SrcId, mission: &Mission) -> Result<(), NodeError> {
-    let ledger = &node.backend.ledger;
-    let limit = node.settings.lease;
-    let sum = insist(limit, || ledger.tally(mission)).await.map_err(NodeError::cloud("reading the tally"))?;
-    let total = mission.total(sum);
-    if !mission.is_complete(total) {
-        if mission.wants_roll_up(total) {
-            insist(limit, || ledger.roll_up(mission, total)).await.map_err(NodeError::cloud("rolling the tally up"))?;
-        }
-        return Ok(());
-    }
-    // The row as it is now: it may have grown, and it knows whether somebody publishes.
-    let fresh = insist(limit, || ledger.mission(&mission.id)).await.map_err(NodeError::cloud("reading the mission"))?;
-    let Some(mission) = fresh else { return Ok(()) };
-    let total = mission.total(sum);
-    let dead = match &mission.notified {
-        Notified::Yes => return Ok(()),
-        Notified::No => None,
-        Notified::Sending { by } => Some(by.clone()).filter(|by| by != me.as_str()),
-    };
-    if !mission.is_complete(total) {
-        return Ok(());
-    }
-    let dead = match dead {
-        Some(by) if node.backend.machine.is_gone(&by).await.unwrap_or(false) => Some(by),
-        _ => None,
-    };
-    let publication = Publication { by: me.clone(), token: digest_hex(&[me.as_str(), src.as_str()], 32) };
-    let won = insist(limit, || ledger.begin_publication(&mission, &publication, dead.as_deref(), total));
-    if won.await.map_err(NodeError::cloud("becoming the mission's publisher"))? {
-        publish(node, &mission, total, &publication).await?;
-    }
-    Ok(())
+/// What it takes to look whether a mission is over, and to say so.
+#[derive(Clone, Debug)]
+pub struct Announcer {
+    /// The services.
+    pub backend: Backend,
+    /// The bucket of manifests.
+    pub result_bucket: Option<String>,
+    /// The topic.
+    pub topic_arn: Option<String>,
+    /// Where the manifest is made.
+    pub work_dir: PathBuf,
+    /// How long trouble that may pass is borne.
+    pub patience: Duration,
 }
 
-async fn publish(node: &Node, mission: &Mission, total: Tally, publication: &Publication) -> Result<(), NodeError> {
+impl Announcer {
+    pub(super) fn of(node: &Node) -> Self {
+        let settings = &node.settings;
+        Self {
+            backend: node.backend.clone(),
+            result_bucket: settings.result_bucket.clone(),
+            topic_arn: settings.topic_arn.clone(),
+            work_dir: settings.work_dir.clone(),
+            patience: settings.lease,
+        }
+    }
+
+    /// Looks whether the mission is over; if it is and nobody has said so, says so.
+    ///
+    /// Every committer comes here after its own commit, so the last one sees the full count. Exactly one becomes the
+    /// publisher; a publisher that died is replaced by whoever comes by and learns that it is gone.
+    ///
+    /// `me` and `right` name the publisher: the same pair may publish again after its restart. `dead` is a publisher that the
+    /// caller knows to be gone, though EC2 cannot say so of it.
+    ///
+    /// # Errors
+    /// [`NodeError`]; the mission is then looked at by whoever comes by next.
+    pub async fn see(
+        &self,
+        me: &InstanceId,
+        right: &str,
+        mission: &Mission,
+        dead: Option<&str>,
+    ) -> Result<(), NodeError> {
+        let ledger = &self.backend.ledger;
+        let limit = self.patience;
+        let sum = insist(limit, || ledger.tally(mission)).await.map_err(NodeError::cloud("reading the tally"))?;
+        let total = mission.total(sum);
+        if !mission.is_complete(total) {
+            if mission.wants_roll_up(total) {
+                insist(limit, || ledger.roll_up(mission, total))
+                    .await
+                    .map_err(NodeError::cloud("rolling the tally up"))?;
+            }
+            return Ok(());
+        }
+        // The row as it is now: it may have grown, and it knows whether somebody publishes.
+        let fresh =
+            insist(limit, || ledger.mission(&mission.id)).await.map_err(NodeError::cloud("reading the mission"))?;
+        let Some(mission) = fresh else { return Ok(()) };
+        let total = mission.total(sum);
+        let other = match &mission.notified {
+            Notified::Yes => return Ok(()),
+            Notified::No => None,
+            Notified::Sending { by } => Some(by.clone()).filter(|by| by != me.as_str()),
+        };
+        if !mission.is_complete(total) {
+            return Ok(());
+        }
+        let dead = match other {
+            Some(by) if Some(by.as_str()) == dead => Some(by),
+            Some(by) if self.backend.machine.is_gone(&by).await.unwrap_or(false) => Some(by),
+            _ => None,
+        };
+        let publication = Publication { by: me.clone(), token: digest_hex(&[me.as_str(), right], 32) };
+        let won = insist(limit, || ledger.begin_publication(&mission, &publication, dead.as_deref(), total));
+        if won.await.map_err(NodeError::cloud("becoming the mission's publisher"))? {
+            publish(self, &mission, total, &publication).await?;
+        }
+        Ok(())
+    }
+}
+
+async fn publish(
+    announcer: &Announcer,
+    mission: &Mission,
+    total: Tally,
+    publication: &Publication,
+) -> Result<(), NodeError> {
     // A mission whose every node lacked the bucket has failed, and its people must hear of it all the more.
-    let bucket = node.settings.result_bucket.as_deref();
+    let bucket = announcer.result_bucket.as_deref();
     let now = clock::now_rfc3339();
     let key = manifest_key(&mission.id);
     let manifest = bucket.map_or_else(|| "none: no result bucket is set".to_owned(), |bucket| uri(bucket, &key));
-    let results = write_manifest(node, mission, total, &now, bucket, &key).await?;
+    let results = write_manifest(announcer, mission, total, &now, bucket, &key).await?;
 
-    if let Some(topic) = &node.settings.topic_arn {
+    if let Some(topic) = &announcer.topic_arn {
         let message = message(mission, total, &manifest, &now);
         // Not insisted on: a repeat of one that arrived tells people twice.
-        let sent = node.backend.notifier.publish(topic, &message).await;
+        let sent = announcer.backend.notifier.publish(topic, &message).await;
         sent.map_err(NodeError::cloud("publishing the mission's end"))?;
     } else {
         tracing::warn!("mission {} is over, but no topic is set: nobody is told", mission.id);
     }
     let list = result_list(&mission.results, &results, &manifest);
-    let ledger = &node.backend.ledger;
+    let ledger = &announcer.backend.ledger;
     let end = || ledger.end_publication(mission, publication, total, &list, &manifest, &now);
-    let marked = insist(node.settings.lease, end).await;
+    let marked = insist(announcer.patience, end).await;
     if marked.map_err(NodeError::cloud("marking the mission as announced"))? {
         tracing::info!(mission = %mission.id, ok = total.ok, failed = total.failed, "mission {} is announced", mission.id);
     } else {
@@ -103,34 +154,34 @@ fn message(mission: &Mission, total: Tally, manifest: &str, now: &str) -> Messag
 
 /// Writes the list of the mission's tasks, and returns the results for the row, as many as it may hold and one.
 async fn write_manifest(
-    node: &Node,
+    announcer: &Announcer,
     mission: &Mission,
     total: Tally,
     now: &str,
     bucket: Option<&str>,
     key: &str,
 ) -> Result<Vec<String>, NodeError> {
-    let folder = &node.settings.work_dir;
+    let folder = &announcer.work_dir;
     let path =
         folder.join(format!("manifest-{}-{:08x}", digest_hex(&[mission.id.as_str()], 16), rand::random::<u32>()));
     let disk = |source| NodeError::Disk { doing: "writing the manifest", path: path.clone(), source };
     let file = std::fs::create_dir_all(folder).and_then(|()| std::fs::File::create(&path)).map_err(disk)?;
     let mut writer = ManifestWriter { out: BufWriter::new(file), results: Vec::new(), count: 0, error: None };
     writer.begin(mission, total, now);
-    let scan = node.backend.ledger.each_task(Some(&mission.id), |task| writer.task(&task)).await;
+    let scan = announcer.backend.ledger.each_task(Some(&mission.id), |task| writer.task(&task)).await;
     let written = writer.end();
     let put = match (scan, written) {
         (Err(error), _) => Err(NodeError::cloud("listing the mission's tasks")(error)),
         (_, Err(error)) => Err(disk(error)),
-        (Ok(()), Ok(results)) => put(node, bucket, key, &path).await.map(|()| results),
+        (Ok(()), Ok(results)) => put(announcer, bucket, key, &path).await.map(|()| results),
     };
     std::fs::remove_file(&path).map_err(disk)?;
     put
 }
 
-async fn put(node: &Node, bucket: Option<&str>, key: &str, path: &Path) -> Result<(), NodeError> {
+async fn put(announcer: &Announcer, bucket: Option<&str>, key: &str, path: &Path) -> Result<(), NodeError> {
     let Some(bucket) = bucket else { return Ok(()) };
-    let put = insist(node.settings.lease, || node.backend.store.put_file(bucket, key, path)).await;
+    let put = insist(announcer.patience, || announcer.backend.store.put_file(bucket, key, path)).await;
     put.map(|_| ()).map_err(|source| NodeError::Store { doing: "storing the manifest", source })
 }
 

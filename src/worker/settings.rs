@@ -84,6 +84,10 @@ pub struct Settings {
     pub checkpoint_every: Duration,
     /// The time between two copies of a running workload's log.
     pub log_every: Duration,
+    /// How many tasks a node that serves a mission works at, at a time; the mission's own number, or one, if not given.
+    pub slots: Option<u16>,
+    /// Tasks that an earlier process of this machine was at when it died.
+    pub left: Vec<SrcId>,
     /// How long a node may wait for tables that do not answer before it ends.
     pub max_idle: Duration,
     /// How long a node may live; then it drains.

@@ -12,7 +12,7 @@ use crate::domain::keys::{digest_hex, file_name};
 ///
 /// ```text
 /// <work dir>/<16 digits of the key's SHA-256>-<attempt>/
-///   input/<file name>   output   progress   checkpoint/   scratch/   log.<segment>
+///   src   input/<file name>   output   progress   checkpoint/   scratch/   log.<segment>
 /// ```
 #[derive(Clone, Debug)]
 pub struct Contract {
@@ -41,6 +41,7 @@ impl Contract {
             std::fs::create_dir_all(contract.folder.join(part))?;
         }
         std::fs::write(contract.progress(), "")?;
+        std::fs::write(contract.folder.join(SRC_NAME), contract.src.as_str())?;
         Ok(contract)
     }
 
@@ -117,6 +118,9 @@ impl Contract {
         ]
     }
 }
+
+/// The file of an attempt's folder that names the task, for the process that finds the folder after this one has died.
+pub(super) const SRC_NAME: &str = "src";
 
 /// Returns whether a variable of ours is kept from the workload: AWS's (credentials, endpoints), lighthpc's own
 /// settings, and the handles that systemd gave to the daemon.

@@ -9,6 +9,9 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use super::contract::SRC_NAME;
+use crate::domain::ids::SrcId;
+
 use rustix::process::{Pid, Signal, kill_process};
 
 /// How often `/proc` is gone through: a process may fork between the look and the signal.
@@ -36,36 +39,43 @@ const LOCK_NAME: &str = ".lock";
 
 /// Takes a work folder for this process. If it is the only one there, removes what dead attempts left in it, and ends what
 /// still runs of them: a node that was restarted finds its earlier workload at work. If another living process uses the
-/// folder, nothing is removed, and `None` is returned; attempts have folders of their own.
+/// folder, nothing is removed, and `None` is returned; attempts have folders of their own. Returns also which tasks the dead
+/// attempts were at.
 ///
 /// # Errors
 /// The system's.
-pub fn take(work_dir: &Path) -> io::Result<Option<File>> {
+pub fn take(work_dir: &Path) -> io::Result<(Option<File>, Vec<SrcId>)> {
     let work_dir = std::path::absolute(work_dir)?;
     std::fs::create_dir_all(&work_dir)?;
     let lock = File::options().create(true).truncate(false).write(true).open(work_dir.join(LOCK_NAME))?;
     match lock.try_lock() {
-        Ok(()) => clear(&work_dir).map(|()| Some(lock)),
-        Err(TryLockError::WouldBlock) => Ok(None),
+        Ok(()) => clear(&work_dir).map(|left| (Some(lock), left)),
+        Err(TryLockError::WouldBlock) => Ok((None, Vec::new())),
         Err(TryLockError::Error(error)) => Err(error),
     }
 }
 
-fn clear(work_dir: &Path) -> io::Result<()> {
+fn clear(work_dir: &Path) -> io::Result<Vec<SrcId>> {
     let is_ours = |entry: &std::fs::DirEntry| entry.file_name() != LOCK_NAME;
     let left: Vec<_> = std::fs::read_dir(work_dir)?.filter_map(Result::ok).filter(is_ours).collect();
     if left.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let ended = end_below(work_dir);
     if ended > 0 {
         tracing::warn!(processes = ended, "the workload of an earlier attempt still ran, and was ended");
     }
+    let mut srcs = Vec::new();
     for entry in left {
         let path = entry.path();
-        if path.is_dir() { std::fs::remove_dir_all(path)? } else { std::fs::remove_file(path)? }
+        if path.is_dir() {
+            srcs.extend(std::fs::read_to_string(path.join(SRC_NAME)).ok().and_then(|src| SrcId::new(src).ok()));
+            std::fs::remove_dir_all(path)?;
+        } else {
+            std::fs::remove_file(path)?;
+        }
     }
-    Ok(())
+    Ok(srcs)
 }
 
 fn below(folder: &Path) -> Vec<Pid> {
@@ -96,8 +106,11 @@ mod tests {
         };
         let (mut our, mut their) = (sleeper(ours.path()), sleeper(theirs.path()));
 
-        let lock = take(ours.path()).unwrap();
+        std::fs::write(ours.path().join("attempt").join(SRC_NAME), "in/a b").unwrap();
+
+        let (lock, left) = take(ours.path()).unwrap();
         assert!(lock.is_some());
+        assert_eq!(left, [SrcId::new("in/a b").unwrap()]);
 
         assert!(!our.wait().unwrap().success());
         assert!(their.try_wait().unwrap().is_none());

@@ -138,14 +138,15 @@ async fn a_torn_save_is_never_used() {
     let lab = Lab::new().await;
     lab.mission("M", &["abc"]).await;
     let faults = Faults::new();
-    faults.add(S3, "PutObject", When::After(1), Fault::Status(403, "AccessDenied"));
+    // Four files, eight at once; then the manifest.
+    faults.add(S3, "PutObject", When::Nth(5), Fault::Status(403, "AccessDenied"));
     let node = lab.node_with("abc", "M", faults).shell(&counting(&lab, 2));
     let (stopping, mut running) = (node.stopping.clone(), JoinSet::new());
     running.spawn(node.run());
     began(&lab).await;
     stopping.drain.cancel();
     running.join_all().await;
-    assert_eq!(checkpoint_keys(&lab).await.len(), 1, "one file went up, and no manifest");
+    assert_eq!(checkpoint_keys(&lab).await.len(), 4, "the files went up, and no manifest");
     assert_eq!(lab.task("abc").await.checkpoint, None);
 
     lab.node("abc", "M").shell(&counting(&lab, 9)).run().await.ending.unwrap();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lighthpc::backend::ledger::{NewMission, NewTask};
+use lighthpc::backend::ledger::{Made, NewMission, NewTask};
 use lighthpc::backend::machine::PowerOff;
 use lighthpc::backend::{Backend, Tables, Wire};
 use lighthpc::domain::budget::Limits;
@@ -38,7 +38,7 @@ impl Lab {
     /// A mission of tasks whose inputs are their own names.
     pub(crate) async fn mission(&self, id: &str, tasks: &[&str]) {
         let id = mission_id(id);
-        let new = NewMission { id: id.clone(), trans_number: tasks.len() as u64, tally_shards: 1, exec: None };
+        let new = NewMission::of(id.clone(), tasks.len() as u64);
         assert!(self.desk.ledger.create_mission(&new).await.unwrap());
         for task in tasks {
             self.input(task, task.as_bytes()).await;
@@ -49,12 +49,14 @@ impl Lab {
     pub(crate) async fn row(&self, task: &str, mission: &MissionId) {
         let new = NewTask {
             src: src(task),
-            mission: mission.clone(),
+            mission: Some((mission.clone(), 1)),
             bucket: SOURCE_BUCKET.to_owned(),
             now: "2026-01-01T00:00:00Z".to_owned(),
+            trigger_time: "2026-01-01T00:00:00Z".to_owned(),
             trigger: "test".to_owned(),
+            is_launched: false,
         };
-        assert!(self.desk.ledger.create_task(&new).await.unwrap());
+        assert_eq!(self.desk.ledger.create_task(&new).await.unwrap(), Made::New);
     }
 
     pub(crate) async fn input(&self, key: &str, bytes: &[u8]) {
@@ -82,6 +84,8 @@ impl Lab {
             lease: Duration::from_secs(90),
             heartbeat: Duration::from_secs(20),
             checkpoint_every: Duration::from_mins(5),
+            slots: None,
+            left: Vec::new(),
             log_every: Duration::from_mins(1),
             max_idle: Duration::from_secs(1),
             max_lifetime: None,

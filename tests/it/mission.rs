@@ -128,8 +128,11 @@ async fn a_redriven_task_counts_again_and_people_hear_again() {
     let (row, mission) = (lab.task("abc").await, lab.mission_row("M").await);
     assert_eq!(mission.notified, Notified::Yes);
 
-    assert_eq!(lab.desk.ledger.redrive(&row, Some(&mission)).await.unwrap(), Redrive::Redriven);
-    assert_eq!(lab.desk.ledger.redrive(&row, Some(&mission)).await.unwrap(), Redrive::NotFailed);
+    assert_eq!(lab.desk.ledger.redrive(&row, Some(&mission), "2026-01-01T00:00:00Z").await.unwrap(), Redrive::Redriven);
+    assert_eq!(
+        lab.desk.ledger.redrive(&row, Some(&mission), "2026-01-01T00:00:00Z").await.unwrap(),
+        Redrive::NotFailed
+    );
     lab.node("abc", "M").run().await.ending.unwrap();
 
     lab.assert_done("abc", "M", "after the redrive").await;
@@ -174,7 +177,7 @@ async fn a_mission_without_a_number_or_without_a_row_is_counted_all_the_same() {
 #[tokio::test]
 async fn a_large_missions_tally_is_spread_and_sums_up() {
     let lab = Lab::new().await;
-    let new = NewMission { id: mission_id("M"), trans_number: 40, tally_shards: 16, exec: None };
+    let new = NewMission { tally_shards: 16, ..NewMission::of(mission_id("M"), 40) };
     lab.desk.ledger.create_mission(&new).await.unwrap();
     for n in 0..40 {
         let task = format!("t{n}");

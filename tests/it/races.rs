@@ -77,6 +77,7 @@ async fn a_stale_attempt_cannot_write_upload_or_commit() {
         exit_code: None,
         time_cost_s: 1,
         history: vec![],
+        now: "2026-01-01T00:00:00Z".to_owned(),
     };
     let released = ledger.release(&stale, &release).await.unwrap();
 

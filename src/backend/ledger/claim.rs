@@ -5,10 +5,12 @@ use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue, ReturnValuesOnConditi
 
 use super::expression::Expression;
 use super::item::{self, Row, number, text};
+use super::open::open_as;
 use super::{Ledger, task_key};
 use crate::backend::{CloudError, Kind};
 use crate::domain::ids::{InstanceId, MissionId, SrcId};
 use crate::domain::lease::Lease;
+use crate::domain::mission::open_partition;
 use crate::domain::task::{State, Task};
 
 /// Who claims, and what a row gets that nobody has written yet.
@@ -118,6 +120,11 @@ fn claim_expression(who: &Claimant, expired: Option<&Lease>) -> Expression {
         .set(item::INSTANCE, text(who.owner.as_str()))
         .set(item::BEAT, AttributeValue::N("0".to_owned()))
         .set_if_absent(item::TIME_BOARDING, text(&who.now))
+        // A row that no scheduler made is found by a sweep from now on.
+        .set_if_absent(item::OPEN_IN, text(open_partition(who.mission.as_ref(), 0)))
+        .set(item::OPEN_AS, text(open_as(State::Running, &who.now)))
+        .remove(item::LAUNCH_TRIES)
+        .remove(item::LAUNCH_ERROR)
         .add(item::ATTEMPT, 1)
         .when_any(cases);
     if let Some(mission) = &who.mission {

@@ -5,6 +5,7 @@ use aws_sdk_dynamodb::types::{TransactWriteItem, Update};
 
 use super::expression::Expression;
 use super::item::{self, text};
+use super::open::closed;
 use super::renew::{ending, is_own};
 use super::{Fence, Item, Ledger, task_key};
 use crate::backend::{CloudError, Kind};
@@ -138,8 +139,8 @@ fn finish_expression(finish: &Finish) -> Expression {
         Outcome::Done { .. } => (Verdict::Ok, State::Done),
         Outcome::Failed(verdict) => (*verdict, State::Failed),
     };
-    let expression =
-        ending(verdict, finish.exit_code, finish.time_cost_s, &finish.history).set(item::STATE, text(state.as_str()));
+    let expression = closed(ending(verdict, finish.exit_code, finish.time_cost_s, &finish.history))
+        .set(item::STATE, text(state.as_str()));
     match &finish.outcome {
         // Its checkpoints are removed; a failed task keeps them, for it may be redriven.
         Outcome::Done { result, etag, bytes } => expression

@@ -7,7 +7,8 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use super::Item;
 use crate::domain::ids::{Attempt, InstanceId, MissionId, SrcId};
 use crate::domain::mission::{Mission, Notified, Tally, tally_shards_for};
-use crate::domain::task::{PastAttempt, State, Task};
+use crate::domain::policy::Policy;
+use crate::domain::task::{Launch, PastAttempt, State, Task};
 use crate::domain::verdict::Verdict;
 
 // The tasks table.
@@ -33,6 +34,15 @@ pub(super) const CHECKPOINT: &str = "checkpoint";
 pub(super) const APP_FAILURES: &str = "appFailures";
 pub(super) const INTERRUPTIONS: &str = "interruptions";
 pub(super) const HISTORY: &str = "history";
+pub(super) const OPEN_IN: &str = "openIn";
+pub(super) const OPEN_AS: &str = "openAs";
+pub(super) const LAUNCH_AT_ATTEMPT: &str = "launchAtAttempt";
+pub(super) const LAUNCH_TRIES: &str = "launchTries";
+pub(super) const LAUNCH_AT: &str = "launchAt";
+pub(super) const LAUNCH_INSTANCE: &str = "launchInstanceID";
+pub(super) const LAUNCH_ERROR: &str = "launchError";
+pub(super) const LAUNCH_AFTER: &str = "launchAfter";
+pub(super) const CANCELLED: &str = "cancelled";
 
 // The missions table. `TIME_COST` is in both.
 pub(super) const MISSION_KEY: &str = "timePush";
@@ -48,6 +58,13 @@ pub(super) const TALLY_SHARDS: &str = "tallyShards";
 pub(super) const TALLY_BASE: &str = "tallyBase";
 pub(super) const TALLY_SEQ: &str = "tallySeq";
 pub(super) const EXEC: &str = "exec";
+pub(super) const MISSION_NAME: &str = "name";
+pub(super) const NODES: &str = "nodes";
+pub(super) const NODES_LAUNCHED: &str = "nodesLaunched";
+pub(super) const ON_DEMAND_LAUNCHED: &str = "onDemandLaunched";
+pub(super) const SLOTS: &str = "slots";
+pub(super) const CANCELLED_AT: &str = "cancelledAt";
+pub(super) const TIME_CFG: &str = "timeCfg";
 
 /// The value of a string attribute.
 pub(super) fn text(value: impl Into<String>) -> AttributeValue {
@@ -118,6 +135,15 @@ impl Row<'_> {
             app_failures: self.number(APP_FAILURES).unwrap_or(0),
             interruptions: self.number(INTERRUPTIONS).unwrap_or(0),
             history: self.list(HISTORY).iter().filter_map(past_attempt).collect(),
+            launch: Launch {
+                at_attempt: self.number(LAUNCH_AT_ATTEMPT).map(Attempt),
+                tries: self.number(LAUNCH_TRIES).unwrap_or(0),
+                at: self.text(LAUNCH_AT).unwrap_or_default(),
+                instance: self.text(LAUNCH_INSTANCE),
+                error: self.text(LAUNCH_ERROR),
+                after: self.text(LAUNCH_AFTER),
+            },
+            cancelled: self.0.contains_key(CANCELLED),
         }
     }
 
@@ -150,6 +176,15 @@ impl Row<'_> {
             notified,
             results: self.list(RESULT_LIST).iter().filter_map(|v| v.as_s().ok().cloned()).collect(),
             exec: self.text(EXEC).filter(|exec| !exec.trim().is_empty()),
+            name: self.text(MISSION_NAME),
+            nodes: self.number(NODES).and_then(|nodes| u32::try_from(nodes).ok()).filter(|&nodes| nodes > 0),
+            slots: self.number(SLOTS).and_then(|slots| u16::try_from(slots).ok()).filter(|&slots| slots > 0),
+            cancelled_at: self.text(CANCELLED_AT),
+            made_at: self.text(TIME_CFG),
+            policy: Policy::read(|name| match self.0.get(name)? {
+                AttributeValue::S(value) | AttributeValue::N(value) => Some(value.as_str()),
+                _ => None,
+            }),
         }
     }
 

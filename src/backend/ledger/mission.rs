@@ -1,17 +1,16 @@
 //! The mission's row and its tally items.
 
-use std::collections::HashMap;
-
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
-use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes};
+use aws_sdk_dynamodb::types::AttributeValue;
 
 use super::commit::tally_key;
 use super::expression::Expression;
 use super::item::{self, Row, number, text};
 use super::{Item, Ledger};
-use crate::backend::{CloudError, Kind};
+use crate::backend::CloudError;
 use crate::domain::ids::MissionId;
-use crate::domain::mission::{Mission, Tally};
+use crate::domain::mission::{Mission, Tally, tally_shards_for};
+use crate::domain::policy::Policy;
 
 /// What a new mission's row holds.
 #[derive(Clone, Debug)]
@@ -24,11 +23,35 @@ pub struct NewMission {
     pub tally_shards: u32,
     /// The workload's command line, for `sh -c`.
     pub exec: Option<String>,
+    /// What it is called, for people.
+    pub name: Option<String>,
+    /// How many nodes serve it; `None`: a node for each task.
+    pub nodes: Option<u32>,
+    /// How many tasks such a node works at, at a time.
+    pub slots: Option<u16>,
+    /// What it may cost.
+    pub policy: Policy,
+    /// Now, RFC 3339 UTC.
+    pub now: String,
 }
 
-/// Reads of one batch that come back unprocessed before the call is given up as throttled: with the waits of
-/// [`crate::domain::backoff`] between them, about 10 s.
-const BATCH_TRIES_MAX: u32 = 10;
+impl NewMission {
+    /// Makes a mission of so many tasks, of which the rest is left to settings.
+    #[must_use]
+    pub fn of(id: MissionId, trans_number: u64) -> Self {
+        Self {
+            id,
+            trans_number,
+            tally_shards: tally_shards_for(trans_number),
+            exec: None,
+            name: None,
+            nodes: None,
+            slots: None,
+            policy: Policy::default(),
+            now: String::new(),
+        }
+    }
+}
 
 impl Ledger {
     /// Reads a mission's row consistently; `None` if there is none.
@@ -60,8 +83,30 @@ impl Ledger {
         row.insert(item::TALLY_SHARDS.to_owned(), number(new.tally_shards.into()));
         row.insert(item::RESULT_LIST.to_owned(), AttributeValue::L(vec![text("rsltList")]));
         row.insert(item::NOTIFIED.to_owned(), text("No"));
-        if let Some(exec) = &new.exec {
-            row.insert(item::EXEC.to_owned(), text(exec));
+        let policy = &new.policy;
+        let words = [
+            (item::EXEC, new.exec.clone()),
+            (item::MISSION_NAME, new.name.clone()),
+            (item::TIME_CFG, Some(new.now.clone()).filter(|now| !now.is_empty())),
+            ("bidMode", policy.bid_mode.map(|mode| mode.as_str().to_owned())),
+            ("bidInstanceType", Some(policy.instance_types.join(",")).filter(|types| !types.is_empty())),
+            ("maxUnitprice", policy.max_price.as_ref().map(ToString::to_string)),
+            ("maxWaitTime", policy.max_wait.map(|wait| wait.as_secs().to_string())),
+        ];
+        for (name, word) in words {
+            if let Some(word) = word {
+                row.insert(name.to_owned(), text(word));
+            }
+        }
+        let numbers = [
+            (item::NODES, new.nodes.map(u64::from)),
+            (item::SLOTS, new.slots.map(u64::from)),
+            ("onDemandFloor", policy.on_demand_floor.map(u64::from)),
+        ];
+        for (name, n) in numbers {
+            if let Some(n) = n {
+                row.insert(name.to_owned(), number(n));
+            }
         }
         self.put_new(&self.tables.missions, item::MISSION_KEY, row).await
     }
@@ -99,31 +144,14 @@ impl Ledger {
     /// # Errors
     /// [`CloudError`]; `Throttled` if DynamoDB leaves keys unread for about 10 s.
     pub async fn tally(&self, mission: &Mission) -> Result<Tally, CloudError> {
-        let mut keys: Vec<Item> = (0..mission.tally_shards).map(|n| tally_key(&mission.id, n)).collect();
+        let keys: Vec<Item> = (0..mission.tally_shards).map(|n| tally_key(&mission.id, n)).collect();
         let mut sum = Tally::default();
-        for tries in 1..=BATCH_TRIES_MAX {
-            let wanted =
-                KeysAndAttributes::builder().set_keys(Some(keys)).consistent_read(true).build().map_err(|error| {
-                    CloudError::new(Kind::Invalid, "BatchGetItem", mission.id.as_str(), error.to_string())
-                })?;
-            let answer = self
-                .client
-                .batch_get_item()
-                .request_items(&self.tables.missions, wanted)
-                .send()
-                .await
-                .map_err(|error| self.missions_error("BatchGetItem", error))?;
-            for row in answer.responses.unwrap_or_default().into_values().flatten() {
+        for keys in keys.chunks(100) {
+            for row in self.batch_get(&self.tables.missions, keys.to_vec()).await? {
                 sum = sum.plus(Row(&row).tally());
             }
-            let mut rest: HashMap<String, KeysAndAttributes> = answer.unprocessed_keys.unwrap_or_default();
-            match rest.remove(&self.tables.missions) {
-                None => return Ok(sum),
-                Some(rest) => keys = rest.keys,
-            }
-            tokio::time::sleep(crate::domain::backoff::delay(tries, rand::random())).await;
         }
-        Err(CloudError::new(Kind::Throttled, "BatchGetItem", mission.id.as_str(), "keys stay unprocessed"))
+        Ok(sum)
     }
 
     /// Writes the counters into the mission's row, if they are newer than what is there.

@@ -10,18 +10,22 @@ mod claim;
 mod commit;
 mod expression;
 mod item;
+mod launch;
 mod mission;
+mod open;
 mod publish;
 mod renew;
 mod rows;
+mod tables;
 
 pub use claim::{Claim, Claimant};
 pub use commit::{Commit, Finish, Outcome};
 pub use item::Row;
 pub use mission::NewMission;
+pub use open::INDEX;
 pub use publish::Publication;
 pub use renew::{Beat, Release};
-pub use rows::{NewTask, Redrive};
+pub use rows::{Made, NewTask, Redrive};
 
 use std::collections::HashMap;
 

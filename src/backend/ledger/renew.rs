@@ -6,6 +6,7 @@ use aws_sdk_dynamodb::types::{AttributeValue, ReturnValuesOnConditionCheckFailur
 
 use super::expression::Expression;
 use super::item::{self, Row, history, text};
+use super::open::open_as;
 use super::{Fence, Ledger, task_key};
 use crate::backend::CloudError;
 use crate::domain::progress::Progress;
@@ -19,6 +20,8 @@ pub enum Beat {
     Renewed,
     /// The lease is lost: another attempt holds the task, or it has ended.
     Lost,
+    /// The lease is ours, but the mission was cancelled: the lease is not renewed any more.
+    Cancelled,
 }
 
 /// Why an attempt ends without an end for its task.
@@ -32,6 +35,8 @@ pub struct Release {
     pub time_cost_s: u64,
     /// The history, this attempt included.
     pub history: Vec<PastAttempt>,
+    /// Now, RFC 3339 UTC: tasks that wait longer come first.
+    pub now: String,
 }
 
 impl Ledger {
@@ -47,10 +52,16 @@ impl Ledger {
             .set(item::TIME_COST, text(time_cost_s.to_string()))
             .set(item::INSTANCE, text(fence.owner.as_str()))
             .add(item::BEAT, 1)
-            .fence(fence.attempt);
+            .fence(fence.attempt)
+            .when("attribute_not_exists({})", item::CANCELLED, None);
         match self.update_task(fence, &expression).await {
             Ok(_) => Ok(Beat::Renewed),
-            Err(error) => self.refused(error).map(|_| Beat::Lost),
+            Err(error) => {
+                let row = self.refused_row(error, fence).await?;
+                let is_held = row.as_ref().and_then(Task::lease).is_some_and(|lease| lease.attempt == fence.attempt);
+                let is_cancelled = row.is_some_and(|row| row.cancelled);
+                Ok(if is_held && is_cancelled { Beat::Cancelled } else { Beat::Lost })
+            }
         }
     }
 
@@ -75,6 +86,7 @@ impl Ledger {
     pub async fn release(&self, fence: &Fence, release: &Release) -> Result<bool, CloudError> {
         let mut expression = ending(release.verdict, release.exit_code, release.time_cost_s, &release.history)
             .set(item::STATE, text(State::Pending.as_str()))
+            .set(item::OPEN_AS, text(open_as(State::Pending, &release.now)))
             .fence(fence.attempt);
         expression = match release.verdict.budget() {
             Budget::Application => expression.add(item::APP_FAILURES, 1),
@@ -84,12 +96,8 @@ impl Ledger {
         match self.update_task(fence, &expression).await {
             Ok(_) => Ok(true),
             Err(error) => {
-                let task = match self.refused(error)? {
-                    Some(row) => Some(Row(&row).task(fence.src.clone())),
-                    // Not every emulator sends the row along.
-                    None => self.task(&fence.src).await?,
-                };
-                Ok(task.is_some_and(|task| is_own(&task, State::Pending, fence)))
+                let row = self.refused_row(error, fence).await?;
+                Ok(row.is_some_and(|row| is_own(&row, State::Pending, fence)))
             }
         }
     }
@@ -110,6 +118,15 @@ impl Ledger {
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
             .send()
             .await
+    }
+
+    /// The row that a condition was refused for, as it is.
+    async fn refused_row(&self, error: SdkError<UpdateItemError>, fence: &Fence) -> Result<Option<Task>, CloudError> {
+        match self.refused(error)? {
+            Some(row) => Ok(Some(Row(&row).task(fence.src.clone()))),
+            // Not every emulator sends the row along.
+            None => self.task(&fence.src).await,
+        }
     }
 
     /// Tells a refused condition, with the row as it is, from a failed call.

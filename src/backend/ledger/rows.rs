@@ -1,18 +1,18 @@
 //! Rows as the scheduler and the reader see them: making, listing, and redriving.
 
 use aws_sdk_dynamodb::operation::put_item::PutItemError;
-use aws_sdk_dynamodb::types::{
-    AttributeDefinition, AttributeValue, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType,
-};
+use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
+use aws_sdk_dynamodb::types::{AttributeValue, ReturnValuesOnConditionCheckFailure};
 
 use super::commit::{Cancelled, cancelled_by, tally_key, update};
 use super::expression::Expression;
 use super::item::{self, Row, text};
 use super::mission::mission_key;
+use super::open::open_as;
 use super::{Item, Ledger, task_key};
 use crate::backend::{CloudError, Kind};
 use crate::domain::ids::{MissionId, SrcId};
-use crate::domain::mission::{Mission, shard_of};
+use crate::domain::mission::{Mission, open_partition, shard_of};
 use crate::domain::task::{State, Task};
 
 /// What a new task's row holds: the first version's attributes, the mission, and the state.
@@ -20,14 +20,27 @@ use crate::domain::task::{State, Task};
 pub struct NewTask {
     /// The key.
     pub src: SrcId,
-    /// The mission it counts for.
-    pub mission: MissionId,
+    /// The mission it counts for, and over how many tally items and index partitions that is spread.
+    pub mission: Option<(MissionId, u32)>,
     /// The bucket of the input.
     pub bucket: String,
     /// Now, RFC 3339 UTC.
     pub now: String,
+    /// When what made the row happened, as it said itself; now, if it did not say.
+    pub trigger_time: String,
     /// What made the row.
     pub trigger: String,
+    /// Whether the caller launches a node for it at once: the row is made with that reserved.
+    pub is_launched: bool,
+}
+
+/// What became of a new row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Made {
+    /// It is there now.
+    New,
+    /// It was there already, and stays as it is.
+    There(Box<Task>),
 }
 
 /// What became of a redrive.
@@ -39,25 +52,102 @@ pub enum Redrive {
     NotFailed,
 }
 
+/// How long `numlog` may grow: a hundred duplicates.
+const NUM_LOG_BYTES_MAX: usize = 200;
+
 impl Ledger {
-    /// Makes a task's row; `false` if there is one already, which stays as it is.
+    /// Makes a task's row, unless there is one.
     ///
     /// # Errors
     /// [`CloudError`].
-    pub async fn create_task(&self, new: &NewTask) -> Result<bool, CloudError> {
+    pub async fn create_task(&self, new: &NewTask) -> Result<Made, CloudError> {
         let mut row = task_key(&new.src);
+        let shard = new.mission.as_ref().map_or(0, |(_, shards)| shard_of(&new.src, *shards));
+        let partition = open_partition(new.mission.as_ref().map(|(id, _)| id), shard);
         for (name, value) in [
             (item::BUCKET, new.bucket.as_str()),
             (item::TIME_BOARDING, &new.now),
-            (item::TRIG_TIME, &new.now),
+            (item::TRIG_TIME, &new.trigger_time),
             (item::TRIG_NAME, &new.trigger),
             (item::NUM_LOG, "1"),
-            (item::MISSION, new.mission.as_str()),
             (item::STATE, State::Pending.as_str()),
+            (item::OPEN_IN, &partition),
+            (item::OPEN_AS, &open_as(State::Pending, &new.now)),
         ] {
             row.insert(name.to_owned(), text(value));
         }
-        self.put_new(&self.tables.tasks, item::SRC, row).await
+        if let Some((mission, _)) = &new.mission {
+            row.insert(item::MISSION.to_owned(), text(mission.as_str()));
+        }
+        if new.is_launched {
+            row.insert(item::LAUNCH_AT_ATTEMPT.to_owned(), item::number(0));
+            row.insert(item::LAUNCH_TRIES.to_owned(), item::number(1));
+            row.insert(item::LAUNCH_AT.to_owned(), text(&new.now));
+        }
+        let put = self.client.put_item().table_name(&self.tables.tasks).set_item(Some(row));
+        let put = put.condition_expression("attribute_not_exists(#k)").expression_attribute_names("#k", item::SRC);
+        let put = put.return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
+        let error = match put.send().await {
+            Ok(_) => return Ok(Made::New),
+            Err(error) => error,
+        };
+        let there = match error.as_service_error() {
+            Some(PutItemError::ConditionalCheckFailedException(refusal)) => match &refusal.item {
+                Some(row) => Some(Row(row).task(new.src.clone())),
+                // Not every emulator sends the row along.
+                None => self.task(&new.src).await?,
+            },
+            _ => return Err(CloudError::sdk("PutItem", format!("table {}", self.tables.tasks), error)),
+        };
+        let gone = || CloudError::new(Kind::Conflict, "PutItem", &self.tables.tasks, "the row was there and is gone");
+        there.map(|task| Made::There(Box::new(task))).ok_or_else(gone)
+    }
+
+    /// Notes in a task's row that what made it happened once more: `numlog` gets `+1`, as the first version did. Of events
+    /// that come at the same moment one may be left out: the number is for people.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn note_duplicate(&self, src: &SrcId) -> Result<(), CloudError> {
+        let key = task_key(src);
+        let row = self.client.get_item().table_name(&self.tables.tasks).set_key(Some(key.clone())).send().await;
+        let row = row.map_err(|e| CloudError::sdk("GetItem", format!("table {}", self.tables.tasks), e))?;
+        let old = row.item.as_ref().and_then(|row| Row(row).text(item::NUM_LOG)).unwrap_or_default();
+        if old.len() >= NUM_LOG_BYTES_MAX {
+            return Ok(());
+        }
+        let expression = Expression::default()
+            .set(item::NUM_LOG, text(format!("{old}+1")))
+            .when_any(vec![
+                vec![("attribute_not_exists({})", item::NUM_LOG, None)],
+                vec![("{} = ?", item::NUM_LOG, Some(text(&old)))],
+            ])
+            .when("attribute_exists({})", item::SRC, None);
+        self.update_row(src, &expression).await.map(|_| ())
+    }
+
+    /// Updates a task's row; `false` if the condition did not hold.
+    pub(super) async fn update_row(&self, src: &SrcId, expression: &Expression) -> Result<bool, CloudError> {
+        let answer = self
+            .client
+            .update_item()
+            .table_name(&self.tables.tasks)
+            .set_key(Some(task_key(src)))
+            .update_expression(expression.update())
+            .set_condition_expression(expression.condition_text())
+            .set_expression_attribute_names(expression.names())
+            .set_expression_attribute_values(expression.values())
+            .send()
+            .await;
+        match answer {
+            Ok(_) => Ok(true),
+            Err(error)
+                if matches!(error.as_service_error(), Some(UpdateItemError::ConditionalCheckFailedException(_))) =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(CloudError::sdk("UpdateItem", format!("table {}", self.tables.tasks), error)),
+        }
     }
 
     /// Puts a row; `false` if there is one with its key already, which stays as it is.
@@ -78,11 +168,18 @@ impl Ledger {
     ///
     /// # Errors
     /// [`CloudError`].
-    pub async fn redrive(&self, task: &Task, mission: Option<&Mission>) -> Result<Redrive, CloudError> {
+    pub async fn redrive(&self, task: &Task, mission: Option<&Mission>, now: &str) -> Result<Redrive, CloudError> {
+        let shard = mission.map_or(0, |mission| shard_of(&task.src, mission.tally_shards));
         let row = Expression::default()
             .set(item::STATE, text(State::Pending.as_str()))
+            .set(item::OPEN_IN, text(open_partition(task.mission.as_ref(), shard)))
+            .set(item::OPEN_AS, text(open_as(State::Pending, now)))
             .remove(item::APP_FAILURES)
             .remove(item::INTERRUPTIONS)
+            .remove(item::LAUNCH_AT_ATTEMPT)
+            .remove(item::LAUNCH_TRIES)
+            .remove(item::LAUNCH_AFTER)
+            .remove(item::CANCELLED)
             .when("{} = ?", item::STATE, Some(text(State::Failed.as_str())))
             .when("{} = ?", item::ATTEMPT, Some(item::number(task.attempt.0)));
         let mut items = vec![update(&self.tables.tasks, task_key(&task.src), &row)?];
@@ -133,9 +230,11 @@ impl Ledger {
     /// [`CloudError`].
     pub async fn missions(&self) -> Result<Vec<Mission>, CloudError> {
         let mut missions = Vec::new();
+        // Neither tally items nor long keys' short names.
         let filter = Some(("NOT contains(#m, :m)", item::MISSION_KEY, "#tally#"));
         self.scan(&self.tables.missions, filter, |row| {
-            if let Some(id) = Row(row).text(item::MISSION_KEY).and_then(|id| MissionId::new(id).ok()) {
+            let id = Row(row).text(item::MISSION_KEY).and_then(|id| MissionId::new(id).ok());
+            if let Some(id) = id.filter(|_| !row.contains_key(item::SRC)) {
                 missions.push(Row(row).mission(id));
             }
         })
@@ -165,48 +264,6 @@ impl Ledger {
                 Some(key) if !key.is_empty() => from = Some(key),
                 _ => return Ok(()),
             }
-        }
-    }
-
-    /// Makes both tables, on demand, if they are not there.
-    ///
-    /// # Errors
-    /// [`CloudError`].
-    pub async fn create_tables(&self) -> Result<(), CloudError> {
-        self.create_table(&self.tables.tasks, item::SRC).await?;
-        self.create_table(&self.tables.missions, item::MISSION_KEY).await
-    }
-
-    async fn create_table(&self, table: &str, key: &str) -> Result<(), CloudError> {
-        let invalid = |error: aws_sdk_dynamodb::error::BuildError| {
-            CloudError::new(Kind::Invalid, "CreateTable", table, error.to_string())
-        };
-        let definition = AttributeDefinition::builder()
-            .attribute_name(key)
-            .attribute_type(ScalarAttributeType::S)
-            .build()
-            .map_err(invalid)?;
-        let schema =
-            KeySchemaElement::builder().attribute_name(key).key_type(KeyType::Hash).build().map_err(invalid)?;
-        let answer = self
-            .client
-            .create_table()
-            .table_name(table)
-            .attribute_definitions(definition)
-            .key_schema(schema)
-            .billing_mode(BillingMode::PayPerRequest)
-            .send()
-            .await;
-        match answer {
-            Ok(_) => Ok(()),
-            Err(error)
-                if error.as_service_error().is_some_and(
-                    aws_sdk_dynamodb::operation::create_table::CreateTableError::is_resource_in_use_exception,
-                ) =>
-            {
-                Ok(())
-            }
-            Err(error) => Err(CloudError::sdk("CreateTable", format!("table {table}"), error)),
         }
     }
 }

@@ -1,0 +1,323 @@
+//! EC2 as a scheduler needs it: launches by `CreateFleet`, what runs of ours, its end, and what Spot costs now.
+
+use std::collections::BTreeMap;
+
+use aws_sdk_ec2::Client;
+use aws_sdk_ec2::config::Builder;
+use aws_sdk_ec2::operation::create_fleet::builders::CreateFleetFluentBuilder;
+use aws_sdk_ec2::types::{
+    DefaultTargetCapacityType, Filter, FleetLaunchTemplateConfigRequest, FleetLaunchTemplateOverridesRequest,
+    FleetLaunchTemplateSpecificationRequest, FleetOnDemandAllocationStrategy, FleetType, InstanceType,
+    OnDemandOptionsRequest, ResourceType, SpotAllocationStrategy, SpotInstanceInterruptionBehavior, SpotOptionsRequest,
+    Tag, TagSpecification, TargetCapacitySpecificationRequest,
+};
+
+use super::error::{CloudError, Kind};
+use super::sdk::Wire;
+use crate::domain::policy::{Price, Purchase};
+use crate::domain::tags;
+
+/// The most pools (instance type × subnet) that one request names. Source: EC2 user guide, "EC2 Fleet quotas": 300 launch
+/// specifications and overrides per fleet.
+pub const POOLS_MAX: usize = 300;
+
+/// A launch template, by id (`lt-…`) or by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Template {
+    /// Its id or name.
+    pub name: String,
+    /// Its version: a number, `$Default`, or `$Latest`.
+    pub version: String,
+}
+
+/// One launch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The template.
+    pub template: Template,
+    /// The instance types, any of which will do; empty: the template's.
+    pub instance_types: Vec<String>,
+    /// The subnets, any of which will do; empty: the template's.
+    pub subnets: Vec<String>,
+    /// How it is paid for.
+    pub purchase: Purchase,
+    /// The most a Spot instance may cost, in USD for an hour.
+    pub max_price: Option<Price>,
+    /// How many instances.
+    pub count: u32,
+    /// The instances' tags.
+    pub tags: Vec<(String, String)>,
+    /// The same for a repeat of the same launch: EC2 then launches once.
+    pub token: String,
+}
+
+/// What came of a launch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Launched {
+    /// The instances' ids.
+    pub instances: Vec<String>,
+    /// Why there are fewer than were asked for, in EC2's words, each once.
+    pub shortfall: Vec<String>,
+}
+
+/// An instance of ours that has not ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ours {
+    /// Its id.
+    pub id: String,
+    /// The task it was launched for: a key, or a short name.
+    pub src: Option<String>,
+    /// The mission.
+    pub mission: Option<String>,
+    /// Whether it is a Spot instance.
+    pub is_spot: bool,
+}
+
+/// EC2's scheduling side. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Fleet {
+    client: Client,
+}
+
+impl Fleet {
+    /// Makes the client. Sends nothing.
+    #[must_use]
+    pub fn new(wire: &Wire) -> Self {
+        Self { client: Client::from_conf(Builder::from(&wire.config).build()) }
+    }
+
+    /// Launches instances by an instant fleet: EC2 chooses among the pools, Spot by `price-capacity-optimized`.
+    ///
+    /// May be repeated: the same token launches once.
+    ///
+    /// # Errors
+    /// [`CloudError`]: `Invalid`, `NotFound`, or `AccessDenied` if EC2 does not accept the request, whatever the capacity.
+    /// That there is no capacity, or that a quota is reached, is a shortfall, not an error.
+    pub async fn launch(&self, request: &Request) -> Result<Launched, CloudError> {
+        let resource = format!("launch template {}", request.template.name);
+        let answer = build(self.client.create_fleet(), request).send().await;
+        let answer = match answer.map_err(|e| CloudError::sdk("CreateFleet", &resource, e)) {
+            Ok(answer) => answer,
+            // A quota that EC2 looks at before it makes the fleet.
+            Err(error) if is_shortfall(&error.source.to_string()) => {
+                return Ok(Launched { instances: Vec::new(), shortfall: vec![error.source.to_string()] });
+            }
+            Err(error) => return Err(error),
+        };
+        let instances: Vec<String> =
+            answer.instances().iter().flat_map(|group| group.instance_ids().to_vec()).collect();
+        let mut refusals = BTreeMap::new();
+        for error in answer.errors() {
+            let (code, message) = (error.error_code().unwrap_or("?"), error.error_message().unwrap_or(""));
+            refusals.entry(code.to_owned()).or_insert_with(|| format!("{code}: {message}"));
+        }
+        let is_short = u32::try_from(instances.len()).unwrap_or(u32::MAX) < request.count;
+        // One pool's refusal says nothing if another had room; if none had, and not for want of room, it is the request.
+        if instances.is_empty()
+            && !refusals.is_empty()
+            && let Some(said) = refusals.iter().find(|(code, _)| !is_shortfall(code)).map(|(_, said)| said)
+        {
+            let kind = if said.contains("UnauthorizedOperation") { Kind::AccessDenied } else { Kind::Refused };
+            return Err(CloudError::new(kind, "CreateFleet", resource, said.clone()));
+        }
+        let mut shortfall: Vec<String> = refusals.into_values().collect();
+        if is_short && shortfall.is_empty() {
+            shortfall.push("EC2 launched fewer instances than were asked for, and says no reason".to_owned());
+        }
+        Ok(Launched { instances, shortfall: if is_short { shortfall } else { Vec::new() } })
+    }
+
+    /// Lists the instances of ours that are pending or running.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn ours(&self, mark: &str) -> Result<Vec<Ours>, CloudError> {
+        let filter = |name: String, values: &[&str]| {
+            Filter::builder().name(name).set_values(Some(values.iter().map(|v| (*v).to_owned()).collect())).build()
+        };
+        self.describe(
+            vec![
+                filter(format!("tag:{}", tags::OURS), &[mark]),
+                filter("instance-state-name".to_owned(), &["pending", "running"]),
+            ],
+            None,
+        )
+        .await
+    }
+
+    /// Reads one instance, ended or not, if it is ours; `None` if it is not, or if EC2 knows it no more.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn one_of_ours(&self, id: &str, mark: &str) -> Result<Option<Ours>, CloudError> {
+        let filter = Filter::builder().name(format!("tag:{}", tags::OURS)).values(mark).build();
+        match self.describe(vec![filter], Some(id)).await {
+            Ok(mut found) => Ok(found.pop()),
+            Err(error) if error.kind == Kind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn describe(&self, filters: Vec<Filter>, id: Option<&str>) -> Result<Vec<Ours>, CloudError> {
+        let describe = self.client.describe_instances().set_filters(Some(filters));
+        let describe = describe.set_instance_ids(id.map(|id| vec![id.to_owned()]));
+        let mut pages = describe.into_paginator().send();
+        let mut found = Vec::new();
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(|e| CloudError::sdk("DescribeInstances", "instances of ours", e))?;
+            let instances = page.reservations().iter().flat_map(aws_sdk_ec2::types::Reservation::instances);
+            found.extend(instances.filter_map(ours));
+        }
+        Ok(found)
+    }
+
+    /// Ends instances. Those that have ended, or are unknown, are no error. May be called twice.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn terminate(&self, ids: &[String]) -> Result<(), CloudError> {
+        for some in ids.chunks(100) {
+            let answer = self.client.terminate_instances().set_instance_ids(Some(some.to_vec())).send().await;
+            match answer.map_err(|e| CloudError::sdk("TerminateInstances", some.join(", "), e)) {
+                Ok(_) => {}
+                // One unknown id refuses the whole call; of one alone, that is all there is to say.
+                Err(error) if error.kind == Kind::NotFound && some.len() == 1 => {}
+                Err(error) if error.kind == Kind::NotFound => {
+                    for id in some {
+                        Box::pin(self.terminate(std::slice::from_ref(id))).await?;
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what Spot costs now: USD for an instance-hour, by instance type, in the cheapest zone.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn spot_prices(&self, instance_types: &[String]) -> Result<BTreeMap<String, f64>, CloudError> {
+        let types = instance_types.iter().map(|name| InstanceType::from(name.as_str())).collect();
+        let now = aws_smithy_types::DateTime::from(crate::clock::now());
+        let mut pages = self
+            .client
+            .describe_spot_price_history()
+            .set_instance_types(Some(types))
+            .product_descriptions("Linux/UNIX")
+            .start_time(now)
+            .into_paginator()
+            .send();
+        let mut prices: BTreeMap<String, f64> = BTreeMap::new();
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(|e| CloudError::sdk("DescribeSpotPriceHistory", instance_types.join(", "), e))?;
+            for entry in page.spot_price_history() {
+                let (Some(name), Some(price)) = (entry.instance_type(), entry.spot_price()) else { continue };
+                let Ok(price) = price.parse::<f64>() else { continue };
+                let lowest = prices.entry(name.as_str().to_owned()).or_insert(price);
+                *lowest = lowest.min(price);
+            }
+        }
+        Ok(prices)
+    }
+}
+
+fn build(fleet: CreateFleetFluentBuilder, request: &Request) -> CreateFleetFluentBuilder {
+    let by_id = request.template.name.starts_with("lt-");
+    let name = Some(request.template.name.clone());
+    let template = FleetLaunchTemplateSpecificationRequest::builder()
+        .set_launch_template_id(name.clone().filter(|_| by_id))
+        .set_launch_template_name(name.filter(|_| !by_id))
+        .version(&request.template.version)
+        .build();
+    let none_or = |list: &[String]| -> Vec<Option<String>> {
+        if list.is_empty() { vec![None] } else { list.iter().cloned().map(Some).collect() }
+    };
+    let max_price = request.max_price.as_ref().filter(|_| request.purchase == Purchase::Spot);
+    let pool = |instance_type: &Option<String>, subnet: &Option<String>| {
+        FleetLaunchTemplateOverridesRequest::builder()
+            .set_instance_type(instance_type.as_deref().map(InstanceType::from))
+            .set_subnet_id(subnet.clone())
+            .set_max_price(max_price.map(ToString::to_string))
+            .build()
+    };
+    let (types, subnets) = (none_or(&request.instance_types), none_or(&request.subnets));
+    let pools = types.iter().flat_map(|t| subnets.iter().map(move |s| pool(t, s))).take(POOLS_MAX).collect();
+    let has_pools = max_price.is_some() || types[0].is_some() || subnets[0].is_some();
+    let config = FleetLaunchTemplateConfigRequest::builder()
+        .launch_template_specification(template)
+        .set_overrides(has_pools.then_some(pools))
+        .build();
+    let count = i32::try_from(request.count).unwrap_or(i32::MAX);
+    let capacity = TargetCapacitySpecificationRequest::builder().total_target_capacity(count);
+    let tags = request.tags.iter().map(|(key, value)| Tag::builder().key(key).value(value).build()).collect();
+    let fleet = fleet
+        .r#type(FleetType::Instant)
+        .client_token(&request.token)
+        .launch_template_configs(config)
+        .tag_specifications(
+            TagSpecification::builder().resource_type(ResourceType::Instance).set_tags(Some(tags)).build(),
+        );
+    match request.purchase {
+        Purchase::Spot => fleet
+            .target_capacity_specification(
+                capacity
+                    .spot_target_capacity(count)
+                    .default_target_capacity_type(DefaultTargetCapacityType::Spot)
+                    .build(),
+            )
+            .spot_options(
+                SpotOptionsRequest::builder()
+                    .allocation_strategy(SpotAllocationStrategy::PriceCapacityOptimized)
+                    .instance_interruption_behavior(SpotInstanceInterruptionBehavior::Terminate)
+                    .build(),
+            ),
+        Purchase::OnDemand => fleet
+            .target_capacity_specification(
+                capacity
+                    .on_demand_target_capacity(count)
+                    .default_target_capacity_type(DefaultTargetCapacityType::OnDemand)
+                    .build(),
+            )
+            .on_demand_options(
+                OnDemandOptionsRequest::builder()
+                    .allocation_strategy(FleetOnDemandAllocationStrategy::LowestPrice)
+                    .build(),
+            ),
+    }
+}
+
+/// Returns whether EC2's word means that there is no room, or no quota, now. Source: EC2 API reference, "Error codes", and
+/// the EC2 Fleet user guide's launch errors. `Unsupported` is a type that a zone does not offer.
+fn is_shortfall(word: &str) -> bool {
+    const WORDS: [&str; 14] = [
+        "InsufficientInstanceCapacity",
+        "InsufficientHostCapacity",
+        "InsufficientCapacity",
+        "InsufficientFreeAddressesInSubnet",
+        "UnfulfillableCapacity",
+        "MaxSpotInstanceCountExceeded",
+        "SpotMaxPriceTooLow",
+        "InstanceLimitExceeded",
+        "VcpuLimitExceeded",
+        "MaxConfigLimitExceededException",
+        "RequestLimitExceeded",
+        "RequestResourceCountExceeded",
+        "Server.InternalError",
+        "InternalError",
+    ];
+    WORDS.iter().any(|known| word.contains(known))
+}
+
+fn ours(instance: &aws_sdk_ec2::types::Instance) -> Option<Ours> {
+    let tag = |key: &str| {
+        let found = instance.tags().iter().find(|tag| tag.key() == Some(key));
+        found.and_then(|tag| tag.value()).filter(|value| !value.is_empty()).map(ToOwned::to_owned)
+    };
+    Some(Ours {
+        id: instance.instance_id()?.to_owned(),
+        src: tag(tags::SRC),
+        mission: tag(tags::MISSION),
+        is_spot: instance.instance_lifecycle().is_some(),
+    })
+}

@@ -1,0 +1,132 @@
+//! The index of open tasks: what waits and what runs, found without reading what has ended.
+//!
+//! ```text
+//!   index `open` of the tasks table, keys only, sparse: an ended task is not in it
+//!     openIn  <mission>#<shard>              as many partitions as the mission has tally items
+//!     openAs  pending#<time> | running#<time>   so that the longest waiting comes first
+//! ```
+//!
+//! An index is read eventually consistently: it may show a task that was claimed a moment ago, or not show yet one that was
+//! put back. What is found here is claimed, or read, before anything is done with it.
+
+use aws_sdk_dynamodb::types::KeysAndAttributes;
+
+use super::expression::Expression;
+use super::item::{self, Row, text};
+use super::{CloudError, Item, Ledger, task_key};
+use crate::backend::Kind;
+use crate::domain::backoff;
+use crate::domain::ids::{MissionId, SrcId};
+use crate::domain::mission::open_partition;
+use crate::domain::task::{State, Task};
+
+/// The index's name.
+pub const INDEX: &str = "open";
+/// `BatchGetItem` takes 100 keys. Source: DynamoDB API reference.
+const BATCH_LEN_MAX: usize = 100;
+/// Reads of one batch that come back unprocessed before the call is given up as throttled: about 10 s.
+const BATCH_TRIES_MAX: u32 = 10;
+
+/// The value of `openAs` of a task that is in this state since `now`.
+pub(super) fn open_as(state: State, now: &str) -> String {
+    format!("{}#{now}", state.as_str())
+}
+
+/// Takes a task out of the index.
+pub(super) fn closed(expression: Expression) -> Expression {
+    expression.remove(item::OPEN_IN).remove(item::OPEN_AS)
+}
+
+impl Ledger {
+    /// Lists the open tasks of one partition in one state, longest in it first, `limit` at the most.
+    ///
+    /// # Errors
+    /// [`CloudError`]; `Invalid` with a word about the index if the table has none.
+    pub async fn open_page(
+        &self,
+        mission: Option<&MissionId>,
+        shard: u32,
+        state: State,
+        limit: usize,
+    ) -> Result<Vec<SrcId>, CloudError> {
+        let mut from: Option<Item> = None;
+        let mut found = Vec::new();
+        loop {
+            let page = self
+                .client
+                .query()
+                .table_name(&self.tables.tasks)
+                .index_name(INDEX)
+                .key_condition_expression("#in = :in AND begins_with(#as, :as)")
+                .expression_attribute_names("#in", item::OPEN_IN)
+                .expression_attribute_names("#as", item::OPEN_AS)
+                .expression_attribute_values(":in", text(open_partition(mission, shard)))
+                .expression_attribute_values(":as", text(format!("{}#", state.as_str())))
+                .limit(i32::try_from(limit - found.len()).unwrap_or(i32::MAX))
+                .set_exclusive_start_key(from)
+                .send()
+                .await
+                .map_err(|error| CloudError::sdk("Query", format!("index {INDEX} of {}", self.tables.tasks), error))?;
+            let src = |item: &Item| Row(item).text(item::SRC).and_then(|src| SrcId::new(src).ok());
+            found.extend(page.items().iter().filter_map(src));
+            match page.last_evaluated_key {
+                Some(key) if !key.is_empty() && found.len() < limit => from = Some(key),
+                _ => return Ok(found),
+            }
+        }
+    }
+
+    /// Lists all open tasks of a mission, or of none, in one state.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn open_tasks(
+        &self,
+        mission: Option<&MissionId>,
+        shards: u32,
+        state: State,
+    ) -> Result<Vec<SrcId>, CloudError> {
+        let mut found = Vec::new();
+        for shard in 0..shards.max(1) {
+            found.extend(self.open_page(mission, shard, state, usize::MAX).await?);
+        }
+        Ok(found)
+    }
+
+    /// Reads rows consistently, in no order; those that are not there are left out.
+    ///
+    /// # Errors
+    /// [`CloudError`]; `Throttled` if DynamoDB leaves keys unread for about 10 s.
+    pub async fn tasks(&self, srcs: &[SrcId]) -> Result<Vec<Task>, CloudError> {
+        let mut tasks = Vec::with_capacity(srcs.len());
+        for batch in srcs.chunks(BATCH_LEN_MAX) {
+            let keys = batch.iter().map(task_key).collect();
+            for row in self.batch_get(&self.tables.tasks, keys).await? {
+                if let Some(src) = Row(&row).text(item::SRC).and_then(|src| SrcId::new(src).ok()) {
+                    tasks.push(Row(&row).task(src));
+                }
+            }
+        }
+        Ok(tasks)
+    }
+
+    /// Reads up to 100 items consistently.
+    pub(super) async fn batch_get(&self, table: &str, mut keys: Vec<Item>) -> Result<Vec<Item>, CloudError> {
+        let resource = || format!("table {table}");
+        let mut rows = Vec::new();
+        for tries in 1..=BATCH_TRIES_MAX {
+            let wanted = KeysAndAttributes::builder().set_keys(Some(keys)).consistent_read(true).build();
+            let wanted =
+                wanted.map_err(|e| CloudError::new(Kind::Invalid, "BatchGetItem", resource(), e.to_string()))?;
+            let answer = self.client.batch_get_item().request_items(table, wanted).send().await;
+            let answer = answer.map_err(|error| CloudError::sdk("BatchGetItem", resource(), error))?;
+            rows.extend(answer.responses.unwrap_or_default().into_values().flatten());
+            match answer.unprocessed_keys.unwrap_or_default().remove(table) {
+                None => return Ok(rows),
+                Some(rest) => keys = rest.keys,
+            }
+            tokio::time::sleep(backoff::delay(tries, rand::random())).await;
+        }
+        Err(CloudError::new(Kind::Throttled, "BatchGetItem", resource(), "keys stay unprocessed"))
+    }
+}

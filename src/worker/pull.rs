@@ -1,0 +1,231 @@
+//! A node that serves a whole mission: it takes the next task that waits, and the next, until none is left.
+//!
+//! ```text
+//!   slot:  next ──a task──► attempt (as for a task of one's own) ──► next
+//!            │  ◄── nothing, but other slots still work: look again ──┘
+//!            └─ nothing, three times, and no slot works ──► the node ends
+//! ```
+//!
+//! What waits is found in the index of open tasks. A page of it serves many claims; each claim is the same conditional write
+//! as ever, so a page that is out of date costs a refused write and nothing else. Of a page, the tasks are tried in no order:
+//! many nodes look at the same page. The page is of those that wait longest, so no task is passed over for ever.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use rand::seq::SliceRandom;
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tracing::Instrument;
+
+use super::attempt::Ending;
+use super::error::words;
+use super::identity::{Assignment, Instance};
+use super::insist::insist;
+use super::interruption::Sentinel;
+use super::{Node, NodeError, one_task};
+use crate::domain::ids::{MissionId, SrcId};
+use crate::domain::task::State;
+
+/// The entries of one page of the index: a hundred keys are about 20 kB, 2.5 read units.
+const PAGE_LEN: usize = 100;
+/// How long a page is used: by then, others have taken most of it.
+const PAGE_LIFE: Duration = Duration::from_secs(10);
+/// How often a slot must find nothing before it takes that for true: an index lags, by much less than a second as a rule.
+const EMPTY_LOOKS: u32 = 3;
+/// The pause after such a look; three of them are six seconds.
+const EMPTY_PAUSE: Duration = Duration::from_secs(2);
+/// The pause between looks of a slot without work while others of this node have some.
+const IDLE_PAUSE: Duration = Duration::from_secs(15);
+
+/// Does the mission's tasks until none is left, or the node is to end.
+pub(super) async fn serve(
+    node: &Node,
+    instance: &Instance,
+    sentinel: &Sentinel,
+    mission: &MissionId,
+) -> Result<Ending, NodeError> {
+    let row = insist(node.settings.max_idle, || node.backend.ledger.mission(mission)).await;
+    let row = row.map_err(NodeError::cloud("reading the mission"))?;
+    let row = row.ok_or_else(|| NodeError::NoMission { mission: mission.to_string() })?;
+    let slots = node.settings.slots.or(row.slots).unwrap_or(1).max(1);
+    tracing::info!(mission = %mission, slots, "serving mission {mission}, {slots} tasks at a time");
+    let server = Arc::new(Server {
+        node: node.clone(),
+        instance: instance.clone(),
+        sentinel: sentinel.clone(),
+        mission: mission.clone(),
+        shards: row.tally_shards,
+        queue: Mutex::new(Queue::new(&node.settings.left)),
+        working: AtomicUsize::new(0),
+        is_over: AtomicBool::new(row.cancelled_at.is_some()),
+    });
+    let mut running = JoinSet::new();
+    for slot in 0..slots {
+        let server = server.clone();
+        let span = tracing::info_span!("slot", slot, mission = %mission, instance.id = %instance.id);
+        running.spawn(async move { server.slot().await }.instrument(span));
+    }
+    let (mut done, mut other, mut trouble) = (0, 0, None);
+    while let Some(ended) = running.join_next().await {
+        match ended.map_err(|panic| NodeError::Panicked(panic.to_string())) {
+            Ok(slot) => {
+                done += slot.done;
+                other += slot.other;
+                trouble = trouble.or(slot.trouble);
+            }
+            Err(panic) => {
+                server.is_over.store(true, Ordering::SeqCst);
+                trouble = trouble.or(Some(panic));
+            }
+        }
+    }
+    trouble.map_or(Ok(Ending::Served { done, other }), Err)
+}
+
+/// What one slot did.
+#[derive(Debug, Default)]
+struct Slot {
+    done: u64,
+    other: u64,
+    trouble: Option<NodeError>,
+}
+
+struct Server {
+    node: Node,
+    instance: Instance,
+    sentinel: Sentinel,
+    mission: MissionId,
+    shards: u32,
+    queue: Mutex<Queue>,
+    /// Slots that have a task.
+    working: AtomicUsize,
+    /// Set when no slot may begin another task.
+    is_over: AtomicBool,
+}
+
+/// What is known to wait.
+#[derive(Debug)]
+struct Queue {
+    page: VecDeque<SrcId>,
+    read_at: Option<Instant>,
+    /// Tasks that slots of this process are at: the claim would take them for left by an earlier process of this machine.
+    held: HashSet<SrcId>,
+}
+
+impl Queue {
+    /// What an earlier process was at goes first: it is still held by this machine.
+    fn new(left: &[SrcId]) -> Self {
+        Self { page: left.iter().cloned().collect(), read_at: Some(Instant::now()), held: HashSet::new() }
+    }
+
+    /// Takes the next task that no other slot is at.
+    fn take(&mut self) -> Option<SrcId> {
+        while let Some(src) = self.page.pop_front() {
+            if self.held.insert(src.clone()) {
+                return Some(src);
+            }
+        }
+        None
+    }
+}
+
+impl Server {
+    async fn slot(&self) -> Slot {
+        let mut slot = Slot::default();
+        let mut empty = 0;
+        while !self.must_end() {
+            // Counted before the look: a slot that is about to work must not look idle to the others.
+            self.working.fetch_add(1, Ordering::SeqCst);
+            let next = self.next().await;
+            let src = match next {
+                Ok(Some(src)) => src,
+                Ok(None) => {
+                    let others = self.working.fetch_sub(1, Ordering::SeqCst) - 1;
+                    empty += 1;
+                    if empty >= EMPTY_LOOKS && others == 0 {
+                        break;
+                    }
+                    self.pause(if empty < EMPTY_LOOKS { EMPTY_PAUSE } else { IDLE_PAUSE }).await;
+                    continue;
+                }
+                Err(error) => {
+                    self.working.fetch_sub(1, Ordering::SeqCst);
+                    self.is_over.store(true, Ordering::SeqCst);
+                    slot.trouble = Some(error);
+                    break;
+                }
+            };
+            empty = 0;
+            self.work(&src, &mut slot).await;
+            self.queue.lock().await.held.remove(&src);
+            self.working.fetch_sub(1, Ordering::SeqCst);
+        }
+        slot
+    }
+
+    fn must_end(&self) -> bool {
+        self.is_over.load(Ordering::SeqCst) || self.node.stopping.drain.is_cancelled() || self.sentinel.is_unwanted()
+    }
+
+    async fn work(&self, src: &SrcId, slot: &mut Slot) {
+        let task = Assignment { src: src.clone(), mission: Some(self.mission.clone()), is_pulled: true };
+        match one_task(&self.node, &self.instance, &self.sentinel, &task).await {
+            Ok(Ending::Committed { .. }) => slot.done += 1,
+            // Another was quicker.
+            Ok(Ending::EndedBefore(_) | Ending::HeldByOther(_)) => {}
+            Ok(Ending::Cancelled) => {
+                slot.other += 1;
+                self.is_over.store(true, Ordering::SeqCst);
+            }
+            Ok(Ending::Drained | Ending::Interrupted | Ending::Served { .. } | Ending::TryAgain(_)) => slot.other += 1,
+            Err(error) => {
+                slot.other += 1;
+                if error.is_the_tasks_own() {
+                    tracing::warn!(src.id = %src, "task {src}: {}", words(&error));
+                } else {
+                    // What is wrong here is wrong for the next task, too.
+                    self.is_over.store(true, Ordering::SeqCst);
+                    slot.trouble = slot.trouble.take().or(Some(error));
+                }
+            }
+        }
+    }
+
+    /// Finds the next task that waits. Reads one page as a rule, and as many as the mission has partitions at the most.
+    async fn next(&self) -> Result<Option<SrcId>, NodeError> {
+        let mut queue = self.queue.lock().await;
+        let is_fresh = queue.read_at.is_some_and(|read_at| read_at.elapsed() < PAGE_LIFE);
+        if is_fresh && let Some(src) = queue.take() {
+            return Ok(Some(src));
+        }
+        let first: u32 = rand::random();
+        for n in 0..self.shards {
+            let shard = (first % self.shards + n) % self.shards;
+            let ledger = &self.node.backend.ledger;
+            let page = || ledger.open_page(Some(&self.mission), shard, State::Pending, PAGE_LEN);
+            let page = insist(self.node.settings.max_idle, page).await;
+            let mut page = page.map_err(NodeError::cloud("looking for the next task"))?;
+            page.shuffle(&mut rand::rng());
+            queue.page = page.into();
+            queue.read_at = Some(Instant::now());
+            if let Some(src) = queue.take() {
+                return Ok(Some(src));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Waits, a fifth shorter or longer by chance, unless the node is to end.
+    async fn pause(&self, pause: Duration) {
+        let pause = pause.mul_f64(0.8 + 0.4 * f64::from(rand::random::<u32>()) / f64::from(u32::MAX));
+        // Both arms may be dropped: neither holds anything.
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = self.node.stopping.drain.cancelled() => {}
+        }
+    }
+}
