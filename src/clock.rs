@@ -23,7 +23,12 @@ pub fn now() -> SystemTime {
 /// Returns how long ago a time of day was, RFC 3339; nothing if it is yet to come, `None` if it cannot be read.
 #[must_use]
 pub fn since(time: &str) -> Option<Duration> {
-    let time = DateTime::from_str(time, Format::DateTime).ok()?;
+    since_time(DateTime::from_str(time, Format::DateTime).ok()?)
+}
+
+/// Returns how long ago an instant was that a service named; nothing if it is yet to come.
+#[must_use]
+pub fn since_time(time: DateTime) -> Option<Duration> {
     Some(now().duration_since(SystemTime::try_from(time).ok()?).unwrap_or_default())
 }
 

@@ -2,6 +2,7 @@
 
 use crate::backend::store::StoreError;
 use crate::backend::{CloudError, Kind};
+use crate::scheduler::SchedulerError;
 use crate::worker::NodeError;
 
 /// An exit code of the program.
@@ -168,7 +169,33 @@ pub fn of_cloud(error: &CloudError) -> (Exit, Option<String>) {
     (exit, Some(hint))
 }
 
-fn of_store(error: &StoreError) -> (Exit, Option<String>) {
+/// Returns the exit code and the hint for a scheduler's failure.
+#[must_use]
+pub fn of_scheduler(error: &SchedulerError) -> (Exit, Option<String>) {
+    let hint = |text: &str| Some(text.to_owned());
+    match error {
+        SchedulerError::Cloud { source, .. } => of_cloud(source),
+        SchedulerError::Announce { source, .. } => of_node(source),
+        SchedulerError::Policy { .. } => (
+            Exit::Usage,
+            hint("look at the mission's row, and at --bid-mode, --max-unit-price, --max-wait, --on-demand-floor"),
+        ),
+        SchedulerError::NoMission(_) => (Exit::NoTask, hint("`lighthpc status` lists the missions")),
+        SchedulerError::NoTemplate => (
+            Exit::Usage,
+            hint("set --launch-template or LIGHTHPC_LAUNCH_TEMPLATE; or --no-launch to make the rows alone"),
+        ),
+        SchedulerError::OtherMission { .. } => (Exit::Usage, hint("name another mission with --mission")),
+        SchedulerError::OtherTask { .. } => {
+            (Exit::Usage, hint("an object is one task: copy it to another key, or leave it out"))
+        }
+        SchedulerError::BadName(_) => (Exit::Usage, None),
+    }
+}
+
+/// Returns the exit code and the hint for trouble between S3 and the disk.
+#[must_use]
+pub fn of_store(error: &StoreError) -> (Exit, Option<String>) {
     match error {
         StoreError::Cloud(error) => of_cloud(error),
         StoreError::DiskFull { .. } => (Exit::DiskFull, Some(disk_hint())),

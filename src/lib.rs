@@ -1,7 +1,7 @@
 //! One task per input file on EC2 Spot instances: nothing lost, nothing counted twice, nothing left running.
 //!
 //! The floors, each of which imports only from floors below it (`scripts/check-floors`):
-//! `command → worker → {workload, backend} → domain`; `local` is imported by `command` alone.
+//! `command → scheduler → worker → {workload, backend} → domain`; `local` is imported by `command` alone.
 
 pub mod backend;
 pub mod clock;
@@ -10,5 +10,6 @@ pub mod domain;
 pub mod exit;
 pub mod local;
 pub mod logging;
+pub mod scheduler;
 pub mod worker;
 pub mod workload;

@@ -1,6 +1,7 @@
 //! EC2 as a scheduler needs it: launches by `CreateFleet`, what runs of ours, its end, and what Spot costs now.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use aws_sdk_ec2::Client;
 use aws_sdk_ec2::config::Builder;
@@ -14,6 +15,7 @@ use aws_sdk_ec2::types::{
 
 use super::error::{CloudError, Kind};
 use super::sdk::Wire;
+use crate::clock;
 use crate::domain::policy::{Price, Purchase};
 use crate::domain::tags;
 
@@ -71,6 +73,8 @@ pub struct Ours {
     pub mission: Option<String>,
     /// Whether it is a Spot instance.
     pub is_spot: bool,
+    /// How long ago EC2 launched it, by this machine's clock.
+    pub age: Duration,
 }
 
 /// EC2's scheduling side. Cheap to clone.
@@ -199,7 +203,7 @@ impl Fleet {
     /// [`CloudError`].
     pub async fn spot_prices(&self, instance_types: &[String]) -> Result<BTreeMap<String, f64>, CloudError> {
         let types = instance_types.iter().map(|name| InstanceType::from(name.as_str())).collect();
-        let now = aws_smithy_types::DateTime::from(crate::clock::now());
+        let now = aws_smithy_types::DateTime::from(clock::now());
         let mut pages = self
             .client
             .describe_spot_price_history()
@@ -319,5 +323,6 @@ fn ours(instance: &aws_sdk_ec2::types::Instance) -> Option<Ours> {
         src: tag(tags::SRC),
         mission: tag(tags::MISSION),
         is_spot: instance.instance_lifecycle().is_some(),
+        age: instance.launch_time().and_then(|time| clock::since_time(*time)).unwrap_or_default(),
     })
 }

@@ -28,13 +28,21 @@ impl Cli {
     pub(super) fn read() -> Result<Self, clap::Error> {
         let is_empty = |name: &std::ffi::OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
         let without = move |arg: clap::Arg| if arg.get_env().is_some_and(is_empty) { arg.env(None) } else { arg };
+        let mut arguments: Vec<std::ffi::OsString> = std::env::args_os().collect();
+        if super::lambda::is_bootstrap(&arguments) {
+            arguments.push("lambda".into());
+        }
         let definition = Self::command().mut_args(without).mut_subcommands(move |command| command.mut_args(without));
-        Self::from_arg_matches(&definition.try_get_matches()?)
+        Self::from_arg_matches(&definition.try_get_matches_from(arguments)?)
     }
 
-    /// Returns whether this is a node, whose every step belongs in the journal.
-    pub(super) const fn is_for_a_node(&self) -> bool {
-        matches!(&self.command, Command::Run(args) if args.local.is_none())
+    /// Returns whether this is a node, or the function, whose every step belongs in the journal.
+    pub(super) const fn is_a_service(&self) -> bool {
+        match &self.command {
+            Command::Run(args) => args.local.is_none(),
+            Command::Lambda(_) => true,
+            _ => false,
+        }
     }
 }
 
@@ -44,6 +52,150 @@ pub(super) enum Command {
     Run(Box<RunArgs>),
     /// Show a mission's counts and its tasks
     Status(StatusArgs),
+    /// Make a mission of many inputs, and launch nodes for it
+    Submit(Box<SubmitArgs>),
+    /// Find what was lost and what leaked, and mend it
+    Sweep(SweepArgs),
+    /// Put a mission's failed tasks back, with fresh budgets
+    Redrive(RedriveArgs),
+    /// Cancel a mission: nothing new begins, what runs is stopped, its instances are ended
+    Cancel(CancelArgs),
+    /// Be the AWS Lambda function: events of S3, SQS, EC2, and a schedule, and the HTTP interface
+    Lambda(SchedulerArgs),
+}
+
+/// What a scheduler launches from, and with.
+#[derive(Clone, Debug, Args)]
+pub(super) struct SchedulerArgs {
+    #[command(flatten)]
+    pub(super) tables: TableArgs,
+    /// The bucket of inputs
+    #[arg(long, env = "LIGHTHPC_SOURCE_BUCKET", value_name = "BUCKET", help_heading = "AWS")]
+    pub(super) source_bucket: Option<String>,
+    /// The bucket of results, logs, and manifests
+    #[arg(long, env = "LIGHTHPC_RESULT_BUCKET", value_name = "BUCKET", help_heading = "AWS")]
+    pub(super) result_bucket: Option<String>,
+    /// The SNS topic that hears of a mission's end
+    #[arg(long, env = "LIGHTHPC_TOPIC_ARN", value_name = "ARN", help_heading = "AWS")]
+    pub(super) topic_arn: Option<String>,
+    /// The launch template of nodes, by id or name
+    #[arg(long, env = "LIGHTHPC_LAUNCH_TEMPLATE", value_name = "TEMPLATE", help_heading = "Launching")]
+    pub(super) launch_template: Option<String>,
+    /// Its version
+    #[arg(
+        long,
+        env = "LIGHTHPC_LAUNCH_TEMPLATE_VERSION",
+        default_value = "$Default",
+        value_name = "VERSION",
+        help_heading = "Launching"
+    )]
+    pub(super) launch_template_version: String,
+    /// Instance types, separated by commas, any of which will do (default: the template's)
+    #[arg(long, env = "LIGHTHPC_INSTANCE_TYPES", value_name = "TYPES", help_heading = "Launching")]
+    pub(super) instance_types: Option<String>,
+    /// Subnets, separated by commas, any of which will do (default: the template's)
+    #[arg(long, env = "LIGHTHPC_SUBNETS", value_name = "SUBNETS", help_heading = "Launching")]
+    pub(super) subnets: Option<String>,
+    /// How nodes are paid for: spot, on-demand, mix, or spot-then-on-demand (default: spot)
+    #[arg(long, env = "LIGHTHPC_BID_MODE", value_name = "MODE", help_heading = "Launching")]
+    pub(super) bid_mode: Option<String>,
+    /// The most a Spot instance may cost, in USD for an hour (default: the On-Demand price; a lower limit only makes
+    /// interruptions more likely)
+    #[arg(long, env = "LIGHTHPC_MAX_UNIT_PRICE", value_name = "USD", help_heading = "Launching")]
+    pub(super) max_unit_price: Option<String>,
+    /// With spot-then-on-demand: how long a task waits for Spot
+    #[arg(long, env = "LIGHTHPC_MAX_WAIT", value_name = "SECONDS", help_heading = "Launching")]
+    pub(super) max_wait: Option<String>,
+    /// With mix: how many nodes are On-Demand at least
+    #[arg(long, env = "LIGHTHPC_ON_DEMAND_FLOOR", value_name = "N", help_heading = "Launching")]
+    pub(super) on_demand_floor: Option<String>,
+    /// The mission of uploads whose key names none
+    #[arg(long = "default-mission", env = "LIGHTHPC_MISSION", value_name = "ID", help_heading = "Tasks")]
+    pub(super) default_mission: Option<String>,
+    /// How long a lease lasts without a heartbeat; the same as the nodes'
+    #[arg(long, env = "LIGHTHPC_LEASE", default_value = "90", value_parser = seconds, value_name = "SECONDS", help_heading = "Tasks")]
+    pub(super) lease: Duration,
+    /// How many interruptions a task may have; the same as the nodes'
+    #[arg(long, env = "LIGHTHPC_MAX_INTERRUPTIONS", default_value = "20", value_name = "N", help_heading = "Tasks")]
+    pub(super) max_interruptions: u64,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SubmitArgs {
+    /// The inputs: local files, which are uploaded; s3://BUCKET/PREFIX; or - for a list of keys on standard input
+    #[arg(value_name = "INPUT", required = true)]
+    pub(super) inputs: Vec<String>,
+    /// The workload: a program and its arguments, as the nodes have it (default: what the nodes are told)
+    #[arg(last = true, value_name = "PROGRAM ARGS")]
+    pub(super) program: Vec<String>,
+    /// The workload as a command line for sh
+    #[arg(long, value_name = "COMMAND")]
+    pub(super) exec: Option<String>,
+    /// The mission's id (default: the time). Name it to go on with one, or to add to it
+    #[arg(long, value_name = "ID")]
+    pub(super) mission: Option<String>,
+    /// What the mission is called, for people
+    #[arg(long, value_name = "NAME")]
+    pub(super) name: Option<String>,
+    /// Serve the mission by so many nodes that do task after task (default: a node for each task)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) nodes: Option<u32>,
+    /// With --nodes: how many tasks a node works at, at a time (default: one)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(super) slots: Option<u16>,
+    /// Make the rows and launch nothing
+    #[arg(long)]
+    pub(super) no_launch: bool,
+    /// Show rows, launch requests, and prices; change nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Print JSON, for programs
+    #[arg(long)]
+    pub(super) json: bool,
+    #[command(flatten)]
+    pub(super) scheduler: SchedulerArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SweepArgs {
+    /// Sweep again and again, until SIGINT or SIGTERM
+    #[arg(long)]
+    pub(super) watch: bool,
+    /// With --watch: the pause between two sweeps
+    #[arg(long, default_value = "60", value_parser = seconds, value_name = "SECONDS")]
+    pub(super) every: Duration,
+    /// Print a JSON object for each finding
+    #[arg(long)]
+    pub(super) json: bool,
+    #[command(flatten)]
+    pub(super) scheduler: SchedulerArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RedriveArgs {
+    /// The mission
+    #[arg(value_name = "MISSION")]
+    pub(super) mission: String,
+    /// The tasks (default: all that failed)
+    #[arg(value_name = "SRC")]
+    pub(super) srcs: Vec<String>,
+    /// Only those that failed with this verdict
+    #[arg(long, value_name = "VERDICT")]
+    pub(super) verdict: Option<String>,
+    #[command(flatten)]
+    pub(super) scheduler: SchedulerArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CancelArgs {
+    /// The mission
+    #[arg(value_name = "MISSION")]
+    pub(super) mission: String,
+    /// How long to wait for what runs (default: a lease and a half)
+    #[arg(long, value_parser = seconds, value_name = "SECONDS")]
+    pub(super) wait: Option<Duration>,
+    #[command(flatten)]
+    pub(super) scheduler: SchedulerArgs,
 }
 
 /// Where the tables are.
@@ -74,7 +226,8 @@ pub(super) struct RunArgs {
     /// Run on this machine, on a cloud of its own that is kept in DIR (write --local=DIR before files)
     #[arg(long, num_args = 0..=1, default_missing_value = DEFAULT_DIR, env = "LIGHTHPC_LOCAL", value_name = "DIR")]
     pub(super) local: Option<PathBuf>,
-    /// With --local: how many tasks run at a time (default: the cores)
+    /// How many tasks run at a time: with --local (default: the cores), or on a node that serves a mission (default: the
+    /// mission's number, or one)
     #[arg(long, env = "LIGHTHPC_SLOTS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) slots: Option<u16>,
     /// The workload as a command line for sh, where a program after `--` is unhandy

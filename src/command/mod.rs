@@ -1,14 +1,21 @@
 //! The commands: one file each. They read settings, call the floors below, and say what came of it.
 
+mod cancel;
 mod cli;
+mod http;
 mod inputs;
+mod lambda;
 mod mission;
 mod node;
 mod place;
 mod plan;
+mod redrive;
+mod scheduling;
 mod screen;
 mod signals;
 mod status;
+mod submit;
+mod sweep;
 
 use std::fmt::Display;
 
@@ -42,6 +49,13 @@ impl From<crate::backend::CloudError> for Failure {
 impl From<crate::worker::NodeError> for Failure {
     fn from(error: crate::worker::NodeError) -> Self {
         let (exit, hint) = exit::of_node(&error);
+        Self { exit, error: error.into(), hint }
+    }
+}
+
+impl From<crate::scheduler::SchedulerError> for Failure {
+    fn from(error: crate::scheduler::SchedulerError) -> Self {
+        let (exit, hint) = exit::of_scheduler(&error);
         Self { exit, error: error.into(), hint }
     }
 }
@@ -81,7 +95,7 @@ fn end_unused_node() {
 }
 
 fn start(cli: Cli) -> Result<Exit, Failure> {
-    let level = if cli.is_for_a_node() { LevelFilter::INFO } else { LevelFilter::WARN };
+    let level = if cli.is_a_service() { LevelFilter::INFO } else { LevelFilter::WARN };
     let logs = logging::init(level, cli.log_format);
     let internal = |error: std::io::Error| Failure { exit: Exit::Internal, error: error.into(), hint: None };
     runtime().map_err(internal)?.block_on(async {
@@ -94,9 +108,17 @@ fn start(cli: Cli) -> Result<Exit, Failure> {
                 mission::run(args).await
             }
             Command::Run(args) => node::run(args, logs).await,
-            Command::Status(args) => {
+            other => {
                 logs?;
-                status::run(args).await
+                match other {
+                    Command::Status(args) => status::run(args).await,
+                    Command::Submit(args) => submit::run(*args).await,
+                    Command::Sweep(args) => sweep::run(args).await,
+                    Command::Redrive(args) => redrive::run(args).await,
+                    Command::Cancel(args) => cancel::run(args).await,
+                    Command::Lambda(args) => lambda::run(args).await,
+                    Command::Run(_) => unreachable!("matched above"),
+                }
             }
         }
     })

@@ -10,6 +10,7 @@ use crate::backend::machine::PowerOff;
 use crate::backend::{Backend, Tables, Wire};
 use crate::domain::ids::MissionId;
 use crate::domain::mission::{Mission, Notified, Tally};
+use crate::domain::policy::BidMode;
 use crate::domain::task::{PastAttempt, State, Task};
 use crate::domain::verdict::Verdict;
 use crate::exit::Exit;
@@ -123,7 +124,8 @@ fn detail_json(mission: &Mission, total: Tally, tasks: &[Task]) -> Value {
     value
 }
 
-fn mission_json(mission: &Mission, total: Tally) -> Value {
+pub(super) fn mission_json(mission: &Mission, total: Tally) -> Value {
+    let policy = mission.policy.as_ref().ok();
     json!({
         "mission": mission.id.as_str(),
         "transNumber": mission.trans_number,
@@ -132,6 +134,11 @@ fn mission_json(mission: &Mission, total: Tally) -> Value {
         "timeCost": total.time_cost_s,
         "notifyEmail": told(mission),
         "exec": mission.exec,
+        "name": mission.name,
+        "nodes": mission.nodes,
+        "slots": mission.slots,
+        "bidMode": policy.as_ref().and_then(|policy| policy.bid_mode).map(BidMode::as_str),
+        "cancelledAt": mission.cancelled_at,
     })
 }
 

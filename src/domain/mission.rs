@@ -80,6 +80,8 @@ pub struct Mission {
     pub slots: Option<u16>,
     /// When it was cancelled, RFC 3339 UTC.
     pub cancelled_at: Option<String>,
+    /// Whether it got tasks after its end was announced.
+    pub is_late: bool,
     /// When it was made or configured: `timeCfg`.
     pub made_at: Option<String>,
     /// What it may cost; an error if the row's words cannot be read.
@@ -105,6 +107,7 @@ impl Mission {
             nodes: None,
             slots: None,
             cancelled_at: None,
+            is_late: false,
             made_at: None,
             policy: Ok(Policy::default()),
         }

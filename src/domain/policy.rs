@@ -173,11 +173,10 @@ impl Policy {
     #[must_use]
     pub fn purchase(&self, waited: Duration) -> Option<Purchase> {
         match self.bid_mode.unwrap_or_default() {
-            BidMode::Spot => Some(Purchase::Spot),
+            BidMode::Mix => None,
             BidMode::OnDemand => Some(Purchase::OnDemand),
             BidMode::SpotThenOnDemand if self.max_wait.is_some_and(|limit| waited >= limit) => Some(Purchase::OnDemand),
-            BidMode::SpotThenOnDemand => Some(Purchase::Spot),
-            BidMode::Mix => None,
+            BidMode::Spot | BidMode::SpotThenOnDemand => Some(Purchase::Spot),
         }
     }
 
@@ -224,7 +223,7 @@ mod tests {
         assert_eq!(policy.bid_mode, Some(BidMode::Spot));
         assert_eq!(policy.instance_types, ["m4.large"]);
         assert_eq!(policy.max_price.unwrap().to_string(), "0.08");
-        assert_eq!(policy.max_wait, Some(Duration::from_secs(600)));
+        assert_eq!(policy.max_wait, Some(Duration::from_mins(10)));
     }
 
     #[test]

@@ -114,6 +114,8 @@ pub struct Task {
     pub interruptions: u64,
     /// The newest ended attempts, oldest first.
     pub history: Vec<PastAttempt>,
+    /// Since when it waits, or runs, RFC 3339 UTC, by the writer's clock.
+    pub open_since: Option<String>,
     /// What was launched for it, by a scheduler.
     pub launch: Launch,
     /// Whether its mission was cancelled while it was held.
@@ -131,6 +133,8 @@ pub struct Launch {
     pub at: String,
     /// The instance, if EC2 gave one.
     pub instance: Option<String>,
+    /// Instances that were launched since the last claim and are gone without one.
+    pub lost: u64,
     /// Why there is none.
     pub error: Option<String>,
     /// Not before this is the next try made, RFC 3339 UTC, by the scheduler's clock.
@@ -146,6 +150,34 @@ impl Launch {
 }
 
 impl Task {
+    /// Makes what is known of a task that nobody has claimed yet.
+    #[must_use]
+    pub fn new(src: SrcId, mission: Option<MissionId>) -> Self {
+        Self {
+            src,
+            mission,
+            bucket: None,
+            state: State::Pending,
+            attempt: Attempt(0),
+            beat: 0,
+            instance: None,
+            progress: String::new(),
+            time_cost_s: 0,
+            result: None,
+            result_etag: None,
+            result_bytes: None,
+            verdict: None,
+            exit_code: None,
+            checkpoint: None,
+            app_failures: 0,
+            interruptions: 0,
+            history: Vec::new(),
+            open_since: None,
+            launch: Launch::default(),
+            cancelled: false,
+        }
+    }
+
     /// Returns the lease, if an attempt holds the task. A row that was edited by hand may not say whose it is.
     #[must_use]
     pub fn lease(&self) -> Option<Lease> {

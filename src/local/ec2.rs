@@ -16,6 +16,7 @@ const COUNT_MAX: usize = 10_000;
 
 /// Answers one call.
 pub(super) fn answer(fleet: &Fleet, form: &Form) -> http::Response<SdkBody> {
+    fleet.record(form.without("Version"));
     let outcome = match form.action() {
         "RunInstances" => run_instances(fleet, form),
         "CreateFleet" => create_fleet(fleet, form),

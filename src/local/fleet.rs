@@ -54,6 +54,8 @@ pub(super) struct Fleet {
     machines: Mutex<BTreeMap<String, Machine>>,
     tokens: Mutex<BTreeMap<String, Launched>>,
     hides_tags: AtomicBool,
+    /// Every call, as it was asked.
+    requests: Mutex<Vec<BTreeMap<String, String>>>,
 }
 
 impl Fleet {
@@ -121,6 +123,15 @@ impl Fleet {
             terminate_calls: machine.terminate_calls,
         };
         self.all().into_iter().map(instance).collect()
+    }
+
+    pub(super) fn record(&self, call: BTreeMap<String, String>) {
+        locked(&self.requests).push(call);
+    }
+
+    pub(super) fn requests(&self, action: &str) -> Vec<BTreeMap<String, String>> {
+        let is_one = |call: &&BTreeMap<String, String>| call.get("Action").is_some_and(|name| name == action);
+        locked(&self.requests).iter().filter(is_one).cloned().collect()
     }
 
     pub(super) fn set_tags_in_imds(&self, on: bool) {

@@ -147,6 +147,12 @@ impl LocalCloud {
         self.inner.fleet.instances()
     }
 
+    /// Gives the parameters of every call of EC2's `action` that arrived, in their order.
+    #[must_use]
+    pub fn requests(&self, action: &str) -> Vec<std::collections::BTreeMap<String, String>> {
+        self.inner.fleet.requests(action)
+    }
+
     /// Makes a machine vanish, as a crash or a reclaimed Spot instance would: no call is recorded.
     pub fn stop_instance(&self, id: &str) {
         self.inner.fleet.change(id, |machine| machine.is_running = false);

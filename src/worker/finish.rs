@@ -213,7 +213,9 @@ async fn commit(
         checkpoints.remove(node).await;
     }
     let Some(mission) = mission else { return Ok(()) };
-    step(node, Step::Notify, Announcer::of(node).see(&fence.owner, fence.src.as_str(), &mission, None)).await
+    step(node, Step::Notify, Announcer::of(node).see(&fence.owner, fence.src.as_str(), &mission, None))
+        .await
+        .map(|_| ())
 }
 
 async fn release(

@@ -43,7 +43,7 @@ impl Announcer {
         }
     }
 
-    /// Looks whether the mission is over; if it is and nobody has said so, says so.
+    /// Looks whether the mission is over; if it is and nobody has said so, says so. Returns whether it did.
     ///
     /// Every committer comes here after its own commit, so the last one sees the full count. Exactly one becomes the
     /// publisher; a publisher that died is replaced by whoever comes by and learns that it is gone.
@@ -59,7 +59,7 @@ impl Announcer {
         right: &str,
         mission: &Mission,
         dead: Option<&str>,
-    ) -> Result<(), NodeError> {
+    ) -> Result<bool, NodeError> {
         let ledger = &self.backend.ledger;
         let limit = self.patience;
         let sum = insist(limit, || ledger.tally(mission)).await.map_err(NodeError::cloud("reading the tally"))?;
@@ -70,20 +70,20 @@ impl Announcer {
                     .await
                     .map_err(NodeError::cloud("rolling the tally up"))?;
             }
-            return Ok(());
+            return Ok(false);
         }
         // The row as it is now: it may have grown, and it knows whether somebody publishes.
         let fresh =
             insist(limit, || ledger.mission(&mission.id)).await.map_err(NodeError::cloud("reading the mission"))?;
-        let Some(mission) = fresh else { return Ok(()) };
+        let Some(mission) = fresh else { return Ok(false) };
         let total = mission.total(sum);
         let other = match &mission.notified {
-            Notified::Yes => return Ok(()),
+            Notified::Yes => return Ok(false),
             Notified::No => None,
             Notified::Sending { by } => Some(by.clone()).filter(|by| by != me.as_str()),
         };
         if !mission.is_complete(total) {
-            return Ok(());
+            return Ok(false);
         }
         let dead = match other {
             Some(by) if Some(by.as_str()) == dead => Some(by),
@@ -94,8 +94,9 @@ impl Announcer {
         let won = insist(limit, || ledger.begin_publication(&mission, &publication, dead.as_deref(), total));
         if won.await.map_err(NodeError::cloud("becoming the mission's publisher"))? {
             publish(self, &mission, total, &publication).await?;
+            return Ok(true);
         }
-        Ok(())
+        Ok(false)
     }
 }
 

@@ -3,14 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_sdk_dynamodb::types::AttributeValue;
+use lighthpc::backend::fleet::Template;
 use lighthpc::backend::ledger::{Made, NewMission, NewTask};
 use lighthpc::backend::machine::PowerOff;
 use lighthpc::backend::{Backend, Tables, Wire};
 use lighthpc::domain::budget::Limits;
 use lighthpc::domain::ids::{MissionId, SrcId};
 use lighthpc::domain::mission::{Mission, Notified, Tally};
+use lighthpc::domain::policy::Policy;
 use lighthpc::domain::task::Task;
 use lighthpc::local::{ACCESS_KEY, Faults, LocalCloud, REGION, RESULT_BUCKET, SECRET_KEY, SOURCE_BUCKET, TOPIC_ARN};
+use lighthpc::scheduler::{self, Scheduler};
 use lighthpc::worker::{self, Life, Node, Report, Settings, Stopping};
 use lighthpc::workload::{Bounds, Simulation, Workload};
 
@@ -101,6 +105,65 @@ impl Lab {
         Subject { instance, backend, settings, stopping: Stopping::default() }
     }
 
+    /// A node on an instance that bears our mark, as a scheduler launches it.
+    pub(crate) fn ours(&self, task: &str, mission: &str) -> Subject {
+        let tags = [("srcID", task), ("missionID", mission), ("lighthpc", "tblTrans2")];
+        self.node_on(self.cloud.launch(&tags), Faults::new())
+    }
+
+    pub(crate) fn scheduler_settings(&self) -> scheduler::Settings {
+        scheduler::Settings {
+            template: Some(Template { name: "nodes".to_owned(), version: "$Default".to_owned() }),
+            subnets: Vec::new(),
+            policy: Policy::default(),
+            source_bucket: Some(SOURCE_BUCKET.to_owned()),
+            result_bucket: Some(RESULT_BUCKET.to_owned()),
+            topic_arn: Some(TOPIC_ARN.to_owned()),
+            default_mission: None,
+            lease: Duration::from_millis(1500),
+            limits: Limits::default(),
+            work_dir: self.dir.path().join("scheduler"),
+            pace: 1e6,
+        }
+    }
+
+    pub(crate) fn scheduler(&self, faults: &Faults) -> Scheduler {
+        self.scheduler_with(faults, self.scheduler_settings())
+    }
+
+    pub(crate) fn scheduler_with(&self, faults: &Faults, settings: scheduler::Settings) -> Scheduler {
+        Scheduler::new(backend(&self.cloud, None, faults, PowerOff::Never), settings)
+    }
+
+    fn dynamo(&self) -> aws_sdk_dynamodb::Client {
+        let wire = Wire::plugged(self.cloud.wire(None), REGION, ACCESS_KEY, SECRET_KEY);
+        aws_sdk_dynamodb::Client::new(wire.sdk_config())
+    }
+
+    /// A text attribute of a task's row, as it is written.
+    pub(crate) async fn attribute(&self, key: &str, name: &str) -> String {
+        let get = self.dynamo().get_item().table_name("tblTrans2").key("srcFilename", text(key));
+        get.send().await.unwrap().item.unwrap()[name].as_s().unwrap().clone()
+    }
+
+    pub(crate) async fn set_attribute(&self, key: &str, name: &str, value: &str) {
+        self.set("tblTrans2", "srcFilename", key, name, text(value)).await;
+    }
+
+    pub(crate) async fn set_mission_attribute(&self, id: &str, name: &str, value: &str) {
+        self.set("tblMission", "timePush", id, name, text(value)).await;
+    }
+
+    pub(crate) async fn set_mission_number(&self, id: &str, name: &str, value: u64) {
+        self.set("tblMission", "timePush", id, name, AttributeValue::N(value.to_string())).await;
+    }
+
+    async fn set(&self, table: &str, key: &str, id: &str, name: &str, value: AttributeValue) {
+        let update = self.dynamo().update_item().table_name(table).key(key, text(id));
+        let update = update.update_expression("SET #n = :v").expression_attribute_names("#n", name);
+        update.expression_attribute_values(":v", value).send().await.unwrap();
+    }
+
     pub(crate) async fn task(&self, key: &str) -> Task {
         self.desk.ledger.task(&src(key)).await.unwrap().unwrap()
     }
@@ -169,6 +232,10 @@ impl Subject {
         let node = Node { backend: self.backend, settings: Arc::new(self.settings), stopping: self.stopping };
         async move { tokio::time::timeout(PATIENCE, worker::run(node)).await.unwrap() }
     }
+}
+
+fn text(value: &str) -> AttributeValue {
+    AttributeValue::S(value.to_owned())
 }
 
 fn backend(cloud: &LocalCloud, instance: Option<&str>, faults: &Faults, power_off: PowerOff) -> Backend {

@@ -9,5 +9,8 @@ mod keys;
 mod lab;
 mod lease;
 mod mission;
+mod pull;
 mod races;
+mod scheduler;
 mod steps;
+mod sweep;

@@ -65,7 +65,8 @@ impl Expression {
                 format!("({})", parts.join(" AND "))
             })
             .collect();
-        self.conditions.push(format!("({})", cases.join(" OR ")));
+        // Of one case alone, further parentheses would be redundant, which DynamoDB refuses.
+        self.conditions.push(if cases.len() == 1 { cases.join("") } else { format!("({})", cases.join(" OR ")) });
         self
     }
 

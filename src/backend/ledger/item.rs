@@ -40,6 +40,7 @@ pub(super) const LAUNCH_AT_ATTEMPT: &str = "launchAtAttempt";
 pub(super) const LAUNCH_TRIES: &str = "launchTries";
 pub(super) const LAUNCH_AT: &str = "launchAt";
 pub(super) const LAUNCH_INSTANCE: &str = "launchInstanceID";
+pub(super) const LAUNCHES_LOST: &str = "launchesLost";
 pub(super) const LAUNCH_ERROR: &str = "launchError";
 pub(super) const LAUNCH_AFTER: &str = "launchAfter";
 pub(super) const CANCELLED: &str = "cancelled";
@@ -64,6 +65,7 @@ pub(super) const NODES_LAUNCHED: &str = "nodesLaunched";
 pub(super) const ON_DEMAND_LAUNCHED: &str = "onDemandLaunched";
 pub(super) const SLOTS: &str = "slots";
 pub(super) const CANCELLED_AT: &str = "cancelledAt";
+pub(super) const LATE: &str = "late";
 pub(super) const TIME_CFG: &str = "timeCfg";
 
 /// The value of a string attribute.
@@ -135,11 +137,13 @@ impl Row<'_> {
             app_failures: self.number(APP_FAILURES).unwrap_or(0),
             interruptions: self.number(INTERRUPTIONS).unwrap_or(0),
             history: self.list(HISTORY).iter().filter_map(past_attempt).collect(),
+            open_since: self.text(OPEN_AS).and_then(|text| Some(text.split_once('#')?.1.to_owned())),
             launch: Launch {
                 at_attempt: self.number(LAUNCH_AT_ATTEMPT).map(Attempt),
                 tries: self.number(LAUNCH_TRIES).unwrap_or(0),
                 at: self.text(LAUNCH_AT).unwrap_or_default(),
                 instance: self.text(LAUNCH_INSTANCE),
+                lost: self.number(LAUNCHES_LOST).unwrap_or(0),
                 error: self.text(LAUNCH_ERROR),
                 after: self.text(LAUNCH_AFTER),
             },
@@ -180,6 +184,7 @@ impl Row<'_> {
             nodes: self.number(NODES).and_then(|nodes| u32::try_from(nodes).ok()).filter(|&nodes| nodes > 0),
             slots: self.number(SLOTS).and_then(|slots| u16::try_from(slots).ok()).filter(|&slots| slots > 0),
             cancelled_at: self.text(CANCELLED_AT),
+            is_late: self.0.contains_key(LATE),
             made_at: self.text(TIME_CFG),
             policy: Policy::read(|name| match self.0.get(name)? {
                 AttributeValue::S(value) | AttributeValue::N(value) => Some(value.as_str()),

@@ -16,7 +16,7 @@ use super::open::{closed, open_as};
 use super::{CloudError, Item, Ledger, task_key};
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::lease::Lease;
-use crate::domain::mission::{Mission, shard_of};
+use crate::domain::mission::{Mission, open_partition, shard_of};
 use crate::domain::tags;
 use crate::domain::task::{PastAttempt, State, Task};
 use crate::domain::verdict::{Budget, Verdict};
@@ -39,6 +39,9 @@ impl Ledger {
                 .when("{} = ?", item::LAUNCH_AT_ATTEMPT, Some(number(attempt.0)))
                 .when("{} = ?", item::LAUNCH_TRIES, Some(number(tries))),
         };
+        // What was launched for this very attempt is gone, if another is launched now.
+        let is_lost = task.launch.is_for(task.attempt) && task.launch.instance.is_some();
+        let seen = if is_lost { seen.add(item::LAUNCHES_LOST, 1) } else { seen };
         let expression = waits(seen, task)
             .set(item::LAUNCH_AT_ATTEMPT, number(task.attempt.0))
             .set(item::LAUNCH_AT, text(now))
@@ -71,6 +74,21 @@ impl Ledger {
             .set(item::LAUNCH_ERROR, text(why))
             .set(item::LAUNCH_AFTER, text(after))
             .when("{} = ?", item::LAUNCH_AT_ATTEMPT, Some(number(task.attempt.0)));
+        self.update_row(&task.src, &expression).await.map(|_| ())
+    }
+
+    /// Takes over a waiting row that is in no index: one of the first version, or one made by hand.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn adopt(&self, task: &Task, mission: &Mission, now: &str) -> Result<(), CloudError> {
+        let shard = shard_of(&task.src, mission.tally_shards);
+        let expression = waits(Expression::default(), task)
+            .set_if_absent(item::MISSION, text(mission.id.as_str()))
+            .set(item::STATE, text(State::Pending.as_str()))
+            .set(item::OPEN_IN, text(open_partition(Some(&mission.id), shard)))
+            .set(item::OPEN_AS, text(open_as(State::Pending, now)))
+            .when("attribute_not_exists({})", item::OPEN_IN, None);
         self.update_row(&task.src, &expression).await.map(|_| ())
     }
 
@@ -162,6 +180,20 @@ impl Ledger {
         self.update_mission(id, &expression).await.map(|_| ())
     }
 
+    /// Notes that a mission has tasks although its end was announced, or that it has none any more.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn note_late(&self, id: &MissionId, is_late: bool) -> Result<(), CloudError> {
+        let expression = if is_late {
+            Expression::default().set(item::LATE, text("yes"))
+        } else {
+            Expression::default().remove(item::LATE)
+        };
+        let expression = expression.when("attribute_exists({})", item::MISSION_KEY, None);
+        self.update_mission(id, &expression).await.map(|_| ())
+    }
+
     /// Takes one of the launches of nodes that serve the whole mission; its number, from 1. `None` if all `most` are taken.
     ///
     /// # Errors
@@ -243,7 +275,7 @@ fn waits(expression: Expression, task: &Task) -> Expression {
 }
 
 /// Requires that state and attempt are as they were seen; of a row of the first version neither may be there.
-fn as_seen(expression: Expression, task: &Task) -> Expression {
+pub(super) fn as_seen(expression: Expression, task: &Task) -> Expression {
     let state = ("{} = ?", item::STATE, Some(text(task.state.as_str())));
     let attempt = ("{} = ?", item::ATTEMPT, Some(number(task.attempt.0)));
     let mut states = vec![vec![state]];

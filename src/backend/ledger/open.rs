@@ -62,7 +62,7 @@ impl Ledger {
                 .expression_attribute_names("#as", item::OPEN_AS)
                 .expression_attribute_values(":in", text(open_partition(mission, shard)))
                 .expression_attribute_values(":as", text(format!("{}#", state.as_str())))
-                .limit(i32::try_from(limit - found.len()).unwrap_or(i32::MAX))
+                .set_limit(i32::try_from(limit - found.len()).ok())
                 .set_exclusive_start_key(from)
                 .send()
                 .await

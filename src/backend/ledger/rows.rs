@@ -7,6 +7,7 @@ use aws_sdk_dynamodb::types::{AttributeValue, ReturnValuesOnConditionCheckFailur
 use super::commit::{Cancelled, cancelled_by, tally_key, update};
 use super::expression::Expression;
 use super::item::{self, Row, text};
+use super::launch::as_seen;
 use super::mission::mission_key;
 use super::open::open_as;
 use super::{Item, Ledger, task_key};
@@ -87,10 +88,7 @@ impl Ledger {
         let put = self.client.put_item().table_name(&self.tables.tasks).set_item(Some(row));
         let put = put.condition_expression("attribute_not_exists(#k)").expression_attribute_names("#k", item::SRC);
         let put = put.return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
-        let error = match put.send().await {
-            Ok(_) => return Ok(Made::New),
-            Err(error) => error,
-        };
+        let Err(error) = put.send().await else { return Ok(Made::New) };
         let there = match error.as_service_error() {
             Some(PutItemError::ConditionalCheckFailedException(refusal)) => match &refusal.item {
                 Some(row) => Some(Row(row).task(new.src.clone())),
@@ -178,10 +176,11 @@ impl Ledger {
             .remove(item::INTERRUPTIONS)
             .remove(item::LAUNCH_AT_ATTEMPT)
             .remove(item::LAUNCH_TRIES)
+            .remove(item::LAUNCHES_LOST)
             .remove(item::LAUNCH_AFTER)
             .remove(item::CANCELLED)
-            .when("{} = ?", item::STATE, Some(text(State::Failed.as_str())))
-            .when("{} = ?", item::ATTEMPT, Some(item::number(task.attempt.0)));
+            .when("{} = ?", item::STATE, Some(text(State::Failed.as_str())));
+        let row = as_seen(row, task);
         let mut items = vec![update(&self.tables.tasks, task_key(&task.src), &row)?];
         if let Some(mission) = mission {
             let time_cost_s = i64::try_from(task.time_cost_s).unwrap_or(i64::MAX);

@@ -1,0 +1,28 @@
+//! `lighthpc cancel`: ends a mission.
+
+use super::cli::CancelArgs;
+use super::{Failure, scheduling, screen};
+use crate::domain::ids::MissionId;
+use crate::exit::Exit;
+
+pub(super) async fn run(args: CancelArgs) -> Result<Exit, Failure> {
+    let mission = MissionId::new(&args.mission).map_err(|error| Failure::usage(error, "name the mission"))?;
+    let scheduler = scheduling::scheduler(&args.scheduler).await?;
+    // A heartbeat comes within a third of a lease, and a workload has its grace.
+    let wait = args.wait.unwrap_or(args.scheduler.lease * 3 / 2);
+
+    let cancelled = scheduler.cancel(&mission, wait).await?;
+
+    screen::to_stdout(&format!(
+        "mission {mission} is cancelled: {} tasks ended, {} asked to stop, {} still running, {} instances ended\n",
+        cancelled.ended,
+        cancelled.asked,
+        cancelled.running,
+        cancelled.instances.len()
+    ));
+    if cancelled.running > 0 {
+        screen::to_stderr("a sweep ends those that do not answer within a lease; or run this again\n");
+        return Ok(Exit::Unavailable);
+    }
+    Ok(Exit::Ok)
+}

@@ -1,0 +1,36 @@
+//! `lighthpc redrive`: puts failed tasks back.
+
+use super::cli::RedriveArgs;
+use super::{Failure, scheduling, screen};
+use crate::domain::ids::{MissionId, SrcId};
+use crate::domain::verdict::Verdict;
+use crate::exit::Exit;
+
+pub(super) async fn run(args: RedriveArgs) -> Result<Exit, Failure> {
+    let mission = MissionId::new(&args.mission).map_err(|error| Failure::usage(error, "name the mission"))?;
+    let verdict = args.verdict.as_deref().map(verdict).transpose()?;
+    let srcs: Result<Vec<SrcId>, _> = args.srcs.iter().map(SrcId::new).collect();
+    let srcs = srcs.map_err(|error| Failure::usage(error, "name tasks by their keys"))?;
+    let scheduler = scheduling::scheduler(&args.scheduler).await?;
+
+    let redriven = scheduler.redrive(&mission, verdict, &srcs).await?;
+
+    screen::to_stdout(&format!(
+        "mission {mission}: {} tasks put back, {} nodes launched\n",
+        redriven.put_back, redriven.launched
+    ));
+    for why in &redriven.waits {
+        screen::to_stderr(&format!("no node for some of them: {why}\n"));
+    }
+    for src in &redriven.others {
+        screen::to_stderr(&format!("left alone, for it is no failed task of this mission: {}\n", screen::plain(src)));
+    }
+    Ok(if redriven.others.is_empty() { Exit::Ok } else { Exit::Usage })
+}
+
+fn verdict(word: &str) -> Result<Verdict, Failure> {
+    Verdict::parse(word).ok_or_else(|| {
+        let words: Vec<&str> = Verdict::ALL.iter().map(|verdict| verdict.as_str()).collect();
+        Failure::usage(format!("{word:?} is no verdict"), format!("they are {}", words.join(", ")))
+    })
+}

@@ -1,0 +1,51 @@
+//! `lighthpc sweep`: finds what was lost and what leaked, and mends it.
+
+use serde_json::json;
+
+use super::cli::SweepArgs;
+use super::{Failure, scheduling, screen, signals};
+use crate::exit::Exit;
+use crate::scheduler::{Finding, What};
+use crate::worker::Stopping;
+
+pub(super) async fn run(args: SweepArgs) -> Result<Exit, Failure> {
+    let scheduler = scheduling::scheduler(&args.scheduler).await?;
+    let stopping = Stopping::default();
+    let listener = signals::listen(stopping.clone());
+    let _listener = listener.map_err(|error| Failure { exit: Exit::Internal, error: error.into(), hint: None })?;
+    loop {
+        let swept = scheduler.sweep(&stopping.drain).await;
+        let has_trouble = match &swept {
+            Ok(findings) => {
+                for finding in findings {
+                    show(finding, args.json);
+                }
+                findings.iter().any(|finding| finding.what == What::Trouble)
+            }
+            Err(_) => true,
+        };
+        if !args.watch {
+            swept?;
+            return Ok(if has_trouble { Exit::Unavailable } else { Exit::Ok });
+        }
+        if let Err(error) = swept {
+            // The next one may fare better; what cannot pass is said each time, for somebody watches.
+            screen::to_stderr(&format!("sweep: {}\n", crate::worker::words(&error)));
+        }
+        // Both arms may be dropped: neither holds anything.
+        tokio::select! {
+            () = tokio::time::sleep(args.every) => {}
+            () = stopping.drain.cancelled() => return Ok(Exit::Ok),
+        }
+    }
+}
+
+fn show(finding: &Finding, is_json: bool) {
+    let Finding { what, subject, reason } = finding;
+    if is_json {
+        let line = json!({ "what": what.as_str(), "subject": subject, "reason": reason });
+        screen::to_stdout(&format!("{line}\n"));
+    } else {
+        screen::to_stdout(&format!("{:<10} {}  {}\n", what.as_str(), screen::plain(subject), screen::plain(reason)));
+    }
+}

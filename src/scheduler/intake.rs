@@ -1,0 +1,162 @@
+//! An object has arrived: its row, and its node.
+
+use std::collections::HashMap;
+
+use super::{Node, Scheduler, SchedulerError};
+use crate::backend::ledger::{Made, NewTask};
+use crate::clock;
+use crate::domain::ids::{Attempt, MissionId, SrcId};
+use crate::domain::mission::{Mission, Notified};
+use crate::domain::task::{Launch, State, Task};
+
+/// An object that was put into a bucket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upload {
+    /// The bucket.
+    pub bucket: String,
+    /// The key, decoded.
+    pub src: SrcId,
+    /// Its size, if that is known.
+    pub bytes: Option<u64>,
+    /// When it happened, as the event says.
+    pub time: String,
+    /// What happened, such as `ObjectCreated:Put`.
+    pub trigger: String,
+}
+
+/// What became of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Boarded {
+    /// It has a row and a node.
+    Launched(String),
+    /// It has a row, and waits for the mission's own nodes.
+    Queued,
+    /// It has a row, and no node yet: why.
+    Waits(String),
+    /// It had a row.
+    Duplicate,
+    /// It is no task: why.
+    Refused(&'static str),
+}
+
+/// Takes objects in. Missions are read once, so it is for one event or one invocation.
+#[derive(Debug)]
+pub struct Intake<'a> {
+    scheduler: &'a Scheduler,
+    missions: HashMap<MissionId, Option<Mission>>,
+}
+
+impl<'a> Intake<'a> {
+    /// Begins.
+    #[must_use]
+    pub fn new(scheduler: &'a Scheduler) -> Self {
+        Self { scheduler, missions: HashMap::new() }
+    }
+
+    /// Makes the object's row, and launches its node. May be called twice: the second time finds the row.
+    ///
+    /// A task counts for the mission that its key begins with (`MISSION/…`), if there is such a mission; else for the default
+    /// mission, if one is set; else for none.
+    ///
+    /// # Errors
+    /// [`SchedulerError`]. If it [may pass](SchedulerError::may_pass), call again; whatever was done by then stands, and a
+    /// sweep finds what was not.
+    pub async fn board(&mut self, upload: &Upload) -> Result<Boarded, SchedulerError> {
+        let settings = &self.scheduler.settings;
+        if settings.result_bucket.as_deref() == Some(&upload.bucket) {
+            return Ok(Boarded::Refused("it is in the result bucket, and results must not become tasks"));
+        }
+        if settings.source_bucket.as_deref().is_some_and(|ours| ours != upload.bucket) {
+            return Ok(Boarded::Refused("it is in a bucket that is not ours"));
+        }
+        if upload.src.as_str().ends_with('/') && upload.bytes.unwrap_or(0) == 0 {
+            return Ok(Boarded::Refused("it is an empty object that stands for a folder"));
+        }
+        let mission = self.mission_of(&upload.src).await?;
+        if mission.as_ref().is_some_and(|mission| mission.cancelled_at.is_some()) {
+            return Ok(Boarded::Refused("its mission is cancelled"));
+        }
+        let by_nodes = mission.as_ref().and_then(|mission| mission.nodes);
+        let is_launched = by_nodes.is_none() && settings.template.is_some();
+        let now = clock::now_rfc3339();
+        let new = NewTask {
+            src: upload.src.clone(),
+            mission: mission.as_ref().map(|mission| (mission.id.clone(), mission.tally_shards)),
+            bucket: upload.bucket.clone(),
+            now: now.clone(),
+            trigger_time: upload.time.clone(),
+            trigger: upload.trigger.clone(),
+            is_launched,
+        };
+        let ledger = &self.scheduler.backend.ledger;
+        let made = ledger.create_task(&new).await.map_err(SchedulerError::cloud("making the task's row"))?;
+        let is_new = made == Made::New;
+        let waits = match &made {
+            Made::New => true,
+            Made::There(task) => task.state == State::Pending,
+        };
+        if waits && let Some(mission) = mission.as_ref().filter(|mission| mission.notified == Notified::Yes) {
+            // Announced already: a sweep would not look for tasks of it any more.
+            let noted = ledger.note_late(&mission.id, true).await;
+            noted.map_err(SchedulerError::cloud("noting that a mission has a late task"))?;
+        }
+        if !is_new {
+            let noted = ledger.note_duplicate(&upload.src).await;
+            noted.map_err(SchedulerError::cloud("noting a duplicate event"))?;
+            return Ok(Boarded::Duplicate);
+        }
+        match (by_nodes, mission) {
+            (Some(most), Some(mission)) => self.one_node(&mission, most).await,
+            (_, mission) if is_launched => {
+                let launch = Launch { at_attempt: Some(Attempt(0)), tries: 1, at: now, ..Launch::default() };
+                let task = Task { launch, ..Task::new(upload.src.clone(), mission.as_ref().map(|m| m.id.clone())) };
+                Ok(match self.scheduler.launch_reserved(&task, mission.as_ref()).await? {
+                    Node::Launched(instance) => Boarded::Launched(instance),
+                    Node::Waits(why) => Boarded::Waits(why),
+                    Node::NotNeeded => Boarded::Duplicate,
+                })
+            }
+            _ => Ok(Boarded::Waits("no launch template is set".to_owned())),
+        }
+    }
+
+    /// Launches one of the mission's nodes, as long as it has not had all of them; from then on a sweep replaces them.
+    async fn one_node(&self, mission: &Mission, most: u32) -> Result<Boarded, SchedulerError> {
+        if self.scheduler.settings.template.is_none() {
+            return Ok(Boarded::Queued);
+        }
+        let taken = self.scheduler.backend.ledger.take_node(&mission.id, most).await;
+        let Some(number) = taken.map_err(SchedulerError::cloud("counting the mission's nodes"))? else {
+            return Ok(Boarded::Queued);
+        };
+        let on_demand = u32::try_from(number - 1).unwrap_or(u32::MAX);
+        let round = format!("node {number}");
+        let launched = self.scheduler.launch_nodes(mission, 1, on_demand, std::time::Duration::ZERO, &round).await?;
+        Ok(match launched.instances.into_iter().next() {
+            Some(instance) => Boarded::Launched(instance),
+            None => Boarded::Waits(launched.shortfall.join("; ")),
+        })
+    }
+
+    async fn mission_of(&mut self, src: &SrcId) -> Result<Option<Mission>, SchedulerError> {
+        if let Some((name, _)) = src.as_str().split_once('/')
+            && let Ok(id) = MissionId::new(name)
+            && let Some(mission) = self.mission(&id).await?
+        {
+            return Ok(Some(mission));
+        }
+        let Some(default) = self.scheduler.settings.default_mission.clone() else { return Ok(None) };
+        let mission = self.mission(&default).await?;
+        Ok(Some(mission.unwrap_or_else(|| Mission::unknown(default))))
+    }
+
+    async fn mission(&mut self, id: &MissionId) -> Result<Option<Mission>, SchedulerError> {
+        if let Some(mission) = self.missions.get(id) {
+            return Ok(mission.clone());
+        }
+        let mission = self.scheduler.backend.ledger.mission(id).await;
+        let mission = mission.map_err(SchedulerError::cloud("reading the mission"))?;
+        self.missions.insert(id.clone(), mission.clone());
+        Ok(mission)
+    }
+}

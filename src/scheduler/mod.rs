@@ -1,0 +1,105 @@
+//! The other half: what makes tasks, launches nodes for them, and heals what was lost.
+//!
+//! ```text
+//!   an object ──► intake: row (pending, launch reserved) ──► launch ──► a node claims it
+//!                                                             │ no capacity: the row says why, and when again
+//!   sweep: what waits without a node ──► launch      what runs without a holder ──► put back ──► launch
+//!          an instance without a task ──► ended      a mission that is over and not announced ──► announced
+//! ```
+//!
+//! Plain functions over a [`Backend`]: the command line, the Lambda function, and the sweep call the same ones. None of them
+//! remembers anything: what is known is read from the tables and from EC2, so each may die at any point and be called again.
+
+mod cancel;
+mod error;
+mod intake;
+mod launch;
+mod pacer;
+mod redrive;
+mod submit;
+mod sweep;
+
+pub use cancel::Cancelled;
+pub use error::SchedulerError;
+pub use intake::{Boarded, Intake, Upload};
+pub use launch::Node;
+pub use pacer::PER_SECOND;
+pub use redrive::Redriven;
+pub use submit::{Plan, Submitted};
+pub use sweep::{Finding, What};
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::backend::Backend;
+use crate::backend::fleet::Template;
+use crate::domain::budget::Limits;
+use crate::domain::ids::{InstanceId, MissionId};
+use crate::domain::policy::Policy;
+use crate::worker::Announcer;
+use pacer::Pacer;
+
+/// What a scheduler is told.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What nodes are launched from. Without it, rows are made and nothing is launched.
+    pub template: Option<Template>,
+    /// The subnets, any of which will do; empty: the template's.
+    pub subnets: Vec<String>,
+    /// What a mission's row leaves open.
+    pub policy: Policy,
+    /// The bucket of inputs: events of others are refused.
+    pub source_bucket: Option<String>,
+    /// The bucket of results: events of it are refused, for they would go round for ever.
+    pub result_bucket: Option<String>,
+    /// The topic that a mission's end is published to.
+    pub topic_arn: Option<String>,
+    /// The mission of uploads that name none.
+    pub default_mission: Option<MissionId>,
+    /// How long a lease lasts; the same as the nodes'.
+    pub lease: Duration,
+    /// How often a task is tried again; the same as the nodes'.
+    pub limits: Limits,
+    /// Where a mission's manifest is made.
+    pub work_dir: PathBuf,
+    /// Launches a second, after the first few; [`PER_SECOND`] is what EC2 bears.
+    pub pace: f64,
+}
+
+/// A scheduler. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Scheduler {
+    /// The services.
+    pub backend: Backend,
+    /// The settings.
+    pub settings: Arc<Settings>,
+    pacer: Arc<Pacer>,
+    me: InstanceId,
+}
+
+impl Scheduler {
+    /// Makes a scheduler. Sends nothing.
+    #[must_use]
+    pub fn new(backend: Backend, settings: Settings) -> Self {
+        let name = format!("scheduler-{:016x}", rand::random::<u64>());
+        let me = InstanceId::new(name).expect("a constant form is legal");
+        let pacer = Arc::new(Pacer::new(settings.pace));
+        Self { backend, settings: Arc::new(settings), pacer, me }
+    }
+
+    /// The value of the tag that marks instances as ours.
+    fn mark(&self) -> &str {
+        &self.backend.ledger.tables().tasks
+    }
+
+    fn announcer(&self) -> Announcer {
+        Announcer {
+            backend: self.backend.clone(),
+            result_bucket: self.settings.result_bucket.clone(),
+            topic_arn: self.settings.topic_arn.clone(),
+            work_dir: self.settings.work_dir.clone(),
+            patience: self.settings.lease,
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Failed tasks are put back, with fresh budgets.
+
+use std::collections::HashSet;
+
+use super::launch::Node;
+use super::sweep::tally_of;
+use super::{Scheduler, SchedulerError};
+use crate::backend::ledger::Redrive;
+use crate::clock;
+use crate::domain::ids::{MissionId, SrcId};
+use crate::domain::task::{Launch, State, Task};
+use crate::domain::verdict::Verdict;
+
+/// What a redrive did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Redriven {
+    /// Tasks that are pending again.
+    pub put_back: u64,
+    /// Nodes that were launched for them.
+    pub launched: u64,
+    /// Why others have no node yet, each reason once.
+    pub waits: Vec<String>,
+    /// Named tasks that are not failed, or not of this mission.
+    pub others: Vec<String>,
+}
+
+impl Scheduler {
+    /// Puts a mission's failed tasks back: all, those of one verdict, or those that are named. A cancelled mission is opened.
+    ///
+    /// May be called twice: what is pending by then stays as it is.
+    ///
+    /// # Errors
+    /// [`SchedulerError`]; what was put back by then stays so.
+    pub async fn redrive(
+        &self,
+        id: &MissionId,
+        verdict: Option<Verdict>,
+        srcs: &[SrcId],
+    ) -> Result<Redriven, SchedulerError> {
+        let mission = self.mission(id).await?.ok_or_else(|| SchedulerError::NoMission(id.to_string()))?;
+        let ledger = &self.backend.ledger;
+        let wanted: HashSet<&SrcId> = srcs.iter().collect();
+        let mut tasks = Vec::new();
+        let mut redriven = Redriven::default();
+        if srcs.is_empty() {
+            let each = |task: Task| tasks.push(task);
+            ledger.each_task(Some(id), each).await.map_err(SchedulerError::cloud("listing the mission's tasks"))?;
+        } else {
+            tasks = ledger.tasks(srcs).await.map_err(SchedulerError::cloud("reading tasks"))?;
+        }
+        let is_meant = |task: &Task| {
+            task.state == State::Failed
+                && task.mission.as_ref() == Some(id)
+                && verdict.is_none_or(|verdict| task.verdict == Some(verdict))
+        };
+        let found: HashSet<SrcId> = tasks.iter().filter(|task| is_meant(task)).map(|task| task.src.clone()).collect();
+        redriven.others = wanted.into_iter().filter(|src| !found.contains(*src)).map(ToString::to_string).collect();
+        tasks.retain(is_meant);
+        if mission.cancelled_at.is_some() && !tasks.is_empty() {
+            ledger.uncancel_mission(id).await.map_err(SchedulerError::cloud("opening the mission"))?;
+        }
+        let mut may_launch = self.settings.template.is_some() && mission.nodes.is_none();
+        for task in tasks {
+            let now = clock::now_rfc3339();
+            let put_back = ledger.redrive(&task, tally_of(&task, Some(&mission)).as_ref(), &now).await;
+            if put_back.map_err(SchedulerError::cloud("putting a task back"))? == Redrive::NotFailed {
+                continue;
+            }
+            redriven.put_back += 1;
+            if !may_launch {
+                continue;
+            }
+            let launch = Launch::default();
+            let pending = Task { state: State::Pending, open_since: Some(now), launch, ..task };
+            match self.launch_for(&pending, Some(&mission)).await {
+                Ok(Node::Launched(_)) => redriven.launched += 1,
+                Ok(Node::Waits(why)) => remember(&mut redriven.waits, why),
+                Ok(Node::NotNeeded) => {}
+                // The rest is put back all the same; a sweep launches for it.
+                Err(error) => {
+                    may_launch = !error.is_of_every_launch();
+                    remember(&mut redriven.waits, crate::worker::words(&error));
+                }
+            }
+        }
+        Ok(redriven)
+    }
+}
+
+/// Adds a reason, once.
+pub(super) fn remember(reasons: &mut Vec<String>, reason: String) {
+    if !reasons.contains(&reason) {
+        reasons.push(reason);
+    }
+}

@@ -1,0 +1,274 @@
+//! Many tasks at once: a mission, its rows, and its nodes.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::launch::Node;
+use super::redrive::remember;
+use super::{Scheduler, SchedulerError};
+use crate::backend::fleet::Request;
+use crate::backend::ledger::{Made, NewMission, NewTask};
+use crate::clock;
+use crate::domain::ids::{MissionId, SrcId};
+use crate::domain::mission::{Mission, Notified, tally_shards_for};
+use crate::domain::policy::Purchase;
+use crate::domain::tags;
+use crate::domain::task::{State, Task};
+
+/// Rows under way at once: at 5 ms a write, 64 of them are more than the 4,000 writes a second that a new table takes.
+/// Source: DynamoDB developer guide, "On-demand capacity mode", "Initial throughput".
+const ROWS_PARALLEL: usize = 64;
+
+/// A mission to be made or enlarged.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The mission.
+    pub mission: MissionId,
+    /// What it is called.
+    pub name: Option<String>,
+    /// The bucket of the inputs.
+    pub bucket: String,
+    /// The keys of the inputs, each once.
+    pub srcs: Vec<SrcId>,
+    /// The workload, for `sh -c`.
+    pub exec: Option<String>,
+    /// How many nodes serve it; `None`: a node for each task.
+    pub nodes: Option<u32>,
+    /// How many tasks such a node works at, at a time.
+    pub slots: Option<u16>,
+}
+
+/// What a submission did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Submitted {
+    /// Whether the mission was made; else it was there.
+    pub is_new: bool,
+    /// Rows that were made.
+    pub made: u64,
+    /// Rows that were there already.
+    pub there: u64,
+    /// Instances that were launched.
+    pub launched: u64,
+    /// Tasks that wait for a node, or for one of the mission's nodes.
+    pub waiting: u64,
+    /// Why some have none, each reason once.
+    pub waits: Vec<String>,
+}
+
+impl Scheduler {
+    /// Makes the mission if it is not there, and the rows that are not there. `progress` hears how many rows are done.
+    ///
+    /// May be called again, whatever became of the first call: nothing doubles.
+    ///
+    /// # Errors
+    /// [`SchedulerError::OtherMission`], [`SchedulerError::OtherTask`] before anything is written; else what a service said.
+    pub async fn make_rows(&self, plan: &Plan, progress: impl Fn(u64)) -> Result<(Mission, Submitted), SchedulerError> {
+        let ledger = &self.backend.ledger;
+        let mut submitted = Submitted::default();
+        let there = ledger.tasks(&plan.srcs).await.map_err(SchedulerError::cloud("looking for rows"))?;
+        let others = there.iter().filter_map(|task| Some((task, task.mission.as_ref()?)));
+        if let Some((task, theirs)) = others.clone().find(|(_, mission)| **mission != plan.mission) {
+            return Err(SchedulerError::OtherTask { src: task.src.to_string(), theirs: theirs.to_string() });
+        }
+        let mission = self.mission(&plan.mission).await?;
+        submitted.is_new = mission.is_none();
+        let mission = match mission {
+            Some(mission) => self.enlarge(mission, plan, there.len() as u64).await?,
+            None => self.make_mission(plan).await?,
+        };
+        // Rows that the first version made, or a hand: they are in no index yet.
+        for task in there.iter().filter(|task| task.state == State::Pending && task.open_since.is_none()) {
+            let adopted = ledger.adopt(task, &mission, &clock::now_rfc3339()).await;
+            adopted.map_err(SchedulerError::cloud("taking a row over"))?;
+        }
+        let known: HashSet<SrcId> = there.into_iter().map(|task| task.src).collect();
+        submitted.there = known.len() as u64;
+        progress(submitted.there);
+
+        let permits = Arc::new(Semaphore::new(ROWS_PARALLEL));
+        let mut rows = JoinSet::new();
+        let mut end = |made: Result<Result<Made, crate::backend::CloudError>, tokio::task::JoinError>| {
+            let made = made.map_err(|panic| {
+                let kind = crate::backend::Kind::Invalid;
+                crate::backend::CloudError::new(kind, "PutItem", "a row", panic.to_string())
+            });
+            match made.flatten().map_err(SchedulerError::cloud("making a row"))? {
+                Made::New => submitted.made += 1,
+                Made::There(_) => submitted.there += 1,
+            }
+            progress(submitted.made + submitted.there);
+            Ok::<(), SchedulerError>(())
+        };
+        for src in plan.srcs.iter().filter(|src| !known.contains(*src)) {
+            // Dropping the rest on an error is safe: each row is there or not, and the next call finds which.
+            while rows.len() >= ROWS_PARALLEL
+                && let Some(made) = rows.join_next().await
+            {
+                end(made)?;
+            }
+            let now = clock::now_rfc3339();
+            let new = NewTask {
+                src: src.clone(),
+                mission: Some((mission.id.clone(), mission.tally_shards)),
+                bucket: plan.bucket.clone(),
+                now: now.clone(),
+                trigger_time: now,
+                trigger: "lighthpc submit".to_owned(),
+                is_launched: false,
+            };
+            let (ledger, permits) = (ledger.clone(), permits.clone());
+            rows.spawn(async move {
+                let _permit = permits.acquire_owned().await;
+                ledger.create_task(&new).await
+            });
+        }
+        while let Some(made) = rows.join_next().await {
+            end(made)?;
+        }
+        Ok((mission, submitted))
+    }
+
+    async fn make_mission(&self, plan: &Plan) -> Result<Mission, SchedulerError> {
+        let trans_number = plan.srcs.len() as u64;
+        let new = NewMission {
+            tally_shards: tally_shards_for(trans_number),
+            exec: plan.exec.clone(),
+            name: plan.name.clone(),
+            nodes: plan.nodes,
+            slots: plan.slots,
+            policy: self.settings.policy.clone(),
+            now: clock::now_rfc3339(),
+            ..NewMission::of(plan.mission.clone(), trans_number)
+        };
+        self.policy(None)?;
+        let made = self.backend.ledger.create_mission(&new).await;
+        made.map_err(SchedulerError::cloud("making the mission"))?;
+        self.mission(&plan.mission).await?.ok_or_else(|| SchedulerError::NoMission(plan.mission.to_string()))
+    }
+
+    /// The mission is there: it must be the same one, and gets as many tasks more as are new.
+    async fn enlarge(&self, mission: Mission, plan: &Plan, known: u64) -> Result<Mission, SchedulerError> {
+        let other =
+            |what: &str| SchedulerError::OtherMission { mission: mission.id.to_string(), what: what.to_owned() };
+        if mission.cancelled_at.is_some() {
+            return Err(other("is cancelled: `lighthpc redrive` opens it again"));
+        }
+        if plan.exec.is_some() && plan.exec != mission.exec {
+            let theirs =
+                mission.exec.as_deref().map_or_else(|| "its nodes' own".to_owned(), |exec| format!("`{exec}`"));
+            return Err(other(&format!("its workload is {theirs}: its results would be of two kinds")));
+        }
+        if plan.nodes.is_some() && plan.nodes != mission.nodes {
+            return Err(other("is served otherwise: look at --nodes"));
+        }
+        let new = plan.srcs.len() as u64 - known;
+        if new == 0 {
+            return Ok(mission);
+        }
+        // Before the rows: a mission must not look over while it grows. Counted anew, so that a call that died halfway
+        // counts nothing twice.
+        let mut count = 0;
+        let each = |_: Task| count += 1;
+        let counted = self.backend.ledger.each_task(Some(&mission.id), each).await;
+        counted.map_err(SchedulerError::cloud("counting the mission's tasks"))?;
+        let resized = self.backend.ledger.resize_mission(&mission.id, count + new).await;
+        resized.map_err(SchedulerError::cloud("enlarging the mission"))?;
+        Ok(Mission { trans_number: Some(count + new), notified: Notified::No, ..mission })
+    }
+
+    /// Launches what the mission's waiting tasks need: a node for each, or the mission's nodes. `progress` hears how many
+    /// tasks have been seen to.
+    ///
+    /// # Errors
+    /// [`SchedulerError`] if EC2 refuses to launch at all; what it has no room for waits, and a sweep tries again.
+    pub async fn launch_all(
+        &self,
+        mission: &Mission,
+        submitted: &mut Submitted,
+        progress: impl Fn(u64, u64),
+    ) -> Result<(), SchedulerError> {
+        let open = self.open(Some(&mission.id), mission.tally_shards, State::Pending).await?;
+        let total = open.len() as u64;
+        if let Some(most) = mission.nodes {
+            submitted.waiting = total;
+            return self.launch_missing(mission, most, total, submitted).await;
+        }
+        for (number, batch) in open.chunks(100).enumerate() {
+            let tasks = self.backend.ledger.tasks(batch).await.map_err(SchedulerError::cloud("reading open tasks"))?;
+            for (task, place) in tasks.into_iter().zip(1_u64..) {
+                if task.state != State::Pending || task.launch.is_for(task.attempt) {
+                    continue;
+                }
+                match self.launch_for(&task, Some(mission)).await {
+                    Ok(Node::Launched(_)) => submitted.launched += 1,
+                    Ok(Node::NotNeeded) => {}
+                    Ok(Node::Waits(why)) => {
+                        submitted.waiting += 1;
+                        remember(&mut submitted.waits, why);
+                    }
+                    Err(error) if error.may_pass() => {
+                        submitted.waiting += 1;
+                        remember(&mut submitted.waits, crate::worker::words(&error));
+                    }
+                    Err(error) => return Err(error),
+                }
+                progress(number as u64 * 100 + place, total);
+            }
+        }
+        Ok(())
+    }
+
+    async fn launch_missing(
+        &self,
+        mission: &Mission,
+        most: u32,
+        waiting: u64,
+        submitted: &mut Submitted,
+    ) -> Result<(), SchedulerError> {
+        let slots = u64::from(mission.slots.unwrap_or(1)).max(1);
+        let wanted = u32::try_from(waiting.div_ceil(slots)).unwrap_or(u32::MAX).min(most);
+        let instances = self.backend.fleet.ours(self.mark()).await;
+        let instances = instances.map_err(SchedulerError::cloud("listing our instances"))?;
+        let its = |ours: &&crate::backend::fleet::Ours| {
+            ours.src.is_none() && ours.mission.as_deref() == Some(mission.id.as_str())
+        };
+        let nodes: Vec<_> = instances.iter().filter(its).collect();
+        let missing = wanted.saturating_sub(u32::try_from(nodes.len()).unwrap_or(u32::MAX));
+        if missing == 0 {
+            return Ok(());
+        }
+        let on_demand = u32::try_from(nodes.iter().filter(|ours| !ours.is_spot).count()).unwrap_or(0);
+        let round = format!("submit {} {missing} {waiting}", nodes.len());
+        let zero = std::time::Duration::ZERO;
+        let launched = self.launch_nodes(mission, missing, on_demand, zero, &round).await?;
+        submitted.launched += launched.instances.len() as u64;
+        submitted.waits.extend(launched.shortfall);
+        Ok(())
+    }
+
+    /// The launches that a submission would ask for, as they would be sent: the first of a node a task, or the mission's.
+    ///
+    /// # Errors
+    /// [`SchedulerError`]: no template, or a policy that cannot be read.
+    pub fn requests(&self, plan: &Plan) -> Result<Vec<Request>, SchedulerError> {
+        let policy = self.policy(None)?;
+        let mission = Mission::unknown(plan.mission.clone());
+        if let Some(most) = plan.nodes {
+            let slots = u64::from(plan.slots.unwrap_or(1)).max(1);
+            let count = u32::try_from((plan.srcs.len() as u64).div_ceil(slots)).unwrap_or(u32::MAX).min(most);
+            let (on_demand, spot) = policy.split(count, 0, std::time::Duration::ZERO);
+            let of = [(Purchase::OnDemand, on_demand), (Purchase::Spot, spot)];
+            let tags = self.tags(plan.mission.as_str(), Some(&mission));
+            let request = |(purchase, count)| self.request(&policy, purchase, count, tags.clone(), String::new());
+            return of.into_iter().filter(|(_, count)| *count > 0).map(request).collect();
+        }
+        let Some(src) = plan.srcs.first() else { return Ok(Vec::new()) };
+        let mut tags = self.tags(src.as_str(), Some(&mission));
+        tags.push((tags::SRC.to_owned(), tags::src_value(src)));
+        let purchase = policy.purchase(std::time::Duration::ZERO).unwrap_or(Purchase::OnDemand);
+        self.request(&policy, purchase, 1, tags, String::new()).map(|request| vec![request])
+    }
+}

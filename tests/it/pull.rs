@@ -1,0 +1,211 @@
+//! Nodes that serve a whole mission.
+
+use std::time::Duration;
+
+use lighthpc::domain::ids::MissionId;
+use lighthpc::domain::task::State;
+use lighthpc::local::Service::Dynamodb;
+use lighthpc::local::{Faults, RESULT_BUCKET, When};
+use lighthpc::scheduler::{Boarded, Intake, Upload, What};
+use lighthpc::worker::{Ending, NodeError};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::lab::{Lab, Subject, mission_id, src};
+
+fn server(lab: &Lab, mission: &str, slots: u16) -> Subject {
+    let instance = lab.cloud.launch(&[("missionID", mission), ("lighthpc", "tblTrans2")]);
+    let mut node = lab.node_on(instance, Faults::new());
+    node.settings.slots = Some(slots);
+    node
+}
+
+fn names(count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("task-{n}")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_few_nodes_do_a_whole_mission_each_task_once() {
+    let lab = Lab::new().await;
+    let names = names(60);
+    let tasks: Vec<&str> = names.iter().map(String::as_str).collect();
+    lab.mission("M", &tasks).await;
+    let runs = lab.dir.path().join("runs");
+    let line =
+        format!(r#"echo "$LIGHTHPC_SRC_ID" >> '{}'; rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#, runs.display());
+    let mut nodes = JoinSet::new();
+    for _ in 0..3 {
+        nodes.spawn(server(&lab, "M", 2).shell(&line).run());
+    }
+
+    let mut done = 0;
+    for life in nodes.join_all().await {
+        match life.ending.unwrap() {
+            Ending::Served { done: some, .. } => done += some,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    assert_eq!((done, lab.tally("M").await.ok, lab.cloud.published().len()), (60, 60, 1));
+    let mut ran: Vec<String> = std::fs::read_to_string(runs).unwrap().lines().map(str::to_owned).collect();
+    ran.sort();
+    ran.dedup();
+    assert_eq!(ran.len(), 60);
+    assert!(lab.cloud.instances().iter().all(|i| i.state == "terminated"));
+}
+
+/// What fails is counted, and does not hold up the rest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_that_fails_does_not_stop_its_node() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["bad", "good", "none"]).await;
+    std::fs::remove_file(lab.cloud.object_path("source", "none")).unwrap();
+    let line = r#"[ "$LIGHTHPC_SRC_ID" != bad ] || exit 3; rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#;
+    let life = server(&lab, "M", 1).shell(line).run().await;
+    assert!(matches!(life.ending, Ok(Ending::Served { done: 1, other: 2 })), "{life:?}");
+    let tally = lab.tally("M").await;
+    assert_eq!((tally.ok, tally.failed), (1, 2));
+}
+
+/// What is wrong with the node is wrong for every task: it must not fail them one after another.
+#[tokio::test]
+async fn a_node_that_cannot_work_stops_taking_tasks() {
+    let lab = Lab::new().await;
+    let names = names(20);
+    lab.mission("M", &names.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let mut node = server(&lab, "M", 1);
+    node.settings.workload = Some(lighthpc::workload::Workload::Program(vec!["/no/such/program".to_owned()]));
+    let life = node.run().await;
+    assert!(matches!(life.ending, Err(NodeError::NotStarted { .. })), "{life:?}");
+    assert_eq!(lab.tally("M").await.ended(), 1);
+}
+
+/// Tasks that come while the node works are done by it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_that_comes_late_is_picked_up() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["first"]).await;
+    let came = lab.dir.path().join("came");
+    let line = format!(
+        r#"echo x >> '{0}'; while [ ! -e '{0}.go' ]; do sleep 0.02; done; rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#,
+        came.display()
+    );
+    let mut running = JoinSet::new();
+    running.spawn(server(&lab, "M", 1).shell(&line).run());
+    while !came.exists() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    lab.input("late", b"late").await;
+    lab.row("late", &mission_id("M")).await;
+    std::fs::write(came.with_extension("go"), "").unwrap();
+    let life = running.join_all().await.pop().unwrap();
+    assert!(matches!(life.ending, Ok(Ending::Served { done: 2, .. })), "{life:?}");
+}
+
+/// The process dies and is started again: what it was at comes first, at once.
+#[tokio::test]
+async fn a_restarted_node_takes_up_what_it_was_at() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let faults = Faults::new();
+    let gate = faults.hold_before(Dynamodb, "TransactWriteItems", When::Nth(1));
+    let instance = lab.cloud.launch(&[("missionID", "M")]);
+    let first = lab.node_on(instance.clone(), faults);
+    let work_dir = first.settings.work_dir.clone();
+    tokio::select! {
+        life = first.run() => panic!("{life:?}"),
+        () = gate.arrived(1) => {}
+    }
+
+    let (_lock, left) = lighthpc::workload::take(&work_dir).unwrap();
+    assert_eq!(left, [src("abc")]);
+    let mut second = lab.node_on(instance, Faults::new());
+    second.settings.left = left;
+    let life = second.run().await;
+
+    assert!(matches!(life.ending, Ok(Ending::Served { done: 1, .. })), "{life:?}");
+    lab.assert_done("abc", "M", "after a restart").await;
+    assert_eq!(lab.task("abc").await.interruptions, 0);
+}
+
+/// However large the mission, the next task costs a page of the index, and a node reads few of them.
+#[tokio::test]
+async fn finding_the_next_task_costs_few_reads() {
+    let lab = Lab::new().await;
+    let names = names(150);
+    lab.mission("M", &names.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let faults = Faults::new();
+    let instance = lab.cloud.launch(&[("missionID", "M")]);
+    let mut node = lab.node_on(instance, faults.clone()).shell(r#": > "$LIGHTHPC_OUTPUT""#);
+    node.settings.slots = Some(4);
+    node.run().await.ending.unwrap();
+    assert_eq!(lab.tally("M").await.ok, 150);
+    // Two pages of a hundred as long as they are fresh, then looks that find nothing.
+    let queries = faults.count(Dynamodb, "Query");
+    assert!(queries <= 30, "{queries} queries for 150 tasks");
+    assert_eq!(faults.count(Dynamodb, "Scan"), 1, "the manifest's, at the end");
+}
+
+#[tokio::test]
+async fn a_mission_that_is_not_there_and_one_that_is_cancelled_serve_nothing() {
+    let lab = Lab::new().await;
+    let life = server(&lab, "none", 1).run().await;
+    assert!(matches!(life.ending, Err(NodeError::NoMission { .. })), "{life:?}");
+    lab.mission("M", &["abc"]).await;
+    lab.desk.ledger.cancel_mission(&mission_id("M"), "2026-01-01T00:00:00Z").await.unwrap();
+    let life = server(&lab, "M", 1).run().await;
+    assert!(matches!(life.ending, Ok(Ending::Served { done: 0, .. })), "{life:?}");
+    assert_eq!(lab.task("abc").await.state, State::Pending);
+    assert!(lab.cloud.instances().iter().all(|i| i.state == "terminated"));
+}
+
+/// A recommendation to leave: the task at hand is finished, no other is begun.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_should_leave_takes_no_more_tasks() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc", "def"]).await;
+    // IMDS is looked at every 5 s.
+    let node = server(&lab, "M", 1).shell(r#"sleep 7; rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#);
+    lab.cloud.rebalance(&node.instance, "2026-01-01T00:00:00Z");
+    let life = node.run().await;
+    assert!(matches!(life.ending, Ok(Ending::Served { done: 1, .. })), "{life:?}");
+    assert_eq!(lab.tally("M").await.ok, 1);
+}
+
+/// Uploads to a mission with nodes of its own launch these, and no more; the sweep replaces those that ended.
+#[tokio::test]
+async fn a_missions_own_nodes_are_launched_and_replaced() {
+    let lab = Lab::new().await;
+    lab.mission("M", &[]).await;
+    lab.set_mission_number("M", "nodes", 2).await;
+    let scheduler = lab.scheduler(&Faults::new());
+    let upload = |key: &str| Upload {
+        bucket: "source".to_owned(),
+        src: src(key),
+        bytes: Some(1),
+        time: String::new(),
+        trigger: "ObjectCreated:Put".to_owned(),
+    };
+    let mut intake = Intake::new(&scheduler);
+    let mut boarded = Vec::new();
+    for n in 0..5 {
+        lab.input(&format!("M/{n}"), b"abc").await;
+        boarded.push(intake.board(&upload(&format!("M/{n}"))).await.unwrap());
+    }
+    assert_eq!(boarded.iter().filter(|one| matches!(one, Boarded::Launched(_))).count(), 2);
+    assert_eq!(boarded.iter().filter(|one| **one == Boarded::Queued).count(), 3);
+    let nodes = lab.cloud.instances();
+    assert!(nodes.iter().all(|i| i.tags.iter().all(|(key, _)| key != "srcID")));
+    lab.cloud.stop_instance(&nodes[0].id);
+
+    let found = scheduler.sweep(&CancellationToken::new()).await.unwrap();
+
+    assert_eq!(found.iter().map(|finding| finding.what).collect::<Vec<_>>(), [What::Launched]);
+    assert_eq!(scheduler.sweep(&CancellationToken::new()).await.unwrap(), []);
+    let node = lab.node_on(nodes[1].id.clone(), Faults::new());
+    node.run().await.ending.unwrap();
+    assert_eq!(lab.tally("M").await.ok, 5);
+    let id: MissionId = mission_id("M");
+    assert!(lab.desk.ledger.open_tasks(Some(&id), 1, State::Pending).await.unwrap().is_empty());
+    assert!(lab.desk.store.head(RESULT_BUCKET, "rslt_M/0").await.unwrap().is_some());
+}
