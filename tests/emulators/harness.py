@@ -8,10 +8,10 @@ import contextlib
 import ctypes
 import dataclasses
 import decimal
+import functools
 import json
 import os
 import pathlib
-import select
 import signal
 import socket
 import subprocess
@@ -184,14 +184,12 @@ def _plain_environment():
 
 @dataclasses.dataclass
 class Finished:
-    """A process that ended, and what it cost."""
+    """A process that ended."""
 
     returncode: int
     stdout: str
     stderr: str
     wall_s: float
-    cpu_s: float
-    rss_bytes_max: int
 
     def says(self, *words):
         """The lines of stderr that hold all these words, whatever their case."""
@@ -199,48 +197,37 @@ class Finished:
 
 
 class Node:
-    """A running `lighthpc`: started with its output in files, waited for with `wait4`."""
+    """A running `lighthpc`, with its output in files."""
 
     def __init__(self, command, env, folder):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self._rusage = None
         self._started = time.monotonic()
         with open(folder / "stdout", "wb") as out, open(folder / "stderr", "wb") as err:
             self.process = subprocess.Popen(
                 command, env=env, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
             )
-        self._pidfd = os.pidfd_open(self.process.pid)
 
     def signal(self, number):
-        """Sends a signal to this process alone, not to its workload."""
-        signal.pidfd_send_signal(self._pidfd, number)
+        """Sends a signal to this process alone, not to its workload; to one that has ended, none."""
+        self.process.send_signal(number)
+
+    def has_ended(self, timeout_s=0):
+        """Whether the process has ended, or does so within this time."""
+        try:
+            self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def wait(self, timeout_s=50):
-        """Waits for the end; a node that takes longer is killed and the test fails with its stderr."""
-        ready = self._ended(timeout_s)
-        if not ready:
-            self.signal(signal.SIGKILL)
-            assert self._ended(10), "a killed node does not end"
+        """Waits for the end; a node that takes longer is killed, and the test fails with its stderr."""
+        is_in_time = self.has_ended(timeout_s)
         wall_s = time.monotonic() - self._started
-        if self._rusage is None:
-            _, status, self._rusage = os.wait4(self.process.pid, 0)
-            self.process.returncode = os.waitstatus_to_exitcode(status)
-        finished = Finished(
-            self.process.returncode,
-            self._text("stdout"),
-            self._text("stderr"),
-            wall_s,
-            self._rusage.ru_utime + self._rusage.ru_stime,
-            self._rusage.ru_maxrss * 1024,
-        )
-        assert ready, f"the node did not end within {timeout_s} s; its stderr:\n{finished.stderr[-4000:]}"
+        self.close()
+        finished = Finished(self.process.returncode, self._text("stdout"), self._text("stderr"), wall_s)
+        assert is_in_time, f"the node did not end within {timeout_s} s; its stderr:\n{finished.stderr[-4000:]}"
         return finished
-
-    def _ended(self, timeout_s):
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return bool(poll.poll(timeout_s * 1000))
 
     def _text(self, name):
         # A workload may say 200 MB; its beginning and its end are enough to judge by.
@@ -253,10 +240,8 @@ class Node:
 
     def close(self):
         """Ends the process if it is still there."""
-        if self.process.returncode is None:
-            self.signal(signal.SIGKILL)
-            self.wait(10)
-        os.close(self._pidfd)
+        self.process.kill()
+        self.process.wait(10)
 
 
 class Stub:
@@ -373,7 +358,7 @@ class Cloud:
         self.clients, self.binary, self.folder = clients, binary, folder
         mark = uuid.uuid4().hex[:10]
         self.source_bucket, self.result_bucket = f"source-{mark}", f"result-{mark}"
-        self.tasks = self._table(f"tblTrans2-{mark}", "srcFilename")
+        self.tasks = self._table(f"tblTrans2-{mark}", "srcFilename", ("openIn", "openAs"))
         self.missions = self._table(f"tblMission-{mark}", "timePush")
         for bucket in (self.source_bucket, self.result_bucket):
             clients.s3.create_bucket(Bucket=bucket)
@@ -384,7 +369,6 @@ class Cloud:
         self._imds = {}
         self._nodes = []
         self._inbox = []
-        self._clock_shift = None
 
     def close(self):
         """Ends what still runs. The folder is pytest's to remove."""
@@ -393,12 +377,16 @@ class Cloud:
         for imds in self._imds.values():
             imds.stop()
 
-    def _table(self, name, key):
+    def _table(self, name, key, index=()):
+        """Makes a table; with an index of keys, as the stack makes the tasks table."""
+        keys = [{"AttributeName": part, "KeyType": kind} for part, kind in zip(index, ("HASH", "RANGE"))]
+        indexes = [{"IndexName": "open", "KeySchema": keys, "Projection": {"ProjectionType": "KEYS_ONLY"}}]
         self.clients.dynamodb.create_table(
             TableName=name,
             KeySchema=[{"AttributeName": key, "KeyType": "HASH"}],
-            AttributeDefinitions=[{"AttributeName": key, "AttributeType": "S"}],
+            AttributeDefinitions=[{"AttributeName": part, "AttributeType": "S"} for part in (key, *index)],
             BillingMode="PAY_PER_REQUEST",
+            **({"GlobalSecondaryIndexes": indexes} if index else {}),
         )
         return self.clients.tables.Table(name)
 
@@ -441,6 +429,10 @@ class Cloud:
         """The metadata service of an instance."""
         return self._imds[instance_id]
 
+    def stop_imds(self, instance_id):
+        """Ends an instance's metadata service, before the test's own end."""
+        self._imds.pop(instance_id).stop()
+
     # Running the binary.
 
     def environment(self, instance_id=None, **env):
@@ -479,7 +471,7 @@ class Cloud:
             # 0 is whoever writes it: the shell, which then becomes the node.
             command = ["sh", "-c", 'echo 0 >"$0/cgroup.procs" && exec "$@"', str(cgroup), *command]
         if clock_s:
-            env = {"LD_PRELOAD": self._clock_library(), "CLOCK_SHIFT_S": clock_s} | env
+            env = {"LD_PRELOAD": self._clock_library, "CLOCK_SHIFT_S": clock_s} | env
         folder = self.folder / f"node-{len(self._nodes)}"
         node = Node(command, self.environment(instance_id, **env), folder)
         self._nodes.append(node)
@@ -489,13 +481,12 @@ class Cloud:
         """Runs `lighthpc run` on an instance to its end; for `how` see `start_node`."""
         return self.start_node(instance_id, *arguments, **how).wait(timeout_s)
 
+    @functools.cached_property
     def _clock_library(self):
-        if self._clock_shift is None:
-            library = self.folder / "clock_shift.so"
-            source = pathlib.Path(__file__).with_name("clock_shift.c")
-            subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", library, source], check=True, timeout=60)
-            self._clock_shift = library
-        return self._clock_shift
+        library = self.folder / "clock_shift.so"
+        source = pathlib.Path(__file__).with_name("clock_shift.c")
+        subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", library, source], check=True, timeout=60)
+        return library
 
     def run_command(self, *arguments, timeout_s=30, **env):
         """Runs another of the binary's commands, as a person does: with keys, on no instance."""
@@ -533,7 +524,7 @@ class Cloud:
     def tally(self, mission):
         """The sums of a mission's tally items: (transOK, transFailed)."""
         prefix = f"{mission}#tally#"
-        items = [row for row in _scan(self.missions) if row["timePush"].startswith(prefix)]
+        items = [row for row in scan(self.missions) if row["timePush"].startswith(prefix)]
         return tuple(sum(int(row.get(name, 0)) for row in items) for name in ("transOK", "transFailed"))
 
     def object(self, key, bucket=None):
@@ -591,7 +582,8 @@ def _row(table, key, value):
     return _plain(table.get_item(Key={key: value}, ConsistentRead=True).get("Item"))
 
 
-def _scan(table):
+def scan(table):
+    """All rows of a table, numbers as int."""
     rows, start = [], {}
     while True:
         page = table.scan(ConsistentRead=True, **start)

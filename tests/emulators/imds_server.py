@@ -16,6 +16,7 @@ import http.server
 import json
 import re
 import secrets
+import sys
 import threading
 import time
 import urllib.parse
@@ -133,8 +134,7 @@ class ImdsServer:
         self._mutex = threading.Lock()
         self._tokens = {}  # token -> monotonic end
         self._failures = [0, 503]
-        self._http = http.server.ThreadingHTTPServer((host, port), _request_class(self))
-        self._http.daemon_threads = True
+        self._http = _Server((host, port), _request_class(self))
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True)
 
     @property
@@ -202,6 +202,15 @@ class ImdsServer:
         with self._mutex:
             self._tokens[token] = time.monotonic() + int(ttl)
         return 200, token, {TTL_HEADER: ttl}
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        # A client that is killed breaks its connection: nothing to print a traceback about.
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
 
 def _request_class(server):
