@@ -96,6 +96,7 @@ pub fn of_node(error: &NodeError) -> (Exit, Option<String>) {
         NodeError::OutOfMemory => {
             (Exit::OutOfMemory, Some("use an instance type with more memory, or cut the task".to_owned()))
         }
+        NodeError::WorkloadDiskFull => (Exit::DiskFull, Some(disk_hint())),
         NodeError::TimeLimit => (Exit::TimeLimit, Some("give it more with --time-limit, or cut the task".to_owned())),
         NodeError::NoResult { .. } => (
             Exit::NoResult,

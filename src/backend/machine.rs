@@ -24,9 +24,9 @@ pub enum PowerOff {
     Never,
 }
 
-/// How often the machine asks EC2 for its own end, the SDK's five attempts a time. With the waits between, about a
-/// minute: then the power goes off.
-const TERMINATE_TRIES_MAX: u32 = 4;
+/// How often the machine asks EC2 for its own end, the SDK's five attempts (about 4 s) a time. With waits of up to 5 s
+/// between, about a minute at the most: then the power goes off.
+const TERMINATE_TRIES_MAX: u32 = 7;
 /// A power-off returns at once; a minute is for a system that is out of memory.
 const POWER_OFF_TIMEOUT: Duration = Duration::from_mins(1);
 

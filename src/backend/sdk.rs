@@ -26,9 +26,14 @@ use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 
 use super::error::{CloudError, Kind};
 
-/// Attempts of one call, the first included. With the SDK's jittered exponential back-off from 1 s
-/// (at most 20 s) five attempts span up to 15 s: longer than a throttle, shorter than a lease.
+/// Attempts of one call, the first included. With the SDK's jittered exponential back-off from 250 ms to 2 s, five attempts
+/// span up to 3.75 s: longer than a throttle, much shorter than a lease. What must outlast more is insisted on by its caller,
+/// so that no back-off sleeps on when an outage is over.
 const CALL_ATTEMPTS_MAX: u32 = 5;
+/// The first pause between attempts.
+const BACKOFF_FIRST: Duration = Duration::from_millis(250);
+/// The longest.
+const BACKOFF_LAST: Duration = Duration::from_secs(2);
 /// A connection in one region takes a few ms; three SYN retransmissions fit in 3.1 s.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(3_100);
 /// Attempts of one call to IMDS: with the SDK's jittered back-off from 1 s, up to 15 s of illness are survived.
@@ -80,7 +85,12 @@ impl Wire {
             .http_client(http)
             .region(region.clone())
             .credentials_provider(credentials)
-            .retry_config(RetryConfig::standard().with_max_attempts(CALL_ATTEMPTS_MAX))
+            .retry_config(
+                RetryConfig::standard()
+                    .with_max_attempts(CALL_ATTEMPTS_MAX)
+                    .with_initial_backoff(BACKOFF_FIRST)
+                    .with_max_backoff(BACKOFF_LAST),
+            )
             .timeout_config(timeouts())
             .load()
             .await;

@@ -48,7 +48,7 @@ pub(super) async fn run(args: SchedulerArgs) -> Result<Exit, Failure> {
         let scheduler = scheduler.clone();
         async move {
             let answer = answer(&scheduler, &event.payload).await;
-            answer.map_err(|error| Diagnostic { error_type: "Scheduler".to_owned(), error_message: words(&error) })
+            answer.map_err(|error_message| Diagnostic { error_type: "Scheduler".to_owned(), error_message })
         }
     };
     let ended = lambda_runtime::run(service_fn(handler)).await;
@@ -56,19 +56,20 @@ pub(super) async fn run(args: SchedulerArgs) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-/// Answers one invocation. An error makes Lambda invoke again, so it is for what may pass.
-async fn answer(scheduler: &Scheduler, event: &Value) -> Result<Value, SchedulerError> {
+/// Answers one invocation. An error makes Lambda invoke again, and keep the event if that does not help.
+async fn answer(scheduler: &Scheduler, event: &Value) -> Result<Value, String> {
+    let said = |error: SchedulerError| words(&error);
     match read(event) {
         Event::Http => Ok(http::answer(scheduler, event).await),
         Event::Uploads(uploads) => direct(scheduler, uploads).await,
         Event::Messages(messages) => Ok(batch(scheduler, messages).await),
         Event::Instance { id, state } => {
             tracing::info!("EC2 says that {id} is {state}");
-            let findings = scheduler.instance_gone(&id).await?;
+            let findings = scheduler.instance_gone(&id).await.map_err(said)?;
             Ok(json!({ "findings": findings.len() }))
         }
         Event::Schedule => {
-            let findings = scheduler.sweep(&CancellationToken::new()).await?;
+            let findings = scheduler.sweep(&CancellationToken::new()).await.map_err(said)?;
             Ok(json!({ "findings": findings.len() }))
         }
         Event::Nothing(why) => {
@@ -186,20 +187,20 @@ fn upload(bucket: &str, key: &str, bytes: Option<u64>, time: Option<&str>, trigg
     Ok(Upload { bucket: bucket.to_owned(), src, bytes, time, trigger: trigger.to_owned() })
 }
 
-/// Objects of a notification that S3 or EventBridge sent itself. What may pass makes Lambda invoke again, for all of them:
-/// those that are in by then are duplicates. Nonsense is logged; nobody could do better with it the next time.
-async fn direct(scheduler: &Scheduler, uploads: Vec<Parsed>) -> Result<Value, SchedulerError> {
+/// Objects of a notification that S3 or EventBridge sent itself. A failure makes Lambda invoke again, twice, for all of them
+/// (those that are in by then are duplicates), and then keep the event in the stack's queue of failures: none is lost unseen.
+async fn direct(scheduler: &Scheduler, uploads: Vec<Parsed>) -> Result<Value, String> {
     let mut intake = Intake::new(scheduler);
-    let mut passing = None;
+    let mut failed = Vec::new();
     let mut tasks = 0;
     for parsed in uploads {
         match board(&mut intake, parsed).await {
             Outcome::In => tasks += 1,
-            Outcome::Out | Outcome::Bad => {}
-            Outcome::Again(error) => passing = Some(error),
+            Outcome::Out => {}
+            Outcome::Failed(why) => failed.push(why),
         }
     }
-    passing.map_or_else(|| Ok(json!({ "tasks": tasks })), Err)
+    if failed.is_empty() { Ok(json!({ "tasks": tasks })) } else { Err(failed.join("; ")) }
 }
 
 /// Messages of a queue: those that failed are named, and come again, or go to the queue's dead letters.
@@ -209,7 +210,7 @@ async fn batch(scheduler: &Scheduler, messages: Vec<(String, Vec<Parsed>)>) -> V
     for (id, uploads) in messages {
         let mut has_failed = false;
         for parsed in uploads {
-            has_failed |= matches!(board(&mut intake, parsed).await, Outcome::Bad | Outcome::Again(_));
+            has_failed |= matches!(board(&mut intake, parsed).await, Outcome::Failed(_));
         }
         if has_failed {
             failures.push(json!({ "itemIdentifier": id }));
@@ -223,10 +224,8 @@ enum Outcome {
     In,
     /// It is no task.
     Out,
-    /// It cannot be one.
-    Bad,
-    /// The same may succeed later.
-    Again(SchedulerError),
+    /// It cannot be read, or has no row yet: why.
+    Failed(String),
 }
 
 async fn board(intake: &mut Intake<'_>, parsed: Parsed) -> Outcome {
@@ -238,7 +237,7 @@ async fn board(intake: &mut Intake<'_>, parsed: Parsed) -> Outcome {
         }
         Err(Unfit::Nonsense(why)) => {
             tracing::error!("a record cannot be read: {why}");
-            return Outcome::Bad;
+            return Outcome::Failed(why);
         }
     };
     let src = &upload.src;
@@ -251,14 +250,9 @@ async fn board(intake: &mut Intake<'_>, parsed: Parsed) -> Outcome {
             tracing::info!(src.id = %src, "{src}: {boarded:?}");
             Outcome::In
         }
-        Err(error) if error.may_pass() => {
-            tracing::warn!(src.id = %src, "{src}, to be tried again: {}", words(&error));
-            Outcome::Again(error)
-        }
-        // The row says so, too, and a sweep tries again once it is mended.
         Err(error) => {
             tracing::error!(src.id = %src, "{src}: {}", words(&error));
-            Outcome::Bad
+            Outcome::Failed(words(&error))
         }
     }
 }

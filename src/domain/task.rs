@@ -90,6 +90,8 @@ pub struct Task {
     pub attempt: Attempt,
     /// Heartbeats of the newest attempt.
     pub beat: u64,
+    /// Names the claim that made the newest attempt.
+    pub claim_token: Option<String>,
     /// The instance that holds, or last held, the attempt.
     pub instance: Option<InstanceId>,
     /// `strIndiProgress`, for people.
@@ -160,6 +162,7 @@ impl Task {
             state: State::Pending,
             attempt: Attempt(0),
             beat: 0,
+            claim_token: None,
             instance: None,
             progress: String::new(),
             time_cost_s: 0,

@@ -8,6 +8,7 @@ use crate::clock;
 use crate::domain::ids::{Attempt, MissionId, SrcId};
 use crate::domain::mission::{Mission, Notified};
 use crate::domain::task::{Launch, State, Task};
+use crate::worker::words;
 
 /// An object that was put into a bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,8 +60,8 @@ impl<'a> Intake<'a> {
     /// mission, if one is set; else for none.
     ///
     /// # Errors
-    /// [`SchedulerError`]. If it [may pass](SchedulerError::may_pass), call again; whatever was done by then stands, and a
-    /// sweep finds what was not.
+    /// [`SchedulerError`] if the row could not be made, or may not have been. If it [may pass](SchedulerError::may_pass), call
+    /// again. That EC2 refuses to launch is no error here: the row is there, and waits.
     pub async fn board(&mut self, upload: &Upload) -> Result<Boarded, SchedulerError> {
         let settings = &self.scheduler.settings;
         if settings.result_bucket.as_deref() == Some(&upload.bucket) {
@@ -105,18 +106,26 @@ impl<'a> Intake<'a> {
             noted.map_err(SchedulerError::cloud("noting a duplicate event"))?;
             return Ok(Boarded::Duplicate);
         }
-        match (by_nodes, mission) {
+        let launched = match (by_nodes, mission) {
             (Some(most), Some(mission)) => self.one_node(&mission, most).await,
             (_, mission) if is_launched => {
                 let launch = Launch { at_attempt: Some(Attempt(0)), tries: 1, at: now, ..Launch::default() };
                 let task = Task { launch, ..Task::new(upload.src.clone(), mission.as_ref().map(|m| m.id.clone())) };
-                Ok(match self.scheduler.launch_reserved(&task, mission.as_ref()).await? {
+                self.scheduler.launch_reserved(&task, mission.as_ref()).await.map(|node| match node {
                     Node::Launched(instance) => Boarded::Launched(instance),
                     Node::Waits(why) => Boarded::Waits(why),
                     Node::NotNeeded => Boarded::Duplicate,
                 })
             }
             _ => Ok(Boarded::Waits("no launch template is set".to_owned())),
+        };
+        match launched {
+            // The row is there and says so, too; once it is mended, a sweep launches.
+            Err(error) if !error.may_pass() => {
+                tracing::error!(src.id = %upload.src, "no node for {}: {}", upload.src, words(&error));
+                Ok(Boarded::Waits(words(&error)))
+            }
+            launched => launched,
         }
     }
 

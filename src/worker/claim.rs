@@ -51,6 +51,7 @@ pub(super) async fn acquire(node: &Node, instance: &Instance, task: &Assignment)
         mission: task.mission.clone(),
         bucket: node.settings.source_bucket.clone(),
         now: clock::now_rfc3339(),
+        token: format!("{:032x}", rand::random::<u128>()),
     };
     let mut expired: Option<Lease> = None;
     loop {
@@ -80,6 +81,8 @@ pub(super) async fn acquire(node: &Node, instance: &Instance, task: &Assignment)
         match watch(node, task, lease).await? {
             Watched::Expired(lease) => expired = Some(lease),
             Watched::Alive(lease) => return Ok(Claimed::HeldByOther(lease)),
+            // Handed back, or ended, meanwhile: the claim will tell.
+            Watched::Free => {}
             Watched::Drained => return Ok(Claimed::Drained),
         }
     }
@@ -98,6 +101,7 @@ async fn is_gone(node: &Node, lease: &Lease) -> bool {
 enum Watched {
     Expired(Lease),
     Alive(Lease),
+    Free,
     Drained,
 }
 
@@ -109,7 +113,7 @@ async fn watch(node: &Node, task: &Assignment, lease: Lease) -> Result<Watched, 
         let row = row.map_err(NodeError::cloud("watching the lease"))?;
         let current = row.and_then(|row| row.lease());
         let rest = match watch.look(current.as_ref(), started.elapsed()) {
-            Sight::Alive => return Ok(Watched::Alive(watch.seen().clone())),
+            Sight::Alive => return Ok(current.map_or(Watched::Free, Watched::Alive)),
             Sight::Expired => return Ok(Watched::Expired(watch.seen().clone())),
             Sight::Waiting(rest) => rest,
         };

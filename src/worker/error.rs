@@ -84,6 +84,9 @@ pub enum NodeError {
     /// The kernel ended the workload for want of memory.
     #[error("the workload ran out of memory, and the kernel ended it")]
     OutOfMemory,
+    /// The workload failed when its disk had no room.
+    #[error("the workload failed, and its disk is full")]
+    WorkloadDiskFull,
     /// The workload took longer than it may.
     #[error("the workload ran into its time limit")]
     TimeLimit,
@@ -133,6 +136,7 @@ impl NodeError {
             Self::MissingInput { .. }
             | Self::WorkloadFailed { .. }
             | Self::OutOfMemory
+            | Self::WorkloadDiskFull
             | Self::TimeLimit
             | Self::NoResult { .. }
             | Self::LeaseLost { .. }

@@ -52,6 +52,9 @@ impl From<Trouble> for Stop {
     }
 }
 
+/// A workload that failed with less room than this on its disk failed for that: a write of any size does.
+const FULL_BYTES: u64 = 1024 * 1024;
+
 /// Time kept back from a workload under a Spot notice, for the log and the row.
 pub(super) const LAST_WORDS: Duration = Duration::from_secs(5);
 /// Upload speed that is assumed before a save has shown it, in bytes per second: a tenth of a small instance's.
@@ -115,7 +118,8 @@ pub(super) async fn run(
         None if heartbeat.cancelled.is_cancelled() => Some(Stop::Cancelled),
         None => node.stopping.drain.is_cancelled().then_some(Stop::Drain),
     };
-    judge(ended, early)
+    let is_full = crate::backend::store::free_bytes(contract.folder()).is_ok_and(|free| free < FULL_BYTES);
+    judge(ended, early, is_full)
 }
 
 /// Saves the checkpoint every few minutes, and once when EC2 recommends to leave.
@@ -145,8 +149,8 @@ async fn mirror(node: &Node, heartbeat: &Heartbeat) {
     }
 }
 
-/// Reads a workload's end. `early` is why it was told to end, if it was.
-fn judge(ended: Ended, early: Option<Stop>) -> Result<i32, Stop> {
+/// Reads a workload's end. `early` is why it was told to end, if it was; `is_full` whether the disk has no room.
+fn judge(ended: Ended, early: Option<Stop>, is_full: bool) -> Result<i32, Stop> {
     let failed = |how: String, exit_code, may_pass| {
         let trouble = Trouble::new(Verdict::AppError, may_pass, NodeError::WorkloadFailed { how });
         Err(Trouble { exit_code, ..trouble }.into())
@@ -156,11 +160,15 @@ fn judge(ended: Ended, early: Option<Stop>) -> Result<i32, Stop> {
         (Ended::Stopped, early) => Err(early.unwrap_or(Stop::Drain)),
         // A shutdown's signal reaches the workload too, perhaps before it reaches us.
         (Ended::Exited { signal: Some(_), .. }, Some(early)) => Err(early),
-        (Ended::Exited { out_of_memory: true, .. }, _) => {
-            Err(Trouble::new(Verdict::Oom, false, NodeError::OutOfMemory).into())
-        }
         (Ended::Exited { code: Some(code), .. }, _) if code == EXIT_TRY_AGAIN => {
             failed(format!("exited with code {code} (try again)"), Some(code), true)
+        }
+        (Ended::Exited { .. }, _) if is_full => {
+            Err(Trouble::new(Verdict::DiskFull, true, NodeError::WorkloadDiskFull).into())
+        }
+        (Ended::Exited { code, out_of_memory: true, .. }, _) => {
+            let trouble = Trouble::new(Verdict::Oom, false, NodeError::OutOfMemory);
+            Err(Trouble { exit_code: code, ..trouble }.into())
         }
         (Ended::Exited { code: Some(code), .. }, _) => failed(format!("exited with code {code}"), Some(code), false),
         (Ended::Exited { signal, .. }, _) => {

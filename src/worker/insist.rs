@@ -26,8 +26,8 @@ impl Failure for StoreError {
     }
 }
 
-/// Repeats a call while its failure may pass, until `limit` has gone by since the first try. The SDK's own five tries
-/// (about 15 s) are inside each of these; between them lies a jittered pause of up to 5 s.
+/// Repeats a call while its failure may pass, once at least, and until `limit` has gone by since the first try. The SDK's own
+/// five tries (about 4 s) are inside each of these; between them lies a jittered pause of up to 5 s.
 ///
 /// For calls that may be made twice.
 ///
@@ -46,7 +46,7 @@ where
         };
         tries += 1;
         let pause = backoff::delay(tries + 2, rand::random());
-        if !error.may_pass() || started.elapsed() + pause >= limit {
+        if !error.may_pass() || tries > 1 && started.elapsed() + pause >= limit {
             return Err(error);
         }
         tracing::warn!("tried again: {}", super::error::words(&error));

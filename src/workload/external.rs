@@ -14,8 +14,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::contract::{Contract, is_withheld};
+use super::memory::Kills;
 use super::progress_file::ProgressFile;
-use super::{Bounds, Ended, Stops, leftovers, log, memory};
+use super::{Bounds, Ended, Stops, leftovers, log};
 use crate::domain::progress::Progress;
 
 /// How often the progress file is looked at: a `stat`, twice a second.
@@ -35,7 +36,7 @@ pub(super) async fn run(
     progress: &watch::Sender<Progress>,
     stops: &Stops,
 ) -> io::Result<Ended> {
-    let kills_before = memory::kills();
+    let before = Kills::read();
     let (reader, writer) = io::pipe()?;
     let mut child = match command(argv, contract, writer)?.spawn() {
         Ok(child) => child,
@@ -58,7 +59,7 @@ pub(super) async fn run(
         () = stops.stop.cancelled() => Event::Stop,
     };
     let ended = match event {
-        Event::Exit(status) => exited(status?, memory::kills() > kills_before),
+        Event::Exit(status) => exited(status?, before),
         Event::TimeLimit => {
             end(&mut child, group, grace(stops, bounds), &stops.hurry).await.map(|()| Ended::TimedOut)?
         }
@@ -66,7 +67,7 @@ pub(super) async fn run(
     };
     // Whatever is left of the group is ended with it: nothing of the workload outlives the attempt.
     signal(group, Signal::KILL);
-    end_escaped(contract.folder().to_owned()).await;
+    end_escaped(contract.folder().to_owned(), group).await;
     looking.cancel();
     drop(over);
     side.join_all().await;
@@ -122,8 +123,9 @@ async fn time_limit(limit: Option<Duration>) {
     }
 }
 
-fn exited(status: ExitStatus, out_of_memory: bool) -> Ended {
-    Ended::Exited { code: status.code(), signal: status.signal(), out_of_memory }
+fn exited(status: ExitStatus, before: Kills) -> Ended {
+    let (code, signal) = (status.code(), status.signal());
+    Ended::Exited { code, signal, out_of_memory: before.explain(code, signal) }
 }
 
 /// Asks the process group to end, gives it its grace, and ends it.
@@ -143,8 +145,8 @@ async fn end(child: &mut Child, group: Option<Pid>, grace: Duration, hurry: &Can
 }
 
 /// Ends descendants that left the group.
-async fn end_escaped(folder: PathBuf) {
-    match tokio::task::spawn_blocking(move || leftovers::end_below(&folder)).await {
+async fn end_escaped(folder: PathBuf, group: Option<Pid>) {
+    match tokio::task::spawn_blocking(move || leftovers::end_below(&folder, group)).await {
         Ok(0) | Err(_) => {}
         Ok(count) => tracing::warn!("{count} processes of the workload had left its process group, and were ended"),
     }

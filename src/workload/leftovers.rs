@@ -12,16 +12,17 @@ use std::path::Path;
 use super::contract::SRC_NAME;
 use crate::domain::ids::SrcId;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, getpgid, kill_process};
 
 /// How often `/proc` is gone through: a process may fork between the look and the signal.
 const ROUNDS_MAX: u32 = 5;
 
-/// Ends every process whose `LIGHTHPC_SCRATCH` is below `folder`, and returns how many there were.
-pub(super) fn end_below(folder: &Path) -> usize {
+/// Ends every process whose `LIGHTHPC_SCRATCH` is below `folder`, and returns how many there were; those of a process group
+/// that was ended already, and may still be dying, are left out.
+pub(super) fn end_below(folder: &Path, dying: Option<Pid>) -> usize {
     let mut ended = 0;
     for _ in 0..ROUNDS_MAX {
-        let found = below(folder);
+        let found = below(folder, dying);
         if found.is_empty() {
             break;
         }
@@ -61,7 +62,7 @@ fn clear(work_dir: &Path) -> io::Result<Vec<SrcId>> {
     if left.is_empty() {
         return Ok(Vec::new());
     }
-    let ended = end_below(work_dir);
+    let ended = end_below(work_dir, None);
     if ended > 0 {
         tracing::warn!(processes = ended, "the workload of an earlier attempt still ran, and was ended");
     }
@@ -78,7 +79,7 @@ fn clear(work_dir: &Path) -> io::Result<Vec<SrcId>> {
     Ok(srcs)
 }
 
-fn below(folder: &Path) -> Vec<Pid> {
+fn below(folder: &Path, dying: Option<Pid>) -> Vec<Pid> {
     let mut prefix = b"LIGHTHPC_SCRATCH=".to_vec();
     prefix.extend_from_slice(folder.as_os_str().as_bytes());
     prefix.push(b'/');
@@ -88,6 +89,7 @@ fn below(folder: &Path) -> Vec<Pid> {
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
         .filter(|pid| std::fs::read(format!("/proc/{pid}/environ")).is_ok_and(is_below))
         .filter_map(Pid::from_raw)
+        .filter(|&pid| dying.is_none() || getpgid(Some(pid)).ok() != dying)
         .collect()
 }
 

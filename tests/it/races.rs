@@ -16,7 +16,13 @@ use tokio::task::JoinSet;
 use crate::lab::{Lab, mission_id, src};
 
 fn claimant(instance: &str) -> Claimant {
-    Claimant { owner: InstanceId::new(instance).unwrap(), mission: None, bucket: None, now: "now".to_owned() }
+    Claimant {
+        owner: InstanceId::new(instance).unwrap(),
+        mission: None,
+        bucket: None,
+        now: "now".to_owned(),
+        token: format!("token of {instance}"),
+    }
 }
 
 async fn claim(lab: &Lab, instance: &str, expired: bool) -> Fence {

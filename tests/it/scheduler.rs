@@ -9,7 +9,7 @@ use lighthpc::domain::task::State;
 use lighthpc::exit::{Exit, of_scheduler};
 use lighthpc::local::Service::{Dynamodb, Ec2};
 use lighthpc::local::{Fault, Faults, RESULT_BUCKET, SOURCE_BUCKET, When};
-use lighthpc::scheduler::{Boarded, Intake, Scheduler, Settings, Upload, What};
+use lighthpc::scheduler::{Boarded, Intake, Scheduler, Upload, What};
 use tokio_util::sync::CancellationToken;
 
 use crate::lab::{Lab, mission_id, src};
@@ -212,14 +212,15 @@ async fn a_launch_that_ec2_refuses_is_named_and_the_task_waits() {
         faults.add(Ec2, "CreateFleet", When::Always, Fault::Status(400, code));
         let scheduler = lab.scheduler(&faults);
 
-        let error = Intake::new(&scheduler).board(&upload("abc")).await.unwrap_err();
+        assert!(matches!(board(&scheduler, "abc").await, Boarded::Waits(why) if why.contains(code)));
 
+        let row = lab.task("abc").await;
+        assert_eq!(row.state, State::Pending);
+        assert!(row.launch.error.clone().unwrap().contains(code));
+        let error = scheduler.launch_for(&row, None).await.unwrap_err();
         let (exit, hint) = of_scheduler(&error);
         assert!(matches!(exit, Exit::LaunchRefused | Exit::AccessDenied), "{code}: {exit:?}");
         assert!(hint.is_some() && !error.may_pass() && error.is_of_every_launch(), "{code}");
-        let row = lab.task("abc").await;
-        assert_eq!(row.state, State::Pending);
-        assert!(row.launch.error.unwrap().contains(code));
     }
 }
 
@@ -289,16 +290,14 @@ async fn two_thousand_objects_with_duplicates_and_failing_launches_have_a_node_e
     assert_eq!(named.len(), 2000, "and none two");
 }
 
-/// What a sweep leaves alone is as much as what it does.
 #[tokio::test]
 async fn a_policy_that_cannot_be_read_is_named() {
     let lab = Lab::new().await;
     lab.mission("M", &[]).await;
     lab.set_mission_attribute("M", "maxUnitprice", "a lot").await;
     let scheduler = lab.scheduler(&Faults::new());
-    let error = Intake::new(&scheduler).board(&upload("M/abc")).await.unwrap_err();
-    assert_eq!(of_scheduler(&error).0, Exit::Usage);
+    assert!(matches!(board(&scheduler, "M/abc").await, Boarded::Waits(why) if why.contains("a lot")));
     assert!(lab.task("M/abc").await.launch.error.unwrap().contains("a lot"));
-    let settings: &Settings = &scheduler.settings;
-    assert!(settings.template.is_some());
+    let error = scheduler.policy(Some(&lab.mission_row("M").await)).unwrap_err();
+    assert_eq!(of_scheduler(&error).0, Exit::Usage);
 }

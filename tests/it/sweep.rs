@@ -247,13 +247,15 @@ async fn a_cancelled_mission_ends_and_a_redrive_opens_it() {
     lab.mission("M", &["abc", "def"]).await;
     let scheduler = lab.scheduler(&Faults::new());
     let second = Duration::from_secs(1);
-    let node = lab.ours("abc", "M").shell("echo begun; while :; do sleep 0.05; done").lease(6 * second, second / 4);
+    let began = lab.dir.path().join("began");
+    let line = format!("echo begun; echo x > '{}'; while :; do sleep 0.05; done", began.display());
+    let node = lab.ours("abc", "M").shell(&line).lease(6 * second, second / 4);
     let instance = node.instance.clone();
     let waiting = lab.ours("def", "M").instance;
     let mut running = JoinSet::new();
     running.spawn(node.run());
     let deadline = Instant::now() + PATIENCE;
-    while lab.task("abc").await.state != State::Running {
+    while !began.exists() {
         assert!(Instant::now() < deadline);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }

@@ -24,6 +24,8 @@ pub struct Claimant {
     pub bucket: Option<String>,
     /// Now, RFC 3339 UTC, for `timeBoarding` of a new row.
     pub now: String,
+    /// Names this claim among all: the same however often it is sent.
+    pub token: String,
 }
 
 /// What became of a claim.
@@ -41,8 +43,7 @@ impl Ledger {
     /// Claims a task that is `pending`, new, or already held by this very instance (which was restarted).
     /// With `expired`, also one that is still held by exactly this lease, which the caller saw expire.
     ///
-    /// If the SDK repeats the call after a lost answer, the repeat finds the task held by this instance and claims it
-    /// once more: the attempt goes up by two, and nothing else differs.
+    /// If the call arrives twice, the second finds the first by its token: the task is held, and nothing is claimed again.
     ///
     /// # Errors
     /// [`CloudError`]; a refused condition is a [`Claim`], not an error.
@@ -76,6 +77,7 @@ impl Ledger {
             },
         };
         match task.lease() {
+            Some(_) if task.claim_token.as_ref() == Some(&who.token) => Ok(Claim::Held(Box::new(task))),
             Some(lease) => Ok(Claim::HeldByOther(lease)),
             None if task.state.is_final() => Ok(Claim::Ended(Box::new(task))),
             None => {
@@ -102,8 +104,12 @@ fn claim_expression(who: &Claimant, expired: Option<&Lease>) -> Expression {
         ],
         vec![("attribute_not_exists({})", item::STATE, None), ("attribute_not_exists({})", item::RESULT, None)],
         vec![("{} = ?", item::STATE, state(State::Pending))],
-        // Our own, from before a restart.
-        vec![("{} = ?", item::STATE, state(State::Running)), ("{} = ?", item::INSTANCE, owner())],
+        // Our own, from before a restart; not from this very claim, which arrived before.
+        vec![
+            ("{} = ?", item::STATE, state(State::Running)),
+            ("{} = ?", item::INSTANCE, owner()),
+            ("(attribute_not_exists({}) OR {} <> ?)", item::CLAIM_TOKEN, Some(text(&who.token))),
+        ],
     ];
     let mut expression = Expression::default();
     if let Some(lease) = expired {
@@ -119,6 +125,7 @@ fn claim_expression(who: &Claimant, expired: Option<&Lease>) -> Expression {
         .set(item::STATE, text(State::Running.as_str()))
         .set(item::INSTANCE, text(who.owner.as_str()))
         .set(item::BEAT, AttributeValue::N("0".to_owned()))
+        .set(item::CLAIM_TOKEN, text(&who.token))
         .set_if_absent(item::TIME_BOARDING, text(&who.now))
         // A row that no scheduler made is found by a sweep from now on.
         .set_if_absent(item::OPEN_IN, text(open_partition(who.mission.as_ref(), 0)))

@@ -21,6 +21,7 @@ pub(super) const NUM_LOG: &str = "numlog";
 pub(super) const MISSION: &str = "missionID";
 pub(super) const STATE: &str = "state";
 pub(super) const ATTEMPT: &str = "attempt";
+pub(super) const CLAIM_TOKEN: &str = "claimToken";
 pub(super) const BEAT: &str = "beat";
 pub(super) const INSTANCE: &str = "execInstanceID";
 pub(super) const PROGRESS: &str = "strIndiProgress";
@@ -125,6 +126,7 @@ impl Row<'_> {
             state,
             attempt: Attempt(self.number(ATTEMPT).unwrap_or(0)),
             beat: self.number(BEAT).unwrap_or(0),
+            claim_token: self.text(CLAIM_TOKEN),
             instance: self.text(INSTANCE).and_then(|id| InstanceId::new(id).ok()),
             progress: self.text(PROGRESS).unwrap_or_default(),
             time_cost_s: self.number(TIME_COST).unwrap_or(0),

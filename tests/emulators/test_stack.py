@@ -1,0 +1,873 @@
+"""The deployment: its template, the scripts that make it and take it away, and a mission from an uploaded file to its end.
+
+The stack is made on a ministack of its own that holds every caller to its role (AUTH), with EC2 played by moto. What
+ministack's CloudFormation takes and drops is asserted on the template: TTL of objects (lifecycle), point-in-time
+recovery and encryption of tables, encryption of the topic, and the API's throttling. What it keeps but does not act on
+is asserted as it is kept: metadata options, tags, and shutdown behaviour of the launch template.
+"""
+
+import base64
+import json
+import os
+import pathlib
+import shutil
+import stat
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+import uuid
+
+import boto3
+import harness
+import pytest
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+from cfnlint.decode import cfn_yaml
+from harness import KEYS, REGION, ROOT, wait_until
+from imds_server import ImdsServer, Instance
+
+TEMPLATE = ROOT / "cloudformation" / "stack.yaml"
+ACCOUNT = "000000000000"
+VENV = pathlib.Path(sys.executable).parent
+# The AWS CLI compiles half a second of Python at every call, unless it may keep what it compiled.
+PYCACHE = os.environ.get("PYTHONPYCACHEPREFIX") or str(ROOT / "target" / "pycache")
+SCRIPT_S_MAX = 150
+# A deploy is about 14 calls of the AWS CLI, half a second of CPU each; a test with three scripts may take a minute.
+SLOW = pytest.mark.timeout(300)
+
+WORKLOAD = r"""tr a-z A-Z <"$LIGHTHPC_INPUT" >"$LIGHTHPC_OUTPUT"; : `true` '\' $HOME"""
+
+
+# The template.
+
+
+@pytest.fixture(scope="module")
+def template():
+    """The template, with the short forms of functions as {"Fn::Sub": …}."""
+    return cfn_yaml.load(str(TEMPLATE))
+
+
+def of_type(template, kind):
+    """The resources of a type: {logical name: resource}."""
+    return {name: it for name, it in template["Resources"].items() if it["Type"] == f"AWS::{kind}"}
+
+
+def policies(template):
+    """All statements of all roles: (role, statement)."""
+    for name, role in of_type(template, "IAM::Role").items():
+        for policy in role["Properties"]["Policies"]:
+            for statement in policy["PolicyDocument"]["Statement"]:
+                yield name, statement
+
+
+def listed(value):
+    """A value that may be one or a list, as a list."""
+    return value if isinstance(value, list) else [value]
+
+
+def statement(template, role, sid):
+    """A role's statement by its name."""
+    found = [it for name, it in policies(template) if name == role and it["Sid"] == sid]
+    assert len(found) == 1, (role, sid)
+    return found[0]
+
+
+TASKS_TABLE = {"Fn::If": ["MakeTasksTable", {"Ref": "TasksTable"}, {"Ref": "ExistingTasksTable"}]}
+
+
+def test_the_linter_has_nothing_to_say():
+    finished = subprocess.run(
+        [VENV / "cfn-lint", "--include-checks", "I", "--", TEMPLATE], capture_output=True, text=True, timeout=50
+    )
+    assert (finished.returncode, finished.stdout + finished.stderr) == (0, "")
+
+
+def test_the_template_fits_into_a_request():
+    # More than this must go by way of a bucket. Source: CloudFormation quotas, "Template body size in a request".
+    assert TEMPLATE.stat().st_size <= 51_200
+
+
+def test_every_parameter_is_described(template):
+    assert all(it["Description"] for it in template["Parameters"].values())
+
+
+def test_data_stay_when_the_stack_goes(template):
+    data = {name: it for kind in ("DynamoDB::Table", "S3::Bucket") for name, it in of_type(template, kind).items()}
+
+    assert sorted(data) == ["MissionsTable", "ResultBucket", "SourceBucket", "TasksTable"]
+    for it in (data | of_type(template, "S3::BucketPolicy")).values():
+        assert (it["DeletionPolicy"], it["UpdateReplacePolicy"]) == ("RetainExceptOnCreate", "Retain")
+
+
+def test_tables_are_encrypted_and_can_be_put_back(template):
+    for it in of_type(template, "DynamoDB::Table").values():
+        assert it["Properties"]["BillingMode"] == "PAY_PER_REQUEST"
+        assert it["Properties"]["PointInTimeRecoverySpecification"] == {"PointInTimeRecoveryEnabled": True}
+        assert it["Properties"]["SSESpecification"] == {"SSEEnabled": True}
+
+
+def test_buckets_are_private_and_do_not_grow_for_ever(template):
+    buckets = of_type(template, "S3::Bucket")
+    policies_of = {it["Properties"]["Bucket"]["Ref"]: it for it in of_type(template, "S3::BucketPolicy").values()}
+
+    def rules(bucket):
+        return {rule["Id"]: rule for rule in buckets[bucket]["Properties"]["LifecycleConfiguration"]["Rules"]}
+
+    assert sorted(policies_of) == sorted(buckets)
+    for name, it in buckets.items():
+        assert set(it["Properties"]["PublicAccessBlockConfiguration"].values()) == {True}
+        assert len(it["Properties"]["PublicAccessBlockConfiguration"]) == 4
+        (encryption,) = it["Properties"]["BucketEncryption"]["ServerSideEncryptionConfiguration"]
+        assert encryption["ServerSideEncryptionByDefault"]["SSEAlgorithm"] == "AES256"
+        (deny,) = policies_of[name]["Properties"]["PolicyDocument"]["Statement"]
+        assert (deny["Effect"], deny["Principal"], deny["Action"]) == ("Deny", "*", "s3:*")
+        assert deny["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+        assert rules(name)["unfinished-uploads"]["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 2}
+        assert {rule["Status"] for rule in rules(name).values()} == {"Enabled"}
+    assert buckets["ResultBucket"]["Properties"]["VersioningConfiguration"] == {"Status": "Enabled"}
+    result = rules("ResultBucket")
+    assert (result["checkpoints"]["Prefix"], result["checkpoints"]["ExpirationInDays"]) == ("checkpoints/", 30)
+    assert (result["logs"]["Prefix"], result["logs"]["ExpirationInDays"]) == ("logs/", 90)
+    assert result["replaced-versions"]["NoncurrentVersionExpiration"] == {"NoncurrentDays": 30}
+    assert "Prefix" not in result["replaced-versions"]
+
+
+def test_the_topic_is_encrypted_and_mail_is_asked_for_only_with_an_address(template):
+    (topic,) = of_type(template, "SNS::Topic").values()
+    (mail,) = of_type(template, "SNS::Subscription").values()
+
+    assert topic["Properties"]["KmsMasterKeyId"] == "alias/aws/sns"
+    assert (mail["Condition"], mail["Properties"]["Protocol"]) == ("HasEmail", "email")
+
+
+def test_nodes_are_marked_locked_down_and_end_with_power_off(template):
+    (it,) = of_type(template, "EC2::LaunchTemplate").values()
+    launch = it["Properties"]["LaunchTemplateData"]
+
+    assert launch["MetadataOptions"] == {
+        "HttpEndpoint": "enabled",
+        "HttpTokens": "required",
+        "HttpPutResponseHopLimit": 1,
+        "InstanceMetadataTags": "enabled",
+    }
+    assert launch["InstanceInitiatedShutdownBehavior"] == "terminate"
+    (volume,) = launch["BlockDeviceMappings"]
+    assert (volume["Ebs"]["VolumeType"], volume["Ebs"]["Encrypted"]) == ("gp3", True)
+    assert volume["Ebs"]["DeleteOnTermination"] is True
+    tags = {spec["ResourceType"]: spec["Tags"] for spec in launch["TagSpecifications"]}
+    assert sorted(tags) == ["instance", "volume"]
+    for tag in tags.values():
+        assert tag == [{"Key": "lighthpc", "Value": TASKS_TABLE}]
+    # How they are bought is said at each launch.
+    assert "InstanceMarketOptions" not in launch and "InstanceType" not in launch
+
+
+def test_every_route_wants_a_signature(template):
+    routes = of_type(template, "ApiGatewayV2::Route").values()
+    (stage,) = of_type(template, "ApiGatewayV2::Stage").values()
+    (integration,) = of_type(template, "ApiGatewayV2::Integration").values()
+
+    assert {it["Properties"]["AuthorizationType"] for it in routes} == {"AWS_IAM"}
+    assert sorted(it["Properties"]["RouteKey"] for it in routes) == [
+        "GET /missions",
+        "GET /missions/{mission}",
+        "POST /missions",
+        "POST /missions/{mission}/cancel",
+    ]
+    assert (stage["Properties"]["StageName"], stage["Properties"]["AutoDeploy"]) == ("$default", True)
+    limits = stage["Properties"]["DefaultRouteSettings"]
+    assert limits["ThrottlingBurstLimit"] > 0 and limits["ThrottlingRateLimit"] > 0
+    assert integration["Properties"]["PayloadFormatVersion"] == "2.0"
+
+
+def test_an_event_is_tried_three_times_and_kept(template):
+    (retries,) = of_type(template, "Lambda::EventInvokeConfig").values()
+    (queue,) = of_type(template, "SQS::Queue").values()
+
+    assert retries["Properties"]["MaximumRetryAttempts"] == 2
+    assert retries["Properties"]["DestinationConfig"]["OnFailure"]["Destination"] == {
+        "Fn::GetAtt": ["FailedEvents", "Arn"]
+    }
+    assert queue["Properties"]["MessageRetentionPeriod"] == 14 * 86_400
+
+
+def test_nobody_but_ours_may_call_the_function(template):
+    permissions = of_type(template, "Lambda::Permission").values()
+
+    for it in permissions:
+        assert it["Properties"]["Action"] == "lambda:InvokeFunction"
+        assert "SourceArn" in it["Properties"]
+    (bucket,) = [it for it in permissions if it["Properties"]["Principal"] == "s3.amazonaws.com"]
+    assert bucket["Properties"]["SourceAccount"] == {"Ref": "AWS::AccountId"}
+
+
+def test_no_role_may_change_what_it_cannot_name(template):
+    for role, it in policies(template):
+        assert it["Effect"] == "Allow"
+        assert not [action for action in listed(it["Action"]) if "*" in action], (role, it["Sid"])
+        if listed(it["Resource"]) == ["*"]:
+            # EC2 cannot restrict these: they only look.
+            assert all(action.startswith("ec2:Describe") for action in it["Action"]), (role, it["Sid"])
+
+
+# In full, so that a new right is a decision. docs/TABLES.md says what each of the node's is for.
+RIGHTS = {
+    "NodeRole": {
+        *("dynamodb:BatchGetItem", "dynamodb:GetItem", "dynamodb:Query", "dynamodb:Scan", "dynamodb:UpdateItem"),
+        *("s3:AbortMultipartUpload", "s3:DeleteObject", "s3:GetObject", "s3:ListBucket", "s3:PutObject"),
+        *("ec2:DescribeInstances", "ec2:DescribeTags", "ec2:TerminateInstances"),
+        "sns:Publish",
+    },
+    "FunctionRole": {
+        *("dynamodb:BatchGetItem", "dynamodb:GetItem", "dynamodb:Query", "dynamodb:Scan", "dynamodb:UpdateItem"),
+        *("dynamodb:ConditionCheckItem", "dynamodb:DeleteItem", "dynamodb:PutItem"),
+        *("s3:AbortMultipartUpload", "s3:DeleteObject", "s3:GetObject", "s3:ListBucket", "s3:PutObject"),
+        *("ec2:CreateFleet", "ec2:CreateTags", "ec2:RunInstances", "ec2:TerminateInstances"),
+        *("ec2:DescribeInstances", "ec2:DescribeLaunchTemplateVersions", "ec2:DescribeLaunchTemplates"),
+        "ec2:DescribeSpotPriceHistory",
+        *("iam:CreateServiceLinkedRole", "iam:PassRole"),
+        *("logs:CreateLogStream", "logs:PutLogEvents"),
+        *("sns:Publish", "sqs:SendMessage"),
+    },
+}
+
+
+@pytest.mark.parametrize("role", RIGHTS)
+def test_a_role_has_these_rights_and_no_other(template, role):
+    has = {action for name, it in policies(template) if name == role for action in listed(it["Action"])}
+
+    assert has == RIGHTS[role]
+
+
+@pytest.mark.parametrize("role", ["NodeRole", "FunctionRole"])
+def test_a_role_ends_only_instances_of_this_deployment(template, role):
+    it = statement(template, role, "EndOurs")
+
+    assert it["Action"] == "ec2:TerminateInstances"
+    assert it["Condition"] == {"StringEquals": {"ec2:ResourceTag/lighthpc": TASKS_TABLE}}
+    for other_role, other in policies(template):
+        assert other is it or other_role != role or "ec2:TerminateInstances" not in listed(other["Action"])
+
+
+def test_the_scheduler_launches_only_what_bears_the_mark(template):
+    launch, tag, give = (
+        statement(template, "FunctionRole", sid) for sid in ("LaunchOurs", "TagAtLaunch", "GiveTheNodeItsRole")
+    )
+    (image,) = [
+        arn["Fn::Sub"]
+        for arn in statement(template, "FunctionRole", "LaunchFrom")["Resource"]
+        if ":image/" in arn["Fn::Sub"]
+    ]
+
+    assert launch["Resource"]["Fn::Sub"].endswith(":instance/*")
+    assert launch["Condition"] == {"StringEquals": {"aws:RequestTag/lighthpc": TASKS_TABLE}}
+    assert tag["Condition"]["StringEquals"]["aws:RequestTag/lighthpc"] == TASKS_TABLE
+    assert tag["Condition"]["StringEquals"]["ec2:CreateAction"] == ["CreateFleet", "RunInstances"]
+    assert give["Resource"] == {"Fn::GetAtt": ["NodeRole", "Arn"]}
+    assert give["Condition"] == {"StringEquals": {"iam:PassedToService": "ec2.amazonaws.com"}}
+    assert image.endswith(":image/${ImageId}")
+    for role, it in policies(template):
+        actions = set(listed(it["Action"]))
+        assert role == "FunctionRole" or not actions & {"ec2:CreateFleet", "ec2:RunInstances", "iam:PassRole"}
+
+
+@pytest.mark.parametrize("role", ["NodeRole", "FunctionRole"])
+def test_a_role_deletes_no_object_but_checkpoints(template, role):
+    deleting = [it for name, it in policies(template) if name == role and "s3:DeleteObject" in listed(it["Action"])]
+
+    assert [it["Sid"] for it in deleting] == ["OldCheckpoints"]
+    assert deleting[0]["Resource"]["Fn::Sub"][0].endswith("/checkpoints/*")
+    assert not [it for _, it in policies(template) if "s3:DeleteObjectVersion" in listed(it["Action"])]
+
+
+# The scripts.
+
+
+class Account:
+    """An account on emulators: clients as its owner, and the scripts as its owner runs them."""
+
+    def __init__(self, ministack_url, moto_url, folder):
+        self.url, self.moto_url, self.folder = ministack_url, moto_url, folder
+        self._session = boto3.Session("test", "test", region_name=REGION)
+        self.clients = harness.Clients(ministack_url, moto_url)
+        self.ec2 = self.clients.ec2
+        subnets = self.ec2.describe_subnets()["Subnets"][:2]
+        self.subnets = ",".join(subnet["SubnetId"] for subnet in subnets)
+        self.image = self.ec2.register_image(Name=f"lighthpc-{uuid.uuid4().hex}", RootDeviceName="/dev/sda1")["ImageId"]
+        self.stub = folder / "stub"
+        self.stub.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+
+    def client(self, service):
+        """A client of ministack."""
+        return self._session.client(service, endpoint_url=self.url)
+
+    def environment(self):
+        """What the scripts get."""
+        return KEYS | {
+            "PATH": f"{VENV}:{os.environ['PATH']}",
+            "HOME": "/nonexistent",
+            "LANG": "C.UTF-8",
+            "AWS_REGION": REGION,
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ENDPOINT_URL_EC2": self.moto_url,
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "PYTHONPYCACHEPREFIX": PYCACHE,
+        }
+
+    def run(self, name, *arguments, code=0, **env):
+        """Runs a script; returns what it printed and what it said."""
+        finished = subprocess.run(
+            [ROOT / "scripts" / name, *map(str, arguments)],
+            env=self.environment() | env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=SCRIPT_S_MAX,
+        )
+        assert finished.returncode == code, finished.stdout + finished.stderr
+        return finished.stdout, finished.stderr
+
+    def deploy(self, stack, *arguments, binary=None, **options):
+        """Makes a stack that is not there yet; returns its outputs."""
+        required = ("--stack", stack, "--image", self.image, "--subnets", self.subnets)
+        out, _ = self.run("deploy", *required, "--binary", binary or self.stub, *arguments, **options)
+        return dict(line.split() for line in out.splitlines())
+
+    def launch(self, tasks_table):
+        """Launches an instance that bears a mark."""
+        tags = [{"Key": "lighthpc", "Value": tasks_table}]
+        made = self.ec2.run_instances(
+            ImageId=self.image,
+            InstanceType="t3.micro",
+            MinCount=1,
+            MaxCount=1,
+            TagSpecifications=[{"ResourceType": "instance", "Tags": tags}],
+        )
+        return made["Instances"][0]["InstanceId"]
+
+    def state(self, instance_id):
+        """What EC2 says of an instance."""
+        found = self.ec2.describe_instances(InstanceIds=[instance_id])
+        return found["Reservations"][0]["Instances"][0]["State"]["Name"]
+
+    def tables(self, stack):
+        """The tables of a stack, there or left."""
+        return sorted(name for name in self.clients.dynamodb.list_tables()["TableNames"] if name.startswith(stack + "-"))
+
+    def buckets(self, stack):
+        """The buckets of a stack, there or left."""
+        names = (bucket["Name"] for bucket in self.clients.s3.list_buckets()["Buckets"])
+        return sorted(name for name in names if name.startswith(stack + "-"))
+
+    def notified(self, bucket):
+        """The functions that a bucket calls."""
+        settings = self.clients.s3.get_bucket_notification_configuration(Bucket=bucket)
+        return [entry["LambdaFunctionArn"] for entry in settings.get("LambdaFunctionConfigurations", [])]
+
+
+def queue_for(sqs, service):
+    """Makes a queue that a service may send to; returns (URL, ARN)."""
+    url = sqs.create_queue(QueueName=f"queue-{uuid.uuid4().hex}")["QueueUrl"]
+    arn = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    allow = {"Effect": "Allow", "Principal": {"Service": service}, "Action": "sqs:SendMessage", "Resource": arn}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [allow]})
+    sqs.set_queue_attributes(QueueUrl=url, Attributes={"Policy": policy})
+    return url, arn
+
+
+@pytest.fixture(scope="module")
+def account(clients, tmp_path_factory):
+    """A ministack that holds callers to their roles and runs functions, beside the moto that all tests use."""
+    folder = tmp_path_factory.mktemp("account")
+    ministack = harness.ministack()
+    ministack.name = "ministack-stack"
+    ministack.env |= {
+        "AUTH": "true",
+        # It hands these two to the functions.
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:{port}",
+        "AWS_ENDPOINT_URL_EC2": clients.ec2_endpoint,
+        # It unpacks functions there, and leaves them.
+        "TMPDIR": str(folder),
+        "LAMBDA_ASYNC_RETRY_BASE_SECONDS": "0.1",
+    }
+    with ministack:
+        yield Account(ministack.url, clients.ec2_endpoint, folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def deployed(account):
+    """A stack with a program that fails at every event; returns its outputs."""
+    return account.deploy("lab", "--workload", WORKLOAD, "--instance-types", "t3.micro,t3.small", "--slots", 4)
+
+
+@SLOW
+def test_deploy_makes_the_tables_the_buckets_and_the_trigger(account, deployed):
+    tasks = account.clients.dynamodb.describe_table(TableName=deployed["TasksTable"])["Table"]
+    missions = account.clients.dynamodb.describe_table(TableName=deployed["MissionsTable"])["Table"]
+
+    assert tasks["KeySchema"] == [{"AttributeName": "srcFilename", "KeyType": "HASH"}]
+    (index,) = tasks["GlobalSecondaryIndexes"]
+    assert index["IndexName"] == "open"
+    assert index["KeySchema"] == [
+        {"AttributeName": "openIn", "KeyType": "HASH"},
+        {"AttributeName": "openAs", "KeyType": "RANGE"},
+    ]
+    assert index["Projection"]["ProjectionType"] == "KEYS_ONLY"
+    assert missions["KeySchema"] == [{"AttributeName": "timePush", "KeyType": "HASH"}]
+    assert "GlobalSecondaryIndexes" not in missions
+    for table in (tasks, missions):
+        assert table["BillingModeSummary"]["BillingMode"] == "PAY_PER_REQUEST"
+    assert deployed["SourceBucket"] == f"lab-source-{ACCOUNT}-{REGION}"
+    assert account.notified(deployed["SourceBucket"]) == [deployed["FunctionArn"]]
+    assert account.clients.s3.get_bucket_versioning(Bucket=deployed["ResultBucket"])["Status"] == "Enabled"
+    for name in ("SourceBucket", "ResultBucket"):
+        blocked = account.clients.s3.get_public_access_block(Bucket=deployed[name])["PublicAccessBlockConfiguration"]
+        assert set(blocked.values()) == {True}
+
+
+@SLOW
+def test_deploy_makes_the_scheduler_and_what_wakes_it(account, deployed):
+    function = account.client("lambda").get_function(FunctionName=deployed["FunctionName"])["Configuration"]
+    events = account.client("events")
+
+    assert (function["Runtime"], function["Handler"]) == ("provided.al2023", "bootstrap")
+    assert (function["Timeout"], function["MemorySize"]) == (900, 256)
+    assert function["Environment"]["Variables"] == {
+        "LIGHTHPC_TASKS_TABLE": deployed["TasksTable"],
+        "LIGHTHPC_MISSIONS_TABLE": deployed["MissionsTable"],
+        "LIGHTHPC_SOURCE_BUCKET": deployed["SourceBucket"],
+        "LIGHTHPC_RESULT_BUCKET": deployed["ResultBucket"],
+        "LIGHTHPC_TOPIC_ARN": deployed["TopicArn"],
+        "LIGHTHPC_LAUNCH_TEMPLATE": deployed["LaunchTemplateId"],
+        "LIGHTHPC_LAUNCH_TEMPLATE_VERSION": "1",
+        "LIGHTHPC_INSTANCE_TYPES": "t3.micro,t3.small",
+        "LIGHTHPC_SUBNETS": account.subnets,
+        "LIGHTHPC_BID_MODE": "spot",
+        "LIGHTHPC_MAX_UNIT_PRICE": "",
+        "LIGHTHPC_MAX_WAIT": "",
+        "LIGHTHPC_ON_DEMAND_FLOOR": "",
+        "LIGHTHPC_MISSION": "",
+        "LIGHTHPC_SLOTS": "4",
+    }
+    rules = [rule for rule in events.list_rules()["Rules"] if rule["Name"].startswith("lab-")]
+    targets = [events.list_targets_by_rule(Rule=rule["Name"])["Targets"] for rule in rules]
+    assert [[target["Arn"] for target in some] for some in targets] == [[deployed["FunctionArn"]]] * 3
+    assert [rule["ScheduleExpression"] for rule in rules if "ScheduleExpression" in rule] == ["rate(5 minutes)"]
+    patterns = [json.loads(rule["EventPattern"]) for rule in rules if "EventPattern" in rule]
+    assert sorted(pattern["detail-type"][0] for pattern in patterns) == [
+        "EC2 Instance State-change Notification",
+        "EC2 Spot Instance Interruption Warning",
+    ]
+    (api,) = [it for it in account.client("apigatewayv2").get_apis()["Items"] if it["Name"] == "lab"]
+    assert api["ProtocolType"] == "HTTP"
+    (group,) = account.client("logs").describe_log_groups(logGroupNamePrefix="/aws/lambda/lab-")["logGroups"]
+    assert group["retentionInDays"] == 30
+
+
+@SLOW
+def test_only_instances_that_go_wake_the_scheduler(account, deployed):
+    events = account.client("events")
+    rules = [rule for rule in events.list_rules()["Rules"] if rule["Name"].startswith("lab-")]
+    patterns = [rule["EventPattern"] for rule in rules if "EventPattern" in rule]
+
+    def wakes(kind, **detail):
+        event = {
+            **{"id": "1", "account": ACCOUNT, "source": "aws.ec2", "time": "2026-01-01T00:00:00Z"},
+            **{"region": REGION, "resources": [], "detail-type": kind, "detail": {"instance-id": "i-1"} | detail},
+        }
+        found = [events.test_event_pattern(EventPattern=it, Event=json.dumps(event))["Result"] for it in patterns]
+        return found.count(True)
+
+    states = ("pending", "running", "stopping", "stopped", "shutting-down", "terminated")
+    woken = [state for state in states if wakes("EC2 Instance State-change Notification", state=state)]
+    assert woken == ["stopping", "stopped", "shutting-down", "terminated"]
+    assert wakes("EC2 Spot Instance Interruption Warning", **{"instance-action": "terminate"}) == 1
+
+
+@SLOW
+def test_the_api_answers_signed_calls_alone(account, deployed):
+    host = deployed["ApiUrl"].removeprefix("http://")
+    plain = AWSRequest("GET", f"{account.url}/missions", headers={"Host": host})
+    signed = AWSRequest("GET", f"{account.url}/missions", headers={"Host": host})
+    SigV4Auth(Credentials(*KEYS.values()), "execute-api", REGION).add_auth(signed)
+
+    def status(request):
+        prepared = urllib.request.Request(request.url, headers=dict(request.headers))
+        try:
+            with urllib.request.urlopen(prepared, timeout=30) as answer:
+                return answer.status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    assert status(plain) == 403
+    assert status(signed) == 502, "it has come to the function, whose program here only fails"
+
+
+def launch_data(account, outputs):
+    """What the stack's launch template holds."""
+    versions = account.client("ec2").describe_launch_template_versions(LaunchTemplateId=outputs["LaunchTemplateId"])
+    return versions["LaunchTemplateVersions"][-1]["LaunchTemplateData"]
+
+
+@SLOW
+def test_deploy_asks_the_image_for_its_root_device(account, deployed):
+    launch = launch_data(account, deployed)
+
+    assert launch["ImageId"] == account.image
+    assert [volume["DeviceName"] for volume in launch["BlockDeviceMappings"]] == ["/dev/sda1"]
+    assert {tag["Value"] for spec in launch["TagSpecifications"] for tag in spec["Tags"]} == {deployed["TasksTable"]}
+
+
+def boot(launch, folder, systemctl="exit 0"):
+    """Runs a template's user data as cloud-init does, but under a folder; returns (exit code, what was called)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    script = base64.b64decode(launch["UserData"]).decode().replace("/etc/lighthpc", str(folder / "etc"))
+    assert script.startswith("#!/bin/sh\n")
+    for name, text in (("systemctl", systemctl), ("poweroff", "exit 0")):
+        program = folder / name
+        program.write_text(f'#!/bin/sh\necho "{name} $*" >>"{folder}/calls"\n{text}\n', encoding="utf-8")
+        program.chmod(0o755)
+    path = folder / "user-data"
+    path.write_text(script, encoding="utf-8")
+    finished = subprocess.run(
+        ["sh", path], env={"PATH": f"{folder}:{os.environ['PATH']}"}, capture_output=True, text=True, timeout=20
+    )
+    calls = folder / "calls"
+    return finished.returncode, calls.read_text(encoding="utf-8").splitlines() if calls.exists() else []
+
+
+def node_environment(folder):
+    """The environment that the unit gets from the file. The shell reads these quotes as systemd does."""
+    file = folder / "etc" / "lighthpc.env"
+    names = [line.partition("=")[0] for line in file.read_text(encoding="utf-8").splitlines() if "=" in line]
+    shown = "".join(f'; printf "%s\\0" "${name}"' for name in names)
+    values = subprocess.run(["sh", "-c", f". '{file}'{shown}"], capture_output=True, check=True, timeout=20).stdout
+    return dict(zip(names, values.decode().split("\0"), strict=False))
+
+
+@SLOW
+def test_user_data_tells_the_node_all_and_starts_it(account, deployed, tmp_path):
+    code, calls = boot(launch_data(account, deployed), tmp_path)
+
+    assert (code, calls) == (0, ["systemctl restart --no-block lighthpc.service"])
+    assert stat.S_IMODE((tmp_path / "etc" / "lighthpc.env").stat().st_mode) == 0o600
+    assert node_environment(tmp_path) == {
+        "AWS_REGION": REGION,
+        "LIGHTHPC_TASKS_TABLE": deployed["TasksTable"],
+        "LIGHTHPC_MISSIONS_TABLE": deployed["MissionsTable"],
+        "LIGHTHPC_SOURCE_BUCKET": deployed["SourceBucket"],
+        "LIGHTHPC_RESULT_BUCKET": deployed["ResultBucket"],
+        "LIGHTHPC_TOPIC_ARN": deployed["TopicArn"],
+        "LIGHTHPC_SLOTS": "4",
+        "LIGHTHPC_MAX_LIFETIME": "",
+        "LIGHTHPC_EXEC": WORKLOAD,
+    }
+
+
+@SLOW
+def test_a_machine_that_cannot_start_its_node_is_powered_off(account, deployed, tmp_path):
+    launch = launch_data(account, deployed)
+    no_unit = '[ "$1" = poweroff ]'
+
+    code, calls = boot(launch, tmp_path / "unit", no_unit)
+    assert code != 0
+    assert calls == ["systemctl restart --no-block lighthpc.service", "systemctl poweroff"]
+
+    code, calls = boot(launch, tmp_path / "systemd", "exit 1")
+    assert calls[-1] == "poweroff -f"
+
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "etc").write_text("no folder can be made here")
+    code, calls = boot(launch, tmp_path / "disk")
+    assert code != 0
+    assert calls == ["systemctl poweroff"]
+
+
+@SLOW
+def test_an_event_that_fails_is_not_lost(account, deployed):
+    account.clients.s3.put_object(Bucket=deployed["SourceBucket"], Key="M001/a b", Body=b"x")
+    sqs = account.clients.sqs
+
+    def kept():
+        got = sqs.receive_message(QueueUrl=deployed["FailedEventsUrl"], MaxNumberOfMessages=10)
+        return [json.loads(message["Body"]) for message in got.get("Messages", [])]
+
+    (event,) = wait_until(kept, 30, "the event is kept")
+    assert event["requestPayload"]["Records"][0]["s3"]["object"]["key"] == "M001/a+b"
+    assert event["requestContext"]["approximateInvokeCount"] == 3
+
+
+@SLOW
+def test_deploy_again_changes_what_is_named_and_nothing_else(account, deployed):
+    function = account.client("lambda")
+
+    def settings():
+        return function.get_function_configuration(FunctionName=deployed["FunctionName"])["Environment"]["Variables"]
+
+    before = settings()
+    _, said = account.run("deploy", "--stack", "lab", "--binary", account.stub)
+    assert "nothing has changed" in said
+    assert settings() == before
+
+    printed, _ = account.run("deploy", "--stack", "lab", "--binary", account.stub, "--mission", "M7", "--dry-run")
+    assert "would run: aws cloudformation update-stack" in printed
+    assert settings() == before
+
+    # As a teardown that was broken off leaves it.
+    function.put_function_concurrency(FunctionName=deployed["FunctionName"], ReservedConcurrentExecutions=0)
+    account.run("deploy", "--stack", "lab", "--binary", account.stub, "--mission", "M7")
+    assert settings() == before | {"LIGHTHPC_MISSION": "M7"}
+    left = function.get_function_concurrency(FunctionName=deployed["FunctionName"])
+    assert "ReservedConcurrentExecutions" not in left
+    account.run("deploy", "--stack", "lab", "--binary", account.stub, "--mission", "")
+    assert settings() == before
+
+
+@SLOW
+def test_teardown_keeps_the_data_and_the_next_deploy_takes_it_over(account):
+    outputs = account.deploy("kept")
+    source, result = outputs["SourceBucket"], outputs["ResultBucket"]
+    account.clients.tables.Table("kept-tasks").put_item(Item={"srcFilename": "a"})
+    account.clients.s3.put_object(Bucket=result, Key="rslt_a ü", Body=b"1")
+    account.clients.s3.put_object(Bucket=result, Key="rslt_a ü", Body=b"2")
+    account.clients.s3.delete_object(Bucket=result, Key="rslt_a ü")
+    ours, others = account.launch("kept-tasks"), account.launch("other-tasks")
+
+    printed, _ = account.run("teardown", "--stack", "kept", "--yes")
+
+    assert account.tables("kept") == ["kept-missions", "kept-tasks"]
+    assert account.buckets("kept") == sorted([source, result])
+    assert {line.strip() for line in printed.splitlines()} >= {"table kept-tasks", f"bucket {result}"}
+    assert account.state(ours) == "terminated"
+    assert account.state(others) == "running"
+    assert account.notified(source) == []
+    functions = account.client("lambda").list_functions()["Functions"]
+    assert "kept-scheduler" not in [it["FunctionName"] for it in functions]
+
+    again = account.deploy("kept")
+
+    assert (again["SourceBucket"], again["TasksTable"]) == (source, "kept-tasks")
+    assert account.clients.tables.Table("kept-tasks").get_item(Key={"srcFilename": "a"})["Item"]
+    assert account.notified(source) == [again["FunctionArn"]]
+
+    printed, _ = account.run("teardown", "--stack", "kept", "--yes", "--delete-data")
+
+    assert printed == "nothing is left that bills\n"
+    assert account.tables("kept") + account.buckets("kept") == []
+    printed, _ = account.run("teardown", "--stack", "kept", "--yes", "--delete-data")
+    assert printed == "nothing is left that bills\n"
+
+
+@SLOW
+def test_tables_and_buckets_of_others_are_used_and_never_deleted(account):
+    dynamodb, s3 = account.clients.dynamodb, account.clients.s3
+    for name, key in (("tblTrans2", "srcFilename"), ("tblMission", "timePush")):
+        dynamodb.create_table(
+            TableName=name,
+            KeySchema=[{"AttributeName": key, "KeyType": "HASH"}],
+            AttributeDefinitions=[{"AttributeName": key, "AttributeType": "S"}],
+            BillingMode="PROVISIONED",
+            ProvisionedThroughput={"ReadCapacityUnits": 2, "WriteCapacityUnits": 3},
+        )
+    for name in ("their-inputs", "their-results"):
+        s3.create_bucket(Bucket=name)
+    _, queue_arn = queue_for(account.clients.sqs, "s3.amazonaws.com")
+    theirs = [{"QueueArn": queue_arn, "Events": ["s3:ObjectRemoved:*"]}]
+    s3.put_bucket_notification_configuration(
+        Bucket="their-inputs", NotificationConfiguration={"QueueConfigurations": theirs}
+    )
+
+    def their_queues():
+        settings = s3.get_bucket_notification_configuration(Bucket="their-inputs")
+        return [entry["QueueArn"] for entry in settings["QueueConfigurations"]]
+
+    adopting = (
+        *("--tasks-table", "tblTrans2", "--missions-table", "tblMission"),
+        *("--source-bucket", "their-inputs", "--result-bucket", "their-results"),
+    )
+    outputs = account.deploy("adopt", *adopting)
+
+    assert (outputs["TasksTable"], outputs["ResultBucket"]) == ("tblTrans2", "their-results")
+    (index,) = dynamodb.describe_table(TableName="tblTrans2")["Table"]["GlobalSecondaryIndexes"]
+    assert index["IndexName"] == "open"
+    assert index["ProvisionedThroughput"]["WriteCapacityUnits"] == 3
+    assert account.notified("their-inputs") == [outputs["FunctionArn"]]
+    assert their_queues() == [queue_arn]
+    assert account.tables("adopt") + account.buckets("adopt") == []
+
+    printed, _ = account.run("teardown", "--stack", "adopt", "--yes", "--delete-data")
+
+    assert "never deleted here: tblTrans2" in printed
+    assert {"tblTrans2", "tblMission"} <= set(dynamodb.list_tables()["TableNames"])
+    assert (account.notified("their-inputs"), their_queues()) == ([], [queue_arn])
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("deploy", [], "--stack is missing"),
+        ("deploy", ["--stack", "Lab"], "lower-case"),
+        ("deploy", ["--stack", "x" * 29], "at most 28"),
+        ("deploy", ["--stack", "lab", "--frobnicate", "1"], "--frobnicate"),
+        ("deploy", ["--stack", "lab", "--image"], "--image"),
+        ("teardown", [], "--stack is missing"),
+        ("teardown", ["--stack", "lab"], "--yes"),
+        ("teardown", ["--stack", "lab", "--yes", "now"], "now"),
+    ],
+)
+def test_a_wrong_command_line_is_answered_before_anything_is_done(account, name, arguments, words):
+    _, said = account.run(name, *arguments, code=2)
+
+    assert words in said
+
+
+@SLOW
+def test_what_is_missing_is_named_with_its_mend(account):
+    required = ("--image", account.image, "--subnets", account.subnets, "--binary", account.stub)
+
+    _, said = account.run("deploy", "--stack", "none", "--binary", "/nonexistent/lighthpc", code=1)
+    assert "--binary" in said
+    _, said = account.run("deploy", "--stack", "none", "--binary", account.stub, code=2)
+    assert "--image is missing" in said
+    _, said = account.run("deploy", "--stack", "none", *required, "--image", "ami-00000000000000000", code=1)
+    assert "--image" in said
+    _, said = account.run("deploy", "--stack", "none", *required, "--tasks-table", "nowhere", code=1)
+    assert "no table nowhere" in said
+    _, said = account.run("deploy", "--stack", "none", *required, code=1, AWS_ENDPOINT_URL="http://127.0.0.1:9")
+    assert "credentials" in said
+
+
+# All of it together.
+
+
+class Deployment(harness.Cloud):
+    """The tables, buckets, and topic of a stack in the place of a test's own."""
+
+    def __init__(self, account, outputs, binary, folder):
+        self.clients, self.binary, self.folder = account.clients, binary, folder
+        self.source_bucket, self.result_bucket = outputs["SourceBucket"], outputs["ResultBucket"]
+        self.tasks = self.clients.tables.Table(outputs["TasksTable"])
+        self.missions = self.clients.tables.Table(outputs["MissionsTable"])
+        self.topic_arn = outputs["TopicArn"]
+        self._queue, queue_arn = queue_for(self.clients.sqs, "sns.amazonaws.com")
+        self.clients.sns.subscribe(TopicArn=self.topic_arn, Protocol="sqs", Endpoint=queue_arn)
+        self._imds, self._nodes, self._inbox = {}, [], []
+        self._clock_shift = None
+
+    def boot(self, instance_id, tags, credentials):
+        """Gives an instance that is there its metadata service, with its tags and its role's credentials."""
+        instance = Instance(
+            instance_id,
+            tags=tags,
+            region=REGION,
+            access_key_id=credentials["AccessKeyId"],
+            secret_access_key=credentials["SecretAccessKey"],
+            session_token=credentials["SessionToken"],
+        )
+        self._imds[instance_id] = ImdsServer(instance).start()
+
+
+def node_credentials(account, stack):
+    """Credentials of the node's role. EC2 alone may take it on, so the owner first adds itself."""
+    iam = account.client("iam")
+    resources = account.client("cloudformation").describe_stack_resources(StackName=stack)["StackResources"]
+    (name,) = [it["PhysicalResourceId"] for it in resources if it["LogicalResourceId"] == "NodeRole"]
+    role = iam.get_role(RoleName=name)["Role"]
+    trust = role["AssumeRolePolicyDocument"]
+    trust["Statement"].append(
+        {"Effect": "Allow", "Principal": {"AWS": f"arn:aws:iam::{ACCOUNT}:root"}, "Action": "sts:AssumeRole"}
+    )
+    iam.update_assume_role_policy(RoleName=name, PolicyDocument=json.dumps(trust))
+    return account.client("sts").assume_role(RoleArn=role["Arn"], RoleSessionName="node")["Credentials"]
+
+
+def said_by(account, outputs):
+    """What the scheduler wrote into its log."""
+    events = account.client("logs").filter_log_events(logGroupName=f"/aws/lambda/{outputs['FunctionName']}")["events"]
+    return "".join(event["message"].rstrip() + "\n" for event in events)[-6000:]
+
+
+@pytest.fixture(scope="module")
+def scheduler(binary):
+    """The binary, if it has the scheduler."""
+    if subprocess.run([binary, "lambda", "--help"], capture_output=True, timeout=20).returncode != 0:
+        pytest.skip("this lighthpc has no `lambda` command yet")
+    return binary
+
+
+@SLOW
+def test_from_an_uploaded_file_to_a_finished_mission(account, scheduler, tmp_path):
+    src = "M001/sample one+ü.txt"
+    outputs = account.deploy(
+        "whole", "--workload", WORKLOAD, "--instance-types", "t3.micro,t3.small", binary=scheduler
+    )
+    cloud = Deployment(account, outputs, scheduler, tmp_path)
+    launch = launch_data(account, outputs)
+    # The bucket policies refuse whatever comes without TLS, and here all does.
+    for bucket in (cloud.source_bucket, cloud.result_bucket):
+        account.clients.s3.delete_bucket_policy(Bucket=bucket)
+    # CloudFormation made the launch template on ministack; the instances are moto's, which must know it, too.
+    twin = account.ec2.create_launch_template(
+        LaunchTemplateName="whole",
+        LaunchTemplateData={
+            name: launch[name]
+            for name in ("ImageId", "InstanceInitiatedShutdownBehavior", "TagSpecifications", "UserData")
+        },
+    )["LaunchTemplate"]
+    functions = account.client("lambda")
+    settings = functions.get_function_configuration(FunctionName=outputs["FunctionName"])["Environment"]["Variables"]
+    functions.update_function_configuration(
+        FunctionName=outputs["FunctionName"],
+        Environment={"Variables": settings | {"LIGHTHPC_LAUNCH_TEMPLATE": twin["LaunchTemplateId"]}},
+    )
+    functions.get_waiter("function_updated_v2").wait(
+        FunctionName=outputs["FunctionName"], WaiterConfig={"Delay": 1, "MaxAttempts": 30}
+    )
+    credentials = node_credentials(account, "whole")
+    try:
+        cloud.put_mission("M001", 1)
+
+        cloud.put_input(src, b"acgt\n")
+
+        def launched():
+            marked = [{"Name": "tag:lighthpc", "Values": [outputs["TasksTable"]]}]
+            found = account.ec2.describe_instances(Filters=marked)["Reservations"]
+            return [it for reservation in found for it in reservation["Instances"]]
+
+        try:
+            (instance,) = wait_until(launched, 60, "an instance is launched for the file")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; the scheduler says:\n{said_by(account, outputs)}") from None
+        tags = {tag["Key"]: tag["Value"] for tag in instance["Tags"]}
+        assert (tags["srcID"], tags["missionID"], tags["lighthpc"]) == (src, "M001", outputs["TasksTable"])
+        assert instance["InstanceType"] in ("t3.micro", "t3.small")
+        assert instance["SubnetId"] in account.subnets.split(",")
+        assert cloud.task(src)["bucketname"] == cloud.source_bucket
+
+        instance_id = instance["InstanceId"]
+        code, _ = boot(launch, tmp_path / "boot")
+        assert code == 0
+        cloud.boot(instance_id, tags, credentials)
+        finished = cloud.start_node(instance_id, **node_environment(tmp_path / "boot")).wait()
+
+        assert finished.returncode == 0, finished.stderr
+        assert not finished.says("AccessDenied"), "the node's role lacks something"
+        assert cloud.object(f"rslt_{src}") == b"ACGT\n"
+        row = cloud.task(src)
+        assert (row["state"], row["verdict"], row["attempt"]) == ("done", "ok", 1)
+        assert row["execInstanceID"] == instance_id
+        assert cloud.tally("M001") == (1, 0)
+        mission = cloud.mission("M001")
+        assert (int(mission["transOK"]), mission["notifyEmail"]) == (1, "Yes")
+        wait_until(cloud.notifications, 10, "the notification arrives")
+        (note,) = cloud.notifications()
+        assert "M001" in note["Subject"] + note["Message"]
+        cloud.assert_terminated(instance_id)
+        assert len(launched()) == 1, "one file, one instance"
+        kept = account.clients.sqs.receive_message(QueueUrl=outputs["FailedEventsUrl"]).get("Messages", [])
+        assert kept == [], "no event failed"
+    finally:
+        cloud.close()
