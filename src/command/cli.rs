@@ -226,8 +226,8 @@ pub(super) struct RunArgs {
     /// Run on this machine, on a cloud of its own that is kept in DIR (write --local=DIR before files)
     #[arg(long, num_args = 0..=1, default_missing_value = DEFAULT_DIR, env = "LIGHTHPC_LOCAL", value_name = "DIR")]
     pub(super) local: Option<PathBuf>,
-    /// How many tasks run at a time: with --local (default: the cores), or on a node that serves a mission (default: the
-    /// mission's number, or one)
+    /// How many tasks run at a time: with --local (default: the cores), or on a node that serves a mission which does
+    /// not say (default: one)
     #[arg(long, env = "LIGHTHPC_SLOTS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) slots: Option<u16>,
     /// The workload as a command line for sh, where a program after `--` is unhandy

@@ -125,6 +125,10 @@ impl Fleet {
         self.all().into_iter().map(instance).collect()
     }
 
+    pub(super) fn age(&self, id: &str, by: Duration) {
+        self.change(id, |machine| machine.launched_at = machine.launched_at.saturating_sub(by));
+    }
+
     pub(super) fn record(&self, call: BTreeMap<String, String>) {
         locked(&self.requests).push(call);
     }

@@ -34,6 +34,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
 
@@ -151,6 +152,11 @@ impl LocalCloud {
     #[must_use]
     pub fn requests(&self, action: &str) -> Vec<std::collections::BTreeMap<String, String>> {
         self.inner.fleet.requests(action)
+    }
+
+    /// Makes an instance look as if it had been launched so much earlier.
+    pub fn age_instance(&self, id: &str, by: Duration) {
+        self.inner.fleet.age(id, by);
     }
 
     /// Makes a machine vanish, as a crash or a reclaimed Spot instance would: no call is recorded.

@@ -51,7 +51,7 @@ pub(super) async fn serve(
     let row = insist(node.settings.max_idle, || node.backend.ledger.mission(mission)).await;
     let row = row.map_err(NodeError::cloud("reading the mission"))?;
     let row = row.ok_or_else(|| NodeError::NoMission { mission: mission.to_string() })?;
-    let slots = node.settings.slots.or(row.slots).unwrap_or(1).max(1);
+    let slots = row.slots.or(node.settings.slots).unwrap_or(1).max(1);
     tracing::info!(mission = %mission, slots, "serving mission {mission}, {slots} tasks at a time");
     let server = Arc::new(Server {
         node: node.clone(),

@@ -84,7 +84,7 @@ pub struct Settings {
     pub checkpoint_every: Duration,
     /// The time between two copies of a running workload's log.
     pub log_every: Duration,
-    /// How many tasks a node that serves a mission works at, at a time; the mission's own number, or one, if not given.
+    /// How many tasks a node that serves a mission works at, at a time, if the mission does not say.
     pub slots: Option<u16>,
     /// Tasks that an earlier process of this machine was at when it died.
     pub left: Vec<SrcId>,

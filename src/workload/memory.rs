@@ -32,8 +32,8 @@ impl Kills {
 
 fn own_group() -> Option<String> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let path =
-        |version: fn(&str) -> Option<&str>| groups.lines().find_map(version).map(|path| path.trim_end_matches('/'));
+    // The root is nobody's own, and does not count.
+    let path = |version: fn(&str) -> Option<&str>| groups.lines().find_map(version).filter(|path| *path != "/");
     let v2 = path(|line| line.strip_prefix("0::")).map(|path| format!("/sys/fs/cgroup{path}/memory.events"));
     let v1 = path(|line| line.split_once(":memory:").map(|(_, path)| path));
     let v1 = v1.map(|path| format!("/sys/fs/cgroup/memory{path}/memory.oom_control"));

@@ -28,6 +28,7 @@ class Events:
         self.counts = collections.Counter()
         self.outages = collections.Counter()  # requests that met one, by service and action
         self.publishes = []  # the kinds of those that befell a Publish
+        self.begun_twice = set()  # paths whose multipart upload began, or may have begun, once more than its client knows
 
     def now_s(self):
         """Seconds since the start."""
@@ -39,6 +40,8 @@ class Events:
             self.counts[kind] += 1
             if more.get("action") == "Publish":
                 self.publishes.append(kind)
+            if kind in ("proxy repeat", "proxy lose") and str(more.get("path", "")).endswith("?uploads"):
+                self.begun_twice.add(urllib.parse.unquote(more["path"].removesuffix("?uploads")))
             if kind.startswith("proxy outage"):
                 self.outages[f"{more['service']} {more['action']}"] += 1
             self._file.write(json.dumps({"t": self.now_s(), "kind": kind} | more) + "\n")

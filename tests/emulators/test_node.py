@@ -11,6 +11,7 @@ import random
 import re
 import shutil
 import signal
+import subprocess
 import time
 import types
 
@@ -805,3 +806,26 @@ def test_a_frozen_node_that_wakes_up_writes_nothing(cloud, workload, clock_s):
     assert cloud.tally("M001") == (1, 0)
     assert_announced(cloud, "M001")
     cloud.assert_terminated(first, second)
+
+
+def test_a_workload_that_fills_its_disk_has_that_verdict(cloud):
+    """A small disk of its own, as a node's volume may be; only root may mount one."""
+    work = cloud.folder / "work"
+    work.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", work], capture_output=True, text=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"no disk can be mounted here: {mounted.stderr.strip()}")
+    try:
+        cloud.put_input("a")
+        instance = cloud.launch_instance(srcID="a")
+        program = cloud.script('dd if=/dev/zero of="$LIGHTHPC_SCRATCH/fill" bs=1M || exit 1\n')
+
+        finished = cloud.run_node(instance, program=program, LIGHTHPC_WORK_DIR=work)
+
+        assert finished.returncode == 18, finished.stderr
+        assert_hint(finished)
+        row = cloud.task("a")
+        assert (row["state"], row["verdict"], row["appFailures"]) == ("pending", "disk-full", 1)
+        cloud.assert_terminated(instance)
+    finally:
+        subprocess.run(["umount", work], check=True)

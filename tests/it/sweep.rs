@@ -130,6 +130,30 @@ async fn instances_without_a_live_task_are_ended_and_others_are_not_touched() {
     }
 }
 
+/// What boots gets its time; what has had it and still holds nothing does not work. Its task gets another node.
+#[tokio::test]
+async fn an_instance_that_never_claims_is_ended_after_its_time() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let scheduler = lab.scheduler(&Faults::new());
+    sweep(&scheduler).await;
+    let stuck = lab.task("abc").await.launch.instance.unwrap();
+    let idle_server = lab.cloud.launch(&[("lighthpc", "tblTrans2"), ("missionID", "M")]);
+    assert_eq!(sweep(&scheduler).await, []);
+
+    for id in [&stuck, &idle_server] {
+        lab.cloud.age_instance(id, Duration::from_mins(16));
+    }
+    let mut found = sweep(&scheduler).await;
+    found.sort_by(|a, b| a.1.cmp(&b.1));
+    let mut expected = [one(What::Ended, &stuck), one(What::Ended, &idle_server)];
+    expected.sort_by(|a, b| a.1.cmp(&b.1));
+    assert_eq!(found, expected);
+
+    assert_eq!(sweep(&scheduler).await, [one(What::Launched, "abc")]);
+    assert_eq!(lab.task("abc").await.launch.lost, 1);
+}
+
 #[tokio::test]
 async fn a_mission_that_nobody_announced_is_announced() {
     // The last committer dies after its commit, or as the publisher.

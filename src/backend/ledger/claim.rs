@@ -49,15 +49,8 @@ impl Ledger {
     /// [`CloudError`]; a refused condition is a [`Claim`], not an error.
     pub async fn claim(&self, src: &SrcId, who: &Claimant, expired: Option<&Lease>) -> Result<Claim, CloudError> {
         let expression = claim_expression(who, expired);
-        let answer = self
-            .client
-            .update_item()
-            .table_name(&self.tables.tasks)
-            .set_key(Some(task_key(src)))
-            .update_expression(expression.update())
-            .set_condition_expression(expression.condition_text())
-            .set_expression_attribute_names(expression.names())
-            .set_expression_attribute_values(expression.values())
+        let answer = expression
+            .on(self.client.update_item().table_name(&self.tables.tasks).set_key(Some(task_key(src))))
             .return_values(ReturnValue::AllNew)
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
             .send()

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use aws_sdk_dynamodb::operation::update_item::builders::UpdateItemFluentBuilder;
 use aws_sdk_dynamodb::types::AttributeValue;
 
 use super::item::{ATTEMPT, STATE};
@@ -97,6 +98,15 @@ impl Expression {
         let placeholder = format!(":v{}", self.values.len());
         self.values.insert(placeholder.clone(), value);
         placeholder
+    }
+
+    /// Puts the expression into a call.
+    pub(super) fn on(&self, update: UpdateItemFluentBuilder) -> UpdateItemFluentBuilder {
+        update
+            .update_expression(self.update())
+            .set_condition_expression(self.condition_text())
+            .set_expression_attribute_names(self.names())
+            .set_expression_attribute_values(self.values())
     }
 
     /// Returns the update expression.

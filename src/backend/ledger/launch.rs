@@ -222,15 +222,8 @@ impl Ledger {
         if most == 0 {
             return Ok(None);
         }
-        let answer = self
-            .client
-            .update_item()
-            .table_name(&self.tables.missions)
-            .set_key(Some(mission_key(id)))
-            .update_expression(expression.update())
-            .set_condition_expression(expression.condition_text())
-            .set_expression_attribute_names(expression.names())
-            .set_expression_attribute_values(expression.values())
+        let answer = expression
+            .on(self.client.update_item().table_name(&self.tables.missions).set_key(Some(mission_key(id))))
             .return_values(ReturnValue::UpdatedNew)
             .send()
             .await;

@@ -173,15 +173,8 @@ impl Ledger {
 
     /// Updates a mission's row; `false` if the condition did not hold.
     pub(super) async fn update_mission(&self, id: &MissionId, expression: &Expression) -> Result<bool, CloudError> {
-        let answer = self
-            .client
-            .update_item()
-            .table_name(&self.tables.missions)
-            .set_key(Some(mission_key(id)))
-            .update_expression(expression.update())
-            .set_condition_expression(expression.condition_text())
-            .set_expression_attribute_names(expression.names())
-            .set_expression_attribute_values(expression.values())
+        let answer = expression
+            .on(self.client.update_item().table_name(&self.tables.missions).set_key(Some(mission_key(id))))
             .send()
             .await;
         match answer {

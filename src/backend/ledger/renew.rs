@@ -113,14 +113,8 @@ impl Ledger {
     ) -> Result<UpdateItemOutput, SdkError<UpdateItemError>> {
         let mut own = Builder::new();
         own.set_retry_config(retries);
-        self.client
-            .update_item()
-            .table_name(&self.tables.tasks)
-            .set_key(Some(task_key(&fence.src)))
-            .update_expression(expression.update())
-            .set_condition_expression(expression.condition_text())
-            .set_expression_attribute_names(expression.names())
-            .set_expression_attribute_values(expression.values())
+        expression
+            .on(self.client.update_item().table_name(&self.tables.tasks).set_key(Some(task_key(&fence.src))))
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
             .customize()
             .config_override(own)

@@ -126,15 +126,8 @@ impl Ledger {
 
     /// Updates a task's row; `false` if the condition did not hold.
     pub(super) async fn update_row(&self, src: &SrcId, expression: &Expression) -> Result<bool, CloudError> {
-        let answer = self
-            .client
-            .update_item()
-            .table_name(&self.tables.tasks)
-            .set_key(Some(task_key(src)))
-            .update_expression(expression.update())
-            .set_condition_expression(expression.condition_text())
-            .set_expression_attribute_names(expression.names())
-            .set_expression_attribute_values(expression.values())
+        let answer = expression
+            .on(self.client.update_item().table_name(&self.tables.tasks).set_key(Some(task_key(src))))
             .send()
             .await;
         match answer {

@@ -6,12 +6,13 @@
 
 mod download;
 mod meter;
+mod multipart;
 mod upload;
 
 pub use download::Downloaded;
 pub use upload::{Put, Stored};
 
-use upload::Upload;
+use multipart::Upload;
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -1,94 +1,26 @@
-//! The sweep: heals what nobody else will.
-//!
-//! ```text
-//!   first look ──► what EC2 or the row says for certain is done at once
-//!        └── what must be seen twice: wait a whole lease on this process's own clock ──► second look ──► done, if unchanged
-//! ```
-//!
-//! Seen twice are: a lease whose holder EC2 says is running (it must not have moved), an instance without a live task (it may
-//! be booting, or ending), a launch whose instance does not show, and a publisher that EC2 cannot speak for. A sweep remembers
-//! nothing from one call to the next, so any number of them may run, on any machines, at any times.
+//! What a sweep does about what it sees.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
-
-use super::launch::{Node, waited};
-use super::{Scheduler, SchedulerError};
+use super::look::{Look, has_node};
+use super::{Finding, What, tally_of};
 use crate::backend::fleet::Ours;
 use crate::clock;
 use crate::domain::ids::{InstanceId, MissionId, SrcId};
 use crate::domain::mission::{Mission, Notified};
-use crate::domain::tags;
 use crate::domain::task::{PastAttempt, State, Task};
 use crate::domain::verdict::Verdict;
+use crate::scheduler::launch::{Node, waited};
+use crate::scheduler::{Scheduler, SchedulerError};
 
 /// How many instances that were launched for one attempt may vanish without a claim before the task is failed: each has
 /// cost a boot, and an image that cannot boot will not learn to.
 const LAUNCHES_LOST_MAX: u64 = 5;
 
-/// How long an instance may run without a task of its own: a boot takes one or two minutes, a large image a few more. What
-/// is older and holds nothing when it is looked at twice does not work.
-const BOOT_MAX: Duration = Duration::from_mins(15);
-
-/// What a sweep found, and did.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
-    /// What it did.
-    pub what: What,
-    /// The task, the instance, or the mission.
-    pub subject: String,
-    /// Why.
-    pub reason: String,
-}
-
-/// What a sweep did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum What {
-    /// A lost task is pending again.
-    PutBack,
-    /// A node was launched.
-    Launched,
-    /// A node is wanted and there is none.
-    NoNode,
-    /// A task was failed.
-    Failed,
-    /// An instance was ended.
-    Ended,
-    /// A mission's end was announced.
-    Announced,
-    /// Something could not be done.
-    Trouble,
-}
-
-impl What {
-    /// Returns the word that is printed.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::PutBack => "put-back",
-            Self::Launched => "launched",
-            Self::NoNode => "no-node",
-            Self::Failed => "failed",
-            Self::Ended => "ended",
-            Self::Announced => "announced",
-            Self::Trouble => "trouble",
-        }
-    }
-}
-
-/// What one look sees.
-struct Look {
-    missions: HashMap<MissionId, Mission>,
-    pending: Vec<Task>,
-    running: Vec<Task>,
-    instances: Vec<Ours>,
-}
-
 /// What the first look leaves to the second.
 #[derive(Default)]
-struct Doubts {
+pub(super) struct Doubts {
     /// Leases whose holder may live: task → (attempt, beat).
     leases: BTreeMap<SrcId, (u64, u64)>,
     /// Instances without a live task.
@@ -100,176 +32,24 @@ struct Doubts {
 }
 
 impl Doubts {
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.leases.is_empty() && self.idle.is_empty() && self.launches.is_empty() && self.publishers.is_empty()
     }
 }
 
-impl Scheduler {
-    /// Sweeps once. Waits a lease in between if something must be seen twice; `stop` ends the wait, and with it the sweep.
-    ///
-    /// # Errors
-    /// [`SchedulerError`] if the tables or EC2 cannot be read. What goes wrong with one task is a finding.
-    pub async fn sweep(&self, stop: &CancellationToken) -> Result<Vec<Finding>, SchedulerError> {
-        let mut sweep = Sweep { scheduler: self, findings: Vec::new(), may_launch: self.settings.template.is_some() };
-        let look = self.look().await?;
-        let doubts = sweep.first(&look).await;
-        if !doubts.is_empty() {
-            // Both arms may be dropped: neither holds anything.
-            tokio::select! {
-                () = tokio::time::sleep(self.settings.lease) => {}
-                () = stop.cancelled() => return Ok(sweep.findings),
-            }
-            let again = self.look().await?;
-            sweep.second(&look, &again, &doubts).await;
-        }
-        Ok(sweep.findings)
-    }
-
-    /// Heals what one instance's end has lost: EC2 says that it is gone, or going.
-    ///
-    /// # Errors
-    /// [`SchedulerError`].
-    pub async fn instance_gone(&self, id: &str) -> Result<Vec<Finding>, SchedulerError> {
-        let described = self.backend.fleet.one_of_ours(id, self.mark()).await;
-        let Some(ours) = described.map_err(SchedulerError::cloud("reading an instance's tags"))? else {
-            return Ok(Vec::new());
-        };
-        let mut sweep = Sweep { scheduler: self, findings: Vec::new(), may_launch: self.settings.template.is_some() };
-        let mission = match ours.mission.clone().map(MissionId::new) {
-            Some(Ok(mission)) => self.mission(&mission).await?,
-            _ => None,
-        };
-        let srcs = match (&ours.src, &mission) {
-            (Some(value), _) => self.src_of(value).await?.into_iter().collect(),
-            (None, Some(mission)) => self.open(Some(&mission.id), mission.tally_shards, State::Running).await?,
-            (None, None) => Vec::new(),
-        };
-        let tasks = self.backend.ledger.tasks(&srcs).await.map_err(SchedulerError::cloud("reading tasks"))?;
-        for task in tasks {
-            let held = task.state == State::Running && task.instance.as_ref().is_some_and(|owner| owner.as_str() == id);
-            let was_for_it = task.state == State::Pending && task.launch.instance.as_deref() == Some(id);
-            if held {
-                sweep.put_back(&task, mission.as_ref(), "EC2 says that its instance is gone").await;
-            } else if was_for_it && ours.src.is_some() {
-                sweep.launch(&task, mission.as_ref(), "its instance is gone").await;
-            }
-        }
-        Ok(sweep.findings)
-    }
-
-    async fn src_of(&self, value: &str) -> Result<Option<SrcId>, SchedulerError> {
-        if tags::is_short(value) {
-            return self.backend.ledger.key_of(value).await.map_err(SchedulerError::cloud("looking up a task's name"));
-        }
-        Ok(SrcId::new(value).ok())
-    }
-
-    pub(super) async fn mission(&self, id: &MissionId) -> Result<Option<Mission>, SchedulerError> {
-        self.backend.ledger.mission(id).await.map_err(SchedulerError::cloud("reading the mission"))
-    }
-
-    pub(super) async fn open(
-        &self,
-        mission: Option<&MissionId>,
-        shards: u32,
-        state: State,
-    ) -> Result<Vec<SrcId>, SchedulerError> {
-        let open = self.backend.ledger.open_tasks(mission, shards, state).await;
-        open.map_err(SchedulerError::cloud("listing open tasks"))
-    }
-
-    async fn look(&self) -> Result<Look, SchedulerError> {
-        let missions = self.backend.ledger.missions().await.map_err(SchedulerError::cloud("listing missions"))?;
-        let mut srcs = Vec::new();
-        for state in [State::Pending, State::Running] {
-            srcs.extend(self.open(None, 1, state).await?);
-            for mission in missions.iter().filter(|mission| mission.notified != Notified::Yes || mission.is_late) {
-                srcs.extend(self.open(Some(&mission.id), mission.tally_shards, state).await?);
-            }
-            if let Some(default) = &self.settings.default_mission
-                && !missions.iter().any(|mission| mission.id == *default)
-            {
-                srcs.extend(self.open(Some(default), 1, state).await?);
-            }
-        }
-        // The instances are read after the index and before the rows: one that a row names was there to be seen.
-        let instances = self.backend.fleet.ours(self.mark()).await;
-        let instances = instances.map_err(SchedulerError::cloud("listing our instances"))?;
-        // Their tasks are looked at whether the index has them or not: it lags, and of rows of the first version has none.
-        for value in instances.iter().filter_map(|ours| ours.src.as_deref()) {
-            srcs.extend(self.src_of(value).await?);
-        }
-        srcs.sort();
-        srcs.dedup();
-        let tasks = self.backend.ledger.tasks(&srcs).await.map_err(SchedulerError::cloud("reading open tasks"))?;
-        let (pending, rest): (Vec<_>, Vec<_>) = tasks.into_iter().partition(|task| task.state == State::Pending);
-        let running = rest.into_iter().filter(|task| task.state == State::Running).collect();
-        let missions = missions.into_iter().map(|mission| (mission.id.clone(), mission)).collect();
-        Ok(Look { missions, pending, running, instances })
-    }
-}
-
-impl Look {
-    fn mission_of(&self, task: &Task) -> Option<&Mission> {
-        task.mission.as_ref().and_then(|id| self.missions.get(id))
-    }
-
-    fn has_instance(&self, id: &str) -> bool {
-        self.instances.iter().any(|ours| ours.id == id)
-    }
-
-    /// Instances that have nothing to do: their task has ended or is another's, or their mission has no open task.
-    fn idle(&self) -> BTreeMap<String, &'static str> {
-        let holders: HashSet<&str> =
-            self.running.iter().filter_map(|task| task.instance.as_ref()).map(InstanceId::as_str).collect();
-        let publishers: HashSet<&str> = self
-            .missions
-            .values()
-            .filter_map(|mission| match &mission.notified {
-                Notified::Sending { by } => Some(by.as_str()),
-                Notified::No | Notified::Yes => None,
-            })
-            .collect();
-        let waiting: HashMap<String, &Task> =
-            self.pending.iter().map(|task| (tags::src_value(&task.src), task)).collect();
-        let open: HashSet<&MissionId> =
-            self.pending.iter().chain(&self.running).filter_map(|task| task.mission.as_ref()).collect();
-        let reason = |ours: &Ours| {
-            if holders.contains(ours.id.as_str()) || publishers.contains(ours.id.as_str()) {
-                return None;
-            }
-            let is_young = ours.age < BOOT_MAX;
-            match (&ours.src, &ours.mission) {
-                (Some(src), _)
-                    if waiting.get(src).is_some_and(|task| !is_node_of(ours, task) && has_node(self, task)) =>
-                {
-                    Some("another instance was launched for its task")
-                }
-                (Some(src), _) if waiting.contains_key(src) => {
-                    (!is_young).then_some("its task waits, and it has not claimed it")
-                }
-                (Some(_), _) => Some("its task has ended, or another instance holds it"),
-                (None, Some(mission)) if open.iter().any(|id| id.as_str() == mission) => {
-                    (!is_young).then_some("it holds none of its mission's tasks")
-                }
-                (None, Some(_)) => Some("its mission has no open task"),
-                (None, None) => Some("it has neither a task nor a mission"),
-            }
-        };
-        self.instances.iter().filter_map(|ours| Some((ours.id.clone(), reason(ours)?))).collect()
-    }
-}
-
-struct Sweep<'a> {
+pub(super) struct Sweep<'a> {
     scheduler: &'a Scheduler,
-    findings: Vec<Finding>,
+    pub(super) findings: Vec<Finding>,
     /// Cleared when EC2 refuses to launch at all: there is no use in asking it a thousand times.
     may_launch: bool,
 }
 
-impl Sweep<'_> {
-    async fn first(&mut self, look: &Look) -> Doubts {
+impl<'a> Sweep<'a> {
+    pub(super) fn new(scheduler: &'a Scheduler) -> Self {
+        Self { scheduler, findings: Vec::new(), may_launch: scheduler.settings.template.is_some() }
+    }
+
+    pub(super) async fn first(&mut self, look: &Look) -> Doubts {
         let mut doubts = Doubts { idle: look.idle().into_keys().collect(), ..Doubts::default() };
         for task in &look.running {
             self.look_at_holder(look, task, &mut doubts).await;
@@ -335,7 +115,7 @@ impl Sweep<'_> {
         }
     }
 
-    async fn second(&mut self, before: &Look, look: &Look, doubts: &Doubts) {
+    pub(super) async fn second(&mut self, before: &Look, look: &Look, doubts: &Doubts) {
         for task in &look.running {
             if doubts.leases.get(&task.src) == Some(&(task.attempt.0, task.beat)) {
                 let mission = look.mission_of(task);
@@ -376,7 +156,7 @@ impl Sweep<'_> {
     }
 
     /// Puts a task back whose holder is gone, within its budget, and launches a node for it.
-    async fn put_back(&mut self, task: &Task, mission: Option<&Mission>, reason: &str) {
+    pub(super) async fn put_back(&mut self, task: &Task, mission: Option<&Mission>, reason: &str) {
         let Some(lease) = task.lease() else { return };
         let now = clock::now_rfc3339();
         let past = PastAttempt {
@@ -407,7 +187,7 @@ impl Sweep<'_> {
         }
     }
 
-    async fn launch(&mut self, task: &Task, mission: Option<&Mission>, reason: &str) {
+    pub(super) async fn launch(&mut self, task: &Task, mission: Option<&Mission>, reason: &str) {
         if task.launch.is_for(task.attempt) && task.launch.lost + 1 >= LAUNCHES_LOST_MAX {
             let reason = format!("{LAUNCHES_LOST_MAX} instances for it have ended before they claimed it");
             return self.fail(task, mission, Verdict::Infra, &reason).await;
@@ -526,31 +306,4 @@ impl Sweep<'_> {
         tracing::warn!("{subject}: {reason}");
         self.findings.push(Finding { what: What::Trouble, subject: subject.to_owned(), reason });
     }
-}
-
-impl Scheduler {
-    /// Announces a mission's end, if it has come and nobody has; returns whether this scheduler did.
-    pub(super) async fn announce(&self, mission: &Mission, dead: Option<&str>) -> Result<bool, SchedulerError> {
-        let wrong = |source| SchedulerError::Announce { mission: mission.id.to_string(), source };
-        self.announcer().see(&self.me, mission.id.as_str(), mission, dead).await.map_err(wrong)
-    }
-}
-
-/// Whether an instance runs that was launched for this task's next attempt.
-fn has_node(look: &Look, task: &Task) -> bool {
-    look.instances.iter().any(|ours| is_node_of(ours, task))
-}
-
-/// Whether this is the instance that was launched for a task. Of a launch that was not noted, any that bears its name.
-fn is_node_of(ours: &Ours, task: &Task) -> bool {
-    let is_noted = match &task.launch.instance {
-        Some(instance) if task.launch.is_for(task.attempt) => *instance == ours.id,
-        _ => true,
-    };
-    is_noted && ours.src.as_deref() == Some(tags::src_value(&task.src).as_str())
-}
-
-/// The mission that a task's end is counted in: one without a row has a tally all the same.
-pub(super) fn tally_of(task: &Task, mission: Option<&Mission>) -> Option<Mission> {
-    mission.cloned().or_else(|| task.mission.clone().map(Mission::unknown))
 }

@@ -1,0 +1,134 @@
+//! The sweep: heals what nobody else will.
+//!
+//! ```text
+//!   first look ──► what EC2 or the row says for certain is done at once
+//!        └── what must be seen twice: wait a whole lease on this process's own clock ──► second look ──► done, if unchanged
+//! ```
+//!
+//! Seen twice are: a lease whose holder EC2 says is running (it must not have moved), an instance without a live task (it may
+//! be booting, or ending), a launch whose instance does not show, and a publisher that EC2 cannot speak for. A sweep remembers
+//! nothing from one call to the next, so any number of them may run, on any machines, at any times.
+
+mod look;
+mod mend;
+
+use tokio_util::sync::CancellationToken;
+
+use super::{Scheduler, SchedulerError};
+use crate::domain::ids::MissionId;
+use crate::domain::mission::Mission;
+use crate::domain::task::{State, Task};
+use mend::Sweep;
+
+/// What a sweep found, and did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What it did.
+    pub what: What,
+    /// The task, the instance, or the mission.
+    pub subject: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// What a sweep did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum What {
+    /// A lost task is pending again.
+    PutBack,
+    /// A node was launched.
+    Launched,
+    /// A node is wanted and there is none.
+    NoNode,
+    /// A task was failed.
+    Failed,
+    /// An instance was ended.
+    Ended,
+    /// A mission's end was announced.
+    Announced,
+    /// Something could not be done.
+    Trouble,
+}
+
+impl What {
+    /// Returns the word that is printed.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::PutBack => "put-back",
+            Self::Launched => "launched",
+            Self::NoNode => "no-node",
+            Self::Failed => "failed",
+            Self::Ended => "ended",
+            Self::Announced => "announced",
+            Self::Trouble => "trouble",
+        }
+    }
+}
+
+impl Scheduler {
+    /// Sweeps once. Waits a lease in between if something must be seen twice; `stop` ends the wait, and with it the sweep.
+    ///
+    /// # Errors
+    /// [`SchedulerError`] if the tables or EC2 cannot be read. What goes wrong with one task is a finding.
+    pub async fn sweep(&self, stop: &CancellationToken) -> Result<Vec<Finding>, SchedulerError> {
+        let mut sweep = Sweep::new(self);
+        let look = self.look().await?;
+        let doubts = sweep.first(&look).await;
+        if !doubts.is_empty() {
+            // Both arms may be dropped: neither holds anything.
+            tokio::select! {
+                () = tokio::time::sleep(self.settings.lease) => {}
+                () = stop.cancelled() => return Ok(sweep.findings),
+            }
+            let again = self.look().await?;
+            sweep.second(&look, &again, &doubts).await;
+        }
+        Ok(sweep.findings)
+    }
+
+    /// Heals what one instance's end has lost: EC2 says that it is gone, or going.
+    ///
+    /// # Errors
+    /// [`SchedulerError`].
+    pub async fn instance_gone(&self, id: &str) -> Result<Vec<Finding>, SchedulerError> {
+        let described = self.backend.fleet.one_of_ours(id, self.mark()).await;
+        let Some(ours) = described.map_err(SchedulerError::cloud("reading an instance's tags"))? else {
+            return Ok(Vec::new());
+        };
+        let mut sweep = Sweep::new(self);
+        let mission = match ours.mission.clone().map(MissionId::new) {
+            Some(Ok(mission)) => self.mission(&mission).await?,
+            _ => None,
+        };
+        let srcs = match (&ours.src, &mission) {
+            (Some(value), _) => self.src_of(value).await?.into_iter().collect(),
+            (None, Some(mission)) => self.open(Some(&mission.id), mission.tally_shards, State::Running).await?,
+            (None, None) => Vec::new(),
+        };
+        let tasks = self.backend.ledger.tasks(&srcs).await.map_err(SchedulerError::cloud("reading tasks"))?;
+        for task in tasks {
+            let held = task.state == State::Running && task.instance.as_ref().is_some_and(|owner| owner.as_str() == id);
+            let was_for_it = task.state == State::Pending && task.launch.instance.as_deref() == Some(id);
+            if held {
+                sweep.put_back(&task, mission.as_ref(), "EC2 says that its instance is gone").await;
+            } else if was_for_it && ours.src.is_some() {
+                sweep.launch(&task, mission.as_ref(), "its instance is gone").await;
+            }
+        }
+        Ok(sweep.findings)
+    }
+}
+
+impl Scheduler {
+    /// Announces a mission's end, if it has come and nobody has; returns whether this scheduler did.
+    pub(super) async fn announce(&self, mission: &Mission, dead: Option<&str>) -> Result<bool, SchedulerError> {
+        let wrong = |source| SchedulerError::Announce { mission: mission.id.to_string(), source };
+        self.announcer().see(&self.me, mission.id.as_str(), mission, dead).await.map_err(wrong)
+    }
+}
+
+/// The mission that a task's end is counted in: one without a row has a tally all the same.
+pub(super) fn tally_of(task: &Task, mission: Option<&Mission>) -> Option<Mission> {
+    mission.cloned().or_else(|| task.mission.clone().map(Mission::unknown))
+}
