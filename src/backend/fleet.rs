@@ -116,11 +116,9 @@ impl Fleet {
             refusals.entry(code.to_owned()).or_insert_with(|| format!("{code}: {message}"));
         }
         let is_short = u32::try_from(instances.len()).unwrap_or(u32::MAX) < request.count;
-        // One pool's refusal says nothing if another had room; if none had, and not for want of room, it is the request.
-        if instances.is_empty()
-            && !refusals.is_empty()
-            && let Some(said) = refusals.iter().find(|(code, _)| !is_shortfall(code)).map(|(_, said)| said)
-        {
+        // One pool's refusal says nothing if another had room, or might have; if all refused, it is the request.
+        let is_refused = instances.is_empty() && !refusals.keys().any(|code| is_shortfall(code));
+        if is_refused && let Some(said) = refusals.values().next() {
             let kind = if said.contains("UnauthorizedOperation") { Kind::AccessDenied } else { Kind::Refused };
             return Err(CloudError::new(kind, "CreateFleet", resource, said.clone()));
         }

@@ -138,7 +138,7 @@ pub(super) struct SubmitArgs {
     #[arg(long, value_name = "NAME")]
     pub(super) name: Option<String>,
     /// Serve the mission by so many nodes that do task after task (default: a node for each task)
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(super) nodes: Option<u32>,
     /// With --nodes: how many tasks a node works at, at a time (default: one)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]

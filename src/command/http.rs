@@ -23,6 +23,9 @@ const CANCEL_PATIENCE: Duration = Duration::from_secs(10);
 /// The most missions of a list.
 const LIST_LEN_MAX: usize = 1_000;
 
+/// The most nodes of a mission: one fleet takes no more. Source: EC2 user guide, "EC2 Fleet quotas".
+pub(super) const NODES_MAX: u64 = 10_000;
+
 /// What is wrong with a request, and its status.
 #[derive(Debug)]
 struct Refusal(u16, String);
@@ -169,7 +172,7 @@ fn read(body: &str) -> Result<NewMission, Refusal> {
         tally_shards: tally_shards_for(trans_number),
         exec: new.exec.filter(|exec| !exec.trim().is_empty()),
         name: new.name,
-        nodes: number("nodes", &new.nodes, 100_000)?.and_then(|n| u32::try_from(n).ok()),
+        nodes: number("nodes", &new.nodes, NODES_MAX)?.and_then(|n| u32::try_from(n).ok()),
         slots: number("slots", &new.slots, 1_000)?.and_then(|n| u16::try_from(n).ok()),
         policy: policy.map_err(|error| Refusal::bad(error.to_string()))?,
         now: clock::now_rfc3339(),

@@ -65,7 +65,8 @@ async fn answer(scheduler: &Scheduler, event: &Value) -> Result<Value, String> {
         Event::Messages(messages) => Ok(batch(scheduler, messages).await),
         Event::Instance { id, state } => {
             tracing::info!("EC2 says that {id} is {state}");
-            let findings = scheduler.instance_gone(&id).await.map_err(said)?;
+            let is_over = matches!(state.as_str(), "terminated" | "stopped");
+            let findings = scheduler.instance_gone(&id, is_over).await.map_err(said)?;
             Ok(json!({ "findings": findings.len() }))
         }
         Event::Schedule => {

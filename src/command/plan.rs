@@ -146,7 +146,7 @@ pub(super) async fn add_tasks(
     let mut count = 0;
     desk.ledger.each_task(Some(&mission.id), |_| count += 1).await?;
     if mission.trans_number != Some(count) {
-        desk.ledger.resize_mission(&mission.id, count).await?;
+        desk.ledger.resize_mission(mission, count).await?;
     }
     Ok(())
 }

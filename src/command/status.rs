@@ -106,8 +106,8 @@ fn detail(mission: &Mission, total: Tally, tasks: &[Task]) -> String {
             task.progress.clone(),
             task.time_cost_s.to_string(),
             task.attempt.to_string(),
-            task.instance.as_ref().map(ToString::to_string).unwrap_or_default(),
-            verdict(task).unwrap_or_default().to_owned(),
+            instance(task).unwrap_or_default(),
+            why(task),
         ]
     }));
     text.push_str(&table(&rows));
@@ -157,6 +157,9 @@ fn task_json(task: &Task) -> Value {
         "resultBytes": task.result_bytes,
         "appFailures": task.app_failures,
         "interruptions": task.interruptions,
+        "launchInstanceID": task.launch.instance,
+        "launchError": task.launch.error,
+        "launchAfter": task.launch.after,
         "history": task.history.iter().map(past_json).collect::<Vec<_>>(),
     })
 }
@@ -171,6 +174,25 @@ fn past_json(past: &PastAttempt) -> Value {
         "exitCode": past.exit_code,
         "log": past.log,
     })
+}
+
+/// The instance that holds, or last held, the task; of one that waits, what was launched for it.
+fn instance(task: &Task) -> Option<String> {
+    let launched = task.launch.instance.as_ref().filter(|_| task.state == State::Pending);
+    launched.cloned().or_else(|| task.instance.as_ref().map(ToString::to_string))
+}
+
+/// Why the last attempt ended; of a task that waits, why it has no node.
+fn why(task: &Task) -> String {
+    const LEN_MAX: usize = 60;
+    match &task.launch.error {
+        Some(error) if task.state == State::Pending => {
+            let plain = screen::plain(error);
+            let short: String = plain.chars().take(LEN_MAX).collect();
+            format!("no node: {short}{}", if plain.chars().count() > LEN_MAX { "…" } else { "" })
+        }
+        _ => verdict(task).unwrap_or_default().to_owned(),
+    }
 }
 
 fn verdict(task: &Task) -> Option<&'static str> {

@@ -72,16 +72,17 @@ pub(super) async fn run(args: SubmitArgs) -> Result<Exit, Failure> {
     if args.dry_run {
         return dry_run(&args, &scheduler, &plan).await;
     }
-    upload(&scheduler, &plan, files).await?;
+    let prepared = scheduler.prepare(&plan).await?;
+    upload(&scheduler, &plan, &prepared.known, files).await?;
     let bar = bar("rows", plan.srcs.len() as u64);
-    let (made, mut submitted) = scheduler.make_rows(&plan, |done| bar.set_position(done)).await?;
+    let mut submitted = scheduler.make_rows(&plan, &prepared, |done| bar.set_position(done)).await?;
     bar.finish_and_clear();
     let launched = if args.no_launch {
         Ok(())
     } else {
         let bar = self::bar("launches", plan.srcs.len() as u64);
         let launched = scheduler
-            .launch_all(&made, &mut submitted, |done, total| {
+            .launch_all(&prepared.mission, &mut submitted, |done, total| {
                 bar.set_length(total);
                 bar.set_position(done);
             })
@@ -202,12 +203,10 @@ fn unique(srcs: Vec<SrcId>) -> Vec<SrcId> {
 }
 
 /// Uploads the files whose tasks have no row yet: one that has was uploaded before.
-async fn upload(scheduler: &Scheduler, plan: &Plan, files: Vec<Input>) -> Result<(), Failure> {
+async fn upload(scheduler: &Scheduler, plan: &Plan, there: &HashSet<SrcId>, files: Vec<Input>) -> Result<(), Failure> {
     if files.is_empty() {
         return Ok(());
     }
-    let there: HashSet<SrcId> =
-        scheduler.backend.ledger.tasks(&plan.srcs).await?.into_iter().map(|task| task.src).collect();
     let files: Vec<Input> = files.into_iter().filter(|input| !there.contains(&input.src)).collect();
     let bar = bar("uploads", files.len() as u64);
     let permits = Arc::new(Semaphore::new(UPLOADS_PARALLEL));

@@ -17,17 +17,6 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Adds a tally item.
-    #[must_use]
-    pub const fn plus(self, other: Self) -> Self {
-        Self {
-            ok: self.ok + other.ok,
-            failed: self.failed + other.failed,
-            time_cost_s: self.time_cost_s + other.time_cost_s,
-            seq: self.seq + other.seq,
-        }
-    }
-
     /// Returns how many tasks have ended.
     #[must_use]
     pub const fn ended(self) -> u64 {
@@ -80,8 +69,12 @@ pub struct Mission {
     pub slots: Option<u16>,
     /// When it was cancelled, RFC 3339 UTC.
     pub cancelled_at: Option<String>,
-    /// Whether it got tasks after its end was announced.
-    pub is_late: bool,
+    /// A mark of the last task that came after its end was announced.
+    pub late: Option<String>,
+    /// When a sweep found it announced and without an open task, RFC 3339 UTC.
+    pub closed_at: Option<String>,
+    /// How often nodes were launched for it by a sweep or a submission.
+    pub launch_round: u64,
     /// When it was made or configured: `timeCfg`.
     pub made_at: Option<String>,
     /// What it may cost; an error if the row's words cannot be read.
@@ -107,7 +100,9 @@ impl Mission {
             nodes: None,
             slots: None,
             cancelled_at: None,
-            is_late: false,
+            late: None,
+            closed_at: None,
+            launch_round: 0,
             made_at: None,
             policy: Ok(Policy::default()),
         }

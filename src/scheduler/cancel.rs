@@ -2,13 +2,16 @@
 
 use std::time::Duration;
 
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::sweep::tally_of;
 use super::{Scheduler, SchedulerError};
+use crate::backend::CloudError;
 use crate::clock;
 use crate::domain::ids::MissionId;
-use crate::domain::task::State;
+use crate::domain::mission::Mission;
+use crate::domain::task::{State, Task};
 use crate::domain::verdict::Verdict;
 
 /// What a cancellation did.
@@ -26,6 +29,17 @@ pub struct Cancelled {
 
 /// The pause between two looks at what still runs.
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
+
+/// Tasks under way at once: a transaction takes about 10 ms, so this is some thousands a second.
+const TASKS_PARALLEL: usize = 32;
+
+/// What became of one open task.
+enum Step {
+    Ended,
+    Asked,
+    Runs,
+    None,
+}
 
 impl Scheduler {
     /// Cancels a mission, and waits up to `patience` for what runs: a node finds it at its next heartbeat, ends the workload,
@@ -51,33 +65,34 @@ impl Scheduler {
             open.extend(self.open(Some(id), mission.tally_shards, State::Running).await?);
             let tasks = ledger.tasks(&open).await.map_err(SchedulerError::cloud("reading open tasks"))?;
             cancelled.running = 0;
-            let mut changed = 0;
-            for task in tasks {
-                match task.state {
-                    State::Pending => {
-                        let tally = tally_of(&task, Some(&mission));
-                        let ended = ledger.fail(&task, tally.as_ref(), Verdict::Cancelled, None).await;
-                        let ended = ended.map_err(SchedulerError::cloud("ending a task"))?;
-                        cancelled.ended += u64::from(ended);
-                        changed += 1;
+            let mut changed = false;
+            let mut error = None;
+            for steps in tasks.chunks(TASKS_PARALLEL) {
+                let steps: JoinSet<_> =
+                    steps.iter().map(|task| step(self.clone(), task.clone(), mission.clone(), now.clone())).collect();
+                for step in steps.join_all().await {
+                    match step {
+                        Ok(Step::Ended) => cancelled.ended += 1,
+                        Ok(Step::Asked) => cancelled.asked += 1,
+                        Ok(Step::Runs) | Err(_) => {}
+                        Ok(Step::None) => continue,
                     }
-                    State::Running => {
-                        cancelled.running += 1;
-                        if !task.cancelled {
-                            let asked = ledger.ask_to_cancel(&task, &now).await;
-                            let asked = asked.map_err(SchedulerError::cloud("asking a node to stop"))?;
-                            cancelled.asked += u64::from(asked);
-                            changed += 1;
-                        }
-                    }
-                    State::Done | State::Failed => {}
+                    changed |= !matches!(step, Ok(Step::Runs));
+                    cancelled.running += u64::from(matches!(step, Ok(Step::Asked | Step::Runs)));
+                    error = step.err().or(error);
+                }
+                if Instant::now() >= until {
+                    break;
                 }
             }
+            if let Some(error) = error.filter(|error| !error.is_retryable() || Instant::now() >= until) {
+                return Err(SchedulerError::cloud("ending a task")(error));
+            }
             // Twice the same: the index lags, and a node may have claimed in between.
-            if cancelled.running == 0 && changed == 0 && is_quiet || Instant::now() >= until {
+            if cancelled.running == 0 && !changed && is_quiet || Instant::now() >= until {
                 break;
             }
-            is_quiet = cancelled.running == 0 && changed == 0;
+            is_quiet = cancelled.running == 0 && !changed;
             tokio::time::sleep(LOOK_PERIOD.min(patience)).await;
         }
         if cancelled.running == 0 {
@@ -97,5 +112,21 @@ impl Scheduler {
             .collect();
         self.backend.fleet.terminate(&its).await.map_err(SchedulerError::cloud("ending instances"))?;
         Ok(its)
+    }
+}
+
+/// Ends a task that waits, or asks its holder to.
+async fn step(scheduler: Scheduler, task: Task, mission: Mission, now: String) -> Result<Step, CloudError> {
+    let ledger = &scheduler.backend.ledger;
+    match task.state {
+        State::Pending => {
+            let tally = tally_of(&task, Some(&mission));
+            let is_ended = ledger.fail(&task, tally.as_ref(), Verdict::Cancelled, None).await?;
+            // If it is not, it has gone on: the next look sees how.
+            Ok(if is_ended { Step::Ended } else { Step::Runs })
+        }
+        State::Running if task.cancelled => Ok(Step::Runs),
+        State::Running => Ok(if ledger.ask_to_cancel(&task, &now).await? { Step::Asked } else { Step::Runs }),
+        State::Done | State::Failed => Ok(Step::None),
     }
 }

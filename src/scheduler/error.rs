@@ -38,12 +38,12 @@ pub enum SchedulerError {
         /// What differs.
         what: String,
     },
-    /// A task of another mission.
-    #[error("{src} is a task of mission {theirs} already")]
+    /// A task of another mission, or one that ran in none.
+    #[error("{src} is a task of {theirs} already")]
     OtherTask {
         /// The task.
         src: String,
-        /// That mission.
+        /// That mission, or none.
         theirs: String,
     },
     /// A name is not a legal one.
@@ -85,10 +85,12 @@ impl SchedulerError {
     pub fn is_of_every_launch(&self) -> bool {
         match self {
             Self::NoTemplate => true,
-            Self::Cloud { source, .. } => matches!(
-                source.kind,
-                Kind::Refused | Kind::AccessDenied | Kind::NoCredentials | Kind::WrongRegion | Kind::Invalid
-            ),
+            Self::Cloud { source, .. } => match source.kind {
+                Kind::AccessDenied | Kind::NoCredentials | Kind::WrongRegion => true,
+                // The template is everybody's; types, subnets, and prices are a mission's.
+                Kind::Refused => source.source.to_string().contains("LaunchTemplate"),
+                _ => false,
+            },
             _ => false,
         }
     }

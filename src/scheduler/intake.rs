@@ -96,10 +96,13 @@ impl<'a> Intake<'a> {
             Made::New => true,
             Made::There(task) => task.state == State::Pending,
         };
-        if waits && let Some(mission) = mission.as_ref().filter(|mission| mission.notified == Notified::Yes) {
+        // Read anew, now that the row is there: whoever announces the mission after this finds the row.
+        if waits
+            && let Some(mission) = &mission
+            && self.scheduler.mission(&mission.id).await?.is_some_and(|mission| mission.notified == Notified::Yes)
+        {
             // Announced already: a sweep would not look for tasks of it any more.
-            let noted = ledger.note_late(&mission.id, true).await;
-            noted.map_err(SchedulerError::cloud("noting that a mission has a late task"))?;
+            self.scheduler.note_late(&mission.id).await?;
         }
         if !is_new {
             let noted = ledger.note_duplicate(&upload.src).await;
@@ -163,8 +166,7 @@ impl<'a> Intake<'a> {
         if let Some(mission) = self.missions.get(id) {
             return Ok(mission.clone());
         }
-        let mission = self.scheduler.backend.ledger.mission(id).await;
-        let mission = mission.map_err(SchedulerError::cloud("reading the mission"))?;
+        let mission = self.scheduler.mission(id).await?;
         self.missions.insert(id.clone(), mission.clone());
         Ok(mission)
     }

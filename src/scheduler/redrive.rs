@@ -78,7 +78,7 @@ impl Scheduler {
                 Ok(Node::NotNeeded) => {}
                 // The rest is put back all the same; a sweep launches for it.
                 Err(error) => {
-                    may_launch = !error.is_of_every_launch();
+                    may_launch = error.may_pass();
                     remember(&mut redriven.waits, crate::worker::words(&error));
                 }
             }

@@ -58,36 +58,80 @@ pub struct Submitted {
     pub waits: Vec<String>,
 }
 
+/// A mission that is ready for its tasks' rows.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    /// The mission, as large as it will be.
+    pub mission: Mission,
+    /// Whether it was made; else it was there.
+    pub is_new: bool,
+    /// The tasks that have rows.
+    pub known: HashSet<SrcId>,
+}
+
 impl Scheduler {
-    /// Makes the mission if it is not there, and the rows that are not there. `progress` hears how many rows are done.
+    /// Makes the mission, or enlarges it, before anything that could make one of its tasks: an object that goes up is a task at
+    /// once, and must find its mission. Rows of no mission that wait are taken over.
+    ///
+    /// May be called again, whatever became of the first call.
+    ///
+    /// # Errors
+    /// [`SchedulerError::OtherMission`], [`SchedulerError::OtherTask`] before anything is written; else what a service said.
+    pub async fn prepare(&self, plan: &Plan) -> Result<Prepared, SchedulerError> {
+        let ledger = &self.backend.ledger;
+        let there = ledger.tasks(&plan.srcs).await.map_err(SchedulerError::cloud("looking for rows"))?;
+        let other_task = |task: &Task| SchedulerError::OtherTask {
+            src: task.src.to_string(),
+            theirs: task
+                .mission
+                .as_ref()
+                .map_or_else(|| "a run of no mission".to_owned(), |id| format!("mission {id}")),
+        };
+        let is_ours = |task: &&Task| match &task.mission {
+            Some(mission) => *mission == plan.mission,
+            // It was counted nowhere when it ended, and a node that runs it will not count it.
+            None => task.state == State::Pending,
+        };
+        if let Some(task) = there.iter().find(|task| !is_ours(task)) {
+            return Err(other_task(task));
+        }
+        let mission = self.mission(&plan.mission).await?;
+        let is_new = mission.is_none();
+        let known: HashSet<SrcId> = there.iter().map(|task| task.src.clone()).collect();
+        let mission = match mission {
+            Some(mission) => self.enlarge(mission, plan, &known).await?,
+            None => self.make_mission(plan).await?,
+        };
+        // Rows that the first version made, or a hand, or an upload before there was the mission: not in its index yet.
+        let is_adopted = |task: &&Task| task.mission.is_none() || task.open_since.is_none();
+        for task in there.iter().filter(|task| task.state == State::Pending).filter(is_adopted) {
+            let adopted = ledger.adopt(task, &mission, &clock::now_rfc3339()).await;
+            let is_adopted = adopted.map_err(SchedulerError::cloud("taking a row over"))?;
+            if !is_adopted && task.mission.is_none() {
+                // A node was quicker.
+                return Err(other_task(task));
+            }
+        }
+        Ok(Prepared { mission, is_new, known })
+    }
+
+    /// Makes the rows that are not there. `progress` hears how many are done.
     ///
     /// May be called again, whatever became of the first call: nothing doubles.
     ///
     /// # Errors
-    /// [`SchedulerError::OtherMission`], [`SchedulerError::OtherTask`] before anything is written; else what a service said.
-    pub async fn make_rows(&self, plan: &Plan, progress: impl Fn(u64)) -> Result<(Mission, Submitted), SchedulerError> {
+    /// [`SchedulerError`].
+    pub async fn make_rows(
+        &self,
+        plan: &Plan,
+        prepared: &Prepared,
+        progress: impl Fn(u64),
+    ) -> Result<Submitted, SchedulerError> {
         let ledger = &self.backend.ledger;
-        let mut submitted = Submitted::default();
-        let there = ledger.tasks(&plan.srcs).await.map_err(SchedulerError::cloud("looking for rows"))?;
-        let others = there.iter().filter_map(|task| Some((task, task.mission.as_ref()?)));
-        if let Some((task, theirs)) = others.clone().find(|(_, mission)| **mission != plan.mission) {
-            return Err(SchedulerError::OtherTask { src: task.src.to_string(), theirs: theirs.to_string() });
-        }
-        let mission = self.mission(&plan.mission).await?;
-        submitted.is_new = mission.is_none();
-        let mission = match mission {
-            Some(mission) => self.enlarge(mission, plan, there.len() as u64).await?,
-            None => self.make_mission(plan).await?,
-        };
-        // Rows that the first version made, or a hand: they are in no index yet.
-        for task in there.iter().filter(|task| task.state == State::Pending && task.open_since.is_none()) {
-            let adopted = ledger.adopt(task, &mission, &clock::now_rfc3339()).await;
-            adopted.map_err(SchedulerError::cloud("taking a row over"))?;
-        }
-        let known: HashSet<SrcId> = there.into_iter().map(|task| task.src).collect();
-        submitted.there = known.len() as u64;
-        progress(submitted.there);
-
+        let Prepared { mission, is_new, known } = prepared;
+        let there = known.len() as u64;
+        let mut submitted = Submitted { is_new: *is_new, there, ..Submitted::default() };
+        progress(there);
         let permits = Arc::new(Semaphore::new(ROWS_PARALLEL));
         let mut rows = JoinSet::new();
         let mut end = |made: Result<Result<Made, crate::backend::CloudError>, tokio::task::JoinError>| {
@@ -128,7 +172,7 @@ impl Scheduler {
         while let Some(made) = rows.join_next().await {
             end(made)?;
         }
-        Ok((mission, submitted))
+        Ok(submitted)
     }
 
     async fn make_mission(&self, plan: &Plan) -> Result<Mission, SchedulerError> {
@@ -150,7 +194,7 @@ impl Scheduler {
     }
 
     /// The mission is there: it must be the same one, and gets as many tasks more as are new.
-    async fn enlarge(&self, mission: Mission, plan: &Plan, known: u64) -> Result<Mission, SchedulerError> {
+    async fn enlarge(&self, mission: Mission, plan: &Plan, known: &HashSet<SrcId>) -> Result<Mission, SchedulerError> {
         let other =
             |what: &str| SchedulerError::OtherMission { mission: mission.id.to_string(), what: what.to_owned() };
         if mission.cancelled_at.is_some() {
@@ -164,19 +208,21 @@ impl Scheduler {
         if plan.nodes.is_some() && plan.nodes != mission.nodes {
             return Err(other("is served otherwise: look at --nodes"));
         }
-        let new = plan.srcs.len() as u64 - known;
-        if new == 0 {
-            return Ok(mission);
-        }
         // Before the rows: a mission must not look over while it grows. Counted anew, so that a call that died halfway
         // counts nothing twice.
-        let mut count = 0;
-        let each = |_: Task| count += 1;
+        let mut all: HashSet<SrcId> = plan.srcs.iter().cloned().collect();
+        let each = |task: Task| {
+            all.insert(task.src);
+        };
         let counted = self.backend.ledger.each_task(Some(&mission.id), each).await;
         counted.map_err(SchedulerError::cloud("counting the mission's tasks"))?;
-        let resized = self.backend.ledger.resize_mission(&mission.id, count + new).await;
+        let count = all.len() as u64;
+        if known.len() == plan.srcs.len() && mission.trans_number.is_some_and(|number| number >= count) {
+            return Ok(mission);
+        }
+        let resized = self.backend.ledger.resize_mission(&mission, count).await;
         resized.map_err(SchedulerError::cloud("enlarging the mission"))?;
-        Ok(Mission { trans_number: Some(count + new), notified: Notified::No, ..mission })
+        Ok(Mission { trans_number: Some(count), notified: Notified::No, ..mission })
     }
 
     /// Launches what the mission's waiting tasks need: a node for each, or the mission's nodes. `progress` hears how many
@@ -241,7 +287,12 @@ impl Scheduler {
             return Ok(());
         }
         let on_demand = u32::try_from(nodes.iter().filter(|ours| !ours.is_spot).count()).unwrap_or(0);
-        let round = format!("submit {} {missing} {waiting}", nodes.len());
+        let reserved = self.backend.ledger.reserve_round(mission).await;
+        let Some(round) = reserved.map_err(SchedulerError::cloud("reserving a launch of nodes"))? else {
+            // A sweep was quicker.
+            return Ok(());
+        };
+        let round = format!("round {round}");
         let zero = std::time::Duration::ZERO;
         let launched = self.launch_nodes(mission, missing, on_demand, zero, &round).await?;
         submitted.launched += launched.instances.len() as u64;

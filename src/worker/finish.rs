@@ -1,6 +1,7 @@
 //! Steps 6 to 8: whatever the attempt came to, the row says so, the tally counts it, and people hear of it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -94,7 +95,7 @@ pub(super) async fn finish(
 ) -> Result<Ending, NodeError> {
     match outcome {
         Ok(outcome @ Outcome::Done { .. }) => {
-            let log = save_log(node, attempted).await;
+            let log = save_log(node, attempted, LAST_WRITE_TIMEOUT).await;
             let history = attempted.history(Verdict::Ok, attempted.exit_code, log);
             let Outcome::Done { result, .. } = &outcome else { unreachable!("matched above") };
             let result = result.clone();
@@ -105,23 +106,26 @@ pub(super) async fn finish(
         Err(Stop::LeaseLost) => Err(lease_lost(attempted)),
         Err(Stop::Drain) => {
             let stopped = budget::Ending { verdict: Verdict::Cancelled, may_pass: true };
-            let next = hand_back(node, attempted, stopped, None, "the node was told to stop").await?;
+            let next =
+                hand_back(node, attempted, stopped, None, "the node was told to stop", LAST_WRITE_TIMEOUT).await?;
             if next == Next::Release { Ok(Ending::Drained) } else { Err(exhausted(attempted)) }
         }
-        Err(Stop::Interrupted(_)) => {
+        Err(Stop::Interrupted(deadline)) => {
             let taken = budget::Ending { verdict: Verdict::SpotInterrupted, may_pass: true };
-            let next = hand_back(node, attempted, taken, None, "EC2 takes the instance back").await?;
+            // The row must have its time, too.
+            let left = deadline.saturating_duration_since(Instant::now());
+            let next = hand_back(node, attempted, taken, None, "EC2 takes the instance back", left / 2).await?;
             if next == Next::Release { Ok(Ending::Interrupted) } else { Err(exhausted(attempted)) }
         }
         Err(Stop::Cancelled) => {
-            let log = save_log(node, attempted).await;
+            let log = save_log(node, attempted, LAST_WRITE_TIMEOUT).await;
             let history = attempted.history(Verdict::Cancelled, None, log);
             commit(node, attempted, Outcome::Failed(Verdict::Cancelled), None, history, None).await?;
             Ok(Ending::Cancelled)
         }
         Err(Stop::Trouble(trouble)) => {
             let Trouble { ending, exit_code, error } = trouble;
-            let next = hand_back(node, attempted, ending, exit_code, &error.to_string()).await?;
+            let next = hand_back(node, attempted, ending, exit_code, &error.to_string(), LAST_WRITE_TIMEOUT).await?;
             let is_workloads = matches!(error, NodeError::WorkloadFailed { .. } | NodeError::TimeLimit);
             if next == Next::Release && is_workloads { Ok(Ending::TryAgain(error)) } else { Err(error) }
         }
@@ -165,8 +169,9 @@ async fn hand_back(
     ending: budget::Ending,
     exit_code: Option<i32>,
     why: &str,
+    log_limit: Duration,
 ) -> Result<Next, NodeError> {
-    let log = save_log(node, attempted).await;
+    let log = save_log(node, attempted, log_limit).await;
     let (row, verdict) = (&attempted.row, ending.verdict);
     let next = decide(ending, row.app_failures, row.interruptions, node.settings.limits);
     match next {
@@ -240,6 +245,6 @@ fn lease_lost(attempted: &Attempted) -> NodeError {
     NodeError::LeaseLost { src: attempted.fence.src.to_string(), attempt: attempted.fence.attempt.0 }
 }
 
-async fn save_log(node: &Node, attempted: &Attempted) -> Option<String> {
-    log::save(node, attempted.contract.as_ref()?, &attempted.fence).await
+async fn save_log(node: &Node, attempted: &Attempted, limit: Duration) -> Option<String> {
+    log::save(node, attempted.contract.as_ref()?, &attempted.fence, limit).await
 }

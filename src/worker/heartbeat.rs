@@ -49,7 +49,7 @@ pub(super) struct Heartbeat {
     stop: CancellationToken,
     /// Cancelled when the lease is lost.
     pub(super) lost: CancellationToken,
-    /// Cancelled when the mission was cancelled; the lease is not renewed any more.
+    /// Cancelled when the mission was cancelled.
     pub(super) cancelled: CancellationToken,
     /// The workload's newest progress, sent with the next beat.
     pub(super) progress: watch::Sender<Progress>,
@@ -102,6 +102,7 @@ impl Beater {
         cancelled: CancellationToken,
     ) {
         let mut renewed = claimed;
+        let mut heeds_cancel = true;
         // A claim that was slow has used up its lease's beginning.
         let mut pause = self.pause().saturating_sub(claimed.elapsed());
         loop {
@@ -116,11 +117,16 @@ impl Beater {
             // A process that was frozen for longer asks once all the same: the row knows whose the task is.
             let limit = if left.is_zero() { self.try_limit() } else { left.min(self.try_limit()) };
             let (progress, seconds) = (*self.progress.borrow(), self.time_cost.borrow().seconds());
-            let beat = self.ledger.beat(&self.fence, progress, seconds);
+            let beat = self.ledger.beat(&self.fence, progress, seconds, heeds_cancel);
             match tokio::time::timeout(limit, beat).await {
                 Ok(Ok(Beat::Renewed)) => renewed = asked,
                 Ok(Ok(Beat::Lost)) => return lost.cancel(),
-                Ok(Ok(Beat::Cancelled)) => return cancelled.cancel(),
+                Ok(Ok(Beat::Cancelled)) => {
+                    // The lease is kept for what is left to do: the end of the workload, the log, or a finished result.
+                    cancelled.cancel();
+                    heeds_cancel = false;
+                    pause = Duration::ZERO;
+                }
                 Ok(Err(error)) => {
                     tracing::warn!("the lease could not be renewed: {error}: {}", error.source);
                     pause = pause.min(self.again());

@@ -1,6 +1,8 @@
 //! The workload's log, from the node's disk to the result bucket: at every end, and every minute while it runs, so that a
 //! machine that vanishes without a word leaves all but its last minute.
 
+use std::time::Duration;
+
 use super::Node;
 use super::attempt::LAST_WRITE_TIMEOUT;
 use super::error::words;
@@ -12,18 +14,18 @@ use crate::workload::Contract;
 
 /// Puts the log as it stands, whole: its key is the attempt's own, so nothing of another's can be overwritten. Returns where
 /// it is. A log that cannot be saved is worth a warning, not the task.
-pub(super) async fn save(node: &Node, contract: &Contract, fence: &Fence) -> Option<String> {
+pub(super) async fn save(node: &Node, contract: &Contract, fence: &Fence, limit: Duration) -> Option<String> {
     let bucket = node.settings.result_bucket.as_deref()?;
     let log = contract.log().unwrap_or_default();
     if log.is_empty() {
         return None;
     }
     let key = log_key(&fence.src, fence.attempt);
-    let put = tokio::time::timeout(LAST_WRITE_TIMEOUT, node.backend.store.put_bytes(bucket, &key, log)).await;
+    let put = tokio::time::timeout(limit, node.backend.store.put_bytes(bucket, &key, log)).await;
     match put {
         Ok(Ok(_)) => return Some(uri(bucket, &key)),
         Ok(Err(error)) => tracing::warn!("the log was not saved: {}", words(&error)),
-        Err(_) => tracing::warn!("the log was not saved within {LAST_WRITE_TIMEOUT:?}"),
+        Err(_) => tracing::warn!("the log was not saved within {limit:?}"),
     }
     None
 }
@@ -34,7 +36,7 @@ pub(super) async fn save_now_and_then(node: &Node, contract: &Contract, fence: &
     loop {
         tokio::time::sleep(node.settings.log_every).await;
         let bytes = contract.log().map_or(0, |log| log.len());
-        if bytes != saved_bytes && save(node, contract, fence).await.is_some() {
+        if bytes != saved_bytes && save(node, contract, fence, LAST_WRITE_TIMEOUT).await.is_some() {
             saved_bytes = bytes;
         }
     }

@@ -30,8 +30,12 @@ use super::{Node, NodeError, one_task};
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::task::State;
 
-/// The entries of one page of the index: a hundred keys are about 20 kB, 2.5 read units.
-const PAGE_LEN: usize = 100;
+/// The entries of one page of the index at the least: a hundred keys are about 20 kB, 2.5 read units.
+const PAGE_LEN_MIN: usize = 100;
+/// And at the most: 200 kB, 25 read units.
+const PAGE_LEN_MAX: usize = 1_000;
+/// How many tasks of a page may be found taken before it is thrown away: others have been through it.
+const TAKEN_MAX: u32 = 5;
 /// How long a page is used: by then, others have taken most of it.
 const PAGE_LIFE: Duration = Duration::from_secs(10);
 /// How often a slot must find nothing before it takes that for true: an index lags, by much less than a second as a rule.
@@ -59,6 +63,10 @@ pub(super) async fn serve(
         sentinel: sentinel.clone(),
         mission: mission.clone(),
         shards: row.tally_shards,
+        // Twice as many as slots that look at the same page, so that few try for the same task.
+        page_len: usize::try_from(2 * row.nodes.unwrap_or(1) * u32::from(slots) / row.tally_shards.max(1))
+            .unwrap_or(PAGE_LEN_MAX)
+            .clamp(PAGE_LEN_MIN, PAGE_LEN_MAX),
         queue: Mutex::new(Queue::new(&node.settings.left)),
         working: AtomicUsize::new(0),
         is_over: AtomicBool::new(row.cancelled_at.is_some()),
@@ -100,6 +108,7 @@ struct Server {
     sentinel: Sentinel,
     mission: MissionId,
     shards: u32,
+    page_len: usize,
     queue: Mutex<Queue>,
     /// Slots that have a task.
     working: AtomicUsize,
@@ -114,12 +123,21 @@ struct Queue {
     read_at: Option<Instant>,
     /// Tasks that slots of this process are at: the claim would take them for left by an earlier process of this machine.
     held: HashSet<SrcId>,
+    /// Tasks of this page that others had taken.
+    taken: u32,
 }
 
 impl Queue {
     /// What an earlier process was at goes first: it is still held by this machine.
     fn new(left: &[SrcId]) -> Self {
-        Self { page: left.iter().cloned().collect(), read_at: Some(Instant::now()), held: HashSet::new() }
+        Self { page: left.iter().cloned().collect(), read_at: Some(Instant::now()), held: HashSet::new(), taken: 0 }
+    }
+
+    fn note_taken(&mut self) {
+        self.taken += 1;
+        if self.taken >= TAKEN_MAX {
+            self.page.clear();
+        }
     }
 
     /// Takes the next task that no other slot is at.
@@ -176,7 +194,7 @@ impl Server {
         match one_task(&self.node, &self.instance, &self.sentinel, &task).await {
             Ok(Ending::Committed { .. }) => slot.done += 1,
             // Another was quicker.
-            Ok(Ending::EndedBefore(_) | Ending::HeldByOther(_)) => {}
+            Ok(Ending::EndedBefore(_) | Ending::HeldByOther(_)) => self.queue.lock().await.note_taken(),
             Ok(Ending::Cancelled) => {
                 slot.other += 1;
                 self.is_over.store(true, Ordering::SeqCst);
@@ -206,12 +224,13 @@ impl Server {
         for n in 0..self.shards {
             let shard = (first % self.shards + n) % self.shards;
             let ledger = &self.node.backend.ledger;
-            let page = || ledger.open_page(Some(&self.mission), shard, State::Pending, PAGE_LEN);
+            let page = || ledger.open_page(Some(&self.mission), shard, State::Pending, self.page_len);
             let page = insist(self.node.settings.max_idle, page).await;
             let mut page = page.map_err(NodeError::cloud("looking for the next task"))?;
             page.shuffle(&mut rand::rng());
             queue.page = page.into();
             queue.read_at = Some(Instant::now());
+            queue.taken = 0;
             if let Some(src) = queue.take() {
                 return Ok(Some(src));
             }

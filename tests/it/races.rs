@@ -75,7 +75,7 @@ async fn a_stale_attempt_cannot_write_upload_or_commit() {
     };
     let (ledger, store) = (&lab.desk.ledger, &lab.desk.store);
 
-    let beat = ledger.beat(&stale, Progress::default(), 1).await.unwrap();
+    let beat = ledger.beat(&stale, Progress::default(), 1, true).await.unwrap();
     let put = store.put_result(ledger, &stale, RESULT_BUCKET, "rslt_abc", &file).await.unwrap();
     let commit = ledger.commit(&stale, Some(&mission), &finish("stale")).await.unwrap();
     let release = Release {

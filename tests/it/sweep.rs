@@ -116,16 +116,21 @@ async fn instances_without_a_live_task_are_ended_and_others_are_not_touched() {
     let ended_task = lab.cloud.launch(&[mark, ("srcID", "abc"), ("missionID", "M")]);
     let no_task = lab.cloud.launch(&[mark]);
     let over = lab.cloud.launch(&[mark, ("missionID", "M")]);
+    let no_row = lab.cloud.launch(&[mark, ("srcID", "of no row"), ("missionID", "M")]);
+    let young = lab.cloud.launch(&[mark, ("missionID", "M")]);
+    for id in [&over, &no_row] {
+        lab.cloud.age_instance(id, Duration::from_mins(16));
+    }
     let foreign = lab.cloud.launch(&[("lighthpc", "another table"), ("srcID", "abc")]);
     let stranger = lab.cloud.launch(&[("Name", "a database")]);
 
     let mut found = sweep(&lab.scheduler(&Faults::new())).await;
 
     found.sort_by(|a, b| a.1.cmp(&b.1));
-    let mut expected = [ended_task, no_task, over].map(|id| one(What::Ended, &id));
+    let mut expected = [ended_task, no_task, over, no_row].map(|id| one(What::Ended, &id));
     expected.sort_by(|a, b| a.1.cmp(&b.1));
     assert_eq!(found, expected);
-    for id in [foreign, stranger] {
+    for id in [foreign, stranger, young] {
         assert!(lab.cloud.instances().iter().any(|i| i.id == id && i.state == "running"));
     }
 }
@@ -253,16 +258,22 @@ async fn an_instances_end_heals_its_own_task_at_once() {
     let held = lab.ours("abc", "M").instance;
     lab.cloud.stop_instance(&held);
     // Never claimed, and launched for nothing that the row knows: a sweep's.
-    assert_eq!(scheduler.instance_gone(&held).await.unwrap(), []);
+    assert_eq!(scheduler.instance_gone(&held, true).await.unwrap(), []);
 
     let row = lab.task("abc").await;
     scheduler.launch_for(&row, Some(&lab.mission_row("M").await)).await.unwrap();
     let launched = lab.task("abc").await.launch.instance.unwrap();
     lab.cloud.stop_instance(&launched);
-    let found = scheduler.instance_gone(&launched).await.unwrap();
+    let found = scheduler.instance_gone(&launched, true).await.unwrap();
     assert_eq!(found.iter().map(|f| f.what).collect::<Vec<_>>(), [What::Launched]);
-    assert_eq!(scheduler.instance_gone(&launched).await.unwrap(), [], "the event comes twice");
-    assert_eq!(scheduler.instance_gone("i-00000000000000000").await.unwrap(), []);
+    assert_eq!(scheduler.instance_gone(&launched, true).await.unwrap(), [], "the event comes twice");
+    assert_eq!(scheduler.instance_gone("i-00000000000000000", true).await.unwrap(), []);
+
+    // One that holds its task and is going may still hand it back; one that is gone does not.
+    let gone = die(&lab, "def", true).await;
+    assert_eq!(scheduler.instance_gone(&gone, false).await.unwrap(), []);
+    let found = scheduler.instance_gone(&gone, true).await.unwrap();
+    assert_eq!(found.iter().map(|f| f.what).collect::<Vec<_>>(), [What::PutBack, What::Launched]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -322,4 +333,38 @@ async fn a_cancelled_task_whose_holder_is_silent_is_ended() {
 
     assert!(found.contains(&one(What::Failed, "abc")) && found.contains(&one(What::Announced, "M")), "{found:?}");
     assert_eq!(lab.task("abc").await.verdict, Some(Verdict::Cancelled));
+}
+
+/// What is put back in a cancelled mission ends instead of getting a node.
+#[tokio::test]
+async fn a_lost_task_of_a_cancelled_mission_ends() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let gone = die(&lab, "abc", true).await;
+    let scheduler = lab.scheduler(&Faults::new());
+    scheduler.cancel(&mission_id("M"), Duration::ZERO).await.unwrap();
+
+    let found = scheduler.instance_gone(&gone, true).await.unwrap();
+
+    assert_eq!(found.iter().map(|f| f.what).collect::<Vec<_>>(), [What::Failed, What::Announced]);
+    let row = lab.task("abc").await;
+    assert_eq!((row.state, row.verdict), (State::Failed, Some(Verdict::Cancelled)));
+    assert_eq!(row.history.last().unwrap().verdict, Verdict::Lost);
+    assert_eq!((lab.tally("M").await.failed, lab.cloud.published().len()), (1, 1));
+}
+
+/// One mission's types are refused: others get their nodes.
+#[tokio::test]
+async fn a_missions_refused_launches_do_not_stop_others() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc", "def"]).await;
+    lab.mission("N", &["ghi"]).await;
+    lab.set_mission_attribute("M", "maxUnitprice", "a lot").await;
+    let scheduler = lab.scheduler(&Faults::new());
+
+    let found = scheduler.sweep(&CancellationToken::new()).await.unwrap();
+
+    let of = |what: What| found.iter().filter(|f| f.what == what).map(|f| f.subject.as_str()).collect::<Vec<_>>();
+    assert_eq!(of(What::Launched), ["ghi"], "{found:?}");
+    assert_eq!(of(What::Trouble).len(), 1, "the second is not asked for: {found:?}");
 }

@@ -123,8 +123,8 @@ fn claim_expression(who: &Claimant, expired: Option<&Lease>) -> Expression {
         // A row that no scheduler made is found by a sweep from now on.
         .set_if_absent(item::OPEN_IN, text(open_partition(who.mission.as_ref(), 0)))
         .set(item::OPEN_AS, text(open_as(State::Running, &who.now)))
-        .remove(item::LAUNCH_TRIES)
         .remove(item::LAUNCHES_LOST)
+        .remove(item::CANCELLED)
         .remove(item::LAUNCH_ERROR)
         .add(item::ATTEMPT, 1)
         .when_any(cases);

@@ -73,29 +73,34 @@ impl Ledger {
     ) -> Result<Commit, CloudError> {
         let items = self.commit_items(fence, mission, finish)?;
         let resource = format!("tables {} and {}", self.tables.tasks, self.tables.missions);
+        match self.transact(items, Some(commit_token(fence)), &resource).await {
+            Ok(true) => Ok(Commit::Committed),
+            Ok(false) => self.whose(fence, finish).await,
+            Err(error) if error.is_ambiguous() && self.whose(fence, finish).await? == Commit::Committed => {
+                Ok(Commit::Committed)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes a transaction, again and again while others' are in its way; `false` if a condition did not hold.
+    pub(super) async fn transact(
+        &self,
+        items: Vec<TransactWriteItem>,
+        token: Option<String>,
+        resource: &str,
+    ) -> Result<bool, CloudError> {
         let mut tries = 0;
         loop {
-            let answer = self
-                .client
-                .transact_write_items()
-                .set_transact_items(Some(items.clone()))
-                .client_request_token(commit_token(fence))
-                .send()
-                .await;
-            let Err(error) = answer else { return Ok(Commit::Committed) };
+            let write = self.client.transact_write_items().set_transact_items(Some(items.clone()));
+            let Err(error) = write.set_client_request_token(token.clone()).send().await else { return Ok(true) };
             tries += 1;
             match cancelled_by(error.as_service_error()) {
-                Some(Cancelled::Condition) => return self.whose(fence, finish).await,
+                Some(Cancelled::Condition) => return Ok(false),
                 Some(Cancelled::Passing) if tries < CONFLICT_ATTEMPTS_MAX => {
                     tokio::time::sleep(crate::domain::backoff::delay(tries, rand::random())).await;
                 }
-                _ => {
-                    let error = CloudError::sdk("TransactWriteItems", &resource, error);
-                    if error.is_ambiguous() && self.whose(fence, finish).await? == Commit::Committed {
-                        return Ok(Commit::Committed);
-                    }
-                    return Err(error);
-                }
+                _ => return Err(CloudError::sdk("TransactWriteItems", resource, error)),
             }
         }
     }
@@ -182,7 +187,7 @@ pub(super) fn update(table: &str, key: Item, expression: &Expression) -> Result<
 
 /// Why DynamoDB cancelled a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Cancelled {
+enum Cancelled {
     /// A condition did not hold.
     Condition,
     /// A conflict or a throttle, which passes.
@@ -191,7 +196,7 @@ pub(super) enum Cancelled {
 
 /// Reads the reasons of a cancelled transaction; `None` if it failed for another reason. A failed condition outweighs
 /// the rest.
-pub(super) fn cancelled_by(error: Option<&TransactWriteItemsError>) -> Option<Cancelled> {
+fn cancelled_by(error: Option<&TransactWriteItemsError>) -> Option<Cancelled> {
     let reasons = match error? {
         TransactWriteItemsError::TransactionCanceledException(cancelled) => cancelled.cancellation_reasons(),
         TransactWriteItemsError::TransactionInProgressException(_) => return Some(Cancelled::Passing),

@@ -67,6 +67,8 @@ pub(super) const ON_DEMAND_LAUNCHED: &str = "onDemandLaunched";
 pub(super) const SLOTS: &str = "slots";
 pub(super) const CANCELLED_AT: &str = "cancelledAt";
 pub(super) const LATE: &str = "late";
+pub(super) const CLOSED: &str = "closed";
+pub(super) const LAUNCH_ROUND: &str = "launchRound";
 pub(super) const TIME_CFG: &str = "timeCfg";
 
 /// The value of a string attribute.
@@ -186,7 +188,9 @@ impl Row<'_> {
             nodes: self.number(NODES).and_then(|nodes| u32::try_from(nodes).ok()).filter(|&nodes| nodes > 0),
             slots: self.number(SLOTS).and_then(|slots| u16::try_from(slots).ok()).filter(|&slots| slots > 0),
             cancelled_at: self.text(CANCELLED_AT),
-            is_late: self.0.contains_key(LATE),
+            late: self.text(LATE),
+            closed_at: self.text(CLOSED),
+            launch_round: self.number(LAUNCH_ROUND).unwrap_or(0),
             made_at: self.text(TIME_CFG),
             policy: Policy::read(|name| match self.0.get(name)? {
                 AttributeValue::S(value) | AttributeValue::N(value) => Some(value.as_str()),
@@ -195,15 +199,10 @@ impl Row<'_> {
         }
     }
 
-    /// Reads a tally item.
-    #[must_use]
-    pub fn tally(self) -> Tally {
-        Tally {
-            ok: self.number(TRANS_OK).unwrap_or(0),
-            failed: self.number(TRANS_FAILED).unwrap_or(0),
-            time_cost_s: self.number(TIME_COST).unwrap_or(0),
-            seq: self.number(TALLY_SEQ).unwrap_or(0),
-        }
+    /// Reads a tally item's counters: ok, failed, time cost, sequence. One may be below nothing: what was counted in one
+    /// item is taken off another, if the number of items was changed in between.
+    pub(super) fn tally(self) -> [i64; 4] {
+        [TRANS_OK, TRANS_FAILED, TIME_COST, TALLY_SEQ].map(|name| self.signed(name).unwrap_or(0))
     }
 }
 

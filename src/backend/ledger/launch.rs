@@ -8,7 +8,7 @@
 //!
 //! A scheduler that dies between two of these leaves a reservation without an instance, which a sweep finds.
 
-use super::commit::{Cancelled, cancelled_by, tally_key, update};
+use super::commit::{tally_key, update};
 use super::expression::Expression;
 use super::item::{self, Row, history, number, text};
 use super::mission::mission_key;
@@ -77,19 +77,23 @@ impl Ledger {
         self.update_row(&task.src, &expression).await.map(|_| ())
     }
 
-    /// Takes over a waiting row that is in no index: one of the first version, or one made by hand.
+    /// Takes over a waiting row of no mission, or one that is in no index: of the first version, made by hand, or made by an
+    /// upload before there was the mission.
     ///
     /// # Errors
-    /// [`CloudError`].
-    pub async fn adopt(&self, task: &Task, mission: &Mission, now: &str) -> Result<(), CloudError> {
+    /// [`CloudError`]; `Ok(false)` if the row has gone on.
+    pub async fn adopt(&self, task: &Task, mission: &Mission, now: &str) -> Result<bool, CloudError> {
         let shard = shard_of(&task.src, mission.tally_shards);
         let expression = waits(Expression::default(), task)
-            .set_if_absent(item::MISSION, text(mission.id.as_str()))
+            .set(item::MISSION, text(mission.id.as_str()))
             .set(item::STATE, text(State::Pending.as_str()))
             .set(item::OPEN_IN, text(open_partition(Some(&mission.id), shard)))
             .set(item::OPEN_AS, text(open_as(State::Pending, now)))
-            .when("attribute_not_exists({})", item::OPEN_IN, None);
-        self.update_row(&task.src, &expression).await.map(|_| ())
+            .when_any(vec![
+                vec![("attribute_not_exists({})", item::MISSION, None)],
+                vec![("{} = ?", item::MISSION, Some(text(mission.id.as_str())))],
+            ]);
+        self.update_row(&task.src, &expression).await
     }
 
     /// Puts a task back whose holder is gone: `running → pending`, on condition that the lease is still as it was seen. An
@@ -104,6 +108,7 @@ impl Ledger {
             .set(item::VERDICT, text(past.verdict.as_str()))
             .set(item::HISTORY, history(&task.history_with(past)))
             .add(item::INTERRUPTIONS, 1)
+            .remove(item::CANCELLED)
             .fence(lease.attempt)
             .when("{} = ?", item::BEAT, Some(number(lease.beat)));
         self.update_row(&task.src, &expression).await
@@ -141,11 +146,7 @@ impl Ledger {
             items.push(update(&self.tables.missions, key, &tally)?);
         }
         // No token: a repeat of one whose answer was lost finds the row changed, which is as good.
-        match self.client.transact_write_items().set_transact_items(Some(items)).send().await {
-            Ok(_) => Ok(true),
-            Err(error) if cancelled_by(error.as_service_error()) == Some(Cancelled::Condition) => Ok(false),
-            Err(error) => Err(CloudError::sdk("TransactWriteItems", format!("task {}", task.src), error)),
-        }
+        self.transact(items, None, &format!("task {}", task.src)).await
     }
 
     /// Asks the holder of a task to end it, because its mission is cancelled: its next heartbeat finds this.
@@ -180,18 +181,49 @@ impl Ledger {
         self.update_mission(id, &expression).await.map(|_| ())
     }
 
-    /// Notes that a mission has tasks although its end was announced, or that it has none any more.
+    /// Notes that a mission got a task although its end was announced; `mark` is a new one each time.
     ///
     /// # Errors
     /// [`CloudError`].
-    pub async fn note_late(&self, id: &MissionId, is_late: bool) -> Result<(), CloudError> {
-        let expression = if is_late {
-            Expression::default().set(item::LATE, text("yes"))
-        } else {
-            Expression::default().remove(item::LATE)
-        };
+    pub async fn note_late(&self, id: &MissionId, mark: &str) -> Result<(), CloudError> {
+        let expression = Expression::default().set(item::LATE, text(mark)).remove(item::CLOSED);
         let expression = expression.when("attribute_exists({})", item::MISSION_KEY, None);
         self.update_mission(id, &expression).await.map(|_| ())
+    }
+
+    /// Notes that an announced mission has no open task, so that sweeps need not look for some after a while; unless one came
+    /// since the row was read.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn close_mission(&self, mission: &Mission, now: &str) -> Result<(), CloudError> {
+        let expression = Expression::default().set(item::CLOSED, text(now)).remove(item::LATE).when(
+            "{} = ?",
+            item::NOTIFIED,
+            Some(text("Yes")),
+        );
+        let expression = match &mission.late {
+            Some(mark) => expression.when("{} = ?", item::LATE, Some(text(mark))),
+            None => expression.when("attribute_not_exists({})", item::LATE, None),
+        };
+        self.update_mission(&mission.id, &expression).await.map(|_| ())
+    }
+
+    /// Reserves a launch of a mission's nodes, as the row was seen: of many callers one gets it, with a number that no other
+    /// launch of the mission has.
+    ///
+    /// # Errors
+    /// [`CloudError`]; `Ok(None)` if another was quicker.
+    pub async fn reserve_round(&self, mission: &Mission) -> Result<Option<u64>, CloudError> {
+        let expression = Expression::default().add(item::LAUNCH_ROUND, 1);
+        let expression = if mission.launch_round == 0 {
+            expression.when("attribute_not_exists({})", item::LAUNCH_ROUND, None)
+        } else {
+            expression.when("{} = ?", item::LAUNCH_ROUND, Some(number(mission.launch_round)))
+        };
+        let expression = expression.when("attribute_exists({})", item::MISSION_KEY, None);
+        let is_ours = self.update_mission(&mission.id, &expression).await?;
+        Ok(is_ours.then_some(mission.launch_round + 1))
     }
 
     /// Takes one of the launches of nodes that serve the whole mission; its number, from 1. `None` if all `most` are taken.

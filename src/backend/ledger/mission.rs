@@ -128,12 +128,15 @@ impl Ledger {
     ///
     /// # Errors
     /// [`CloudError`].
-    pub async fn resize_mission(&self, id: &MissionId, trans_number: u64) -> Result<(), CloudError> {
+    pub async fn resize_mission(&self, mission: &Mission, trans_number: u64) -> Result<(), CloudError> {
         let expression = Expression::default()
             .set(item::TRANS_NUMBER, number(trans_number))
             .set(item::NOTIFIED, text("No"))
+            .remove(item::CLOSED)
+            // As many as were meant so far: a larger number would mean other items.
+            .set_if_absent(item::TALLY_SHARDS, number(mission.tally_shards.into()))
             .when("attribute_exists({})", item::MISSION_KEY, None);
-        self.update_mission(id, &expression).await.map(|_| ())
+        self.update_mission(&mission.id, &expression).await.map(|_| ())
     }
 
     /// Reads and sums the mission's tally items, consistently.
@@ -145,13 +148,16 @@ impl Ledger {
     /// [`CloudError`]; `Throttled` if DynamoDB leaves keys unread for about 10 s.
     pub async fn tally(&self, mission: &Mission) -> Result<Tally, CloudError> {
         let keys: Vec<Item> = (0..mission.tally_shards).map(|n| tally_key(&mission.id, n)).collect();
-        let mut sum = Tally::default();
+        let mut sum = [0_i64; 4];
         for keys in keys.chunks(100) {
             for row in self.batch_get(&self.tables.missions, keys.to_vec()).await? {
-                sum = sum.plus(Row(&row).tally());
+                for (all, one) in sum.iter_mut().zip(Row(&row).tally()) {
+                    *all = all.saturating_add(one);
+                }
             }
         }
-        Ok(sum)
+        let [ok, failed, time_cost_s, seq] = sum.map(|count| u64::try_from(count).unwrap_or(0));
+        Ok(Tally { ok, failed, time_cost_s, seq })
     }
 
     /// Writes the counters into the mission's row, if they are newer than what is there.

@@ -57,6 +57,14 @@ impl Ledger {
             .set(NOTIFY_TOKEN, text(&publication.token))
             .when("attribute_exists({})", item::MISSION_KEY, None)
             .when_any(cases);
+        // It must not have grown since it was read.
+        let expression = match mission.trans_number {
+            Some(n) => expression.when_any(vec![
+                vec![("{} = ?", item::TRANS_NUMBER, Some(item::number(n)))],
+                vec![("{} = ?", item::TRANS_NUMBER, Some(text(n.to_string())))],
+            ]),
+            None => expression,
+        };
         self.update_mission(&mission.id, &expression).await
     }
 

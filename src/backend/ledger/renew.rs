@@ -22,7 +22,7 @@ pub enum Beat {
     Renewed,
     /// The lease is lost: another attempt holds the task, or it has ended.
     Lost,
-    /// The lease is ours, but the mission was cancelled: the lease is not renewed any more.
+    /// The lease is ours and was not renewed, for the mission was cancelled.
     Cancelled,
 }
 
@@ -44,19 +44,28 @@ pub struct Release {
 impl Ledger {
     /// Renews the lease and reports progress and time cost, in one fenced write.
     ///
+    /// With `heeds_cancel` it is refused once the mission was cancelled; a holder that knows renews without, until its end.
+    ///
     /// Sent once, not repeated by the SDK: its back-off would sleep while the lease runs out, and the next beat says more.
     /// One that arrives twice counts `beat` up twice, which an observer reads as what it is: a sign of life.
     ///
     /// # Errors
     /// [`CloudError`]; a refused fence is [`Beat::Lost`].
-    pub async fn beat(&self, fence: &Fence, progress: Progress, time_cost_s: u64) -> Result<Beat, CloudError> {
+    pub async fn beat(
+        &self,
+        fence: &Fence,
+        progress: Progress,
+        time_cost_s: u64,
+        heeds_cancel: bool,
+    ) -> Result<Beat, CloudError> {
         let expression = Expression::default()
             .set(item::PROGRESS, text(progress.to_string()))
             .set(item::TIME_COST, text(time_cost_s.to_string()))
             .set(item::INSTANCE, text(fence.owner.as_str()))
             .add(item::BEAT, 1)
-            .fence(fence.attempt)
-            .when("attribute_not_exists({})", item::CANCELLED, None);
+            .fence(fence.attempt);
+        let expression =
+            if heeds_cancel { expression.when("attribute_not_exists({})", item::CANCELLED, None) } else { expression };
         match self.update_task(fence, &expression, RetryConfig::disabled().into()).await {
             Ok(_) => Ok(Beat::Renewed),
             Err(error) => {

@@ -4,7 +4,7 @@ use aws_sdk_dynamodb::operation::put_item::PutItemError;
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValuesOnConditionCheckFailure};
 
-use super::commit::{Cancelled, cancelled_by, tally_key, update};
+use super::commit::{tally_key, update};
 use super::expression::Expression;
 use super::item::{self, Row, text};
 use super::launch::as_seen;
@@ -168,7 +168,6 @@ impl Ledger {
             .remove(item::APP_FAILURES)
             .remove(item::INTERRUPTIONS)
             .remove(item::LAUNCH_AT_ATTEMPT)
-            .remove(item::LAUNCH_TRIES)
             .remove(item::LAUNCHES_LOST)
             .remove(item::LAUNCH_AFTER)
             .remove(item::CANCELLED)
@@ -183,20 +182,15 @@ impl Ledger {
                 .add(item::TALLY_SEQ, 1);
             let key = tally_key(&mission.id, shard_of(&task.src, mission.tally_shards));
             items.push(update(&self.tables.missions, key, &tally)?);
-            let open = Expression::default().set(item::NOTIFIED, text("No")).when(
+            let open = Expression::default().set(item::NOTIFIED, text("No")).remove(item::CLOSED).when(
                 "attribute_exists({})",
                 item::MISSION_KEY,
                 None,
             );
             items.push(update(&self.tables.missions, mission_key(&mission.id), &open)?);
         }
-        match self.client.transact_write_items().set_transact_items(Some(items)).send().await {
-            Ok(_) => Ok(Redrive::Redriven),
-            Err(error) if cancelled_by(error.as_service_error()) == Some(Cancelled::Condition) => {
-                Ok(Redrive::NotFailed)
-            }
-            Err(error) => Err(CloudError::sdk("TransactWriteItems", format!("task {}", task.src), error)),
-        }
+        let is_written = self.transact(items, None, &format!("task {}", task.src)).await?;
+        Ok(if is_written { Redrive::Redriven } else { Redrive::NotFailed })
     }
 
     /// Hands every task of a mission (or every task, with `None`) to `each`, page by page, in no order.

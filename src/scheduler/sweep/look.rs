@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use crate::backend::fleet::Ours;
+use crate::clock;
 use crate::domain::ids::{InstanceId, MissionId, SrcId};
 use crate::domain::mission::{Mission, Notified};
 use crate::domain::tags;
@@ -14,21 +15,35 @@ use crate::scheduler::{Scheduler, SchedulerError};
 /// is older and holds nothing when it is looked at twice does not work.
 const BOOT_MAX: Duration = Duration::from_mins(15);
 
+/// How long an announced mission is still looked at after it was seen to have no open task: the index lags, usually by less
+/// than a second, and this is a few sweeps.
+const CLOSING: Duration = Duration::from_mins(15);
+
 /// What one look sees.
 pub(super) struct Look {
     pub(super) missions: HashMap<MissionId, Mission>,
     pub(super) pending: Vec<Task>,
     pub(super) running: Vec<Task>,
+    /// Of the tasks that were asked after by name, those that have ended.
+    ended: Vec<Task>,
     pub(super) instances: Vec<Ours>,
+    /// The instances' places in that list, by their task's tag.
+    by_src: HashMap<String, Vec<usize>>,
+    ids: HashSet<String>,
+    /// Missions with an open task.
+    open: HashSet<MissionId>,
 }
 
 impl Scheduler {
-    pub(super) async fn look(&self) -> Result<Look, SchedulerError> {
+    /// Looks. Tasks that were open at an `earlier` look are read whatever the index says: it lags.
+    pub(super) async fn look(&self, earlier: Option<&Look>) -> Result<Look, SchedulerError> {
         let missions = self.backend.ledger.missions().await.map_err(SchedulerError::cloud("listing missions"))?;
-        let mut srcs = Vec::new();
+        let mut srcs: Vec<SrcId> = earlier
+            .map(|look| look.pending.iter().chain(&look.running).map(|task| task.src.clone()).collect())
+            .unwrap_or_default();
         for state in [State::Pending, State::Running] {
             srcs.extend(self.open(None, 1, state).await?);
-            for mission in missions.iter().filter(|mission| mission.notified != Notified::Yes || mission.is_late) {
+            for mission in missions.iter().filter(|mission| !is_closed(mission)) {
                 srcs.extend(self.open(Some(&mission.id), mission.tally_shards, state).await?);
             }
             if let Some(default) = &self.settings.default_mission
@@ -48,9 +63,17 @@ impl Scheduler {
         srcs.dedup();
         let tasks = self.backend.ledger.tasks(&srcs).await.map_err(SchedulerError::cloud("reading open tasks"))?;
         let (pending, rest): (Vec<_>, Vec<_>) = tasks.into_iter().partition(|task| task.state == State::Pending);
-        let running = rest.into_iter().filter(|task| task.state == State::Running).collect();
+        let (running, ended): (Vec<_>, Vec<_>) = rest.into_iter().partition(|task| task.state == State::Running);
         let missions = missions.into_iter().map(|mission| (mission.id.clone(), mission)).collect();
-        Ok(Look { missions, pending, running, instances })
+        let open = pending.iter().chain(&running).filter_map(|task| task.mission.clone()).collect();
+        let ids = instances.iter().map(|ours| ours.id.clone()).collect();
+        let mut by_src: HashMap<String, Vec<usize>> = HashMap::new();
+        for (place, ours) in instances.iter().enumerate() {
+            if let Some(src) = &ours.src {
+                by_src.entry(src.clone()).or_default().push(place);
+            }
+        }
+        Ok(Look { missions, pending, running, ended, instances, by_src, ids, open })
     }
 
     pub(super) async fn src_of(&self, value: &str) -> Result<Option<SrcId>, SchedulerError> {
@@ -62,6 +85,12 @@ impl Scheduler {
 
     pub(in crate::scheduler) async fn mission(&self, id: &MissionId) -> Result<Option<Mission>, SchedulerError> {
         self.backend.ledger.mission(id).await.map_err(SchedulerError::cloud("reading the mission"))
+    }
+
+    /// Notes that an announced mission has an open task again.
+    pub(in crate::scheduler) async fn note_late(&self, id: &MissionId) -> Result<(), SchedulerError> {
+        let noted = self.backend.ledger.note_late(id, &format!("{:016x}", rand::random::<u64>())).await;
+        noted.map_err(SchedulerError::cloud("noting that a mission has a late task"))
     }
 
     pub(in crate::scheduler) async fn open(
@@ -81,13 +110,28 @@ impl Look {
     }
 
     pub(super) fn has_instance(&self, id: &str) -> bool {
-        self.instances.iter().any(|ours| ours.id == id)
+        self.ids.contains(id)
     }
 
-    /// Instances that have nothing to do: their task has ended or is another's, or their mission has no open task.
-    pub(super) fn idle(&self) -> BTreeMap<String, &'static str> {
-        let holders: HashSet<&str> =
-            self.running.iter().filter_map(|task| task.instance.as_ref()).map(InstanceId::as_str).collect();
+    /// Whether a mission has an open task, as far as was seen.
+    pub(super) fn is_open(&self, mission: &MissionId) -> bool {
+        self.open.contains(mission)
+    }
+
+    /// Whether an instance runs that was launched for this task's next attempt.
+    pub(super) fn has_node(&self, task: &Task) -> bool {
+        let places = self.by_src.get(&tags::src_value(&task.src));
+        places.into_iter().flatten().any(|place| is_node_of(&self.instances[*place], task))
+    }
+
+    /// Instances that have nothing to do: their task has ended or is another's, or their mission has no open task. One that
+    /// held a task at any time since an `earlier` look is between two tasks.
+    pub(super) fn idle(&self, earlier: Option<&Self>) -> BTreeMap<String, &'static str> {
+        let was_open: HashSet<&SrcId> =
+            earlier.iter().flat_map(|look| look.pending.iter().chain(&look.running)).map(|task| &task.src).collect();
+        let just_ended = self.ended.iter().filter(|task| was_open.contains(&task.src));
+        let held = self.running.iter().chain(earlier.iter().flat_map(|look| &look.running)).chain(just_ended);
+        let holders: HashSet<&str> = held.filter_map(|task| task.instance.as_ref()).map(InstanceId::as_str).collect();
         let publishers: HashSet<&str> = self
             .missions
             .values()
@@ -98,8 +142,8 @@ impl Look {
             .collect();
         let waiting: HashMap<String, &Task> =
             self.pending.iter().map(|task| (tags::src_value(&task.src), task)).collect();
-        let open: HashSet<&MissionId> =
-            self.pending.iter().chain(&self.running).filter_map(|task| task.mission.as_ref()).collect();
+        let taken: HashSet<String> =
+            self.running.iter().chain(&self.ended).map(|task| tags::src_value(&task.src)).collect();
         let reason = |ours: &Ours| {
             if holders.contains(ours.id.as_str()) || publishers.contains(ours.id.as_str()) {
                 return None;
@@ -107,18 +151,17 @@ impl Look {
             let is_young = ours.age < BOOT_MAX;
             match (&ours.src, &ours.mission) {
                 (Some(src), _)
-                    if waiting.get(src).is_some_and(|task| !is_node_of(ours, task) && has_node(self, task)) =>
+                    if waiting.get(src).is_some_and(|task| !is_node_of(ours, task) && self.has_node(task)) =>
                 {
                     Some("another instance was launched for its task")
                 }
                 (Some(src), _) if waiting.contains_key(src) => {
                     (!is_young).then_some("its task waits, and it has not claimed it")
                 }
-                (Some(_), _) => Some("its task has ended, or another instance holds it"),
-                (None, Some(mission)) if open.iter().any(|id| id.as_str() == mission) => {
-                    (!is_young).then_some("it holds none of its mission's tasks")
-                }
-                (None, Some(_)) => Some("its mission has no open task"),
+                (Some(src), _) if taken.contains(src) => Some("its task has ended, or another instance holds it"),
+                // A row may come after its node, and the index tells late of a mission's new tasks.
+                (Some(_), _) => (!is_young).then_some("its task has no row"),
+                (None, Some(_)) => (!is_young).then_some("it holds none of its mission's tasks"),
                 (None, None) => Some("it has neither a task nor a mission"),
             }
         };
@@ -126,9 +169,10 @@ impl Look {
     }
 }
 
-/// Whether an instance runs that was launched for this task's next attempt.
-pub(super) fn has_node(look: &Look, task: &Task) -> bool {
-    look.instances.iter().any(|ours| is_node_of(ours, task))
+/// Whether a mission was announced and had no open task for so long that none is looked for.
+fn is_closed(mission: &Mission) -> bool {
+    let is_settled = mission.closed_at.as_deref().and_then(clock::since).is_some_and(|age| age >= CLOSING);
+    mission.notified == Notified::Yes && mission.late.is_none() && is_settled
 }
 
 /// Whether this is the instance that was launched for a task. Of a launch that was not noted, any that bears its name.

@@ -1,9 +1,11 @@
 //! What a sweep does about what it sees.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
-use super::look::{Look, has_node};
+use tokio::time::Instant;
+
+use super::look::Look;
 use super::{Finding, What, tally_of};
 use crate::backend::fleet::Ours;
 use crate::clock;
@@ -17,6 +19,10 @@ use crate::scheduler::{Scheduler, SchedulerError};
 /// How many instances that were launched for one attempt may vanish without a claim before the task is failed: each has
 /// cost a boot, and an image that cannot boot will not learn to.
 const LAUNCHES_LOST_MAX: u64 = 5;
+
+/// How long one half of a sweep launches nodes for tasks, at two a second: the whole sweep, with a lease in between, must
+/// end within the 15 minutes of a Lambda function. The next one goes on.
+const LAUNCHES_TIME_MAX: Duration = Duration::from_mins(4);
 
 /// What the first look leaves to the second.
 #[derive(Default)]
@@ -42,15 +48,25 @@ pub(super) struct Sweep<'a> {
     pub(super) findings: Vec<Finding>,
     /// Cleared when EC2 refuses to launch at all: there is no use in asking it a thousand times.
     may_launch: bool,
+    /// Missions whose launches it refuses.
+    refused: HashSet<Option<MissionId>>,
+    /// Tasks that want a node, and why. Launches are slow, so they come after everything else.
+    wanted: Vec<(Task, Option<Mission>, String)>,
 }
 
 impl<'a> Sweep<'a> {
     pub(super) fn new(scheduler: &'a Scheduler) -> Self {
-        Self { scheduler, findings: Vec::new(), may_launch: scheduler.settings.template.is_some() }
+        Self {
+            scheduler,
+            findings: Vec::new(),
+            may_launch: scheduler.settings.template.is_some(),
+            refused: HashSet::new(),
+            wanted: Vec::new(),
+        }
     }
 
     pub(super) async fn first(&mut self, look: &Look) -> Doubts {
-        let mut doubts = Doubts { idle: look.idle().into_keys().collect(), ..Doubts::default() };
+        let mut doubts = Doubts { idle: look.idle(None).into_keys().collect(), ..Doubts::default() };
         for task in &look.running {
             self.look_at_holder(look, task, &mut doubts).await;
         }
@@ -58,18 +74,30 @@ impl<'a> Sweep<'a> {
             self.look_at_waiting(look, task, &mut doubts).await;
         }
         for mission in look.missions.values() {
-            self.serve(look, mission).await;
             self.announce(mission, None, &mut doubts).await;
-            let has_open =
-                look.pending.iter().chain(&look.running).any(|task| task.mission.as_ref() == Some(&mission.id));
-            if mission.is_late && !has_open {
-                let noted = self.scheduler.backend.ledger.note_late(&mission.id, false).await;
-                if let Err(error) = noted.map_err(SchedulerError::cloud("closing a mission")) {
-                    self.trouble(mission.id.as_str(), &error);
-                }
-            }
+            self.close(look, mission).await;
+            self.serve(look, mission).await;
         }
+        self.launch_wanted().await;
         doubts
+    }
+
+    /// Notes whether an announced mission still has open tasks.
+    async fn close(&mut self, look: &Look, mission: &Mission) {
+        if mission.notified != Notified::Yes {
+            return;
+        }
+        let noted = match (look.is_open(&mission.id), &mission.closed_at) {
+            (true, Some(_)) => self.scheduler.note_late(&mission.id).await,
+            (false, None) => {
+                let noted = self.scheduler.backend.ledger.close_mission(mission, &clock::now_rfc3339()).await;
+                noted.map_err(SchedulerError::cloud("closing a mission"))
+            }
+            (true, None) | (false, Some(_)) => Ok(()),
+        };
+        if let Err(error) = noted {
+            self.trouble(mission.id.as_str(), &error);
+        }
     }
 
     async fn look_at_holder(&mut self, look: &Look, task: &Task, doubts: &mut Doubts) {
@@ -101,7 +129,7 @@ impl<'a> Sweep<'a> {
         if mission.is_some_and(|mission| mission.nodes.is_some()) {
             return;
         }
-        if has_node(look, task)
+        if look.has_node(task)
             || task.launch.after.as_deref().and_then(clock::until).is_some_and(|wait| !wait.is_zero())
         {
             return;
@@ -111,31 +139,43 @@ impl<'a> Sweep<'a> {
             doubts.launches.insert(task.src.clone(), task.launch.tries);
         } else {
             let reason = if task.attempt.0 > 0 { "it was put back" } else { "nothing was launched for it" };
-            self.launch(task, mission, reason).await;
+            self.want(task, mission, reason);
+        }
+    }
+
+    pub(super) fn want(&mut self, task: &Task, mission: Option<&Mission>, reason: &str) {
+        self.wanted.push((task.clone(), mission.cloned(), reason.to_owned()));
+    }
+
+    /// Launches nodes for the tasks that want one.
+    pub(super) async fn launch_wanted(&mut self) {
+        let until = Instant::now() + LAUNCHES_TIME_MAX;
+        let wanted = std::mem::take(&mut self.wanted);
+        let total = wanted.len();
+        for (number, (task, mission, reason)) in wanted.into_iter().enumerate() {
+            if Instant::now() >= until {
+                tracing::warn!("{} of {total} launches are left to the next sweep", total - number);
+                return;
+            }
+            self.launch(&task, mission.as_ref(), &reason).await;
         }
     }
 
     pub(super) async fn second(&mut self, before: &Look, look: &Look, doubts: &Doubts) {
         for task in &look.running {
             if doubts.leases.get(&task.src) == Some(&(task.attempt.0, task.beat)) {
-                let mission = look.mission_of(task);
-                if mission.is_some_and(|mission| mission.cancelled_at.is_some()) {
-                    self.fail(task, mission, Verdict::Cancelled, "its mission is cancelled, and its holder is silent")
-                        .await;
-                } else {
-                    self.put_back(task, mission, "its lease has not moved for a whole lease").await;
-                }
+                self.put_back(task, look.mission_of(task), "its lease has not moved for a whole lease").await;
             }
         }
         for task in &look.pending {
             if doubts.launches.get(&task.src) == Some(&task.launch.tries)
                 && task.launch.is_for(task.attempt)
-                && !has_node(look, task)
+                && !look.has_node(task)
             {
-                self.launch(task, look.mission_of(task), "what was launched for it is not there").await;
+                self.want(task, look.mission_of(task), "what was launched for it is not there");
             }
         }
-        let idle = look.idle();
+        let idle = look.idle(Some(before));
         let (ids, reasons): (Vec<_>, Vec<_>) =
             idle.into_iter().filter(|(id, _)| doubts.idle.contains(id) && before.has_instance(id)).unzip();
         match self.scheduler.backend.fleet.terminate(&ids).await.map_err(SchedulerError::cloud("ending instances")) {
@@ -153,9 +193,10 @@ impl<'a> Sweep<'a> {
                 self.announce(mission, Some(by), &mut Doubts::default()).await;
             }
         }
+        self.launch_wanted().await;
     }
 
-    /// Puts a task back whose holder is gone, within its budget, and launches a node for it.
+    /// Puts a task back whose holder is gone, within its budget; it wants a node then. In a cancelled mission it ends.
     pub(super) async fn put_back(&mut self, task: &Task, mission: Option<&Mission>, reason: &str) {
         let Some(lease) = task.lease() else { return };
         let now = clock::now_rfc3339();
@@ -168,6 +209,10 @@ impl<'a> Sweep<'a> {
             exit_code: None,
             log: None,
         };
+        if mission.is_some_and(|mission| mission.cancelled_at.is_some()) {
+            let reason = format!("its mission is cancelled, and {reason}");
+            return self.fail_with(task, mission, Verdict::Cancelled, Some(past), &reason).await;
+        }
         if task.interruptions >= self.scheduler.settings.limits.max_interruptions {
             let reason = format!("{reason}, and it has been interrupted {} times before", task.interruptions);
             return self.fail_with(task, mission, Verdict::Lost, Some(past), &reason).await;
@@ -178,7 +223,7 @@ impl<'a> Sweep<'a> {
                 self.find(What::PutBack, task.src.as_str(), reason);
                 let pending = Task { state: State::Pending, open_since: Some(now), ..task.clone() };
                 if mission.is_none_or(|mission| mission.nodes.is_none()) {
-                    self.launch(&pending, mission, "it was put back").await;
+                    self.want(&pending, mission, "it was put back");
                 }
             }
             // It moved after all.
@@ -187,12 +232,12 @@ impl<'a> Sweep<'a> {
         }
     }
 
-    pub(super) async fn launch(&mut self, task: &Task, mission: Option<&Mission>, reason: &str) {
+    async fn launch(&mut self, task: &Task, mission: Option<&Mission>, reason: &str) {
         if task.launch.is_for(task.attempt) && task.launch.lost + 1 >= LAUNCHES_LOST_MAX {
             let reason = format!("{LAUNCHES_LOST_MAX} instances for it have ended before they claimed it");
             return self.fail(task, mission, Verdict::Infra, &reason).await;
         }
-        if !self.may_launch {
+        if !self.may_launch || self.refused.contains(&task.mission) {
             return;
         }
         match self.scheduler.launch_for(task, mission).await {
@@ -202,9 +247,18 @@ impl<'a> Sweep<'a> {
             Ok(Node::Waits(why)) => self.find(What::NoNode, task.src.as_str(), &why),
             Ok(Node::NotNeeded) => {}
             Err(error) => {
-                self.may_launch = !error.is_of_every_launch();
+                self.refuse(task.mission.clone(), &error);
                 self.trouble(task.src.as_str(), &error);
             }
+        }
+    }
+
+    /// Remembers, for the rest of this sweep, what EC2 will refuse again.
+    fn refuse(&mut self, mission: Option<MissionId>, error: &SchedulerError) {
+        if error.is_of_every_launch() {
+            self.may_launch = false;
+        } else if !error.may_pass() {
+            self.refused.insert(mission);
         }
     }
 
@@ -230,10 +284,13 @@ impl<'a> Sweep<'a> {
         }
         let on_demand = u32::try_from(nodes.iter().filter(|ours| !ours.is_spot).count()).unwrap_or(0);
         let longest = pending.iter().map(|task| waited(task)).max().unwrap_or(Duration::ZERO);
-        // Two sweeps that see the same launch the same: the token is of what they saw.
-        let mut seen: Vec<&str> = nodes.iter().map(|ours| ours.id.as_str()).collect();
-        seen.sort_unstable();
-        let round = format!("{} {missing} {}", seen.join(","), pending.len());
+        let reserved = self.scheduler.backend.ledger.reserve_round(mission).await;
+        let round = match reserved.map_err(SchedulerError::cloud("reserving a launch of nodes")) {
+            Ok(Some(round)) => format!("round {round}"),
+            // Another sweep was quicker.
+            Ok(None) => return,
+            Err(error) => return self.trouble(mission.id.as_str(), &error),
+        };
         match self.scheduler.launch_nodes(mission, missing, on_demand, longest, &round).await {
             Ok(launched) => {
                 for instance in &launched.instances {
@@ -245,7 +302,7 @@ impl<'a> Sweep<'a> {
                 }
             }
             Err(error) => {
-                self.may_launch = !error.is_of_every_launch();
+                self.refuse(Some(mission.id.clone()), &error);
                 self.trouble(mission.id.as_str(), &error);
             }
         }

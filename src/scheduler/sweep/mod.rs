@@ -73,7 +73,7 @@ impl Scheduler {
     /// [`SchedulerError`] if the tables or EC2 cannot be read. What goes wrong with one task is a finding.
     pub async fn sweep(&self, stop: &CancellationToken) -> Result<Vec<Finding>, SchedulerError> {
         let mut sweep = Sweep::new(self);
-        let look = self.look().await?;
+        let look = self.look(None).await?;
         let doubts = sweep.first(&look).await;
         if !doubts.is_empty() {
             // Both arms may be dropped: neither holds anything.
@@ -81,17 +81,18 @@ impl Scheduler {
                 () = tokio::time::sleep(self.settings.lease) => {}
                 () = stop.cancelled() => return Ok(sweep.findings),
             }
-            let again = self.look().await?;
+            let again = self.look(Some(&look)).await?;
             sweep.second(&look, &again, &doubts).await;
         }
         Ok(sweep.findings)
     }
 
-    /// Heals what one instance's end has lost: EC2 says that it is gone, or going.
+    /// Heals what one instance's end has lost: EC2 says that it is gone, or, if not `is_over`, that it is going. One that is going
+    /// may still save what it holds, and hand it back.
     ///
     /// # Errors
     /// [`SchedulerError`].
-    pub async fn instance_gone(&self, id: &str) -> Result<Vec<Finding>, SchedulerError> {
+    pub async fn instance_gone(&self, id: &str, is_over: bool) -> Result<Vec<Finding>, SchedulerError> {
         let described = self.backend.fleet.one_of_ours(id, self.mark()).await;
         let Some(ours) = described.map_err(SchedulerError::cloud("reading an instance's tags"))? else {
             return Ok(Vec::new());
@@ -103,19 +104,23 @@ impl Scheduler {
         };
         let srcs = match (&ours.src, &mission) {
             (Some(value), _) => self.src_of(value).await?.into_iter().collect(),
-            (None, Some(mission)) => self.open(Some(&mission.id), mission.tally_shards, State::Running).await?,
-            (None, None) => Vec::new(),
+            // Reading them all is for the end that is certain: each of its nodes comes here twice.
+            (None, Some(mission)) if is_over => {
+                self.open(Some(&mission.id), mission.tally_shards, State::Running).await?
+            }
+            (None, _) => Vec::new(),
         };
         let tasks = self.backend.ledger.tasks(&srcs).await.map_err(SchedulerError::cloud("reading tasks"))?;
         for task in tasks {
             let held = task.state == State::Running && task.instance.as_ref().is_some_and(|owner| owner.as_str() == id);
             let was_for_it = task.state == State::Pending && task.launch.instance.as_deref() == Some(id);
-            if held {
+            if held && is_over {
                 sweep.put_back(&task, mission.as_ref(), "EC2 says that its instance is gone").await;
             } else if was_for_it && ours.src.is_some() {
-                sweep.launch(&task, mission.as_ref(), "its instance is gone").await;
+                sweep.want(&task, mission.as_ref(), "its instance is gone");
             }
         }
+        sweep.launch_wanted().await;
         Ok(sweep.findings)
     }
 }
