@@ -183,3 +183,48 @@ fn is_node_of(ours: &Ours, task: &Task) -> bool {
     };
     is_noted && ours.src.as_deref() == Some(tags::src_value(&task.src).as_str())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn look(tasks: Vec<Task>) -> Look {
+        let (ended, open): (Vec<_>, Vec<_>) =
+            tasks.into_iter().partition(|task| matches!(task.state, State::Done | State::Failed));
+        let (pending, running) = open.into_iter().partition(|task| task.state == State::Pending);
+        let server = Ours {
+            id: "i-1".to_owned(),
+            src: None,
+            mission: Some("M".to_owned()),
+            is_spot: false,
+            age: 2 * BOOT_MAX,
+        };
+        Look {
+            missions: HashMap::new(),
+            pending,
+            running,
+            ended,
+            instances: vec![server],
+            by_src: HashMap::new(),
+            ids: HashSet::new(),
+            open: HashSet::new(),
+        }
+    }
+
+    fn task(state: State, instance: Option<&str>) -> Task {
+        let instance = instance.map(|id| InstanceId::new(id).unwrap());
+        let mission = MissionId::new("M").unwrap();
+        Task { state, instance, ..Task::new(SrcId::new("abc").unwrap(), Some(mission)) }
+    }
+
+    /// It took a task after the first look and ended it before the second: it will take the next one at once.
+    #[test]
+    fn a_node_between_two_tasks_is_not_idle() {
+        let first = look(vec![task(State::Pending, None)]);
+        let second = look(vec![task(State::Done, Some("i-1"))]);
+        assert_eq!(second.idle(Some(&first)).len(), 0);
+        let ran = look(vec![task(State::Running, Some("i-1"))]);
+        assert_eq!(look(Vec::new()).idle(Some(&ran)).len(), 0);
+        assert_eq!(second.idle(Some(&look(Vec::new()))).len(), 1, "that was long ago");
+    }
+}
