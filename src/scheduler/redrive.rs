@@ -83,6 +83,15 @@ impl Scheduler {
                 }
             }
         }
+        if let Some(most) = mission.nodes.filter(|_| self.settings.template.is_some() && redriven.put_back > 0) {
+            match self.launch_missing(&mission, most, redriven.put_back).await {
+                Ok(launched) => {
+                    redriven.launched = launched.instances.len() as u64;
+                    redriven.waits = launched.shortfall;
+                }
+                Err(error) => remember(&mut redriven.waits, crate::worker::words(&error)),
+            }
+        }
         Ok(redriven)
     }
 }

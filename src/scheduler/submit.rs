@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use super::launch::Node;
 use super::redrive::remember;
 use super::{Scheduler, SchedulerError};
-use crate::backend::fleet::Request;
+use crate::backend::fleet::{Launched, Request};
 use crate::backend::ledger::{Made, NewMission, NewTask};
 use crate::clock;
 use crate::domain::ids::{MissionId, SrcId};
@@ -240,7 +240,10 @@ impl Scheduler {
         let total = open.len() as u64;
         if let Some(most) = mission.nodes {
             submitted.waiting = total;
-            return self.launch_missing(mission, most, total, submitted).await;
+            let launched = self.launch_missing(mission, most, total).await?;
+            submitted.launched = launched.instances.len() as u64;
+            submitted.waits = launched.shortfall;
+            return Ok(());
         }
         for (number, batch) in open.chunks(100).enumerate() {
             let tasks = self.backend.ledger.tasks(batch).await.map_err(SchedulerError::cloud("reading open tasks"))?;
@@ -267,13 +270,13 @@ impl Scheduler {
         Ok(())
     }
 
-    async fn launch_missing(
+    /// Launches what a mission lacks of its `most` own nodes for so many waiting tasks; nothing if another is at it.
+    pub(super) async fn launch_missing(
         &self,
         mission: &Mission,
         most: u32,
         waiting: u64,
-        submitted: &mut Submitted,
-    ) -> Result<(), SchedulerError> {
+    ) -> Result<Launched, SchedulerError> {
         let slots = u64::from(mission.slots.unwrap_or(1)).max(1);
         let wanted = u32::try_from(waiting.div_ceil(slots)).unwrap_or(u32::MAX).min(most);
         let instances = self.backend.fleet.ours(self.mark()).await;
@@ -284,20 +287,17 @@ impl Scheduler {
         let nodes: Vec<_> = instances.iter().filter(its).collect();
         let missing = wanted.saturating_sub(u32::try_from(nodes.len()).unwrap_or(u32::MAX));
         if missing == 0 {
-            return Ok(());
+            return Ok(Launched::default());
         }
         let on_demand = u32::try_from(nodes.iter().filter(|ours| !ours.is_spot).count()).unwrap_or(0);
         let reserved = self.backend.ledger.reserve_round(mission).await;
         let Some(round) = reserved.map_err(SchedulerError::cloud("reserving a launch of nodes"))? else {
             // A sweep was quicker.
-            return Ok(());
+            return Ok(Launched::default());
         };
         let round = format!("round {round}");
         let zero = std::time::Duration::ZERO;
-        let launched = self.launch_nodes(mission, missing, on_demand, zero, &round).await?;
-        submitted.launched += launched.instances.len() as u64;
-        submitted.waits.extend(launched.shortfall);
-        Ok(())
+        self.launch_nodes(mission, missing, on_demand, zero, &round).await
     }
 
     /// The launches that a submission would ask for, as they would be sent: the first of a node a task, or the mission's.

@@ -410,4 +410,10 @@ async fn a_missions_nodes_are_launched_once_however_many_look() {
     assert_eq!(found.iter().filter(|(what, _)| *what == What::Launched).count(), 2, "{found:?}");
     assert_eq!(sweep(&scheduler).await, []);
     assert_eq!(running(&lab).len(), 2);
+
+    // A redrive launches them, too.
+    scheduler.cancel(&mission_id("M"), Duration::from_secs(30)).await.unwrap();
+    assert_eq!(running(&lab).len(), 0);
+    let redriven = scheduler.redrive(&mission_id("M"), None, &[]).await.unwrap();
+    assert_eq!((redriven.put_back, redriven.launched, running(&lab).len()), (4, 2, 2));
 }

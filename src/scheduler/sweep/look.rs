@@ -192,13 +192,8 @@ mod tests {
         let (ended, open): (Vec<_>, Vec<_>) =
             tasks.into_iter().partition(|task| matches!(task.state, State::Done | State::Failed));
         let (pending, running) = open.into_iter().partition(|task| task.state == State::Pending);
-        let server = Ours {
-            id: "i-1".to_owned(),
-            src: None,
-            mission: Some("M".to_owned()),
-            is_spot: false,
-            age: 2 * BOOT_MAX,
-        };
+        let server =
+            Ours { id: "i-1".to_owned(), src: None, mission: Some("M".to_owned()), is_spot: false, age: 2 * BOOT_MAX };
         Look {
             missions: HashMap::new(),
             pending,
