@@ -16,6 +16,7 @@ use aws_sdk_ec2::types::{
 use super::error::{CloudError, Kind};
 use super::sdk::Wire;
 use crate::clock;
+use crate::domain::ids::MissionId;
 use crate::domain::policy::{Price, Purchase};
 use crate::domain::tags;
 
@@ -75,6 +76,14 @@ pub struct Ours {
     pub is_spot: bool,
     /// How long ago EC2 launched it, by this machine's clock.
     pub age: Duration,
+}
+
+impl Ours {
+    /// Returns whether it serves a whole mission, this one.
+    #[must_use]
+    pub fn serves(&self, mission: &MissionId) -> bool {
+        self.src.is_none() && self.mission.as_deref() == Some(mission.as_str())
+    }
 }
 
 /// EC2's scheduling side. Cheap to clone.

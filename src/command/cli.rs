@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use super::Failure;
 use super::place::DEFAULT_DIR;
+use crate::backend::Tables;
 use crate::logging::Format;
 
 /// One task per input file on EC2 Spot instances: nothing lost, nothing counted twice, nothing left running.
@@ -64,12 +66,12 @@ pub(super) enum Command {
     Lambda(SchedulerArgs),
 }
 
-/// What a scheduler launches from, and with.
+/// What nodes and schedulers share: tables, buckets, topic.
 #[derive(Clone, Debug, Args)]
-pub(super) struct SchedulerArgs {
+pub(super) struct AwsArgs {
     #[command(flatten)]
     pub(super) tables: TableArgs,
-    /// The bucket of inputs
+    /// The bucket of inputs; a task's row may name another
     #[arg(long, env = "LIGHTHPC_SOURCE_BUCKET", value_name = "BUCKET", help_heading = "AWS")]
     pub(super) source_bucket: Option<String>,
     /// The bucket of results, logs, and manifests
@@ -78,6 +80,39 @@ pub(super) struct SchedulerArgs {
     /// The SNS topic that hears of a mission's end
     #[arg(long, env = "LIGHTHPC_TOPIC_ARN", value_name = "ARN", help_heading = "AWS")]
     pub(super) topic_arn: Option<String>,
+}
+
+impl AwsArgs {
+    pub(super) fn source_bucket(&self) -> Option<String> {
+        text(self.source_bucket.as_deref())
+    }
+
+    pub(super) fn result_bucket(&self) -> Option<String> {
+        text(self.result_bucket.as_deref())
+    }
+
+    /// The topic's ARN; a wrong command line if it is none.
+    pub(super) fn topic_arn(&self) -> Result<Option<String>, Failure> {
+        match text(self.topic_arn.as_deref()) {
+            Some(topic) if !topic.starts_with("arn:") => Err(Failure::usage(
+                format!("--topic-arn {topic} is not an ARN"),
+                "it looks like arn:aws:sns:us-east-1:123456789012:NotifyMe",
+            )),
+            topic => Ok(topic),
+        }
+    }
+}
+
+/// A value without the blanks around it; nothing if nothing is left.
+pub(super) fn text(value: Option<&str>) -> Option<String> {
+    value.map(str::trim).filter(|value| !value.is_empty()).map(ToOwned::to_owned)
+}
+
+/// What a scheduler launches from, and with.
+#[derive(Clone, Debug, Args)]
+pub(super) struct SchedulerArgs {
+    #[command(flatten)]
+    pub(super) aws: AwsArgs,
     /// The launch template of nodes, by id or name
     #[arg(long, env = "LIGHTHPC_LAUNCH_TEMPLATE", value_name = "TEMPLATE", help_heading = "Launching")]
     pub(super) launch_template: Option<String>,
@@ -215,6 +250,12 @@ pub(super) struct TableArgs {
     pub(super) missions_table: String,
 }
 
+impl TableArgs {
+    pub(super) fn tables(&self) -> Tables {
+        Tables { tasks: self.tasks_table.clone(), missions: self.missions_table.clone() }
+    }
+}
+
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
     /// With --local: the input files, one task each
@@ -241,16 +282,7 @@ pub(super) struct RunArgs {
     #[arg(long, env = "LIGHTHPC_MISSION", value_name = "ID", help_heading = "The task")]
     pub(super) mission: Option<String>,
     #[command(flatten)]
-    pub(super) tables: TableArgs,
-    /// The bucket of the input, if the task's row names none
-    #[arg(long, env = "LIGHTHPC_SOURCE_BUCKET", value_name = "BUCKET", help_heading = "AWS")]
-    pub(super) source_bucket: Option<String>,
-    /// The bucket of results, logs, and manifests
-    #[arg(long, env = "LIGHTHPC_RESULT_BUCKET", value_name = "BUCKET", help_heading = "AWS")]
-    pub(super) result_bucket: Option<String>,
-    /// The SNS topic that hears of a mission's end
-    #[arg(long, env = "LIGHTHPC_TOPIC_ARN", value_name = "ARN", help_heading = "AWS")]
-    pub(super) topic_arn: Option<String>,
+    pub(super) aws: AwsArgs,
 
     /// Where the attempts' folders are made
     #[arg(

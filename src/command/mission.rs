@@ -73,9 +73,9 @@ fn cores() -> usize {
 /// A local mission has buckets and a topic of its own; a name from an account is a mistake worth a word.
 fn refuse_aws_names(args: &RunArgs) -> Result<(), Failure> {
     let named = [
-        ("--source-bucket", &args.source_bucket),
-        ("--result-bucket", &args.result_bucket),
-        ("--topic-arn", &args.topic_arn),
+        ("--source-bucket", &args.aws.source_bucket),
+        ("--result-bucket", &args.aws.result_bucket),
+        ("--topic-arn", &args.aws.topic_arn),
     ];
     match named.into_iter().find(|(_, value)| value.as_ref().is_some_and(|value| !value.is_empty())) {
         None => Ok(()),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::cli::RunArgs;
 use super::{Failure, signals};
 use crate::backend::machine::{self, PowerOff};
-use crate::backend::{Backend, Tables, Wire};
+use crate::backend::{Backend, Wire};
 use crate::domain::budget::Limits;
 use crate::domain::ids::{MissionId, SrcId};
 use crate::exit::{self, Exit};
@@ -51,7 +51,7 @@ pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result
     };
     let (_work_dir, left) = take_work_dir(&settings.work_dir);
     let settings = Settings { left, ..settings };
-    let tables = Tables { tasks: args.tables.tasks_table.clone(), missions: args.tables.missions_table.clone() };
+    let tables = args.aws.tables.tables();
     let node = Node { backend: Backend::new(&wire, tables, power_off), settings: Arc::new(settings), stopping };
     conclude(worker::run(node).await)
 }
@@ -143,10 +143,6 @@ pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
             "a holder must be able to miss two heartbeats: shorten it, or lengthen the lease",
         ));
     }
-    if let Some(topic) = args.topic_arn.as_deref().filter(|topic| !topic.is_empty() && !topic.starts_with("arn:")) {
-        let message = format!("--topic-arn {topic} is not an ARN");
-        return Err(Failure::usage(message, "it looks like arn:aws:sns:us-east-1:123456789012:NotifyMe"));
-    }
     let name = |error: crate::domain::ids::IdError| Failure::usage(error, "look at --src-id and --mission");
     let text = |value: &Option<String>| value.clone().filter(|value| !value.trim().is_empty());
     let workload = match (args.program.is_empty(), text(&args.exec)) {
@@ -157,9 +153,9 @@ pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
     Ok(Settings {
         src: text(&args.src_id).map(SrcId::new).transpose().map_err(name)?,
         mission: text(&args.mission).map(MissionId::new).transpose().map_err(name)?,
-        source_bucket: text(&args.source_bucket),
-        result_bucket: text(&args.result_bucket),
-        topic_arn: text(&args.topic_arn),
+        source_bucket: args.aws.source_bucket(),
+        result_bucket: args.aws.result_bucket(),
+        topic_arn: args.aws.topic_arn()?,
         work_dir: args.work_dir.clone(),
         lease: args.lease,
         heartbeat: args.heartbeat,

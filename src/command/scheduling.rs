@@ -1,10 +1,10 @@
 //! What the scheduler's commands have in common: their settings.
 
 use super::Failure;
-use super::cli::SchedulerArgs;
+use super::cli::{SchedulerArgs, text};
 use crate::backend::fleet::Template;
 use crate::backend::machine::PowerOff;
-use crate::backend::{Backend, Tables, Wire};
+use crate::backend::{Backend, Wire};
 use crate::domain::budget::Limits;
 use crate::domain::ids::MissionId;
 use crate::domain::policy::{Policy, words};
@@ -13,21 +13,16 @@ use crate::scheduler::{PER_SECOND, Scheduler, Settings};
 /// Makes a scheduler over AWS.
 pub(super) async fn scheduler(args: &SchedulerArgs) -> Result<Scheduler, Failure> {
     let settings = settings(args)?;
-    let tables = Tables { tasks: args.tables.tasks_table.clone(), missions: args.tables.missions_table.clone() };
+    let tables = args.aws.tables.tables();
     let backend = Backend::new(&Wire::aws().await?, tables, PowerOff::Never);
     Ok(Scheduler::new(backend, settings))
 }
 
 fn settings(args: &SchedulerArgs) -> Result<Settings, Failure> {
-    let text = |value: &Option<String>| value.clone().map(|v| v.trim().to_owned()).filter(|value| !value.is_empty());
-    let (source_bucket, result_bucket) = (text(&args.source_bucket), text(&args.result_bucket));
+    let (source_bucket, result_bucket) = (args.aws.source_bucket(), args.aws.result_bucket());
     if source_bucket.is_some() && source_bucket == result_bucket {
         let message = format!("--source-bucket and --result-bucket are both {}", source_bucket.unwrap_or_default());
         return Err(Failure::usage(message, "results in the source bucket would become tasks: use two buckets"));
-    }
-    if let Some(topic) = text(&args.topic_arn).filter(|topic| !topic.starts_with("arn:")) {
-        let message = format!("--topic-arn {topic} is not an ARN");
-        return Err(Failure::usage(message, "it looks like arn:aws:sns:us-east-1:123456789012:NotifyMe"));
     }
     let policy = Policy::read(|name| match name {
         "bidMode" => args.bid_mode.as_deref(),
@@ -38,15 +33,15 @@ fn settings(args: &SchedulerArgs) -> Result<Settings, Failure> {
         _ => None,
     });
     let hint = "look at --bid-mode, --max-unit-price, --max-wait, and --on-demand-floor";
-    let default_mission = text(&args.default_mission).map(MissionId::new).transpose();
+    let default_mission = text(args.default_mission.as_deref()).map(MissionId::new).transpose();
     Ok(Settings {
-        template: text(&args.launch_template)
+        template: text(args.launch_template.as_deref())
             .map(|name| Template { name, version: args.launch_template_version.trim().to_owned() }),
         subnets: args.subnets.as_deref().map(words).unwrap_or_default(),
         policy: policy.map_err(|error| Failure::usage(error, hint))?,
         source_bucket,
         result_bucket,
-        topic_arn: text(&args.topic_arn),
+        topic_arn: args.aws.topic_arn()?,
         default_mission: default_mission.map_err(|error| Failure::usage(error, "look at LIGHTHPC_MISSION"))?,
         lease: args.lease,
         limits: Limits { max_interruptions: args.max_interruptions, ..Limits::default() },

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::cli::StatusArgs;
 use super::{Failure, place, screen};
 use crate::backend::machine::PowerOff;
-use crate::backend::{Backend, Tables, Wire};
+use crate::backend::{Backend, Wire};
 use crate::domain::ids::MissionId;
 use crate::domain::mission::{Mission, Notified, Tally};
 use crate::domain::policy::BidMode;
@@ -30,7 +30,7 @@ pub(super) async fn run(mut args: StatusArgs) -> Result<Exit, Failure> {
         place::refuse_endpoints()?;
         place::backend(&LocalCloud::attach(dir)?, None)
     } else {
-        let tables = Tables { tasks: args.tables.tasks_table, missions: args.tables.missions_table };
+        let tables = args.tables.tables();
         Backend::new(&Wire::aws().await?, tables, PowerOff::Never)
     };
     let ledger = &backend.ledger;

@@ -108,6 +108,14 @@ impl Mission {
         }
     }
 
+    /// Returns how many nodes of its own it wants for so many open tasks; none if each task has a node.
+    #[must_use]
+    pub fn nodes_wanted(&self, open: u64) -> u32 {
+        let slots = u64::from(self.slots.unwrap_or(1)).max(1);
+        let most = self.nodes.unwrap_or(0);
+        u32::try_from(open.div_ceil(slots)).unwrap_or(u32::MAX).min(most)
+    }
+
     /// Returns the mission's counters, given the sum of its tally items.
     #[must_use]
     pub const fn total(&self, sum: Tally) -> Tally {

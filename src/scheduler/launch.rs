@@ -4,13 +4,13 @@
 use std::time::Duration;
 
 use super::{Scheduler, SchedulerError};
-use crate::backend::fleet::{Launched, Request};
+use crate::backend::fleet::{Launched, Ours, Request};
 use crate::clock;
 use crate::domain::keys::digest_hex;
 use crate::domain::mission::Mission;
 use crate::domain::policy::{Policy, Purchase};
 use crate::domain::tags;
-use crate::domain::task::{Launch, Task};
+use crate::domain::task::{Launch, State, Task};
 
 /// What came of a launch for a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,6 +98,40 @@ impl Scheduler {
             None => self.by_floor(&policy, mission).await?,
         };
         self.request(&policy, purchase, 1, tags, token)
+    }
+
+    /// Launches what a mission lacks of its own nodes, as tables and EC2 have it now.
+    pub(super) async fn launch_own(&self, mission: &Mission) -> Result<Launched, SchedulerError> {
+        let mut open = 0;
+        for state in [State::Pending, State::Running] {
+            open += self.open(Some(&mission.id), mission.tally_shards, state).await?.len() as u64;
+        }
+        let instances = self.backend.fleet.ours(self.mark()).await;
+        let instances = instances.map_err(SchedulerError::cloud("listing our instances"))?;
+        self.launch_missing(mission, open, Duration::ZERO, &instances).await
+    }
+
+    /// Launches what a mission with so many `open` tasks lacks of its own nodes among `instances`; nothing if another
+    /// scheduler is at it. `waited` is how long its tasks have waited.
+    pub(super) async fn launch_missing(
+        &self,
+        mission: &Mission,
+        open: u64,
+        waited: Duration,
+        instances: &[Ours],
+    ) -> Result<Launched, SchedulerError> {
+        let nodes: Vec<&Ours> = instances.iter().filter(|ours| ours.serves(&mission.id)).collect();
+        let count = |nodes: usize| u32::try_from(nodes).unwrap_or(u32::MAX);
+        let missing = mission.nodes_wanted(open).saturating_sub(count(nodes.len()));
+        if missing == 0 {
+            return Ok(Launched::default());
+        }
+        let on_demand = count(nodes.iter().filter(|ours| !ours.is_spot).count());
+        let reserved = self.backend.ledger.reserve_round(mission).await;
+        match reserved.map_err(SchedulerError::cloud("reserving a launch of nodes"))? {
+            Some(round) => self.launch_nodes(mission, missing, on_demand, waited, &format!("round {round}")).await,
+            None => Ok(Launched::default()),
+        }
     }
 
     /// Launches `count` nodes that serve a mission. `on_demand` of those that run are On-Demand; `waited` is how long its

@@ -83,8 +83,8 @@ impl Scheduler {
                 }
             }
         }
-        if let Some(most) = mission.nodes.filter(|_| self.settings.template.is_some() && redriven.put_back > 0) {
-            match self.launch_missing(&mission, most, redriven.put_back).await {
+        if mission.nodes.is_some() && self.settings.template.is_some() && redriven.put_back > 0 {
+            match self.launch_own(&mission).await {
                 Ok(launched) => {
                     redriven.launched = launched.instances.len() as u64;
                     redriven.waits = launched.shortfall;

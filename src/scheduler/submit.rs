@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use super::launch::Node;
 use super::redrive::remember;
 use super::{Scheduler, SchedulerError};
-use crate::backend::fleet::{Launched, Request};
+use crate::backend::fleet::Request;
 use crate::backend::ledger::{Made, NewMission, NewTask};
 use crate::clock;
 use crate::domain::ids::{MissionId, SrcId};
@@ -238,9 +238,9 @@ impl Scheduler {
     ) -> Result<(), SchedulerError> {
         let open = self.open(Some(&mission.id), mission.tally_shards, State::Pending).await?;
         let total = open.len() as u64;
-        if let Some(most) = mission.nodes {
+        if mission.nodes.is_some() {
             submitted.waiting = total;
-            let launched = self.launch_missing(mission, most, total).await?;
+            let launched = self.launch_own(mission).await?;
             submitted.launched = launched.instances.len() as u64;
             submitted.waits = launched.shortfall;
             return Ok(());
@@ -270,46 +270,15 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Launches what a mission lacks of its `most` own nodes for so many waiting tasks; nothing if another is at it.
-    pub(super) async fn launch_missing(
-        &self,
-        mission: &Mission,
-        most: u32,
-        waiting: u64,
-    ) -> Result<Launched, SchedulerError> {
-        let slots = u64::from(mission.slots.unwrap_or(1)).max(1);
-        let wanted = u32::try_from(waiting.div_ceil(slots)).unwrap_or(u32::MAX).min(most);
-        let instances = self.backend.fleet.ours(self.mark()).await;
-        let instances = instances.map_err(SchedulerError::cloud("listing our instances"))?;
-        let its = |ours: &&crate::backend::fleet::Ours| {
-            ours.src.is_none() && ours.mission.as_deref() == Some(mission.id.as_str())
-        };
-        let nodes: Vec<_> = instances.iter().filter(its).collect();
-        let missing = wanted.saturating_sub(u32::try_from(nodes.len()).unwrap_or(u32::MAX));
-        if missing == 0 {
-            return Ok(Launched::default());
-        }
-        let on_demand = u32::try_from(nodes.iter().filter(|ours| !ours.is_spot).count()).unwrap_or(0);
-        let reserved = self.backend.ledger.reserve_round(mission).await;
-        let Some(round) = reserved.map_err(SchedulerError::cloud("reserving a launch of nodes"))? else {
-            // A sweep was quicker.
-            return Ok(Launched::default());
-        };
-        let round = format!("round {round}");
-        let zero = std::time::Duration::ZERO;
-        self.launch_nodes(mission, missing, on_demand, zero, &round).await
-    }
-
     /// The launches that a submission would ask for, as they would be sent: the first of a node a task, or the mission's.
     ///
     /// # Errors
     /// [`SchedulerError`]: no template, or a policy that cannot be read.
     pub fn requests(&self, plan: &Plan) -> Result<Vec<Request>, SchedulerError> {
         let policy = self.policy(None)?;
-        let mission = Mission::unknown(plan.mission.clone());
-        if let Some(most) = plan.nodes {
-            let slots = u64::from(plan.slots.unwrap_or(1)).max(1);
-            let count = u32::try_from((plan.srcs.len() as u64).div_ceil(slots)).unwrap_or(u32::MAX).min(most);
+        let mission = Mission { nodes: plan.nodes, slots: plan.slots, ..Mission::unknown(plan.mission.clone()) };
+        if plan.nodes.is_some() {
+            let count = mission.nodes_wanted(plan.srcs.len() as u64);
             let (on_demand, spot) = policy.split(count, 0, std::time::Duration::ZERO);
             let of = [(Purchase::OnDemand, on_demand), (Purchase::Spot, spot)];
             let tags = self.tags(plan.mission.as_str(), Some(&mission));

@@ -119,10 +119,7 @@ async fn a_periodic_checkpoint_survives_a_machine_that_vanishes() {
     let mut node = lab.node_with("abc", "M", faults.clone()).shell(&counting(&lab, 2));
     node.settings.checkpoint_every = Duration::from_millis(300);
     let instance = node.instance.clone();
-    tokio::select! {
-        life = node.run() => panic!("{life:?}"),
-        () = gate.arrived(1) => {}
-    }
+    node.die_at(&gate).await;
     lab.cloud.stop_instance(&instance);
     assert!(lab.task("abc").await.checkpoint.is_some());
 

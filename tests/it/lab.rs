@@ -13,7 +13,9 @@ use lighthpc::domain::ids::{MissionId, SrcId};
 use lighthpc::domain::mission::{Mission, Notified, Tally};
 use lighthpc::domain::policy::Policy;
 use lighthpc::domain::task::Task;
-use lighthpc::local::{ACCESS_KEY, Faults, LocalCloud, REGION, RESULT_BUCKET, SECRET_KEY, SOURCE_BUCKET, TOPIC_ARN};
+use lighthpc::local::{
+    ACCESS_KEY, Faults, Gate, LocalCloud, REGION, RESULT_BUCKET, SECRET_KEY, SOURCE_BUCKET, TOPIC_ARN,
+};
 use lighthpc::scheduler::{self, Scheduler};
 use lighthpc::worker::{self, Life, Node, Report, Settings, Stopping};
 use lighthpc::workload::{Bounds, Simulation, Workload};
@@ -225,6 +227,14 @@ impl Subject {
         self.settings.lease = lease;
         self.settings.heartbeat = heartbeat;
         self
+    }
+
+    /// Runs the node until it stands at a gate, and drops it there: to the node, its process is gone.
+    pub(crate) async fn die_at(self, gate: &Gate) {
+        tokio::select! {
+            life = self.run() => panic!("it never came to the gate: {life:?}"),
+            () = gate.arrived(1) => {}
+        }
     }
 
     /// Runs the node to its end, within the test's patience.

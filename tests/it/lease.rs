@@ -86,10 +86,7 @@ async fn a_holder_whose_instance_is_gone_is_replaced_at_once() {
     let gate = faults.hold_before(Dynamodb, "TransactWriteItems", When::Nth(1));
     let first = lab.node_with("abc", "M", faults);
     let instance = first.instance.clone();
-    tokio::select! {
-        life = first.run() => panic!("{life:?}"),
-        () = gate.arrived(1) => {}
-    }
+    first.die_at(&gate).await;
     lab.cloud.stop_instance(&instance);
 
     let started = Instant::now();
@@ -107,10 +104,7 @@ async fn the_same_instance_takes_its_task_up_again_after_a_restart() {
     let gate = faults.hold_before(Dynamodb, "TransactWriteItems", When::Nth(1));
     let first = lab.node_with("abc", "M", faults);
     let instance = first.instance.clone();
-    tokio::select! {
-        life = first.run() => panic!("{life:?}"),
-        () = gate.arrived(1) => {}
-    }
+    first.die_at(&gate).await;
 
     let faults = Faults::new();
     lab.node_on(instance, faults.clone()).run().await.ending.unwrap();
@@ -147,23 +141,20 @@ async fn a_drained_node_hands_its_task_back() {
 async fn a_task_that_ends_its_machines_is_failed_in_the_end() {
     let lab = Lab::new().await;
     lab.mission("M", &["abc"]).await;
-    let doomed = |n: u32| {
+    let doomed = || {
         let faults = Faults::new();
         let gate = faults.hold_before(lighthpc::local::Service::S3, "PutObject", When::Nth(1));
         let mut node = lab.node_with("abc", "M", faults);
         node.settings.limits.max_interruptions = 2;
-        (n, node, gate)
+        (node, gate)
     };
-    for (n, node, gate) in [doomed(1), doomed(2), doomed(3)] {
+    for (node, gate) in [doomed(), doomed(), doomed()] {
         let instance = node.instance.clone();
-        tokio::select! {
-            life = node.run() => panic!("{n}: {life:?}"),
-            () = gate.arrived(1) => {}
-        }
+        node.die_at(&gate).await;
         lab.cloud.stop_instance(&instance);
     }
 
-    let (_, last, _) = doomed(4);
+    let (last, _) = doomed();
     let life = last.run().await;
 
     assert!(matches!(life.ending, Err(NodeError::Exhausted { interruptions: 3, .. })), "{life:?}");

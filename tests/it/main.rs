@@ -13,4 +13,5 @@ mod pull;
 mod races;
 mod scheduler;
 mod steps;
+mod submit;
 mod sweep;

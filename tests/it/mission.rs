@@ -203,10 +203,7 @@ async fn a_dead_publisher_is_replaced() {
     let gate = faults.hold_before(lighthpc::local::Service::Sns, "Publish", lighthpc::local::When::Nth(1));
     let node = lab.node_with("abc", "M", faults);
     let instance = node.instance.clone();
-    tokio::select! {
-        life = node.run() => panic!("{life:?}"),
-        () = gate.arrived(1) => {}
-    }
+    node.die_at(&gate).await;
     assert!(matches!(lab.mission_row("M").await.notified, Notified::Sending { .. }));
 
     // While it lives, nobody takes over.

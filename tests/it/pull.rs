@@ -112,10 +112,7 @@ async fn a_restarted_node_takes_up_what_it_was_at() {
     let instance = lab.cloud.launch(&[("missionID", "M")]);
     let first = lab.node_on(instance.clone(), faults);
     let work_dir = first.settings.work_dir.clone();
-    tokio::select! {
-        life = first.run() => panic!("{life:?}"),
-        () = gate.arrived(1) => {}
-    }
+    first.die_at(&gate).await;
 
     let (_lock, left) = lighthpc::workload::take(&work_dir).unwrap();
     assert_eq!(left, [src("abc")]);

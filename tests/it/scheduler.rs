@@ -9,7 +9,7 @@ use lighthpc::domain::task::State;
 use lighthpc::exit::{Exit, of_scheduler};
 use lighthpc::local::Service::{Dynamodb, Ec2};
 use lighthpc::local::{Fault, Faults, RESULT_BUCKET, SOURCE_BUCKET, When};
-use lighthpc::scheduler::{Boarded, Intake, Plan, Scheduler, SchedulerError, Upload, What};
+use lighthpc::scheduler::{Boarded, Intake, Scheduler, Upload, What};
 use tokio_util::sync::CancellationToken;
 
 use crate::lab::{Lab, mission_id, src};
@@ -24,17 +24,17 @@ fn upload(key: &str) -> Upload {
     }
 }
 
-async fn board(scheduler: &Scheduler, key: &str) -> Boarded {
+pub(crate) async fn board(scheduler: &Scheduler, key: &str) -> Boarded {
     Intake::new(scheduler).board(&upload(key)).await.unwrap()
 }
 
-async fn sweep(scheduler: &Scheduler) -> Vec<(What, String)> {
+pub(crate) async fn sweep(scheduler: &Scheduler) -> Vec<(What, String)> {
     let found = scheduler.sweep(&CancellationToken::new()).await.unwrap();
     assert!(found.iter().all(|finding| finding.what != What::Trouble), "{found:?}");
     found.into_iter().map(|finding| (finding.what, finding.subject)).collect()
 }
 
-fn running(lab: &Lab) -> Vec<String> {
+pub(crate) fn running(lab: &Lab) -> Vec<String> {
     lab.cloud.instances().into_iter().filter(|i| i.state == "running").map(|i| i.id).collect()
 }
 
@@ -304,62 +304,6 @@ async fn a_policy_that_cannot_be_read_is_named() {
     assert_eq!(of_scheduler(&error).0, Exit::Usage);
 }
 
-fn plan(keys: &[&str]) -> Plan {
-    Plan {
-        mission: mission_id("M"),
-        name: None,
-        bucket: SOURCE_BUCKET.to_owned(),
-        srcs: keys.iter().map(|key| src(key)).collect(),
-        exec: None,
-        nodes: None,
-        slots: None,
-    }
-}
-
-/// An object is a task as soon as it is there: whatever order object and submission come in, it counts for the mission once.
-#[tokio::test]
-async fn a_submission_and_its_objects_events_meet_in_any_order() {
-    let lab = Lab::new().await;
-    let scheduler = lab.scheduler(&Faults::new());
-    board(&scheduler, "M/before").await;
-    assert_eq!(lab.task("M/before").await.mission, None);
-    let plan = plan(&["M/before", "M/between", "M/after"]);
-
-    let prepared = scheduler.prepare(&plan).await.unwrap();
-    board(&scheduler, "M/between").await;
-    let submitted = scheduler.make_rows(&plan, &prepared, |_| {}).await.unwrap();
-    assert_eq!(board(&scheduler, "M/after").await, Boarded::Duplicate);
-
-    assert!(submitted.is_new);
-    assert_eq!((submitted.made, submitted.there), (1, 2));
-    assert_eq!(lab.mission_row("M").await.trans_number, Some(3));
-    for key in ["M/before", "M/between", "M/after"] {
-        assert_eq!(lab.task(key).await.mission, Some(mission_id("M")), "{key}");
-    }
-    let again = scheduler.prepare(&plan).await.unwrap();
-    assert!(!again.is_new && again.known.len() == 3);
-    assert_eq!(again.mission.trans_number, Some(3));
-
-    // A later upload is a task of the mission, and a later submission counts it.
-    board(&scheduler, "M/uploaded").await;
-    let larger = Plan { srcs: vec![src("M/more")], ..plan };
-    assert_eq!(scheduler.prepare(&larger).await.unwrap().mission.trans_number, Some(5));
-}
-
-#[tokio::test]
-async fn a_task_that_ran_in_no_mission_is_not_taken_over() {
-    let lab = Lab::new().await;
-    let scheduler = lab.scheduler(&Faults::new());
-    lab.input("abc", b"abc").await;
-    let Boarded::Launched(instance) = board(&scheduler, "abc").await else { panic!("no node") };
-    lab.node_on(instance, Faults::new()).run().await.ending.unwrap();
-
-    let error = scheduler.prepare(&plan(&["abc"])).await.unwrap_err();
-
-    assert!(matches!(error, SchedulerError::OtherTask { .. }), "{error:?}");
-    assert_eq!(lab.desk.ledger.mission(&mission_id("M")).await.unwrap(), None, "nothing was written");
-}
-
 /// The mission is announced between an invocation's first event and its second: its last task is not forgotten.
 #[tokio::test]
 async fn a_task_that_comes_as_its_mission_is_announced_is_swept() {
@@ -391,29 +335,4 @@ async fn a_task_that_comes_as_its_mission_is_announced_is_swept() {
     sweep(&scheduler).await;
     let mission = lab.mission_row("M").await;
     assert!(mission.late.is_none() && mission.closed_at.is_some(), "{mission:?}");
-}
-
-/// Two sweeps, or a sweep and a submission, see the same missing nodes: one launches them.
-#[tokio::test]
-async fn a_missions_nodes_are_launched_once_however_many_look() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["a", "b", "c", "d"]).await;
-    lab.set_mission_number("M", "nodes", 2).await;
-    let seen = lab.mission_row("M").await;
-
-    let first = lab.desk.ledger.reserve_round(&seen).await.unwrap();
-    assert_eq!((first, lab.desk.ledger.reserve_round(&seen).await.unwrap()), (Some(1), None));
-
-    // Whoever reserved has died: the next sweep launches, and the one after finds nothing missing.
-    let scheduler = lab.scheduler(&Faults::new());
-    let found = sweep(&scheduler).await;
-    assert_eq!(found.iter().filter(|(what, _)| *what == What::Launched).count(), 2, "{found:?}");
-    assert_eq!(sweep(&scheduler).await, []);
-    assert_eq!(running(&lab).len(), 2);
-
-    // A redrive launches them, too.
-    scheduler.cancel(&mission_id("M"), Duration::from_secs(30)).await.unwrap();
-    assert_eq!(running(&lab).len(), 0);
-    let redriven = scheduler.redrive(&mission_id("M"), None, &[]).await.unwrap();
-    assert_eq!((redriven.put_back, redriven.launched, running(&lab).len()), (4, 2, 2));
 }

@@ -30,10 +30,7 @@ async fn die(lab: &Lab, task: &str, vanishes: bool) -> String {
     let gate = faults.hold_before(Dynamodb, "TransactWriteItems", When::Nth(1));
     let instance = lab.ours(task, "M").instance;
     let node = lab.node_on(instance.clone(), faults);
-    tokio::select! {
-        life = node.run() => panic!("{life:?}"),
-        () = gate.arrived(1) => {}
-    }
+    node.die_at(&gate).await;
     if vanishes {
         lab.cloud.stop_instance(&instance);
     }
@@ -169,10 +166,7 @@ async fn a_mission_that_nobody_announced_is_announced() {
         let gate = faults.hold_before(service, operation, When::Nth(nth));
         let node = lab.node_with("abc", "M", faults);
         let instance = node.instance.clone();
-        tokio::select! {
-            life = node.run() => panic!("{life:?}"),
-            () = gate.arrived(1) => {}
-        }
+        node.die_at(&gate).await;
         lab.cloud.stop_instance(&instance);
 
         assert_eq!(sweep(&lab.scheduler(&Faults::new())).await, [one(What::Announced, "M")], "{operation}");
@@ -192,10 +186,7 @@ async fn a_sweep_that_died_as_publisher_is_replaced() {
     let gate = faults.hold_before(Dynamodb, "BatchGetItem", When::Nth(1));
     let node = lab.node_with("abc", "M", faults);
     let instance = node.instance.clone();
-    tokio::select! {
-        life = node.run() => panic!("{life:?}"),
-        () = gate.arrived(1) => {}
-    }
+    node.die_at(&gate).await;
     lab.cloud.stop_instance(&instance);
     let faults = Faults::new();
     let gate = faults.hold_before(Sns, "Publish", When::Nth(1));

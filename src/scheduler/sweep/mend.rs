@@ -7,7 +7,6 @@ use tokio::time::Instant;
 
 use super::look::Look;
 use super::{Finding, What, tally_of};
-use crate::backend::fleet::Ours;
 use crate::clock;
 use crate::domain::ids::{InstanceId, MissionId, SrcId};
 use crate::domain::mission::{Mission, Notified};
@@ -264,34 +263,17 @@ impl<'a> Sweep<'a> {
 
     /// Launches what a mission lacks of its own nodes.
     async fn serve(&mut self, look: &Look, mission: &Mission) {
-        let Some(most) = mission.nodes.filter(|_| mission.cancelled_at.is_none() && self.may_launch) else { return };
+        if mission.nodes.is_none() || mission.cancelled_at.is_some() || !self.may_launch {
+            return;
+        }
         let is_its = |task: &&Task| task.mission.as_ref() == Some(&mission.id);
         let pending: Vec<&Task> = look.pending.iter().filter(is_its).collect();
         if pending.is_empty() {
             return;
         }
-        let open = pending.len() + look.running.iter().filter(is_its).count();
-        let slots = usize::from(mission.slots.unwrap_or(1)).max(1);
-        let nodes: Vec<&Ours> = look
-            .instances
-            .iter()
-            .filter(|ours| ours.src.is_none() && ours.mission.as_deref() == Some(mission.id.as_str()))
-            .collect();
-        let wanted = u32::try_from(open.div_ceil(slots)).unwrap_or(u32::MAX).min(most);
-        let missing = wanted.saturating_sub(u32::try_from(nodes.len()).unwrap_or(u32::MAX));
-        if missing == 0 {
-            return;
-        }
-        let on_demand = u32::try_from(nodes.iter().filter(|ours| !ours.is_spot).count()).unwrap_or(0);
+        let open = (pending.len() + look.running.iter().filter(is_its).count()) as u64;
         let longest = pending.iter().map(|task| waited(task)).max().unwrap_or(Duration::ZERO);
-        let reserved = self.scheduler.backend.ledger.reserve_round(mission).await;
-        let round = match reserved.map_err(SchedulerError::cloud("reserving a launch of nodes")) {
-            Ok(Some(round)) => format!("round {round}"),
-            // Another sweep was quicker.
-            Ok(None) => return,
-            Err(error) => return self.trouble(mission.id.as_str(), &error),
-        };
-        match self.scheduler.launch_nodes(mission, missing, on_demand, longest, &round).await {
+        match self.scheduler.launch_missing(mission, open, longest, &look.instances).await {
             Ok(launched) => {
                 for instance in &launched.instances {
                     let reason = format!("{} tasks of mission {} wait", pending.len(), mission.id);
