@@ -26,7 +26,7 @@ impl Failure for StoreError {
     }
 }
 
-/// Repeats a call while its failure may pass, once at least, and until `limit` has gone by since the first try. The SDK's own
+/// Repeats a call while its failure may pass, once at least, and until one was made when `limit` had gone by. The SDK's own
 /// five tries (about 4 s) are inside each of these; between them lies a jittered pause of up to 5 s.
 ///
 /// For calls that may be made twice.
@@ -45,11 +45,33 @@ where
             Err(error) => error,
         };
         tries += 1;
-        let pause = backoff::delay(tries + 2, rand::random());
-        if !error.may_pass() || tries > 1 && started.elapsed() + pause >= limit {
+        let elapsed = started.elapsed();
+        if !error.may_pass() || tries > 1 && elapsed >= limit {
             return Err(error);
         }
+        let pause = backoff::delay(tries + 2, rand::random());
+        // The last try is made when the limit has come, not before: what is away for less is waited for.
+        let pause = limit.checked_sub(elapsed).map_or(pause, |left| pause.min(left));
         tracing::warn!("tried again: {}", super::error::words(&error));
         tokio::time::sleep(pause).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Kind;
+
+    #[tokio::test]
+    async fn an_outage_as_long_as_the_limit_is_waited_for() {
+        let limit = Duration::from_millis(60);
+        for _ in 0..20 {
+            let started = Instant::now();
+            let call = || async move {
+                let is_away = started.elapsed() < limit;
+                if is_away { Err(CloudError::new(Kind::Unreachable, "GetItem", "a table", "away")) } else { Ok(()) }
+            };
+            insist(limit, call).await.unwrap();
+        }
     }
 }
