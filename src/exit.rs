@@ -49,6 +49,8 @@ pub enum Exit {
     OutOfMemory = 25,
     /// EC2 does not accept the launch.
     LaunchRefused = 26,
+    /// The doctor found a failure.
+    Unfit = 27,
     /// The lease was lost to another attempt.
     LeaseLost = 30,
     /// A service cannot be reached, or stays busy.

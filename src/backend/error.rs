@@ -105,6 +105,15 @@ impl CloudError {
     }
 }
 
+/// Reads the answer to a dry run: EC2 says `DryRunOperation` if it would have done it.
+pub(super) fn dry_run<T>(answer: Result<T, CloudError>) -> Result<(), CloudError> {
+    match answer {
+        Err(error) if error.source.to_string().starts_with("DryRunOperation") => Ok(()),
+        Err(error) => Err(error),
+        Ok(_) => Ok(()),
+    }
+}
+
 /// `CODE: message (HTTP status)`, leaving out what the service did not say.
 fn words_of<E: ProvideErrorMetadata>(error: &E, status: u16) -> String {
     match (error.code(), error.message()) {
@@ -116,7 +125,7 @@ fn words_of<E: ProvideErrorMetadata>(error: &E, status: u16) -> String {
 }
 
 /// The messages of an error and its sources, each once.
-fn chain_of(error: &(dyn StdError + 'static)) -> String {
+pub(super) fn chain_of(error: &(dyn StdError + 'static)) -> String {
     let mut words: Vec<String> = Vec::new();
     for link in chain(error) {
         let text = link.to_string();

@@ -138,6 +138,16 @@ impl Fleet {
         Ok(Launched { instances, shortfall: if is_short { shortfall } else { Vec::new() } })
     }
 
+    /// Asks EC2 whether it would take a launch; launches nothing.
+    ///
+    /// # Errors
+    /// [`CloudError`]: as of a launch.
+    pub async fn may_launch(&self, request: &Request) -> Result<(), CloudError> {
+        let answer = build(self.client.create_fleet(), request).dry_run(true).send().await;
+        let resource = format!("launch template {}", request.template.name);
+        super::error::dry_run(answer.map_err(|e| CloudError::sdk("CreateFleet", resource, e)))
+    }
+
     /// Lists the instances of ours that are pending or running.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::time::Duration;
 use aws_config::imds;
 use aws_sdk_ec2::Client;
 use aws_sdk_ec2::config::Builder;
-use aws_sdk_ec2::types::{Filter, InstanceStateName};
+use aws_sdk_ec2::types::{Filter, InstanceAttributeName, InstanceStateName};
 use tokio::process::Command;
 
 use super::error::{CloudError, Kind};
@@ -39,6 +39,15 @@ pub enum End {
     PoweredOff,
     /// Nothing was done: this is not a machine of ours to end.
     LeftRunning,
+}
+
+/// What EC2 has set for an instance's metadata service; `None` where it does not say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// How many hops an answer with a token may go: more than 1 reaches containers.
+    pub hop_limit: Option<i32>,
+    /// Whether every read needs a token (`IMDSv2`).
+    pub needs_token: Option<bool>,
 }
 
 /// Why the machine could not be ended.
@@ -137,6 +146,42 @@ impl Machine {
             .map_err(|e| CloudError::sdk("DescribeTags", instance, e))?;
         let pair = |tag: &aws_sdk_ec2::types::TagDescription| Some((tag.key()?.to_owned(), tag.value()?.to_owned()));
         Ok(answer.tags().iter().filter_map(pair).collect())
+    }
+
+    /// Reads what EC2 has set for an instance: what its metadata service offers, and what a shutdown does.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn options_of(&self, instance: &str) -> Result<Options, CloudError> {
+        let answer = self.client.describe_instances().instance_ids(instance).send().await;
+        let answer = answer.map_err(|e| CloudError::sdk("DescribeInstances", instance, e))?;
+        let mut instances = answer.reservations().iter().flat_map(aws_sdk_ec2::types::Reservation::instances);
+        let options = instances.next().and_then(|instance| instance.metadata_options());
+        Ok(Options {
+            hop_limit: options
+                .and_then(aws_sdk_ec2::types::InstanceMetadataOptionsResponse::http_put_response_hop_limit),
+            needs_token: options.and_then(|options| Some(options.http_tokens()?.as_str() == "required")),
+        })
+    }
+
+    /// Reads what EC2 does with an instance that switches itself off: `terminate` or `stop`.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn shutdown_behavior(&self, instance: &str) -> Result<Option<String>, CloudError> {
+        let attribute = InstanceAttributeName::InstanceInitiatedShutdownBehavior;
+        let answer = self.client.describe_instance_attribute().instance_id(instance).attribute(attribute).send().await;
+        let answer = answer.map_err(|e| CloudError::sdk("DescribeInstanceAttribute", instance, e))?;
+        Ok(answer.instance_initiated_shutdown_behavior().and_then(|behavior| behavior.value()).map(str::to_owned))
+    }
+
+    /// Asks EC2 whether this caller may end an instance; ends nothing.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn may_terminate(&self, instance: &str) -> Result<(), CloudError> {
+        let answer = self.client.terminate_instances().instance_ids(instance).dry_run(true).send().await;
+        super::error::dry_run(answer.map_err(|e| CloudError::sdk("TerminateInstances", instance, e)))
     }
 
     /// Asks EC2 whether an instance is gone for good: terminated, on its way there, stopped, or unknown. Of a name that is

@@ -36,6 +36,15 @@ impl Notifier {
         Self { client: Client::from_conf(Builder::from(&wire.config).build()) }
     }
 
+    /// Looks at a topic; publishes nothing.
+    ///
+    /// # Errors
+    /// [`CloudError`]; `NotFound` if there is no such topic.
+    pub async fn look(&self, topic_arn: &str) -> Result<(), CloudError> {
+        let answer = self.client.get_topic_attributes().topic_arn(topic_arn).send().await;
+        answer.map(drop).map_err(|e| CloudError::sdk("GetTopicAttributes", format!("topic {topic_arn}"), e))
+    }
+
     /// Publishes a message. FIFO topics (`….fifo`) get a group and a deduplication id.
     ///
     /// Publishing twice sends two messages, except to a FIFO topic.

@@ -134,6 +134,20 @@ impl Wire {
         &self.config
     }
 
+    /// Finds the credentials that calls are signed with, and says which they are: the id of the key, never the secret, and when
+    /// they run out.
+    ///
+    /// # Errors
+    /// [`Kind::NoCredentials`].
+    pub async fn credentials(&self) -> Result<(String, Option<std::time::SystemTime>), CloudError> {
+        use aws_credential_types::provider::ProvideCredentials;
+        let missing = |said: String| CloudError::new(Kind::NoCredentials, "finding credentials", "this machine", said);
+        let provider = self.config.credentials_provider().ok_or_else(|| missing("no provider is set".to_owned()))?;
+        let found = provider.provide_credentials().await;
+        let found = found.map_err(|error| missing(super::error::chain_of(&error)))?;
+        Ok((found.access_key_id().to_owned(), found.expiry()))
+    }
+
     /// Returns the region all calls go to.
     #[must_use]
     pub fn region(&self) -> &str {

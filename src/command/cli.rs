@@ -62,6 +62,8 @@ pub(super) enum Command {
     Redrive(RedriveArgs),
     /// Cancel a mission: nothing new begins, what runs is stopped, its instances are ended
     Cancel(CancelArgs),
+    /// Look for what would go wrong on this node, at this desk, or in this image, and say how to mend it
+    Doctor(Box<DoctorArgs>),
     /// Be the AWS Lambda function: events of S3, SQS, EC2, and a schedule, and the HTTP interface
     Lambda(SchedulerArgs),
 }
@@ -233,6 +235,24 @@ pub(super) struct CancelArgs {
     pub(super) scheduler: SchedulerArgs,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct DoctorArgs {
+    /// Look at what can be known of an image while it is baked: nothing of AWS
+    #[arg(long)]
+    pub(super) bake: bool,
+    /// Print a JSON object, for programs
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Where the attempts' folders are made
+    #[arg(long, env = "LIGHTHPC_WORK_DIR", default_value = "/var/lib/lighthpc", value_name = "DIR")]
+    pub(super) work_dir: PathBuf,
+    /// What the doctor starts behind the wall, to try it
+    #[arg(long, hide = true)]
+    pub(super) behind_the_wall: bool,
+    #[command(flatten)]
+    pub(super) scheduler: SchedulerArgs,
+}
+
 /// Where the tables are.
 #[derive(Clone, Debug, Args)]
 pub(super) struct TableArgs {
@@ -254,6 +274,15 @@ impl TableArgs {
     pub(super) fn tables(&self) -> Tables {
         Tables { tasks: self.tasks_table.clone(), missions: self.missions_table.clone() }
     }
+}
+
+/// What is around a workload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Isolation {
+    /// A process group.
+    Process,
+    /// A transient systemd unit: the wall.
+    Unit,
 }
 
 #[derive(Debug, Args)]
@@ -314,6 +343,17 @@ pub(super) struct RunArgs {
     /// What switches the machine off if EC2 does not end it (default, on EC2 only: systemctl poweroff)
     #[arg(long, env = "LIGHTHPC_POWER_OFF_COMMAND", value_name = "COMMAND", help_heading = "The node")]
     pub(super) power_off_command: Option<String>,
+    /// What is around a workload: a process group of the node's own user, or a systemd unit with a user of its own, that
+    /// cannot reach the instance's role
+    #[arg(
+        long,
+        value_enum,
+        default_value = "process",
+        env = "LIGHTHPC_ISOLATION",
+        value_name = "HOW",
+        help_heading = "The node"
+    )]
+    pub(super) isolation: Isolation,
     /// How long an attempt's workload may take (default: no limit)
     #[arg(long, env = "LIGHTHPC_TIME_LIMIT", value_parser = seconds, value_name = "SECONDS", help_heading = "The node")]
     pub(super) time_limit: Option<Duration>,

@@ -2,6 +2,7 @@
 
 mod cancel;
 mod cli;
+mod doctor;
 mod http;
 mod inputs;
 mod lambda;
@@ -12,6 +13,7 @@ mod plan;
 mod redrive;
 mod scheduling;
 mod screen;
+mod service;
 mod signals;
 mod status;
 mod submit;
@@ -116,6 +118,7 @@ fn start(cli: Cli) -> Result<Exit, Failure> {
                     Command::Sweep(args) => sweep::run(args).await,
                     Command::Redrive(args) => redrive::run(args).await,
                     Command::Cancel(args) => cancel::run(args).await,
+                    Command::Doctor(args) => doctor::run(args).await,
                     Command::Lambda(args) => lambda::run(args).await,
                     Command::Run(_) => unreachable!("matched above"),
                 }

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::cli::RunArgs;
-use super::{Failure, signals};
+use super::cli::{Isolation, RunArgs};
+use super::{Failure, service, signals};
 use crate::backend::machine::{self, PowerOff};
 use crate::backend::{Backend, Wire};
 use crate::domain::budget::Limits;
 use crate::domain::ids::{MissionId, SrcId};
 use crate::exit::{self, Exit};
 use crate::worker::{self, Ending, Node, Report, Settings, Stopping};
-use crate::workload::{self, Bounds, Simulation, Workload};
+use crate::workload::{self, Bounds, Simulation, Wall, Workload};
 
 /// The time between two copies of a running workload's log: what a machine that vanishes leaves is a minute old at the most,
 /// and costs an object's put a minute, if anything was written.
@@ -39,6 +39,14 @@ pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result
             return Err(failure);
         }
     };
+    let mut announcers = service::announce(settings.report.subscribe());
+    let concluded = live(&args, settings, stopping).await;
+    announcers.shutdown().await;
+    concluded
+}
+
+/// The node's life, and the machine's end.
+async fn live(args: &RunArgs, settings: Settings, stopping: Stopping) -> Result<Exit, Failure> {
     let power_off = power_off(args.power_off_command.as_deref());
     let wire = match Wire::aws().await {
         Ok(wire) => wire,
@@ -168,7 +176,7 @@ pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
         terminate: !args.no_terminate,
         workload,
         simulation: Simulation { steps: args.steps, step_seconds: args.step_seconds, seed: args.seed },
-        bounds: Bounds { time_limit: args.time_limit, grace: args.grace, echo: true },
+        bounds: Bounds { time_limit: args.time_limit, grace: args.grace, echo: true, wall: wall(args)? },
         limits: Limits {
             max_attempts: args.max_attempts,
             max_interruptions: args.max_interruptions,
@@ -176,6 +184,17 @@ pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
         },
         report: tokio::sync::watch::Sender::new(Report::default()),
     })
+}
+
+/// Returns the wall of this machine, if workloads are to be behind one.
+fn wall(args: &RunArgs) -> Result<Option<Wall>, Failure> {
+    match args.isolation {
+        Isolation::Process => Ok(None),
+        Isolation::Unit => Wall::of_this_machine().map(Some).map_err(|error| {
+            let hint = "run scripts/provision on this machine, or set --isolation process (no wall then)";
+            Failure::usage(format!("--isolation unit cannot be had: {error}"), hint)
+        }),
+    }
 }
 
 /// Returns a node's error with its causes and its hint, for a line of a mission's output.

@@ -18,7 +18,7 @@ pub(super) async fn scheduler(args: &SchedulerArgs) -> Result<Scheduler, Failure
     Ok(Scheduler::new(backend, settings))
 }
 
-fn settings(args: &SchedulerArgs) -> Result<Settings, Failure> {
+pub(super) fn settings(args: &SchedulerArgs) -> Result<Settings, Failure> {
     let (source_bucket, result_bucket) = (args.aws.source_bucket(), args.aws.result_bucket());
     if source_bucket.is_some() && source_bucket == result_bucket {
         let message = format!("--source-bucket and --result-bucket are both {}", source_bucket.unwrap_or_default());

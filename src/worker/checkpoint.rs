@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
@@ -190,6 +191,7 @@ impl Checkpoints {
                 key: format!("{prefix}{name}"),
                 file: self.dir.join(&name),
                 link: self.staging.join(n.to_string()),
+                owner: node.settings.bounds.wall.map(|wall| wall.uid),
             };
             let permits = permits.clone();
             puts.spawn(async move {
@@ -248,6 +250,9 @@ struct Put {
     key: String,
     file: PathBuf,
     link: PathBuf,
+    /// Behind a wall, the workload's user: only what is its own is saved. It might have put a link where the list had seen
+    /// a file, and the node may read what the workload may not.
+    owner: Option<u32>,
 }
 
 impl Put {
@@ -258,8 +263,13 @@ impl Put {
             Ok(()) => &self.link,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             // A file system without links.
-            Err(_) => &self.file,
+            Err(_) if self.owner.is_none() => &self.file,
+            Err(error) => return Err(disk(error)),
         };
+        let meta = source.symlink_metadata().map_err(disk)?;
+        if !meta.is_file() || self.owner.is_some_and(|owner| meta.uid() != owner) {
+            return Err(disk(io::Error::other("it is no file of the workload's")));
+        }
         let (bytes, changed_ns) = look(source).map_err(disk)?;
         let put = self.store.put_file(&self.bucket, &self.key, source).await;
         put.map_err(|source| NodeError::Store { doing: "saving the checkpoint", source })?;

@@ -57,8 +57,13 @@ pub(super) async fn serve(
     let row = row.ok_or_else(|| NodeError::NoMission { mission: mission.to_string() })?;
     let slots = row.slots.or(node.settings.slots).unwrap_or(1).max(1);
     tracing::info!(mission = %mission, slots, "serving mission {mission}, {slots} tasks at a time");
+    let mut node = node.clone();
+    if let Some(wall) = node.settings.bounds.wall {
+        let mut settings = (*node.settings).clone();
+        settings.bounds.wall = Some(wall.shared(slots));
+        node.settings = Arc::new(settings);
+    }
     let server = Arc::new(Server {
-        node: node.clone(),
         instance: instance.clone(),
         sentinel: sentinel.clone(),
         mission: mission.clone(),
@@ -68,6 +73,7 @@ pub(super) async fn serve(
             .unwrap_or(PAGE_LEN_MAX)
             .clamp(PAGE_LEN_MIN, PAGE_LEN_MAX),
         queue: Mutex::new(Queue::new(&node.settings.left)),
+        node,
         working: AtomicUsize::new(0),
         is_over: AtomicBool::new(row.cancelled_at.is_some()),
     });

@@ -92,7 +92,7 @@ fn bad(path: &Path, reason: impl Into<String>) -> StoreError {
 /// Returns how many bytes the result has, as far as it can be read.
 pub(super) fn bytes(contract: &Contract) -> u64 {
     let size = |path: &PathBuf| path.metadata().map_or(0, |meta| meta.len());
-    match find_blocking(&contract.output(), contract.folder()) {
+    match find_blocking(&contract.output(), &contract.workspace()) {
         Ok(Output::File(file)) => size(&file),
         Ok(Output::Files(files)) => files.values().map(size).sum(),
         Ok(Output::Nothing) | Err(_) => 0,
@@ -100,7 +100,7 @@ pub(super) fn bytes(contract: &Contract) -> u64 {
 }
 
 async fn find(contract: &Contract) -> Result<Output, StoreError> {
-    let (output, folder) = (contract.output(), contract.folder().to_owned());
+    let (output, folder) = (contract.output(), contract.workspace());
     let found = tokio::task::spawn_blocking(move || find_blocking(&output, &folder)).await;
     found.map_err(|panic| disk("reading", &contract.output(), io::Error::other(panic)))?
 }
@@ -115,7 +115,7 @@ fn find_blocking(output: &Path, folder: &Path) -> Result<Output, StoreError> {
     };
     let folder = folder.canonicalize().map_err(|e| disk("reading", folder, e))?;
     if !real.starts_with(&folder) {
-        return Err(bad(output, format!("it leads to {}, outside the attempt's folder", real.display())));
+        return Err(bad(output, format!("it leads to {}, outside the workload's folder", real.display())));
     }
     let kind = real.metadata().map_err(|e| disk("reading", &real, e))?.file_type();
     if kind.is_file() {
@@ -167,22 +167,22 @@ mod tests {
     #[test]
     fn no_output_and_an_empty_folder_are_no_result() {
         let (_dir, contract) = contract();
-        assert_eq!(find_blocking(&contract.output(), contract.folder()).unwrap(), Output::Nothing);
+        assert_eq!(find_blocking(&contract.output(), &contract.workspace()).unwrap(), Output::Nothing);
         std::fs::create_dir(contract.output()).unwrap();
-        assert_eq!(find_blocking(&contract.output(), contract.folder()).unwrap(), Output::Nothing);
+        assert_eq!(find_blocking(&contract.output(), &contract.workspace()).unwrap(), Output::Nothing);
     }
 
     #[test]
     fn a_link_may_only_lead_into_the_attempts_folder() {
         let (_dir, contract) = contract();
         symlink("/etc/hostname", contract.output()).unwrap();
-        assert!(matches!(find_blocking(&contract.output(), contract.folder()), Err(StoreError::BadResult { .. })));
+        assert!(matches!(find_blocking(&contract.output(), &contract.workspace()), Err(StoreError::BadResult { .. })));
 
         std::fs::remove_file(contract.output()).unwrap();
         let real = contract.scratch().join("out");
         std::fs::write(&real, "x").unwrap();
         symlink(&real, contract.output()).unwrap();
-        assert!(matches!(find_blocking(&contract.output(), contract.folder()), Ok(Output::File(_))));
+        assert!(matches!(find_blocking(&contract.output(), &contract.workspace()), Ok(Output::File(_))));
     }
 
     #[test]
@@ -191,10 +191,10 @@ mod tests {
         std::fs::create_dir_all(contract.output().join("b/c")).unwrap();
         std::fs::write(contract.output().join("a.txt"), "1").unwrap();
         std::fs::write(contract.output().join("b/c/ü d"), "2").unwrap();
-        let Output::Files(files) = find_blocking(&contract.output(), contract.folder()).unwrap() else { panic!() };
+        let Output::Files(files) = find_blocking(&contract.output(), &contract.workspace()).unwrap() else { panic!() };
         assert_eq!(files.keys().collect::<Vec<_>>(), ["a.txt", "b/c/ü d"]);
 
         std::fs::write(contract.output().join(INDEX_NAME), "x").unwrap();
-        assert!(matches!(find_blocking(&contract.output(), contract.folder()), Err(StoreError::BadResult { .. })));
+        assert!(matches!(find_blocking(&contract.output(), &contract.workspace()), Err(StoreError::BadResult { .. })));
     }
 }

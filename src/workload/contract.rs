@@ -12,7 +12,9 @@ use crate::domain::keys::{digest_hex, file_name};
 ///
 /// ```text
 /// <work dir>/<16 digits of the key's SHA-256>-<attempt>/
-///   src   input/<file name>   output   progress   checkpoint/   scratch/   log.<segment>
+///   src   log.<segment>         the node's
+///   workload/                   the workload's; behind the wall its user owns it, and sees nothing else of the work dir
+///     input/<file name>   output   progress   checkpoint/   scratch/
 /// ```
 #[derive(Clone, Debug)]
 pub struct Contract {
@@ -38,7 +40,7 @@ impl Contract {
         let contract = Self { src, mission, attempt, resumed: false, folder };
         contract.remove()?;
         for part in ["input", "checkpoint", "scratch"] {
-            std::fs::create_dir_all(contract.folder.join(part))?;
+            std::fs::create_dir_all(contract.workspace().join(part))?;
         }
         std::fs::write(contract.progress(), "")?;
         std::fs::write(contract.folder.join(SRC_NAME), contract.src.as_str())?;
@@ -62,34 +64,59 @@ impl Contract {
         &self.folder
     }
 
+    /// Returns the part of the attempt's folder that is the workload's.
+    #[must_use]
+    pub fn workspace(&self) -> PathBuf {
+        self.folder.join("workload")
+    }
+
     /// Returns where the input is downloaded to. Whatever the key is, this is inside the attempt's folder.
     #[must_use]
     pub fn input(&self) -> PathBuf {
-        self.folder.join("input").join(file_name(self.src.as_str()))
+        self.workspace().join("input").join(file_name(self.src.as_str()))
     }
 
     /// Returns where the workload writes its result: a file, or a folder.
     #[must_use]
     pub fn output(&self) -> PathBuf {
-        self.folder.join("output")
+        self.workspace().join("output")
     }
 
     /// Returns the file that the workload appends its progress to.
     #[must_use]
     pub fn progress(&self) -> PathBuf {
-        self.folder.join("progress")
+        self.workspace().join("progress")
     }
 
     /// Returns the folder whose files survive an interruption.
     #[must_use]
     pub fn checkpoint(&self) -> PathBuf {
-        self.folder.join("checkpoint")
+        self.workspace().join("checkpoint")
     }
 
     /// Returns the workload's private folder.
     #[must_use]
     pub fn scratch(&self) -> PathBuf {
-        self.folder.join("scratch")
+        self.workspace().join("scratch")
+    }
+
+    /// Returns a name for this attempt that is good for a unit or a file: letters, digits, and hyphens.
+    pub(super) fn mark(&self) -> String {
+        self.folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// Gives the workspace, with all that is in it, to the workload's own user. No link is followed.
+    pub(super) fn hand_over(&self, uid: u32, gid: u32) -> io::Result<()> {
+        let mut left = vec![self.workspace()];
+        while let Some(path) = left.pop() {
+            if path.symlink_metadata()?.is_dir() {
+                for entry in std::fs::read_dir(&path)? {
+                    left.push(entry?.path());
+                }
+            }
+            std::os::unix::fs::lchown(&path, Some(uid), Some(gid))?;
+        }
+        Ok(())
     }
 
     /// Reads what the workload has written to its standard output and error so far: the beginning, a line about what was
@@ -127,11 +154,27 @@ pub(super) const SRC_NAME: &str = "src";
 #[must_use]
 pub(super) fn is_withheld(name: &str) -> bool {
     let name = name.to_ascii_uppercase();
-    name.starts_with("AWS_")
-        || name.starts_with("LIGHTHPC_")
-        || ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"]
-            .contains(&name.as_str())
+    name.starts_with("AWS_") || name.starts_with("LIGHTHPC_") || SYSTEMD.contains(&name.as_str())
 }
+
+/// What systemd tells a service of itself. Source: `systemd.exec(5)`, "Environment Variables Set or Propagated by the Service
+/// Manager".
+const SYSTEMD: [&str; 14] = [
+    "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+    "INVOCATION_ID",
+    "JOURNAL_STREAM",
+    "SYSTEMD_EXEC_PID",
+    "STATE_DIRECTORY",
+    "RUNTIME_DIRECTORY",
+    "CREDENTIALS_DIRECTORY",
+    "MEMORY_PRESSURE_WATCH",
+    "MEMORY_PRESSURE_WRITE",
+];
 
 #[cfg(test)]
 mod tests {
@@ -142,7 +185,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for key in ["../../etc/passwd", "/abs", "a/../../b", "..", "x/", "ü/文", &"n/".repeat(500)] {
             let contract = Contract::prepare(dir.path(), SrcId::new(key).unwrap(), None, Attempt(1)).unwrap();
-            assert_eq!(contract.input().parent().unwrap(), contract.folder().join("input"));
+            assert_eq!(contract.input().parent().unwrap(), contract.workspace().join("input"));
             std::fs::write(contract.input(), "x").unwrap();
             contract.remove().unwrap();
             contract.remove().unwrap();

@@ -1,4 +1,6 @@
-//! A workload that is a program: its process group, its output, its progress file.
+//! A workload that is a program: its processes, its output, its progress file.
+//!
+//! By hand it is a child in a process group of its own; behind the wall (`wall.rs`) it is a transient unit.
 
 use std::io;
 use std::os::unix::process::ExitStatusExt;
@@ -16,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::contract::{Contract, is_withheld};
 use super::memory::Kills;
 use super::progress_file::ProgressFile;
+use super::wall::{self, End};
 use super::{Bounds, Ended, Stops, leftovers, log};
 use crate::domain::progress::Progress;
 
@@ -29,6 +32,20 @@ enum Event {
     Stop,
 }
 
+/// The workload's processes: what is waited for, and what a signal must reach.
+struct Running {
+    child: Child,
+    reach: Reach,
+}
+
+/// How all processes of a workload are reached.
+enum Reach {
+    /// By the process group of the child, which is the program itself.
+    Group(Option<Pid>),
+    /// By its unit; the child is the `systemd-run` that waits for it.
+    Unit(String),
+}
+
 pub(super) async fn run(
     argv: &[String],
     contract: &Contract,
@@ -38,11 +55,11 @@ pub(super) async fn run(
 ) -> io::Result<Ended> {
     let before = Kills::read();
     let (reader, writer) = io::pipe()?;
-    let mut child = match command(argv, contract, writer)?.spawn() {
-        Ok(child) => child,
-        Err(source) => return Ok(Ended::NotStarted { program: argv.first().cloned().unwrap_or_default(), source }),
+    let program = argv.first().cloned().unwrap_or_default();
+    let mut running = match start(argv, contract, bounds, writer)? {
+        Ok(running) => running,
+        Err(source) => return Ok(Ended::NotStarted { program, source }),
     };
-    let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
 
     let mut side = JoinSet::new();
     let (over, ended) = oneshot::channel::<()>();
@@ -54,27 +71,51 @@ pub(super) async fn run(
 
     // Waiting for a child is cancel-safe, and the other arms only set the reason; the match below acts on it.
     let event = tokio::select! {
-        status = child.wait() => Event::Exit(status),
+        status = running.child.wait() => Event::Exit(status),
         () = time_limit(bounds.time_limit) => Event::TimeLimit,
         () = stops.stop.cancelled() => Event::Stop,
     };
     let ended = match event {
-        Event::Exit(status) => exited(status?, before),
-        Event::TimeLimit => {
-            end(&mut child, group, grace(stops, bounds), &stops.hurry).await.map(|()| Ended::TimedOut)?
-        }
-        Event::Stop => end(&mut child, group, grace(stops, bounds), &stops.hurry).await.map(|()| Ended::Stopped)?,
+        Event::Exit(status) => running.explain(status?, before, program).await,
+        Event::TimeLimit => running.end(grace(stops, bounds), &stops.hurry).await.map(|()| Ended::TimedOut),
+        Event::Stop => running.end(grace(stops, bounds), &stops.hurry).await.map(|()| Ended::Stopped),
     };
-    // Whatever is left of the group is ended with it: nothing of the workload outlives the attempt.
-    signal(group, Signal::KILL);
-    end_escaped(contract.folder().to_owned(), group).await;
+    running.end_the_rest(contract.folder().to_owned()).await;
     looking.cancel();
     drop(over);
     side.join_all().await;
-    Ok(ended)
+    ended
 }
 
-fn command(argv: &[String], contract: &Contract, output: io::PipeWriter) -> io::Result<Command> {
+/// Starts the program; the inner error says that it could not be started.
+fn start(
+    argv: &[String],
+    contract: &Contract,
+    bounds: Bounds,
+    output: io::PipeWriter,
+) -> io::Result<Result<Running, io::Error>> {
+    let (mut command, unit) = match bounds.wall {
+        None => (plain(argv, contract)?, None),
+        Some(wall) => {
+            if let Err(error) = wall::check_program(argv.first().map_or("", String::as_str)) {
+                return Ok(Err(error));
+            }
+            let (command, unit) = wall.command(argv, contract)?;
+            (command, Some(unit))
+        }
+    };
+    command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).process_group(0).kill_on_drop(true);
+    let child = match command.spawn() {
+        Ok(child) => child,
+        // Behind the wall it is systemd-run that is missing.
+        Err(error) if unit.is_some() => return Err(error),
+        Err(error) => return Ok(Err(error)),
+    };
+    let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+    Ok(Ok(Running { child, reach: unit.map_or(Reach::Group(group), Reach::Unit) }))
+}
+
+fn plain(argv: &[String], contract: &Contract) -> io::Result<Command> {
     let (program, arguments) = argv.split_first().ok_or_else(|| io::Error::other("no program is named"))?;
     let mut command = Command::new(program);
     command.args(arguments);
@@ -83,15 +124,82 @@ fn command(argv: &[String], contract: &Contract, output: io::PipeWriter) -> io::
             command.env_remove(name);
         }
     }
-    command
-        .envs(contract.variables())
-        .stdin(Stdio::null())
-        .stdout(output.try_clone()?)
-        .stderr(output)
-        .process_group(0)
-        .kill_on_drop(true);
+    command.envs(contract.variables());
     Ok(command)
 }
+
+impl Running {
+    async fn signal(&self, signal: Signal) {
+        match &self.reach {
+            // The only refusal is "no such group": it has ended.
+            Reach::Group(group) => drop(group.map(|group| kill_process_group(group, signal))),
+            Reach::Unit(unit) => wall::signal(unit, signal).await,
+        }
+    }
+
+    /// Asks all processes to end, gives them their grace, and ends them.
+    async fn end(&mut self, grace: Duration, hurry: &CancellationToken) -> io::Result<()> {
+        self.signal(Signal::TERM).await;
+        // Waiting for a child is cancel-safe; the other two arms hold nothing.
+        let has_ended = tokio::select! {
+            status = self.child.wait() => status.map(|_| true)?,
+            () = tokio::time::sleep(grace) => false,
+            () = hurry.cancelled() => false,
+        };
+        if has_ended {
+            return Ok(());
+        }
+        for _ in 0..KILLS_MAX {
+            self.signal(Signal::KILL).await;
+            if let Ok(status) = tokio::time::timeout(KILL_PERIOD, self.child.wait()).await {
+                return status.map(|_| ());
+            }
+        }
+        Err(io::Error::other("the workload does not end, even by SIGKILL"))
+    }
+
+    /// Reads how a program that ended by itself did so.
+    async fn explain(&self, status: ExitStatus, before: Kills, program: String) -> io::Result<Ended> {
+        let (code, signal) = (status.code(), status.signal());
+        let unit = match &self.reach {
+            Reach::Group(_) => {
+                return Ok(Ended::Exited { code, signal, out_of_memory: before.explain(code, signal) });
+            }
+            Reach::Unit(_) if code == Some(0) => {
+                return Ok(Ended::Exited { code, signal: None, out_of_memory: false });
+            }
+            Reach::Unit(unit) => unit,
+        };
+        let exited = |code, signal, out_of_memory| Ok(Ended::Exited { code, signal, out_of_memory });
+        match wall::end_of(unit).await {
+            End::Code(code) => exited(Some(code), None, false),
+            End::Signal(signal) => exited(None, Some(signal), false),
+            End::OutOfMemory => exited(None, Some(Signal::KILL.as_raw()), true),
+            End::NotExecuted => {
+                let source = io::Error::other("systemd could not run it (203/EXEC): look at its #! line");
+                Ok(Ended::NotStarted { program, source })
+            }
+            End::NotMade(why) => Err(io::Error::other(why)),
+        }
+    }
+
+    /// Whatever is left is ended: nothing of the workload outlives the attempt.
+    async fn end_the_rest(&self, folder: PathBuf) {
+        match &self.reach {
+            Reach::Group(group) => {
+                self.signal(Signal::KILL).await;
+                end_escaped(folder, *group).await;
+            }
+            // It has ended with its unit, unless the unit is told to end only now, or was left as failed.
+            Reach::Unit(unit) => drop(wall::end_of(unit).await),
+        }
+    }
+}
+
+/// How often, and how long apart, SIGKILL is sent: a unit that is only being made is missed by the first. A process that is not
+/// gone after half a minute waits for a disk that does not answer; the machine's end ends it.
+const KILLS_MAX: u32 = 30;
+const KILL_PERIOD: Duration = Duration::from_secs(1);
 
 async fn look(mut file: ProgressFile, progress: watch::Sender<Progress>, over: CancellationToken) {
     loop {
@@ -123,38 +231,10 @@ async fn time_limit(limit: Option<Duration>) {
     }
 }
 
-fn exited(status: ExitStatus, before: Kills) -> Ended {
-    let (code, signal) = (status.code(), status.signal());
-    Ended::Exited { code, signal, out_of_memory: before.explain(code, signal) }
-}
-
-/// Asks the process group to end, gives it its grace, and ends it.
-async fn end(child: &mut Child, group: Option<Pid>, grace: Duration, hurry: &CancellationToken) -> io::Result<()> {
-    signal(group, Signal::TERM);
-    // Waiting for a child is cancel-safe; the other two arms hold nothing.
-    let has_ended = tokio::select! {
-        status = child.wait() => status.map(|_| true)?,
-        () = tokio::time::sleep(grace) => false,
-        () = hurry.cancelled() => false,
-    };
-    if !has_ended {
-        signal(group, Signal::KILL);
-        child.wait().await?;
-    }
-    Ok(())
-}
-
 /// Ends descendants that left the group.
 async fn end_escaped(folder: PathBuf, group: Option<Pid>) {
     match tokio::task::spawn_blocking(move || leftovers::end_below(&folder, group)).await {
         Ok(0) | Err(_) => {}
         Ok(count) => tracing::warn!("{count} processes of the workload had left its process group, and were ended"),
-    }
-}
-
-fn signal(group: Option<Pid>, signal: Signal) {
-    if let Some(group) = group {
-        // The only refusal is "no such group": it has ended.
-        kill_process_group(group, signal).ok();
     }
 }

@@ -16,10 +16,12 @@ mod log;
 mod memory;
 mod progress_file;
 mod simulated;
+mod wall;
 
 pub use contract::Contract;
 pub use leftovers::take;
 pub use simulated::Simulation;
+pub use wall::Wall;
 
 use std::io;
 use std::time::Duration;
@@ -49,6 +51,8 @@ pub struct Bounds {
     pub grace: Duration,
     /// Whether the workload's output also goes to this process's standard error (the journal), up to 1 MiB.
     pub echo: bool,
+    /// The wall around the workload; without one it is a child of this process, with its user and its rights.
+    pub wall: Option<Wall>,
 }
 
 /// How a run is ended before its time.
@@ -90,8 +94,8 @@ pub enum Ended {
 impl Workload {
     /// Runs the workload to its end, or to the cancellation of `stops.stop`, and reports progress on the way.
     ///
-    /// When this returns, nothing of the workload's process group runs any more. Not cancel-safe: dropping the future
-    /// ends the program but not its descendants; cancel `stops.stop` instead and wait.
+    /// When this returns, nothing of the workload runs any more. Not cancel-safe: dropping the future
+    /// ends the program but not its descendants, and behind a wall nothing; cancel `stops.stop` instead and wait.
     ///
     /// # Errors
     /// The system's, if the contract's own files cannot be written.

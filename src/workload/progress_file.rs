@@ -51,8 +51,9 @@ impl ProgressFile {
     }
 
     fn appended(&mut self) -> io::Result<Vec<u8>> {
-        // The workload may have put anything here: opening a FIFO must not wait for its writer.
-        let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
+        // The workload may have put anything here: opening a FIFO must not wait for its writer, and a link may lead to what
+        // the node may read and the workload may not.
+        let flags = i32::try_from((OFlags::NONBLOCK | OFlags::NOFOLLOW).bits()).unwrap_or(0);
         let mut file = File::options().read(true).custom_flags(flags).open(&self.path)?;
         let meta = file.metadata()?;
         if !meta.is_file() {

@@ -98,7 +98,7 @@ impl Lab {
             terminate: true,
             workload: Some(Workload::Shell(REVERSE.to_owned())),
             simulation: Simulation::default(),
-            bounds: Bounds { time_limit: None, grace: Duration::from_secs(5), echo: false },
+            bounds: Bounds { time_limit: None, grace: Duration::from_secs(5), echo: false, wall: None },
             limits: Limits::default(),
             report: tokio::sync::watch::Sender::new(Report::default()),
         };

@@ -51,6 +51,18 @@ impl Store {
         result
     }
 
+    /// Begins an upload and aborts it: that shows the right to put, and to take back, and leaves nothing.
+    ///
+    /// # Errors
+    /// [`CloudError`]: `NoBucket`, or `AccessDenied` with the operation.
+    pub async fn may_put(&self, bucket: &str, key: &str) -> Result<(), CloudError> {
+        let created = self.client.create_multipart_upload().bucket(bucket).key(key).send().await;
+        let created = created.map_err(|e| CloudError::sdk("CreateMultipartUpload", uri(bucket, key), e))?;
+        let id = created.upload_id.unwrap_or_default();
+        let aborted = self.client.abort_multipart_upload().bucket(bucket).key(key).upload_id(id).send().await;
+        aborted.map(drop).map_err(|e| CloudError::sdk("AbortMultipartUpload", uri(bucket, key), e))
+    }
+
     /// Aborts the uploads whose future was dropped under way. May be called at any time, and again.
     pub async fn abort_dropped(&self) {
         let dropped = std::mem::take(&mut *self.dropped.lock().unwrap_or_else(PoisonError::into_inner));

@@ -1,0 +1,106 @@
+//! What a preflight asks of the tables: whether they are there, have their keys, and may be read and written. Changes nothing.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use aws_smithy_runtime_api::box_error::BoxError;
+use aws_smithy_runtime_api::client::interceptors::Intercept;
+use aws_smithy_runtime_api::client::interceptors::context::BeforeDeserializationInterceptorContextRef;
+use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
+use aws_smithy_types::DateTime;
+use aws_smithy_types::config_bag::ConfigBag;
+use aws_smithy_types::date_time::Format;
+
+use super::item::{self, text};
+use super::{CloudError, INDEX, Ledger};
+use crate::backend::Kind;
+
+/// The key that is asked for; no object's, and no mission's.
+const NOBODY: &str = "~doctor";
+
+impl Ledger {
+    /// Reads a row that is not there, and tries an update whose condition cannot hold: that the first finds nothing and the
+    /// second is refused for its condition shows both rights, and the table's key.
+    ///
+    /// # Errors
+    /// [`CloudError`]: `NoTable`, `TableKey`, `AccessDenied` with the operation.
+    pub async fn may_work_at(&self, table: TableKind) -> Result<(), CloudError> {
+        let (name, key) = match table {
+            TableKind::Tasks => (&self.tables.tasks, item::SRC),
+            TableKind::Missions => (&self.tables.missions, item::MISSION_KEY),
+        };
+        let resource = format!("table {name}");
+        let get = self.client.get_item().table_name(name).key(key, text(NOBODY)).consistent_read(true).send().await;
+        get.map_err(|e| CloudError::sdk("GetItem", &resource, e))?;
+        self.batch_get(name, vec![super::Item::from([(key.to_owned(), text(NOBODY))])]).await?;
+        let update = self.client.update_item().table_name(name).key(key, text(NOBODY));
+        let update = update
+            .update_expression("REMOVE #none")
+            .condition_expression("attribute_exists(#key) AND attribute_not_exists(#key)")
+            .expression_attribute_names("#none", NOBODY)
+            .expression_attribute_names("#key", key);
+        match update.send().await.map_err(|e| CloudError::sdk("UpdateItem", &resource, e)) {
+            Err(error) if error.kind != Kind::Precondition => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads a page of the index of open tasks, for a mission that is not there.
+    ///
+    /// # Errors
+    /// [`CloudError`]; `Invalid` if the table has no such index.
+    pub async fn has_index(&self) -> Result<&'static str, CloudError> {
+        let nobody = crate::domain::ids::MissionId::new(NOBODY).expect("a constant name is valid");
+        self.open_page(Some(&nobody), 0, crate::domain::task::State::Pending, 1).await?;
+        Ok(INDEX)
+    }
+
+    /// Reads what time the service says it is, by the `Date` of an answer; `None` if it says none.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn time(&self) -> Result<Option<SystemTime>, CloudError> {
+        let date = DateOfAnswer::default();
+        let get = self.client.get_item().table_name(&self.tables.tasks).key(item::SRC, text(NOBODY));
+        let answer = get.customize().interceptor(date.clone()).send().await;
+        let seen = *date.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match answer {
+            // A refusal has a date, too.
+            Err(error) if seen.is_none() => {
+                Err(CloudError::sdk("GetItem", format!("table {}", self.tables.tasks), error))
+            }
+            _ => Ok(seen),
+        }
+    }
+}
+
+/// One of the two tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TableKind {
+    /// The tasks table.
+    Tasks,
+    /// The missions table.
+    Missions,
+}
+
+/// Keeps the `Date` of an answer.
+#[derive(Clone, Debug, Default)]
+struct DateOfAnswer(Arc<Mutex<Option<SystemTime>>>);
+
+impl Intercept for DateOfAnswer {
+    fn name(&self) -> &'static str {
+        "DateOfAnswer"
+    }
+
+    fn read_before_deserialization(
+        &self,
+        context: &BeforeDeserializationInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let date = context.response().headers().get("date");
+        let date = date.and_then(|date| DateTime::from_str(date, Format::HttpDate).ok());
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = date.and_then(|date| SystemTime::try_from(date).ok());
+        Ok(())
+    }
+}

@@ -1,0 +1,272 @@
+//! What a node, or a scheduler, needs of AWS.
+
+use std::time::{Duration, SystemTime};
+
+use super::super::cli::DoctorArgs;
+use super::super::scheduling;
+use super::{Check, Failure};
+use crate::backend::fleet::Request;
+use crate::backend::ledger::TableKind;
+use crate::backend::machine::PowerOff;
+use crate::backend::{Backend, CloudError, Kind, Wire};
+use crate::clock;
+use crate::domain::policy::Purchase;
+use crate::domain::tags;
+use crate::exit;
+
+/// AWS refuses a signature that is 5 minutes off for most services (15 for S3); a fifth of that is worth a word.
+const CLOCK_WARNING: Duration = Duration::from_mins(1);
+const CLOCK_FAILURE: Duration = Duration::from_mins(5);
+/// Where rights to put are tried; nothing is left there.
+const PROBE_KEY: &str = "logs/~doctor";
+
+pub(super) async fn look(args: &DoctorArgs) -> Result<Vec<Check>, Failure> {
+    let settings = scheduling::settings(&args.scheduler)?;
+    let wire = match Wire::aws().await {
+        Ok(wire) => wire,
+        Err(error) => return Ok(vec![Check::of_call("region", Err(error))]),
+    };
+    let backend = Backend::new(&wire, args.scheduler.aws.tables.tables(), PowerOff::Never);
+    let (credentials, is_signed) = credentials(&wire).await;
+    let instance = backend.machine.instance_id().await;
+    let mut checks = vec![identity(&instance, wire.region())];
+    if let Ok(instance) = &instance {
+        checks.push(task_tags(&backend, instance).await);
+    }
+    checks.push(credentials);
+    if !is_signed {
+        // Without credentials every call below says the same.
+        return Ok(checks);
+    }
+    if let Ok(instance) = &instance {
+        checks.extend(options(&backend, instance).await);
+    }
+    checks.push(clock(&backend).await);
+    checks.extend(tables(&backend).await);
+    let aws = &args.scheduler.aws;
+    checks.push(source(&backend, aws.source_bucket().as_deref()).await);
+    checks.push(results(&backend, aws.result_bucket().as_deref(), instance.is_ok()).await);
+    checks.push(topic(&backend, settings.topic_arn.as_deref()).await);
+    if let Some(template) = settings.template {
+        let request = Request {
+            template,
+            instance_types: settings.policy.instance_types.clone(),
+            subnets: settings.subnets,
+            purchase: Purchase::Spot,
+            max_price: None,
+            count: 1,
+            tags: vec![(tags::OURS.to_owned(), backend.ledger.tables().tasks.clone())],
+            token: format!("doctor-{:016x}", rand::random::<u64>()),
+        };
+        let said = format!("EC2 would launch from {}", request.template.name);
+        checks.push(Check::of_call("launch", backend.fleet.may_launch(&request).await.map(|()| said)));
+    }
+    Ok(checks)
+}
+
+fn identity(instance: &Result<String, CloudError>, region: &str) -> Check {
+    match instance {
+        Ok(id) => Check::ok("identity", format!("instance {id} in {region}")),
+        Err(error) if error.kind == Kind::Unreachable => {
+            Check::ok("identity", format!("no instance, a desk; calls go to {region}"))
+        }
+        Err(error) => Check::failure(
+            "identity",
+            format!("the metadata service answers, but not as it should: {}", error.source),
+            "enable it: `aws ec2 modify-instance-metadata-options --http-endpoint enabled`",
+        ),
+    }
+}
+
+async fn credentials(wire: &Wire) -> (Check, bool) {
+    let found = wire.credentials().await;
+    let is_found = found.is_ok();
+    let said = found.map(|(key, expiry)| match expiry.map(|expiry| expiry.duration_since(clock::now())) {
+        Some(Ok(left)) => format!("key {key}, good for {} min", left.as_secs() / 60),
+        Some(Err(_)) => format!("key {key}, expired"),
+        None => format!("key {key}, without an end"),
+    });
+    (Check::of_call("credentials", said), is_found)
+}
+
+/// Whether the tags that name the task are to be had, and from where.
+async fn task_tags(backend: &Backend, instance: &str) -> Check {
+    let mend = "launch with the tag srcID or missionID, and with InstanceMetadataTags=enabled in the metadata options";
+    let machine = &backend.machine;
+    let in_imds = tokio::try_join!(machine.tag(tags::SRC), machine.tag(tags::MISSION));
+    match in_imds {
+        Ok((Some(src), _)) => return Check::ok("tags", format!("srcID={src}, from the metadata service")),
+        Ok((None, Some(mission))) => {
+            return Check::ok("tags", format!("missionID={mission}, from the metadata service"));
+        }
+        Ok((None, None)) => {}
+        Err(error) => return Check::of_call("tags", Err(error)),
+    }
+    match machine.tags_of(instance).await {
+        Ok(found) if found.iter().any(|(key, _)| key == tags::SRC || key == tags::MISSION) => Check::warning(
+            "tags",
+            "the task's tags are to be had from EC2 only, which costs each node a call and a permission",
+            "set InstanceMetadataTags=enabled in the metadata options",
+        ),
+        Ok(_) => {
+            Check::warning("tags", "this instance has no task: neither srcID nor missionID is among its tags", mend)
+        }
+        Err(error) => {
+            Check::failure("tags", format!("the metadata service offers none, and EC2 refuses: {}", error.source), mend)
+        }
+    }
+}
+
+/// What EC2 has set for this instance: metadata options, shutdown behaviour, and the right to end it.
+async fn options(backend: &Backend, instance: &str) -> Vec<Check> {
+    let machine = &backend.machine;
+    let (options, shutdown, end) = tokio::join!(
+        machine.options_of(instance),
+        machine.shutdown_behavior(instance),
+        machine.may_terminate(instance)
+    );
+    let mut checks = Vec::new();
+    match options {
+        Ok(options) => {
+            checks.push(match options.hop_limit {
+                Some(1) => Check::ok("hop limit", "1: the metadata service ends at this machine"),
+                Some(hops) => Check::warning(
+                    "hop limit",
+                    format!("{hops}: a container on this machine reaches the instance's role"),
+                    "set HttpPutResponseHopLimit=1 in the metadata options",
+                ),
+                None => {
+                    Check::warning("hop limit", "EC2 does not say", "look at the launch template's metadata options")
+                }
+            });
+            if options.needs_token == Some(false) {
+                let mend = "set HttpTokens=required in the metadata options";
+                checks.push(Check::warning("IMDSv2", "reads without a token are answered", mend));
+            }
+        }
+        Err(error) => checks.push(unseen("hop limit", &error)),
+    }
+    let mend = "launch with InstanceInitiatedShutdownBehavior=terminate, as the stack's launch template does";
+    checks.push(match shutdown {
+        Ok(Some(behavior)) if behavior == "terminate" => Check::ok("shutdown", "a power-off terminates this instance"),
+        Ok(behavior) => Check::failure(
+            "shutdown",
+            format!("a power-off leaves this instance {}", behavior.as_deref().unwrap_or("in an unknown state")),
+            mend,
+        ),
+        Err(error) => unseen("shutdown", &error),
+    });
+    let may_end = end.map(|()| "the role may terminate this instance".to_owned());
+    checks.push(match may_end {
+        Err(error) if error.kind == Kind::AccessDenied => Check::warning(
+            "own end",
+            "the role may not terminate this instance, so it ends by power-off alone",
+            format!("allow ec2:TerminateInstances where the tag {} is the tasks table's name", tags::OURS),
+        ),
+        other => Check::of_call("own end", other),
+    });
+    checks
+}
+
+/// What could not be seen for want of a right that a node itself does not need.
+fn unseen(name: &'static str, error: &CloudError) -> Check {
+    if error.kind != Kind::AccessDenied {
+        let mend = exit::of_cloud(error).1.unwrap_or_default();
+        return Check::failure(name, format!("{error}: {}", error.source), mend);
+    }
+    let said = format!("not to be seen: {} is not allowed", error.operation);
+    Check::warning(name, said, format!("allow ec2:{}, or look in the console", error.operation))
+}
+
+async fn clock(backend: &Backend) -> Check {
+    let before = clock::now();
+    let time = match backend.ledger.time().await {
+        Ok(Some(time)) => time,
+        Ok(None) => return Check::warning("clock", "the service does not say what time it is", "look at the endpoint"),
+        Err(error) => return Check::of_call("clock", Err(error)),
+    };
+    // A Date has whole seconds, and the answer was on its way.
+    let middle = before + clock::now().duration_since(before).unwrap_or_default() / 2;
+    let off = difference(middle, time);
+    let said = format!("{} s off DynamoDB's", off.as_secs());
+    let mend = "let chrony, or systemd-timesyncd, keep the time (Amazon Time Sync: 169.254.169.123)";
+    if off >= CLOCK_FAILURE {
+        Check::failure("clock", format!("{said}: AWS refuses signatures"), mend)
+    } else if off >= CLOCK_WARNING {
+        Check::warning("clock", said, mend)
+    } else {
+        Check::ok("clock", said)
+    }
+}
+
+fn difference(a: SystemTime, b: SystemTime) -> Duration {
+    a.duration_since(b).or_else(|_| b.duration_since(a)).unwrap_or_default()
+}
+
+async fn tables(backend: &Backend) -> Vec<Check> {
+    let ledger = &backend.ledger;
+    let (tasks, index, missions) =
+        tokio::join!(ledger.may_work_at(TableKind::Tasks), ledger.has_index(), ledger.may_work_at(TableKind::Missions));
+    let names = ledger.tables();
+    let said = |name: &str| format!("{name}: its key is right, and it may be read and written");
+    vec![
+        Check::of_call("tasks table", tasks.map(|()| said(&names.tasks))),
+        match index {
+            Err(error) if matches!(error.kind, Kind::Invalid | Kind::NoTable) => Check::failure(
+                "index",
+                format!("{error}: {}", error.source),
+                "make the index `open` of the tasks table (docs/TABLES.md), or let scripts/deploy adopt the table",
+            ),
+            other => Check::of_call("index", other.map(|name| format!("{name}: may be read"))),
+        },
+        Check::of_call("missions table", missions.map(|()| said(&names.missions))),
+    ]
+}
+
+async fn source(backend: &Backend, bucket: Option<&str>) -> Check {
+    let name = "source bucket";
+    let Some(bucket) = bucket else {
+        return Check::warning(name, "none is set; each task's row must name one", "set LIGHTHPC_SOURCE_BUCKET");
+    };
+    match backend.store.head(bucket, PROBE_KEY).await {
+        Err(error) if error.kind == Kind::AccessDenied => Check::warning(
+            name,
+            format!("{bucket}: whether it may be read cannot be told without s3:ListBucket"),
+            format!("allow s3:ListBucket on {bucket}, and s3:GetObject on {bucket}/*"),
+        ),
+        other => Check::of_call(name, other.map(|_| format!("{bucket}: may be read"))),
+    }
+}
+
+async fn results(backend: &Backend, bucket: Option<&str>, is_node: bool) -> Check {
+    let name = "result bucket";
+    match bucket {
+        Some(bucket) => {
+            let put = backend.store.may_put(bucket, PROBE_KEY).await;
+            Check::of_call(name, put.map(|()| format!("{bucket}: may be written")))
+        }
+        None if is_node => {
+            Check::failure(name, "none is set, so no task would be claimed", "set LIGHTHPC_RESULT_BUCKET")
+        }
+        None => Check::warning(name, "none is set", "set LIGHTHPC_RESULT_BUCKET, as on the nodes"),
+    }
+}
+
+async fn topic(backend: &Backend, topic: Option<&str>) -> Check {
+    let name = "topic";
+    let Some(topic) = topic else {
+        return Check::warning(name, "none is set, so nobody is told of a mission's end", "set LIGHTHPC_TOPIC_ARN");
+    };
+    match backend.notifier.look(topic).await {
+        Err(error) if error.kind == Kind::AccessDenied => Check::warning(
+            name,
+            format!("{topic}: it may be there, but sns:GetTopicAttributes is not allowed"),
+            "SNS has no dry run: `aws sns publish` shows whether sns:Publish is allowed",
+        ),
+        // SNS refuses the topic of another account, or none, with a parameter error.
+        Err(error) if error.kind == Kind::Invalid => {
+            Check::failure(name, format!("{error}: {}", error.source), "look at LIGHTHPC_TOPIC_ARN")
+        }
+        other => Check::of_call(name, other.map(|()| format!("{topic} is there"))),
+    }
+}

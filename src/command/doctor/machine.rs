@@ -1,0 +1,111 @@
+//! What a node needs of its machine: room on the disk, the wall, the units.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::process::Command;
+
+use super::super::cli::DoctorArgs;
+use super::{Check, ENV_FILE, is_provisioned, wall};
+use crate::backend::store::free_bytes;
+
+/// Less than this fits no input worth a machine.
+const FREE_BYTES_FAILURE: u64 = 256 * 1024 * 1024;
+const FREE_BYTES_WARNING: u64 = 2 * 1024 * 1024 * 1024;
+const MIB: u64 = 1024 * 1024;
+/// What is run here takes a second at the most; a machine that is busy booting may take longer.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
+
+const UNITS: [&str; 2] = ["lighthpc.service", "lighthpc-deadline.timer"];
+const UNIT_FILES: [&str; 4] =
+    ["lighthpc.service", "lighthpc-deadline.service", "lighthpc-deadline.timer", "lighthpc-task.slice"];
+
+pub(super) async fn look(args: &DoctorArgs) -> Vec<Check> {
+    let mut checks = vec![disk(&args.work_dir)];
+    if is_provisioned() {
+        checks.push(env_file());
+        checks.push(enabled().await);
+        checks.push(verified().await);
+        checks.push(wall::look(&args.work_dir).await);
+    } else if args.bake {
+        let mend = "run scripts/provision on it";
+        checks.push(Check::failure("unit", "this machine is not provisioned: it has no lighthpc.service", mend));
+    }
+    checks
+}
+
+fn disk(work_dir: &Path) -> Check {
+    let name = "disk";
+    let there = work_dir.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"));
+    let mend = "make room, take a larger volume, or name another folder with LIGHTHPC_WORK_DIR";
+    match free_bytes(there) {
+        Ok(free) => {
+            let said = format!("{} MiB free in {}", free / MIB, there.display());
+            match free {
+                free if free < FREE_BYTES_FAILURE => Check::failure(name, said, mend),
+                free if free < FREE_BYTES_WARNING => Check::warning(name, said, mend),
+                _ => Check::ok(name, said),
+            }
+        }
+        Err(error) => Check::failure(name, format!("{}: {error}", there.display()), mend),
+    }
+}
+
+fn env_file() -> Check {
+    let name = "settings";
+    match std::fs::read_to_string(ENV_FILE) {
+        Ok(file) => match super::settings_of(&file).filter(|(_, value)| !value.is_empty()).count() {
+            0 => Check::ok(name, format!("{ENV_FILE} sets nothing: user data, or the mission's row, has to")),
+            count => Check::ok(name, format!("{ENV_FILE} sets {count} variables")),
+        },
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            Check::warning(name, format!("{ENV_FILE} may not be read"), "run this as root, as the node does")
+        }
+        Err(error) => Check::warning(name, format!("{ENV_FILE}: {error}"), "run scripts/provision again"),
+    }
+}
+
+async fn enabled() -> Check {
+    let name = "unit";
+    let mend = "systemctl enable --now lighthpc-deadline.timer; systemctl enable lighthpc.service";
+    for unit in UNITS {
+        match run("systemctl", &["is-enabled", unit]).await {
+            Ok(said) if said.trim() == "enabled" => {}
+            Ok(said) | Err(said) => {
+                return Check::failure(name, format!("{unit} is not enabled: {}", said.trim()), mend);
+            }
+        }
+    }
+    let runs = Path::new("/run/systemd/system").exists();
+    if runs && let Err(said) = run("systemctl", &["is-active", UNITS[1]]).await {
+        return Check::failure(name, format!("{} is not active: {}", UNITS[1], said.trim()), mend);
+    }
+    Check::ok(name, format!("{} enabled", UNITS.join(" and ")))
+}
+
+/// `systemd-analyze verify` says what it dislikes on standard error, and ends with 0 for an unknown key.
+async fn verified() -> Check {
+    let name = "unit files";
+    let mend = "run scripts/provision again; an override is in /etc/systemd/system/lighthpc*.d";
+    let files: Vec<String> = UNIT_FILES.iter().map(|unit| format!("/etc/systemd/system/{unit}")).collect();
+    let mut arguments = vec!["verify", "--man=no"];
+    arguments.extend(files.iter().map(String::as_str));
+    match run("systemd-analyze", &arguments).await {
+        Ok(said) if said.trim().is_empty() => Check::ok(name, "systemd-analyze verify has nothing to say"),
+        Ok(said) | Err(said) => Check::failure(name, said.trim().replace('\n', "; "), mend),
+    }
+}
+
+/// Runs a program of the system, and returns all it said; as an error if it failed.
+pub(super) async fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
+    let command = Command::new(program).args(arguments).stdin(Stdio::null()).kill_on_drop(true).output();
+    let output = match tokio::time::timeout(COMMAND_TIMEOUT, command).await {
+        Ok(Ok(output)) => output,
+        Ok(Err(error)) => return Err(format!("{program}: {error}")),
+        Err(_) => return Err(format!("{program} did not end within {COMMAND_TIMEOUT:?}")),
+    };
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    if output.status.success() { Ok(said) } else { Err(said) }
+}

@@ -1,0 +1,115 @@
+//! The wall, tried from inside: this program is run as a workload is, and tells what it can reach.
+
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::super::screen;
+use super::{Check, ENV_FILE, Failure, machine};
+use crate::domain::ids::{Attempt, SrcId};
+use crate::domain::progress::Progress;
+use crate::exit::Exit;
+use crate::workload::{Bounds, Contract, Ended, Stops, Wall, Workload};
+
+/// The instance metadata service. Source: EC2 user guide, "Access instance metadata".
+const IMDS: [&str; 2] = ["169.254.169.254:80", "[fd00:ec2::254]:80"];
+/// A refusal comes at once; silence is as good.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Two silences, and systemd's own time.
+const TRY_TIMEOUT: Duration = Duration::from_mins(1);
+/// The rules that are loaded before every node.
+const RULES: &str = "/usr/local/lib/lighthpc/wall.nft";
+
+const NAME: &str = "wall";
+const MEND: &str = "run scripts/provision again, and look at `journalctl -u 'lighthpc-task-*'`";
+
+pub(super) async fn look(work_dir: &Path) -> Check {
+    let wall = match Wall::of_this_machine() {
+        Ok(wall) => wall,
+        Err(error) => return Check::failure(NAME, error.to_string(), "run scripts/provision again"),
+    };
+    if !rustix::process::geteuid().is_root() {
+        return Check::warning(NAME, "not tried: only root can", "run this as root");
+    }
+    if let Err(said) = machine::run("nft", &["--check", "--file", RULES]).await {
+        return Check::failure(NAME, format!("{RULES} cannot be loaded: {}", said.trim().replace('\n', "; ")), MEND);
+    }
+    if !Path::new("/run/systemd/system").exists() {
+        return Check::ok(
+            NAME,
+            "the user is there, and the rules can be loaded; tried from inside on a machine that runs",
+        );
+    }
+    match from_inside(wall, work_dir).await {
+        Ok(open) if open.is_empty() => {
+            let memory_mib = wall.memory_bytes / 1024 / 1024;
+            Check::ok(
+                NAME,
+                format!("a workload reaches no role, no setting, no other process; it may use {memory_mib} MiB"),
+            )
+        }
+        Ok(open) => Check::failure(NAME, format!("a workload can: {open}"), MEND),
+        Err(said) => Check::failure(NAME, format!("no workload can be run: {said}"), MEND),
+    }
+}
+
+/// Runs this program as a workload, and returns what it could do that it should not, in words.
+async fn from_inside(wall: Wall, work_dir: &Path) -> Result<String, String> {
+    let said = |error: std::io::Error| error.to_string();
+    let program = std::env::current_exe().map_err(said)?.display().to_string();
+    let src = SrcId::new("~doctor").map_err(|error| error.to_string())?;
+    let contract = Contract::prepare(work_dir, src, None, Attempt(0)).map_err(said)?;
+    let workload = Workload::Program(["doctor", "--behind-the-wall"].iter().fold(vec![program], |mut all, word| {
+        all.push((*word).to_owned());
+        all
+    }));
+    let bounds = Bounds { time_limit: Some(TRY_TIMEOUT), grace: Duration::from_secs(1), echo: false, wall: Some(wall) };
+    let progress = watch::Sender::new(Progress::default());
+    let ended = workload.run(&contract, bounds, &progress, &Stops::default()).await;
+    let output = std::fs::read_to_string(contract.output());
+    let log = contract.log().unwrap_or_default();
+    contract.remove().map_err(said)?;
+    match ended.map_err(said)? {
+        Ended::Exited { code: Some(0), .. } => output.map_err(said),
+        other => Err(format!("{other:?} {}", String::from_utf8_lossy(&log).trim().replace('\n', "; "))),
+    }
+}
+
+/// Behind the wall: tries what a workload must not be able to do, and writes what succeeded to its output.
+pub(super) fn try_out() -> Result<Exit, Failure> {
+    let mut open = Vec::new();
+    if rustix::process::geteuid().is_root() {
+        open.push("run as root".to_owned());
+    }
+    for address in IMDS {
+        let address: SocketAddr = address.parse().expect("a constant address is valid");
+        if TcpStream::connect_timeout(&address, CONNECT_TIMEOUT).is_ok() {
+            open.push(format!("connect to {address}, the instance's role"));
+        }
+    }
+    let is_aws = |(name, _): &(std::ffi::OsString, _)| name.to_string_lossy().starts_with("AWS_");
+    if std::env::vars_os().any(|variable| is_aws(&variable)) {
+        open.push("read AWS_* variables".to_owned());
+    }
+    for file in [ENV_FILE, "/etc/shadow", "/proc/1/environ"] {
+        if std::fs::read(file).is_ok() {
+            open.push(format!("read {file}"));
+        }
+    }
+    if std::fs::File::create("/usr/local/bin/lighthpc-doctor").is_ok() {
+        open.push("write to /usr/local/bin".to_owned());
+    }
+    let own = std::env::var_os("LIGHTHPC_SCRATCH").map(std::path::PathBuf::from);
+    let attempts = own.as_deref().and_then(|scratch| scratch.ancestors().nth(3));
+    if attempts.and_then(|folder| std::fs::read_dir(folder).ok()).is_some_and(|found| found.count() > 1) {
+        open.push("see other attempts' folders".to_owned());
+    }
+    let Some(output) = std::env::var_os("LIGHTHPC_OUTPUT") else {
+        screen::to_stdout(&format!("{}\n", open.join(", ")));
+        return Ok(Exit::Ok);
+    };
+    std::fs::write(output, open.join(", ")).map_err(|error| super::internal("writing what could be done", error))?;
+    Ok(Exit::Ok)
+}

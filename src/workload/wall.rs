@@ -1,0 +1,295 @@
+//! The wall around a workload: a transient systemd unit with a user of its own.
+//!
+//! ```text
+//!   systemd-run --wait ──► lighthpc-task-<mark>.service ──► exit ──► the unit is gone, and its cgroup with it
+//!        (our child)          in lighthpc-task.slice        └─ not 0 ──► stop, show, reset-failed: how it ended
+//! ```
+//!
+//! Behind it there is no instance role (nftables and `IPAddressDeny`), no other process, and of the work folder only the
+//! attempt's own part. The kernel limits what it takes: it runs out of memory and of processes long before the node does.
+//! Whatever it starts is in its cgroup, and ends with it.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::path::Path;
+use std::process::Stdio;
+
+use rustix::process::Signal;
+use tokio::process::Command;
+
+use super::contract::{Contract, is_withheld};
+
+/// The system user of workloads, which `scripts/provision` makes.
+const USER: &str = "lighthpc-task";
+/// The slice that all workloads are in.
+const SLICE: &str = "lighthpc-task.slice";
+
+/// Memory that is kept from workloads, for the kernel, systemd, and the node: 256 MiB and 2 % of the machine's. A minimal system
+/// with the node takes about 150 MiB, and the kernel's own share grows with the machine.
+const RESERVE_BYTES: u64 = 256 * 1024 * 1024;
+const RESERVE_DIVISOR: u64 = 50;
+/// The least that a workload may have, whatever the machine.
+const MEMORY_BYTES_MIN: u64 = 64 * 1024 * 1024;
+
+/// The wall's properties that do not depend on the attempt. `docs/SEMANTICS.md` says what each is for.
+const PROPERTIES: &[&str] = &[
+    // With this type a signal is never a success, so that half a result is never taken for a whole one.
+    "Type=oneshot",
+    "CollectMode=inactive",
+    // The node asks with SIGTERM itself; what systemd ends has had its time.
+    "KillSignal=SIGKILL",
+    "OOMPolicy=kill",
+    "OOMScoreAdjust=500",
+    "MemorySwapMax=0",
+    "TasksMax=25%",
+    "LimitCORE=0",
+    "NoNewPrivileges=yes",
+    "CapabilityBoundingSet=",
+    "RestrictNamespaces=yes",
+    "RestrictSUIDSGID=yes",
+    "RestrictRealtime=yes",
+    "ProtectSystem=strict",
+    "ProtectHome=yes",
+    "ProtectProc=invisible",
+    "ProtectControlGroups=yes",
+    "ProtectKernelModules=yes",
+    "ProtectKernelTunables=yes",
+    "ProtectKernelLogs=yes",
+    "ProtectClock=yes",
+    "ProtectHostname=yes",
+    "PrivateTmp=yes",
+    "PrivateIPC=yes",
+    "KeyringMode=private",
+    "TemporaryFileSystem=/dev/shm:mode=1777",
+    "InaccessiblePaths=-/etc/lighthpc -/var/lib/cloud -/run/dbus -/run/systemd/private -/run/systemd/notify",
+    "UMask=0077",
+    // The second lock on the role's door; nftables is the first, and answers at once.
+    "IPAddressDeny=169.254.169.254 169.254.170.2 169.254.170.23 fd00:ec2::254 fd00:ec2::23",
+];
+
+/// What ties a workload to the node, where the node is the service: it ends with it, and at power-off the node stops first, and
+/// hands its task back.
+const BOUND: &[&str] = &["BindsTo=lighthpc.service", "Before=lighthpc.service"];
+
+/// What a workload's unit is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wall {
+    /// The workload's user.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// The most memory of one workload, in bytes.
+    pub memory_bytes: u64,
+    /// Whether this process is `lighthpc.service`, which the workload must not outlive.
+    pub is_bound: bool,
+}
+
+impl Wall {
+    /// Makes the wall of this machine: the user that was provisioned, and all the memory that workloads may have.
+    ///
+    /// # Errors
+    /// The system's; `NotFound` if there is no such user.
+    pub fn of_this_machine() -> io::Result<Self> {
+        let users = std::fs::read_to_string("/etc/passwd")?;
+        let (uid, gid) = ids_of(USER, &users).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::NotFound, format!("this machine has no user {USER}: it is not provisioned"))
+        })?;
+        let memory = std::fs::read_to_string("/proc/meminfo")?;
+        let total = total_bytes(&memory).ok_or_else(|| io::Error::other("/proc/meminfo has no MemTotal"))?;
+        let is_bound =
+            std::fs::read_to_string("/proc/self/cgroup").is_ok_and(|groups| groups.contains("/lighthpc.service"));
+        Ok(Self { uid, gid, memory_bytes: share(total), is_bound })
+    }
+
+    /// Returns the wall of each of `slots` workloads that run side by side.
+    #[must_use]
+    pub fn shared(self, slots: u16) -> Self {
+        Self { memory_bytes: (self.memory_bytes / u64::from(slots.max(1))).max(MEMORY_BYTES_MIN), ..self }
+    }
+
+    /// Returns the command that runs a program behind the wall, with the workload's end for its own, and the unit's name.
+    pub(super) fn command(self, argv: &[String], contract: &Contract) -> io::Result<(Command, String)> {
+        let (program, arguments) = argv.split_first().ok_or_else(|| io::Error::other("no program is named"))?;
+        contract.hand_over(self.uid, self.gid)?;
+        let unit = format!("lighthpc-task-{}.service", contract.mark());
+        let workspace = contract.workspace();
+        let mut command = Command::new("systemd-run");
+        command.args(["--wait", "--pipe", "--quiet"]).arg(format!("--unit={unit}")).arg(format!("--slice={SLICE}"));
+        for property in PROPERTIES.iter().chain(if self.is_bound { BOUND } else { &[] }) {
+            command.arg("-p").arg(property);
+        }
+        let mut property = |name: &str, value: &dyn std::fmt::Display| {
+            command.arg("-p").arg(format!("{name}={value}"));
+        };
+        property("User", &self.uid);
+        property("Group", &self.gid);
+        property("MemoryMax", &self.memory_bytes);
+        // Of the work folder nothing is seen but the attempt's own part.
+        if let Some(work_dir) = contract.folder().parent() {
+            property("TemporaryFileSystem", &format!("{}:ro", work_dir.display()));
+        }
+        property("BindPaths", &workspace.display());
+        property("WorkingDirectory", &contract.scratch().display());
+        for (name, value) in variables(contract) {
+            // By name alone: a value on a command line could be read by everybody.
+            command.arg("--setenv").arg(&name).env(name, value);
+        }
+        // systemd puts variables in place of `$`, even where the program is a shell that means its own.
+        command.arg("--").arg(program).args(arguments.iter().map(|argument| argument.replace('$', "$$")));
+        Ok((command, unit))
+    }
+}
+
+/// The node's environment as far as it is meant for workloads, the contract's variables, and a home.
+fn variables(contract: &Contract) -> Vec<(OsString, OsString)> {
+    let is_of_user = |name: &OsStr| ["HOME", "USER", "LOGNAME", "SHELL"].iter().any(|of_user| name == *of_user);
+    let is_passed = |name: &OsString| !is_withheld(&name.to_string_lossy()) && !is_of_user(name);
+    let inherited = std::env::vars_os().filter(|(name, _)| is_passed(name));
+    let contract_s = contract.variables().into_iter().map(|(name, value)| (name.into(), value));
+    let home = ("HOME".into(), contract.scratch().into());
+    inherited.chain(contract_s).chain([home]).collect()
+}
+
+fn ids_of(user: &str, users: &str) -> Option<(u32, u32)> {
+    let mut fields = users.lines().find_map(|line| line.strip_prefix(user)?.strip_prefix(':'))?.split(':').skip(1);
+    Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+}
+
+fn total_bytes(meminfo: &str) -> Option<u64> {
+    let kib: u64 =
+        meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"))?.parse().ok()?;
+    Some(kib * 1024)
+}
+
+const fn share(total: u64) -> u64 {
+    let rest = total.saturating_sub(RESERVE_BYTES + total / RESERVE_DIVISOR);
+    if rest < total / 2 { total / 2 } else { rest }
+}
+
+/// Sends a signal to everything in the unit. That there is no such unit, for it has ended or is still being made, is no error.
+pub(super) async fn signal(unit: &str, signal: Signal) {
+    let number = signal.as_raw();
+    systemctl(&["kill", "--kill-whom=all", &format!("--signal={number}"), unit]).await;
+}
+
+/// How a unit ended, by systemd's word.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// With this code.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+    /// The kernel ended it for want of memory.
+    OutOfMemory,
+    /// systemd could not run the program: 203 of `systemd.exec(5)`, "Process Exit Codes".
+    NotExecuted,
+    /// systemd could not make the unit, or what is to be around it.
+    NotMade(String),
+}
+
+/// Ends what is left of a unit that did not end with 0, asks how it ended, and lets systemd forget it.
+pub(super) async fn end_of(unit: &str) -> End {
+    systemctl(&["stop", unit]).await;
+    let shown = systemctl(&["show", "--property=LoadState,Result,ExecMainCode,ExecMainStatus", unit]).await;
+    systemctl(&["reset-failed", unit]).await;
+    read_end(&shown)
+}
+
+/// The codes of `ExecMainCode`: `CLD_EXITED` of `waitid(2)`; the others are signals.
+const EXITED: &str = "1";
+/// The exit codes by which systemd says that it could not set up the process.
+const SETUP_FAILED: std::ops::RangeInclusive<i32> = 200..=245;
+const EXEC_FAILED: i32 = 203;
+
+fn read_end(shown: &str) -> End {
+    let field = |name: &str| shown.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    let status: i32 = field("ExecMainStatus").and_then(|status| status.parse().ok()).unwrap_or(0);
+    match (field("LoadState"), field("Result"), field("ExecMainCode")) {
+        (Some("loaded"), Some("oom-kill"), _) => End::OutOfMemory,
+        (Some("loaded"), _, Some(EXITED)) if status == EXEC_FAILED => End::NotExecuted,
+        (Some("loaded"), Some("exit-code"), Some(EXITED)) if SETUP_FAILED.contains(&status) => {
+            End::NotMade(format!("systemd could not set up the workload's unit (status {status})"))
+        }
+        (Some("loaded"), Some("exit-code"), Some(EXITED)) => End::Code(status),
+        (Some("loaded"), Some(_), Some("2" | "3")) => End::Signal(status),
+        (_, result, _) => End::NotMade(format!(
+            "systemd did not run the workload's unit ({}); the journal says why",
+            result.unwrap_or("no result")
+        )),
+    }
+}
+
+/// Finds a program as systemd would: a path, or a name in `PATH`.
+pub(super) fn check_program(program: &str) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let is_program =
+        |path: &Path| path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0);
+    let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
+    if program.contains('/') {
+        let meta = Path::new(program).metadata()?;
+        return if meta.is_file() && is_program(Path::new(program)) {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::PermissionDenied.into())
+        };
+    }
+    let found = std::env::split_paths(&path).any(|folder| is_program(&folder.join(program)));
+    if found { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
+}
+
+/// Runs `systemctl` and returns what it printed; what it could not do shows in what it is asked next.
+async fn systemctl(arguments: &[&str]) -> String {
+    let output = Command::new("systemctl").args(arguments).stdin(Stdio::null()).kill_on_drop(true).output();
+    match tokio::time::timeout(SYSTEMCTL_TIMEOUT, output).await {
+        Ok(Ok(output)) => String::from_utf8_lossy(&output.stdout).into_owned(),
+        Ok(Err(error)) => {
+            tracing::warn!("systemctl {}: {error}", arguments.join(" "));
+            String::new()
+        }
+        Err(_) => {
+            tracing::warn!("systemctl {} did not answer within {SYSTEMCTL_TIMEOUT:?}", arguments.join(" "));
+            String::new()
+        }
+    }
+}
+
+/// systemctl takes tens of milliseconds; on a machine that a workload has brought to its knees it may take seconds.
+const SYSTEMCTL_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_units_end_is_read_as_systemd_says_it() {
+        let of = |load: &str, result: &str, code: u8, status: u8| {
+            read_end(&format!("Result={result}\nExecMainCode={code}\nExecMainStatus={status}\nLoadState={load}\n"))
+        };
+        assert_eq!(of("loaded", "exit-code", 1, 3), End::Code(3));
+        assert_eq!(of("loaded", "signal", 2, 15), End::Signal(15));
+        assert_eq!(of("loaded", "core-dump", 3, 11), End::Signal(11));
+        assert_eq!(of("loaded", "oom-kill", 2, 9), End::OutOfMemory);
+        assert_eq!(of("loaded", "exit-code", 1, 203), End::NotExecuted);
+        assert!(matches!(of("loaded", "exit-code", 1, 226), End::NotMade(_)));
+        assert!(matches!(of("not-found", "success", 0, 0), End::NotMade(_)));
+        assert!(matches!(read_end(""), End::NotMade(_)));
+    }
+
+    #[test]
+    fn a_reserve_is_kept_from_the_workload() {
+        let gib = 1024 * 1024 * 1024;
+        assert_eq!(share(gib), gib - gib / 50 - RESERVE_BYTES);
+        assert_eq!(share(400 * 1024 * 1024), 200 * 1024 * 1024);
+        assert_eq!(total_bytes("MemTotal:        1000 kB\nMemFree: 3 kB\n"), Some(1_024_000));
+        let wall = Wall { uid: 1, gid: 2, memory_bytes: 4 * gib, is_bound: true };
+        assert_eq!(wall.shared(4).memory_bytes, gib);
+        assert_eq!(wall.shared(1000).memory_bytes, MEMORY_BYTES_MIN);
+    }
+
+    #[test]
+    fn the_workloads_user_is_found_by_its_whole_name() {
+        let users = "root:x:0:0::/:/bin/sh\nlighthpc-tasks:x:7:7::/:\nlighthpc-task:x:990:985::/:/usr/sbin/nologin\n";
+        assert_eq!(ids_of(USER, users), Some((990, 985)));
+        assert_eq!(ids_of("nobody", users), None);
+    }
+}
