@@ -1,0 +1,87 @@
+"""One booted machine: QEMU with a disk, a network card, and the metadata service at its real address.
+
+The card's network is 169.254.169.0/24, as QEMU's user network makes it: 169.254.169.254:80 is an IMDS server of the test, and
+169.254.169.1 is this machine's loopback, where the emulators listen. Nothing else is there. The processor is emulated (TCG), so
+no test depends on how fast it is.
+"""
+
+import pathlib
+import subprocess
+import time
+
+MEMORY_MIB = 768
+HOST = "169.254.169.1"
+BOOT = (
+    "root=/dev/vda rw console=ttyS0 quiet panic=-1 net.ifnames=0 systemd.show_status=0 "
+    "systemd.journald.forward_to_console=1 systemd.journald.max_level_console=info"
+)
+
+
+class Machine:
+    """A machine that is on from its making until its power goes off."""
+
+    def __init__(self, image, folder, imds, files, network=True, cloud_init=False):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.disk = image.copy(folder / "disk.img", files)
+        port = imds.url.rsplit(":", 1)[1]
+        forward = f"guestfwd=tcp:169.254.169.254:80-cmd:socat - TCP:127.0.0.1:{port}"
+        card = f"user,id=net,net=169.254.169.0/24,host={HOST},dhcpstart=169.254.169.15,{forward}"
+        if not network:
+            card = "socket,id=net,listen=127.0.0.1:0"  # a cable that ends in the air
+        command = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-m", str(MEMORY_MIB), "-nographic", "-no-reboot"]
+        command += ["-kernel", image.kernel, "-initrd", image.initrd]
+        command += ["-append", BOOT + ("" if cloud_init else " cloud-init=disabled")]
+        command += ["-drive", f"file={self.disk},if=virtio,format=raw", "-netdev", card]
+        command += ["-device", "virtio-net-pci,netdev=net,romfile=", "-device", "virtio-rng-pci"]
+        command += ["-smbios", f"type=1,manufacturer=Amazon EC2,uuid=ec2{'0' * 5}-0000-4000-8000-000000000001"]
+        self.console_path = folder / "console"
+        self.started = time.monotonic()
+        with open(self.console_path, "wb") as console:
+            self.process = subprocess.Popen(
+                [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT
+            )
+
+    def console(self):
+        """What the machine has said so far, the kernel and the journal together."""
+        return self.console_path.read_text(encoding="utf-8", errors="replace")
+
+    def says(self, *words):
+        """The lines of the console that hold all these words."""
+        return [line for line in self.console().splitlines() if all(word in line for word in words)]
+
+    def wait_until(self, condition, timeout_s, what):
+        """Waits for a condition while the machine is on, or for it to be true when it goes off."""
+        end = time.monotonic() + timeout_s
+        while not condition():
+            assert self.process.poll() is None or condition(), f"off before {what}; its last words:\n{self.tail()}"
+            assert time.monotonic() < end, f"{what}: not within {timeout_s} s; its last words:\n{self.tail()}"
+            time.sleep(0.2)
+
+    def wait_off(self, timeout_s):
+        """Waits for power-off; returns the seconds that the machine was on. One that stays on fails the test."""
+        try:
+            self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.close()
+            raise AssertionError(f"still on after {timeout_s} s; its last words:\n{self.tail()}") from None
+        assert self.process.returncode == 0, self.tail()
+        assert self.says("reboot: Power down"), f"off, but not by power-off; its last words:\n{self.tail()}"
+        return time.monotonic() - self.started
+
+    def tail(self):
+        """The end of the console."""
+        return self.console()[-6000:]
+
+    def close(self):
+        """Pulls the plug, if it is still in."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(10)
+        pathlib.Path(self.disk).unlink(missing_ok=True)
+
+
+def unit_at_boot(name, text):
+    """The files of a unit that is started at boot: for what a test does to a machine from inside."""
+    path = f"/etc/systemd/system/{name}"
+    return {path: text, f"/etc/systemd/system/multi-user.target.wants/{name}": f"->{path}"}

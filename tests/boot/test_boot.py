@@ -1,0 +1,191 @@
+"""Boots the image for real: first as it should go, then one boot for each thing that can go wrong.
+
+Every one of them must end in power-off, which is the instance's end, with the task done, failed by its own fault, or handed
+back for another machine. Nothing here is timed but with bounds: the processor is emulated.
+"""
+
+import pytest
+from machine import unit_at_boot
+
+# A boot takes 20 to 40 s here, on two cores that also run the emulators.
+OFF_S_MAX = 240
+DEADLINE = "/etc/systemd/system/lighthpc-deadline"
+
+
+def saboteur(*commands):
+    """A unit that does something to the node, once it is at work."""
+    script = "; ".join(commands)
+    return unit_at_boot(
+        "saboteur.service",
+        "[Unit]\nAfter=lighthpc.service\n[Service]\nType=simple\n"
+        f"ExecStart=/bin/bash -c '{script}'\nStandardOutput=journal+console\n",
+    )
+
+
+TASKS = 'systemctl list-units --plain --no-legend "lighthpc-task-*.service"'
+WAIT_FOR_WORKLOAD = f"until {TASKS} | grep -q activating; do sleep 1; done"
+
+
+@pytest.mark.short
+def test_a_machine_finds_its_task_does_it_and_is_off(cloud, node):
+    cloud.put_mission("M1", 1)
+    machine = node("in/a-count", mission="M1")
+
+    machine.wait_off(OFF_S_MAX)
+
+    row = cloud.task(machine.src)
+    assert (row["state"], row["attempt"], row["verdict"], row["execInstanceID"]) == ("done", 1, "ok", machine.instance)
+    assert cloud.object(f"rslt_{machine.src}").strip() == b"11"
+    assert cloud.mission("M1")["transOK"] == 1
+    assert cloud.instance_state(machine.instance) in ("shutting-down", "terminated")
+    assert machine.says("Started", "lighthpc.service") or machine.says("lighthpc", "claimed task")
+
+
+@pytest.mark.short
+def test_nothing_of_the_role_is_behind_the_wall(cloud, node, tmp_path):
+    # The metadata service over IPv6: an address of the machine's own, where something listens that root reaches.
+    listener = unit_at_boot(
+        "imds6.service",
+        "[Unit]\nBefore=lighthpc.service\n[Service]\nType=simple\n"
+        "ExecStartPre=/sbin/ip -6 addr add fd00:ec2::254/128 dev lo nodad\n"
+        "ExecStart=/usr/bin/python3 -m http.server --bind fd00:ec2::254 80\n"
+        "ExecStartPost=/bin/bash -c 'until (: </dev/tcp/fd00:ec2::254/80); do sleep 1; done; echo root reaches it'\n",
+    )
+    port = cloud.clients.endpoint.rsplit(":", 1)[1]
+    pid = "/run/boot-test-node"
+    show = f"systemctl show -P MainPID lighthpc.service | grep -vx 0 >{pid}"
+    tell = saboteur(f"until {show}; do sleep 0.2; done", f"chmod 644 {pid}")
+    machine = node("a-wall", files=listener | tell | {"/opt/boot-test/port": port})
+
+    machine.wait_off(OFF_S_MAX)
+
+    assert machine.says("root reaches it")
+    tried = dict(line.split("=", 1) for line in cloud.object(f"rslt_{machine.src}").decode().splitlines())
+    user, node_pid = tried.pop("user"), int(tried.pop("node"))
+    is_open = {name for name, state in tried.items() if state == "open"}
+    assert user == "lighthpc-task"
+    assert node_pid > 1, "the node that is tried is not the one that runs"
+    assert is_open == {"other4", "own-output", "own-scratch", "own-input", "tmp"}
+    assert len(tried) == 27
+
+
+@pytest.mark.short
+def test_a_killed_daemon_is_started_again_and_takes_its_task_up(cloud, node):
+    kill = saboteur(WAIT_FOR_WORKLOAD, "systemctl kill -s KILL --kill-whom=main lighthpc.service")
+    machine = node("a-slow", files=kill)
+
+    machine.wait_off(OFF_S_MAX)
+
+    row = cloud.task(machine.src)
+    assert (row["state"], row["attempt"]) == ("done", 2)
+    assert [past["verdict"] for past in row["history"]] == ["lost", "ok"]
+    assert b"attempt 2" in cloud.object(f"rslt_{machine.src}")
+
+
+def test_a_hung_daemon_is_ended_by_the_watchdog_and_started_again(cloud, node):
+    hurry = {"/etc/systemd/system/lighthpc.service.d/test.conf": "[Service]\nWatchdogSec=15\nTimeoutAbortSec=5\n"}
+    stop = saboteur(WAIT_FOR_WORKLOAD, "systemctl kill -s STOP --kill-whom=main lighthpc.service")
+    machine = node("a-slow", files=hurry | stop)
+
+    machine.wait_off(OFF_S_MAX)
+
+    assert machine.says("lighthpc.service", "Watchdog timeout")
+    row = cloud.task(machine.src)
+    assert (row["state"], row["attempt"]) == ("done", 2)
+
+
+def test_a_daemon_that_crashes_at_start_is_tried_three_times(cloud, node):
+    crash = "[Service]\nExecStart=\nExecStart=/bin/sh -c 'echo about to crash; kill -SEGV $$$$'\n"
+    machine = node("a-count", files={"/etc/systemd/system/lighthpc.service.d/test.conf": crash})
+
+    machine.wait_off(OFF_S_MAX)
+
+    assert len(machine.says("about to crash")) == 3
+    assert cloud.task(machine.src)["state"] == "pending"
+
+
+def test_a_machine_without_a_task_is_off_at_once(cloud, node):
+    # Nor does EC2 end it: power-off has to.
+    machine = node(None, tags={"Name": "nobody's"}, AWS_ENDPOINT_URL_EC2="http://169.254.169.1:9")
+
+    machine.wait_off(OFF_S_MAX)
+
+    assert machine.says("the node has ended (exit-code, ")
+
+
+def test_a_machine_without_a_network_is_off(cloud, node):
+    machine = node("a-count", network=False)
+
+    machine.wait_off(OFF_S_MAX + 120)
+
+    assert cloud.task(machine.src)["state"] == "pending"
+    assert machine.says("the node has ended (exit-code, 19)")
+
+
+def test_a_workload_that_takes_all_memory_ends_alone(cloud, node):
+    machine = node("a-memory")
+
+    machine.wait_off(OFF_S_MAX)
+
+    row = cloud.task(machine.src)
+    assert (row["state"], row["verdict"], row["attempt"]) == ("failed", "oom", 1)
+    killed = machine.says("Killed process")
+    assert killed and not any("lighthpc)" in line or "systemd" in line for line in killed)
+
+
+def test_a_workload_that_forks_without_end_ends_with_its_time(cloud, node):
+    machine = node("a-fork", LIGHTHPC_TIME_LIMIT="30", LIGHTHPC_MAX_ATTEMPTS="1")
+
+    machine.wait_off(OFF_S_MAX)
+
+    row = cloud.task(machine.src)
+    assert (row["state"], row["verdict"], row["attempt"]) == ("failed", "timeout", 1)
+    assert row["beat"] >= 3, "the node kept its lease meanwhile"
+
+
+def test_at_the_end_of_its_life_a_node_hands_its_task_back(cloud, node):
+    machine = node("a-sleep", LIGHTHPC_MAX_LIFETIME="20")
+
+    machine.wait_off(OFF_S_MAX)
+
+    row = cloud.task(machine.src)
+    assert (row["state"], row["attempt"], row["interruptions"]) == ("pending", 1, 1)
+
+
+def test_the_deadline_needs_no_daemon(cloud, node):
+    # The node lives longer than it may, and does not know: it is told another lifetime than the deadline.
+    files = {
+        f"{DEADLINE}.timer.d/test.conf": "[Timer]\nOnBootSec=\nOnBootSec=30s\nOnUnitInactiveSec=10s\n",
+        f"{DEADLINE}.service.d/test.conf": "[Service]\nEnvironmentFile=\nEnvironment=LIGHTHPC_MAX_LIFETIME=-550\n",
+        "/etc/systemd/system/lighthpc.service.d/test.conf": "[Service]\nWatchdogSec=0\nTimeoutStopSec=5\n",
+    }
+    stop = saboteur(WAIT_FOR_WORKLOAD, "systemctl kill -s STOP --kill-whom=main lighthpc.service")
+    machine = node("a-sleep", files=files | stop)
+
+    machine.wait_off(OFF_S_MAX)
+
+    assert machine.says("this machine has been on for")
+    assert cloud.task(machine.src)["state"] == "running", "a lost lease: the sweep's"
+
+
+def test_a_machine_whose_node_never_starts_is_off(cloud, node):
+    files = {
+        "/etc/systemd/system/lighthpc.service": "this is no unit file\n",
+        f"{DEADLINE}.timer.d/test.conf": "[Timer]\nOnBootSec=\nOnBootSec=30s\nOnUnitInactiveSec=5s\n",
+    }
+    machine = node("a-count", files=files, LIGHTHPC_MAX_BOOT="40")
+
+    machine.wait_off(OFF_S_MAX)
+
+    assert machine.says("no node is at work here")
+    assert cloud.task(machine.src)["state"] == "pending"
+
+
+def test_a_machine_that_cannot_boot_is_off(cloud, node):
+    table = "/dev/disk/by-label/none /data ext4 x-systemd.device-timeout=5s 0 2\n"
+    machine = node("a-count", files={"/etc/fstab": table})
+
+    machine.wait_off(OFF_S_MAX)
+
+    assert machine.says("this machine cannot boot")
+    assert cloud.task(machine.src)["state"] == "pending"
