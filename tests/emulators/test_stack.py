@@ -7,13 +7,14 @@ is asserted as it is kept: metadata options, tags, and shutdown behaviour of the
 """
 
 import base64
+import io
 import json
 import os
 import pathlib
 import shutil
-import stat
 import subprocess
 import sys
+import tarfile
 import urllib.error
 import urllib.request
 import uuid
@@ -21,6 +22,7 @@ import uuid
 import boto3
 import harness
 import pytest
+import yaml
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
@@ -59,7 +61,8 @@ def policies(template):
     for name, role in of_type(template, "IAM::Role").items():
         for policy in role["Properties"]["Policies"]:
             for statement in policy["PolicyDocument"]["Statement"]:
-                yield name, statement
+                # One that is there under a condition only.
+                yield name, statement["Fn::If"][1] if "Fn::If" in statement else statement
 
 
 def listed(value):
@@ -518,40 +521,36 @@ def test_deploy_asks_the_image_for_its_root_device(account, deployed):
     assert {tag["Value"] for spec in launch["TagSpecifications"] for tag in spec["Tags"]} == {deployed["TasksTable"]}
 
 
-def boot(launch, folder, systemctl="exit 0"):
-    """Runs a template's user data as cloud-init does, but under a folder; returns (exit code, what was called)."""
+def user_data(launch):
+    """A template's user data, as cloud-init reads it: the files by their paths, and what is run."""
+    text = base64.b64decode(launch["UserData"]).decode()
+    assert text.startswith("#cloud-config\n")
+    config = yaml.safe_load(text)
+    return {file["path"]: file for file in config["write_files"]}, config.get("runcmd", [])
+
+
+def install(command, folder, environment, bad=()):
+    """Runs what user data runs, with a systemd that does nothing; returns (exit code, what was called)."""
     folder.mkdir(parents=True, exist_ok=True)
-    script = base64.b64decode(launch["UserData"]).decode().replace("/etc/lighthpc", str(folder / "etc"))
-    assert script.startswith("#!/bin/sh\n")
-    for name, text in (("systemctl", systemctl), ("poweroff", "exit 0")):
+    for name in ("systemctl", "systemd-run", "poweroff"):
         program = folder / name
-        program.write_text(f'#!/bin/sh\necho "{name} $*" >>"{folder}/calls"\n{text}\n', encoding="utf-8")
+        code = 1 if name in bad else 0
+        program.write_text(f'#!/bin/sh\necho "{name} $*" >>"{folder}/calls"\nexit {code}\n', encoding="utf-8")
         program.chmod(0o755)
-    path = folder / "user-data"
-    path.write_text(script, encoding="utf-8")
+    path = f"{folder}:{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
     finished = subprocess.run(
-        ["sh", path], env={"PATH": f"{folder}:{os.environ['PATH']}"}, capture_output=True, text=True, timeout=20
+        command, env=environment | {"PATH": path, "TMPDIR": str(folder)}, capture_output=True, text=True, timeout=60
     )
-    calls = folder / "calls"
-    return finished.returncode, calls.read_text(encoding="utf-8").splitlines() if calls.exists() else []
-
-
-def node_environment(folder):
-    """The environment that the unit gets from the file. The shell reads these quotes as systemd does."""
-    file = folder / "etc" / "lighthpc.env"
-    names = [line.partition("=")[0] for line in file.read_text(encoding="utf-8").splitlines() if "=" in line]
-    shown = "".join(f'; printf "%s\\0" "${name}"' for name in names)
-    values = subprocess.run(["sh", "-c", f". '{file}'{shown}"], capture_output=True, check=True, timeout=20).stdout
-    return dict(zip(names, values.decode().split("\0"), strict=False))
+    return finished.returncode, (folder / "calls").read_text(encoding="utf-8").splitlines()
 
 
 @SLOW
-def test_user_data_tells_the_node_all_and_starts_it(account, deployed, tmp_path):
-    code, calls = boot(launch_data(account, deployed), tmp_path)
+def test_user_data_tells_the_node_all(account, deployed):
+    files, commands = user_data(launch_data(account, deployed))
 
-    assert (code, calls) == (0, ["systemctl restart --no-block lighthpc.service"])
-    assert stat.S_IMODE((tmp_path / "etc" / "lighthpc.env").stat().st_mode) == 0o600
-    assert node_environment(tmp_path) == {
+    settings = files["/etc/lighthpc/lighthpc.env"]
+    assert settings["permissions"] == "0600"
+    assert dict(line.split("=", 1) for line in settings["content"].splitlines()) == {
         "AWS_REGION": REGION,
         "LIGHTHPC_TASKS_TABLE": deployed["TasksTable"],
         "LIGHTHPC_MISSIONS_TABLE": deployed["MissionsTable"],
@@ -559,28 +558,48 @@ def test_user_data_tells_the_node_all_and_starts_it(account, deployed, tmp_path)
         "LIGHTHPC_RESULT_BUCKET": deployed["ResultBucket"],
         "LIGHTHPC_TOPIC_ARN": deployed["TopicArn"],
         "LIGHTHPC_SLOTS": "4",
-        "LIGHTHPC_MAX_LIFETIME": "",
-        "LIGHTHPC_EXEC": WORKLOAD,
+        "LIGHTHPC_MAX_LIFETIME": "86400",
+        "LIGHTHPC_EXEC": "/bin/sh /opt/lighthpc/workload",
     }
+    workload = files["/opt/lighthpc/workload"]
+    assert (workload["encoding"], base64.b64decode(workload["content"]).decode()) == ("b64", WORKLOAD)
+    assert commands == [], "on a baked image there is nothing to install"
 
 
 @SLOW
-def test_a_machine_that_cannot_start_its_node_is_powered_off(account, deployed, tmp_path):
-    launch = launch_data(account, deployed)
-    no_unit = '[ "$1" = poweroff ]'
+def test_nodes_that_are_not_baked_install_the_bundle_or_end(account, tmp_path):
+    bundle, ran = tmp_path / "lighthpc-x86_64.tar.gz", tmp_path / "provisioned"
+    with tarfile.open(bundle, "w:gz") as archive:
+        for name, text in (("lighthpc", "#!/bin/sh\n"), ("provision", f'#!/bin/sh\necho "$*" >"{ran}"\n')):
+            entry = tarfile.TarInfo(f"lighthpc/{name}")
+            entry.mode, entry.size = 0o755, len(text)
+            archive.addfile(entry, io.BytesIO(text.encode()))
+    outputs = account.deploy("bundled", "--bundle", str(bundle))
+    files, (command,) = user_data(launch_data(account, outputs))
+    environment = account.environment()
 
-    code, calls = boot(launch, tmp_path / "unit", no_unit)
+    code, calls = install(command, tmp_path / "good", environment)
+
+    assert (code, ran.read_text(encoding="utf-8")) == (0, "--start\n")
+    assert calls == [
+        "systemd-run --quiet --unit=lighthpc-install-deadline --on-active=900 systemctl poweroff",
+        "systemctl stop lighthpc-install-deadline.timer",
+    ]
+    assert list(files) == ["/etc/lighthpc/lighthpc.env"], "without a workload the mission's row names it"
+
+    ran.unlink()
+    code_bucket = f"lighthpc-code-{ACCOUNT}-{REGION}"
+    listed_keys = account.clients.s3.list_objects_v2(Bucket=code_bucket, Prefix="bundled/bundle-")["Contents"]
+    (key,) = [found["Key"] for found in listed_keys]
+    account.clients.s3.put_object(Bucket=code_bucket, Key=key, Body=b"something else")
+    code, calls = install(command, tmp_path / "tampered", environment)
     assert code != 0
-    assert calls == ["systemctl restart --no-block lighthpc.service", "systemctl poweroff"]
+    assert (calls[-1], ran.exists()) == ("systemctl poweroff", False)
 
-    code, calls = boot(launch, tmp_path / "systemd", "exit 1")
+    account.clients.s3.delete_object(Bucket=code_bucket, Key=key)
+    code, calls = install(command, tmp_path / "gone", environment, bad=("systemctl",))
+    assert code != 0
     assert calls[-1] == "poweroff -f"
-
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "disk" / "etc").write_text("no folder can be made here")
-    code, calls = boot(launch, tmp_path / "disk")
-    assert code != 0
-    assert calls == ["systemctl poweroff"]
 
 
 @SLOW
