@@ -14,6 +14,7 @@ use aws_sdk_ec2::types::{
 };
 
 use super::error::{CloudError, Kind};
+use super::machine::Options;
 use super::sdk::Wire;
 use crate::clock;
 use crate::domain::ids::MissionId;
@@ -52,6 +53,19 @@ pub struct Request {
     pub tags: Vec<(String, String)>,
     /// The same for a repeat of the same launch: EC2 then launches once.
     pub token: String,
+}
+
+/// What a launch template says, as far as nodes depend on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// Whether a power-off terminates the instance.
+    pub terminates: bool,
+    /// Whether it has an instance profile.
+    pub has_role: bool,
+    /// Whether the metadata service offers the instance's tags.
+    pub shows_tags: bool,
+    /// The metadata service; `None` in it: the image's setting, or the account's.
+    pub metadata: Options,
 }
 
 /// What came of a launch.
@@ -136,6 +150,43 @@ impl Fleet {
             shortfall.push("EC2 launched fewer instances than were asked for, and says no reason".to_owned());
         }
         Ok(Launched { instances, shortfall: if is_short { shortfall } else { Vec::new() } })
+    }
+
+    /// Reads what a launch template says of what must be right for a node to work, and to end.
+    ///
+    /// # Errors
+    /// [`CloudError`]; `Refused` or `NotFound` if there is no such template or version.
+    pub async fn template(&self, template: &Template) -> Result<Terms, CloudError> {
+        let (name, by_id) = (Some(template.name.clone()), template.name.starts_with("lt-"));
+        let describe = self
+            .client
+            .describe_launch_template_versions()
+            .set_launch_template_id(name.clone().filter(|_| by_id))
+            .set_launch_template_name(name.filter(|_| !by_id))
+            .versions(&template.version);
+        let resource = format!("launch template {}", template.name);
+        let answer =
+            describe.send().await.map_err(|e| CloudError::sdk("DescribeLaunchTemplateVersions", &resource, e))?;
+        let data = answer.launch_template_versions().first().and_then(|version| version.launch_template_data());
+        let data = data.ok_or_else(|| {
+            let said = format!("it has no version {}", template.version);
+            CloudError::new(Kind::Refused, "DescribeLaunchTemplateVersions", resource, said)
+        })?;
+        let metadata = data.metadata_options();
+        let is = |value: Option<&str>, wanted: &str| value == Some(wanted);
+        Ok(Terms {
+            terminates: is(
+                data.instance_initiated_shutdown_behavior().map(aws_sdk_ec2::types::ShutdownBehavior::as_str),
+                "terminate",
+            ),
+            has_role: data.iam_instance_profile().is_some(),
+            shows_tags: is(metadata.and_then(|m| Some(m.instance_metadata_tags()?.as_str())), "enabled"),
+            metadata: Options {
+                hop_limit: metadata
+                    .and_then(aws_sdk_ec2::types::LaunchTemplateInstanceMetadataOptions::http_put_response_hop_limit),
+                needs_token: metadata.and_then(|metadata| Some(metadata.http_tokens()?.as_str() == "required")),
+            },
+        })
     }
 
     /// Asks EC2 whether it would take a launch; launches nothing.

@@ -46,8 +46,11 @@ def node(cloud, image, tmp_path):
     """Boots machines; their consoles are kept in target/boot/consoles."""
     booted = []
 
-    def boot(src, files=None, tags=None, network=True, cloud_init=False, mission=None, **settings):
-        """Puts the input and the row, launches the instance, and boots it with these settings in its env file."""
+    def boot(src, files=None, tags=None, mission=None, network=True, user_data=None, disk=None, **settings):
+        """Puts the input and the row, launches the instance, and boots it.
+
+        Its settings are in its env file from the start, or come by user data, which cloud-init reads.
+        """
         if src:
             cloud.put_input(src)
             cloud.put_task(src, mission)
@@ -55,8 +58,10 @@ def node(cloud, image, tmp_path):
         instance = cloud.launch_instance(**tags)
         env = settings_of(cloud) | settings
         lines = "".join(f"{name}={value}\n" for name, value in env.items() if value is not None)
-        files = {"/etc/lighthpc/lighthpc.env": lines} | (files or {})
-        one = machines.Machine(image, tmp_path / instance, cloud.imds(instance), files, network, cloud_init)
+        imds = cloud.imds(instance)
+        imds.default.user_data = user_data
+        files = ({} if user_data else {"/etc/lighthpc/lighthpc.env": lines}) | (files or {})
+        one = machines.Machine(image, tmp_path / instance, imds, files, network, user_data is not None, disk)
         one.instance, one.src = instance, src
         booted.append(one)
         return one

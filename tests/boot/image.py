@@ -53,9 +53,9 @@ class Image:
         self.folder = folder
         self.disk, self.kernel, self.initrd = folder / "disk.img", folder / "vmlinuz", folder / "initrd"
 
-    def copy(self, path, files):
-        """A copy of the disk with `files` ({path: text}) in it; a text that begins with -> is a link."""
-        run("cp", "--sparse=always", self.disk, path)
+    def copy(self, path, files, disk=None):
+        """A copy of the disk, or another, with `files` ({path: text}) in it; a text that begins with -> is a link."""
+        run("cp", "--sparse=always", disk or self.disk, path)
         with tempfile.TemporaryDirectory() as folder:
             commands = []
             for number, (name, text) in enumerate(files.items()):
@@ -72,6 +72,27 @@ class Image:
             script.write_text("".join(f"{command}\n" for command in commands), encoding="utf-8")
             run("debugfs", "-w", "-f", script, path)
         return path
+
+
+def bare(path):
+    """A disk of the base system, which is no node yet."""
+    with _system(path.parent / "bare-root") as root:
+        run("mke2fs", "-q", "-t", "ext4", "-d", root, "-L", "root", path, f"{DISK_MIB}M")
+    return path
+
+
+@contextlib.contextmanager
+def _system(root):
+    """The base system in a folder, with a network as an instance has it."""
+    try:
+        root.mkdir()
+        run("tar", "-C", root, "-xf", base())
+        (root / "etc/systemd/network/10-all.network").write_text(NETWORK, encoding="utf-8")
+        (root / "etc/fstab").write_text("", encoding="utf-8")
+        run("systemctl", f"--root={root}", "enable", "systemd-networkd.service")
+        yield root
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
 
 
 def _inputs():
@@ -95,40 +116,36 @@ def build(binary):
     for old in CACHE.glob("image-*"):
         shutil.rmtree(old)
     image.folder.mkdir()
-    root = image.folder / "root"
-    try:
-        root.mkdir()
-        run("tar", "-C", root, "-xf", base())
-        (root / "etc/systemd/network/10-all.network").write_text(NETWORK, encoding="utf-8")
-        (root / "etc/fstab").write_text("", encoding="utf-8")
-        run("systemctl", f"--root={root}", "enable", "systemd-networkd.service")
-        image.log = provision(root, binary)
-        (image.folder / "provision.log").write_bytes(image.log)
+    with _system(image.folder / "root") as root:
+        (image.folder / "provision.log").write_bytes(provision(root, binary))
         shutil.copy(next(root.glob("boot/vmlinuz-*")), image.kernel)
         shutil.copy(next(root.glob("boot/initrd.img-*")), image.initrd)
         run("mke2fs", "-q", "-t", "ext4", "-d", root, "-L", "root", image.folder / "disk.new", f"{DISK_MIB}M")
         (image.folder / "disk.new").rename(image.disk)
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
     return image
 
 
 def provision(root, binary):
     """Runs scripts/provision in the chroot, from a bundle as a user has it. Returns what it said."""
-    bundle = root / "tmp/bundle"
-    shutil.copytree(ROOT / "systemd", bundle / "systemd")
-    shutil.copy(ROOT / "scripts/provision", bundle)
-    shutil.copy(binary, bundle / "lighthpc")
-    shutil.copytree(pathlib.Path(__file__).parent / "workload", bundle / "workload")
+    bundle = make_bundle(root / "tmp/bundle", binary)
     environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
     with mounted(root):
-        command = ["chroot", root, "/tmp/bundle/provision", "--workload", "/tmp/bundle/workload", "--image"]
+        command = ["chroot", root, "/tmp/bundle/provision", "--image"]
         done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True)
     shutil.rmtree(bundle)
     words = done.stdout + done.stderr
     if done.returncode != 0:
         raise RuntimeError(f"scripts/provision ended with {done.returncode}:\n{words.decode(errors='replace')}")
     return words
+
+
+def make_bundle(folder, binary):
+    """What scripts/build-release packs, with the boot tests' own workload in it."""
+    shutil.copytree(ROOT / "systemd", folder / "systemd")
+    shutil.copy(ROOT / "scripts/provision", folder)
+    shutil.copy(binary, folder / "lighthpc")
+    shutil.copytree(pathlib.Path(__file__).parent / "workload", folder / "workload")
+    return folder
 
 
 @contextlib.contextmanager

@@ -20,10 +20,10 @@ BOOT = (
 class Machine:
     """A machine that is on from its making until its power goes off."""
 
-    def __init__(self, image, folder, imds, files, network=True, cloud_init=False):
+    def __init__(self, image, folder, imds, files, network=True, cloud_init=False, disk=None):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.disk = image.copy(folder / "disk.img", files)
+        self.disk = image.copy(folder / "disk.img", files, disk)
         port = imds.url.rsplit(":", 1)[1]
         forward = f"guestfwd=tcp:169.254.169.254:80-cmd:socat - TCP:127.0.0.1:{port}"
         card = f"user,id=net,net=169.254.169.0/24,host={HOST},dhcpstart=169.254.169.15,{forward}"
@@ -34,7 +34,9 @@ class Machine:
         command += ["-append", BOOT + ("" if cloud_init else " cloud-init=disabled")]
         command += ["-drive", f"file={self.disk},if=virtio,format=raw", "-netdev", card]
         command += ["-device", "virtio-net-pci,netdev=net,romfile=", "-device", "virtio-rng-pci"]
-        command += ["-smbios", f"type=1,manufacturer=Amazon EC2,uuid=ec2{'0' * 5}-0000-4000-8000-000000000001"]
+        # The firmware says whose machine this is; cloud-init believes it if both names are the same.
+        name = "ec200000-0000-4000-8000-000000000001"
+        command += ["-smbios", f"type=1,manufacturer=Amazon EC2,uuid={name},serial={name}"]
         self.console_path = folder / "console"
         self.started = time.monotonic()
         with open(self.console_path, "wb") as console:

@@ -4,8 +4,18 @@ Every one of them must end in power-off, which is the instance's end, with the t
 back for another machine. Nothing here is timed but with bounds: the processor is emulated.
 """
 
+import base64
+import hashlib
+import json
+import re
+import tarfile
+
+import image as images
 import pytest
-from machine import unit_at_boot
+from cfnlint.decode import cfn_yaml
+from conftest import settings_of
+from harness import REGION
+from machine import HOST, unit_at_boot
 
 # A boot takes 20 to 40 s here, on two cores that also run the emulators.
 OFF_S_MAX = 240
@@ -189,3 +199,95 @@ def test_a_machine_that_cannot_boot_is_off(cloud, node):
 
     assert machine.says("this machine cannot boot")
     assert cloud.task(machine.src)["state"] == "pending"
+
+
+def test_the_doctor_finds_a_node_well_and_a_stopped_service_ends_the_machine(cloud, node):
+    look = "lighthpc doctor --json >/dev/console"
+    machine = node("a-sleep", files=saboteur(WAIT_FOR_WORKLOAD, look, "systemctl stop lighthpc.service"))
+
+    machine.wait_off(OFF_S_MAX)
+
+    (line,) = [line for line in machine.console().splitlines() if '{"checks":' in line]
+    report = json.loads(line[line.index("{") :])
+    checks = {check["name"]: check["status"] for check in report["checks"]}
+    assert {name: checks[name] for name in ("tags", "unit", "unit files", "wall", "disk")} == {
+        "tags": "ok",
+        "unit": "ok",
+        "unit files": "ok",
+        "wall": "ok",
+        "disk": "warning",
+    }, report
+    assert report["failures"] == 0, report
+    row = cloud.task(machine.src)
+    assert (row["state"], row["history"][-1]["verdict"]) == ("pending", "cancelled")
+
+
+# User data, as the stack's launch template has it, read by cloud-init.
+
+
+def user_data(cloud, workload="", bundle=None):
+    """The template's user data, with a test's names in place of the stack's."""
+    template = cfn_yaml.load(str(images.ROOT / "cloudformation/stack.yaml"))
+    data = template["Resources"]["LaunchTemplate"]["Properties"]["LaunchTemplateData"]["UserData"]
+    text, parts = data["Fn::Base64"]["Fn::Sub"]
+    key, digest = bundle or ("", "")
+    values = {
+        "AWS::Region": REGION,
+        "Tasks": cloud.tasks.name,
+        "Missions": cloud.missions.name,
+        "Source": cloud.source_bucket,
+        "Result": cloud.result_bucket,
+        "Topic": cloud.topic_arn,
+        "Slots": "1",
+        "MaxLifetimeSeconds": "86400",
+        "Base64": base64.b64encode(workload.encode()).decode(),
+        "CodeBucket": cloud.source_bucket,
+        "BundleKey": key,
+        "BundleSha256": digest,
+    }
+
+    def fill(text):
+        return re.sub(r"\$\{([A-Za-z0-9:]+)\}", lambda found: values[found[1]], text)
+
+    def choose(part, wanted):
+        chosen = part["Fn::If"][1 if wanted else 2]
+        if isinstance(chosen, dict):
+            chosen = chosen["Fn::Sub"]
+        return fill(chosen if isinstance(chosen, str) else chosen[0])
+
+    values["WorkloadLine"] = choose(parts["WorkloadLine"], workload)
+    values["WorkloadFile"] = choose(parts["WorkloadFile"], workload)
+    values["Installation"] = choose(parts["Installation"], bundle)
+    # The emulators' address is the one thing that no stack would say.
+    endpoints = "".join(f"    {k}={v}\n" for k, v in settings_of(cloud).items() if k.startswith("AWS_ENDPOINT"))
+    return fill(text).replace("    AWS_REGION", f"{endpoints}    AWS_REGION", 1)
+
+
+def test_user_data_is_in_place_before_the_node_of_a_baked_image_starts(cloud, node):
+    machine = node("a-b", user_data=user_data(cloud, workload='tr a-z A-Z <"$LIGHTHPC_INPUT" >"$LIGHTHPC_OUTPUT"'))
+
+    machine.wait_off(OFF_S_MAX)
+
+    assert cloud.task(machine.src)["state"] == "done"
+    assert cloud.object(f"rslt_{machine.src}") == b"SOME INPUT\n"
+
+
+def test_a_machine_that_is_not_baked_installs_the_bundle_and_does_its_task(cloud, node, binary, tmp_path):
+    bundle = tmp_path / "bundle.tar.gz"
+    with tarfile.open(bundle, "w:gz", compresslevel=1) as archive:
+        archive.add(images.make_bundle(tmp_path / "bundle", binary), "lighthpc")
+    content = bundle.read_bytes()
+    cloud.put_input("bundle", content)
+    # What `aws s3 cp` does, for a system that has no AWS CLI; Amazon Linux has.
+    url = cloud.clients.endpoint.replace("127.0.0.1", HOST)
+    cli = (
+        "#!/usr/bin/python3\nimport sys, urllib.request\nsource, target = sys.argv[-2:]\n"
+        f'urllib.request.urlretrieve(source.replace("s3:/", "{url}"), target)\n'
+    )
+    data = user_data(cloud, "/opt/boot-test/try", ("bundle", hashlib.sha256(content).hexdigest()))
+    machine = node("a-count", user_data=data, files={"/usr/local/bin/aws": cli}, disk=images.bare(tmp_path / "bare.img"))
+
+    machine.wait_off(OFF_S_MAX)
+
+    assert cloud.task(machine.src)["state"] == "done", machine.tail()
+    assert machine.says("ok", "wall", "a workload reaches no role"), "the doctor tried the wall from inside"

@@ -488,11 +488,15 @@ class Cloud:
         subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", library, source], check=True, timeout=60)
         return library
 
-    def run_command(self, *arguments, timeout_s=30, **env):
-        """Runs another of the binary's commands, as a person does: with keys, on no instance."""
+    def run_command(self, *arguments, timeout_s=30, instance=None, clock_s=0, **env):
+        """Runs another of the binary's commands, as a person does: with keys on no instance, or on this one with its role."""
+        if not instance:
+            env = KEYS | {"AWS_EC2_METADATA_DISABLED": "true"} | env
+        if clock_s:
+            env = {"LD_PRELOAD": self._clock_library, "CLOCK_SHIFT_S": clock_s} | env
         node = Node(
             [self.binary, *map(str, arguments)],
-            self.environment(**KEYS, AWS_EC2_METADATA_DISABLED="true", **env),
+            self.environment(instance, **env),
             self.folder / f"command-{len(self._nodes)}",
         )
         self._nodes.append(node)

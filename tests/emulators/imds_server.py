@@ -27,6 +27,7 @@ TTL_HEADER = "X-aws-ec2-metadata-token-ttl-seconds"
 TOKEN_HEADER = "X-aws-ec2-metadata-token"
 TTL_S_MAX = 21_600  # six hours, as the real service allows
 
+VERSION = re.compile(r"^/[0-9]{4}-[0-9]{2}-[0-9]{2}/")
 # A tag whose key holds anything else is not shown under tags/instance.
 TAG_KEY_IN_IMDS = re.compile(r"[A-Za-z0-9+\-=._:@]+\Z")
 
@@ -48,6 +49,7 @@ class Instance:
     session_token: str = "from-imds-not-a-token"
     spot_action: dict | None = None  # {"action": "terminate", "time": "2030-01-01T00:00:00Z"}
     rebalance: dict | None = None  # {"noticeTime": "2030-01-01T00:00:00Z"}
+    user_data: str | None = None
 
     def interrupt(self, action="terminate", in_s=120):
         """Gives the two-minute notice."""
@@ -59,7 +61,10 @@ class Instance:
 
     def answer(self, path):
         """Returns the body for a path, or None: 404."""
+        # Versions of the service differ in what they know, not in how it is asked.
+        path = VERSION.sub("/latest/", path)
         leaves = {
+            "/latest/user-data": self.user_data,
             f"{META}/instance-id": self.instance_id,
             f"{META}/instance-type": self.instance_type,
             f"{META}/instance-life-cycle": "spot",
@@ -74,7 +79,12 @@ class Instance:
             return leaves[path]
         if path.startswith(f"{META}/tags/instance"):
             return self._tag(path)
-        return self._credentials(path)
+        if path.startswith(f"{META}/iam/"):
+            return self._credentials(path)
+        # A folder lists what is in it.
+        folder = path.rstrip("/") + "/"
+        below = {leaf.removeprefix(folder) for leaf, text in leaves.items() if text and leaf.startswith(folder)}
+        return "\n".join(sorted({re.sub("/.*", "/", name) for name in below})) or None
 
     def _identity(self):
         return {

@@ -545,6 +545,25 @@ def install(command, folder, environment, bad=()):
 
 
 @SLOW
+def test_a_shell_gets_the_stacks_names(account, deployed):
+    out, _ = account.run("deploy", "--stack", "lab", "--exports")
+
+    shown = subprocess.run(["sh", "-c", f"{out}\nenv"], env={}, capture_output=True, text=True, check=True, timeout=20).stdout
+    variables = dict(line.split("=", 1) for line in shown.splitlines() if line.startswith(("LIGHTHPC_", "AWS_")))
+    assert variables == {
+        "AWS_REGION": REGION,
+        "LIGHTHPC_TASKS_TABLE": deployed["TasksTable"],
+        "LIGHTHPC_MISSIONS_TABLE": deployed["MissionsTable"],
+        "LIGHTHPC_SOURCE_BUCKET": deployed["SourceBucket"],
+        "LIGHTHPC_RESULT_BUCKET": deployed["ResultBucket"],
+        "LIGHTHPC_TOPIC_ARN": deployed["TopicArn"],
+        "LIGHTHPC_LAUNCH_TEMPLATE": deployed["LaunchTemplateId"],
+        "LIGHTHPC_INSTANCE_TYPES": "t3.micro,t3.small",
+        "LIGHTHPC_SUBNETS": account.subnets,
+    }
+
+
+@SLOW
 def test_user_data_tells_the_node_all(account, deployed):
     files, commands = user_data(launch_data(account, deployed))
 

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use super::super::cli::DoctorArgs;
 use super::super::scheduling;
 use super::{Check, Failure};
-use crate::backend::fleet::Request;
+use crate::backend::fleet::{Request, Template};
 use crate::backend::ledger::TableKind;
 use crate::backend::machine::PowerOff;
 use crate::backend::{Backend, CloudError, Kind, Wire};
@@ -48,6 +48,7 @@ pub(super) async fn look(args: &DoctorArgs) -> Result<Vec<Check>, Failure> {
     checks.push(results(&backend, aws.result_bucket().as_deref(), instance.is_ok()).await);
     checks.push(topic(&backend, settings.topic_arn.as_deref()).await);
     if let Some(template) = settings.template {
+        checks.push(terms(&backend, &template).await);
         let request = Request {
             template,
             instance_types: settings.policy.instance_types.clone(),
@@ -176,6 +177,44 @@ fn unseen(name: &'static str, error: &CloudError) -> Check {
     }
     let said = format!("not to be seen: {} is not allowed", error.operation);
     Check::warning(name, said, format!("allow ec2:{}, or look in the console", error.operation))
+}
+
+/// Whether the nodes of a launch template can work, and can end.
+async fn terms(backend: &Backend, template: &Template) -> Check {
+    let name = "template";
+    let terms = match backend.fleet.template(template).await {
+        Ok(terms) => terms,
+        Err(error) if error.kind == Kind::AccessDenied => return unseen(name, &error),
+        Err(error) => return Check::of_call(name, Err(error)),
+    };
+    let mut failures = Vec::new();
+    if !terms.terminates {
+        failures.push(
+            "InstanceInitiatedShutdownBehavior is not terminate, so a power-off leaves the node's disk, which bills",
+        );
+    }
+    if !terms.has_role {
+        failures.push("it has no instance profile, so nodes have no role");
+    }
+    let mut warnings = Vec::new();
+    if !terms.shows_tags {
+        warnings.push("InstanceMetadataTags is not enabled, so each node asks EC2 for its tags");
+    }
+    if terms.metadata.needs_token != Some(true) {
+        warnings.push("HttpTokens is not required, so metadata are read without a token");
+    }
+    if terms.metadata.hop_limit.is_some_and(|hops| hops > 1) {
+        warnings.push("HttpPutResponseHopLimit is more than 1, so containers reach the role");
+    }
+    let mend = "make a new version, as in cloudformation/stack.yaml";
+    if failures.is_empty() && warnings.is_empty() {
+        Check::ok(name, format!("{}: role, tags, IMDSv2, and terminate at power-off", template.name))
+    } else if failures.is_empty() {
+        Check::warning(name, warnings.join("; "), mend)
+    } else {
+        failures.extend(warnings);
+        Check::failure(name, failures.join("; "), mend)
+    }
 }
 
 async fn clock(backend: &Backend) -> Check {

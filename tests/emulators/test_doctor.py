@@ -1,0 +1,158 @@
+"""The doctor: what it sees at a desk and on an instance, what it says of each thing that is wrong, and that it changes nothing."""
+
+import json
+import uuid
+
+import harness
+import pytest
+
+UNFIT = 27
+
+
+def examine(cloud, instance=None, code=0, **env):
+    """Runs the doctor; returns {name: (status, said, mend)}."""
+    done = cloud.run_command("doctor", "--json", instance=instance, **env)
+    assert done.returncode == code, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    checks = {check["name"]: (check["status"], check["said"], check["mend"]) for check in report["checks"]}
+    assert report["failures"] == sum(status == "failure" for status, *_ in checks.values())
+    return checks
+
+
+def nothing_changed(cloud):
+    """Whether the tables, the buckets, and the topic are as empty as they were made."""
+    return not (
+        harness.scan(cloud.tasks)
+        or harness.scan(cloud.missions)
+        or cloud.keys()
+        or cloud.uploads_in_progress()
+        or cloud.notifications()
+    )
+
+
+def test_at_a_desk_all_is_well_and_nothing_is_changed(cloud):
+    checks = examine(cloud)
+
+    names = ["disk", "identity", "credentials", "clock", "tasks table", "index", "missions table"]
+    assert list(checks) == [*names, "source bucket", "result bucket", "topic"]
+    assert {status for status, *_ in checks.values()} == {"ok"}
+    assert "desk" in checks["identity"][1]
+    assert nothing_changed(cloud)
+
+
+def test_on_an_instance_its_tags_and_its_end_are_looked_at(cloud):
+    instance = cloud.launch_instance(srcID="in/a", lighthpc=cloud.tasks.name)
+
+    checks = examine(cloud, instance)
+
+    assert checks["identity"][:2] == ("ok", f"instance {instance} in {harness.REGION}")
+    assert checks["tags"][:2] == ("ok", "srcID=in/a, from the metadata service")
+    assert checks["shutdown"][0] == "ok"
+    assert checks["own end"][0] == "ok"
+    assert "ASIAIMDSEXAMPLE00001" in checks["credentials"][1]
+    assert "secret" not in checks["credentials"][1]
+    assert cloud.instance_state(instance) == "running"
+    assert nothing_changed(cloud)
+
+
+def test_an_instance_that_a_shutdown_would_only_stop_is_a_failure(cloud):
+    instance = cloud.launch_instance(srcID="in/a")
+    cloud.clients.ec2.modify_instance_attribute(
+        InstanceId=instance, Attribute="instanceInitiatedShutdownBehavior", Value="stop"
+    )
+
+    status, said, mend = examine(cloud, instance, code=UNFIT)["shutdown"]
+
+    assert (status, "stop" in said, "terminate" in mend) == ("failure", True, True)
+
+
+def test_tags_that_only_ec2_shows_and_no_tags_at_all_are_warned_of(cloud):
+    tagged, bare = cloud.launch_instance(missionID="M1"), cloud.launch_instance(Name="bare")
+    for instance in (tagged, bare):
+        cloud.imds(instance).default.tags_enabled = False
+
+    assert examine(cloud, tagged)["tags"][0] == "warning"
+    status, said, _ = examine(cloud, bare)["tags"]
+    assert (status, "no task" in said) == ("warning", True)
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "env"),
+    [
+        ("tasks table", "no-such", {"LIGHTHPC_TASKS_TABLE": "no-such"}),
+        ("missions table", "no-such", {"LIGHTHPC_MISSIONS_TABLE": "no-such"}),
+        ("source bucket", "no-such-bucket", {"LIGHTHPC_SOURCE_BUCKET": "no-such-bucket"}),
+        ("result bucket", "no-such-bucket", {"LIGHTHPC_RESULT_BUCKET": "no-such-bucket"}),
+        ("topic", "Nobody", {"LIGHTHPC_TOPIC_ARN": f"arn:aws:sns:{harness.REGION}:000000000000:Nobody"}),
+        ("template", "lt-00000000000000000", {"LIGHTHPC_LAUNCH_TEMPLATE": "lt-00000000000000000"}),
+    ],
+)
+def test_what_is_not_there_is_a_failure_with_its_mend(cloud, name, words, env):
+    checks = examine(cloud, code=UNFIT, **env)
+
+    failed = {name: check for name, check in checks.items() if check[0] == "failure"}
+    assert name in failed
+    assert words in failed[name][1] and failed[name][2]
+    assert set(failed) <= {name, "index", "clock"}
+
+
+def test_a_launch_template_is_looked_at_for_what_nodes_depend_on(cloud):
+    good = {
+        "ImageId": "ami-12c6146b",
+        "InstanceInitiatedShutdownBehavior": "terminate",
+        "IamInstanceProfile": {"Name": "node"},
+        "MetadataOptions": {
+            "HttpTokens": "required",
+            "HttpPutResponseHopLimit": 1,
+            "InstanceMetadataTags": "enabled",
+        },
+    }
+
+    def look(code=0, **changed):
+        name = f"nodes-{uuid.uuid4().hex[:8]}"
+        cloud.clients.ec2.create_launch_template(LaunchTemplateName=name, LaunchTemplateData=good | changed)
+        return examine(cloud, code=code, LIGHTHPC_LAUNCH_TEMPLATE=name)["template"]
+
+    assert look()[0] == "ok"
+    status, said, _ = look(MetadataOptions={"HttpTokens": "optional", "HttpPutResponseHopLimit": 2})
+    assert (status, [word in said for word in ("HttpTokens", "HopLimit", "MetadataTags")]) == ("warning", [True] * 3)
+    status, said, _ = look(code=UNFIT, InstanceInitiatedShutdownBehavior="stop")
+    assert (status, "terminate" in said) == ("failure", True)
+
+
+def test_a_table_with_another_key_is_told_from_one_that_is_not_there(cloud):
+    other = cloud.table_with_key("name")
+
+    status, _, mend = examine(cloud, code=UNFIT, LIGHTHPC_TASKS_TABLE=other)["tasks table"]
+
+    assert (status, "srcFilename" in mend) == ("failure", True)
+
+
+def test_a_missing_right_is_named(cloud):
+    with harness.refusing_dynamodb() as refusing:
+        checks = examine(cloud, code=UNFIT, AWS_ENDPOINT_URL_DYNAMODB=refusing.url)
+
+    status, said, mend = checks["tasks table"]
+    assert (status, "not authorized" in said, "allow GetItem" in mend) == ("failure", True, True)
+
+
+def test_without_credentials_that_alone_is_said(cloud):
+    checks = examine(cloud, code=UNFIT, AWS_ACCESS_KEY_ID=None, AWS_SECRET_ACCESS_KEY=None)
+
+    assert list(checks) == ["disk", "identity", "credentials"]
+    assert checks["credentials"][0] == "failure"
+
+
+def test_a_wrong_clock_is_a_failure_before_aws_refuses_it(cloud):
+    ahead = examine(cloud, code=UNFIT, clock_s=400)["clock"]
+    slightly = examine(cloud, clock_s=-90)["clock"]
+
+    assert ahead[0] == "failure"
+    assert slightly[0] == "warning"
+
+
+def test_an_image_that_was_not_provisioned_is_a_failure(cloud):
+    done = cloud.run_command("doctor", "--bake")
+
+    assert done.returncode == UNFIT
+    assert "FAILURE  unit" in done.stdout and "mend: run scripts/provision" in done.stdout
