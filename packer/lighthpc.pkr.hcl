@@ -53,6 +53,8 @@ source "amazon-ebs" "node" {
     device_name           = "/dev/xvda"
     volume_type           = "gp3"
     volume_size           = var.volume_gib
+    iops                  = 3000 # what gp3 has at no price, as is the throughput, in MiB/s
+    throughput            = 125
     encrypted             = true
     kms_key_id            = var.kms_key_id
     delete_on_termination = true

@@ -128,13 +128,12 @@ fn start(cli: Cli) -> Result<Exit, Failure> {
 }
 
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(threads()).enable_all().build()
+    tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()
 }
 
-/// Two threads move data faster than any instance's network does; the rest belongs to the workload.
-fn threads() -> usize {
-    std::thread::available_parallelism().map_or(1, |cores| cores.get().min(2))
-}
+/// Two threads move data faster than any instance's network does; the rest belongs to the workload. Not one, even on one core:
+/// while a folder of many files is removed on the one, the other tells systemd's watchdog that this process lives.
+const THREADS: usize = 2;
 
 /// Says what failed: the cause, what caused that, and the next step; to a machine in its own language.
 fn report(failure: &Failure, is_json: bool) {

@@ -259,17 +259,7 @@ impl Put {
     /// Puts the file as it is now; `None` if it is gone.
     async fn run(self) -> Result<Option<Saved>, NodeError> {
         let disk = |source| NodeError::Disk { doing: "reading the checkpoint", path: self.file.clone(), source };
-        let source = match std::fs::hard_link(&self.file, &self.link) {
-            Ok(()) => &self.link,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            // A file system without links.
-            Err(_) if self.owner.is_none() => &self.file,
-            Err(error) => return Err(disk(error)),
-        };
-        let meta = source.symlink_metadata().map_err(disk)?;
-        if !meta.is_file() || self.owner.is_some_and(|owner| meta.uid() != owner) {
-            return Err(disk(io::Error::other("it is no file of the workload's")));
-        }
+        let Some(source) = pin(&self.file, &self.link, self.owner).map_err(disk)? else { return Ok(None) };
         let (bytes, changed_ns) = look(source).map_err(disk)?;
         let put = self.store.put_file(&self.bucket, &self.key, source).await;
         put.map_err(|source| NodeError::Store { doing: "saving the checkpoint", source })?;
@@ -281,6 +271,26 @@ impl Put {
         std::fs::remove_file(&self.link).or_else(not_found).map_err(disk)?;
         Ok(Some(Saved { key: self.key, bytes, changed_ns }))
     }
+}
+
+/// Links the file as it is now to `link`, so that it can be read whatever the workload does to its name, and returns that;
+/// `None` if it is gone.
+///
+/// # Errors
+/// The system's, and if it is no file, or not the owner's.
+fn pin<'a>(file: &'a Path, link: &'a Path, owner: Option<u32>) -> io::Result<Option<&'a Path>> {
+    let source = match std::fs::hard_link(file, link) {
+        Ok(()) => link,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        // A file system without links.
+        Err(_) if owner.is_none() => file,
+        Err(error) => return Err(error),
+    };
+    let meta = source.symlink_metadata()?;
+    if !meta.is_file() || owner.is_some_and(|owner| meta.uid() != owner) {
+        return Err(io::Error::other("it is no file of the workload's"));
+    }
+    Ok(Some(source))
 }
 
 fn not_found(error: io::Error) -> io::Result<()> {
@@ -328,4 +338,25 @@ fn look(path: &Path) -> io::Result<(u64, u128)> {
 fn inside(dir: &Path, name: &str) -> Option<PathBuf> {
     let is_plain = Path::new(name).components().all(|part| matches!(part, std::path::Component::Normal(_)));
     (is_plain && !name.is_empty()).then(|| dir.join(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn only_what_is_the_workloads_own_is_saved() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::write(path("file"), "x").unwrap();
+        symlink(path("file"), path("link")).unwrap();
+        let own = path("file").metadata().unwrap().uid();
+
+        assert_eq!(pin(&path("file"), &path("1"), Some(own)).unwrap(), Some(path("1").as_path()));
+        assert!(pin(&path("file"), &path("2"), Some(own + 1)).is_err(), "another user's");
+        assert!(pin(&path("link"), &path("3"), Some(own)).is_err(), "a link");
+        assert!(pin(dir.path(), &path("4"), Some(own)).is_err(), "a folder");
+        assert!(pin(&path("none"), &path("5"), Some(own)).unwrap().is_none());
+    }
 }

@@ -132,6 +132,16 @@ mod tests {
     }
 
     #[test]
+    fn a_link_in_its_place_says_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("secret"), "50\n").unwrap();
+        let path = dir.path().join("progress");
+        std::os::unix::fs::symlink(dir.path().join("secret"), &path).unwrap();
+
+        assert_eq!(ProgressFile::new(path).look(true), None);
+    }
+
+    #[test]
     fn a_file_that_is_written_anew_is_read_anew() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("progress");

@@ -169,7 +169,7 @@ const fn share(total: u64) -> u64 {
 /// Sends a signal to everything in the unit. That there is no such unit, for it has ended or is still being made, is no error.
 pub(super) async fn signal(unit: &str, signal: Signal) {
     let number = signal.as_raw();
-    systemctl(&["kill", "--kill-whom=all", &format!("--signal={number}"), unit]).await;
+    systemctl(&["kill", &format!("--signal={number}"), unit]).await;
 }
 
 /// How a unit ended, by systemd's word.

@@ -222,6 +222,16 @@ def test_the_doctor_finds_a_node_well_and_a_stopped_service_ends_the_machine(clo
     assert (row["state"], row["history"][-1]["verdict"]) == ("pending", "cancelled")
 
 
+def test_a_power_off_by_anybody_hands_the_task_back(cloud, node):
+    machine = node("a-sleep", files=saboteur(WAIT_FOR_WORKLOAD, "systemctl poweroff"))
+
+    machine.wait_off(OFF_S_MAX)
+
+    row = cloud.task(machine.src)
+    assert (row["state"], row["attempt"], row["interruptions"]) == ("pending", 1, 1)
+    assert row["history"][-1]["verdict"] == "cancelled"
+
+
 # User data, as the stack's launch template has it, read by cloud-init.
 
 
