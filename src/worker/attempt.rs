@@ -109,7 +109,7 @@ async fn hold(node: &Node, instance: &Instance, sentinel: &Sentinel, held: Held)
     if tokio::time::timeout(LAST_WRITE_TIMEOUT, node.backend.store.abort_dropped()).await.is_err() {
         tracing::warn!("parts of an upload stay until the bucket's lifecycle removes them");
     }
-    attempted.clean();
+    attempted.clean().await;
 
     match ending {
         Ok(Ending::TryAgain(error)) if sentinel.is_unwanted() => Err(error),

@@ -110,13 +110,18 @@ pub(super) async fn run(
     if heartbeat.lost.is_cancelled() {
         return Err(Stop::LeaseLost);
     }
-    let disk =
-        |source| NodeError::Disk { doing: "running the workload in", path: contract.folder().to_owned(), source };
-    let ended = ended.map_err(|error| Trouble::new(Verdict::Infra, true, disk(error)))?;
     let early = match sentinel.deadline() {
         Some(deadline) => Some(Stop::Interrupted(deadline)),
         None if heartbeat.cancelled.is_cancelled() => Some(Stop::Cancelled),
         None => node.stopping.drain.is_cancelled().then_some(Stop::Drain),
+    };
+    let disk =
+        |source| NodeError::Disk { doing: "running the workload in", path: contract.folder().to_owned(), source };
+    let (ended, early) = match (ended, early) {
+        (Ok(ended), early) => (ended, early),
+        // What broke while the workload was told to end is no failure of the task.
+        (Err(_), Some(early)) => return Err(early),
+        (Err(error), None) => return Err(Trouble::new(Verdict::Infra, true, disk(error)).into()),
     };
     let is_full = crate::backend::store::free_bytes(contract.folder()).is_ok_and(|free| free < FULL_BYTES);
     judge(ended, early, is_full)

@@ -48,12 +48,13 @@ impl Attempted {
         (last < before).then_some(before)
     }
 
-    /// Removes the attempt's folder.
-    pub(super) fn clean(&self) {
-        if let Some(contract) = &self.contract
-            && let Err(error) = contract.remove()
-        {
-            tracing::warn!("the folder {} is left behind: {error}", contract.folder().display());
+    /// Removes the attempt's folder: off this thread, for it may have very many files.
+    pub(super) async fn clean(&self) {
+        let Some(contract) = self.contract.clone() else { return };
+        let folder = contract.folder().to_owned();
+        let removed = tokio::task::spawn_blocking(move || contract.remove()).await;
+        if let Err(error) = removed.map_err(std::io::Error::other).flatten() {
+            tracing::warn!("the folder {} is left behind: {error}", folder.display());
         }
     }
 

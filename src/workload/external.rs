@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::contract::{Contract, is_withheld};
 use super::memory::Kills;
 use super::progress_file::ProgressFile;
-use super::wall::{self, End};
+use super::wall::{self, End, State};
 use super::{Bounds, Ended, Stops, leftovers, log};
 use crate::domain::progress::Progress;
 
@@ -27,9 +27,17 @@ const LOOK_PERIOD: Duration = Duration::from_millis(500);
 
 /// What ends the wait for a program.
 enum Event {
-    Exit(io::Result<ExitStatus>),
+    Exit(io::Result<Exit>),
     TimeLimit,
     Stop,
+}
+
+/// How a program ended by itself.
+enum Exit {
+    Child(ExitStatus),
+    /// Of the unit: with 0.
+    Done,
+    Failed(End),
 }
 
 /// The workload's processes: what is waited for, and what a signal must reach.
@@ -56,6 +64,11 @@ pub(super) async fn run(
     let before = Kills::read();
     let (reader, writer) = io::pipe()?;
     let program = argv.first().cloned().unwrap_or_default();
+    if let Some(wall) = bounds.wall {
+        let contract = contract.clone();
+        let handed = tokio::task::spawn_blocking(move || contract.hand_over(wall.uid, wall.gid));
+        handed.await.map_err(io::Error::other).flatten()?;
+    }
     let mut running = match start(argv, contract, bounds, writer)? {
         Ok(running) => running,
         Err(source) => return Ok(Ended::NotStarted { program, source }),
@@ -69,14 +82,14 @@ pub(super) async fn run(
     let looking = CancellationToken::new();
     side.spawn(look(ProgressFile::new(contract.progress()), progress.clone(), looking.clone()));
 
-    // Waiting for a child is cancel-safe, and the other arms only set the reason; the match below acts on it.
+    // Waiting is cancel-safe, and the other arms only set the reason; the match below acts on it.
     let event = tokio::select! {
-        status = running.child.wait() => Event::Exit(status),
+        end = running.ended() => Event::Exit(end),
         () = time_limit(bounds.time_limit) => Event::TimeLimit,
         () = stops.stop.cancelled() => Event::Stop,
     };
     let ended = match event {
-        Event::Exit(status) => running.explain(status?, before, program).await,
+        Event::Exit(end) => end.and_then(|end| explain(end, before, program)),
         Event::TimeLimit => running.end(grace(stops, bounds), &stops.hurry).await.map(|()| Ended::TimedOut),
         Event::Stop => running.end(grace(stops, bounds), &stops.hurry).await.map(|()| Ended::Stopped),
     };
@@ -137,12 +150,36 @@ impl Running {
         }
     }
 
+    /// Waits for the end. Cancel-safe: what was not waited for to the end is waited for again.
+    ///
+    /// Of a unit, the word of the `systemd-run` that waits for it is not enough: it ends with 0 as well when it loses the bus
+    /// while the unit goes on. Its end says when to look.
+    async fn ended(&mut self) -> io::Result<Exit> {
+        let status = self.child.wait().await?;
+        let Reach::Unit(unit) = &self.reach else { return Ok(Exit::Child(status)) };
+        let (mut has_run_on, mut silences) = (false, 0);
+        loop {
+            match wall::state(unit).await {
+                State::Failed(end) => return Ok(Exit::Failed(end)),
+                // One that ended otherwise would be remembered.
+                State::Gone if has_run_on || status.success() => return Ok(Exit::Done),
+                State::Gone => return Err(io::Error::other(format!("systemd-run made no unit: {status}"))),
+                State::Running => has_run_on = true,
+                State::Unknown if silences == SILENCES_MAX => {
+                    return Err(io::Error::other("systemd does not say how the workload's unit is"));
+                }
+                State::Unknown => silences += 1,
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
     /// Asks all processes to end, gives them their grace, and ends them.
     async fn end(&mut self, grace: Duration, hurry: &CancellationToken) -> io::Result<()> {
         self.signal(Signal::TERM).await;
-        // Waiting for a child is cancel-safe; the other two arms hold nothing.
+        // Waiting is cancel-safe; the other two arms hold nothing. How it ended does not matter.
         let has_ended = tokio::select! {
-            status = self.child.wait() => status.map(|_| true)?,
+            ended = self.ended() => ended.is_ok(),
             () = tokio::time::sleep(grace) => false,
             () = hurry.cancelled() => false,
         };
@@ -151,51 +188,59 @@ impl Running {
         }
         for _ in 0..KILLS_MAX {
             self.signal(Signal::KILL).await;
-            if let Ok(status) = tokio::time::timeout(KILL_PERIOD, self.child.wait()).await {
-                return status.map(|_| ());
+            if tokio::time::timeout(KILL_PERIOD, self.ended()).await.is_ok() {
+                return Ok(());
             }
         }
         Err(io::Error::other("the workload does not end, even by SIGKILL"))
     }
 
-    /// Reads how a program that ended by itself did so.
-    async fn explain(&self, status: ExitStatus, before: Kills, program: String) -> io::Result<Ended> {
-        let (code, signal) = (status.code(), status.signal());
-        let unit = match &self.reach {
-            Reach::Group(_) => {
-                return Ok(Ended::Exited { code, signal, out_of_memory: before.explain(code, signal) });
-            }
-            Reach::Unit(_) if code == Some(0) => {
-                return Ok(Ended::Exited { code, signal: None, out_of_memory: false });
-            }
-            Reach::Unit(unit) => unit,
-        };
-        let exited = |code, signal, out_of_memory| Ok(Ended::Exited { code, signal, out_of_memory });
-        match wall::end_of(unit).await {
-            End::Code(code) => exited(Some(code), None, false),
-            End::Signal(signal) => exited(None, Some(signal), false),
-            End::OutOfMemory => exited(None, Some(Signal::KILL.as_raw()), true),
-            End::NotExecuted => {
-                let source = io::Error::other("systemd could not run it (203/EXEC): look at its #! line");
-                Ok(Ended::NotStarted { program, source })
-            }
-            End::NotMade(why) => Err(io::Error::other(why)),
-        }
-    }
-
     /// Whatever is left is ended: nothing of the workload outlives the attempt.
     async fn end_the_rest(&self, folder: PathBuf) {
-        match &self.reach {
+        let unit = match &self.reach {
             Reach::Group(group) => {
                 self.signal(Signal::KILL).await;
                 end_escaped(folder, *group).await;
+                return;
             }
-            // It has ended with its unit, unless the unit is told to end only now, or was left as failed.
-            Reach::Unit(unit) => drop(wall::end_of(unit).await),
+            Reach::Unit(unit) => unit,
+        };
+        for _ in 0..KILLS_MAX {
+            match wall::state(unit).await {
+                State::Gone => return,
+                State::Failed(_) => return wall::forget(unit).await,
+                State::Running | State::Unknown => self.signal(Signal::KILL).await,
+            }
+            tokio::time::sleep(KILL_PERIOD).await;
         }
+        tracing::error!("the workload's unit {unit} does not end; the machine's end will end it");
     }
 }
 
+/// Reads what a program's own end means.
+fn explain(exit: Exit, before: Kills, program: String) -> io::Result<Ended> {
+    let exited = |code, signal, out_of_memory| Ok(Ended::Exited { code, signal, out_of_memory });
+    match exit {
+        Exit::Child(status) => {
+            let (code, signal) = (status.code(), status.signal());
+            exited(code, signal, before.explain(code, signal))
+        }
+        Exit::Done => exited(Some(0), None, false),
+        Exit::Failed(End::Code(code)) => exited(Some(code), None, false),
+        Exit::Failed(End::Signal(signal)) => exited(None, Some(signal), false),
+        Exit::Failed(End::OutOfMemory) => exited(None, Some(Signal::KILL.as_raw()), true),
+        Exit::Failed(End::NotExecuted) => {
+            let source = io::Error::other("systemd could not run it (203/EXEC): look at its #! line");
+            Ok(Ended::NotStarted { program, source })
+        }
+        Exit::Failed(End::NotMade(why)) => Err(io::Error::other(why)),
+    }
+}
+
+/// The time between two looks at a unit that runs on without its `systemd-run`, or of which systemd says nothing; with the 30 s
+/// that each look may take, systemd may be silent for five minutes.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const SILENCES_MAX: u32 = 10;
 /// How often, and how long apart, SIGKILL is sent: a unit that is only being made is missed by the first. A process that is not
 /// gone after half a minute waits for a disk that does not answer; the machine's end ends it.
 const KILLS_MAX: u32 = 30;

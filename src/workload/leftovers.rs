@@ -69,11 +69,15 @@ fn clear(work_dir: &Path) -> io::Result<Vec<SrcId>> {
     let mut srcs = Vec::new();
     for entry in left {
         let path = entry.path();
-        if path.is_dir() {
+        let removed = if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             srcs.extend(std::fs::read_to_string(path.join(SRC_NAME)).ok().and_then(|src| SrcId::new(src).ok()));
-            std::fs::remove_dir_all(path)?;
+            std::fs::remove_dir_all(&path)
         } else {
-            std::fs::remove_file(path)?;
+            std::fs::remove_file(&path)
+        };
+        // One that stays takes room, and must not keep the others, or their tasks, from being found.
+        if let Err(error) = removed {
+            tracing::warn!("{} is left behind: {error}", path.display());
         }
     }
     Ok(srcs)

@@ -1,8 +1,8 @@
 //! The wall around a workload: a transient systemd unit with a user of its own.
 //!
 //! ```text
-//!   systemd-run --wait ──► lighthpc-task-<mark>.service ──► exit ──► the unit is gone, and its cgroup with it
-//!        (our child)          in lighthpc-task.slice        └─ not 0 ──► stop, show, reset-failed: how it ended
+//!   systemd-run --wait ──► lighthpc-task-<mark>.service ──► exit 0 ──► the unit is gone, and its cgroup with it
+//!        (our child)            in lighthpc.slice           └─ else ──► failed, until it was shown and is forgotten
 //! ```
 //!
 //! Behind it there is no instance role (nftables and `IPAddressDeny`), no other process, and of the work folder only the
@@ -22,7 +22,7 @@ use super::contract::{Contract, is_withheld};
 /// The system user of workloads, which `scripts/provision` makes.
 const USER: &str = "lighthpc-task";
 /// The slice that all workloads are in.
-const SLICE: &str = "lighthpc-task.slice";
+const SLICE: &str = "lighthpc.slice";
 
 /// Memory that is kept from workloads, for the kernel, systemd, and the node: 256 MiB and 2 % of the machine's. A minimal system
 /// with the node takes about 150 MiB, and the kernel's own share grows with the machine.
@@ -36,6 +36,8 @@ const PROPERTIES: &[&str] = &[
     // With this type a signal is never a success, so that half a result is never taken for a whole one.
     "Type=oneshot",
     "CollectMode=inactive",
+    // What is around the program is tried once before it: then an exit code from 200 to 245 is the program's own, not systemd's.
+    "ExecStartPre=/bin/true",
     // The node asks with SIGTERM itself; what systemd ends has had its time.
     "KillSignal=SIGKILL",
     "OOMPolicy=kill",
@@ -110,7 +112,6 @@ impl Wall {
     /// Returns the command that runs a program behind the wall, with the workload's end for its own, and the unit's name.
     pub(super) fn command(self, argv: &[String], contract: &Contract) -> io::Result<(Command, String)> {
         let (program, arguments) = argv.split_first().ok_or_else(|| io::Error::other("no program is named"))?;
-        contract.hand_over(self.uid, self.gid)?;
         let unit = format!("lighthpc-task-{}.service", contract.mark());
         let workspace = contract.workspace();
         let mut command = Command::new("systemd-run");
@@ -183,39 +184,55 @@ pub(super) enum End {
     OutOfMemory,
     /// systemd could not run the program: 203 of `systemd.exec(5)`, "Process Exit Codes".
     NotExecuted,
-    /// systemd could not make the unit, or what is to be around it.
+    /// systemd could not make what is to be around it.
     NotMade(String),
 }
 
-/// Ends what is left of a unit that did not end with 0, asks how it ended, and lets systemd forget it.
-pub(super) async fn end_of(unit: &str) -> End {
-    systemctl(&["stop", unit]).await;
-    let shown = systemctl(&["show", "--property=LoadState,Result,ExecMainCode,ExecMainStatus", unit]).await;
-    systemctl(&["reset-failed", unit]).await;
-    read_end(&shown)
+/// Where a unit is.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// It is being made, runs, or is being ended.
+    Running,
+    /// It ended otherwise than with 0; systemd remembers it until it is told to forget.
+    Failed(End),
+    /// There is none: it ended with 0 and was forgotten, or was never made.
+    Gone,
+    /// systemd does not answer.
+    Unknown,
 }
 
-/// The codes of `ExecMainCode`: `CLD_EXITED` of `waitid(2)`; the others are signals.
+/// Asks systemd where a unit is. No job is queued for that: while the node is being stopped, one would wait for the node.
+pub(super) async fn state(unit: &str) -> State {
+    read_state(&systemctl(&["show", "--property=LoadState,ActiveState,Result,ExecMainCode,ExecMainStatus", unit]).await)
+}
+
+/// Lets systemd forget a unit that failed.
+pub(super) async fn forget(unit: &str) {
+    systemctl(&["reset-failed", unit]).await;
+}
+
+/// The code of `ExecMainCode` for an exit: `CLD_EXITED` of `waitid(2)`; 2 and 3 are signals, and 0 says that the program was
+/// never begun, for what is to be around it was tried by `ExecStartPre=` before.
 const EXITED: &str = "1";
-/// The exit codes by which systemd says that it could not set up the process.
-const SETUP_FAILED: std::ops::RangeInclusive<i32> = 200..=245;
 const EXEC_FAILED: i32 = 203;
 
-fn read_end(shown: &str) -> End {
+fn read_state(shown: &str) -> State {
     let field = |name: &str| shown.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
     let status: i32 = field("ExecMainStatus").and_then(|status| status.parse().ok()).unwrap_or(0);
-    match (field("LoadState"), field("Result"), field("ExecMainCode")) {
-        (Some("loaded"), Some("oom-kill"), _) => End::OutOfMemory,
-        (Some("loaded"), _, Some(EXITED)) if status == EXEC_FAILED => End::NotExecuted,
-        (Some("loaded"), Some("exit-code"), Some(EXITED)) if SETUP_FAILED.contains(&status) => {
-            End::NotMade(format!("systemd could not set up the workload's unit (status {status})"))
-        }
-        (Some("loaded"), Some("exit-code"), Some(EXITED)) => End::Code(status),
-        (Some("loaded"), Some(_), Some("2" | "3")) => End::Signal(status),
-        (_, result, _) => End::NotMade(format!(
-            "systemd did not run the workload's unit ({}); the journal says why",
-            result.unwrap_or("no result")
-        )),
+    match (field("LoadState"), field("ActiveState")) {
+        (None, _) | (_, None) => State::Unknown,
+        (Some("loaded"), Some("failed")) => State::Failed(match (field("Result"), field("ExecMainCode")) {
+            (Some("oom-kill"), _) => End::OutOfMemory,
+            (_, Some(EXITED)) if status == EXEC_FAILED => End::NotExecuted,
+            (Some("exit-code"), Some(EXITED)) => End::Code(status),
+            (_, Some("2" | "3")) => End::Signal(status),
+            (result, _) => End::NotMade(format!(
+                "systemd could not make the workload's unit ({}); the journal says why",
+                result.unwrap_or("no result")
+            )),
+        }),
+        (_, Some("inactive")) => State::Gone,
+        _ => State::Running,
     }
 }
 
@@ -261,18 +278,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_units_end_is_read_as_systemd_says_it() {
-        let of = |load: &str, result: &str, code: u8, status: u8| {
-            read_end(&format!("Result={result}\nExecMainCode={code}\nExecMainStatus={status}\nLoadState={load}\n"))
+    fn a_units_state_is_read_as_systemd_says_it() {
+        let of = |load: &str, active: &str, result: &str, code: u8, status: u8| {
+            read_state(&format!(
+                "Result={result}\nExecMainCode={code}\nExecMainStatus={status}\nLoadState={load}\nActiveState={active}\n"
+            ))
         };
-        assert_eq!(of("loaded", "exit-code", 1, 3), End::Code(3));
-        assert_eq!(of("loaded", "signal", 2, 15), End::Signal(15));
-        assert_eq!(of("loaded", "core-dump", 3, 11), End::Signal(11));
-        assert_eq!(of("loaded", "oom-kill", 2, 9), End::OutOfMemory);
-        assert_eq!(of("loaded", "exit-code", 1, 203), End::NotExecuted);
-        assert!(matches!(of("loaded", "exit-code", 1, 226), End::NotMade(_)));
-        assert!(matches!(of("not-found", "success", 0, 0), End::NotMade(_)));
-        assert!(matches!(read_end(""), End::NotMade(_)));
+        let failed = |result, code, status| of("loaded", "failed", result, code, status);
+        assert_eq!(failed("exit-code", 1, 3), State::Failed(End::Code(3)));
+        assert_eq!(failed("exit-code", 1, 226), State::Failed(End::Code(226)), "the workload's own");
+        assert_eq!(failed("signal", 2, 15), State::Failed(End::Signal(15)));
+        assert_eq!(failed("core-dump", 3, 11), State::Failed(End::Signal(11)));
+        assert_eq!(failed("oom-kill", 2, 9), State::Failed(End::OutOfMemory));
+        assert_eq!(failed("exit-code", 1, 203), State::Failed(End::NotExecuted));
+        assert!(matches!(failed("exit-code", 0, 0), State::Failed(End::NotMade(_))), "its surroundings");
+        assert!(matches!(failed("resources", 0, 0), State::Failed(End::NotMade(_))));
+        // A unit that runs has the result of one that went well.
+        for active in ["activating", "active", "deactivating"] {
+            assert_eq!(of("loaded", active, "success", 0, 0), State::Running);
+        }
+        assert_eq!(of("not-found", "inactive", "success", 0, 0), State::Gone);
+        assert_eq!(of("loaded", "inactive", "success", 1, 0), State::Gone);
+        assert_eq!(read_state(""), State::Unknown);
     }
 
     #[test]

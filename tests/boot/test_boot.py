@@ -222,6 +222,17 @@ def test_the_doctor_finds_a_node_well_and_a_stopped_service_ends_the_machine(clo
     assert (row["state"], row["history"][-1]["verdict"]) == ("pending", "cancelled")
 
 
+def test_a_bus_that_dies_under_a_workload_makes_no_half_result(cloud, node):
+    # systemd-run loses the unit that it waits for, and ends with 0.
+    machine = node("a-halves", files=saboteur(WAIT_FOR_WORKLOAD, "sleep 2", "systemctl kill -s KILL dbus.service"))
+
+    machine.wait_off(OFF_S_MAX)
+
+    row = cloud.task(machine.src)
+    assert (row["state"], row["attempt"], row["verdict"]) == ("done", 1, "ok")
+    assert cloud.object(f"rslt_{machine.src}") == b"half\nwhole\n"
+
+
 def test_a_power_off_by_anybody_hands_the_task_back(cloud, node):
     machine = node("a-sleep", files=saboteur(WAIT_FOR_WORKLOAD, "systemctl poweroff"))
 

@@ -22,13 +22,16 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{Builder, RequestChecksumCalculation, ResponseChecksumValidation};
 use aws_sdk_s3::types::{ChecksumMode, Delete, ObjectIdentifier};
 
+use tokio::sync::Semaphore;
+
 use super::error::{CloudError, Kind};
 use super::sdk::Wire;
 
 /// The bytes of one part, up and down. 8 MiB keeps a part's memory small and its request longer than its round trip;
 /// objects up to this size go in one piece.
 const PART_BYTES: u64 = 8 * 1024 * 1024;
-/// Parts under way at once: 8 × about 90 MB/s, S3's rate per connection, fill a 5 Gbit/s link.
+/// Parts under way at once: 8 × about 90 MB/s, S3's rate per connection, fill a 5 Gbit/s link. Those that go up share this number
+/// whatever the files, for each is in memory: 64 MiB, which the node must have beside a workload at its limit.
 const PARTS_PARALLEL: usize = 8;
 /// How often one part is tried, the SDK's own retries aside: a body may break after the answer began.
 const PART_TRIES_MAX: u32 = 4;
@@ -115,6 +118,7 @@ pub struct Object {
 pub struct Store {
     client: Client,
     meter: Arc<meter::Meter>,
+    parts: Arc<Semaphore>,
     /// Multipart uploads whose future was dropped under way: their parts bill until they are aborted.
     dropped: Arc<Mutex<Vec<Upload>>>,
 }
@@ -128,7 +132,12 @@ impl Store {
             .request_checksum_calculation(RequestChecksumCalculation::WhenSupported)
             .response_checksum_validation(ResponseChecksumValidation::WhenSupported)
             .build();
-        Self { client: Client::from_conf(config), meter: Arc::default(), dropped: Arc::default() }
+        Self {
+            client: Client::from_conf(config),
+            meter: Arc::default(),
+            parts: Arc::new(Semaphore::new(PARTS_PARALLEL)),
+            dropped: Arc::default(),
+        }
     }
 
     /// Returns how fast this process's uploads have gone, in bytes per second; `None` if too little went up to say.

@@ -1,18 +1,17 @@
 //! Large objects go up in parts, completed on the same condition as a small one's put.
 
 use std::path::Path;
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart};
 use crc_fast::{checksum, checksum_combine};
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt, SeekFrom};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::upload::{CRC, Condition, Stored, Target, crc_base64};
-use super::{CloudError, Kind, PART_BYTES, PARTS_PARALLEL, Store, StoreError, uri};
+use super::{CloudError, Kind, PART_BYTES, Store, StoreError, uri};
 
 /// S3's limit of parts in one upload.
 const PARTS_MAX: u64 = 10_000;
@@ -91,7 +90,7 @@ impl Store {
         condition: &Condition,
     ) -> Result<Stored, StoreError> {
         let part_bytes = part_bytes_for(bytes);
-        let permits = Arc::new(Semaphore::new(PARTS_PARALLEL));
+        let permits = self.parts.clone();
         let mut parts = JoinSet::new();
         for (index, start) in (0..bytes).step_by(usize::try_from(part_bytes).unwrap_or(usize::MAX)).enumerate() {
             let part = Part {

@@ -19,7 +19,7 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 
 const UNITS: [&str; 2] = ["lighthpc.service", "lighthpc-deadline.timer"];
 const UNIT_FILES: [&str; 4] =
-    ["lighthpc.service", "lighthpc-deadline.service", "lighthpc-deadline.timer", "lighthpc-task.slice"];
+    ["lighthpc.service", "lighthpc-deadline.service", "lighthpc-deadline.timer", "lighthpc.slice"];
 
 pub(super) async fn look(args: &DoctorArgs) -> Vec<Check> {
     let mut checks = vec![disk(&args.work_dir)];
@@ -27,7 +27,7 @@ pub(super) async fn look(args: &DoctorArgs) -> Vec<Check> {
         checks.push(env_file());
         checks.push(enabled(args.bake).await);
         checks.push(verified().await);
-        checks.push(wall::look(&args.work_dir).await);
+        checks.push(wall::look(&args.work_dir, args.bake).await);
     } else if args.bake {
         let mend = "run scripts/provision on it";
         checks.push(Check::failure("unit", "this machine is not provisioned: it has no lighthpc.service", mend));
@@ -92,8 +92,15 @@ async fn verified() -> Check {
     let mut arguments = vec!["verify", "--man=no"];
     arguments.extend(files.iter().map(String::as_str));
     match run("systemd-analyze", &arguments).await {
-        Ok(said) if said.trim().is_empty() => Check::ok(name, "systemd-analyze verify has nothing to say"),
-        Ok(said) | Err(said) => Check::failure(name, said.trim().replace('\n', "; "), mend),
+        Ok(said) | Err(said) => {
+            // It speaks of every unit that ours refer to; those are the system's.
+            let ours: Vec<&str> = said.lines().filter(|line| line.contains("lighthpc")).collect();
+            if ours.is_empty() {
+                Check::ok(name, "systemd-analyze verify has nothing to say of them")
+            } else {
+                Check::failure(name, ours.join("; "), mend)
+            }
+        }
     }
 }
 

@@ -25,7 +25,7 @@ const RULES: &str = "/usr/local/lib/lighthpc/wall.nft";
 const NAME: &str = "wall";
 const MEND: &str = "run scripts/provision again, and look at `journalctl -u 'lighthpc-task-*'`";
 
-pub(super) async fn look(work_dir: &Path) -> Check {
+pub(super) async fn look(work_dir: &Path, is_baking: bool) -> Check {
     let wall = match Wall::of_this_machine() {
         Ok(wall) => wall,
         Err(error) => return Check::failure(NAME, error.to_string(), "run scripts/provision again"),
@@ -41,6 +41,17 @@ pub(super) async fn look(work_dir: &Path) -> Check {
             NAME,
             "the user is there, and the rules can be loaded; tried from inside on a machine that runs",
         );
+    }
+    // The unit's default; nobody else sets it but its settings.
+    if std::env::var("LIGHTHPC_ISOLATION").is_ok_and(|isolation| isolation == "process") {
+        let mend = format!("remove LIGHTHPC_ISOLATION=process from {ENV_FILE}");
+        return Check::failure(NAME, "workloads of this node run without one", mend);
+    }
+    // The node loads the rules when it starts.
+    let is_loaded = machine::run("nft", &["list", "table", "inet", "lighthpc"]).await.is_ok();
+    let runs = machine::run("systemctl", &["is-active", "lighthpc.service"]).await.is_ok();
+    if runs && !is_loaded && !is_baking {
+        return Check::failure(NAME, "the node runs, and the rules of nftables are not loaded", MEND);
     }
     match from_inside(wall, work_dir).await {
         Ok(open) if open.is_empty() => {
