@@ -166,7 +166,7 @@ def test_the_deadline_needs_no_daemon(cloud, node):
     # The node lives longer than it may, and does not know: it is told another lifetime than the deadline.
     files = {
         f"{DEADLINE}.timer.d/test.conf": "[Timer]\nOnBootSec=\nOnBootSec=30s\nOnUnitInactiveSec=10s\n",
-        f"{DEADLINE}.service.d/test.conf": "[Service]\nEnvironmentFile=\nEnvironment=LIGHTHPC_MAX_LIFETIME=-550\n",
+        f"{DEADLINE}.service.d/test.conf": "[Service]\nEnvironmentFile=\nEnvironment=LIGHTHPC_MAX_LIFETIME=40 LIGHTHPC_MAX_DRAIN=5\n",
         "/etc/systemd/system/lighthpc.service.d/test.conf": "[Service]\nWatchdogSec=0\nTimeoutStopSec=5\n",
     }
     stop = saboteur(WAIT_FOR_WORKLOAD, "systemctl kill -s STOP --kill-whom=main lighthpc.service")
