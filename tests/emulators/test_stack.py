@@ -221,6 +221,7 @@ RIGHTS = {
         *("dynamodb:BatchGetItem", "dynamodb:GetItem", "dynamodb:Query", "dynamodb:Scan", "dynamodb:UpdateItem"),
         *("s3:AbortMultipartUpload", "s3:DeleteObject", "s3:GetObject", "s3:ListBucket", "s3:PutObject"),
         *("ec2:DescribeInstances", "ec2:DescribeTags", "ec2:TerminateInstances"),
+        *("ec2:DescribeInstanceAttribute", "sns:GetTopicAttributes"),
         "sns:Publish",
     },
     "FunctionRole": {
@@ -544,6 +545,15 @@ def install(command, folder, environment, bad=()):
     return finished.returncode, (folder / "calls").read_text(encoding="utf-8").splitlines()
 
 
+def node_environment(launch, folder):
+    """The environment of a node after a boot with this user data; the workload's file is in this folder."""
+    files, _ = user_data(launch)
+    workload = folder / "workload"
+    workload.write_bytes(base64.b64decode(files["/opt/lighthpc/workload"]["content"]))
+    lines = files["/etc/lighthpc/lighthpc.env"]["content"].replace("/opt/lighthpc/workload", str(workload)).splitlines()
+    return dict(line.split("=", 1) for line in lines)
+
+
 @SLOW
 def test_a_shell_gets_the_stacks_names(account, deployed):
     out, _ = account.run("deploy", "--stack", "lab", "--exports")
@@ -766,7 +776,7 @@ def test_what_is_missing_is_named_with_its_mend(account):
     _, said = account.run("deploy", "--stack", "none", "--binary", "/nonexistent/lighthpc", code=1)
     assert "--binary" in said
     _, said = account.run("deploy", "--stack", "none", "--binary", account.stub, code=2)
-    assert "--image is missing" in said
+    assert "--image or --bundle is missing" in said
     _, said = account.run("deploy", "--stack", "none", *required, "--image", "ami-00000000000000000", code=1)
     assert "--image" in said
     _, said = account.run("deploy", "--stack", "none", *required, "--tasks-table", "nowhere", code=1)
@@ -883,10 +893,8 @@ def test_from_an_uploaded_file_to_a_finished_mission(account, scheduler, tmp_pat
         assert cloud.task(src)["bucketname"] == cloud.source_bucket
 
         instance_id = instance["InstanceId"]
-        code, _ = boot(launch, tmp_path / "boot")
-        assert code == 0
         cloud.boot(instance_id, tags, credentials)
-        finished = cloud.start_node(instance_id, **node_environment(tmp_path / "boot")).wait()
+        finished = cloud.start_node(instance_id, **node_environment(launch, tmp_path)).wait()
 
         assert finished.returncode == 0, finished.stderr
         assert not finished.says("AccessDenied"), "the node's role lacks something"
