@@ -175,7 +175,8 @@ def test_the_deadline_needs_no_daemon(cloud, node):
     machine.wait_off(OFF_S_MAX)
 
     assert machine.says("this machine has been on for")
-    assert cloud.task(machine.src)["state"] == "running", "a lost lease: the sweep's"
+    # systemd wakes a process that it stops: within its lease the node still hands the task back, after that it is the sweep's.
+    assert cloud.task(machine.src)["state"] in ("pending", "running")
 
 
 def test_a_machine_whose_node_never_starts_is_off(cloud, node):
