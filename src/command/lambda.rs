@@ -19,7 +19,7 @@ use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::cli::SchedulerArgs;
+use super::flags::SchedulerArgs;
 use super::{Failure, http, scheduling};
 use crate::clock;
 use crate::domain::ids::SrcId;

@@ -3,6 +3,7 @@
 mod cancel;
 mod cli;
 mod doctor;
+mod flags;
 mod http;
 mod inputs;
 mod lambda;

@@ -1,7 +1,7 @@
 //! What the scheduler's commands have in common: their settings.
 
 use super::Failure;
-use super::cli::{SchedulerArgs, text};
+use super::flags::{SchedulerArgs, text};
 use crate::backend::fleet::Template;
 use crate::backend::machine::PowerOff;
 use crate::backend::{Backend, Wire};

@@ -44,6 +44,8 @@ enum Exit {
 struct Running {
     child: Child,
     reach: Reach,
+    /// Whether the unit is known to be gone, with all that was in it.
+    is_gone: bool,
 }
 
 /// How all processes of a workload are reached.
@@ -125,7 +127,7 @@ fn start(
         Err(error) => return Ok(Err(error)),
     };
     let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
-    Ok(Ok(Running { child, reach: unit.map_or(Reach::Group(group), Reach::Unit) }))
+    Ok(Ok(Running { child, reach: unit.map_or(Reach::Group(group), Reach::Unit), is_gone: false }))
 }
 
 fn plain(argv: &[String], contract: &Contract) -> io::Result<Command> {
@@ -162,7 +164,10 @@ impl Running {
             match wall::state(unit).await {
                 State::Failed(end) => return Ok(Exit::Failed(end)),
                 // One that ended otherwise would be remembered.
-                State::Gone if has_run_on || status.success() => return Ok(Exit::Done),
+                State::Gone if has_run_on || status.success() => {
+                    self.is_gone = true;
+                    return Ok(Exit::Done);
+                }
                 State::Gone => return Err(io::Error::other(format!("systemd-run made no unit: {status}"))),
                 State::Running => has_run_on = true,
                 State::Unknown if silences == SILENCES_MAX => {
@@ -203,6 +208,7 @@ impl Running {
                 end_escaped(folder, *group).await;
                 return;
             }
+            Reach::Unit(_) if self.is_gone => return,
             Reach::Unit(unit) => unit,
         };
         for _ in 0..KILLS_MAX {

@@ -241,15 +241,12 @@ pub(super) fn check_program(program: &str) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     let is_program =
         |path: &Path| path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0);
-    let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
     if program.contains('/') {
-        let meta = Path::new(program).metadata()?;
-        return if meta.is_file() && is_program(Path::new(program)) {
-            Ok(())
-        } else {
-            Err(io::ErrorKind::PermissionDenied.into())
-        };
+        let path = Path::new(program);
+        path.metadata()?;
+        return if is_program(path) { Ok(()) } else { Err(io::ErrorKind::PermissionDenied.into()) };
     }
+    let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
     let found = std::env::split_paths(&path).any(|folder| is_program(&folder.join(program)));
     if found { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
 }
@@ -300,6 +297,23 @@ mod tests {
         assert_eq!(of("not-found", "inactive", "success", 0, 0), State::Gone);
         assert_eq!(of("loaded", "inactive", "success", 1, 0), State::Gone);
         assert_eq!(read_state(""), State::Unknown);
+    }
+
+    #[test]
+    fn a_program_is_found_as_systemd_finds_it() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("program");
+        std::fs::write(&file, "").unwrap();
+        let kind = |program: &str| check_program(program).map_err(|error| error.kind());
+
+        assert_eq!(kind("sh"), Ok(()));
+        assert_eq!(kind("no-such-program"), Err(io::ErrorKind::NotFound));
+        assert_eq!(kind("/no/such/program"), Err(io::ErrorKind::NotFound));
+        assert_eq!(kind(dir.path().to_str().unwrap()), Err(io::ErrorKind::PermissionDenied), "a folder");
+        assert_eq!(kind(file.to_str().unwrap()), Err(io::ErrorKind::PermissionDenied), "not executable");
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(kind(file.to_str().unwrap()), Ok(()));
     }
 
     #[test]

@@ -9,6 +9,8 @@ import pathlib
 import subprocess
 import time
 
+from harness import REGION
+
 MEMORY_MIB = 768
 HOST = "169.254.169.1"
 BOOT = (
@@ -87,3 +89,24 @@ def unit_at_boot(name, text):
     """The files of a unit that is started at boot: for what a test does to a machine from inside."""
     path = f"/etc/systemd/system/{name}"
     return {path: text, f"/etc/systemd/system/multi-user.target.wants/{name}": f"->{path}"}
+
+
+def settings_of(cloud):
+    """The env file of a node of this cloud. A desk's emulators are at an address of their own there."""
+
+    def seen_from_inside(url):
+        return url.replace("127.0.0.1", HOST)
+
+    return {
+        "AWS_REGION": REGION,
+        "AWS_ENDPOINT_URL": seen_from_inside(cloud.clients.endpoint),
+        "AWS_ENDPOINT_URL_EC2": seen_from_inside(cloud.clients.ec2_endpoint),
+        "LIGHTHPC_TASKS_TABLE": cloud.tasks.name,
+        "LIGHTHPC_MISSIONS_TABLE": cloud.missions.name,
+        "LIGHTHPC_SOURCE_BUCKET": cloud.source_bucket,
+        "LIGHTHPC_RESULT_BUCKET": cloud.result_bucket,
+        "LIGHTHPC_EXEC": "/opt/boot-test/try",
+        # An emulated processor is slow; a lease is not what is tried here.
+        "LIGHTHPC_LEASE": "60",
+        "LIGHTHPC_HEARTBEAT": "5",
+    }

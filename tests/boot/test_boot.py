@@ -13,9 +13,8 @@ import tarfile
 import image as images
 import pytest
 from cfnlint.decode import cfn_yaml
-from conftest import settings_of
 from harness import REGION
-from machine import HOST, unit_at_boot
+from machine import HOST, settings_of, unit_at_boot
 
 # A boot takes 20 to 40 s here, on two cores that also run the emulators.
 OFF_S_MAX = 240
@@ -114,6 +113,18 @@ def test_a_daemon_that_crashes_at_start_is_tried_three_times(cloud, node):
     assert cloud.task(machine.src)["state"] == "pending"
 
 
+def test_a_daemon_that_the_kernel_ends_for_want_of_memory_is_started_again(cloud, node):
+    limit = "systemctl set-property --runtime lighthpc.service MemoryMax={}"
+    machine = node("a-slow", files=saboteur(WAIT_FOR_WORKLOAD, limit.format("1M"), limit.format("infinity")))
+
+    machine.wait_off(OFF_S_MAX)
+
+    assert machine.says("Memory cgroup out of memory: Killed process", "(lighthpc)")
+    assert machine.says("the node crashed (signal): it is started again")
+    row = cloud.task(machine.src)
+    assert (row["state"], row["attempt"]) == ("done", 2)
+
+
 def test_a_machine_without_a_task_is_off_at_once(cloud, node):
     # Nor does EC2 end it: power-off has to.
     machine = node(None, tags={"Name": "nobody's"}, AWS_ENDPOINT_URL_EC2="http://169.254.169.1:9")
@@ -190,6 +201,20 @@ def test_a_machine_whose_node_never_starts_is_off(cloud, node):
 
     assert machine.says("no node is at work here")
     assert cloud.task(machine.src)["state"] == "pending"
+
+
+def test_a_unit_that_does_not_stop_does_not_keep_the_machine_on(cloud, node):
+    stuck = (
+        "[Service]\nExecStart=/bin/sleep infinity\nExecStop=/bin/sleep infinity\n"
+        "TimeoutStopSec=infinity\nStandardOutput=null\n"
+    )
+    hurry = {"/etc/systemd/system/poweroff.target.d/test.conf": "[Unit]\nJobTimeoutSec=20s\n"}
+    machine = node("a-count", files=unit_at_boot("stuck.service", stuck) | hurry)
+
+    machine.wait_off(OFF_S_MAX)
+
+    assert machine.says("poweroff.target", "timed out")
+    assert cloud.task(machine.src)["state"] == "done"
 
 
 def test_a_machine_that_cannot_boot_is_off(cloud, node):

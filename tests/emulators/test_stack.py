@@ -437,12 +437,7 @@ def test_deploy_makes_the_scheduler_and_what_wakes_it(account, deployed):
 
     assert (function["Runtime"], function["Handler"]) == ("provided.al2023", "bootstrap")
     assert (function["Timeout"], function["MemorySize"]) == (900, 256)
-    assert function["Environment"]["Variables"] == {
-        "LIGHTHPC_TASKS_TABLE": deployed["TasksTable"],
-        "LIGHTHPC_MISSIONS_TABLE": deployed["MissionsTable"],
-        "LIGHTHPC_SOURCE_BUCKET": deployed["SourceBucket"],
-        "LIGHTHPC_RESULT_BUCKET": deployed["ResultBucket"],
-        "LIGHTHPC_TOPIC_ARN": deployed["TopicArn"],
+    assert function["Environment"]["Variables"] == names(deployed) | {
         "LIGHTHPC_LAUNCH_TEMPLATE": deployed["LaunchTemplateId"],
         "LIGHTHPC_LAUNCH_TEMPLATE_VERSION": "1",
         "LIGHTHPC_INSTANCE_TYPES": "t3.micro,t3.small",
@@ -507,6 +502,17 @@ def test_the_api_answers_signed_calls_alone(account, deployed):
     assert status(signed) == 502, "it has come to the function, whose program here only fails"
 
 
+def names(outputs):
+    """A stack's names, as its function, its nodes, and a shell get them."""
+    return {
+        "LIGHTHPC_TASKS_TABLE": outputs["TasksTable"],
+        "LIGHTHPC_MISSIONS_TABLE": outputs["MissionsTable"],
+        "LIGHTHPC_SOURCE_BUCKET": outputs["SourceBucket"],
+        "LIGHTHPC_RESULT_BUCKET": outputs["ResultBucket"],
+        "LIGHTHPC_TOPIC_ARN": outputs["TopicArn"],
+    }
+
+
 def launch_data(account, outputs):
     """What the stack's launch template holds."""
     versions = account.client("ec2").describe_launch_template_versions(LaunchTemplateId=outputs["LaunchTemplateId"])
@@ -558,15 +564,11 @@ def node_environment(launch, folder):
 def test_a_shell_gets_the_stacks_names(account, deployed):
     out, _ = account.run("deploy", "--stack", "lab", "--exports")
 
-    shown = subprocess.run(["sh", "-c", f"{out}\nenv"], env={}, capture_output=True, text=True, check=True, timeout=20).stdout
-    variables = dict(line.split("=", 1) for line in shown.splitlines() if line.startswith(("LIGHTHPC_", "AWS_")))
-    assert variables == {
+    shell = ["sh", "-c", f"{out}\nenv"]
+    shown = subprocess.run(shell, env={}, capture_output=True, text=True, check=True, timeout=20).stdout.splitlines()
+    variables = dict(line.split("=", 1) for line in shown if line.startswith(("LIGHTHPC_", "AWS_")))
+    assert variables == names(deployed) | {
         "AWS_REGION": REGION,
-        "LIGHTHPC_TASKS_TABLE": deployed["TasksTable"],
-        "LIGHTHPC_MISSIONS_TABLE": deployed["MissionsTable"],
-        "LIGHTHPC_SOURCE_BUCKET": deployed["SourceBucket"],
-        "LIGHTHPC_RESULT_BUCKET": deployed["ResultBucket"],
-        "LIGHTHPC_TOPIC_ARN": deployed["TopicArn"],
         "LIGHTHPC_LAUNCH_TEMPLATE": deployed["LaunchTemplateId"],
         "LIGHTHPC_INSTANCE_TYPES": "t3.micro,t3.small",
         "LIGHTHPC_SUBNETS": account.subnets,
@@ -579,13 +581,8 @@ def test_user_data_tells_the_node_all(account, deployed):
 
     settings = files["/etc/lighthpc/lighthpc.env"]
     assert settings["permissions"] == "0600"
-    assert dict(line.split("=", 1) for line in settings["content"].splitlines()) == {
+    assert dict(line.split("=", 1) for line in settings["content"].splitlines()) == names(deployed) | {
         "AWS_REGION": REGION,
-        "LIGHTHPC_TASKS_TABLE": deployed["TasksTable"],
-        "LIGHTHPC_MISSIONS_TABLE": deployed["MissionsTable"],
-        "LIGHTHPC_SOURCE_BUCKET": deployed["SourceBucket"],
-        "LIGHTHPC_RESULT_BUCKET": deployed["ResultBucket"],
-        "LIGHTHPC_TOPIC_ARN": deployed["TopicArn"],
         "LIGHTHPC_SLOTS": "4",
         "LIGHTHPC_MAX_LIFETIME": "86400",
         "LIGHTHPC_EXEC": "/bin/sh /opt/lighthpc/workload",

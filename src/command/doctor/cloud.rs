@@ -12,7 +12,6 @@ use crate::backend::{Backend, CloudError, Kind, Wire};
 use crate::clock;
 use crate::domain::policy::Purchase;
 use crate::domain::tags;
-use crate::exit;
 
 /// AWS refuses a signature that is 5 minutes off for most services (15 for S3); a fifth of that is worth a word.
 const CLOCK_WARNING: Duration = Duration::from_mins(1);
@@ -145,7 +144,7 @@ async fn options(backend: &Backend, instance: &str) -> Vec<Check> {
                 checks.push(Check::warning("IMDSv2", "reads without a token are answered", mend));
             }
         }
-        Err(error) => checks.push(unseen("hop limit", &error)),
+        Err(error) => checks.push(unseen("hop limit", error)),
     }
     let mend = "launch with InstanceInitiatedShutdownBehavior=terminate, as the stack's launch template does";
     checks.push(match shutdown {
@@ -155,7 +154,7 @@ async fn options(backend: &Backend, instance: &str) -> Vec<Check> {
             format!("a power-off leaves this instance {}", behavior.as_deref().unwrap_or("in an unknown state")),
             mend,
         ),
-        Err(error) => unseen("shutdown", &error),
+        Err(error) => unseen("shutdown", error),
     });
     let may_end = end.map(|()| "the role may terminate this instance".to_owned());
     checks.push(match may_end {
@@ -169,11 +168,10 @@ async fn options(backend: &Backend, instance: &str) -> Vec<Check> {
     checks
 }
 
-/// What could not be seen for want of a right that a node itself does not need.
-fn unseen(name: &'static str, error: &CloudError) -> Check {
+/// What could not be seen: if for want of a right that a node itself does not need, that is no failure.
+fn unseen(name: &'static str, error: CloudError) -> Check {
     if error.kind != Kind::AccessDenied {
-        let mend = exit::of_cloud(error).1.unwrap_or_default();
-        return Check::failure(name, format!("{error}: {}", error.source), mend);
+        return Check::of_call(name, Err(error));
     }
     let said = format!("not to be seen: {} is not allowed", error.operation);
     Check::warning(name, said, format!("allow ec2:{}, or look in the console", error.operation))
@@ -184,8 +182,7 @@ async fn terms(backend: &Backend, template: &Template) -> Check {
     let name = "template";
     let terms = match backend.fleet.template(template).await {
         Ok(terms) => terms,
-        Err(error) if error.kind == Kind::AccessDenied => return unseen(name, &error),
-        Err(error) => return Check::of_call(name, Err(error)),
+        Err(error) => return unseen(name, error),
     };
     let mut failures = Vec::new();
     if !terms.terminates {

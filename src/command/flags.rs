@@ -1,0 +1,162 @@
+//! Flags that several commands share, and how their values are read.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::Failure;
+use crate::backend::Tables;
+
+/// Where the tables are.
+#[derive(Clone, Debug, Args)]
+pub(super) struct TableArgs {
+    /// The DynamoDB table of tasks, key srcFilename (S)
+    #[arg(long, env = "LIGHTHPC_TASKS_TABLE", default_value = "tblTrans2", value_name = "TABLE", help_heading = "AWS")]
+    pub(super) tasks_table: String,
+    /// The DynamoDB table of missions, key timePush (S)
+    #[arg(
+        long,
+        env = "LIGHTHPC_MISSIONS_TABLE",
+        default_value = "tblMission",
+        value_name = "TABLE",
+        help_heading = "AWS"
+    )]
+    pub(super) missions_table: String,
+}
+
+impl TableArgs {
+    pub(super) fn tables(&self) -> Tables {
+        Tables { tasks: self.tasks_table.clone(), missions: self.missions_table.clone() }
+    }
+}
+
+/// What nodes and schedulers share: tables, buckets, topic.
+#[derive(Clone, Debug, Args)]
+pub(super) struct AwsArgs {
+    #[command(flatten)]
+    pub(super) tables: TableArgs,
+    /// The bucket of inputs; a task's row may name another
+    #[arg(long, env = "LIGHTHPC_SOURCE_BUCKET", value_name = "BUCKET", help_heading = "AWS")]
+    pub(super) source_bucket: Option<String>,
+    /// The bucket of results, logs, and manifests
+    #[arg(long, env = "LIGHTHPC_RESULT_BUCKET", value_name = "BUCKET", help_heading = "AWS")]
+    pub(super) result_bucket: Option<String>,
+    /// The SNS topic that hears of a mission's end
+    #[arg(long, env = "LIGHTHPC_TOPIC_ARN", value_name = "ARN", help_heading = "AWS")]
+    pub(super) topic_arn: Option<String>,
+}
+
+impl AwsArgs {
+    pub(super) fn source_bucket(&self) -> Option<String> {
+        text(self.source_bucket.as_deref())
+    }
+
+    pub(super) fn result_bucket(&self) -> Option<String> {
+        text(self.result_bucket.as_deref())
+    }
+
+    /// The topic's ARN; a wrong command line if it is none.
+    pub(super) fn topic_arn(&self) -> Result<Option<String>, Failure> {
+        match text(self.topic_arn.as_deref()) {
+            Some(topic) if !topic.starts_with("arn:") => Err(Failure::usage(
+                format!("--topic-arn {topic} is not an ARN"),
+                "it looks like arn:aws:sns:us-east-1:123456789012:NotifyMe",
+            )),
+            topic => Ok(topic),
+        }
+    }
+}
+
+/// A value without the blanks around it; nothing if nothing is left.
+pub(super) fn text(value: Option<&str>) -> Option<String> {
+    value.map(str::trim).filter(|value| !value.is_empty()).map(ToOwned::to_owned)
+}
+
+/// What a scheduler launches from, and with.
+#[derive(Clone, Debug, Args)]
+pub(super) struct SchedulerArgs {
+    #[command(flatten)]
+    pub(super) aws: AwsArgs,
+    /// The launch template of nodes, by id or name
+    #[arg(long, env = "LIGHTHPC_LAUNCH_TEMPLATE", value_name = "TEMPLATE", help_heading = "Launching")]
+    pub(super) launch_template: Option<String>,
+    /// Its version
+    #[arg(
+        long,
+        env = "LIGHTHPC_LAUNCH_TEMPLATE_VERSION",
+        default_value = "$Default",
+        value_name = "VERSION",
+        help_heading = "Launching"
+    )]
+    pub(super) launch_template_version: String,
+    /// Instance types, separated by commas, any of which will do (default: the template's)
+    #[arg(long, env = "LIGHTHPC_INSTANCE_TYPES", value_name = "TYPES", help_heading = "Launching")]
+    pub(super) instance_types: Option<String>,
+    /// Subnets, separated by commas, any of which will do (default: the template's)
+    #[arg(long, env = "LIGHTHPC_SUBNETS", value_name = "SUBNETS", help_heading = "Launching")]
+    pub(super) subnets: Option<String>,
+    /// How nodes are paid for: spot, on-demand, mix, or spot-then-on-demand (default: spot)
+    #[arg(long, env = "LIGHTHPC_BID_MODE", value_name = "MODE", help_heading = "Launching")]
+    pub(super) bid_mode: Option<String>,
+    /// The most a Spot instance may cost, in USD for an hour (default: the On-Demand price; a lower limit only makes
+    /// interruptions more likely)
+    #[arg(long, env = "LIGHTHPC_MAX_UNIT_PRICE", value_name = "USD", help_heading = "Launching")]
+    pub(super) max_unit_price: Option<String>,
+    /// With spot-then-on-demand: how long a task waits for Spot
+    #[arg(long, env = "LIGHTHPC_MAX_WAIT", value_name = "SECONDS", help_heading = "Launching")]
+    pub(super) max_wait: Option<String>,
+    /// With mix: how many nodes are On-Demand at least
+    #[arg(long, env = "LIGHTHPC_ON_DEMAND_FLOOR", value_name = "N", help_heading = "Launching")]
+    pub(super) on_demand_floor: Option<String>,
+    /// The mission of uploads whose key names none
+    #[arg(long = "default-mission", env = "LIGHTHPC_MISSION", value_name = "ID", help_heading = "Tasks")]
+    pub(super) default_mission: Option<String>,
+    /// How long a lease lasts without a heartbeat; the same as the nodes'
+    #[arg(long, env = "LIGHTHPC_LEASE", default_value = "90", value_parser = seconds, value_name = "SECONDS", help_heading = "Tasks")]
+    pub(super) lease: Duration,
+    /// How many interruptions a task may have; the same as the nodes'
+    #[arg(long, env = "LIGHTHPC_MAX_INTERRUPTIONS", default_value = "20", value_name = "N", help_heading = "Tasks")]
+    pub(super) max_interruptions: u64,
+}
+
+/// Reads a time in seconds: positive, at most ten years, with a fraction if you like.
+pub(super) fn seconds(text: &str) -> Result<Duration, String> {
+    const TEN_YEARS: f64 = 10.0 * 366.0 * 86_400.0;
+    let value: f64 = text.trim().parse().map_err(|_| "a number of seconds is needed, such as 90".to_owned())?;
+    if value > 0.0 && value <= TEN_YEARS {
+        Ok(Duration::from_secs_f64(value))
+    } else {
+        Err("seconds must be more than 0 and no more than ten years".to_owned())
+    }
+}
+
+/// Reads `A..B`, or `A` for `A..A`: numbers of seconds, not falling.
+pub(super) fn range(text: &str) -> Result<(f64, f64), String> {
+    const DAY: f64 = 86_400.0;
+    let (from, to) = text.split_once("..").unwrap_or((text, text));
+    let number =
+        |part: &str| part.trim().trim_start_matches('=').parse::<f64>().ok().filter(|n| (0.0..=DAY).contains(n));
+    match (number(from), number(to)) {
+        (Some(from), Some(to)) if from <= to => Ok((from, to)),
+        _ => Err("a range of seconds is needed, such as 12..20, within a day".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_and_ranges_are_read() {
+        assert_eq!(seconds("1.5"), Ok(Duration::from_millis(1500)));
+        for bad in ["0", "-1", "nan", "inf", "x", "1e30", ""] {
+            assert!(seconds(bad).is_err(), "{bad}");
+        }
+        assert_eq!(range("12..20"), Ok((12.0, 20.0)));
+        assert_eq!(range("0..0"), Ok((0.0, 0.0)));
+        assert_eq!(range("3"), Ok((3.0, 3.0)));
+        for bad in ["20..12", "a..b", "1..", "-1..2", ""] {
+            assert!(range(bad).is_err(), "{bad}");
+        }
+    }
+}
