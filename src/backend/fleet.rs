@@ -9,8 +9,9 @@ use aws_sdk_ec2::operation::create_fleet::builders::CreateFleetFluentBuilder;
 use aws_sdk_ec2::types::{
     DefaultTargetCapacityType, Filter, FleetLaunchTemplateConfigRequest, FleetLaunchTemplateOverridesRequest,
     FleetLaunchTemplateSpecificationRequest, FleetOnDemandAllocationStrategy, FleetType, InstanceType,
-    OnDemandOptionsRequest, ResourceType, SpotAllocationStrategy, SpotInstanceInterruptionBehavior, SpotOptionsRequest,
-    Tag, TagSpecification, TargetCapacitySpecificationRequest,
+    LaunchTemplateHttpTokensState, LaunchTemplateInstanceMetadataOptions, LaunchTemplateInstanceMetadataTagsState,
+    OnDemandOptionsRequest, ResourceType, ShutdownBehavior, SpotAllocationStrategy, SpotInstanceInterruptionBehavior,
+    SpotOptionsRequest, Tag, TagSpecification, TargetCapacitySpecificationRequest,
 };
 
 use super::error::{CloudError, Kind};
@@ -173,18 +174,15 @@ impl Fleet {
             CloudError::new(Kind::Refused, "DescribeLaunchTemplateVersions", resource, said)
         })?;
         let metadata = data.metadata_options();
-        let is = |value: Option<&str>, wanted: &str| value == Some(wanted);
+        let tags = metadata.and_then(|metadata| metadata.instance_metadata_tags());
+        let tokens = metadata.and_then(|metadata| metadata.http_tokens());
         Ok(Terms {
-            terminates: is(
-                data.instance_initiated_shutdown_behavior().map(aws_sdk_ec2::types::ShutdownBehavior::as_str),
-                "terminate",
-            ),
+            terminates: data.instance_initiated_shutdown_behavior() == Some(&ShutdownBehavior::Terminate),
             has_role: data.iam_instance_profile().is_some(),
-            shows_tags: is(metadata.and_then(|m| Some(m.instance_metadata_tags()?.as_str())), "enabled"),
+            shows_tags: tags == Some(&LaunchTemplateInstanceMetadataTagsState::Enabled),
             metadata: Options {
-                hop_limit: metadata
-                    .and_then(aws_sdk_ec2::types::LaunchTemplateInstanceMetadataOptions::http_put_response_hop_limit),
-                needs_token: metadata.and_then(|metadata| Some(metadata.http_tokens()?.as_str() == "required")),
+                hop_limit: metadata.and_then(LaunchTemplateInstanceMetadataOptions::http_put_response_hop_limit),
+                needs_token: tokens.map(|tokens| *tokens == LaunchTemplateHttpTokensState::Required),
             },
         })
     }

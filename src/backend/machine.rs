@@ -5,7 +5,9 @@ use std::time::Duration;
 use aws_config::imds;
 use aws_sdk_ec2::Client;
 use aws_sdk_ec2::config::Builder;
-use aws_sdk_ec2::types::{Filter, InstanceAttributeName, InstanceStateName};
+use aws_sdk_ec2::types::{
+    Filter, HttpTokensState, InstanceAttributeName, InstanceMetadataOptionsResponse, InstanceStateName,
+};
 use tokio::process::Command;
 
 use super::error::{CloudError, Kind};
@@ -148,7 +150,7 @@ impl Machine {
         Ok(answer.tags().iter().filter_map(pair).collect())
     }
 
-    /// Reads what EC2 has set for an instance: what its metadata service offers, and what a shutdown does.
+    /// Reads what EC2 has set for an instance's metadata service.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -157,10 +159,10 @@ impl Machine {
         let answer = answer.map_err(|e| CloudError::sdk("DescribeInstances", instance, e))?;
         let mut instances = answer.reservations().iter().flat_map(aws_sdk_ec2::types::Reservation::instances);
         let options = instances.next().and_then(|instance| instance.metadata_options());
+        let tokens = options.and_then(|options| options.http_tokens());
         Ok(Options {
-            hop_limit: options
-                .and_then(aws_sdk_ec2::types::InstanceMetadataOptionsResponse::http_put_response_hop_limit),
-            needs_token: options.and_then(|options| Some(options.http_tokens()?.as_str() == "required")),
+            hop_limit: options.and_then(InstanceMetadataOptionsResponse::http_put_response_hop_limit),
+            needs_token: tokens.map(|tokens| *tokens == HttpTokensState::Required),
         })
     }
 

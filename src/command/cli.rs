@@ -1,4 +1,5 @@
-//! The command line: each command, and its own flags; `flags.rs` has what they share. Each flag also reads `LIGHTHPC_<NAME>`; systemd and user data use the variables.
+//! The command line: each command, and its own flags; `flags.rs` has what they share. Each flag also reads `LIGHTHPC_<NAME>`;
+//! systemd and user data use the variables.
 
 use std::path::PathBuf;
 use std::time::Duration;

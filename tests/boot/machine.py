@@ -7,7 +7,6 @@ no test depends on how fast it is.
 
 import pathlib
 import subprocess
-import time
 
 from harness import REGION
 
@@ -40,7 +39,6 @@ class Machine:
         name = "ec200000-0000-4000-8000-000000000001"
         command += ["-smbios", f"type=1,manufacturer=Amazon EC2,uuid={name},serial={name}"]
         self.console_path = folder / "console"
-        self.started = time.monotonic()
         with open(self.console_path, "wb") as console:
             self.process = subprocess.Popen(
                 [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT
@@ -54,16 +52,8 @@ class Machine:
         """The lines of the console that hold all these words."""
         return [line for line in self.console().splitlines() if all(word in line for word in words)]
 
-    def wait_until(self, condition, timeout_s, what):
-        """Waits for a condition while the machine is on, or for it to be true when it goes off."""
-        end = time.monotonic() + timeout_s
-        while not condition():
-            assert self.process.poll() is None or condition(), f"off before {what}; its last words:\n{self.tail()}"
-            assert time.monotonic() < end, f"{what}: not within {timeout_s} s; its last words:\n{self.tail()}"
-            time.sleep(0.2)
-
     def wait_off(self, timeout_s):
-        """Waits for power-off; returns the seconds that the machine was on. One that stays on fails the test."""
+        """Waits for power-off. A machine that stays on fails the test."""
         try:
             self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -71,7 +61,6 @@ class Machine:
             raise AssertionError(f"still on after {timeout_s} s; its last words:\n{self.tail()}") from None
         assert self.process.returncode == 0, self.tail()
         assert self.says("reboot: Power down"), f"off, but not by power-off; its last words:\n{self.tail()}"
-        return time.monotonic() - self.started
 
     def tail(self):
         """The end of the console."""

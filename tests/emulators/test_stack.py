@@ -601,6 +601,8 @@ def test_nodes_that_are_not_baked_install_the_bundle_or_end(account, tmp_path):
             entry.mode, entry.size = 0o755, len(text)
             archive.addfile(entry, io.BytesIO(text.encode()))
     outputs = account.deploy("bundled", "--bundle", str(bundle))
+    _, said = account.run("deploy", "--stack", "bundled", "--bundle", bundle, "--binary", account.stub, "--dry-run")
+    assert "uploads" not in said, "program and bundle are there already"
     files, (command,) = user_data(launch_data(account, outputs))
     environment = account.environment()
 

@@ -91,8 +91,8 @@ async fn verified() -> Check {
     let files: Vec<String> = UNIT_FILES.iter().map(|unit| format!("/etc/systemd/system/{unit}")).collect();
     let mut arguments = vec!["verify", "--man=no"];
     arguments.extend(files.iter().map(String::as_str));
-    match run("systemd-analyze", &arguments).await {
-        Ok(said) | Err(said) => {
+    match ask("systemd-analyze", &arguments).await {
+        Ok((_, said)) => {
             // It speaks of every unit that ours refer to; those are the system's.
             let ours: Vec<&str> = said.lines().filter(|line| line.contains("lighthpc")).collect();
             if ours.is_empty() {
@@ -101,11 +101,18 @@ async fn verified() -> Check {
                 Check::failure(name, ours.join("; "), mend)
             }
         }
+        Err(why) => Check::warning(name, format!("not looked at: {why}"), "systemd-analyze is a part of systemd"),
     }
 }
 
 /// Runs a program of the system, and returns all it said; as an error if it failed.
 pub(super) async fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
+    let (is_success, said) = ask(program, arguments).await?;
+    if is_success { Ok(said) } else { Err(said) }
+}
+
+/// Runs a program of the system, and returns whether it succeeded, and all it said; an error says why it could not be run.
+async fn ask(program: &str, arguments: &[&str]) -> Result<(bool, String), String> {
     let command = Command::new(program).args(arguments).stdin(Stdio::null()).kill_on_drop(true).output();
     let output = match tokio::time::timeout(COMMAND_TIMEOUT, command).await {
         Ok(Ok(output)) => output,
@@ -113,6 +120,18 @@ pub(super) async fn run(program: &str, arguments: &[&str]) -> Result<String, Str
         Err(_) => return Err(format!("{program} did not end within {COMMAND_TIMEOUT:?}")),
     };
     let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said).into_owned();
-    if output.status.success() { Ok(said) } else { Err(said) }
+    Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_program_that_fails_is_told_from_one_that_cannot_be_run() {
+        assert_eq!(ask("sh", &["-c", "echo a; echo b >&2; exit 3"]).await, Ok((false, "a\nb\n".to_owned())));
+        assert_eq!(run("sh", &["-c", "echo a; exit 3"]).await, Err("a\n".to_owned()));
+        assert_eq!(run("sh", &["-c", "echo a"]).await, Ok("a\n".to_owned()));
+        assert!(ask("no-such-program", &[]).await.is_err_and(|why| why.starts_with("no-such-program: ")));
+    }
 }
