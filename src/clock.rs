@@ -45,6 +45,12 @@ pub fn rfc3339(time: SystemTime) -> String {
     seconds.fmt(Format::DateTime).unwrap_or_default()
 }
 
+/// Reads a time of day, RFC 3339; `None` if it cannot be read.
+#[must_use]
+pub fn read(time: &str) -> Option<SystemTime> {
+    SystemTime::try_from(DateTime::from_str(time.trim(), Format::DateTime).ok()?).ok()
+}
+
 /// Returns how long it is until a time of day, RFC 3339; nothing if it has passed, `None` if it cannot be read.
 #[must_use]
 pub fn until(time: &str) -> Option<Duration> {

@@ -115,6 +115,10 @@ pub fn of_node(error: &NodeError) -> (Exit, Option<String>) {
             Exit::Exhausted,
             Some("look at the row's history: a task that ends its machine each time needs more memory or disk; or allow more with --max-interruptions".to_owned()),
         ),
+        NodeError::OddRow { .. } => (
+            Exit::Internal,
+            Some("correct the row in the tasks table: docs/TABLES.md says what each attribute holds".to_owned()),
+        ),
         NodeError::Panicked(_) => (Exit::Internal, Some("please report this".to_owned())),
     }
 }

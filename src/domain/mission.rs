@@ -2,6 +2,7 @@
 
 use super::ids::{MissionId, SrcId};
 use super::policy::{Policy, PolicyError};
+use super::value::Form;
 
 /// The counters of a mission, summed over its tally items.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,6 +34,10 @@ pub enum Notified {
     Sending {
         /// The instance that publishes.
         by: String,
+        /// Names its right to publish.
+        token: String,
+        /// Renewals of the publisher's lease so far. A publisher is lost if the same token and renewals are seen for a whole lease.
+        beat: u64,
     },
     /// They were.
     Yes,
@@ -79,6 +84,59 @@ pub struct Mission {
     pub made_at: Option<String>,
     /// What it may cost; an error if the row's words cannot be read.
     pub policy: Result<Policy, PolicyError>,
+    /// How often it was opened: created, enlarged, redriven, or reinstated.
+    pub opened: u64,
+    /// A manifest that is stored in parts, and how far it is.
+    pub manifest_progress: Option<ManifestProgress>,
+    /// The attributes that conditions compare with, as they stand in the row; `None`: as this version writes them.
+    pub seen: Option<Box<SeenMission>>,
+    /// What in the row cannot be read, one sentence each.
+    pub oddities: Vec<String>,
+}
+
+/// How far a manifest is that is stored in parts: another publisher may go on from here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ManifestProgress {
+    /// The id of the multipart upload.
+    pub upload: String,
+    /// The parts that are stored, in order.
+    pub parts: Vec<ManifestPart>,
+    /// The tasks that are in these parts.
+    pub tasks: u64,
+    /// The task after which the list goes on.
+    pub after: SrcId,
+    /// `opened` of the mission when the list was begun: a mission that was opened since needs a new list.
+    pub opened: u64,
+}
+
+/// A stored part of a manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ManifestPart {
+    /// Its `ETag`, quotes included.
+    pub etag: String,
+    /// Its CRC-32.
+    pub crc: u64,
+    /// Its size in bytes.
+    pub bytes: u64,
+}
+
+/// Attributes of a mission's row, in the form in which they were seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SeenMission {
+    /// `transNumber`.
+    pub trans_number: Form,
+    /// `opened`.
+    pub opened: Form,
+    /// `launchRound`.
+    pub launch_round: Form,
+    /// `tallySeq`.
+    pub tally_seq: Form,
+    /// `cancelledAt`.
+    pub cancelled_at: Form,
+    /// `notifyToken`.
+    pub notify_token: Form,
+    /// `notifyBeat`.
+    pub notify_beat: Form,
 }
 
 impl Mission {
@@ -105,6 +163,10 @@ impl Mission {
             launch_round: 0,
             made_at: None,
             policy: Ok(Policy::default()),
+            opened: 0,
+            manifest_progress: None,
+            seen: None,
+            oddities: Vec::new(),
         }
     }
 
@@ -167,6 +229,9 @@ pub const fn tally_shards_for(trans_number: u64) -> u32 {
 pub fn shard_of(src: &SrcId, shards: u32) -> u32 {
     crc_fast::crc32_iso_hdlc(src.as_str().as_bytes()) % shards.max(1)
 }
+
+/// The most tally items that a row may ask for; more is taken for a slip of the pen. Each is read at every look at the tally.
+pub const TALLY_SHARDS_MAX: u32 = 1_024;
 
 /// The most results that are listed in the mission's row itself; above it `rsltList` names the manifest.
 pub const RESULT_LIST_LEN_MAX: usize = 1_000;

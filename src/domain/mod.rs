@@ -14,4 +14,5 @@ pub mod policy;
 pub mod progress;
 pub mod tags;
 pub mod task;
+pub mod value;
 pub mod verdict;

@@ -13,7 +13,8 @@
 
 use super::ids::{Attempt, InstanceId, MissionId, SrcId};
 use super::lease::Lease;
-use super::verdict::Verdict;
+use super::value::Form;
+use super::verdict::{Budget, Verdict};
 
 /// A task's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -26,6 +27,9 @@ pub enum State {
     Done,
     /// Out of budget; counted in the mission's `transFailed`.
     Failed,
+    /// A word, or a type, that this version does not know: another version or a person wrote it. Nobody claims such a task,
+    /// and a sweep reports it.
+    Unknown,
 }
 
 impl State {
@@ -37,13 +41,16 @@ impl State {
             Self::Running => "running",
             Self::Done => "done",
             Self::Failed => "failed",
+            Self::Unknown => "unknown",
         }
     }
 
-    /// Reads a word of the table.
+    /// Reads a word of the table, whatever its case and the blanks around it: a person may have written it.
     #[must_use]
     pub fn parse(word: &str) -> Option<Self> {
-        [Self::Pending, Self::Running, Self::Done, Self::Failed].into_iter().find(|state| state.as_str() == word)
+        let word = word.trim();
+        let known = [Self::Pending, Self::Running, Self::Done, Self::Failed];
+        known.into_iter().find(|state| state.as_str().eq_ignore_ascii_case(word))
     }
 
     /// Returns whether no attempt will change the row any more.
@@ -122,6 +129,37 @@ pub struct Task {
     pub launch: Launch,
     /// Whether its mission was cancelled while it was held.
     pub cancelled: bool,
+    /// The state that the index of open tasks has for it; `None` if the row is in no index.
+    pub open_as: Option<State>,
+    /// The attributes that conditions compare with, as they stand in the row; `None`: as this version writes them. A copy of a
+    /// task whose state or attempt is changed must have `None`.
+    pub seen: Option<Box<Seen>>,
+}
+
+/// Attributes of a task's row, in the form in which they were seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// `state`.
+    pub state: Form,
+    /// `attempt`.
+    pub attempt: Form,
+    /// `beat`.
+    pub beat: Form,
+    /// `launchAtAttempt`.
+    pub launch_at_attempt: Form,
+    /// `launchTries`.
+    pub launch_tries: Form,
+    /// `openAs`.
+    pub open_as: Form,
+}
+
+/// How often a task has ended badly, by the budget that each ending is counted in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// `appFailures`.
+    pub app_failures: u64,
+    /// `interruptions`.
+    pub interruptions: u64,
 }
 
 /// What a scheduler has launched for a task that waits.
@@ -178,7 +216,25 @@ impl Task {
             open_since: None,
             launch: Launch::default(),
             cancelled: false,
+            open_as: None,
+            seen: None,
         }
+    }
+
+    /// Returns the counts with one more attempt that ended with `verdict`. A lost attempt is counted by whoever takes it over.
+    #[must_use]
+    pub fn counts_after(&self, verdict: Verdict) -> Counts {
+        let one = |budget| u64::from(verdict.budget() == budget && verdict != Verdict::Lost);
+        Counts {
+            app_failures: self.app_failures.saturating_add(one(Budget::Application)),
+            interruptions: self.interruptions.saturating_add(one(Budget::Interruption)),
+        }
+    }
+
+    /// Returns whether the index of open tasks has the row in another state than the row itself: a leftover.
+    #[must_use]
+    pub fn is_leftover(&self) -> bool {
+        self.state != State::Unknown && self.open_as.is_some_and(|open_as| open_as != self.state)
     }
 
     /// Returns the lease, if an attempt holds the task. A row that was edited by hand may not say whose it is.
@@ -208,7 +264,8 @@ mod tests {
         for state in [State::Pending, State::Running, State::Done, State::Failed] {
             assert_eq!(State::parse(state.as_str()), Some(state));
         }
-        assert_eq!(State::parse("Done"), None);
+        assert_eq!(State::parse(" Done\n"), Some(State::Done));
+        assert_eq!((State::parse("finished"), State::parse("unknown")), (None, None));
         assert!(State::Done.is_final() && State::Failed.is_final());
         assert!(!State::Pending.is_final() && !State::Running.is_final());
     }

@@ -28,7 +28,6 @@ pub use redrive::Redriven;
 pub use submit::{Plan, Prepared, Submitted};
 pub use sweep::{Finding, What};
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,8 +60,6 @@ pub struct Settings {
     pub lease: Duration,
     /// How often a task is tried again; the same as the nodes'.
     pub limits: Limits,
-    /// Where a mission's manifest is made.
-    pub work_dir: PathBuf,
     /// Launches a second, after the first few; [`PER_SECOND`] is what EC2 bears.
     pub pace: f64,
 }
@@ -98,7 +95,6 @@ impl Scheduler {
             backend: self.backend.clone(),
             result_bucket: self.settings.result_bucket.clone(),
             topic_arn: self.settings.topic_arn.clone(),
-            work_dir: self.settings.work_dir.clone(),
             patience: self.settings.lease,
         }
     }

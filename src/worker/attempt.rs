@@ -74,7 +74,8 @@ pub(super) async fn run(
     let held = match step(node, Step::Claim, claim::acquire(node, instance, task)).await? {
         Claimed::Held(held) => held,
         Claimed::Ended(row) => return ended_before(node, instance, &row, task.is_pulled).await,
-        Claimed::HeldByOther(lease) => return Ok(Ending::HeldByOther(lease.owner)),
+        Claimed::HeldByOther(row) => return Ok(held_by_other(node, &row).await),
+        Claimed::Odd(what) => return Err(NodeError::OddRow { what }),
         Claimed::Drained => return Ok(Ending::Drained),
     };
     let span = tracing::info_span!("attempt", attempt = held.row.attempt.0);
@@ -93,8 +94,7 @@ async fn hold(node: &Node, instance: &Instance, sentinel: &Sentinel, held: Held)
     let is_exhausted = row.interruptions > node.settings.limits.max_interruptions;
     let mut attempted = Attempted::new(fence, row, clock::now_rfc3339(), taken_from);
     if is_exhausted {
-        heartbeat.stop().await;
-        return finish::give_up(node, &attempted).await;
+        return finish::give_up(node, &attempted, &mut heartbeat).await;
     }
     let mut checkpoints = None;
     let outcome = work(node, &mut attempted, &heartbeat, sentinel, &mut checkpoints).await;
@@ -102,9 +102,9 @@ async fn hold(node: &Node, instance: &Instance, sentinel: &Sentinel, held: Held)
     if let (Err(stop), Some(checkpoints)) = (&outcome, &mut checkpoints) {
         finish::save_last(node, checkpoints, stop).await;
     }
-    heartbeat.stop().await;
     attempted.time_cost_s = heartbeat.time_cost.borrow().seconds();
-    let ending = finish::finish(node, &attempted, outcome, checkpoints.as_ref()).await;
+    let ending = finish::finish(node, &attempted, outcome, checkpoints.as_ref(), &mut heartbeat).await;
+    heartbeat.stop().await;
     // The row comes first: what else there is to do has the rest of a notice's time.
     if tokio::time::timeout(LAST_WRITE_TIMEOUT, node.backend.store.abort_dropped()).await.is_err() {
         tracing::warn!("parts of an upload stay until the bucket's lifecycle removes them");
@@ -124,6 +124,7 @@ async fn hold(node: &Node, instance: &Instance, sentinel: &Sentinel, held: Held)
 /// The task has ended before. If that was the mission's last and nobody has said so, its committer died in between.
 async fn ended_before(node: &Node, instance: &Instance, row: &Task, is_pulled: bool) -> Result<Ending, NodeError> {
     tracing::info!("task {} is {} already: nothing to do", row.src, row.state.as_str());
+    repair_index(node, row).await;
     if is_pulled {
         // Found in an index that lags behind: whoever ended the task has looked at the mission.
         return Ok(Ending::EndedBefore(row.state));
@@ -133,6 +134,23 @@ async fn ended_before(node: &Node, instance: &Instance, row: &Task, is_pulled: b
         step(node, Step::Notify, Announcer::of(node).see(&instance.id, row.src.as_str(), &mission, None)).await?;
     }
     Ok(Ending::EndedBefore(row.state))
+}
+
+async fn held_by_other(node: &Node, row: &Task) -> Ending {
+    repair_index(node, row).await;
+    let owner = row.instance.clone();
+    Ending::HeldByOther(owner.unwrap_or_else(|| InstanceId::new("nobody").expect("a constant name is legal")))
+}
+
+/// Whoever meets a row that the index of open tasks has in another state repairs the index: every node of the mission
+/// would find the row again and again. A failure of this stops nobody.
+async fn repair_index(node: &Node, row: &Task) {
+    if !row.is_leftover() {
+        return;
+    }
+    if let Err(error) = node.backend.ledger.repair_index(row, &clock::now_rfc3339()).await {
+        tracing::warn!(src.id = %row.src, "the index still has {} in a wrong state: {error}: {}", row.src, error.source);
+    }
 }
 
 pub(super) async fn mission_of(node: &Node, row: &Task) -> Result<Option<Mission>, crate::backend::CloudError> {

@@ -20,8 +20,10 @@ pub(super) enum Claimed {
     Held(Held),
     /// It is `done` or `failed`.
     Ended(Box<Task>),
-    /// Its holder lives.
-    HeldByOther(Lease),
+    /// Another holds it: it lives, or nobody waits here to learn whether it does.
+    HeldByOther(Box<Task>),
+    /// The row cannot be claimed: why.
+    Odd(String),
     /// The node is to drain.
     Drained,
 }
@@ -40,11 +42,16 @@ pub(super) struct Held {
 /// that this machine is one too many. 5 s of a beat of 20 s.
 const LOOK_PERIOD_MAX: Duration = Duration::from_secs(5);
 
-/// Claims the task. If another holds it, watches for up to a lease: a beat means leave; EC2's word that the holder is
+/// How often the claim is begun again because the row moved between two looks at it. Each time a third party has claimed,
+/// released, or redriven the task in that moment; whoever loses so often is not needed.
+const ROUNDS_MAX: u32 = 10;
+/// The pause before the claim is begun again.
+const ROUND_PAUSE: Duration = Duration::from_millis(200);
+
+/// Claims the task. If another holds it, watches for up to a lease: a beat means leave; EC2's answer that the holder is
 /// gone, or a whole lease without a beat, means take over.
 ///
-/// Bounded: each round ends with a claim, a live holder, or an expired lease, of which only a third party's claim in
-/// the same moment begins another round.
+/// Bounded by [`ROUNDS_MAX`]; each round ends with a claim, a live holder, an expired lease, or the drain.
 pub(super) async fn acquire(node: &Node, instance: &Instance, task: &Assignment) -> Result<Claimed, NodeError> {
     let who = Claimant {
         owner: instance.id.clone(),
@@ -53,38 +60,58 @@ pub(super) async fn acquire(node: &Node, instance: &Instance, task: &Assignment)
         now: clock::now_rfc3339(),
         token: format!("{:032x}", rand::random::<u128>()),
     };
-    let mut expired: Option<Lease> = None;
-    loop {
+    let ledger = &node.backend.ledger;
+    for round in 0..ROUNDS_MAX {
+        if round > 0 && is_drained_within(node, ROUND_PAUSE).await {
+            return Ok(Claimed::Drained);
+        }
         let mut asked = Instant::now();
         let claim = insist(node.settings.max_idle, || {
             asked = Instant::now();
-            node.backend.ledger.claim(&task.src, &who, expired.as_ref())
+            ledger.claim(&task.src, &who)
         });
-        let claim = claim.await;
-        let lease = match claim.map_err(NodeError::cloud("claiming the task"))? {
-            Claim::Held(row) => {
-                let taken_from = expired.filter(|lease| lease.attempt.0 + 1 == row.attempt.0).map(|lease| lease.owner);
-                return Ok(Claimed::Held(Held { row, claimed_at: asked, taken_from }));
-            }
-            Claim::Ended(task) => return Ok(Claimed::Ended(task)),
-            Claim::HeldByOther(lease) => lease,
+        let row = match claim.await.map_err(NodeError::cloud("claiming the task"))? {
+            Claim::Held(row) => return Ok(Claimed::Held(Held { row, claimed_at: asked, taken_from: None })),
+            Claim::Ended(row) => return Ok(Claimed::Ended(row)),
+            Claim::Odd { row, what } => return Ok(Claimed::Odd(format!("task {}: {what}", row.src))),
+            Claim::HeldByOther(row) => row,
         };
-        tracing::info!(holder = %lease.owner, attempt = lease.attempt.0, "the task is held by {}: watching its lease", lease.owner);
+        let Some(lease) = row.lease() else { continue };
+        tracing::info!(holder = %lease.owner, attempt = lease.attempt.0, "the task is held by {}", lease.owner);
         if task.is_pulled {
             // There are others to do.
-            return Ok(Claimed::HeldByOther(lease));
+            return Ok(Claimed::HeldByOther(row));
         }
-        if is_gone(node, &lease).await {
-            expired = Some(lease);
-            continue;
+        let row = if is_gone(node, &lease).await {
+            row
+        } else {
+            match watch(node, task, row).await? {
+                Watched::Expired(row) => row,
+                Watched::Alive(row) => return Ok(Claimed::HeldByOther(row)),
+                // Handed back, or ended, meanwhile: the claim will tell.
+                Watched::Free => continue,
+                Watched::Drained => return Ok(Claimed::Drained),
+            }
+        };
+        let taken_from = row.instance.clone();
+        let taken = insist(node.settings.max_idle, || {
+            asked = Instant::now();
+            ledger.take_over(&row, &who)
+        });
+        if let Some(row) = taken.await.map_err(NodeError::cloud("taking the task over"))? {
+            return Ok(Claimed::Held(Held { row, claimed_at: asked, taken_from }));
         }
-        match watch(node, task, lease).await? {
-            Watched::Expired(lease) => expired = Some(lease),
-            Watched::Alive(lease) => return Ok(Claimed::HeldByOther(lease)),
-            // Handed back, or ended, meanwhile: the claim will tell.
-            Watched::Free => {}
-            Watched::Drained => return Ok(Claimed::Drained),
-        }
+        // It moved in this moment, for example because a sweep put it back: that has counted the interruption.
+    }
+    Ok(Claimed::Odd(format!("task {} moved each of the {ROUNDS_MAX} times that it was looked at", task.src)))
+}
+
+/// Waits; returns at once, with `true`, if the node is to drain.
+async fn is_drained_within(node: &Node, pause: Duration) -> bool {
+    // Both arms may be dropped: neither holds anything.
+    tokio::select! {
+        () = tokio::time::sleep(pause) => false,
+        () = node.stopping.drain.cancelled() => true,
     }
 }
 
@@ -99,29 +126,33 @@ async fn is_gone(node: &Node, lease: &Lease) -> bool {
 }
 
 enum Watched {
-    Expired(Lease),
-    Alive(Lease),
+    Expired(Box<Task>),
+    Alive(Box<Task>),
     Free,
     Drained,
 }
 
-async fn watch(node: &Node, task: &Assignment, lease: Lease) -> Result<Watched, NodeError> {
+async fn watch(node: &Node, task: &Assignment, mut row: Box<Task>) -> Result<Watched, NodeError> {
+    let Some(lease) = row.lease() else { return Ok(Watched::Free) };
     let started = Instant::now();
     let watch = Watch::new(lease, node.settings.lease, Duration::ZERO);
     loop {
-        let row = insist(node.settings.max_idle, || node.backend.ledger.task(&task.src)).await;
-        let row = row.map_err(NodeError::cloud("watching the lease"))?;
-        let current = row.and_then(|row| row.lease());
-        let rest = match watch.look(current.as_ref(), started.elapsed()) {
-            Sight::Alive => return Ok(current.map_or(Watched::Free, Watched::Alive)),
-            Sight::Expired => return Ok(Watched::Expired(watch.seen().clone())),
+        let now = insist(node.settings.max_idle, || node.backend.ledger.task(&task.src)).await;
+        let now = now.map_err(NodeError::cloud("watching the lease"))?;
+        let current = now.as_ref().and_then(Task::lease);
+        let sight = watch.look(current.as_ref(), started.elapsed());
+        row = match now {
+            Some(now) if current.is_some() => Box::new(now),
+            _ => return Ok(Watched::Free),
+        };
+        let rest = match sight {
+            Sight::Alive => return Ok(Watched::Alive(row)),
+            Sight::Expired => return Ok(Watched::Expired(row)),
             Sight::Waiting(rest) => rest,
         };
         let pause = rest.min(node.settings.lease / 10).clamp(Duration::from_millis(100), LOOK_PERIOD_MAX);
-        // Both arms may be dropped: neither holds anything.
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            () = node.stopping.drain.cancelled() => return Ok(Watched::Drained),
+        if is_drained_within(node, pause).await {
+            return Ok(Watched::Drained);
         }
     }
 }

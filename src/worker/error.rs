@@ -112,6 +112,12 @@ pub enum NodeError {
         /// How often.
         interruptions: u64,
     },
+    /// The task's row cannot be claimed as it is: another version or a person wrote it.
+    #[error("{what}")]
+    OddRow {
+        /// The task, and what is odd.
+        what: String,
+    },
     /// A panic; a bug.
     #[error("a bug: the node's task panicked: {0}")]
     Panicked(String),
@@ -140,7 +146,8 @@ impl NodeError {
             | Self::TimeLimit
             | Self::NoResult { .. }
             | Self::LeaseLost { .. }
-            | Self::Exhausted { .. } => true,
+            | Self::Exhausted { .. }
+            | Self::OddRow { .. } => true,
             Self::Store { source, .. } => matches!(source, StoreError::BadResult { .. } | StoreError::Changed { .. }),
             // A program that cannot be started fails the next task, too.
             Self::NotStarted { .. }

@@ -9,6 +9,7 @@ use super::attempt::{Ending, LAST_WRITE_TIMEOUT, mission_of};
 use super::checkpoint::{Checkpoints, Save};
 use super::error::words;
 use super::execute::{LAST_WORDS, Stop, Trouble};
+use super::heartbeat::Heartbeat;
 use super::insist::insist;
 use super::{Announcer, Node, NodeError, Step, log, step};
 use crate::backend::ledger::{Commit, Fence, Finish, Outcome, Release};
@@ -16,7 +17,7 @@ use crate::clock;
 use crate::domain::budget::{self, Next, decide};
 use crate::domain::ids::{Attempt, InstanceId};
 use crate::domain::mission::Mission;
-use crate::domain::task::{PastAttempt, Task};
+use crate::domain::task::{Counts, PastAttempt, Task};
 use crate::domain::verdict::{Budget, Verdict};
 use crate::workload::Contract;
 
@@ -87,12 +88,14 @@ impl Attempted {
     }
 }
 
-/// Ends the attempt: commit, fail, or release, each under the fence. The heartbeat has stopped.
+/// Ends the attempt: commit, fail, or release, each under the fence. The lease is renewed until that write is sent, however long
+/// the log takes before it.
 pub(super) async fn finish(
     node: &Node,
     attempted: &Attempted,
     outcome: Result<Outcome, Stop>,
     checkpoints: Option<&Checkpoints>,
+    heartbeat: &mut Heartbeat,
 ) -> Result<Ending, NodeError> {
     match outcome {
         Ok(outcome @ Outcome::Done { .. }) => {
@@ -100,7 +103,7 @@ pub(super) async fn finish(
             let history = attempted.history(Verdict::Ok, attempted.exit_code, log);
             let Outcome::Done { result, .. } = &outcome else { unreachable!("matched above") };
             let result = result.clone();
-            commit(node, attempted, outcome, attempted.exit_code, history, checkpoints).await?;
+            commit(node, attempted, outcome, attempted.exit_code, history, checkpoints, heartbeat).await?;
             Ok(Ending::Committed { result })
         }
         Ok(Outcome::Failed(verdict)) => unreachable!("work never ends in {verdict}"),
@@ -108,25 +111,34 @@ pub(super) async fn finish(
         Err(Stop::Drain) => {
             let stopped = budget::Ending { verdict: Verdict::Cancelled, may_pass: true };
             let next =
-                hand_back(node, attempted, stopped, None, "the node was told to stop", LAST_WRITE_TIMEOUT).await?;
+                hand_back(node, attempted, stopped, None, "the node was told to stop", LAST_WRITE_TIMEOUT, heartbeat).await?;
             if next == Next::Release { Ok(Ending::Drained) } else { Err(exhausted(attempted)) }
         }
         Err(Stop::Interrupted(deadline)) => {
             let taken = budget::Ending { verdict: Verdict::SpotInterrupted, may_pass: true };
             // The row must have its time, too.
             let left = deadline.saturating_duration_since(Instant::now());
-            let next = hand_back(node, attempted, taken, None, "EC2 takes the instance back", left / 2).await?;
+            let next = hand_back(node, attempted, taken, None, "EC2 takes the instance back", left / 2, heartbeat).await?;
             if next == Next::Release { Ok(Ending::Interrupted) } else { Err(exhausted(attempted)) }
         }
         Err(Stop::Cancelled) => {
             let log = save_log(node, attempted, LAST_WRITE_TIMEOUT).await;
             let history = attempted.history(Verdict::Cancelled, None, log);
-            commit(node, attempted, Outcome::Failed(Verdict::Cancelled), None, history, None).await?;
-            Ok(Ending::Cancelled)
+            let failed = Outcome::Failed(Verdict::Cancelled);
+            match commit(node, attempted, failed, None, history.clone(), None, heartbeat).await? {
+                Committed::Yes => Ok(Ending::Cancelled),
+                // The mission was reinstated since the node found it cancelled: the task waits again.
+                Committed::NotCancelled => {
+                    let counts = attempted.row.counts_after(Verdict::Ok);
+                    release(node, attempted, Verdict::Cancelled, None, history, counts, heartbeat).await?;
+                    Ok(Ending::Drained)
+                }
+            }
         }
         Err(Stop::Trouble(trouble)) => {
             let Trouble { ending, exit_code, error } = trouble;
-            let next = hand_back(node, attempted, ending, exit_code, &error.to_string(), LAST_WRITE_TIMEOUT).await?;
+            let why = error.to_string();
+            let next = hand_back(node, attempted, ending, exit_code, &why, LAST_WRITE_TIMEOUT, heartbeat).await?;
             let is_workloads = matches!(error, NodeError::WorkloadFailed { .. } | NodeError::TimeLimit);
             if next == Next::Release && is_workloads { Ok(Ending::TryAgain(error)) } else { Err(error) }
         }
@@ -153,9 +165,13 @@ pub(super) async fn save_last(node: &Node, checkpoints: &mut Checkpoints, stop: 
 }
 
 /// Fails a task that was claimed although its budget of interruptions is spent: the attempts before this one vanished.
-pub(super) async fn give_up(node: &Node, attempted: &Attempted) -> Result<Ending, NodeError> {
+pub(super) async fn give_up(
+    node: &Node,
+    attempted: &Attempted,
+    heartbeat: &mut Heartbeat,
+) -> Result<Ending, NodeError> {
     let history = attempted.history(Verdict::Lost, None, None);
-    commit(node, attempted, Outcome::Failed(Verdict::Lost), None, history, None).await?;
+    commit(node, attempted, Outcome::Failed(Verdict::Lost), None, history, None, heartbeat).await?;
     Err(exhausted(attempted))
 }
 
@@ -171,6 +187,7 @@ async fn hand_back(
     exit_code: Option<i32>,
     why: &str,
     log_limit: Duration,
+    heartbeat: &mut Heartbeat,
 ) -> Result<Next, NodeError> {
     let log = save_log(node, attempted, log_limit).await;
     let (row, verdict) = (&attempted.row, ending.verdict);
@@ -179,11 +196,12 @@ async fn hand_back(
         Next::Fail => {
             tracing::info!(verdict = verdict.as_str(), "task {} failed: {why}", row.src);
             let history = attempted.history(verdict, exit_code, log);
-            commit(node, attempted, Outcome::Failed(verdict), exit_code, history, None).await?;
+            commit(node, attempted, Outcome::Failed(verdict), exit_code, history, None, heartbeat).await?;
         }
         Next::Release => {
             tracing::info!(verdict = verdict.as_str(), "task {} is handed back: {why}", row.src);
-            release(node, attempted, verdict, exit_code, log).await?;
+            let history = attempted.history(verdict, exit_code, log);
+            release(node, attempted, verdict, exit_code, history, row.counts_after(verdict), heartbeat).await?;
         }
     }
     Ok(next)
@@ -197,8 +215,13 @@ async fn commit(
     exit_code: Option<i32>,
     history: Vec<PastAttempt>,
     spent: Option<&Checkpoints>,
-) -> Result<(), NodeError> {
-    let finish = Finish { outcome, exit_code, time_cost_s: attempted.time_cost_s, history };
+    heartbeat: &mut Heartbeat,
+) -> Result<Committed, NodeError> {
+    let counts = match &outcome {
+        Outcome::Done { .. } => attempted.row.counts_after(Verdict::Ok),
+        Outcome::Failed(verdict) => attempted.row.counts_after(*verdict),
+    };
+    let finish = Finish { outcome, exit_code, time_cost_s: attempted.time_cost_s, history, counts };
     let fence = &attempted.fence;
     // An attempt that failed early has not read its mission; without it the end would not be counted.
     let mission = match &attempted.mission {
@@ -207,21 +230,30 @@ async fn commit(
             .await
             .map_err(NodeError::cloud("reading the mission"))?,
     };
+    heartbeat.stop().await;
     let commit = async {
         let commit = insist(node.settings.lease, || node.backend.ledger.commit(fence, mission.as_ref(), &finish));
         commit.await.map_err(NodeError::cloud("committing the task"))
     };
     match step(node, Step::Commit, commit).await? {
         Commit::Lost => return Err(lease_lost(attempted)),
+        Commit::NotCancelled => return Ok(Committed::NotCancelled),
         Commit::Committed => {}
     }
     if let Some(checkpoints) = spent {
         checkpoints.remove(node).await;
     }
-    let Some(mission) = mission else { return Ok(()) };
-    step(node, Step::Notify, Announcer::of(node).see(&fence.owner, fence.src.as_str(), &mission, None))
-        .await
-        .map(|_| ())
+    // A workload may have filled the disk; and what comes now may take long.
+    attempted.clean().await;
+    let Some(mission) = mission else { return Ok(Committed::Yes) };
+    step(node, Step::Notify, Announcer::of(node).see(&fence.owner, fence.src.as_str(), &mission, false)).await?;
+    Ok(Committed::Yes)
+}
+
+/// What became of a commit that did not lose its lease.
+enum Committed {
+    Yes,
+    NotCancelled,
 }
 
 async fn release(
@@ -229,12 +261,14 @@ async fn release(
     attempted: &Attempted,
     verdict: Verdict,
     exit_code: Option<i32>,
-    log: Option<String>,
+    history: Vec<PastAttempt>,
+    counts: Counts,
+    heartbeat: &mut Heartbeat,
 ) -> Result<(), NodeError> {
     debug_assert!(verdict.budget() != Budget::None, "a success is committed, not released");
-    let history = attempted.history(verdict, exit_code, log);
     let release =
-        Release { verdict, exit_code, time_cost_s: attempted.time_cost_s, history, now: clock::now_rfc3339() };
+        Release { verdict, exit_code, time_cost_s: attempted.time_cost_s, history, counts, now: clock::now_rfc3339() };
+    heartbeat.stop().await;
     let write = async {
         let released = insist(node.settings.lease, || node.backend.ledger.release(&attempted.fence, &release));
         released.await.map_err(NodeError::cloud("handing the task back"))

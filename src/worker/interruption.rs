@@ -6,7 +6,7 @@
 //!   events/recommendations/rebalance ── 200 ──► save a checkpoint, go on
 //! ```
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -14,15 +14,17 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use crate::backend::Machine;
+use crate::backend::{Ledger, Machine};
 use crate::clock;
 
 /// EC2 recommends a look every 5 s. Source: EC2 user guide, "Spot Instance interruption notices".
 const LOOK_PERIOD: Duration = Duration::from_secs(5);
 /// The longest pause while IMDS is ill; a notice is given two minutes ahead, so six looks still fit.
 const LOOK_PERIOD_MAX: Duration = Duration::from_secs(20);
-/// How long a notice is believed to run whose time cannot be read. Short: late is worse than early.
+/// How long a notice is believed to run whose time cannot be read, or has passed already. Short: late is worse than early.
 const UNREAD_BUDGET: Duration = Duration::from_secs(20);
+/// How long the service is asked for its time: an answer takes some ms, and the notice runs.
+const TIME_TIMEOUT: Duration = Duration::from_secs(2);
 /// The longest a notice runs.
 const BUDGET_MAX: Duration = Duration::from_mins(2);
 
@@ -38,13 +40,16 @@ pub(super) struct Sentinel {
 impl Sentinel {
     /// Starts to look. Off EC2 there is nothing to see, and nothing is asked. The looks end when the set is shut down, which is
     /// safe at any point: they only read.
-    pub(super) fn start(machine: Machine, is_on_ec2: bool) -> (Self, JoinSet<()>) {
+    ///
+    /// The time of a notice is EC2's, so it is compared with the time that `ledger`'s service says it is: this machine's clock may
+    /// be minutes off.
+    pub(super) fn start(machine: Machine, ledger: Ledger, is_on_ec2: bool) -> (Self, JoinSet<()>) {
         let (sender, notice) = watch::channel(None);
         let rebalance = CancellationToken::new();
         let mut looks = JoinSet::new();
         if is_on_ec2 {
             let token = rebalance.clone();
-            looks.spawn(async move { look(&machine, &sender, &token).await }.in_current_span());
+            looks.spawn(async move { look(&machine, &ledger, &sender, &token).await }.in_current_span());
         }
         (Self { notice, rebalance }, looks)
     }
@@ -69,16 +74,17 @@ impl Sentinel {
     }
 }
 
-async fn look(machine: &Machine, notice: &watch::Sender<Option<Instant>>, rebalance: &CancellationToken) {
+async fn look(machine: &Machine, ledger: &Ledger, notice: &watch::Sender<Option<Instant>>, rebalance: &CancellationToken) {
     let mut pause = LOOK_PERIOD;
     loop {
         // Jittered by a tenth: many processes of a machine may ask IMDS, which limits how often.
         tokio::time::sleep(pause.mul_f64(0.9 + 0.2 * f64::from(rand::random::<u32>()) / f64::from(u32::MAX))).await;
         match machine.spot_notice().await {
             Ok(Some(text)) => {
-                let budget = budget_of(&text, clock::until);
+                let seen_at = Instant::now();
+                let budget = budget_of(&text, now(ledger).await);
                 tracing::warn!(budget_s = budget.as_secs(), "EC2 takes this instance back in {} s", budget.as_secs());
-                notice.send_replace(Some(Instant::now() + budget));
+                notice.send_replace(Some(seen_at + budget));
                 return;
             }
             Ok(None) => pause = LOOK_PERIOD,
@@ -95,28 +101,51 @@ async fn look(machine: &Machine, notice: &watch::Sender<Option<Instant>>, rebala
     }
 }
 
-/// Reads how long the machine is still ours: of `{"action": …, "time": …}`, or of a bare time, as older software has it.
-fn budget_of(text: &str, until: impl Fn(&str) -> Option<Duration>) -> Duration {
+/// Returns the time as a service of AWS says it is; this machine's own if it does not answer.
+async fn now(ledger: &Ledger) -> SystemTime {
+    match tokio::time::timeout(TIME_TIMEOUT, ledger.time()).await {
+        Ok(Ok(Some(time))) => time,
+        _ => clock::now(),
+    }
+}
+
+/// Reads how long the machine is still ours: of `{"action": …, "time": …}`, or of a bare time, as older software has it. A time
+/// that has passed is not believed: the machine still runs, so a clock is wrong.
+fn budget_of(text: &str, now: SystemTime) -> Duration {
     let json: Option<serde_json::Value> = serde_json::from_str(text).ok();
     let time = json.as_ref().and_then(|json| json.get("time")?.as_str()).unwrap_or(text.trim().trim_matches('"'));
-    until(time).unwrap_or(UNREAD_BUDGET).min(BUDGET_MAX)
+    let left = clock::read(time).and_then(|time| time.duration_since(now).ok());
+    left.filter(|left| !left.is_zero()).unwrap_or(UNREAD_BUDGET).min(BUDGET_MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const TIME: &str = "2026-01-01T00:02:00Z";
+
+    fn before(seconds: u64) -> SystemTime {
+        clock::read(TIME).unwrap() - Duration::from_secs(seconds)
+    }
+
     #[test]
     fn both_forms_of_a_notice_are_read() {
-        let until = |time: &str| (time == "2026-01-01T00:02:00Z").then_some(Duration::from_secs(90));
         for text in [
             r#"{"action": "terminate", "time": "2026-01-01T00:02:00Z"}"#,
             r#"{"action":"stop","time":"2026-01-01T00:02:00Z"}"#,
             "2026-01-01T00:02:00Z\n",
         ] {
-            assert_eq!(budget_of(text, until), Duration::from_secs(90), "{text}");
+            assert_eq!(budget_of(text, before(90)), Duration::from_secs(90), "{text}");
         }
-        assert_eq!(budget_of("{}", until), UNREAD_BUDGET);
-        assert_eq!(budget_of("x", |_| Some(Duration::from_secs(9_999))), BUDGET_MAX);
+        assert_eq!(budget_of("{}", before(90)), UNREAD_BUDGET);
+        assert_eq!(budget_of(TIME, before(9_999)), BUDGET_MAX);
+    }
+
+    #[test]
+    fn a_deadline_in_the_past_is_not_believed() {
+        for seconds in [0, 1, 120, 86_400] {
+            let now = clock::read(TIME).unwrap() + Duration::from_secs(seconds);
+            assert_eq!(budget_of(TIME, now), UNREAD_BUDGET, "{seconds} s ago");
+        }
     }
 }

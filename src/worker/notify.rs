@@ -1,22 +1,27 @@
 //! Step 8: the mission's tally, and at its end the manifest and the notification.
+//!
+//! The row is read before the tally, and `Sending` is conditional on what was read (`backend/ledger/publish.rs`): a mission that
+//! is opened in between is not announced. While the manifest is written, the publisher renews a lease of its own; whoever sees
+//! that lease unchanged for its whole length takes over, and goes on with the manifest from its last stored part.
 
-use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::insist::insist;
 use super::{Node, NodeError};
 use crate::backend::Backend;
-use crate::backend::ledger::Publication;
+use crate::backend::ledger::{Announcement, Publication};
 use crate::backend::notifier::Message;
-use crate::backend::store::uri;
+use crate::backend::store::{Mark, PutWriter, StoreError, uri};
 use crate::clock;
-use crate::domain::ids::InstanceId;
+use crate::domain::ids::{InstanceId, MissionId, SrcId};
 use crate::domain::keys::{digest_hex, manifest_key};
-use crate::domain::mission::{Mission, Notified, RESULT_LIST_LEN_MAX, Tally, result_list};
+use crate::domain::mission::{ManifestProgress, Mission, Notified, RESULT_LIST_LEN_MAX, Tally, result_list};
 use crate::domain::task::{State, Task};
 
-/// What it takes to look whether a mission is over, and to say so.
+/// What it takes to look whether a mission is over, and to announce it.
 #[derive(Clone, Debug)]
 pub struct Announcer {
     /// The services.
@@ -25,11 +30,17 @@ pub struct Announcer {
     pub result_bucket: Option<String>,
     /// The topic.
     pub topic_arn: Option<String>,
-    /// Where the manifest is made.
-    pub work_dir: PathBuf,
-    /// How long trouble that may pass is borne.
+    /// How long transient failures are retried, and how long a publisher's lease lasts.
     pub patience: Duration,
 }
+
+/// How often a mission's row and tally are read again because another hand opened it in between: each time somebody has
+/// enlarged or redriven it in that moment, and will see to its end.
+const LOOKS_MAX: u32 = 5;
+/// The pause before they are read again.
+const LOOK_PAUSE: Duration = Duration::from_millis(200);
+/// Renewals of the publisher's lease within its length: two may be missed.
+const RENEWALS: u32 = 3;
 
 impl Announcer {
     pub(super) fn of(node: &Node) -> Self {
@@ -38,18 +49,17 @@ impl Announcer {
             backend: node.backend.clone(),
             result_bucket: settings.result_bucket.clone(),
             topic_arn: settings.topic_arn.clone(),
-            work_dir: settings.work_dir.clone(),
             patience: settings.lease,
         }
     }
 
-    /// Looks whether the mission is over; if it is and nobody has said so, says so. Returns whether it did.
+    /// Announces the mission's end, if it has come and nobody has announced it. Returns whether it did.
     ///
     /// Every committer comes here after its own commit, so the last one sees the full count. Exactly one becomes the
     /// publisher; a publisher that died is replaced by whoever comes by and learns that it is gone.
     ///
-    /// `me` and `right` name the publisher: the same pair may publish again after its restart. `dead` is a publisher that the
-    /// caller knows to be gone, though EC2 cannot say so of it.
+    /// `me` and `right` name the publisher: the same pair may publish again after its restart. `is_lost` says that the caller has seen
+    /// the lease of the publisher that `mission` names unchanged for its whole length.
     ///
     /// # Errors
     /// [`NodeError`]; the mission is then looked at by whoever comes by next.
@@ -58,82 +68,266 @@ impl Announcer {
         me: &InstanceId,
         right: &str,
         mission: &Mission,
-        dead: Option<&str>,
+        is_lost: bool,
     ) -> Result<bool, NodeError> {
-        let ledger = &self.backend.ledger;
-        let limit = self.patience;
-        let sum = insist(limit, || ledger.tally(mission)).await.map_err(NodeError::cloud("reading the tally"))?;
-        let total = mission.total(sum);
+        let total = self.tally(mission).await?;
         if !mission.is_complete(total) {
-            if mission.wants_roll_up(total) {
-                insist(limit, || ledger.roll_up(mission, total))
-                    .await
-                    .map_err(NodeError::cloud("rolling the tally up"))?;
-            }
+            self.roll_up(mission, total).await?;
             return Ok(false);
         }
-        // The row as it is now: it may have grown, and it knows whether somebody publishes.
-        let fresh =
-            insist(limit, || ledger.mission(&mission.id)).await.map_err(NodeError::cloud("reading the mission"))?;
-        let Some(mission) = fresh else { return Ok(false) };
-        let total = mission.total(sum);
-        let other = match &mission.notified {
-            Notified::Yes => return Ok(false),
-            Notified::No => None,
-            Notified::Sending { by } => Some(by.clone()).filter(|by| by != me.as_str()),
-        };
-        if !mission.is_complete(total) {
-            return Ok(false);
-        }
-        let dead = match other {
-            Some(by) if Some(by.as_str()) == dead => Some(by),
-            Some(by) if self.backend.machine.is_gone(&by).await.unwrap_or(false) => Some(by),
-            _ => None,
-        };
         let publication = Publication { by: me.clone(), token: digest_hex(&[me.as_str(), right], 32) };
-        let won = insist(limit, || ledger.begin_publication(&mission, &publication, dead.as_deref(), total));
-        if won.await.map_err(NodeError::cloud("becoming the mission's publisher"))? {
-            publish(self, &mission, total, &publication).await?;
-            return Ok(true);
+        for look in 0..LOOKS_MAX {
+            if look > 0 {
+                tokio::time::sleep(LOOK_PAUSE).await;
+            }
+            let Some(fresh) = self.fresh(&mission.id).await? else { return Ok(false) };
+            // After the row: what opens the mission from here on makes the row another.
+            let total = self.tally(&fresh).await?;
+            if !fresh.is_complete(total) {
+                self.roll_up(&fresh, total).await?;
+                return Ok(false);
+            }
+            let is_lost = match &fresh.notified {
+                Notified::Yes => {
+                    self.roll_up(&fresh, total).await?;
+                    return Ok(false);
+                }
+                Notified::No => false,
+                Notified::Sending { token, .. } if *token == publication.token => false,
+                Notified::Sending { by, .. } => {
+                    let is_lost = is_lost && fresh.notified == mission.notified;
+                    if !is_lost && !self.backend.machine.is_gone(by).await.unwrap_or(false) {
+                        return Ok(false);
+                    }
+                    true
+                }
+            };
+            let ledger = &self.backend.ledger;
+            let begun = insist(self.patience, || ledger.begin_publication(&fresh, &publication, is_lost, total)).await;
+            if begun.map_err(NodeError::cloud("becoming the mission's publisher"))? {
+                self.publish(&fresh, total, &publication).await?;
+                return Ok(true);
+            }
         }
         Ok(false)
     }
+
+    async fn fresh(&self, id: &MissionId) -> Result<Option<Mission>, NodeError> {
+        let read = insist(self.patience, || self.backend.ledger.mission(id)).await;
+        read.map_err(NodeError::cloud("reading the mission"))
+    }
+
+    async fn tally(&self, mission: &Mission) -> Result<Tally, NodeError> {
+        let sum = insist(self.patience, || self.backend.ledger.tally(mission)).await;
+        Ok(mission.total(sum.map_err(NodeError::cloud("reading the tally"))?))
+    }
+
+    async fn roll_up(&self, mission: &Mission, total: Tally) -> Result<(), NodeError> {
+        if !mission.wants_roll_up(total) {
+            return Ok(());
+        }
+        let rolled = insist(self.patience, || self.backend.ledger.roll_up(mission, total)).await;
+        rolled.map_err(NodeError::cloud("rolling the tally up"))
+    }
+
+    /// Publishes, and renews the publisher's lease meanwhile. If the lease is lost, another publishes, or the mission was opened.
+    async fn publish(&self, mission: &Mission, total: Tally, publication: &Publication) -> Result<(), NodeError> {
+        let is_sending = AtomicBool::new(false);
+        // The message and what comes after it are not broken off by a lost lease: either arm of the select may be dropped
+        // before, for parts of a manifest are aborted, or belong to the successor.
+        let renewals = async {
+            loop {
+                tokio::time::sleep(self.patience / RENEWALS).await;
+                let renewed = self.backend.ledger.renew_publication(&mission.id, publication, None).await;
+                match renewed {
+                    Ok(true) => {}
+                    Ok(false) if is_sending.load(Ordering::SeqCst) => std::future::pending().await,
+                    Ok(false) => return,
+                    // The next one may arrive; if none does, a successor waits for a whole lease.
+                    Err(error) => tracing::warn!("the publisher's lease was not renewed: {error}: {}", error.source),
+                }
+            }
+        };
+        tokio::select! {
+            published = self.publish_held(mission, total, publication, &is_sending) => published,
+            () = renewals => {
+                tracing::warn!("mission {} is announced by another, or was opened again", mission.id);
+                Ok(())
+            }
+        }
+    }
+
+    async fn publish_held(
+        &self,
+        mission: &Mission,
+        total: Tally,
+        publication: &Publication,
+        is_sending: &AtomicBool,
+    ) -> Result<(), NodeError> {
+        // A mission whose every node lacked the bucket has failed, and its people must be notified all the more.
+        let now = clock::now_rfc3339();
+        let key = manifest_key(&mission.id);
+        let (manifest, results) = match self.result_bucket.as_deref() {
+            None => ("none: no result bucket is set".to_owned(), Vec::new()),
+            Some(bucket) => match self.write_manifest(mission, total, publication, (bucket, &key), &now).await {
+                Ok(results) => (uri(bucket, &key), results),
+                // The end is announced all the same.
+                Err(NodeError::Store { source: error @ StoreError::Taken { .. }, .. }) => {
+                    tracing::error!("mission {} is announced without a manifest: {error}", mission.id);
+                    (format!("none: {error}"), Vec::new())
+                }
+                Err(error) => return Err(error),
+            },
+        };
+        let ledger = &self.backend.ledger;
+        let to = self.topic_arn.as_deref().unwrap_or("none");
+        let results = result_list(&mission.results, &results, &manifest);
+        let announcement = Announcement { results: &results, manifest: &manifest, to, now: &now };
+        let prepared =
+            insist(self.patience, || ledger.prepare_publication(mission, publication, total, &announcement)).await;
+        if !prepared.map_err(NodeError::cloud("writing what the mission came to"))? {
+            tracing::warn!("mission {} is announced by another, or was opened again", mission.id);
+            return Ok(());
+        }
+        is_sending.store(true, Ordering::SeqCst);
+        if let Some(topic) = &self.topic_arn {
+            let message = message(mission, total, &manifest, &now);
+            // Not retried here: a repeat of one that arrived notifies people twice.
+            let sent = self.backend.notifier.publish(topic, &message).await;
+            sent.map_err(NodeError::cloud("publishing the mission's end"))?;
+        } else {
+            tracing::warn!("mission {} is over, but no topic is set: no notification is sent", mission.id);
+        }
+        let marked = insist(self.patience, || ledger.end_publication(&mission.id, publication)).await;
+        if marked.map_err(NodeError::cloud("marking the mission as announced"))? {
+            tracing::info!(mission = %mission.id, ok = total.ok, failed = total.failed, "mission {} is announced", mission.id);
+        } else {
+            tracing::warn!(
+                "mission {} was announced, but the mark was no longer ours: it was opened again, or another published too",
+                mission.id
+            );
+        }
+        Ok(())
+    }
+
+    /// Writes the list of the mission's tasks, from where an earlier publisher has stopped, and returns the results for the
+    /// row, as many as it may hold and one.
+    async fn write_manifest(
+        &self,
+        mission: &Mission,
+        total: Tally,
+        publication: &Publication,
+        (bucket, key): (&str, &str),
+        now: &str,
+    ) -> Result<Vec<String>, NodeError> {
+        let wrong = |source| NodeError::Store { doing: "storing the manifest", source };
+        let (store, ledger) = (&self.backend.store, &self.backend.ledger);
+        let writer = || store.writer(bucket, key, Mark::of_mission(ledger.tables(), &mission.id), self.patience);
+        let begun = mission.manifest_progress.clone().filter(|progress| progress.opened == mission.opened);
+        let mut list = match begun {
+            Some(progress) => List::resume(writer(), progress),
+            None => List::begin(writer(), mission, total, now).await.map_err(wrong)?,
+        };
+        let mut noted_at = Instant::now();
+        loop {
+            let after = list.after.clone();
+            let page = insist(self.patience, || ledger.task_page(Some(&mission.id), after.as_ref())).await;
+            let (tasks, last) = page.map_err(NodeError::cloud("listing the mission's tasks"))?;
+            let added = list.add(&tasks).await;
+            if let Err(error) = added {
+                return Err(self.without_progress(mission, publication, wrong(error)).await);
+            }
+            let Some(last) = last else { break };
+            list.after = Some(last);
+            // A small manifest is written in one go; of a large one each part is noted.
+            if noted_at.elapsed() >= self.patience / RENEWALS
+                && let Some(progress) = list.checkpoint(mission.opened).await.map_err(wrong)?
+            {
+                noted_at = Instant::now();
+                let noted =
+                    insist(self.patience, || ledger.renew_publication(&mission.id, publication, Some(&progress))).await;
+                noted.map_err(NodeError::cloud("noting how far the manifest is"))?;
+            }
+        }
+        match list.finish().await {
+            Ok(results) => Ok(results),
+            Err(error @ StoreError::Taken { .. }) => Err(wrong(error)),
+            Err(error) => Err(self.without_progress(mission, publication, wrong(error)).await),
+        }
+    }
+
+    /// A manifest that could not be gone on with is begun again by the next publisher, for its parts may be gone.
+    async fn without_progress(&self, mission: &Mission, publication: &Publication, error: NodeError) -> NodeError {
+        if mission.manifest_progress.is_some()
+            && let Err(error) = self.backend.ledger.forget_manifest(&mission.id, publication).await
+        {
+            tracing::warn!("how far the manifest is was not removed: {error}: {}", error.source);
+        }
+        error
+    }
 }
 
-async fn publish(
-    announcer: &Announcer,
-    mission: &Mission,
-    total: Tally,
-    publication: &Publication,
-) -> Result<(), NodeError> {
-    // A mission whose every node lacked the bucket has failed, and its people must hear of it all the more.
-    let bucket = announcer.result_bucket.as_deref();
-    let now = clock::now_rfc3339();
-    let key = manifest_key(&mission.id);
-    let manifest = bucket.map_or_else(|| "none: no result bucket is set".to_owned(), |bucket| uri(bucket, &key));
-    let results = write_manifest(announcer, mission, total, &now, bucket, &key).await?;
+/// The manifest as it is written: a mission may have millions of tasks.
+struct List {
+    out: PutWriter,
+    /// As many as the row may hold, and one; of a list that was gone on with, too many.
+    results: Vec<String>,
+    count: u64,
+    after: Option<SrcId>,
+    is_whole: bool,
+}
 
-    if let Some(topic) = &announcer.topic_arn {
-        let message = message(mission, total, &manifest, &now);
-        // Not insisted on: a repeat of one that arrived tells people twice.
-        let sent = announcer.backend.notifier.publish(topic, &message).await;
-        sent.map_err(NodeError::cloud("publishing the mission's end"))?;
-    } else {
-        tracing::warn!("mission {} is over, but no topic is set: nobody is told", mission.id);
+impl List {
+    async fn begin(mut out: PutWriter, mission: &Mission, total: Tally, now: &str) -> Result<Self, StoreError> {
+        let head = serde_json::json!({
+            "mission": mission.id.as_str(), "accomplishedAt": now, "transNumber": mission.trans_number,
+            "transOK": total.ok, "transFailed": total.failed, "timeCost": total.time_cost_s,
+        });
+        let head = head.to_string();
+        out.write(format!("{},\n\"tasks\": [", head.trim_end_matches('}')).as_bytes()).await?;
+        Ok(Self { out, results: Vec::new(), count: 0, after: None, is_whole: true })
     }
-    let list = result_list(&mission.results, &results, &manifest);
-    let ledger = &announcer.backend.ledger;
-    let end = || ledger.end_publication(mission, publication, total, &list, &manifest, &now);
-    let marked = insist(announcer.patience, end).await;
-    if marked.map_err(NodeError::cloud("marking the mission as announced"))? {
-        tracing::info!(mission = %mission.id, ok = total.ok, failed = total.failed, "mission {} is announced", mission.id);
-    } else {
-        tracing::warn!(
-            "mission {} was announced, but the mark was no longer ours: it was opened again, or another published too",
-            mission.id
-        );
+
+    fn resume(mut out: PutWriter, progress: ManifestProgress) -> Self {
+        tracing::info!(tasks = progress.tasks, "the manifest is gone on with after {} tasks", progress.tasks);
+        let (count, after) = (progress.tasks, Some(progress.after));
+        out.resume(progress.upload, &progress.parts);
+        Self { out, results: Vec::new(), count, after, is_whole: false }
     }
-    Ok(())
+
+    async fn add(&mut self, tasks: &[Task]) -> Result<(), StoreError> {
+        for task in tasks {
+            let entry = serde_json::json!({
+                "srcFilename": task.src.as_str(), "state": task.state.as_str(), "attempt": task.attempt.0,
+                "rsltFilename": task.result, "resultETag": task.result_etag, "resultBytes": task.result_bytes,
+                "timeCost": task.time_cost_s, "verdict": task.verdict.map(crate::domain::verdict::Verdict::as_str),
+                "exitCode": task.exit_code,
+            });
+            let comma = if self.count > 0 { "," } else { "" };
+            self.count += 1;
+            self.out.write(format!("{comma}\n{entry}").as_bytes()).await?;
+            if task.state == State::Done && self.results.len() <= RESULT_LIST_LEN_MAX {
+                self.results.extend(task.result.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores what was added as a part, if it is enough for one; returns how far the list is then.
+    async fn checkpoint(&mut self, opened: u64) -> Result<Option<ManifestProgress>, StoreError> {
+        let Some(after) = self.after.clone() else { return Ok(None) };
+        let Some((upload, parts)) = self.out.store_part().await? else { return Ok(None) };
+        Ok(Some(ManifestProgress { upload, parts, tasks: self.count, after, opened }))
+    }
+
+    async fn finish(mut self) -> Result<Vec<String>, StoreError> {
+        self.out.write(b"\n]}\n").await?;
+        self.out.finish().await?;
+        // More than the row may hold: then it names the manifest.
+        let surplus = if self.is_whole { 0 } else { RESULT_LIST_LEN_MAX + 1 - self.results.len().min(RESULT_LIST_LEN_MAX + 1) };
+        self.results.extend(std::iter::repeat_n(String::new(), surplus));
+        Ok(self.results)
+    }
 }
 
 /// The message, in the article's words, with what the article left out.
@@ -151,87 +345,6 @@ fn message(mission: &Mission, total: Tally, manifest: &str, now: &str) -> Messag
     // A mission that is opened again (redriven, enlarged) and ends again has another count of changes: another message.
     let deduplication = digest_hex(&[id.as_str(), &total.seq.to_string()], 64);
     Message { subject: format!("HPC mission {id} accomplished{failed}"), text, group: id.to_string(), deduplication }
-}
-
-/// Writes the list of the mission's tasks, and returns the results for the row, as many as it may hold and one.
-async fn write_manifest(
-    announcer: &Announcer,
-    mission: &Mission,
-    total: Tally,
-    now: &str,
-    bucket: Option<&str>,
-    key: &str,
-) -> Result<Vec<String>, NodeError> {
-    let folder = &announcer.work_dir;
-    let path =
-        folder.join(format!("manifest-{}-{:08x}", digest_hex(&[mission.id.as_str()], 16), rand::random::<u32>()));
-    let disk = |source| NodeError::Disk { doing: "writing the manifest", path: path.clone(), source };
-    let file = std::fs::create_dir_all(folder).and_then(|()| std::fs::File::create(&path)).map_err(disk)?;
-    let mut writer = ManifestWriter { out: BufWriter::new(file), results: Vec::new(), count: 0, error: None };
-    writer.begin(mission, total, now);
-    let scan = announcer.backend.ledger.each_task(Some(&mission.id), |task| writer.task(&task)).await;
-    let written = writer.end();
-    let put = match (scan, written) {
-        (Err(error), _) => Err(NodeError::cloud("listing the mission's tasks")(error)),
-        (_, Err(error)) => Err(disk(error)),
-        (Ok(()), Ok(results)) => put(announcer, bucket, key, &path).await.map(|()| results),
-    };
-    std::fs::remove_file(&path).map_err(disk)?;
-    put
-}
-
-async fn put(announcer: &Announcer, bucket: Option<&str>, key: &str, path: &Path) -> Result<(), NodeError> {
-    let Some(bucket) = bucket else { return Ok(()) };
-    let put = insist(announcer.patience, || announcer.backend.store.put_file(bucket, key, path)).await;
-    put.map(|_| ()).map_err(|source| NodeError::Store { doing: "storing the manifest", source })
-}
-
-/// Writes the manifest as it comes: a mission may have a hundred thousand tasks.
-struct ManifestWriter {
-    out: BufWriter<std::fs::File>,
-    results: Vec<String>,
-    count: u64,
-    error: Option<io::Error>,
-}
-
-impl ManifestWriter {
-    fn begin(&mut self, mission: &Mission, total: Tally, now: &str) {
-        let head = serde_json::json!({
-            "mission": mission.id.as_str(), "accomplishedAt": now, "transNumber": mission.trans_number,
-            "transOK": total.ok, "transFailed": total.failed, "timeCost": total.time_cost_s,
-        });
-        let head = head.to_string();
-        self.write(&format!("{},\n\"tasks\": [", head.trim_end_matches('}')));
-    }
-
-    fn task(&mut self, task: &Task) {
-        let entry = serde_json::json!({
-            "srcFilename": task.src.as_str(), "state": task.state.as_str(), "attempt": task.attempt.0,
-            "rsltFilename": task.result, "resultETag": task.result_etag, "resultBytes": task.result_bytes,
-            "timeCost": task.time_cost_s, "verdict": task.verdict.map(crate::domain::verdict::Verdict::as_str),
-            "exitCode": task.exit_code,
-        });
-        let comma = if self.count > 0 { "," } else { "" };
-        self.count += 1;
-        self.write(&format!("{comma}\n{entry}"));
-        if task.state == State::Done && self.results.len() <= RESULT_LIST_LEN_MAX {
-            self.results.extend(task.result.clone());
-        }
-    }
-
-    fn write(&mut self, text: &str) {
-        if self.error.is_none() {
-            self.error = self.out.write_all(text.as_bytes()).err();
-        }
-    }
-
-    fn end(mut self) -> io::Result<Vec<String>> {
-        self.write("\n]}\n");
-        match self.error {
-            Some(error) => Err(error),
-            None => self.out.flush().map(|()| self.results),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -7,10 +7,13 @@
 //! ```
 //!
 //! What waits is found in the index of open tasks. A page of it serves many claims; each claim is the same conditional write
-//! as ever, so a page that is out of date costs a refused write and nothing else. Of a page, the tasks are tried in no order:
-//! many nodes look at the same page. The page is of those that wait longest, so no task is passed over for ever.
+//! as for a task of one's own, so a page that is out of date costs a refused write and nothing else. Of a page, the tasks are tried in
+//! random order: many nodes look at the same page. The page is of those that wait longest, so no task is passed over for ever.
+//!
+//! A task that could not be claimed is set aside for a while, twice as long each time: whatever the index says of it, no slot
+//! asks for it again at once. A node that finds only such tasks pauses, and ends, as if there were none.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -27,6 +30,7 @@ use super::identity::{Assignment, Instance};
 use super::insist::insist;
 use super::interruption::Sentinel;
 use super::{Node, NodeError, one_task};
+use crate::backend::ledger::Partition;
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::task::State;
 
@@ -44,6 +48,14 @@ const EMPTY_LOOKS: u32 = 3;
 const EMPTY_PAUSE: Duration = Duration::from_secs(2);
 /// The pause between looks of a slot without work while others of this node have some.
 const IDLE_PAUSE: Duration = Duration::from_secs(15);
+/// How long a task that could not be claimed is set aside at first: longer than an index lags, and than a page is used.
+const ASIDE_FIRST: Duration = Duration::from_secs(10);
+/// And at the most. A row that is odd for longer is reported by the sweep.
+const ASIDE_LAST: Duration = Duration::from_mins(10);
+/// The most tasks that are remembered as set aside: about 150 bytes each. Above that, those of the shortest time are forgotten.
+const ASIDE_LEN_MAX: usize = 10_000;
+/// The most pages that one look reads of a partition whose first pages hold nothing but tasks that are set aside.
+const PAGES_MAX: usize = 20;
 
 /// Does the mission's tasks until none is left, or the node is to end.
 pub(super) async fn serve(
@@ -131,29 +143,47 @@ struct Queue {
     held: HashSet<SrcId>,
     /// Tasks of this page that others had taken.
     taken: u32,
+    /// Tasks that could not be claimed: until when they are left alone, and for how long that is.
+    aside: HashMap<SrcId, (Instant, Duration)>,
 }
 
 impl Queue {
     /// What an earlier process was at goes first: it is still held by this machine.
     fn new(left: &[SrcId]) -> Self {
-        Self { page: left.iter().cloned().collect(), read_at: Some(Instant::now()), held: HashSet::new(), taken: 0 }
+        let page = left.iter().cloned().collect();
+        Self { page, read_at: Some(Instant::now()), held: HashSet::new(), taken: 0, aside: HashMap::new() }
     }
 
-    fn note_taken(&mut self) {
+    /// Leaves a task alone that could not be claimed.
+    fn set_aside(&mut self, src: SrcId, now: Instant) {
         self.taken += 1;
         if self.taken >= TAKEN_MAX {
             self.page.clear();
         }
+        if self.aside.len() >= ASIDE_LEN_MAX {
+            self.aside.retain(|_, (until, time)| *until > now && *time > ASIDE_FIRST);
+        }
+        let time = self.aside.get(&src).map_or(ASIDE_FIRST, |(_, time)| (*time * 2).min(ASIDE_LAST));
+        self.aside.insert(src, (now + time, time));
+    }
+
+    fn is_aside(&self, src: &SrcId, now: Instant) -> bool {
+        self.aside.get(src).is_some_and(|(until, _)| *until > now)
     }
 
     /// Takes the next task that no other slot is at.
-    fn take(&mut self) -> Option<SrcId> {
+    fn take(&mut self, now: Instant) -> Option<SrcId> {
         while let Some(src) = self.page.pop_front() {
-            if self.held.insert(src.clone()) {
+            if !self.is_aside(&src, now) && self.held.insert(src.clone()) {
                 return Some(src);
             }
         }
         None
+    }
+
+    /// Forgets tasks that may be tried again since so long that a new failure would be another story.
+    fn forget_old(&mut self, now: Instant) {
+        self.aside.retain(|_, (until, _)| *until + ASIDE_LAST > now);
     }
 }
 
@@ -199,13 +229,17 @@ impl Server {
         let task = Assignment { src: src.clone(), mission: Some(self.mission.clone()), is_pulled: true };
         match one_task(&self.node, &self.instance, &self.sentinel, &task).await {
             Ok(Ending::Committed { .. }) => slot.done += 1,
-            // Another was quicker.
-            Ok(Ending::EndedBefore(_) | Ending::HeldByOther(_)) => self.queue.lock().await.note_taken(),
+            // Another was quicker, or the index lags.
+            Ok(Ending::EndedBefore(_) | Ending::HeldByOther(_)) => self.set_aside(src).await,
             Ok(Ending::Cancelled) => {
                 slot.other += 1;
                 self.is_over.store(true, Ordering::SeqCst);
             }
             Ok(Ending::Drained | Ending::Interrupted | Ending::Served { .. } | Ending::TryAgain(_)) => slot.other += 1,
+            Err(error @ NodeError::OddRow { .. }) => {
+                tracing::warn!(src.id = %src, "{}", words(&error));
+                self.set_aside(src).await;
+            }
             Err(error) => {
                 slot.other += 1;
                 if error.is_the_tasks_own() {
@@ -219,26 +253,45 @@ impl Server {
         }
     }
 
-    /// Finds the next task that waits. Reads one page as a rule, and as many as the mission has partitions at the most.
+    async fn set_aside(&self, src: &SrcId) {
+        self.queue.lock().await.set_aside(src.clone(), Instant::now());
+    }
+
+    /// Finds the next task that waits. Reads one page as a rule, and at the most [`PAGES_MAX`] of each of the mission's
+    /// partitions: that many only where all that comes first is set aside.
     async fn next(&self) -> Result<Option<SrcId>, NodeError> {
         let mut queue = self.queue.lock().await;
         let is_fresh = queue.read_at.is_some_and(|read_at| read_at.elapsed() < PAGE_LIFE);
-        if is_fresh && let Some(src) = queue.take() {
+        if is_fresh && let Some(src) = queue.take(Instant::now()) {
             return Ok(Some(src));
         }
+        queue.forget_old(Instant::now());
         let first: u32 = rand::random();
         for n in 0..self.shards {
             let shard = (first % self.shards + n) % self.shards;
-            let ledger = &self.node.backend.ledger;
-            let page = || ledger.open_page(Some(&self.mission), shard, State::Pending, self.page_len);
-            let page = insist(self.node.settings.max_idle, page).await;
-            let mut page = page.map_err(NodeError::cloud("looking for the next task"))?;
-            page.shuffle(&mut rand::rng());
-            queue.page = page.into();
-            queue.read_at = Some(Instant::now());
-            queue.taken = 0;
-            if let Some(src) = queue.take() {
-                return Ok(Some(src));
+            let partition = Partition { mission: Some(&self.mission), shard };
+            let mut from = None;
+            for _ in 0..PAGES_MAX {
+                if self.must_end() {
+                    return Ok(None);
+                }
+                let ledger = &self.node.backend.ledger;
+                let page = || ledger.open_page(partition, State::Pending, self.page_len, from.as_ref());
+                let page = insist(self.node.settings.max_idle, page).await;
+                let page = page.map_err(NodeError::cloud("looking for the next task"))?;
+                let last = page.tasks.last().cloned().filter(|_| !page.is_last);
+                let mut srcs: Vec<SrcId> = page.tasks.into_iter().map(|task| task.src).collect();
+                srcs.shuffle(&mut rand::rng());
+                queue.page = srcs.into();
+                queue.read_at = Some(Instant::now());
+                queue.taken = 0;
+                if let Some(src) = queue.take(Instant::now()) {
+                    return Ok(Some(src));
+                }
+                match last {
+                    Some(last) => from = Some(last),
+                    None => break,
+                }
             }
         }
         Ok(None)

@@ -5,13 +5,14 @@ use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue, ReturnValuesOnConditi
 
 use super::expression::Expression;
 use super::item::{self, Row, number, text};
+use super::launch::{as_seen, same_beat};
 use super::open::open_as;
 use super::{Ledger, task_key};
 use crate::backend::{CloudError, Kind};
 use crate::domain::ids::{InstanceId, MissionId, SrcId};
-use crate::domain::lease::Lease;
 use crate::domain::mission::open_partition;
 use crate::domain::task::{State, Task};
+use crate::domain::value::Form;
 
 /// Who claims, and what a row gets that nobody has written yet.
 #[derive(Clone, Debug)]
@@ -35,48 +36,123 @@ pub enum Claim {
     Held(Box<Task>),
     /// The task is `done` or `failed`.
     Ended(Box<Task>),
-    /// Somebody else holds it.
-    HeldByOther(Lease),
+    /// Somebody else holds it; the row as it was seen.
+    HeldByOther(Box<Task>),
+    /// The row cannot be claimed, and nobody holds it: it has a state or an attempt that this version does not understand.
+    Odd {
+        /// The row as it was seen.
+        row: Box<Task>,
+        /// What cannot be understood.
+        what: String,
+    },
 }
+
+/// The highest attempt that is counted on: up to 2^53, floating numbers are exact, which is what some other writers have.
+const ATTEMPT_MAX: u64 = 1 << 53;
 
 impl Ledger {
     /// Claims a task that is `pending`, new, or already held by this very instance (which was restarted).
-    /// With `expired`, also one that is still held by exactly this lease, which the caller saw expire.
     ///
     /// If the call arrives twice, the second finds the first by its token: the task is held, and nothing is claimed again.
+    /// A row that another hand wrote is claimed as it was seen: `attempt` may be text, and `state` may have another case.
     ///
     /// # Errors
     /// [`CloudError`]; a refused condition is a [`Claim`], not an error.
-    pub async fn claim(&self, src: &SrcId, who: &Claimant, expired: Option<&Lease>) -> Result<Claim, CloudError> {
-        let expression = claim_expression(who, expired);
+    pub async fn claim(&self, src: &SrcId, who: &Claimant) -> Result<Claim, CloudError> {
+        let row = match self.try_claim(src, &claim_expression(who)).await? {
+            // Of a fraction `ADD` makes another, which no fence would match: it is rounded up by one more claim.
+            Tried::Held(task) if !has_plain_attempt(&task) => task,
+            Tried::Held(task) => return Ok(Claim::Held(task)),
+            Tried::Refused(row) => row,
+        };
+        let is_own = row.state == State::Running && row.instance.as_ref() == Some(&who.owner);
+        let is_this_claim = row.claim_token.as_ref() == Some(&who.token);
+        match row.state {
+            State::Running if is_own && is_this_claim && has_plain_attempt(&row) => Ok(Claim::Held(row)),
+            State::Running if !is_own => Ok(Claim::HeldByOther(row)),
+            State::Done | State::Failed => Ok(Claim::Ended(row)),
+            State::Pending | State::Running => match self.claim_as_seen(&row, who, row.interruptions).await? {
+                Some(task) => Ok(Claim::Held(task)),
+                None => self.look_again(src, who).await,
+            },
+            State::Unknown => {
+                let state = row.seen.as_ref().map(|seen| seen.state.shown()).unwrap_or_default();
+                Ok(Claim::Odd { what: format!("its state is {state}, which is none of pending, running, done, failed"), row })
+            }
+        }
+    }
+
+    /// Takes over a task whose lease the caller saw expire: `running` with the same `attempt` and `beat` as in `seen`. An
+    /// interruption. `Ok(None)` if the row has moved: whatever happened to it counted itself.
+    ///
+    /// If the call arrives twice, the second finds the first by its token.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn take_over(&self, seen: &Task, who: &Claimant) -> Result<Option<Box<Task>>, CloudError> {
+        if seen.state != State::Running || seen.attempt.0 >= ATTEMPT_MAX {
+            return Ok(None);
+        }
+        // The attempt that is taken over ended without a report.
+        self.claim_as_seen(seen, who, seen.interruptions.saturating_add(1)).await
+    }
+
+    /// Claims a row on condition that it is just as it was seen.
+    async fn claim_as_seen(
+        &self,
+        row: &Task,
+        who: &Claimant,
+        interruptions: u64,
+    ) -> Result<Option<Box<Task>>, CloudError> {
+        if row.attempt.0 >= ATTEMPT_MAX {
+            return Ok(None);
+        }
+        let mut expression =
+            as_seen(claimed(who), row).set(item::ATTEMPT, number(row.attempt.0 + 1)).set(item::INTERRUPTIONS, number(interruptions));
+        if row.state == State::Running {
+            expression = same_beat(expression, row);
+        }
+        match self.try_claim(&row.src, &expression).await? {
+            Tried::Held(task) => Ok(Some(task)),
+            Tried::Refused(now) if now.state == State::Running && now.claim_token.as_ref() == Some(&who.token) => Ok(Some(now)),
+            Tried::Refused(_) => Ok(None),
+        }
+    }
+
+    /// Reads what became of a row that moved between a refusal and the claim of it as it was seen.
+    async fn look_again(&self, src: &SrcId, who: &Claimant) -> Result<Claim, CloudError> {
+        let row = Box::new(self.task(src).await?.ok_or_else(|| self.vanished(src))?);
+        match row.state {
+            State::Running if row.claim_token.as_ref() == Some(&who.token) => Ok(Claim::Held(row)),
+            State::Running => Ok(Claim::HeldByOther(row)),
+            State::Done | State::Failed => Ok(Claim::Ended(row)),
+            State::Pending | State::Unknown => {
+                let attempt = row.seen.as_ref().map(|seen| seen.attempt.shown()).unwrap_or_default();
+                let what = format!("it could not be claimed as it is; its attempt is {attempt}");
+                Ok(Claim::Odd { what, row })
+            }
+        }
+    }
+
+    async fn try_claim(&self, src: &SrcId, expression: &Expression) -> Result<Tried, CloudError> {
         let answer = expression
             .on(self.client.update_item().table_name(&self.tables.tasks).set_key(Some(task_key(src))))
             .return_values(ReturnValue::AllNew)
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
             .send()
             .await;
-        let task = match answer {
+        match answer {
             Ok(answer) => {
-                let item = answer.attributes.unwrap_or_default();
-                return Ok(Claim::Held(Box::new(Row(&item).task(src.clone()))));
+                Ok(Tried::Held(Box::new(Row(&answer.attributes.unwrap_or_default()).task(src.clone()))))
             }
             Err(error) => match error.as_service_error() {
-                Some(UpdateItemError::ConditionalCheckFailedException(refusal)) => match &refusal.item {
+                Some(UpdateItemError::ConditionalCheckFailedException(refusal)) => Ok(Tried::Refused(Box::new(match &refusal.item {
                     Some(item) => Row(item).task(src.clone()),
                     // Not every emulator sends the row along.
                     None => self.task(src).await?.ok_or_else(|| self.vanished(src))?,
-                },
-                _ => return Err(CloudError::sdk("UpdateItem", format!("table {}", self.tables.tasks), error)),
+                }))),
+                _ => Err(CloudError::sdk("UpdateItem", format!("table {}", self.tables.tasks), error)),
             },
-        };
-        match task.lease() {
-            Some(_) if task.claim_token.as_ref() == Some(&who.token) => Ok(Claim::Held(Box::new(task))),
-            Some(lease) => Ok(Claim::HeldByOther(lease)),
-            None if task.state.is_final() => Ok(Claim::Ended(Box::new(task))),
-            None => {
-                let words = format!("task {src} has a state that this version does not know");
-                Err(CloudError::new(Kind::Invalid, "UpdateItem", format!("table {}", self.tables.tasks), words))
-            }
         }
     }
 
@@ -86,10 +162,21 @@ impl Ledger {
     }
 }
 
-fn claim_expression(who: &Claimant, expired: Option<&Lease>) -> Expression {
+/// Returns whether the row's attempt is a whole number, as the fence compares it.
+fn has_plain_attempt(row: &Task) -> bool {
+    row.seen.as_ref().is_none_or(|seen| matches!(&seen.attempt, Form::Number(n) if n.parse() == Ok(row.attempt.0)))
+}
+
+enum Tried {
+    Held(Box<Task>),
+    Refused(Box<Task>),
+}
+
+/// The usual claim, which needs no look at the row before. `ADD` takes numbers alone, so a row whose `attempt` is something
+/// else, or no whole number, is refused here and claimed as it was seen.
+fn claim_expression(who: &Claimant) -> Expression {
     let state = |state: State| Some(text(state.as_str()));
-    let owner = || Some(text(who.owner.as_str()));
-    let mut cases = vec![
+    let cases = vec![
         // New, or written before `state` existed and not finished then.
         vec![
             ("attribute_not_exists({})", item::STATE, None),
@@ -100,21 +187,22 @@ fn claim_expression(who: &Claimant, expired: Option<&Lease>) -> Expression {
         // Our own, from before a restart; not from this very claim, which arrived before.
         vec![
             ("{} = ?", item::STATE, state(State::Running)),
-            ("{} = ?", item::INSTANCE, owner()),
+            ("{} = ?", item::INSTANCE, Some(text(who.owner.as_str()))),
             ("(attribute_not_exists({}) OR {} <> ?)", item::CLAIM_TOKEN, Some(text(&who.token))),
         ],
     ];
-    let mut expression = Expression::default();
-    if let Some(lease) = expired {
-        // The attempt that is taken over ended without a word: an interruption.
-        expression = expression.add(item::INTERRUPTIONS, 1);
-        cases.push(vec![
-            ("{} = ?", item::STATE, state(State::Running)),
-            ("{} = ?", item::ATTEMPT, Some(number(lease.attempt.0))),
-            ("{} = ?", item::BEAT, Some(number(lease.beat))),
-        ]);
-    }
-    expression = expression
+    claimed(who)
+        .add(item::ATTEMPT, 1)
+        .when_any(cases)
+        .when_any(vec![
+            vec![("attribute_not_exists({})", item::ATTEMPT, None)],
+            vec![("{} >= ?", item::ATTEMPT, Some(number(0))), ("{} < ?", item::ATTEMPT, Some(number(ATTEMPT_MAX)))],
+        ])
+}
+
+/// What every claim writes.
+fn claimed(who: &Claimant) -> Expression {
+    let mut expression = Expression::default()
         .set(item::STATE, text(State::Running.as_str()))
         .set(item::INSTANCE, text(who.owner.as_str()))
         .set(item::BEAT, AttributeValue::N("0".to_owned()))
@@ -125,9 +213,7 @@ fn claim_expression(who: &Claimant, expired: Option<&Lease>) -> Expression {
         .set(item::OPEN_AS, text(open_as(State::Running, &who.now)))
         .remove(item::LAUNCHES_LOST)
         .remove(item::CANCELLED)
-        .remove(item::LAUNCH_ERROR)
-        .add(item::ATTEMPT, 1)
-        .when_any(cases);
+        .remove(item::LAUNCH_ERROR);
     if let Some(mission) = &who.mission {
         expression = expression.set_if_absent(item::MISSION, text(mission.as_str()));
     }

@@ -1,10 +1,11 @@
 //! The commit: the one transaction that ends a task and moves its mission's tally.
 
 use aws_sdk_dynamodb::operation::transact_write_items::TransactWriteItemsError;
-use aws_sdk_dynamodb::types::{TransactWriteItem, Update};
+use aws_sdk_dynamodb::types::{ConditionCheck, TransactWriteItem, Update};
 
 use super::expression::Expression;
-use super::item::{self, text};
+use super::item::{self, Row, number, text};
+use super::mission::{mission_as_seen, mission_key};
 use super::open::closed;
 use super::renew::{ending, is_own};
 use super::{Fence, Item, Ledger, task_key};
@@ -12,8 +13,9 @@ use crate::backend::{CloudError, Kind};
 use crate::domain::ids::MissionId;
 use crate::domain::keys::digest_hex;
 use crate::domain::mission::{Mission, shard_of};
-use crate::domain::task::{PastAttempt, State};
-use crate::domain::verdict::{Budget, Verdict};
+use crate::domain::task::{Counts, PastAttempt, State};
+use crate::domain::value::Form;
+use crate::domain::verdict::Verdict;
 
 /// How a task ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +44,8 @@ pub struct Finish {
     pub time_cost_s: u64,
     /// The history, this attempt included.
     pub history: Vec<PastAttempt>,
+    /// The counts of bad endings, this one included.
+    pub counts: Counts,
 }
 
 /// What became of a commit.
@@ -51,6 +55,8 @@ pub enum Commit {
     Committed,
     /// Another attempt holds the task or has ended it: nothing was written.
     Lost,
+    /// The task was to end because its mission is cancelled, and the mission is not (any more): nothing was written.
+    NotCancelled,
 }
 
 /// How often a transaction is tried that others' transactions were in the way of. The SDK's own retries
@@ -72,10 +78,12 @@ impl Ledger {
         finish: &Finish,
     ) -> Result<Commit, CloudError> {
         let items = self.commit_items(fence, mission, finish)?;
-        let resource = format!("tables {} and {}", self.tables.tasks, self.tables.missions);
-        match self.transact(items, Some(commit_token(fence)), &resource).await {
-            Ok(true) => Ok(Commit::Committed),
-            Ok(false) => self.whose(fence, finish).await,
+        let shards = mission.map(|mission| (&mission.id, vec![shard_of(&fence.src, mission.tally_shards)]));
+        let has_check = items.len() > 2;
+        match self.transact(&items, &commit_token(fence), shards).await {
+            Ok(Transacted::Written) => Ok(Commit::Committed),
+            Ok(Transacted::Refused(refused)) if has_check && refused == [2] => Ok(Commit::NotCancelled),
+            Ok(Transacted::Refused(_)) => self.whose(fence, finish).await,
             Err(error) if error.is_ambiguous() && self.whose(fence, finish).await? == Commit::Committed => {
                 Ok(Commit::Committed)
             }
@@ -83,26 +91,66 @@ impl Ledger {
         }
     }
 
-    /// Writes a transaction, again and again while others' are in its way; `false` if a condition did not hold.
+    /// Writes a transaction, again and again while others' are in its way. `token` names it, so that a repeat of one whose
+    /// answer was lost is no second one. `tallies` names the tally items that it adds to: if one holds something that is no
+    /// number, it is repaired.
     pub(super) async fn transact(
         &self,
-        items: Vec<TransactWriteItem>,
-        token: Option<String>,
-        resource: &str,
-    ) -> Result<bool, CloudError> {
-        let mut tries = 0;
+        items: &[TransactWriteItem],
+        token: &str,
+        tallies: Option<(&MissionId, Vec<u32>)>,
+    ) -> Result<Transacted, CloudError> {
+        let resource = format!("tables {} and {}", self.tables.tasks, self.tables.missions);
+        let (mut tries, mut is_repaired) = (0, false);
         loop {
-            let write = self.client.transact_write_items().set_transact_items(Some(items.clone()));
-            let Err(error) = write.set_client_request_token(token.clone()).send().await else { return Ok(true) };
+            let write = self.client.transact_write_items().set_transact_items(Some(items.to_vec()));
+            let Err(error) = write.client_request_token(token).send().await else { return Ok(Transacted::Written) };
             tries += 1;
-            match cancelled_by(error.as_service_error()) {
-                Some(Cancelled::Condition) => return Ok(false),
-                Some(Cancelled::Passing) if tries < CONFLICT_ATTEMPTS_MAX => {
+            let cancelled = cancelled_by(error.as_service_error());
+            let error = CloudError::sdk("TransactWriteItems", &resource, error);
+            match cancelled {
+                Some(Cancelled::Condition(refused)) => return Ok(Transacted::Refused(refused)),
+                Some(Cancelled::Transient) if tries < CONFLICT_ATTEMPTS_MAX => {
                     tokio::time::sleep(crate::domain::backoff::delay(tries, rand::random())).await;
                 }
-                _ => return Err(CloudError::sdk("TransactWriteItems", resource, error)),
+                Some(Cancelled::Transient) => return Err(error),
+                Some(Cancelled::Invalid) | None => {
+                    let (Kind::Invalid, false, Some((mission, shards))) = (error.kind, is_repaired, &tallies) else {
+                        return Err(error);
+                    };
+                    is_repaired = true;
+                    if !self.repair_tally(mission, shards).await? {
+                        return Err(error);
+                    }
+                }
             }
         }
+    }
+
+    /// Makes numbers of what stands in tally items as something else, on condition that it still does; returns whether there was
+    /// anything to do. Text is read as the number that it means, anything else as 0.
+    async fn repair_tally(&self, mission: &MissionId, shards: &[u32]) -> Result<bool, CloudError> {
+        let keys = shards.iter().map(|&shard| tally_key(mission, shard)).collect();
+        let mut is_repaired = false;
+        for row in self.batch_get(&self.tables.missions, keys).await? {
+            let mut expression = Expression::default();
+            let mut names = Vec::new();
+            for name in [item::TRANS_OK, item::TRANS_FAILED, item::TIME_COST, item::TALLY_SEQ] {
+                let form = Row(&row).form(name);
+                if !matches!(form, Form::Absent | Form::Number(_)) {
+                    let value = Row(&row).number(name).unwrap_or(0);
+                    expression = expression.set(name, number(value)).as_it_was(name, &form);
+                    names.push(name);
+                }
+            }
+            let Some(key) = Row(&row).text(item::MISSION_KEY).filter(|_| !names.is_empty()) else { continue };
+            tracing::warn!("the tally item {key} had no number in {}: repaired", names.join(", "));
+            let id = MissionId::new(key.clone());
+            let id = id.map_err(|e| CloudError::new(Kind::Invalid, "UpdateItem", key, e.to_string()))?;
+            self.update_mission(&id, &expression).await?;
+            is_repaired = true;
+        }
+        Ok(is_repaired)
     }
 
     /// Reads whether the row shows this attempt's own ending.
@@ -134,8 +182,19 @@ impl Ledger {
                 .add(item::TALLY_SEQ, 1);
             let key = tally_key(&mission.id, shard_of(&fence.src, mission.tally_shards));
             items.push(update(&self.tables.missions, key, &tally)?);
+            if finish.outcome == Outcome::Failed(Verdict::Cancelled) {
+                // A redrive may have reinstated the mission since: then the task must not end for that.
+                let is_cancelled = Expression::default().when("attribute_exists({})", item::CANCELLED_AT, None);
+                items.push(check(&self.tables.missions, mission_key(&mission.id), &is_cancelled)?);
+            }
         }
         Ok(items)
+    }
+
+    /// The check that a mission is cancelled, or is not, just as it was seen, and was not opened since.
+    pub(super) fn check_mission(&self, mission: &Mission) -> Result<TransactWriteItem, CloudError> {
+        let same = mission_as_seen(Expression::default(), mission);
+        check(&self.tables.missions, mission_key(&mission.id), &same)
     }
 }
 
@@ -154,10 +213,9 @@ fn finish_expression(finish: &Finish) -> Expression {
             .set(item::RESULT, text(result))
             .set(item::RESULT_ETAG, text(etag))
             .set(item::RESULT_BYTES, item::number(*bytes)),
-        // A lost attempt was counted by the claim that took it over.
-        Outcome::Failed(Verdict::Lost) => expression,
-        Outcome::Failed(verdict) if verdict.budget() == Budget::Interruption => expression.add(item::INTERRUPTIONS, 1),
-        Outcome::Failed(_) => expression.add(item::APP_FAILURES, 1),
+        Outcome::Failed(_) => expression
+            .set(item::APP_FAILURES, number(finish.counts.app_failures))
+            .set(item::INTERRUPTIONS, number(finish.counts.interruptions)),
     }
 }
 
@@ -185,28 +243,61 @@ pub(super) fn update(table: &str, key: Item, expression: &Expression) -> Result<
     Ok(TransactWriteItem::builder().update(update).build())
 }
 
-/// Why DynamoDB cancelled a transaction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Cancelled {
-    /// A condition did not hold.
-    Condition,
-    /// A conflict or a throttle, which passes.
-    Passing,
+/// One condition of a transaction on an item that the transaction does not change.
+fn check(table: &str, key: Item, expression: &Expression) -> Result<TransactWriteItem, CloudError> {
+    let check = ConditionCheck::builder()
+        .table_name(table)
+        .set_key(Some(key))
+        .set_condition_expression(expression.condition_text())
+        .set_expression_attribute_names(expression.names())
+        .set_expression_attribute_values(expression.values())
+        .build()
+        .map_err(|error| CloudError::new(Kind::Invalid, "TransactWriteItems", table, error.to_string()))?;
+    Ok(TransactWriteItem::builder().condition_check(check).build())
 }
 
-/// Reads the reasons of a cancelled transaction; `None` if it failed for another reason. A failed condition outweighs
-/// the rest.
+/// What became of a transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Transacted {
+    /// All of it is written.
+    Written,
+    /// The conditions of these items, by their places, did not hold: nothing is written.
+    Refused(Vec<usize>),
+}
+
+/// Why DynamoDB cancelled a transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Cancelled {
+    /// The conditions of these items did not hold.
+    Condition(Vec<usize>),
+    /// A conflict or a throttle, which is transient.
+    Transient,
+    /// An item does not fit its update: an operand has another type.
+    Invalid,
+}
+
+/// Reads the reasons of a cancelled transaction, which are in the order of its items; `None` if it failed for another
+/// reason. A failed condition outweighs the rest.
+/// Source: DynamoDB API reference, `TransactWriteItems`, "Cancellation reason codes".
 fn cancelled_by(error: Option<&TransactWriteItemsError>) -> Option<Cancelled> {
     let reasons = match error? {
         TransactWriteItemsError::TransactionCanceledException(cancelled) => cancelled.cancellation_reasons(),
-        TransactWriteItemsError::TransactionInProgressException(_) => return Some(Cancelled::Passing),
+        TransactWriteItemsError::TransactionInProgressException(_) => return Some(Cancelled::Transient),
         _ => return None,
     };
-    let has = |code: &str| reasons.iter().any(|reason| reason.code() == Some(code));
-    if has("ConditionalCheckFailed") {
-        Some(Cancelled::Condition)
-    } else if ["TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded"].iter().any(|code| has(code)) {
-        Some(Cancelled::Passing)
+    let with = |codes: &[&str]| -> Vec<usize> {
+        let is_one = |reason: &aws_sdk_dynamodb::types::CancellationReason| {
+            reason.code().is_some_and(|code| codes.contains(&code))
+        };
+        reasons.iter().enumerate().filter(|(_, reason)| is_one(reason)).map(|(place, _)| place).collect()
+    };
+    let refused = with(&["ConditionalCheckFailed"]);
+    if !refused.is_empty() {
+        Some(Cancelled::Condition(refused))
+    } else if !with(&["TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded"]).is_empty() {
+        Some(Cancelled::Transient)
+    } else if !with(&["ValidationError"]).is_empty() {
+        Some(Cancelled::Invalid)
     } else {
         None
     }

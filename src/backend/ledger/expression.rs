@@ -8,6 +8,7 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use super::item::{ATTEMPT, STATE};
 use crate::domain::ids::Attempt;
 use crate::domain::task::State;
+use crate::domain::value::Form;
 
 /// An update of one item: what is set, added, and removed, and on which condition.
 #[derive(Clone, Debug, Default)]
@@ -54,6 +55,16 @@ impl Expression {
         let condition = self.condition(pattern, name, value);
         self.conditions.push(condition);
         self
+    }
+
+    /// Requires that an attribute is as it was seen, whatever wrote it.
+    pub(super) fn as_it_was(self, name: &str, form: &Form) -> Self {
+        match form {
+            Form::Absent => self.when("attribute_not_exists({})", name, None),
+            Form::Number(value) => self.when("{} = ?", name, Some(AttributeValue::N(value.clone()))),
+            Form::Text(value) => self.when("{} = ?", name, Some(AttributeValue::S(value.clone()))),
+            Form::Other(code) => self.when("attribute_type({}, ?)", name, Some(AttributeValue::S((*code).to_owned()))),
+        }
     }
 
     /// Requires that at least one of these holds; each is a conjunction of parts as in [`Self::when`].

@@ -6,9 +6,12 @@ use aws_sdk_dynamodb::types::AttributeValue;
 
 use super::Item;
 use crate::domain::ids::{Attempt, InstanceId, MissionId, SrcId};
-use crate::domain::mission::{Mission, Notified, Tally, tally_shards_for};
+use crate::domain::mission::{
+    ManifestPart, ManifestProgress, Mission, Notified, SeenMission, TALLY_SHARDS_MAX, Tally, tally_shards_for,
+};
 use crate::domain::policy::Policy;
-use crate::domain::task::{Launch, PastAttempt, State, Task};
+use crate::domain::task::{Launch, PastAttempt, Seen, State, Task};
+use crate::domain::value::{Form, integer};
 use crate::domain::verdict::Verdict;
 
 // The tasks table.
@@ -54,6 +57,11 @@ pub(super) const TRANS_FAILED: &str = "transFailed";
 pub(super) const RESULT_LIST: &str = "rsltList";
 pub(super) const NOTIFIED: &str = "notifyEmail";
 pub(super) const NOTIFY_BY: &str = "notifyBy";
+pub(super) const NOTIFY_TOKEN: &str = "notifyToken";
+pub(super) const NOTIFY_BEAT: &str = "notifyBeat";
+pub(super) const NOTIFIED_TO: &str = "notifiedTo";
+pub(super) const MANIFEST_PROGRESS: &str = "manifestProgress";
+pub(super) const OPENED: &str = "opened";
 pub(super) const NOTIFIED_AT: &str = "notifiedAt";
 pub(super) const MANIFEST: &str = "manifest";
 pub(super) const TALLY_SHARDS: &str = "tallyShards";
@@ -70,6 +78,13 @@ pub(super) const LATE: &str = "late";
 pub(super) const CLOSED: &str = "closed";
 pub(super) const LAUNCH_ROUND: &str = "launchRound";
 pub(super) const TIME_CFG: &str = "timeCfg";
+
+/// The attributes of a mission's row that are read, but for `rsltList`, which may be large.
+pub(super) const MISSION_NAMES: &[&str] = &[
+    MISSION_KEY, TRANS_NUMBER, TRANS_OK, TRANS_FAILED, TIME_COST, NOTIFIED, NOTIFY_BY, NOTIFY_TOKEN, NOTIFY_BEAT, NOTIFIED_TO,
+    MANIFEST, MANIFEST_PROGRESS, OPENED, TALLY_SHARDS, TALLY_BASE, TALLY_SEQ, EXEC, MISSION_NAME, NODES, SLOTS, CANCELLED_AT, LATE,
+    CLOSED, LAUNCH_ROUND, TIME_CFG, "bidMode", "bidInstanceType", "maxUnitprice", "maxWaitTime", "onDemandFloor",
+];
 
 /// The value of a string attribute.
 pub(super) fn text(value: impl Into<String>) -> AttributeValue {
@@ -98,10 +113,34 @@ impl Row<'_> {
     }
 
     fn signed(self, name: &str) -> Option<i64> {
-        let value = self.text(name)?;
-        let value = value.trim();
-        // "12.0" and the like: some writers know only floating numbers.
-        value.parse().ok().or_else(|| value.strip_suffix(".0")?.parse().ok())
+        integer(&self.text(name)?)
+    }
+
+    /// A number, or nothing and a sentence in `oddities` if the row has something else there.
+    fn expected_number(self, name: &str, oddities: &mut Vec<String>) -> Option<u64> {
+        let number = self.number(name);
+        let is_blank = || self.text(name).is_some_and(|text| text.trim().is_empty());
+        if number.is_none() && self.0.contains_key(name) && !is_blank() {
+            oddities.push(format!("{name} is {}, not a number", self.form(name).shown()));
+        }
+        number
+    }
+
+    /// Returns the form in which an attribute stands in the row.
+    pub(super) fn form(self, name: &str) -> Form {
+        match self.0.get(name) {
+            None => Form::Absent,
+            Some(AttributeValue::N(value)) => Form::Number(value.clone()),
+            Some(AttributeValue::S(value)) => Form::Text(value.clone()),
+            Some(AttributeValue::L(_)) => Form::Other("L"),
+            Some(AttributeValue::M(_)) => Form::Other("M"),
+            Some(AttributeValue::Bool(_)) => Form::Other("BOOL"),
+            Some(AttributeValue::Null(_)) => Form::Other("NULL"),
+            Some(AttributeValue::B(_)) => Form::Other("B"),
+            Some(AttributeValue::Ss(_)) => Form::Other("SS"),
+            Some(AttributeValue::Ns(_)) => Form::Other("NS"),
+            Some(_) => Form::Other("BS"),
+        }
     }
 
     fn list(self, name: &str) -> Vec<AttributeValue> {
@@ -116,11 +155,14 @@ impl Row<'_> {
     /// Reads a task's row.
     #[must_use]
     pub fn task(self, src: SrcId) -> Task {
-        let state = match self.text(STATE).as_deref().and_then(State::parse) {
-            Some(state) => state,
-            None if self.is_finished_by_first_version() => State::Done,
-            None => State::Pending,
+        let state = match self.form(STATE) {
+            Form::Absent if self.is_finished_by_first_version() => State::Done,
+            Form::Absent => State::Pending,
+            Form::Text(word) => State::parse(&word).unwrap_or(State::Unknown),
+            Form::Number(_) | Form::Other(_) => State::Unknown,
         };
+        let open = self.text(OPEN_AS);
+        let open = open.as_deref().and_then(|open| open.split_once('#'));
         Task {
             src,
             mission: self.text(MISSION).and_then(|id| MissionId::new(id).ok()),
@@ -141,7 +183,7 @@ impl Row<'_> {
             app_failures: self.number(APP_FAILURES).unwrap_or(0),
             interruptions: self.number(INTERRUPTIONS).unwrap_or(0),
             history: self.list(HISTORY).iter().filter_map(past_attempt).collect(),
-            open_since: self.text(OPEN_AS).and_then(|text| Some(text.split_once('#')?.1.to_owned())),
+            open_since: open.map(|(_, since)| since.to_owned()),
             launch: Launch {
                 at_attempt: self.number(LAUNCH_AT_ATTEMPT).map(Attempt),
                 tries: self.number(LAUNCH_TRIES).unwrap_or(0),
@@ -152,25 +194,40 @@ impl Row<'_> {
                 after: self.text(LAUNCH_AFTER),
             },
             cancelled: self.0.contains_key(CANCELLED),
+            open_as: open.and_then(|(state, _)| State::parse(state)),
+            seen: Some(Box::new(Seen {
+                state: self.form(STATE),
+                attempt: self.form(ATTEMPT),
+                beat: self.form(BEAT),
+                launch_at_attempt: self.form(LAUNCH_AT_ATTEMPT),
+                launch_tries: self.form(LAUNCH_TRIES),
+                open_as: self.form(OPEN_AS),
+            })),
         }
     }
 
     /// Reads a mission's row.
     #[must_use]
     pub fn mission(self, id: MissionId) -> Mission {
-        let trans_number = self.number(TRANS_NUMBER);
-        let shards = self.number(TALLY_SHARDS).and_then(|shards| u32::try_from(shards).ok());
+        let mut oddities = Vec::new();
+        let trans_number = self.expected_number(TRANS_NUMBER, &mut oddities);
+        let shards = self.expected_number(TALLY_SHARDS, &mut oddities).and_then(|shards| u32::try_from(shards).ok());
+        let shards = shards.filter(|shards| (1..=TALLY_SHARDS_MAX).contains(shards));
         let rolled_seq = self.number(TALLY_SEQ);
         let ok = self.number(TRANS_OK).unwrap_or(0);
         let notified = match self.text(NOTIFIED).as_deref() {
             Some("Yes") => Notified::Yes,
-            Some("Sending") => Notified::Sending { by: self.text(NOTIFY_BY).unwrap_or_default() },
+            Some("Sending") => Notified::Sending {
+                by: self.text(NOTIFY_BY).unwrap_or_default(),
+                token: self.text(NOTIFY_TOKEN).unwrap_or_default(),
+                beat: self.number(NOTIFY_BEAT).unwrap_or(0),
+            },
             _ => Notified::No,
         };
         Mission {
             id,
             trans_number,
-            tally_shards: shards.filter(|&n| n > 0).unwrap_or_else(|| tally_shards_for(trans_number.unwrap_or(0))),
+            tally_shards: shards.unwrap_or_else(|| tally_shards_for(trans_number.unwrap_or(0))),
             // Before the first roll-up the row's own count is the first version's.
             tally_base: self.number(TALLY_BASE).unwrap_or(if rolled_seq.is_none() { ok } else { 0 }),
             rolled_seq,
@@ -185,9 +242,16 @@ impl Row<'_> {
             results: self.list(RESULT_LIST).iter().filter_map(|v| v.as_s().ok().cloned()).collect(),
             exec: self.text(EXEC).filter(|exec| !exec.trim().is_empty()),
             name: self.text(MISSION_NAME),
-            nodes: self.number(NODES).and_then(|nodes| u32::try_from(nodes).ok()).filter(|&nodes| nodes > 0),
-            slots: self.number(SLOTS).and_then(|slots| u16::try_from(slots).ok()).filter(|&slots| slots > 0),
-            cancelled_at: self.text(CANCELLED_AT),
+            nodes: self
+                .expected_number(NODES, &mut oddities)
+                .filter(|&nodes| nodes > 0)
+                .map(|nodes| u32::try_from(nodes).unwrap_or(NODES_MAX).min(NODES_MAX)),
+            slots: self
+                .expected_number(SLOTS, &mut oddities)
+                .filter(|&slots| slots > 0)
+                .map(|slots| u16::try_from(slots).unwrap_or(SLOTS_MAX).min(SLOTS_MAX)),
+            // Whatever stands there: who wrote it meant to cancel.
+            cancelled_at: self.0.contains_key(CANCELLED_AT).then(|| self.text(CANCELLED_AT).unwrap_or_default()),
             late: self.text(LATE),
             closed_at: self.text(CLOSED),
             launch_round: self.number(LAUNCH_ROUND).unwrap_or(0),
@@ -196,6 +260,18 @@ impl Row<'_> {
                 AttributeValue::S(value) | AttributeValue::N(value) => Some(value.as_str()),
                 _ => None,
             }),
+            opened: self.number(OPENED).unwrap_or(0),
+            manifest_progress: self.0.get(MANIFEST_PROGRESS).and_then(manifest_progress),
+            seen: Some(Box::new(SeenMission {
+                trans_number: self.form(TRANS_NUMBER),
+                opened: self.form(OPENED),
+                launch_round: self.form(LAUNCH_ROUND),
+                tally_seq: self.form(TALLY_SEQ),
+                cancelled_at: self.form(CANCELLED_AT),
+                notify_token: self.form(NOTIFY_TOKEN),
+                notify_beat: self.form(NOTIFY_BEAT),
+            })),
+            oddities,
         }
     }
 
@@ -204,6 +280,39 @@ impl Row<'_> {
     pub(super) fn tally(self) -> [i64; 4] {
         [TRANS_OK, TRANS_FAILED, TIME_COST, TALLY_SEQ].map(|name| self.signed(name).unwrap_or(0))
     }
+}
+
+/// The most nodes that a mission's row may ask for: one fleet takes no more. Source: EC2 user guide, "EC2 Fleet quotas".
+const NODES_MAX: u32 = 10_000;
+/// The most tasks that a node works at, at a time.
+const SLOTS_MAX: u16 = 1_000;
+
+fn manifest_progress(value: &AttributeValue) -> Option<ManifestProgress> {
+    let row = Row(value.as_m().ok()?);
+    let part = |part: &AttributeValue| {
+        let mut words = part.as_s().ok()?.split(' ');
+        let (etag, crc, bytes) = (words.next()?.to_owned(), words.next()?, words.next()?);
+        Some(ManifestPart { etag, crc: u64::from_str_radix(crc, 16).ok()?, bytes: bytes.parse().ok()? })
+    };
+    Some(ManifestProgress {
+        upload: row.text("upload")?,
+        parts: row.list("parts").iter().map(part).collect::<Option<_>>()?,
+        tasks: row.number("tasks")?,
+        after: SrcId::new(row.text("after")?).ok()?,
+        opened: row.number("opened")?,
+    })
+}
+
+/// The value of `manifestProgress`.
+pub(super) fn manifest_progress_value(progress: &ManifestProgress) -> AttributeValue {
+    let part = |part: &ManifestPart| text(format!("{} {:08x} {}", part.etag, part.crc, part.bytes));
+    AttributeValue::M(Item::from([
+        ("upload".to_owned(), text(&progress.upload)),
+        ("parts".to_owned(), AttributeValue::L(progress.parts.iter().map(part).collect())),
+        ("tasks".to_owned(), number(progress.tasks)),
+        ("after".to_owned(), text(progress.after.as_str())),
+        ("opened".to_owned(), number(progress.opened)),
+    ]))
 }
 
 fn past_attempt(value: &AttributeValue) -> Option<PastAttempt> {
@@ -243,6 +352,7 @@ pub(super) fn history(attempts: &[PastAttempt]) -> AttributeValue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn item(pairs: &[(&str, AttributeValue)]) -> Item {
         pairs.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect()
@@ -292,5 +402,62 @@ mod tests {
         };
         let row = item(&[(HISTORY, history(std::slice::from_ref(&past)))]);
         assert_eq!(Row(&row).task(SrcId::new("a").unwrap()).history, [past]);
+    }
+
+    /// A value of any type that `DynamoDB` has, with words and numbers as people write them among the texts.
+    fn any_value() -> impl Strategy<Value = AttributeValue> {
+        let word = prop_oneof![
+            "\\PC{0,12}",
+            Just("pending".to_owned()),
+            Just("Running".to_owned()),
+            Just("Sending".to_owned()),
+            Just("1e38".to_owned()),
+            Just("-1".to_owned()),
+            Just(" 12.0 ".to_owned()),
+            Just("pending#".to_owned()),
+        ];
+        let number = prop_oneof!["-?[0-9]{1,38}", Just("2.5".to_owned()), Just("1e125".to_owned())];
+        let leaf = prop_oneof![
+            word.clone().prop_map(AttributeValue::S),
+            number.clone().prop_map(AttributeValue::N),
+            any::<bool>().prop_map(AttributeValue::Bool),
+            Just(AttributeValue::Null(true)),
+            proptest::collection::vec(any::<u8>(), 0..4).prop_map(|bytes| AttributeValue::B(bytes.into())),
+            proptest::collection::vec(word.clone(), 1..3).prop_map(AttributeValue::Ss),
+            proptest::collection::vec(number, 1..3).prop_map(AttributeValue::Ns),
+        ];
+        leaf.prop_recursive(2, 8, 4, move |inner| {
+            let names = prop_oneof![word.clone(), Just("attempt".to_owned()), Just("upload".to_owned())];
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..4).prop_map(AttributeValue::L),
+                proptest::collection::hash_map(names, inner, 0..4).prop_map(AttributeValue::M),
+            ]
+        })
+    }
+
+    const NAMES: &[&str] = &[
+        BUCKET, TIME_BOARDING, NUM_LOG, MISSION, STATE, ATTEMPT, CLAIM_TOKEN, BEAT, INSTANCE, PROGRESS, TIME_COST, RESULT,
+        RESULT_ETAG, RESULT_BYTES, VERDICT, EXIT_CODE, CHECKPOINT, APP_FAILURES, INTERRUPTIONS, HISTORY, OPEN_IN, OPEN_AS,
+        LAUNCH_AT_ATTEMPT, LAUNCH_TRIES, LAUNCH_AT, LAUNCH_INSTANCE, LAUNCHES_LOST, LAUNCH_ERROR, LAUNCH_AFTER, CANCELLED,
+        TRANS_NUMBER, TRANS_OK, TRANS_FAILED, RESULT_LIST, NOTIFIED, NOTIFY_BY, NOTIFY_TOKEN, NOTIFY_BEAT, MANIFEST,
+        MANIFEST_PROGRESS, TALLY_SHARDS, TALLY_BASE, TALLY_SEQ, EXEC, MISSION_NAME, NODES, NODES_LAUNCHED, SLOTS, CANCELLED_AT,
+        LATE, CLOSED, LAUNCH_ROUND, OPENED, TIME_CFG, "bidMode", "maxUnitprice", "maxWaitTime", "onDemandFloor",
+    ];
+
+    proptest! {
+        #[test]
+        fn a_row_of_any_values_is_read(values in proptest::collection::vec(any_value(), NAMES.len()), kept in any::<u64>()) {
+            let row: Item = NAMES.iter().zip(values).enumerate()
+                .filter(|(n, _)| kept >> n & 1 == 1)
+                .map(|(_, (name, value))| ((*name).to_owned(), value))
+                .collect();
+            let task = Row(&row).task(SrcId::new("a").unwrap());
+            prop_assert!(task.state != State::Running || task.lease().is_some());
+            prop_assert!(row.contains_key(STATE) || task.state != State::Unknown);
+            let mission = Row(&row).mission(MissionId::new("M").unwrap());
+            prop_assert!((1..=TALLY_SHARDS_MAX).contains(&mission.tally_shards));
+            prop_assert!(mission.slots.is_none_or(|slots| (1..=SLOTS_MAX).contains(&slots)));
+            Row(&row).tally();
+        }
     }
 }

@@ -8,17 +8,22 @@
 //!
 //! A scheduler that dies between two of these leaves a reservation without an instance, which a sweep finds.
 
-use super::commit::{tally_key, update};
+use std::collections::BTreeMap;
+
+use aws_sdk_dynamodb::types::TransactWriteItem;
+
+use super::commit::{Transacted, tally_key, update};
 use super::expression::Expression;
 use super::item::{self, Row, history, number, text};
-use super::mission::mission_key;
+use super::mission::{mission_key, opened};
 use super::open::{closed, open_as};
 use super::{CloudError, Item, Ledger, task_key};
+use crate::backend::Kind;
 use crate::domain::ids::{MissionId, SrcId};
-use crate::domain::lease::Lease;
 use crate::domain::mission::{Mission, open_partition, shard_of};
 use crate::domain::tags;
 use crate::domain::task::{PastAttempt, State, Task};
+use crate::domain::value::Form;
 use crate::domain::verdict::{Budget, Verdict};
 
 impl Ledger {
@@ -27,25 +32,25 @@ impl Ledger {
     /// # Errors
     /// [`CloudError`]; `Ok(false)` if the row is not as it was seen.
     pub async fn reserve_launch(&self, task: &Task, now: &str) -> Result<bool, CloudError> {
-        let seen = match (task.launch.at_attempt, task.launch.tries) {
-            (None, 0) => Expression::default().when("attribute_not_exists({})", item::LAUNCH_AT_ATTEMPT, None),
-            (None, tries) => Expression::default()
-                .when("attribute_not_exists({})", item::LAUNCH_AT_ATTEMPT, None)
-                .when("{} = ?", item::LAUNCH_TRIES, Some(number(tries))),
-            (Some(attempt), 0) => Expression::default()
-                .when("{} = ?", item::LAUNCH_AT_ATTEMPT, Some(number(attempt.0)))
-                .when("attribute_not_exists({})", item::LAUNCH_TRIES, None),
-            (Some(attempt), tries) => Expression::default()
-                .when("{} = ?", item::LAUNCH_AT_ATTEMPT, Some(number(attempt.0)))
-                .when("{} = ?", item::LAUNCH_TRIES, Some(number(tries))),
+        let seen = match &task.seen {
+            Some(seen) => Expression::default()
+                .as_it_was(item::LAUNCH_AT_ATTEMPT, &seen.launch_at_attempt)
+                .as_it_was(item::LAUNCH_TRIES, &seen.launch_tries),
+            None => {
+                let form = |value: Option<u64>| value.map_or(Form::Absent, |value| Form::Number(value.to_string()));
+                let tries = Some(task.launch.tries).filter(|&tries| tries > 0);
+                Expression::default()
+                    .as_it_was(item::LAUNCH_AT_ATTEMPT, &form(task.launch.at_attempt.map(|attempt| attempt.0)))
+                    .as_it_was(item::LAUNCH_TRIES, &form(tries))
+            }
         };
         // What was launched for this very attempt is gone, if another is launched now.
         let is_lost = task.launch.is_for(task.attempt) && task.launch.instance.is_some();
-        let seen = if is_lost { seen.add(item::LAUNCHES_LOST, 1) } else { seen };
+        let seen = if is_lost { seen.set(item::LAUNCHES_LOST, number(task.launch.lost + 1)) } else { seen };
         let expression = waits(seen, task)
             .set(item::LAUNCH_AT_ATTEMPT, number(task.attempt.0))
             .set(item::LAUNCH_AT, text(now))
-            .add(item::LAUNCH_TRIES, 1)
+            .set(item::LAUNCH_TRIES, number(task.launch.tries + 1))
             .remove(item::LAUNCH_INSTANCE)
             .remove(item::LAUNCH_ERROR)
             .remove(item::LAUNCH_AFTER);
@@ -96,66 +101,140 @@ impl Ledger {
         self.update_row(&task.src, &expression).await
     }
 
-    /// Puts a task back whose holder is gone: `running → pending`, on condition that the lease is still as it was seen. An
-    /// interruption.
+    /// Puts a task back whose holder is gone: `running → pending`, on condition that the row is still as it was seen. An
+    /// interruption. Returns the row as it is then.
     ///
     /// # Errors
-    /// [`CloudError`]; `Ok(false)` if the lease has moved.
-    pub async fn expire(&self, task: &Task, lease: &Lease, past: PastAttempt, now: &str) -> Result<bool, CloudError> {
+    /// [`CloudError`]; `Ok(None)` if the row has moved.
+    pub async fn expire(&self, task: &Task, past: PastAttempt, now: &str) -> Result<Option<Task>, CloudError> {
         let expression = Expression::default()
             .set(item::STATE, text(State::Pending.as_str()))
             .set(item::OPEN_AS, text(open_as(State::Pending, now)))
             .set(item::VERDICT, text(past.verdict.as_str()))
             .set(item::HISTORY, history(&task.history_with(past)))
-            .add(item::INTERRUPTIONS, 1)
-            .remove(item::CANCELLED)
-            .fence(lease.attempt)
-            .when("{} = ?", item::BEAT, Some(number(lease.beat)));
-        self.update_row(&task.src, &expression).await
+            .set(item::INTERRUPTIONS, number(task.interruptions.saturating_add(1)))
+            .remove(item::CANCELLED);
+        self.update_row_to(&task.src, &same_beat(as_seen(expression, task), task)).await
     }
 
-    /// Fails a task that no attempt ends: it waits, or its holder does not answer. Counted in the mission's tally, in one
-    /// transaction, on condition that state and attempt are as they were seen.
+    /// Fails tasks that no attempt ends: each waits, or its holder does not answer. Each is counted in the mission's tally. On
+    /// condition that state, attempt, and (of one that runs) beat are as they were seen, and with `is_for_cancel`, that the
+    /// mission is still cancelled as it was seen: a redrive may have reinstated it since.
+    ///
+    /// All tasks must be of `mission`. They go up to 25 in one transaction; those that have moved are left out.
     ///
     /// # Errors
-    /// [`CloudError`]; `Ok(false)` if the row has changed.
+    /// [`CloudError`]; what was written by then stays so.
     pub async fn fail(
         &self,
-        task: &Task,
+        tasks: &[(Task, Option<PastAttempt>)],
         mission: Option<&Mission>,
         verdict: Verdict,
-        past: Option<PastAttempt>,
-    ) -> Result<bool, CloudError> {
-        let mut row = closed(Expression::default())
-            .set(item::STATE, text(State::Failed.as_str()))
-            .set(item::VERDICT, text(verdict.as_str()));
-        if let Some(past) = past {
-            row = row.set(item::HISTORY, history(&task.history_with(past)));
+        is_for_cancel: bool,
+    ) -> Result<Failed, CloudError> {
+        let mut failed = Failed { tasks: Vec::new(), has_mission_moved: false };
+        for batch in tasks.chunks(FAIL_BATCH) {
+            let mut batch: Vec<&(Task, Option<PastAttempt>)> = batch.iter().collect();
+            while !batch.is_empty() {
+                let items = self.fail_items(&batch, mission, verdict, is_for_cancel)?;
+                let shards = mission.map(|mission| (&mission.id, shards_of(&batch, mission).into_keys().collect()));
+                match self.transact(&items, &format!("{:032x}", rand::random::<u128>()), shards).await? {
+                    Transacted::Written => {
+                        failed.tasks.extend(batch.drain(..).map(|(task, _)| task.src.clone()));
+                    }
+                    // The mission's own check is last.
+                    Transacted::Refused(places) if is_for_cancel && places.contains(&(items.len() - 1)) => {
+                        failed.has_mission_moved = true;
+                        return Ok(failed);
+                    }
+                    Transacted::Refused(places) => {
+                        let before = batch.len();
+                        let mut place = 0..;
+                        batch.retain(|_| !places.contains(&place.next().unwrap_or(0)));
+                        if batch.len() == before {
+                            // Only the tally's items are left, and they have no condition.
+                            let what = "a transaction was refused for a condition that it does not have";
+                            let resource = format!("table {}", self.tables.tasks);
+                            return Err(CloudError::new(Kind::Invalid, "TransactWriteItems", resource, what));
+                        }
+                    }
+                }
+            }
         }
-        if verdict.budget() == Budget::Application {
-            row = row.add(item::APP_FAILURES, 1);
-        }
-        let row = as_seen(row, task);
-        let mut items = vec![update(&self.tables.tasks, task_key(&task.src), &row)?];
-        if let Some(mission) = mission {
-            let tally = Expression::default()
-                .add(item::TRANS_FAILED, 1)
-                .add(item::TIME_COST, i64::try_from(task.time_cost_s).unwrap_or(i64::MAX))
-                .add(item::TALLY_SEQ, 1);
-            let key = tally_key(&mission.id, shard_of(&task.src, mission.tally_shards));
-            items.push(update(&self.tables.missions, key, &tally)?);
-        }
-        // No token: a repeat of one whose answer was lost finds the row changed, which is as good.
-        self.transact(items, None, &format!("task {}", task.src)).await
+        Ok(failed)
     }
 
-    /// Asks the holder of a task to end it, because its mission is cancelled: its next heartbeat finds this.
+    fn fail_items(
+        &self,
+        batch: &[&(Task, Option<PastAttempt>)],
+        mission: Option<&Mission>,
+        verdict: Verdict,
+        is_for_cancel: bool,
+    ) -> Result<Vec<TransactWriteItem>, CloudError> {
+        let mut items = Vec::with_capacity(2 * batch.len() + 1);
+        for (task, past) in batch {
+            let mut row = closed(Expression::default())
+                .set(item::STATE, text(State::Failed.as_str()))
+                .set(item::VERDICT, text(verdict.as_str()));
+            if let Some(past) = past {
+                row = row.set(item::HISTORY, history(&task.history_with(past.clone())));
+            }
+            if verdict.budget() == Budget::Application {
+                row = row.set(item::APP_FAILURES, number(task.app_failures.saturating_add(1)));
+            }
+            row = as_seen(row, task);
+            if task.state == State::Running {
+                row = same_beat(row, task);
+            }
+            items.push(update(&self.tables.tasks, task_key(&task.src), &row)?);
+        }
+        let Some(mission) = mission else { return Ok(items) };
+        for (shard, (count, time_cost_s)) in shards_of(batch, mission) {
+            let tally = Expression::default()
+                .add(item::TRANS_FAILED, count)
+                .add(item::TIME_COST, i64::try_from(time_cost_s).unwrap_or(i64::MAX))
+                .add(item::TALLY_SEQ, count);
+            items.push(update(&self.tables.missions, tally_key(&mission.id, shard), &tally)?);
+        }
+        if is_for_cancel {
+            items.push(self.check_mission(mission)?);
+        }
+        Ok(items)
+    }
+
+    /// Asks the holder of a task to end it, because its mission is cancelled: its next heartbeat finds this. On condition that
+    /// the mission is still cancelled as it was seen.
     ///
     /// # Errors
-    /// [`CloudError`]; `Ok(false)` if nobody holds it.
-    pub async fn ask_to_cancel(&self, task: &Task, now: &str) -> Result<bool, CloudError> {
-        let expression = Expression::default().set(item::CANCELLED, text(now)).fence(task.attempt);
-        self.update_row(&task.src, &expression).await
+    /// [`CloudError`]; `Ok(false)` if nobody holds it, or the mission has moved.
+    pub async fn ask_to_cancel(&self, task: &Task, mission: &Mission, now: &str) -> Result<bool, CloudError> {
+        let expression = as_seen(Expression::default().set(item::CANCELLED, text(now)), task);
+        let items = [update(&self.tables.tasks, task_key(&task.src), &expression)?, self.check_mission(mission)?];
+        let written = self.transact(&items, &format!("{:032x}", rand::random::<u128>()), None).await?;
+        Ok(written == Transacted::Written)
+    }
+
+    /// Takes out of the index of open tasks what has ended, and puts there in its right state what is open in another: a
+    /// leftover of a write by other hands. On condition that the row is as it was seen.
+    ///
+    /// # Errors
+    /// [`CloudError`]; `Ok(false)` if the row has moved.
+    pub async fn repair_index(&self, task: &Task, now: &str) -> Result<bool, CloudError> {
+        let expression = if task.state.is_final() {
+            closed(Expression::default())
+        } else {
+            Expression::default().set(item::OPEN_AS, text(open_as(task.state, now)))
+        };
+        let expression = as_seen(expression, task);
+        let expression = match &task.seen {
+            Some(seen) => expression.as_it_was(item::OPEN_AS, &seen.open_as),
+            None => expression,
+        };
+        let is_repaired = self.update_row(&task.src, &expression).await?;
+        if is_repaired {
+            tracing::warn!(src.id = %task.src, "the index had {} in another state than its row ({}): repaired", task.src, task.state.as_str());
+        }
+        Ok(is_repaired)
     }
 
     /// Marks a mission as cancelled; the first time stays. `Ok(false)` if there is no such mission.
@@ -171,14 +250,13 @@ impl Ledger {
         self.update_mission(id, &expression).await
     }
 
-    /// Opens a cancelled mission again.
+    /// Reinstates a cancelled mission: it is opened, and its end will be announced again.
     ///
     /// # Errors
     /// [`CloudError`].
-    pub async fn uncancel_mission(&self, id: &MissionId) -> Result<(), CloudError> {
-        let expression =
-            Expression::default().remove(item::CANCELLED_AT).when("attribute_exists({})", item::MISSION_KEY, None);
-        self.update_mission(id, &expression).await.map(|_| ())
+    pub async fn reinstate_mission(&self, mission: &Mission) -> Result<(), CloudError> {
+        let expression = opened(Expression::default(), mission).remove(item::CANCELLED_AT);
+        self.update_mission(&mission.id, &expression).await.map(|_| ())
     }
 
     /// Notes that a mission got a task although its end was announced; `mark` is a new one each time.
@@ -206,6 +284,10 @@ impl Ledger {
             Some(mark) => expression.when("{} = ?", item::LATE, Some(text(mark))),
             None => expression.when("attribute_not_exists({})", item::LATE, None),
         };
+        let expression = match &mission.seen {
+            Some(seen) => expression.as_it_was(item::OPENED, &seen.opened),
+            None => expression,
+        };
         self.update_mission(&mission.id, &expression).await.map(|_| ())
     }
 
@@ -215,13 +297,17 @@ impl Ledger {
     /// # Errors
     /// [`CloudError`]; `Ok(None)` if another was quicker.
     pub async fn reserve_round(&self, mission: &Mission) -> Result<Option<u64>, CloudError> {
-        let expression = Expression::default().add(item::LAUNCH_ROUND, 1);
-        let expression = if mission.launch_round == 0 {
-            expression.when("attribute_not_exists({})", item::LAUNCH_ROUND, None)
-        } else {
-            expression.when("{} = ?", item::LAUNCH_ROUND, Some(number(mission.launch_round)))
+        let form = match &mission.seen {
+            Some(seen) => seen.launch_round.clone(),
+            None if mission.launch_round == 0 => Form::Absent,
+            None => Form::Number(mission.launch_round.to_string()),
         };
-        let expression = expression.when("attribute_exists({})", item::MISSION_KEY, None);
+        let expression = Expression::default()
+            .set(item::LAUNCH_ROUND, number(mission.launch_round + 1))
+            .as_it_was(item::LAUNCH_ROUND, &form)
+            // Nothing is launched for a mission that was cancelled since.
+            .when("attribute_not_exists({})", item::CANCELLED_AT, None)
+            .when("attribute_exists({})", item::MISSION_KEY, None);
         let is_ours = self.update_mission(&mission.id, &expression).await?;
         Ok(is_ours.then_some(mission.launch_round + 1))
     }
@@ -295,12 +381,18 @@ fn short_key(short: &str) -> Item {
 
 /// Requires that the task waits, at the attempt that was seen.
 fn waits(expression: Expression, task: &Task) -> Expression {
-    let pending = Task { state: State::Pending, ..task.clone() };
-    as_seen(expression, &pending)
+    if task.state == State::Pending {
+        return as_seen(expression, task);
+    }
+    as_seen(expression, &Task { state: State::Pending, seen: None, ..task.clone() })
 }
 
 /// Requires that state and attempt are as they were seen; of a row of the first version neither may be there.
 pub(super) fn as_seen(expression: Expression, task: &Task) -> Expression {
+    let expression = expression.when("attribute_exists({})", item::SRC, None);
+    if let Some(seen) = &task.seen {
+        return expression.as_it_was(item::STATE, &seen.state).as_it_was(item::ATTEMPT, &seen.attempt);
+    }
     let state = ("{} = ?", item::STATE, Some(text(task.state.as_str())));
     let attempt = ("{} = ?", item::ATTEMPT, Some(number(task.attempt.0)));
     let mut states = vec![vec![state]];
@@ -311,5 +403,37 @@ pub(super) fn as_seen(expression: Expression, task: &Task) -> Expression {
     if task.attempt.0 == 0 {
         attempts.push(vec![("attribute_not_exists({})", item::ATTEMPT, None)]);
     }
-    expression.when_any(states).when_any(attempts).when("attribute_exists({})", item::SRC, None)
+    expression.when_any(states).when_any(attempts)
 }
+
+/// Requires that the holder has not renewed its lease since the row was seen.
+pub(super) fn same_beat(expression: Expression, task: &Task) -> Expression {
+    match &task.seen {
+        Some(seen) => expression.as_it_was(item::BEAT, &seen.beat),
+        None => expression.when("{} = ?", item::BEAT, Some(number(task.beat))),
+    }
+}
+
+/// The tally items that tasks are counted in: how many in each, and their seconds of workload time.
+fn shards_of(batch: &[&(Task, Option<PastAttempt>)], mission: &Mission) -> BTreeMap<u32, (i64, u64)> {
+    let mut shards = BTreeMap::new();
+    for (task, _) in batch {
+        let (count, time_cost_s) = shards.entry(shard_of(&task.src, mission.tally_shards)).or_insert((0_i64, 0_u64));
+        *count += 1;
+        *time_cost_s = time_cost_s.saturating_add(task.time_cost_s);
+    }
+    shards
+}
+
+/// What became of tasks that were to be failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failed {
+    /// Those that this call failed; the others have moved.
+    pub tasks: Vec<SrcId>,
+    /// The mission is no longer cancelled as it was seen: nothing more was written.
+    pub has_mission_moved: bool,
+}
+
+/// The tasks of one transaction: with a tally item for each and the mission's check these are 51 items, of the 100 that
+/// `TransactWriteItems` takes. A larger one only conflicts more often with the commits of nodes.
+const FAIL_BATCH: usize = 25;

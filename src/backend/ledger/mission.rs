@@ -11,6 +11,7 @@ use crate::backend::CloudError;
 use crate::domain::ids::MissionId;
 use crate::domain::mission::{Mission, Tally, tally_shards_for};
 use crate::domain::policy::Policy;
+use crate::domain::value::Form;
 
 /// What a new mission's row holds.
 #[derive(Clone, Debug)]
@@ -83,6 +84,7 @@ impl Ledger {
         row.insert(item::TALLY_SHARDS.to_owned(), number(new.tally_shards.into()));
         row.insert(item::RESULT_LIST.to_owned(), AttributeValue::L(vec![text("rsltList")]));
         row.insert(item::NOTIFIED.to_owned(), text("No"));
+        row.insert(item::OPENED.to_owned(), number(1));
         let policy = &new.policy;
         let words = [
             (item::EXEC, new.exec.clone()),
@@ -124,19 +126,20 @@ impl Ledger {
         self.update_mission(id, &expression).await.map(|_| ())
     }
 
-    /// Changes how many tasks a mission has, and opens it again if it was announced.
+    /// Changes how many tasks a mission has, and opens it again, on condition that it still has as many as were seen.
     ///
     /// # Errors
-    /// [`CloudError`].
-    pub async fn resize_mission(&self, mission: &Mission, trans_number: u64) -> Result<(), CloudError> {
-        let expression = Expression::default()
+    /// [`CloudError`]; `Ok(false)` if another has changed the number since.
+    pub async fn resize_mission(&self, mission: &Mission, trans_number: u64) -> Result<bool, CloudError> {
+        let expression = opened(Expression::default(), mission)
             .set(item::TRANS_NUMBER, number(trans_number))
-            .set(item::NOTIFIED, text("No"))
-            .remove(item::CLOSED)
             // As many as were meant so far: a larger number would mean other items.
-            .set_if_absent(item::TALLY_SHARDS, number(mission.tally_shards.into()))
-            .when("attribute_exists({})", item::MISSION_KEY, None);
-        self.update_mission(&mission.id, &expression).await.map(|_| ())
+            .set_if_absent(item::TALLY_SHARDS, number(mission.tally_shards.into()));
+        let expression = match &mission.seen {
+            Some(seen) => expression.as_it_was(item::TRANS_NUMBER, &seen.trans_number),
+            None => expression,
+        };
+        self.update_mission(&mission.id, &expression).await
     }
 
     /// Reads and sums the mission's tally items, consistently.
@@ -169,11 +172,15 @@ impl Ledger {
     pub async fn roll_up(&self, mission: &Mission, total: Tally) -> Result<(), CloudError> {
         let expression = counters(mission, total)
             .set_if_absent(item::TALLY_BASE, number(mission.tally_base))
-            .when("attribute_exists({})", item::MISSION_KEY, None)
-            .when_any(vec![
+            .when("attribute_exists({})", item::MISSION_KEY, None);
+        let expression = match mission.seen.as_ref().map(|seen| &seen.tally_seq) {
+            // Not as this version writes it: text does not compare with a number.
+            Some(form @ (Form::Text(_) | Form::Other(_))) => expression.as_it_was(item::TALLY_SEQ, form),
+            _ => expression.when_any(vec![
                 vec![("attribute_not_exists({})", item::TALLY_SEQ, None)],
                 vec![("{} < ?", item::TALLY_SEQ, Some(number(total.seq)))],
-            ]);
+            ]),
+        };
         self.update_mission(&mission.id, &expression).await.map(|_| ())
     }
 
@@ -206,6 +213,26 @@ impl Ledger {
 
 pub(super) fn mission_key(id: &MissionId) -> Item {
     Item::from([(item::MISSION_KEY.to_owned(), text(id.as_str()))])
+}
+
+/// Opens a mission: it is counted in `opened`, and its end is announced again. Whoever read the row before must read it again.
+pub(super) fn opened(expression: Expression, mission: &Mission) -> Expression {
+    let expression = expression.set(item::NOTIFIED, text("No")).remove(item::CLOSED).remove(item::MANIFEST_PROGRESS);
+    let expression = match mission.seen.as_ref().map(|seen| &seen.opened) {
+        // `ADD` takes numbers alone.
+        Some(Form::Text(_) | Form::Other(_)) => expression.set(item::OPENED, number(mission.opened + 1)),
+        _ => expression.add(item::OPENED, 1),
+    };
+    expression.when("attribute_exists({})", item::MISSION_KEY, None)
+}
+
+/// Requires that a mission is cancelled, or is not, just as it was seen, and was not opened since.
+pub(super) fn mission_as_seen(expression: Expression, mission: &Mission) -> Expression {
+    let Some(seen) = &mission.seen else {
+        let cancelled = mission.cancelled_at.clone().map_or(Form::Absent, Form::Text);
+        return expression.as_it_was(item::CANCELLED_AT, &cancelled);
+    };
+    expression.as_it_was(item::CANCELLED_AT, &seen.cancelled_at).as_it_was(item::OPENED, &seen.opened)
 }
 
 /// Sets the row's counters in the row's own style.

@@ -8,6 +8,7 @@
 
 mod claim;
 mod commit;
+mod cursor;
 mod expression;
 mod item;
 mod launch;
@@ -21,11 +22,13 @@ mod tables;
 
 pub use claim::{Claim, Claimant};
 pub use commit::{Commit, Finish, Outcome};
+pub use cursor::Cursor;
 pub use item::Row;
+pub use launch::Failed;
 pub use mission::NewMission;
-pub use open::INDEX;
+pub use open::{INDEX, OpenPage, OpenTask, PAGE_LEN, Partition};
 pub use preflight::TableKind;
-pub use publish::Publication;
+pub use publish::{Announcement, Publication};
 pub use renew::{Beat, Release};
 pub use rows::{Made, NewTask, Redrive};
 

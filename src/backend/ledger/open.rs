@@ -9,6 +9,8 @@
 //! An index is read eventually consistently: it may show a task that was claimed a moment ago, or not show yet one that was
 //! put back. What is found here is claimed, or read, before anything is done with it.
 
+use std::collections::BTreeSet;
+
 use aws_sdk_dynamodb::types::KeysAndAttributes;
 
 use super::expression::Expression;
@@ -22,6 +24,44 @@ use crate::domain::task::{State, Task};
 
 /// The index's name.
 pub const INDEX: &str = "open";
+/// The entries of a page: a thousand keys are about 200 kB, which is 25 read units.
+pub const PAGE_LEN: usize = 1_000;
+
+/// One partition of the index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Partition<'a> {
+    /// The mission; `None`: tasks of no mission.
+    pub mission: Option<&'a MissionId>,
+    /// The shard, from 0.
+    pub shard: u32,
+}
+
+/// An entry of the index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenTask {
+    /// The task.
+    pub src: SrcId,
+    /// Its state and since when, as the index has it: `pending#2026-02-03T04:05:06Z`.
+    pub open_as: String,
+}
+
+impl OpenTask {
+    /// Returns since when the task is open, RFC 3339 UTC, by the writer's clock.
+    #[must_use]
+    pub fn since(&self) -> &str {
+        self.open_as.split_once('#').map_or("", |(_, since)| since)
+    }
+}
+
+/// A page of the index.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OpenPage {
+    /// Its entries.
+    pub tasks: Vec<OpenTask>,
+    /// Whether no more come after it.
+    pub is_last: bool,
+}
+
 /// `BatchGetItem` takes 100 keys. Source: DynamoDB API reference.
 const BATCH_LEN_MAX: usize = 100;
 /// Reads of one batch that come back unprocessed before the call is given up as throttled: about 10 s.
@@ -38,18 +78,25 @@ pub(super) fn closed(expression: Expression) -> Expression {
 }
 
 impl Ledger {
-    /// Lists the open tasks of one partition in one state, longest in it first, `limit` at the most.
+    /// Lists the open tasks of one partition in one state, longest in it first: up to `limit` that come after `from`.
     ///
     /// # Errors
     /// [`CloudError`]; `Invalid` with a word about the index if the table has none.
     pub async fn open_page(
         &self,
-        mission: Option<&MissionId>,
-        shard: u32,
+        partition: Partition<'_>,
         state: State,
         limit: usize,
-    ) -> Result<Vec<SrcId>, CloudError> {
-        let mut from: Option<Item> = None;
+        from: Option<&OpenTask>,
+    ) -> Result<OpenPage, CloudError> {
+        let open_in = open_partition(partition.mission, partition.shard);
+        let key = |task: &OpenTask| {
+            let mut key = task_key(&task.src);
+            key.insert(item::OPEN_IN.to_owned(), text(&open_in));
+            key.insert(item::OPEN_AS.to_owned(), text(&task.open_as));
+            key
+        };
+        let mut from = from.map(key);
         let mut found = Vec::new();
         loop {
             let page = self
@@ -60,23 +107,60 @@ impl Ledger {
                 .key_condition_expression("#in = :in AND begins_with(#as, :as)")
                 .expression_attribute_names("#in", item::OPEN_IN)
                 .expression_attribute_names("#as", item::OPEN_AS)
-                .expression_attribute_values(":in", text(open_partition(mission, shard)))
+                .expression_attribute_values(":in", text(&open_in))
                 .expression_attribute_values(":as", text(format!("{}#", state.as_str())))
                 .set_limit(i32::try_from(limit - found.len()).ok())
                 .set_exclusive_start_key(from)
                 .send()
                 .await
                 .map_err(|error| CloudError::sdk("Query", format!("index {INDEX} of {}", self.tables.tasks), error))?;
-            let src = |item: &Item| Row(item).text(item::SRC).and_then(|src| SrcId::new(src).ok());
-            found.extend(page.items().iter().filter_map(src));
+            let task = |item: &Item| {
+                let src = Row(item).text(item::SRC).and_then(|src| SrcId::new(src).ok())?;
+                Some(OpenTask { src, open_as: Row(item).text(item::OPEN_AS)? })
+            };
+            found.extend(page.items().iter().filter_map(task));
             match page.last_evaluated_key {
                 Some(key) if !key.is_empty() && found.len() < limit => from = Some(key),
-                _ => return Ok(found),
+                Some(key) if !key.is_empty() => return Ok(OpenPage { tasks: found, is_last: false }),
+                _ => return Ok(OpenPage { tasks: found, is_last: true }),
             }
         }
     }
 
-    /// Lists all open tasks of a mission, or of none, in one state.
+    /// Counts the open tasks of a mission, or of none, in one state, but no more than `most`: it stops there. Returns also how
+    /// the longest open one is in the index.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn count_open(
+        &self,
+        mission: Option<&MissionId>,
+        shards: u32,
+        state: State,
+        most: u64,
+    ) -> Result<(u64, Option<OpenTask>), CloudError> {
+        let (mut count, mut longest) = (0, None::<OpenTask>);
+        for shard in 0..shards.max(1) {
+            let mut from = None;
+            loop {
+                let page = self.open_page(Partition { mission, shard }, state, PAGE_LEN, from.as_ref()).await?;
+                count += page.tasks.len() as u64;
+                let first = page.tasks.first().filter(|_| from.is_none());
+                if let Some(first) = first
+                    && longest.as_ref().is_none_or(|longest| first.open_as < longest.open_as)
+                {
+                    longest = Some(first.clone());
+                }
+                if page.is_last || count >= most {
+                    break;
+                }
+                from = page.tasks.last().cloned();
+            }
+        }
+        Ok((count.min(most), longest))
+    }
+
+    /// Lists all open tasks of a mission, or of none, in one state. For few: every one is in memory.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -88,19 +172,23 @@ impl Ledger {
     ) -> Result<Vec<SrcId>, CloudError> {
         let mut found = Vec::new();
         for shard in 0..shards.max(1) {
-            found.extend(self.open_page(mission, shard, state, usize::MAX).await?);
+            let page = self.open_page(Partition { mission, shard }, state, usize::MAX, None).await?;
+            found.extend(page.tasks.into_iter().map(|task| task.src));
         }
         Ok(found)
     }
 
-    /// Reads rows consistently, in no order; those that are not there are left out.
+    /// Reads rows consistently, in no order; those that are not there are left out. A task that is named twice is read once.
     ///
     /// # Errors
     /// [`CloudError`]; `Throttled` if DynamoDB leaves keys unread for about 10 s.
     pub async fn tasks(&self, srcs: &[SrcId]) -> Result<Vec<Task>, CloudError> {
+        // BatchGetItem refuses a key that is there twice, and an index may show a task in two states.
+        let srcs: BTreeSet<&SrcId> = srcs.iter().collect();
+        let srcs: Vec<&SrcId> = srcs.into_iter().collect();
         let mut tasks = Vec::with_capacity(srcs.len());
         for batch in srcs.chunks(BATCH_LEN_MAX) {
-            let keys = batch.iter().map(task_key).collect();
+            let keys = batch.iter().map(|src| task_key(src)).collect();
             for row in self.batch_get(&self.tables.tasks, keys).await? {
                 if let Some(src) = Row(&row).text(item::SRC).and_then(|src| SrcId::new(src).ok()) {
                     tasks.push(Row(&row).task(src));

@@ -12,6 +12,7 @@ use aws_smithy_types::config_bag::ConfigBag;
 use aws_smithy_types::date_time::Format;
 
 use super::item::{self, text};
+use super::open::Partition;
 use super::{CloudError, INDEX, Ledger};
 use crate::backend::Kind;
 
@@ -51,7 +52,8 @@ impl Ledger {
     /// [`CloudError`]; `Invalid` if the table has no such index.
     pub async fn has_index(&self) -> Result<&'static str, CloudError> {
         let nobody = crate::domain::ids::MissionId::new(NOBODY).expect("a constant name is valid");
-        self.open_page(Some(&nobody), 0, crate::domain::task::State::Pending, 1).await?;
+        let partition = Partition { mission: Some(&nobody), shard: 0 };
+        self.open_page(partition, crate::domain::task::State::Pending, 1, None).await?;
         Ok(INDEX)
     }
 

@@ -1,15 +1,26 @@
-//! Who tells the people: `notifyEmail: No → Sending → Yes`.
+//! Who announces a mission's end: `notifyEmail: No → Sending → Yes`.
+//!
+//! ```text
+//!   read `opened` ─► read the tally: complete ─► Sending, on condition of that `opened` (one winner)
+//!        ▲                                          │ renews `notifyBeat` while it writes the manifest
+//!        └── refused: read both again               ▼
+//!                       results and manifest into the row ─► the message ─► Yes, on condition of its own token
+//! ```
+//!
+//! Whoever opens a mission (enlarges, redrives, reinstates it) counts `opened` up and sets `No`: a publisher that read the
+//! tally before that is refused, and one that has begun cannot set `Yes`. All that makes the row larger is written before the
+//! message, so that the last write, which only makes it smaller, cannot be refused for the row's size.
 
 use aws_sdk_dynamodb::types::AttributeValue;
 
 use super::Ledger;
-use super::item::{self, text};
+use super::expression::Expression;
+use super::item::{self, manifest_progress_value, number, text};
 use super::mission::counters;
-use crate::backend::CloudError;
-use crate::domain::ids::InstanceId;
-use crate::domain::mission::{Mission, Notified, Tally};
-
-const NOTIFY_TOKEN: &str = "notifyToken";
+use crate::backend::{CloudError, Kind};
+use crate::domain::ids::{InstanceId, MissionId};
+use crate::domain::mission::{ManifestProgress, Mission, Notified, Tally};
+use crate::domain::value::Form;
 
 /// One publisher's right to publish.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,80 +32,151 @@ pub struct Publication {
 }
 
 impl Ledger {
-    /// Tries to become the mission's one publisher: `No → Sending`. `dead` names a publisher that is known to be
-    /// gone, whose place may be taken.
+    /// Tries to become the mission's one publisher: `No → Sending`, on condition that the mission was not opened since
+    /// `mission` was read. `is_lost` says that the publisher that `mission` names is known to be gone: its place may be taken, if it
+    /// has not renewed its lease since.
     ///
     /// May be repeated: whoever holds the publication gets it again.
     ///
     /// # Errors
-    /// [`CloudError`]; `Ok(false)` if another publishes, or it is done.
+    /// [`CloudError`]; `Ok(false)` if another publishes, if it is done, or if the mission was opened: read it again.
     pub async fn begin_publication(
         &self,
         mission: &Mission,
         publication: &Publication,
-        dead: Option<&str>,
+        is_lost: bool,
         total: Tally,
     ) -> Result<bool, CloudError> {
-        let mut cases = vec![
+        let seen = mission.seen.clone().unwrap_or_default();
+        let sending = || ("{} = ?", item::NOTIFIED, Some(text("Sending")));
+        let cases = vec![
             vec![("attribute_not_exists({})", item::NOTIFIED, None)],
             vec![("{} <> ?", item::NOTIFIED, Some(text("Sending"))), ("{} <> ?", item::NOTIFIED, Some(text("Yes")))],
-            vec![
-                ("{} = ?", item::NOTIFIED, Some(text("Sending"))),
-                ("{} = ?", NOTIFY_TOKEN, Some(text(&publication.token))),
-            ],
+            vec![sending(), ("{} = ?", item::NOTIFY_TOKEN, Some(text(&publication.token)))],
         ];
-        if let Some(dead) = dead {
-            cases.push(vec![
-                ("{} = ?", item::NOTIFIED, Some(text("Sending"))),
-                ("{} = ?", item::NOTIFY_BY, Some(text(dead))),
-            ]);
-        }
         // The counters go along: whatever becomes of the message, the row shows that the mission is over.
         let expression = counters(mission, total)
-            .set_if_absent(item::TALLY_BASE, item::number(mission.tally_base))
+            .set_if_absent(item::TALLY_BASE, number(mission.tally_base))
             .set(item::NOTIFIED, text("Sending"))
             .set(item::NOTIFY_BY, text(publication.by.as_str()))
-            .set(NOTIFY_TOKEN, text(&publication.token))
+            .set(item::NOTIFY_TOKEN, text(&publication.token))
+            .set(item::NOTIFY_BEAT, number(0))
             .when("attribute_exists({})", item::MISSION_KEY, None)
-            .when_any(cases);
-        // It must not have grown since it was read.
-        let expression = match mission.trans_number {
-            Some(n) => expression.when_any(vec![
-                vec![("{} = ?", item::TRANS_NUMBER, Some(item::number(n)))],
-                vec![("{} = ?", item::TRANS_NUMBER, Some(text(n.to_string())))],
-            ]),
-            None => expression,
+            .as_it_was(item::OPENED, &seen.opened)
+            .as_it_was(item::TRANS_NUMBER, &seen.trans_number);
+        let expression = if is_lost {
+            expression
+                .when("{} = ?", item::NOTIFIED, Some(text("Sending")))
+                .as_it_was(item::NOTIFY_TOKEN, &seen.notify_token)
+                .as_it_was(item::NOTIFY_BEAT, &seen.notify_beat)
+        } else {
+            expression.when_any(cases)
         };
         self.update_mission(&mission.id, &expression).await
     }
 
-    /// Marks the mission as announced: `Sending → Yes`, with the final counters, the results, and the manifest.
+    /// Renews the publisher's lease, and notes how far the manifest is.
     ///
     /// # Errors
-    /// [`CloudError`]; `Ok(false)` if the publication is not ours (any more).
-    pub async fn end_publication(
+    /// [`CloudError`]; `Ok(false)` if the publication is no longer ours.
+    pub async fn renew_publication(
+        &self,
+        id: &MissionId,
+        publication: &Publication,
+        progress: Option<&ManifestProgress>,
+    ) -> Result<bool, CloudError> {
+        let expression = own(Expression::default().add(item::NOTIFY_BEAT, 1), publication);
+        let Some(progress) = progress else { return self.update_mission(id, &expression).await };
+        let noted = expression.clone().set(item::MANIFEST_PROGRESS, manifest_progress_value(progress));
+        match self.update_mission(id, &noted).await {
+            // The row has no room for it: a successor begins the manifest again.
+            Err(error) if error.kind == Kind::Invalid => self.update_mission(id, &expression).await,
+            renewed => renewed,
+        }
+    }
+
+    /// Writes what the mission came to: the counters, the results, the manifest, and who is notified. If the row has no room
+    /// for all results, it names the manifest alone.
+    ///
+    /// # Errors
+    /// [`CloudError`]; `Ok(false)` if the publication is no longer ours.
+    pub async fn prepare_publication(
         &self,
         mission: &Mission,
         publication: &Publication,
         total: Tally,
-        results: &[String],
-        manifest: &str,
-        now: &str,
+        announcement: &Announcement<'_>,
     ) -> Result<bool, CloudError> {
-        let list = results.iter().map(text).collect();
-        let expression = counters(mission, total)
-            .set(item::NOTIFIED, text("Yes"))
-            .set(item::NOTIFIED_AT, text(now))
-            .set(item::RESULT_LIST, AttributeValue::L(list))
-            .set(item::MANIFEST, text(manifest))
-            .set_if_absent(item::TALLY_BASE, item::number(mission.tally_base))
-            .when("{} = ?", item::NOTIFIED, Some(text("Sending")))
-            .when("{} = ?", NOTIFY_TOKEN, Some(text(&publication.token)));
-        if self.update_mission(&mission.id, &expression).await? {
+        let Announcement { results, manifest, to, now } = announcement;
+        let list = |results: &[String]| AttributeValue::L(results.iter().map(text).collect());
+        let expression = own(counters(mission, total), publication)
+            .set(item::NOTIFIED_AT, text(*now))
+            .set(item::MANIFEST, text(*manifest))
+            .set(item::NOTIFIED_TO, text(*to))
+            .set_if_absent(item::TALLY_BASE, number(mission.tally_base));
+        let whole = expression.clone().set(item::RESULT_LIST, list(results));
+        match self.update_mission(&mission.id, &whole).await {
+            Err(error) if error.kind == Kind::Invalid => {
+                tracing::warn!("mission {}: its row has no room for its results ({}); the manifest has them", mission.id, error.source);
+            }
+            written => return written,
+        }
+        match self.update_mission(&mission.id, &expression).await {
+            Err(error) if error.kind == Kind::Invalid => {
+                tracing::warn!("mission {}: its row has no room for the manifest's name ({})", mission.id, error.source);
+                self.update_mission(&mission.id, &own(Expression::default().add(item::NOTIFY_BEAT, 1), publication)).await
+            }
+            written => written,
+        }
+    }
+
+    /// Forgets how far the manifest is, so that the next publisher begins it again.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn forget_manifest(&self, id: &MissionId, publication: &Publication) -> Result<(), CloudError> {
+        let expression = own(Expression::default().remove(item::MANIFEST_PROGRESS), publication);
+        self.update_mission(id, &expression).await.map(|_| ())
+    }
+
+    /// Marks the mission as announced: `Sending → Yes`. The row only gets smaller by this.
+    ///
+    /// # Errors
+    /// [`CloudError`]; `Ok(false)` if the publication is no longer ours.
+    pub async fn end_publication(&self, id: &MissionId, publication: &Publication) -> Result<bool, CloudError> {
+        let expression = own(Expression::default().set(item::NOTIFIED, text("Yes")), publication)
+            .remove(item::MANIFEST_PROGRESS)
+            .remove(item::NOTIFY_BEAT);
+        if self.update_mission(id, &expression).await? {
             return Ok(true);
         }
         // The answer to an earlier try may have been lost: then the row already says so.
-        let row = self.mission(&mission.id).await?;
-        Ok(row.is_some_and(|row| row.notified == Notified::Yes))
+        let row = self.mission(id).await?;
+        let is_own = |row: &Mission| {
+            row.seen.as_ref().is_some_and(|seen| seen.notify_token == Form::Text(publication.token.clone()))
+        };
+        Ok(row.is_some_and(|row| row.notified == Notified::Yes && is_own(&row)))
     }
+}
+
+/// What a mission's row says of its announcement.
+#[derive(Clone, Copy, Debug)]
+pub struct Announcement<'a> {
+    /// The value of `rsltList`.
+    pub results: &'a [String],
+    /// `s3://…` of the manifest.
+    pub manifest: &'a str,
+    /// The topic that is notified, or `none`.
+    pub to: &'a str,
+    /// Now, RFC 3339 UTC.
+    pub now: &'a str,
+}
+
+/// Requires that the publication is ours.
+fn own(expression: Expression, publication: &Publication) -> Expression {
+    expression.when("{} = ?", item::NOTIFIED, Some(text("Sending"))).when(
+        "{} = ?",
+        item::NOTIFY_TOKEN,
+        Some(text(&publication.token)),
+    )
 }

@@ -2,18 +2,18 @@
 
 use aws_sdk_dynamodb::config::Builder;
 use aws_sdk_dynamodb::config::retry::RetryConfig;
-use aws_sdk_dynamodb::error::SdkError;
+use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_dynamodb::operation::update_item::{UpdateItemError, UpdateItemOutput};
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValuesOnConditionCheckFailure};
 
 use super::expression::Expression;
-use super::item::{self, Row, history, text};
+use super::item::{self, Row, history, number, text};
 use super::open::open_as;
 use super::{Fence, Ledger, task_key};
 use crate::backend::CloudError;
 use crate::domain::progress::Progress;
-use crate::domain::task::{PastAttempt, State, Task};
-use crate::domain::verdict::{Budget, Verdict};
+use crate::domain::task::{Counts, PastAttempt, State, Task};
+use crate::domain::verdict::Verdict;
 
 /// What became of a heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +37,8 @@ pub struct Release {
     pub time_cost_s: u64,
     /// The history, this attempt included.
     pub history: Vec<PastAttempt>,
+    /// The counts of bad endings, this one included.
+    pub counts: Counts,
     /// Now, RFC 3339 UTC: tasks that wait longer come first.
     pub now: String,
 }
@@ -62,11 +64,20 @@ impl Ledger {
             .set(item::PROGRESS, text(progress.to_string()))
             .set(item::TIME_COST, text(time_cost_s.to_string()))
             .set(item::INSTANCE, text(fence.owner.as_str()))
-            .add(item::BEAT, 1)
             .fence(fence.attempt);
         let expression =
             if heeds_cancel { expression.when("attribute_not_exists({})", item::CANCELLED, None) } else { expression };
-        match self.update_task(fence, &expression, RetryConfig::disabled().into()).await {
+        let counted = expression.clone().add(item::BEAT, 1);
+        let mut sent = self.update_task(fence, &counted, RetryConfig::disabled().into()).await;
+        if let Err(error) = &sent
+            && error.code() == Some("ValidationException")
+            && let Some(row) = self.task(&fence.src).await?
+        {
+            // Somebody has written something into `beat` that is no number: it is counted on from what can be read of it.
+            let counted = expression.set(item::BEAT, number(row.beat + 1));
+            sent = self.update_task(fence, &counted, RetryConfig::disabled().into()).await;
+        }
+        match sent {
             Ok(_) => Ok(Beat::Renewed),
             Err(error) => {
                 let row = self.refused_row(error, fence).await?;
@@ -96,15 +107,12 @@ impl Ledger {
     /// # Errors
     /// [`CloudError`]; a refused fence is `Ok(false)`.
     pub async fn release(&self, fence: &Fence, release: &Release) -> Result<bool, CloudError> {
-        let mut expression = ending(release.verdict, release.exit_code, release.time_cost_s, &release.history)
+        let expression = ending(release.verdict, release.exit_code, release.time_cost_s, &release.history)
             .set(item::STATE, text(State::Pending.as_str()))
             .set(item::OPEN_AS, text(open_as(State::Pending, &release.now)))
+            .set(item::APP_FAILURES, number(release.counts.app_failures))
+            .set(item::INTERRUPTIONS, number(release.counts.interruptions))
             .fence(fence.attempt);
-        expression = match release.verdict.budget() {
-            Budget::Application => expression.add(item::APP_FAILURES, 1),
-            Budget::Interruption => expression.add(item::INTERRUPTIONS, 1),
-            Budget::None => expression,
-        };
         match self.update_task(fence, &expression, None).await {
             Ok(_) => Ok(true),
             Err(error) => {

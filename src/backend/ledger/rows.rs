@@ -1,14 +1,16 @@
 //! Rows as the scheduler and the reader see them: making, listing, and redriving.
 
+use std::collections::HashMap;
+
 use aws_sdk_dynamodb::operation::put_item::PutItemError;
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
-use aws_sdk_dynamodb::types::{AttributeValue, ReturnValuesOnConditionCheckFailure};
+use aws_sdk_dynamodb::types::{ReturnValue, ReturnValuesOnConditionCheckFailure};
 
-use super::commit::{tally_key, update};
+use super::commit::{Transacted, tally_key, update};
 use super::expression::Expression;
 use super::item::{self, Row, text};
 use super::launch::as_seen;
-use super::mission::mission_key;
+use super::mission::{mission_key, opened};
 use super::open::open_as;
 use super::{Item, Ledger, task_key};
 use crate::backend::{CloudError, Kind};
@@ -124,6 +126,28 @@ impl Ledger {
         self.update_row(src, &expression).await.map(|_| ())
     }
 
+    /// Updates a task's row, and returns it as it is then; `None` if the condition did not hold.
+    pub(super) async fn update_row_to(
+        &self,
+        src: &SrcId,
+        expression: &Expression,
+    ) -> Result<Option<Task>, CloudError> {
+        let answer = expression
+            .on(self.client.update_item().table_name(&self.tables.tasks).set_key(Some(task_key(src))))
+            .return_values(ReturnValue::AllNew)
+            .send()
+            .await;
+        match answer {
+            Ok(answer) => Ok(answer.attributes.map(|row| Row(&row).task(src.clone()))),
+            Err(error)
+                if matches!(error.as_service_error(), Some(UpdateItemError::ConditionalCheckFailedException(_))) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(CloudError::sdk("UpdateItem", format!("table {}", self.tables.tasks), error)),
+        }
+    }
+
     /// Updates a task's row; `false` if the condition did not hold.
     pub(super) async fn update_row(&self, src: &SrcId, expression: &Expression) -> Result<bool, CloudError> {
         let answer = expression
@@ -155,7 +179,7 @@ impl Ledger {
     }
 
     /// Puts a failed task back to `pending` with fresh budgets, takes it out of the tally, and opens its mission again:
-    /// one transaction.
+    /// one transaction. What was launched for it before is still counted in its row, so that the next launch is another.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -170,8 +194,10 @@ impl Ledger {
             .remove(item::LAUNCH_AT_ATTEMPT)
             .remove(item::LAUNCHES_LOST)
             .remove(item::LAUNCH_AFTER)
-            .remove(item::CANCELLED)
-            .when("{} = ?", item::STATE, Some(text(State::Failed.as_str())));
+            .remove(item::CANCELLED);
+        if task.state != State::Failed {
+            return Ok(Redrive::NotFailed);
+        }
         let row = as_seen(row, task);
         let mut items = vec![update(&self.tables.tasks, task_key(&task.src), &row)?];
         if let Some(mission) = mission {
@@ -180,17 +206,14 @@ impl Ledger {
                 .add(item::TRANS_FAILED, -1)
                 .add(item::TIME_COST, -time_cost_s)
                 .add(item::TALLY_SEQ, 1);
-            let key = tally_key(&mission.id, shard_of(&task.src, mission.tally_shards));
+            let key = tally_key(&mission.id, shard);
             items.push(update(&self.tables.missions, key, &tally)?);
-            let open = Expression::default().set(item::NOTIFIED, text("No")).remove(item::CLOSED).when(
-                "attribute_exists({})",
-                item::MISSION_KEY,
-                None,
-            );
+            let open = opened(Expression::default(), mission);
             items.push(update(&self.tables.missions, mission_key(&mission.id), &open)?);
         }
-        let is_written = self.transact(items, None, &format!("task {}", task.src)).await?;
-        Ok(if is_written { Redrive::Redriven } else { Redrive::NotFailed })
+        let shards = mission.map(|mission| (&mission.id, vec![shard]));
+        let written = self.transact(&items, &format!("{:032x}", rand::random::<u128>()), shards).await?;
+        Ok(if written == Transacted::Written { Redrive::Redriven } else { Redrive::NotFailed })
     }
 
     /// Hands every task of a mission (or every task, with `None`) to `each`, page by page, in no order.
@@ -201,55 +224,92 @@ impl Ledger {
     /// # Errors
     /// [`CloudError`].
     pub async fn each_task(&self, mission: Option<&MissionId>, mut each: impl FnMut(Task)) -> Result<(), CloudError> {
-        let filter = mission.map(|id| ("#m = :m", item::MISSION, id.as_str()));
-        self.scan(&self.tables.tasks, filter, |row| {
-            if let Some(src) = Row(row).text(item::SRC).and_then(|src| SrcId::new(src).ok()) {
-                each(Row(row).task(src));
+        let mut after = None;
+        loop {
+            let (tasks, last) = self.task_page(mission, after.as_ref()).await?;
+            tasks.into_iter().for_each(&mut each);
+            match last {
+                Some(last) => after = Some(last),
+                None => return Ok(()),
             }
-        })
-        .await
+        }
     }
 
-    /// Lists the missions, without their tally items.
+    /// Reads a page of a mission's tasks (or of all, with `None`), in no order but always the same: those that come `after` a
+    /// task. Returns also the task after which the next page begins; `None` if there is none. A page is 1 MB of the *table*.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn task_page(
+        &self,
+        mission: Option<&MissionId>,
+        after: Option<&SrcId>,
+    ) -> Result<(Vec<Task>, Option<SrcId>), CloudError> {
+        let mut scan = self.client.scan().table_name(&self.tables.tasks).consistent_read(true);
+        scan = scan.set_exclusive_start_key(after.map(task_key));
+        if let Some(mission) = mission {
+            scan = scan
+                .filter_expression("#m = :m")
+                .expression_attribute_names("#m", item::MISSION)
+                .expression_attribute_values(":m", text(mission.as_str()));
+        }
+        let page = scan.send().await;
+        let page = page.map_err(|error| CloudError::sdk("Scan", format!("table {}", self.tables.tasks), error))?;
+        let src = |row: &Item| Row(row).text(item::SRC).and_then(|src| SrcId::new(src).ok());
+        let tasks = page.items().iter().filter_map(|row| Some(Row(row).task(src(row)?))).collect();
+        let last = page.last_evaluated_key.filter(|key| !key.is_empty());
+        let unreadable = || CloudError::new(Kind::Invalid, "Scan", &self.tables.tasks, "a page ends with a key that is no task's name");
+        let last = last.map(|key| src(&key).ok_or_else(unreadable)).transpose()?;
+        Ok((tasks, last))
+    }
+
+    /// Lists the missions, without their tally items, and without their `results`, which may be 300 kB each.
     ///
     /// # Errors
     /// [`CloudError`].
     pub async fn missions(&self) -> Result<Vec<Mission>, CloudError> {
         let mut missions = Vec::new();
-        // Neither tally items nor long keys' short names.
-        let filter = Some(("NOT contains(#m, :m)", item::MISSION_KEY, "#tally#"));
-        self.scan(&self.tables.missions, filter, |row| {
-            let id = Row(row).text(item::MISSION_KEY).and_then(|id| MissionId::new(id).ok());
-            if let Some(id) = id.filter(|_| !row.contains_key(item::SRC)) {
-                missions.push(Row(row).mission(id));
-            }
-        })
-        .await?;
+        self.each_mission(|mission| missions.push(mission)).await?;
         missions.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(missions)
     }
 
-    async fn scan(
-        &self,
-        table: &str,
-        filter: Option<(&str, &str, &str)>,
-        mut each: impl FnMut(&Item),
-    ) -> Result<(), CloudError> {
+    /// Hands every mission to `each`, page by page, in no order, without its `results`.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn each_mission(&self, mut each: impl FnMut(Mission)) -> Result<(), CloudError> {
         let mut from: Option<Item> = None;
         loop {
-            let mut scan = self.client.scan().table_name(table).consistent_read(true).set_exclusive_start_key(from);
-            if let Some((expression, name, value)) = filter {
-                scan = scan
-                    .filter_expression(expression)
-                    .expression_attribute_names("#m", name)
-                    .expression_attribute_values(":m", AttributeValue::S(value.to_owned()));
+            let scan = self
+                .client
+                .scan()
+                .table_name(&self.tables.missions)
+                .consistent_read(true)
+                .set_exclusive_start_key(from)
+                // Neither tally items, nor long keys' short names, nor the sweeps' cursor.
+                .filter_expression("NOT contains(#m, :tally) AND attribute_not_exists(#src) AND #m <> :cursor")
+                .projection_expression(item::MISSION_NAMES.iter().enumerate().map(|(n, _)| format!("#p{n}")).collect::<Vec<_>>().join(", "))
+                .set_expression_attribute_names(Some(mission_names()))
+                .expression_attribute_values(":tally", text("#tally#"))
+                .expression_attribute_values(":cursor", text(super::cursor::NAME));
+            let page = scan.send().await.map_err(|error| self.missions_error("Scan", error))?;
+            for row in page.items() {
+                if let Some(id) = Row(row).text(item::MISSION_KEY).and_then(|id| MissionId::new(id).ok()) {
+                    each(Row(row).mission(id));
+                }
             }
-            let page = scan.send().await.map_err(|error| CloudError::sdk("Scan", format!("table {table}"), error))?;
-            page.items().iter().for_each(&mut each);
             match page.last_evaluated_key {
                 Some(key) if !key.is_empty() => from = Some(key),
                 _ => return Ok(()),
             }
         }
     }
+}
+
+/// The names of a mission's attributes, for a projection, and of those that the filter asks for.
+fn mission_names() -> HashMap<String, String> {
+    let projected = item::MISSION_NAMES.iter().enumerate().map(|(n, name)| (format!("#p{n}"), (*name).to_owned()));
+    let filtered = [("#m", item::MISSION_KEY), ("#src", item::SRC)];
+    projected.chain(filtered.map(|(place, name)| (place.to_owned(), name.to_owned()))).collect()
 }

@@ -1,0 +1,73 @@
+//! The sweeps' cursor: where a sweep that could not look at everything stopped, so that the next one goes on from there.
+
+use super::expression::Expression;
+use super::item::{self, Row, number, text};
+use super::{CloudError, Item, Ledger, OpenTask};
+use crate::domain::ids::{MissionId, SrcId};
+
+/// Where a sweep stopped among the tasks that wait.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cursor {
+    /// How often the cursor was moved: it is only moved from where it was read.
+    pub moved: u64,
+    /// The mission; `None`: the tasks of no mission.
+    pub mission: Option<MissionId>,
+    /// The shard.
+    pub shard: u32,
+    /// The last task that was looked at; `None`: none of this partition.
+    pub after: Option<OpenTask>,
+}
+
+const MOVED: &str = "moved";
+const SHARD: &str = "shard";
+
+impl Ledger {
+    /// Reads the cursor; a sweep begins at the beginning if there is none, or if it cannot be read.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn cursor(&self) -> Result<Cursor, CloudError> {
+        let get = self.client.get_item().table_name(&self.tables.missions).set_key(Some(key())).consistent_read(true);
+        let row = get.send().await.map_err(|error| self.missions_error("GetItem", error))?.item.unwrap_or_default();
+        let row = Row(&row);
+        let src = row.text(item::SRC).and_then(|src| SrcId::new(src).ok());
+        Ok(Cursor {
+            moved: row.number(MOVED).unwrap_or(0),
+            mission: row.text(item::MISSION).and_then(|id| MissionId::new(id).ok()),
+            shard: row.number(SHARD).and_then(|shard| u32::try_from(shard).ok()).unwrap_or(0),
+            after: src.zip(row.text(item::OPEN_AS)).map(|(src, open_as)| OpenTask { src, open_as }),
+        })
+    }
+
+    /// Moves the cursor, on condition that nobody has since it was read. Of two sweeps at once one moves it; what the other
+    /// looked at is looked at again.
+    ///
+    /// # Errors
+    /// [`CloudError`]; `Ok(false)` if another sweep has moved it.
+    pub async fn move_cursor(&self, to: &Cursor) -> Result<bool, CloudError> {
+        let mut expression = Expression::default().set(MOVED, number(to.moved + 1)).set(SHARD, number(to.shard.into()));
+        expression = match &to.mission {
+            Some(mission) => expression.set(item::MISSION, text(mission.as_str())),
+            None => expression.remove(item::MISSION),
+        };
+        expression = match &to.after {
+            Some(task) => expression.set(item::SRC, text(task.src.as_str())).set(item::OPEN_AS, text(&task.open_as)),
+            None => expression.remove(item::SRC).remove(item::OPEN_AS),
+        };
+        let expression = if to.moved == 0 {
+            // Whatever stands there cannot be read as a number.
+            expression.when("(attribute_not_exists({}) OR NOT attribute_type({}, ?))", MOVED, Some(text("N")))
+        } else {
+            expression.when("{} = ?", MOVED, Some(number(to.moved)))
+        };
+        let id = MissionId::new(NAME).expect("a constant name is legal");
+        self.update_mission(&id, &expression).await
+    }
+}
+
+/// The key of the cursor's item in the missions table. No mission can have it: an id that is given may not begin with `~`.
+pub(super) const NAME: &str = "~sweep";
+
+fn key() -> Item {
+    Item::from([(item::MISSION_KEY.to_owned(), text(NAME))])
+}
