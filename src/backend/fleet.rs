@@ -8,10 +8,11 @@ use aws_sdk_ec2::config::Builder;
 use aws_sdk_ec2::operation::create_fleet::builders::CreateFleetFluentBuilder;
 use aws_sdk_ec2::types::{
     DefaultTargetCapacityType, Filter, FleetLaunchTemplateConfigRequest, FleetLaunchTemplateOverridesRequest,
-    FleetLaunchTemplateSpecificationRequest, FleetOnDemandAllocationStrategy, FleetType, InstanceType,
-    LaunchTemplateHttpTokensState, LaunchTemplateInstanceMetadataOptions, LaunchTemplateInstanceMetadataTagsState,
-    OnDemandOptionsRequest, ResourceType, ShutdownBehavior, SpotAllocationStrategy, SpotInstanceInterruptionBehavior,
-    SpotOptionsRequest, Tag, TagSpecification, TargetCapacitySpecificationRequest,
+    FleetLaunchTemplateSpecificationRequest, FleetOnDemandAllocationStrategy, FleetType, InstanceStateName,
+    InstanceType, LaunchTemplateHttpTokensState, LaunchTemplateInstanceMetadataOptions,
+    LaunchTemplateInstanceMetadataTagsState, OnDemandOptionsRequest, ResourceType, ShutdownBehavior,
+    SpotAllocationStrategy, SpotInstanceInterruptionBehavior, SpotOptionsRequest, Tag, TagSpecification,
+    TargetCapacitySpecificationRequest,
 };
 
 use super::error::{CloudError, Kind};
@@ -91,13 +92,20 @@ pub struct Ours {
     pub is_spot: bool,
     /// How long ago EC2 launched it, by this machine's clock.
     pub age: Duration,
+    /// Whether it is stopped, or on its way there: it does no work any more, and its volumes bill.
+    pub is_stopped: bool,
+    _found: Found,
 }
 
+/// Shows that EC2 named an instance as ours: nothing outside this module makes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Found;
+
 impl Ours {
-    /// Returns whether it serves a whole mission, this one.
+    /// Returns whether it runs, or boots, and serves a whole mission, this one.
     #[must_use]
     pub fn serves(&self, mission: &MissionId) -> bool {
-        self.src.is_none() && self.mission.as_deref() == Some(mission.as_str())
+        !self.is_stopped && self.src.is_none() && self.mission.as_deref() == Some(mission.as_str())
     }
 }
 
@@ -197,7 +205,7 @@ impl Fleet {
         super::error::dry_run(answer.map_err(|e| CloudError::sdk("CreateFleet", resource, e)))
     }
 
-    /// Lists the instances of ours that are pending or running.
+    /// Lists the instances of ours in every state that can still bill: pending, running, stopping, and stopped.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -208,7 +216,7 @@ impl Fleet {
         self.describe(
             vec![
                 filter(format!("tag:{}", tags::OURS), &[mark]),
-                filter("instance-state-name".to_owned(), &["pending", "running"]),
+                filter("instance-state-name".to_owned(), &["pending", "running", "stopping", "stopped"]),
             ],
             None,
         )
@@ -241,26 +249,35 @@ impl Fleet {
         Ok(found)
     }
 
-    /// Ends instances. Those that have ended, or are unknown, are no error. May be called twice.
+    /// Terminates instances of ours. Those that have ended, or are unknown, are no error. May be called twice.
+    ///
+    /// Only an [`Ours`] can be terminated, and only this module makes one: of an instance that EC2 says bears our tag.
     ///
     /// # Errors
     /// [`CloudError`].
-    pub async fn terminate(&self, ids: &[String]) -> Result<(), CloudError> {
+    pub async fn terminate(&self, instances: &[Ours]) -> Result<(), CloudError> {
+        let ids: Vec<String> = instances.iter().map(|ours| ours.id.clone()).collect();
         for some in ids.chunks(100) {
-            let answer = self.client.terminate_instances().set_instance_ids(Some(some.to_vec())).send().await;
-            match answer.map_err(|e| CloudError::sdk("TerminateInstances", some.join(", "), e)) {
-                Ok(_) => {}
-                // One unknown id refuses the whole call; of one alone, that is all there is to say.
-                Err(error) if error.kind == Kind::NotFound && some.len() == 1 => {}
-                Err(error) if error.kind == Kind::NotFound => {
+            match self.terminate_ids(some).await {
+                // One unknown id refuses the whole call.
+                Err(error) if error.kind == Kind::NotFound && some.len() > 1 => {
                     for id in some {
-                        Box::pin(self.terminate(std::slice::from_ref(id))).await?;
+                        match self.terminate_ids(std::slice::from_ref(id)).await {
+                            Err(error) if error.kind == Kind::NotFound => {}
+                            ended => ended?,
+                        }
                     }
                 }
-                Err(error) => return Err(error),
+                Err(error) if error.kind == Kind::NotFound => {}
+                ended => ended?,
             }
         }
         Ok(())
+    }
+
+    async fn terminate_ids(&self, ids: &[String]) -> Result<(), CloudError> {
+        let answer = self.client.terminate_instances().set_instance_ids(Some(ids.to_vec())).send().await;
+        answer.map(drop).map_err(|e| CloudError::sdk("TerminateInstances", ids.join(", "), e))
     }
 
     /// Reads what Spot costs now: USD for an instance-hour, by instance type, in the cheapest zone.
@@ -390,5 +407,10 @@ fn ours(instance: &aws_sdk_ec2::types::Instance) -> Option<Ours> {
         mission: tag(tags::MISSION),
         is_spot: instance.instance_lifecycle().is_some(),
         age: instance.launch_time().and_then(|time| clock::since_time(*time)).unwrap_or_default(),
+        is_stopped: instance
+            .state()
+            .and_then(|state| state.name())
+            .is_some_and(|state| matches!(state, InstanceStateName::Stopping | InstanceStateName::Stopped)),
+        _found: Found,
     })
 }

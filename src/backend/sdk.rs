@@ -38,8 +38,10 @@ const BACKOFF_LAST: Duration = Duration::from_secs(2);
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(3_100);
 /// Attempts of one call to IMDS: with the SDK's jittered back-off from 1 s, up to 15 s of illness are survived.
 const IMDS_ATTEMPTS_MAX: u32 = 5;
-/// The first byte of an answer: DynamoDB and EC2 answer in well under a second, a slow S3 in a few.
-const READ_TIMEOUT: Duration = Duration::from_secs(20);
+/// One attempt of a call without a large body, from its start to its answer: DynamoDB and EC2 answer in well under a second, a
+/// slow S3 in a few. It is a limit of the attempt, not the connector's read timeout, which is a part of what connections are kept
+/// by: calls with another limit (a body to send) share the connections this way.
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How calls leave this process, and what they are signed with.
 #[derive(Clone, Debug)]
@@ -91,7 +93,7 @@ impl Wire {
                     .with_initial_backoff(BACKOFF_FIRST)
                     .with_max_backoff(BACKOFF_LAST),
             )
-            .timeout_config(timeouts())
+            .timeout_config(timeouts(CALL_TIMEOUT))
             .load()
             .await;
         let region = region.to_string();
@@ -119,7 +121,7 @@ impl Wire {
                     .with_max_attempts(CALL_ATTEMPTS_MAX)
                     .with_initial_backoff(Duration::from_millis(20)),
             )
-            .timeout_config(timeouts())
+            .timeout_config(timeouts(CALL_TIMEOUT))
             .build();
         let imds = imds_client(&ProviderConfig::without_region().with_http_client(http))
             .endpoint("http://169.254.169.254")
@@ -180,8 +182,9 @@ impl ClassifyRetry for ImdsIllness {
     }
 }
 
-fn timeouts() -> TimeoutConfig {
-    TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(READ_TIMEOUT).build()
+/// Returns the timeouts of a call: to connect, and of each attempt.
+pub(super) fn timeouts(attempt: Duration) -> TimeoutConfig {
+    TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).operation_attempt_timeout(attempt).build()
 }
 
 /// The SDK's HTTP clients, one for each scheme, each made when it is first needed: reading the system's root certificates

@@ -20,6 +20,10 @@ pub(super) async fn run(args: CancelArgs) -> Result<Exit, Failure> {
         cancelled.running,
         cancelled.instances.len()
     ));
+    if cancelled.is_reinstated {
+        let message = format!("mission {mission} was reinstated while it was being cancelled");
+        return Err(Failure { exit: Exit::Unavailable, ..Failure::usage(message, "cancel it again if that is meant") });
+    }
     if cancelled.running > 0 {
         screen::to_stderr("a sweep ends those that do not answer within a lease; or run this again\n");
         return Ok(Exit::Unavailable);

@@ -223,7 +223,7 @@ impl Run {
             match task.state {
                 State::Done => done += 1,
                 State::Failed => failed += 1,
-                State::Pending | State::Running => open += 1,
+                State::Pending | State::Running | State::Unknown => open += 1,
             }
         };
         desk.ledger.each_task(Some(&self.mission.id), count).await?;

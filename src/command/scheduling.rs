@@ -45,7 +45,6 @@ pub(super) fn settings(args: &SchedulerArgs) -> Result<Settings, Failure> {
         default_mission: default_mission.map_err(|error| Failure::usage(error, "look at LIGHTHPC_MISSION"))?,
         lease: args.lease,
         limits: Limits { max_interruptions: args.max_interruptions, ..Limits::default() },
-        work_dir: std::env::temp_dir(),
         pace: PER_SECOND,
     })
 }

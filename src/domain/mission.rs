@@ -1,5 +1,7 @@
 //! A mission's row and its tally.
 
+use std::collections::HashSet;
+
 use super::ids::{MissionId, SrcId};
 use super::policy::{Policy, PolicyError};
 use super::value::Form;
@@ -239,23 +241,16 @@ pub const RESULT_LIST_LEN_MAX: usize = 1_000;
 /// The most bytes of results in the mission's row: three quarters of DynamoDB's 400 kB for an item.
 pub const RESULT_LIST_BYTES_MAX: usize = 300_000;
 
-/// Returns what `rsltList` holds at the end: its old beginning, then the results, or the manifest if they are too many.
+/// Returns what `rsltList` holds at the end: its old beginning, then the results, or the manifest if they are too many (`None`,
+/// or more than [`RESULT_LIST_LEN_MAX`] or [`RESULT_LIST_BYTES_MAX`]).
 #[must_use]
-pub fn result_list(old: &[String], results: &[String], manifest: &str) -> Vec<String> {
-    let mut list = old.to_vec();
-    let bytes: usize = old.iter().chain(results).map(|result| result.len() + 3).sum();
-    if results.len() > RESULT_LIST_LEN_MAX || bytes > RESULT_LIST_BYTES_MAX {
-        if !list.iter().any(|entry| entry == manifest) {
-            list.push(manifest.to_owned());
-        }
-        return list;
-    }
-    for result in results {
-        if !list.contains(result) {
-            list.push(result.clone());
-        }
-    }
-    list
+pub fn result_list(old: &[String], results: Option<&[String]>, manifest: &str) -> Vec<String> {
+    let bytes = |results: &[String]| -> usize { old.iter().chain(results).map(|result| result.len() + 3).sum() };
+    let fit = results.filter(|results| results.len() <= RESULT_LIST_LEN_MAX && bytes(results) <= RESULT_LIST_BYTES_MAX);
+    let manifest = [manifest.to_owned()];
+    let mut seen: HashSet<&str> = old.iter().map(String::as_str).collect();
+    let new = fit.unwrap_or(&manifest).iter().filter(|result| seen.insert(result));
+    old.iter().chain(new.collect::<Vec<_>>()).cloned().collect()
 }
 
 #[cfg(test)]
@@ -302,10 +297,10 @@ mod tests {
     fn a_result_list_keeps_its_beginning_and_never_outgrows_the_row() {
         let old = vec!["rsltList".to_owned()];
         let few = vec!["s3://b/rslt_a".to_owned(), "s3://b/rslt_b".to_owned()];
-        assert_eq!(result_list(&old, &few, "m"), ["rsltList", "s3://b/rslt_a", "s3://b/rslt_b"]);
+        assert_eq!(result_list(&old, Some(&few), "m"), ["rsltList", "s3://b/rslt_a", "s3://b/rslt_b"]);
 
         let long: Vec<String> = (0..900).map(|n| format!("{n}{}", "x".repeat(1000))).collect();
-        assert_eq!(result_list(&old, &long, "m"), ["rsltList", "m"]);
-        assert_eq!(result_list(&["rsltList".to_owned(), "m".to_owned()], &long, "m"), ["rsltList", "m"]);
+        assert_eq!(result_list(&old, Some(&long), "m"), ["rsltList", "m"]);
+        assert_eq!(result_list(&["rsltList".to_owned(), "m".to_owned()], None, "m"), ["rsltList", "m"]);
     }
 }

@@ -13,7 +13,7 @@
 
 use super::ids::{Attempt, InstanceId, MissionId, SrcId};
 use super::lease::Lease;
-use super::value::Form;
+use super::value::{Form, integer};
 use super::verdict::{Budget, Verdict};
 
 /// A task's state.
@@ -81,6 +81,9 @@ pub struct PastAttempt {
 
 /// How many ended attempts `history` keeps: the newest ten, about 3 kB of the row's 400 kB.
 pub const HISTORY_LEN_MAX: usize = 10;
+
+/// The highest attempt that is counted on: up to 2^53, floating numbers are exact, which is what some other writers have.
+const ATTEMPT_MAX: i64 = 1 << 53;
 
 /// A task's row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -229,6 +232,24 @@ impl Task {
             app_failures: self.app_failures.saturating_add(one(Budget::Application)),
             interruptions: self.interruptions.saturating_add(one(Budget::Interruption)),
         }
+    }
+
+    /// Returns why nobody may claim the row, although it has not ended: a state or an attempt that cannot be understood. An
+    /// attempt that is not certain cannot be a fencing token.
+    #[must_use]
+    pub fn oddity(&self) -> Option<String> {
+        let seen = self.seen.as_ref()?;
+        if self.state == State::Unknown {
+            let state = seen.state.shown();
+            return Some(format!("its state is {state}, which is none of pending, running, done, failed"));
+        }
+        let is_readable = match &seen.attempt {
+            Form::Absent => true,
+            Form::Number(text) | Form::Text(text) => integer(text).is_some_and(|n| (0..ATTEMPT_MAX).contains(&n)),
+            Form::Other(_) => false,
+        };
+        let attempt = || format!("its attempt is {}, which is no whole number from 0 to 2^53", seen.attempt.shown());
+        (!is_readable && !self.state.is_final()).then(attempt)
     }
 
     /// Returns whether the index of open tasks has the row in another state than the row itself: a leftover.

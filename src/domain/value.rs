@@ -106,7 +106,23 @@ mod tests {
 
     #[test]
     fn what_is_no_number_is_none() {
-        for text in ["", " ", "twelve", "1,2", "12,", ",200", "1,2000", "1..2", "0x10", "NaN", "inf", "-", "1e400", "1e38", "12 apples"] {
+        for text in [
+            "",
+            " ",
+            "twelve",
+            "1,2",
+            "12,",
+            ",200",
+            "1,2000",
+            "1..2",
+            "0x10",
+            "NaN",
+            "inf",
+            "-",
+            "1e400",
+            "1e38",
+            "12 apples",
+        ] {
             assert_eq!(integer(text), None, "{text:?}");
         }
     }
@@ -115,7 +131,7 @@ mod tests {
         #[test]
         fn every_integer_reads_back_and_no_text_panics(value in any::<i64>(), text in "\\PC{0,30}") {
             prop_assert_eq!(integer(&value.to_string()), Some(value));
-            integer(&text);
+            prop_assert!(integer(&text).is_none() || text.contains(|c: char| c.is_ascii_digit()));
         }
     }
 }

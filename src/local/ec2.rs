@@ -182,7 +182,7 @@ fn instance_item(xml: &mut Xml, id: &str, machine: &Machine) {
         aws_smithy_types::DateTime::from_millis(i64::try_from(machine.launched_at.as_millis()).unwrap_or(i64::MAX));
     xml.node("item", |xml| {
         xml.text("instanceId", id).text("imageId", "ami-00000000000000000").text("instanceType", "c7i.large");
-        xml.node("instanceState", |xml| state(xml, machine.is_running));
+        xml.node("instanceState", |xml| state(xml, machine.state()));
         if let Ok(time) = launched_at.fmt(aws_smithy_types::date_time::Format::DateTime) {
             xml.text("launchTime", time);
         }
@@ -200,8 +200,12 @@ fn instance_item(xml: &mut Xml, id: &str, machine: &Machine) {
     });
 }
 
-fn state(xml: &mut Xml, is_running: bool) {
-    let (code, name) = if is_running { (16, "running") } else { (48, "terminated") };
+fn state(xml: &mut Xml, name: &str) {
+    let code = match name {
+        "running" => 16,
+        "stopped" => 80,
+        _ => 48,
+    };
     xml.text("code", code).text("name", name);
 }
 
@@ -212,14 +216,16 @@ fn terminate_instances(fleet: &Fleet, form: &Form) -> Result<Xml, Refusal> {
     let mut xml = Xml::default();
     xml.node("instancesSet", |xml| {
         for id in &ids {
-            let was_running = fleet.change(id, |machine| {
+            let before = fleet.change(id, |machine| {
+                let before = machine.state();
                 machine.terminate_calls += 1;
-                std::mem::replace(&mut machine.is_running, false)
+                (machine.is_running, machine.is_stopped) = (false, false);
+                before
             });
             xml.node("item", |xml| {
                 xml.text("instanceId", id);
-                xml.node("currentState", |xml| state(xml, false));
-                xml.node("previousState", |xml| state(xml, was_running.unwrap_or(false)));
+                xml.node("currentState", |xml| state(xml, "terminated"));
+                xml.node("previousState", |xml| state(xml, before.unwrap_or("terminated")));
             });
         }
     });

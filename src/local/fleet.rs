@@ -15,7 +15,7 @@ use super::locked;
 pub struct Instance {
     /// Its id, `i-` and 17 hexadecimal digits.
     pub id: String,
-    /// `running` or `terminated`.
+    /// `running`, `stopped`, or `terminated`.
     pub state: String,
     /// Its tags, by key.
     pub tags: Vec<(String, String)>,
@@ -30,6 +30,8 @@ pub struct Instance {
 pub(super) struct Machine {
     pub(super) tags: BTreeMap<String, String>,
     pub(super) is_running: bool,
+    /// Of one that does not run: whether it is stopped, not terminated.
+    pub(super) is_stopped: bool,
     pub(super) launched: u64,
     pub(super) launched_at: Duration,
     pub(super) terminate_calls: u32,
@@ -41,7 +43,11 @@ pub(super) struct Machine {
 
 impl Machine {
     pub(super) fn state(&self) -> &'static str {
-        if self.is_running { "running" } else { "terminated" }
+        match (self.is_running, self.is_stopped) {
+            (true, _) => "running",
+            (false, true) => "stopped",
+            (false, false) => "terminated",
+        }
     }
 }
 
@@ -66,6 +72,7 @@ impl Fleet {
         let machine = Machine {
             tags: tags.into_iter().collect(),
             is_running: true,
+            is_stopped: false,
             launched: machines.len() as u64,
             launched_at: UNIX_EPOCH.elapsed().unwrap_or_default(),
             terminate_calls: 0,

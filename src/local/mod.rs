@@ -159,6 +159,11 @@ impl LocalCloud {
         self.inner.fleet.age(id, by);
     }
 
+    /// Makes a machine stop, as `StopInstances` would: it can be started again, and its volumes bill.
+    pub fn halt_instance(&self, id: &str) {
+        self.inner.fleet.change(id, |machine| (machine.is_running, machine.is_stopped) = (false, true));
+    }
+
     /// Makes a machine vanish, as a crash or a reclaimed Spot instance would: no call is recorded.
     pub fn stop_instance(&self, id: &str) {
         self.inner.fleet.change(id, |machine| machine.is_running = false);

@@ -1,15 +1,17 @@
 //! A mission is cancelled: nothing new begins, what runs is asked to stop, and each task ends as failed.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::sweep::tally_of;
 use super::{Scheduler, SchedulerError};
 use crate::backend::CloudError;
+use crate::backend::fleet::Ours;
+use crate::backend::ledger::{PAGE_LEN, Partition};
 use crate::clock;
-use crate::domain::ids::MissionId;
+use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::mission::Mission;
 use crate::domain::task::{State, Task};
 use crate::domain::verdict::Verdict;
@@ -25,20 +27,28 @@ pub struct Cancelled {
     pub running: u64,
     /// Instances that were ended.
     pub instances: Vec<String>,
+    /// Whether somebody has reinstated the mission meanwhile: nothing more was ended then.
+    pub is_reinstated: bool,
 }
 
 /// The pause between two looks at what still runs.
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
 
-/// Tasks under way at once: a transaction takes about 10 ms, so this is some thousands a second.
-const TASKS_PARALLEL: usize = 32;
+/// Holders that are asked at once: each is a transaction of about 10 ms.
+const ASKED_PARALLEL: usize = 8;
+/// The rows that are read, and failed, at once.
+const ROWS_LEN: usize = 100;
 
-/// What became of one open task.
-enum Step {
-    Ended,
-    Asked,
-    Runs,
-    None,
+/// What one look at a cancelled mission did.
+#[derive(Default)]
+struct Look {
+    ended: u64,
+    asked: u64,
+    running: u64,
+    /// Something moved between the look and the write.
+    has_changed: bool,
+    has_mission_moved: bool,
+    error: Option<CloudError>,
 }
 
 impl Scheduler {
@@ -57,76 +67,122 @@ impl Scheduler {
             return Err(SchedulerError::NoMission(id.to_string()));
         }
         let mission = self.mission(id).await?.ok_or_else(|| SchedulerError::NoMission(id.to_string()))?;
-        let mut cancelled = Cancelled::default();
+        let mut cancelled = Cancelled { is_reinstated: mission.cancelled_at.is_none(), ..Cancelled::default() };
         let until = Instant::now() + patience;
         let mut is_quiet = false;
-        loop {
-            let mut open = self.open(Some(id), mission.tally_shards, State::Pending).await?;
-            open.extend(self.open(Some(id), mission.tally_shards, State::Running).await?);
-            let tasks = ledger.tasks(&open).await.map_err(SchedulerError::cloud("reading open tasks"))?;
-            cancelled.running = 0;
-            let mut changed = false;
-            let mut error = None;
-            for steps in tasks.chunks(TASKS_PARALLEL) {
-                let steps: JoinSet<_> =
-                    steps.iter().map(|task| step(self.clone(), task.clone(), mission.clone(), now.clone())).collect();
-                for step in steps.join_all().await {
-                    match step {
-                        Ok(Step::Ended) => cancelled.ended += 1,
-                        Ok(Step::Asked) => cancelled.asked += 1,
-                        Ok(Step::Runs) | Err(_) => {}
-                        Ok(Step::None) => continue,
-                    }
-                    changed |= !matches!(step, Ok(Step::Runs));
-                    cancelled.running += u64::from(matches!(step, Ok(Step::Asked | Step::Runs)));
-                    error = step.err().or(error);
-                }
-                if Instant::now() >= until {
-                    break;
-                }
-            }
-            if let Some(error) = error.filter(|error| !error.is_retryable() || Instant::now() >= until) {
+        while !cancelled.is_reinstated {
+            let look = self.cancel_once(&mission, &now, until).await?;
+            cancelled.ended += look.ended;
+            cancelled.asked += look.asked;
+            cancelled.running = look.running;
+            cancelled.is_reinstated = look.has_mission_moved;
+            if let Some(error) = look.error.filter(|error| !error.is_retryable() || Instant::now() >= until) {
                 return Err(SchedulerError::cloud("ending a task")(error));
             }
             // Twice the same: the index lags, and a node may have claimed in between.
-            if cancelled.running == 0 && !changed && is_quiet || Instant::now() >= until {
+            let is_over = look.running == 0 && look.ended == 0 && !look.has_changed;
+            if is_over && is_quiet || Instant::now() >= until {
                 break;
             }
-            is_quiet = cancelled.running == 0 && !changed;
+            is_quiet = is_over;
             tokio::time::sleep(LOOK_PERIOD.min(patience)).await;
+        }
+        if cancelled.is_reinstated {
+            return Ok(cancelled);
         }
         if cancelled.running == 0 {
             cancelled.instances = self.end_instances(id).await?;
         }
-        self.announce(&mission, None).await?;
+        self.announce(&mission, false).await?;
         Ok(cancelled)
+    }
+
+    /// Ends what waits and asks what runs, page by page. A large mission takes many pages; `until` ends the look after at least one.
+    async fn cancel_once(&self, mission: &Mission, now: &str, until: Instant) -> Result<Look, SchedulerError> {
+        let ledger = &self.backend.ledger;
+        let mut look = Look::default();
+        let mut seen_running: HashSet<SrcId> = HashSet::new();
+        for state in [State::Pending, State::Running] {
+            for shard in 0..mission.tally_shards {
+                let partition = Partition { mission: Some(&mission.id), shard };
+                let mut from = None;
+                loop {
+                    let page = ledger.open_page(partition, state, PAGE_LEN, from.as_ref()).await;
+                    let page = page.map_err(SchedulerError::cloud("listing open tasks"))?;
+                    for keys in page.tasks.chunks(ROWS_LEN) {
+                        let srcs: Vec<SrcId> = keys.iter().map(|task| task.src.clone()).collect();
+                        let rows = ledger.tasks(&srcs).await.map_err(SchedulerError::cloud("reading open tasks"))?;
+                        // A task that was claimed between two pages is in both states.
+                        let rows = rows
+                            .into_iter()
+                            .filter(|row| row.state != State::Running || seen_running.insert(row.src.clone()));
+                        self.cancel_rows(mission, rows.collect(), now, &mut look).await;
+                        if look.has_mission_moved {
+                            return Ok(look);
+                        }
+                    }
+                    from = page.tasks.last().cloned();
+                    if page.is_last || Instant::now() >= until {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(look)
+    }
+
+    /// Ends those of some tasks that wait, and asks the holders of those that run.
+    async fn cancel_rows(&self, mission: &Mission, rows: Vec<Task>, now: &str, look: &mut Look) {
+        let ledger = &self.backend.ledger;
+        let is_leftover = |row: &Task| row.oddity().is_some() || row.is_leftover();
+        let (odd, rows): (Vec<_>, Vec<_>) = rows.into_iter().partition(is_leftover);
+        for row in odd {
+            match row.oddity() {
+                Some(oddity) => tracing::warn!(src.id = %row.src, "task {} is left as it is: {oddity}", row.src),
+                None => match ledger.repair_index(&row, now).await {
+                    Ok(is_repaired) => look.has_changed |= is_repaired,
+                    Err(error) => look.error = Some(error),
+                },
+            }
+        }
+        let (running, rest): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.state == State::Running);
+        let pending: Vec<_> =
+            rest.into_iter().filter(|row| row.state == State::Pending).map(|row| (row, None)).collect();
+        match ledger.fail(&pending, Some(mission), Verdict::Cancelled, true).await {
+            Ok(failed) => {
+                look.ended += failed.tasks.len() as u64;
+                look.has_changed |= failed.tasks.len() < pending.len();
+                look.has_mission_moved |= failed.has_mission_moved;
+            }
+            Err(error) => look.error = Some(error),
+        }
+        look.running += running.len() as u64;
+        for some in running.chunks(ASKED_PARALLEL) {
+            let asked: JoinSet<_> = some
+                .iter()
+                .filter(|row| !row.cancelled)
+                .map(|row| {
+                    let (ledger, row, mission, now) = (ledger.clone(), row.clone(), mission.clone(), now.to_owned());
+                    async move { ledger.ask_to_cancel(&row, &mission, &now).await }
+                })
+                .collect();
+            for asked in asked.join_all().await {
+                match asked {
+                    Ok(true) => look.asked += 1,
+                    // It moved, or the mission did: the next look sees which.
+                    Ok(false) => look.has_changed = true,
+                    Err(error) => look.error = Some(error),
+                }
+            }
+        }
     }
 
     async fn end_instances(&self, id: &MissionId) -> Result<Vec<String>, SchedulerError> {
         let instances = self.backend.fleet.ours(self.mark()).await;
         let instances = instances.map_err(SchedulerError::cloud("listing our instances"))?;
-        let its: Vec<String> = instances
-            .into_iter()
-            .filter(|ours| ours.mission.as_deref() == Some(id.as_str()))
-            .map(|ours| ours.id)
-            .collect();
-        self.backend.fleet.terminate(&its).await.map_err(SchedulerError::cloud("ending instances"))?;
-        Ok(its)
-    }
-}
-
-/// Ends a task that waits, or asks its holder to.
-async fn step(scheduler: Scheduler, task: Task, mission: Mission, now: String) -> Result<Step, CloudError> {
-    let ledger = &scheduler.backend.ledger;
-    match task.state {
-        State::Pending => {
-            let tally = tally_of(&task, Some(&mission));
-            let is_ended = ledger.fail(&task, tally.as_ref(), Verdict::Cancelled, None).await?;
-            // If it is not, it has gone on: the next look sees how.
-            Ok(if is_ended { Step::Ended } else { Step::Runs })
-        }
-        State::Running if task.cancelled => Ok(Step::Runs),
-        State::Running => Ok(if ledger.ask_to_cancel(&task, &now).await? { Step::Asked } else { Step::Runs }),
-        State::Done | State::Failed => Ok(Step::None),
+        let its: Vec<Ours> =
+            instances.into_iter().filter(|ours| ours.mission.as_deref() == Some(id.as_str())).collect();
+        self.backend.fleet.terminate(&its).await.map_err(SchedulerError::cloud("terminating instances"))?;
+        Ok(its.into_iter().map(|ours| ours.id).collect())
     }
 }

@@ -102,9 +102,12 @@ impl Scheduler {
 
     /// Launches what a mission lacks of its own nodes, as tables and EC2 have it now.
     pub(super) async fn launch_own(&self, mission: &Mission) -> Result<Launched, SchedulerError> {
+        // More than its nodes can take need not be counted.
+        let most = u64::from(mission.nodes.unwrap_or(0)) * u64::from(mission.slots.unwrap_or(1)).max(1);
         let mut open = 0;
         for state in [State::Pending, State::Running] {
-            open += self.open(Some(&mission.id), mission.tally_shards, state).await?.len() as u64;
+            let counted = self.backend.ledger.count_open(Some(&mission.id), mission.tally_shards, state, most).await;
+            open += counted.map_err(SchedulerError::cloud("counting open tasks"))?;
         }
         let instances = self.backend.fleet.ours(self.mark()).await;
         let instances = instances.map_err(SchedulerError::cloud("listing our instances"))?;
@@ -219,7 +222,12 @@ impl Scheduler {
 
 /// How long a task has waited for a node, by the clock of whoever wrote when it began to.
 pub(super) fn waited(task: &Task) -> Duration {
-    task.open_since.as_deref().and_then(clock::since).unwrap_or_default()
+    waited_since(task.open_since.as_deref())
+}
+
+/// How long ago a time was that a row has; nothing if it has none, or one that cannot be read.
+pub(super) fn waited_since(since: Option<&str>) -> Duration {
+    since.and_then(clock::since).unwrap_or_default()
 }
 
 /// The pause before a launch that found no room is tried again: doubled each time, and a half shorter by chance at the most.

@@ -22,6 +22,8 @@ pub struct Redriven {
     pub waits: Vec<String>,
     /// Named tasks that are not failed, or not of this mission.
     pub others: Vec<String>,
+    /// Whether the mission was cancelled, and no longer is.
+    pub is_reinstated: bool,
 }
 
 impl Scheduler {
@@ -37,27 +39,31 @@ impl Scheduler {
         verdict: Option<Verdict>,
         srcs: &[SrcId],
     ) -> Result<Redriven, SchedulerError> {
-        let mission = self.mission(id).await?.ok_or_else(|| SchedulerError::NoMission(id.to_string()))?;
+        let mut mission = self.mission(id).await?.ok_or_else(|| SchedulerError::NoMission(id.to_string()))?;
         let ledger = &self.backend.ledger;
         let wanted: HashSet<&SrcId> = srcs.iter().collect();
-        let mut tasks = Vec::new();
         let mut redriven = Redriven::default();
-        if srcs.is_empty() {
-            let each = |task: Task| tasks.push(task);
-            ledger.each_task(Some(id), each).await.map_err(SchedulerError::cloud("listing the mission's tasks"))?;
-        } else {
-            tasks = ledger.tasks(srcs).await.map_err(SchedulerError::cloud("reading tasks"))?;
-        }
         let is_meant = |task: &Task| {
             task.state == State::Failed
                 && task.mission.as_ref() == Some(id)
                 && verdict.is_none_or(|verdict| task.verdict == Some(verdict))
         };
-        let found: HashSet<SrcId> = tasks.iter().filter(|task| is_meant(task)).map(|task| task.src.clone()).collect();
+        let mut tasks = Vec::new();
+        if srcs.is_empty() {
+            let each = |task: Task| tasks.extend(Some(task).filter(is_meant));
+            ledger.each_task(Some(id), each).await.map_err(SchedulerError::cloud("listing the mission's tasks"))?;
+        } else {
+            let rows = ledger.tasks(srcs).await.map_err(SchedulerError::cloud("reading tasks"))?;
+            tasks.extend(rows.into_iter().filter(is_meant));
+        }
+        let found: HashSet<&SrcId> = tasks.iter().map(|task| &task.src).collect();
         redriven.others = wanted.into_iter().filter(|src| !found.contains(*src)).map(ToString::to_string).collect();
-        tasks.retain(is_meant);
-        if mission.cancelled_at.is_some() && !tasks.is_empty() {
-            ledger.uncancel_mission(id).await.map_err(SchedulerError::cloud("opening the mission"))?;
+        // A whole mission is reinstated whether a task of it has failed or not; by the name of a task that is not failed it is not.
+        let is_whole = srcs.is_empty() && verdict.is_none();
+        if mission.cancelled_at.is_some() && (is_whole || !tasks.is_empty()) {
+            ledger.reinstate_mission(&mission).await.map_err(SchedulerError::cloud("reinstating the mission"))?;
+            redriven.is_reinstated = true;
+            mission = self.mission(id).await?.ok_or_else(|| SchedulerError::NoMission(id.to_string()))?;
         }
         let mut may_launch = self.settings.template.is_some() && mission.nodes.is_none();
         for task in tasks {
@@ -70,8 +76,9 @@ impl Scheduler {
             if !may_launch {
                 continue;
             }
-            let launch = Launch::default();
-            let pending = Task { state: State::Pending, open_since: Some(now), launch, ..task };
+            // What was launched before is counted on: the number of tries names the next launch.
+            let launch = Launch { tries: task.launch.tries, ..Launch::default() };
+            let pending = Task { state: State::Pending, open_since: Some(now), launch, seen: None, ..task };
             match self.launch_for(&pending, Some(&mission)).await {
                 Ok(Node::Launched(_)) => redriven.launched += 1,
                 Ok(Node::Waits(why)) => remember(&mut redriven.waits, why),

@@ -13,7 +13,7 @@ use crate::backend::fleet::Request;
 use crate::backend::ledger::{Made, NewMission, NewTask};
 use crate::clock;
 use crate::domain::ids::{MissionId, SrcId};
-use crate::domain::mission::{Mission, Notified, tally_shards_for};
+use crate::domain::mission::{Mission, tally_shards_for};
 use crate::domain::policy::Purchase;
 use crate::domain::tags;
 use crate::domain::task::{State, Task};
@@ -21,6 +21,9 @@ use crate::domain::task::{State, Task};
 /// Rows under way at once: at 5 ms a write, 64 of them are more than the 4,000 writes a second that a new table takes.
 /// Source: DynamoDB developer guide, "On-demand capacity mode", "Initial throughput".
 const ROWS_PARALLEL: usize = 64;
+
+/// How often the number of a mission's tasks is counted again because another has changed it meanwhile.
+const RESIZES_MAX: u32 = 5;
 
 /// A mission to be made or enlarged.
 #[derive(Clone, Debug)]
@@ -208,21 +211,33 @@ impl Scheduler {
         if plan.nodes.is_some() && plan.nodes != mission.nodes {
             return Err(other("is served otherwise: look at --nodes"));
         }
-        // Before the rows: a mission must not look over while it grows. Counted anew, so that a call that died halfway
-        // counts nothing twice.
-        let mut all: HashSet<SrcId> = plan.srcs.iter().cloned().collect();
-        let each = |task: Task| {
-            all.insert(task.src);
-        };
-        let counted = self.backend.ledger.each_task(Some(&mission.id), each).await;
-        counted.map_err(SchedulerError::cloud("counting the mission's tasks"))?;
-        let count = all.len() as u64;
-        if known.len() == plan.srcs.len() && mission.trans_number.is_some_and(|number| number >= count) {
-            return Ok(mission);
+        // Before the rows: a mission must not look over while it grows. Counted afresh, so that a call that died halfway
+        // counts nothing twice; and again, if another has changed the number meanwhile.
+        let mut mission = mission;
+        for _ in 0..RESIZES_MAX {
+            let mut all: HashSet<SrcId> = plan.srcs.iter().cloned().collect();
+            let each = |task: Task| {
+                all.insert(task.src);
+            };
+            let counted = self.backend.ledger.each_task(Some(&mission.id), each).await;
+            counted.map_err(SchedulerError::cloud("counting the mission's tasks"))?;
+            // A mission that was made for more tasks waits for these, too.
+            let count = (all.len() as u64).max(mission.trans_number.unwrap_or(0));
+            if known.len() == plan.srcs.len() && mission.trans_number == Some(count) {
+                return Ok(mission);
+            }
+            let resized = self.backend.ledger.resize_mission(&mission, count).await;
+            let is_resized = resized.map_err(SchedulerError::cloud("enlarging the mission"))?;
+            let read = self.mission(&plan.mission).await?;
+            mission = read.ok_or_else(|| SchedulerError::NoMission(plan.mission.to_string()))?;
+            if is_resized {
+                return Ok(mission);
+            }
         }
-        let resized = self.backend.ledger.resize_mission(&mission, count).await;
-        resized.map_err(SchedulerError::cloud("enlarging the mission"))?;
-        Ok(Mission { trans_number: Some(count), notified: Notified::No, ..mission })
+        Err(SchedulerError::OtherMission {
+            mission: plan.mission.to_string(),
+            what: "is being changed by others again and again".to_owned(),
+        })
     }
 
     /// Launches what the mission's waiting tasks need: a node for each, or the mission's nodes. `progress` hears how many
@@ -236,7 +251,8 @@ impl Scheduler {
         submitted: &mut Submitted,
         progress: impl Fn(u64, u64),
     ) -> Result<(), SchedulerError> {
-        let open = self.open(Some(&mission.id), mission.tally_shards, State::Pending).await?;
+        let open = self.backend.ledger.open_tasks(Some(&mission.id), mission.tally_shards, State::Pending).await;
+        let open = open.map_err(SchedulerError::cloud("listing open tasks"))?;
         let total = open.len() as u64;
         if mission.nodes.is_some() {
             submitted.waiting = total;

@@ -131,7 +131,7 @@ async fn ended_before(node: &Node, instance: &Instance, row: &Task, is_pulled: b
     }
     let mission = insist(node.settings.lease, || mission_of(node, row)).await;
     if let Some(mission) = mission.map_err(NodeError::cloud("reading the mission"))? {
-        step(node, Step::Notify, Announcer::of(node).see(&instance.id, row.src.as_str(), &mission, None)).await?;
+        step(node, Step::Notify, Announcer::of(node).see(&instance.id, row.src.as_str(), &mission, false)).await?;
     }
     Ok(Ending::EndedBefore(row.state))
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::identity::{Assignment, Instance};
-use super::insist::insist;
+use super::insist::insist_unless;
 use super::{Node, NodeError};
 use crate::backend::ledger::{Claim, Claimant};
 use crate::clock;
@@ -66,11 +66,16 @@ pub(super) async fn acquire(node: &Node, instance: &Instance, task: &Assignment)
             return Ok(Claimed::Drained);
         }
         let mut asked = Instant::now();
-        let claim = insist(node.settings.max_idle, || {
+        let drain = &node.stopping.drain;
+        let claim = insist_unless(drain, node.settings.max_idle, || {
             asked = Instant::now();
             ledger.claim(&task.src, &who)
         });
-        let row = match claim.await.map_err(NodeError::cloud("claiming the task"))? {
+        let claim = match claim.await {
+            Err(error) if error.is_retryable() && drain.is_cancelled() => return Ok(Claimed::Drained),
+            claim => claim.map_err(NodeError::cloud("claiming the task"))?,
+        };
+        let row = match claim {
             Claim::Held(row) => return Ok(Claimed::Held(Held { row, claimed_at: asked, taken_from: None })),
             Claim::Ended(row) => return Ok(Claimed::Ended(row)),
             Claim::Odd { row, what } => return Ok(Claimed::Odd(format!("task {}: {what}", row.src))),
@@ -94,7 +99,7 @@ pub(super) async fn acquire(node: &Node, instance: &Instance, task: &Assignment)
             }
         };
         let taken_from = row.instance.clone();
-        let taken = insist(node.settings.max_idle, || {
+        let taken = insist_unless(drain, node.settings.max_idle, || {
             asked = Instant::now();
             ledger.take_over(&row, &who)
         });
@@ -137,7 +142,8 @@ async fn watch(node: &Node, task: &Assignment, mut row: Box<Task>) -> Result<Wat
     let started = Instant::now();
     let watch = Watch::new(lease, node.settings.lease, Duration::ZERO);
     loop {
-        let now = insist(node.settings.max_idle, || node.backend.ledger.task(&task.src)).await;
+        let read = || node.backend.ledger.task(&task.src);
+        let now = insist_unless(&node.stopping.drain, node.settings.max_idle, read).await;
         let now = now.map_err(NodeError::cloud("watching the lease"))?;
         let current = now.as_ref().and_then(Task::lease);
         let sight = watch.look(current.as_ref(), started.elapsed());

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use crate::backend::CloudError;
 use crate::backend::store::StoreError;
+use crate::backend::{CloudError, Kind};
 use crate::domain::ids::IdError;
+use crate::domain::verdict::Verdict;
 
 /// Why a node did not do its task.
 #[derive(Debug, thiserror::Error)]
@@ -135,6 +136,17 @@ pub fn words(error: &dyn std::error::Error) -> String {
     words
 }
 
+/// Returns the verdict on an attempt whose input or result could not be moved, and whether the same again may succeed.
+pub(super) fn ending_of(error: &StoreError) -> (Verdict, bool) {
+    match error {
+        StoreError::DiskFull { .. } | StoreError::Cloud(CloudError { kind: Kind::DiskFull, .. }) => {
+            (Verdict::DiskFull, true)
+        }
+        StoreError::BadResult { .. } | StoreError::Taken { .. } => (Verdict::AppError, false),
+        StoreError::Cloud(_) | StoreError::Changed { .. } | StoreError::Disk { .. } => (Verdict::Infra, true),
+    }
+}
+
 impl NodeError {
     /// Returns whether the failure says something of the task alone, so that another task may fare better on this machine.
     pub(super) fn is_the_tasks_own(&self) -> bool {
@@ -148,7 +160,9 @@ impl NodeError {
             | Self::LeaseLost { .. }
             | Self::Exhausted { .. }
             | Self::OddRow { .. } => true,
-            Self::Store { source, .. } => matches!(source, StoreError::BadResult { .. } | StoreError::Changed { .. }),
+            Self::Store { source, .. } => {
+                matches!(source, StoreError::BadResult { .. } | StoreError::Taken { .. } | StoreError::Changed { .. })
+            }
             // A program that cannot be started fails the next task, too.
             Self::NotStarted { .. }
             | Self::Identity(_)

@@ -111,14 +111,16 @@ pub(super) async fn finish(
         Err(Stop::Drain) => {
             let stopped = budget::Ending { verdict: Verdict::Cancelled, may_pass: true };
             let next =
-                hand_back(node, attempted, stopped, None, "the node was told to stop", LAST_WRITE_TIMEOUT, heartbeat).await?;
+                hand_back(node, attempted, stopped, None, "the node was told to stop", LAST_WRITE_TIMEOUT, heartbeat)
+                    .await?;
             if next == Next::Release { Ok(Ending::Drained) } else { Err(exhausted(attempted)) }
         }
         Err(Stop::Interrupted(deadline)) => {
             let taken = budget::Ending { verdict: Verdict::SpotInterrupted, may_pass: true };
             // The row must have its time, too.
             let left = deadline.saturating_duration_since(Instant::now());
-            let next = hand_back(node, attempted, taken, None, "EC2 takes the instance back", left / 2, heartbeat).await?;
+            let next =
+                hand_back(node, attempted, taken, None, "EC2 takes the instance back", left / 2, heartbeat).await?;
             if next == Next::Release { Ok(Ending::Interrupted) } else { Err(exhausted(attempted)) }
         }
         Err(Stop::Cancelled) => {

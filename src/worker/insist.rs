@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::backend::CloudError;
 use crate::backend::store::StoreError;
@@ -26,14 +27,30 @@ impl Failure for StoreError {
     }
 }
 
-/// Repeats a call while its failure may pass, once at least, and until one was made when `limit` had gone by. The SDK's own
+/// Repeats a call while its failure is transient, once at least, and until one was made when `limit` had gone by. The SDK's own
 /// five tries (about 4 s) are inside each of these; between them lies a jittered pause of up to 5 s.
 ///
-/// For calls that may be made twice.
+/// For calls that may be made twice, and that must be made although the node drains.
 ///
 /// # Errors
 /// The last failure.
-pub(super) async fn insist<T, E: Failure, F>(limit: Duration, mut call: impl FnMut() -> F) -> Result<T, E>
+pub(super) async fn insist<T, E: Failure, F>(limit: Duration, call: impl FnMut() -> F) -> Result<T, E>
+where
+    F: Future<Output = Result<T, E>>,
+{
+    insist_unless(&CancellationToken::new(), limit, call).await
+}
+
+/// Repeats a call as [`insist`] does, but no more once `stop` is cancelled. A call that is under way is waited for: whether it was
+/// applied must be known.
+///
+/// # Errors
+/// The last failure.
+pub(super) async fn insist_unless<T, E: Failure, F>(
+    stop: &CancellationToken,
+    limit: Duration,
+    mut call: impl FnMut() -> F,
+) -> Result<T, E>
 where
     F: Future<Output = Result<T, E>>,
 {
@@ -46,14 +63,18 @@ where
         };
         tries += 1;
         let elapsed = started.elapsed();
-        if !error.may_pass() || tries > 1 && elapsed >= limit {
+        if !error.may_pass() || tries > 1 && elapsed >= limit || stop.is_cancelled() {
             return Err(error);
         }
         let pause = backoff::delay(tries + 2, rand::random());
         // The last try is made when the limit has come, not before: what is away for less is waited for.
         let pause = limit.checked_sub(elapsed).map_or(pause, |left| pause.min(left));
         tracing::warn!("tried again: {}", super::error::words(&error));
-        tokio::time::sleep(pause).await;
+        // Both arms may be dropped: neither holds anything.
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = stop.cancelled() => return Err(error),
+        }
     }
 }
 
@@ -73,5 +94,14 @@ mod tests {
             };
             insist(limit, call).await.unwrap();
         }
+    }
+
+    #[tokio::test]
+    async fn a_drain_is_heard_during_an_outage() {
+        let stop = CancellationToken::new();
+        let started = Instant::now();
+        let away = || async { Err::<(), _>(CloudError::new(Kind::Unreachable, "Query", "a table", "away")) };
+        let (waited, ()) = tokio::join!(insist_unless(&stop, Duration::from_hours(1), away), async { stop.cancel() });
+        assert!(waited.is_err() && started.elapsed() < Duration::from_mins(1));
     }
 }

@@ -74,7 +74,12 @@ impl Sentinel {
     }
 }
 
-async fn look(machine: &Machine, ledger: &Ledger, notice: &watch::Sender<Option<Instant>>, rebalance: &CancellationToken) {
+async fn look(
+    machine: &Machine,
+    ledger: &Ledger,
+    notice: &watch::Sender<Option<Instant>>,
+    rebalance: &CancellationToken,
+) {
     let mut pause = LOOK_PERIOD;
     loop {
         // Jittered by a tenth: many processes of a machine may ask IMDS, which limits how often.

@@ -108,7 +108,8 @@ pub async fn run(node: Node) -> Life {
 /// The steps from identity to notification. Tells which machine this is as soon as it knows, for the step after the last.
 async fn life(node: Node, known: watch::Sender<Option<Instance>>) -> Result<Ending, NodeError> {
     let (instance, work) = step(&node, Step::Identify, identity::find(&node, &known)).await?;
-    let (sentinel, mut looks) = Sentinel::start(node.backend.machine.clone(), node.backend.ledger.clone(), instance.is_on_ec2);
+    let (sentinel, mut looks) =
+        Sentinel::start(node.backend.machine.clone(), node.backend.ledger.clone(), instance.is_on_ec2);
     let ending = match work {
         Work::Task(task) => one_task(&node, &instance, &sentinel, &task).await,
         Work::Mission(mission) => pull::serve(&node, &instance, &sentinel, &mission).await,

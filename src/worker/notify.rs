@@ -63,13 +63,7 @@ impl Announcer {
     ///
     /// # Errors
     /// [`NodeError`]; the mission is then looked at by whoever comes by next.
-    pub async fn see(
-        &self,
-        me: &InstanceId,
-        right: &str,
-        mission: &Mission,
-        is_lost: bool,
-    ) -> Result<bool, NodeError> {
+    pub async fn see(&self, me: &InstanceId, right: &str, mission: &Mission, is_lost: bool) -> Result<bool, NodeError> {
         let total = self.tally(mission).await?;
         if !mission.is_complete(total) {
             self.roll_up(mission, total).await?;
@@ -168,20 +162,20 @@ impl Announcer {
         let now = clock::now_rfc3339();
         let key = manifest_key(&mission.id);
         let (manifest, results) = match self.result_bucket.as_deref() {
-            None => ("none: no result bucket is set".to_owned(), Vec::new()),
+            None => ("none: no result bucket is set".to_owned(), Some(Vec::new())),
             Some(bucket) => match self.write_manifest(mission, total, publication, (bucket, &key), &now).await {
                 Ok(results) => (uri(bucket, &key), results),
                 // The end is announced all the same.
                 Err(NodeError::Store { source: error @ StoreError::Taken { .. }, .. }) => {
                     tracing::error!("mission {} is announced without a manifest: {error}", mission.id);
-                    (format!("none: {error}"), Vec::new())
+                    (format!("none: {error}"), Some(Vec::new()))
                 }
                 Err(error) => return Err(error),
             },
         };
         let ledger = &self.backend.ledger;
         let to = self.topic_arn.as_deref().unwrap_or("none");
-        let results = result_list(&mission.results, &results, &manifest);
+        let results = result_list(&mission.results, results.as_deref(), &manifest);
         let announcement = Announcement { results: &results, manifest: &manifest, to, now: &now };
         let prepared =
             insist(self.patience, || ledger.prepare_publication(mission, publication, total, &announcement)).await;
@@ -211,7 +205,7 @@ impl Announcer {
     }
 
     /// Writes the list of the mission's tasks, from where an earlier publisher has stopped, and returns the results for the
-    /// row, as many as it may hold and one.
+    /// row; `None` if they are more than it may hold.
     async fn write_manifest(
         &self,
         mission: &Mission,
@@ -219,7 +213,7 @@ impl Announcer {
         publication: &Publication,
         (bucket, key): (&str, &str),
         now: &str,
-    ) -> Result<Vec<String>, NodeError> {
+    ) -> Result<Option<Vec<String>>, NodeError> {
         let wrong = |source| NodeError::Store { doing: "storing the manifest", source };
         let (store, ledger) = (&self.backend.store, &self.backend.ledger);
         let writer = || store.writer(bucket, key, Mark::of_mission(ledger.tables(), &mission.id), self.patience);
@@ -270,11 +264,10 @@ impl Announcer {
 /// The manifest as it is written: a mission may have millions of tasks.
 struct List {
     out: PutWriter,
-    /// As many as the row may hold, and one; of a list that was gone on with, too many.
-    results: Vec<String>,
+    /// The results for the mission's row; `None`: more than it may hold.
+    results: Option<Vec<String>>,
     count: u64,
     after: Option<SrcId>,
-    is_whole: bool,
 }
 
 impl List {
@@ -285,14 +278,15 @@ impl List {
         });
         let head = head.to_string();
         out.write(format!("{},\n\"tasks\": [", head.trim_end_matches('}')).as_bytes()).await?;
-        Ok(Self { out, results: Vec::new(), count: 0, after: None, is_whole: true })
+        Ok(Self { out, results: Some(Vec::new()), count: 0, after: None })
     }
 
     fn resume(mut out: PutWriter, progress: ManifestProgress) -> Self {
         tracing::info!(tasks = progress.tasks, "the manifest is gone on with after {} tasks", progress.tasks);
         let (count, after) = (progress.tasks, Some(progress.after));
         out.resume(progress.upload, &progress.parts);
-        Self { out, results: Vec::new(), count, after, is_whole: false }
+        // A list that is stored in parts has more results than the row may hold.
+        Self { out, results: None, count, after }
     }
 
     async fn add(&mut self, tasks: &[Task]) -> Result<(), StoreError> {
@@ -306,8 +300,11 @@ impl List {
             let comma = if self.count > 0 { "," } else { "" };
             self.count += 1;
             self.out.write(format!("{comma}\n{entry}").as_bytes()).await?;
-            if task.state == State::Done && self.results.len() <= RESULT_LIST_LEN_MAX {
-                self.results.extend(task.result.clone());
+            if task.state == State::Done {
+                self.results = self.results.take().filter(|results| results.len() < RESULT_LIST_LEN_MAX);
+                if let Some(results) = &mut self.results {
+                    results.extend(task.result.clone());
+                }
             }
         }
         Ok(())
@@ -320,12 +317,9 @@ impl List {
         Ok(Some(ManifestProgress { upload, parts, tasks: self.count, after, opened }))
     }
 
-    async fn finish(mut self) -> Result<Vec<String>, StoreError> {
+    async fn finish(mut self) -> Result<Option<Vec<String>>, StoreError> {
         self.out.write(b"\n]}\n").await?;
         self.out.finish().await?;
-        // More than the row may hold: then it names the manifest.
-        let surplus = if self.is_whole { 0 } else { RESULT_LIST_LEN_MAX + 1 - self.results.len().min(RESULT_LIST_LEN_MAX + 1) };
-        self.results.extend(std::iter::repeat_n(String::new(), surplus));
         Ok(self.results)
     }
 }

@@ -27,7 +27,7 @@ use tracing::Instrument;
 use super::attempt::Ending;
 use super::error::words;
 use super::identity::{Assignment, Instance};
-use super::insist::insist;
+use super::insist::insist_unless;
 use super::interruption::Sentinel;
 use super::{Node, NodeError, one_task};
 use crate::backend::ledger::Partition;
@@ -64,7 +64,8 @@ pub(super) async fn serve(
     sentinel: &Sentinel,
     mission: &MissionId,
 ) -> Result<Ending, NodeError> {
-    let row = insist(node.settings.max_idle, || node.backend.ledger.mission(mission)).await;
+    let (drain, limit) = (&node.stopping.drain, node.settings.max_idle);
+    let row = insist_unless(drain, limit, || node.backend.ledger.mission(mission)).await;
     let row = row.map_err(NodeError::cloud("reading the mission"))?;
     let row = row.ok_or_else(|| NodeError::NoMission { mission: mission.to_string() })?;
     let slots = row.slots.or(node.settings.slots).unwrap_or(1).max(1);
@@ -277,7 +278,10 @@ impl Server {
                 }
                 let ledger = &self.node.backend.ledger;
                 let page = || ledger.open_page(partition, State::Pending, self.page_len, from.as_ref());
-                let page = insist(self.node.settings.max_idle, page).await;
+                let page = match insist_unless(&self.node.stopping.drain, self.node.settings.max_idle, page).await {
+                    Err(error) if error.is_retryable() && self.must_end() => return Ok(None),
+                    page => page,
+                };
                 let page = page.map_err(NodeError::cloud("looking for the next task"))?;
                 let last = page.tasks.last().cloned().filter(|_| !page.is_last);
                 let mut srcs: Vec<SrcId> = page.tasks.into_iter().map(|task| task.src).collect();

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use tokio::task::JoinSet;
+
 use super::execute::{Stop, Trouble};
 use super::insist::insist;
 use super::{Node, NodeError};
 use crate::backend::ledger::{Fence, Outcome};
-use crate::backend::store::{Put, StoreError, Stored, uri};
-use crate::backend::{CloudError, Kind};
+use crate::backend::store::{Body, OBJECT_BYTES_MAX, Put, StoreError, Stored, uri};
+use crate::domain::ids::KEY_BYTES_MAX;
 use crate::domain::keys::{INDEX_NAME, result_key};
 use crate::domain::verdict::Verdict;
 use crate::workload::Contract;
@@ -25,10 +27,14 @@ enum Output {
     Files(BTreeMap<String, PathBuf>),
 }
 
+/// Files under way at once: many small ones are bound by round trips.
+const FILES_PARALLEL: usize = 8;
+
 /// Uploads the workload's result under the fence.
 ///
 /// A folder goes up file by file under `rslt_<src>/`; last goes an index of them, which is the result's `ETag` and tells
-/// the attempt's own files from what a dead attempt may have left.
+/// the attempt's own files from what a dead attempt may have left. The index is put from memory: the disk may be full.
+/// What S3 would refuse is found before anything goes up.
 pub(super) async fn upload(node: &Node, contract: &Contract, fence: &Fence, bucket: &str) -> Result<Outcome, Stop> {
     let key = result_key(&contract.src);
     let (ledger, store, limit) = (&node.backend.ledger, &node.backend.store, node.settings.lease);
@@ -44,16 +50,12 @@ pub(super) async fn upload(node: &Node, contract: &Contract, fence: &Fence, buck
         }
         Output::Files(files) => {
             let prefix = format!("{key}/");
-            // A file that is there already is known by its mark, so a repeat costs a look at each.
-            let stored = insist(limit, || store.put_results(ledger, fence, bucket, &prefix, files.clone()));
-            let stored = stored.await.map_err(trouble)?;
-            let Some(stored) = stored else { return Err(Stop::LeaseLost) };
-            let index = contract.folder().join("index");
-            tokio::fs::write(&index, index_of(&stored, fence))
-                .await
-                .map_err(|e| trouble(disk("writing", &index, e)))?;
+            let Some(stored) = upload_files(node, fence, bucket, &prefix, files).await.map_err(trouble)? else {
+                return Err(Stop::LeaseLost);
+            };
+            let index = Body::Bytes(index_of(&stored, fence).into());
             let index_key = format!("{prefix}{INDEX_NAME}");
-            let put = insist(limit, || store.put_result(ledger, fence, bucket, &index_key, &index));
+            let put = insist(limit, || store.put_result(ledger, fence, bucket, &index_key, index.clone()));
             let put = put.await.map_err(trouble)?;
             let Put::Stored(Stored { etag, .. }) = put else { return Err(Stop::LeaseLost) };
             let bytes = stored.values().map(|file| file.bytes).sum();
@@ -62,23 +64,67 @@ pub(super) async fn upload(node: &Node, contract: &Contract, fence: &Fence, buck
     }
 }
 
-fn index_of(stored: &BTreeMap<String, Stored>, fence: &Fence) -> String {
-    let files: BTreeMap<&str, _> = stored
-        .iter()
-        .map(|(name, file)| (name.as_str(), serde_json::json!({ "bytes": file.bytes, "etag": file.etag })))
-        .collect();
-    serde_json::json!({ "srcFilename": fence.src.as_str(), "attempt": fence.attempt.0, "files": files }).to_string()
+/// Uploads the files of a folder result, eight at once, each for as long as its failures are transient. Returns what was
+/// stored, by name; `None` if the lease is lost.
+async fn upload_files(
+    node: &Node,
+    fence: &Fence,
+    bucket: &str,
+    prefix: &str,
+    files: BTreeMap<String, PathBuf>,
+) -> Result<Option<BTreeMap<String, Stored>>, StoreError> {
+    let (mut files, mut puts, mut stored) = (files.into_iter(), JoinSet::new(), BTreeMap::new());
+    loop {
+        // Made as earlier ones end: a folder may have a hundred thousand files.
+        while puts.len() < FILES_PARALLEL
+            && let Some((name, file)) = files.next()
+        {
+            let (backend, fence, limit) = (node.backend.clone(), fence.clone(), node.settings.lease);
+            let (bucket, key) = (bucket.to_owned(), format!("{prefix}{name}"));
+            puts.spawn(async move {
+                let put = || backend.store.put_result(&backend.ledger, &fence, &bucket, &key, &file);
+                (name, insist(limit, put).await)
+            });
+        }
+        // Losing the rest on an error is safe: without an index there is no result.
+        let Some(put) = puts.join_next().await else { return Ok(Some(stored)) };
+        let (name, put) = put.map_err(|panic| disk("uploading", Path::new(prefix), io::Error::other(panic)))?;
+        match put? {
+            Put::Stored(object) => stored.insert(name, object),
+            Put::LeaseLost => return Ok(None),
+        };
+    }
 }
 
+/// Writes the index. By hand, file by file: a tree of a hundred thousand files would be in memory once more.
+fn index_of(stored: &BTreeMap<String, Stored>, fence: &Fence) -> String {
+    let text = |text: &str| serde_json::Value::from(text).to_string();
+    let src = text(fence.src.as_str());
+    let mut index = format!("{{\"srcFilename\":{src},\"attempt\":{},\"files\":{{", fence.attempt.0);
+    for (n, (name, file)) in stored.iter().enumerate() {
+        let comma = if n == 0 { "" } else { "," };
+        index.push_str(&format!("{comma}{}:{{\"bytes\":{},\"etag\":{}}}", text(name), file.bytes, text(&file.etag)));
+    }
+    index.push_str("}}");
+    index
+}
+
+/// Says whose fault a failed upload is: the task's own if the result is not what S3, or this node, can take.
 fn trouble(error: StoreError) -> Trouble {
-    let (verdict, may_pass) = match &error {
-        StoreError::DiskFull { .. } | StoreError::Cloud(CloudError { kind: Kind::DiskFull, .. }) => {
-            (Verdict::DiskFull, true)
+    let error = match error {
+        StoreError::Disk { path, source, .. } if is_the_workloads(source.kind()) => {
+            bad(&path, format!("it cannot be read: {source}"))
         }
-        StoreError::BadResult { .. } => (Verdict::AppError, false),
-        StoreError::Cloud(_) | StoreError::Changed { .. } | StoreError::Disk { .. } => (Verdict::Infra, true),
+        other => other,
     };
+    let (verdict, may_pass) = super::error::ending_of(&error);
     Trouble::new(verdict, may_pass, NodeError::Store { doing: "uploading the result", source: error })
+}
+
+/// Returns whether a failed read of the result is the workload's doing: it took the right away, or something of it still
+/// changes its files.
+const fn is_the_workloads(kind: io::ErrorKind) -> bool {
+    matches!(kind, io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof)
 }
 
 fn disk(doing: &'static str, path: &Path, source: io::Error) -> StoreError {
@@ -92,7 +138,7 @@ fn bad(path: &Path, reason: impl Into<String>) -> StoreError {
 /// Returns how many bytes the result has, as far as it can be read.
 pub(super) fn bytes(contract: &Contract) -> u64 {
     let size = |path: &PathBuf| path.metadata().map_or(0, |meta| meta.len());
-    match find_blocking(&contract.output(), &contract.workspace()) {
+    match find_blocking(&contract.output(), &contract.workspace(), &result_key(&contract.src)) {
         Ok(Output::File(file)) => size(&file),
         Ok(Output::Files(files)) => files.values().map(size).sum(),
         Ok(Output::Nothing) | Err(_) => 0,
@@ -100,14 +146,14 @@ pub(super) fn bytes(contract: &Contract) -> u64 {
 }
 
 async fn find(contract: &Contract) -> Result<Output, StoreError> {
-    let (output, folder) = (contract.output(), contract.workspace());
-    let found = tokio::task::spawn_blocking(move || find_blocking(&output, &folder)).await;
+    let (output, folder, key) = (contract.output(), contract.workspace(), result_key(&contract.src));
+    let found = tokio::task::spawn_blocking(move || find_blocking(&output, &folder, &key)).await;
     found.map_err(|panic| disk("reading", &contract.output(), io::Error::other(panic)))?
 }
 
 /// Looks at the output. The workload may have made it a link; it must still lead into the attempt's own folder, for the
-/// node may read what the workload may not.
-fn find_blocking(output: &Path, folder: &Path) -> Result<Output, StoreError> {
+/// node may read what the workload may not. `key` is the result's: S3 has to take it, and each file's below it.
+fn find_blocking(output: &Path, folder: &Path, key: &str) -> Result<Output, StoreError> {
     let real = match output.canonicalize() {
         Ok(real) => real,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Output::Nothing),
@@ -117,31 +163,56 @@ fn find_blocking(output: &Path, folder: &Path) -> Result<Output, StoreError> {
     if !real.starts_with(&folder) {
         return Err(bad(output, format!("it leads to {}, outside the workload's folder", real.display())));
     }
-    let kind = real.metadata().map_err(|e| disk("reading", &real, e))?.file_type();
-    if kind.is_file() {
+    let meta = real.metadata().map_err(|e| disk("reading", &real, e))?;
+    if meta.is_file() {
+        check(&real, key, meta.len())?;
         return Ok(Output::File(real));
     }
-    if !kind.is_dir() {
+    if !meta.is_dir() {
         return Err(bad(output, "it is neither a file nor a folder"));
     }
     let mut files = BTreeMap::new();
-    walk(&real, "", &mut files)?;
+    walk(&real, &format!("{key}/"), "", &mut files)?;
+    if !files.is_empty() {
+        check(&real, &format!("{key}/{INDEX_NAME}"), 0)?;
+    }
     Ok(if files.is_empty() { Output::Nothing } else { Output::Files(files) })
 }
 
-fn walk(folder: &Path, prefix: &str, files: &mut BTreeMap<String, PathBuf>) -> Result<(), StoreError> {
+/// Checks what S3 takes: a key of 1,024 bytes, an object of 48.8 TiB.
+fn check(path: &Path, key: &str, bytes: u64) -> Result<(), StoreError> {
+    if key.len() > KEY_BYTES_MAX {
+        let reason = format!("its key in S3 would have {} bytes, more than {KEY_BYTES_MAX}: {key}", key.len());
+        return Err(bad(path, reason));
+    }
+    if bytes > OBJECT_BYTES_MAX {
+        return Err(bad(path, format!("it has {bytes} bytes, more than the {OBJECT_BYTES_MAX} that S3 takes")));
+    }
+    Ok(())
+}
+
+/// Finds the files below `folder`, which is at `below` in the result.
+fn walk(folder: &Path, prefix: &str, below: &str, files: &mut BTreeMap<String, PathBuf>) -> Result<(), StoreError> {
     for entry in std::fs::read_dir(folder).map_err(|e| disk("reading", folder, e))? {
         let entry = entry.map_err(|e| disk("reading", folder, e))?;
         let path = entry.path();
         let name = entry.file_name().into_string().map_err(|_| bad(&path, "its name is not UTF-8, as S3 keys are"))?;
-        let key = format!("{prefix}{name}");
-        let kind = entry.file_type().map_err(|e| disk("reading", &path, e))?;
-        if key == INDEX_NAME {
+        let name = format!("{below}{name}");
+        let meta = entry.metadata().map_err(|e| disk("reading", &path, e))?;
+        if name == INDEX_NAME {
             return Err(bad(&path, "this name is taken: lighthpc writes its own index there"));
-        } else if kind.is_dir() {
-            walk(&path, &format!("{key}/"), files)?;
-        } else if kind.is_file() {
-            files.insert(key, path);
+        } else if meta.is_dir() {
+            // A folder is nothing in S3. One that is too deep for any file is read no further than to see if it has one.
+            let below = format!("{name}/");
+            let is_too_deep = prefix.len() + below.len() >= KEY_BYTES_MAX;
+            if !is_too_deep {
+                walk(&path, prefix, &below, files)?;
+            } else if std::fs::read_dir(&path).map_err(|e| disk("reading", &path, e))?.next().is_some() {
+                check(&path, &format!("{prefix}{below}x"), 0)?;
+            }
+        } else if meta.is_file() {
+            check(&path, &format!("{prefix}{name}"), meta.len())?;
+            files.insert(name, path);
         } else {
             return Err(bad(&path, "it is neither a file nor a folder (links in a result folder are not followed)"));
         }
@@ -167,22 +238,25 @@ mod tests {
     #[test]
     fn no_output_and_an_empty_folder_are_no_result() {
         let (_dir, contract) = contract();
-        assert_eq!(find_blocking(&contract.output(), &contract.workspace()).unwrap(), Output::Nothing);
+        assert_eq!(find_blocking(&contract.output(), &contract.workspace(), "rslt_a").unwrap(), Output::Nothing);
         std::fs::create_dir(contract.output()).unwrap();
-        assert_eq!(find_blocking(&contract.output(), &contract.workspace()).unwrap(), Output::Nothing);
+        assert_eq!(find_blocking(&contract.output(), &contract.workspace(), "rslt_a").unwrap(), Output::Nothing);
     }
 
     #[test]
     fn a_link_may_only_lead_into_the_attempts_folder() {
         let (_dir, contract) = contract();
         symlink("/etc/hostname", contract.output()).unwrap();
-        assert!(matches!(find_blocking(&contract.output(), &contract.workspace()), Err(StoreError::BadResult { .. })));
+        assert!(matches!(
+            find_blocking(&contract.output(), &contract.workspace(), "rslt_a"),
+            Err(StoreError::BadResult { .. })
+        ));
 
         std::fs::remove_file(contract.output()).unwrap();
         let real = contract.scratch().join("out");
         std::fs::write(&real, "x").unwrap();
         symlink(&real, contract.output()).unwrap();
-        assert!(matches!(find_blocking(&contract.output(), &contract.workspace()), Ok(Output::File(_))));
+        assert!(matches!(find_blocking(&contract.output(), &contract.workspace(), "rslt_a"), Ok(Output::File(_))));
     }
 
     #[test]
@@ -191,10 +265,15 @@ mod tests {
         std::fs::create_dir_all(contract.output().join("b/c")).unwrap();
         std::fs::write(contract.output().join("a.txt"), "1").unwrap();
         std::fs::write(contract.output().join("b/c/ü d"), "2").unwrap();
-        let Output::Files(files) = find_blocking(&contract.output(), &contract.workspace()).unwrap() else { panic!() };
+        let Output::Files(files) = find_blocking(&contract.output(), &contract.workspace(), "rslt_a").unwrap() else {
+            panic!()
+        };
         assert_eq!(files.keys().collect::<Vec<_>>(), ["a.txt", "b/c/ü d"]);
 
         std::fs::write(contract.output().join(INDEX_NAME), "x").unwrap();
-        assert!(matches!(find_blocking(&contract.output(), &contract.workspace()), Err(StoreError::BadResult { .. })));
+        assert!(matches!(
+            find_blocking(&contract.output(), &contract.workspace(), "rslt_a"),
+            Err(StoreError::BadResult { .. })
+        ));
     }
 }

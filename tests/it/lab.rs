@@ -124,7 +124,6 @@ impl Lab {
             default_mission: None,
             lease: Duration::from_millis(1500),
             limits: Limits::default(),
-            work_dir: self.dir.path().join("scheduler"),
             pace: 1e6,
         }
     }
@@ -158,6 +157,28 @@ impl Lab {
 
     pub(crate) async fn set_mission_number(&self, id: &str, name: &str, value: u64) {
         self.set("tblMission", "timePush", id, name, AttributeValue::N(value.to_string())).await;
+    }
+
+    /// Writes any value into a task's row, as another program or a person would.
+    pub(crate) async fn set_value(&self, key: &str, name: &str, value: AttributeValue) {
+        self.set("tblTrans2", "srcFilename", key, name, value).await;
+    }
+
+    /// Writes any value into an item of the missions table.
+    pub(crate) async fn set_mission_value(&self, id: &str, name: &str, value: AttributeValue) {
+        self.set("tblMission", "timePush", id, name, value).await;
+    }
+
+    /// Removes an attribute of a task's row.
+    pub(crate) async fn remove_attribute(&self, key: &str, name: &str) {
+        let update = self.dynamo().update_item().table_name("tblTrans2").key("srcFilename", text(key));
+        update.update_expression("REMOVE #n").expression_attribute_names("#n", name).send().await.unwrap();
+    }
+
+    /// The attributes of a task's row, as they are written.
+    pub(crate) async fn row_of(&self, key: &str) -> std::collections::HashMap<String, AttributeValue> {
+        let get = self.dynamo().get_item().table_name("tblTrans2").key("srcFilename", text(key));
+        get.send().await.unwrap().item.unwrap()
     }
 
     async fn set(&self, table: &str, key: &str, id: &str, name: &str, value: AttributeValue) {
@@ -244,7 +265,7 @@ impl Subject {
     }
 }
 
-fn text(value: &str) -> AttributeValue {
+pub(crate) fn text(value: &str) -> AttributeValue {
     AttributeValue::S(value.to_owned())
 }
 

@@ -9,6 +9,8 @@ mod keys;
 mod lab;
 mod lease;
 mod mission;
+mod odd_rows;
+mod operators;
 mod pull;
 mod races;
 mod scheduler;

@@ -7,6 +7,7 @@ use lighthpc::backend::store::Put;
 use lighthpc::domain::ids::InstanceId;
 use lighthpc::domain::mission::Notified;
 use lighthpc::domain::progress::Progress;
+use lighthpc::domain::task::Counts;
 use lighthpc::local::Service::{Dynamodb, S3};
 use lighthpc::local::{Faults, RESULT_BUCKET, When};
 use lighthpc::worker::{Ending, NodeError};
@@ -26,13 +27,16 @@ fn claimant(instance: &str) -> Claimant {
 }
 
 async fn claim(lab: &Lab, instance: &str, expired: bool) -> Fence {
-    let seen = lab.task("abc").await.lease().filter(|_| expired);
-    match lab.desk.ledger.claim(&src("abc"), &claimant(instance), seen.as_ref()).await.unwrap() {
-        Claim::Held(task) => {
-            Fence { src: src("abc"), attempt: task.attempt, owner: InstanceId::new(instance).unwrap() }
+    let (ledger, who) = (&lab.desk.ledger, claimant(instance));
+    let task = if expired {
+        ledger.take_over(&lab.task("abc").await, &who).await.unwrap().unwrap()
+    } else {
+        match ledger.claim(&src("abc"), &who).await.unwrap() {
+            Claim::Held(task) => task,
+            other => panic!("{other:?}"),
         }
-        other => panic!("{other:?}"),
-    }
+    };
+    Fence { src: src("abc"), attempt: task.attempt, owner: InstanceId::new(instance).unwrap() }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -45,7 +49,7 @@ async fn of_sixty_four_claimers_one_wins() {
         let (ledger, barrier) = (lab.desk.ledger.clone(), barrier.clone());
         claimers.spawn(async move {
             barrier.wait().await;
-            ledger.claim(&src("abc"), &claimant(&format!("i-{n}")), None).await.unwrap()
+            ledger.claim(&src("abc"), &claimant(&format!("i-{n}"))).await.unwrap()
         });
     }
 
@@ -72,6 +76,7 @@ async fn a_stale_attempt_cannot_write_upload_or_commit() {
         exit_code: Some(0),
         time_cost_s: 1,
         history: vec![],
+        counts: Counts::default(),
     };
     let (ledger, store) = (&lab.desk.ledger, &lab.desk.store);
 
@@ -83,6 +88,7 @@ async fn a_stale_attempt_cannot_write_upload_or_commit() {
         exit_code: None,
         time_cost_s: 1,
         history: vec![],
+        counts: Counts::default(),
         now: "2026-01-01T00:00:00Z".to_owned(),
     };
     let released = ledger.release(&stale, &release).await.unwrap();

@@ -35,11 +35,13 @@ pub(crate) const CALLS: &[Call] = &[
     call("commit", Dynamodb, "TransactWriteItems", 1),
     call("tally", Dynamodb, "BatchGetItem", 1),
     call("mission again", Dynamodb, "GetItem", 3),
+    call("tally again", Dynamodb, "BatchGetItem", 2),
     call("become publisher", Dynamodb, "UpdateItem", 2),
     call("list tasks", Dynamodb, "Scan", 1),
     call("put manifest", S3, "PutObject", 2),
+    call("write results", Dynamodb, "UpdateItem", 3),
     call("publish", Sns, "Publish", 1),
-    call("mark announced", Dynamodb, "UpdateItem", 3),
+    call("mark announced", Dynamodb, "UpdateItem", 4),
     call("terminate", Ec2, "TerminateInstances", 1),
 ];
 

@@ -196,7 +196,9 @@ async fn a_sweep_that_died_as_publisher_is_replaced() {
         found = dying.sweep(&never) => panic!("{found:?}"),
         () = gate.arrived(1) => {}
     }
-    assert!(matches!(lab.mission_row("M").await.notified, Notified::Sending { by } if by.starts_with("scheduler-")));
+    assert!(
+        matches!(lab.mission_row("M").await.notified, Notified::Sending { by, .. } if by.starts_with("scheduler-"))
+    );
 
     let started = Instant::now();
     let scheduler = lab.scheduler(&Faults::new());

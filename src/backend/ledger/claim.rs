@@ -65,6 +65,9 @@ impl Ledger {
             Tried::Held(task) => return Ok(Claim::Held(task)),
             Tried::Refused(row) => row,
         };
+        if let Some(what) = row.oddity() {
+            return Ok(Claim::Odd { row, what });
+        }
         let is_own = row.state == State::Running && row.instance.as_ref() == Some(&who.owner);
         let is_this_claim = row.claim_token.as_ref() == Some(&who.token);
         match row.state {
@@ -75,10 +78,7 @@ impl Ledger {
                 Some(task) => Ok(Claim::Held(task)),
                 None => self.look_again(src, who).await,
             },
-            State::Unknown => {
-                let state = row.seen.as_ref().map(|seen| seen.state.shown()).unwrap_or_default();
-                Ok(Claim::Odd { what: format!("its state is {state}, which is none of pending, running, done, failed"), row })
-            }
+            State::Unknown => unreachable!("an unknown state is an oddity"),
         }
     }
 
@@ -90,7 +90,7 @@ impl Ledger {
     /// # Errors
     /// [`CloudError`].
     pub async fn take_over(&self, seen: &Task, who: &Claimant) -> Result<Option<Box<Task>>, CloudError> {
-        if seen.state != State::Running || seen.attempt.0 >= ATTEMPT_MAX {
+        if seen.state != State::Running || seen.oddity().is_some() {
             return Ok(None);
         }
         // The attempt that is taken over ended without a report.
@@ -104,17 +104,17 @@ impl Ledger {
         who: &Claimant,
         interruptions: u64,
     ) -> Result<Option<Box<Task>>, CloudError> {
-        if row.attempt.0 >= ATTEMPT_MAX {
-            return Ok(None);
-        }
-        let mut expression =
-            as_seen(claimed(who), row).set(item::ATTEMPT, number(row.attempt.0 + 1)).set(item::INTERRUPTIONS, number(interruptions));
+        let mut expression = as_seen(claimed(who), row)
+            .set(item::ATTEMPT, number(row.attempt.0 + 1))
+            .set(item::INTERRUPTIONS, number(interruptions));
         if row.state == State::Running {
             expression = same_beat(expression, row);
         }
         match self.try_claim(&row.src, &expression).await? {
             Tried::Held(task) => Ok(Some(task)),
-            Tried::Refused(now) if now.state == State::Running && now.claim_token.as_ref() == Some(&who.token) => Ok(Some(now)),
+            Tried::Refused(now) if now.state == State::Running && now.claim_token.as_ref() == Some(&who.token) => {
+                Ok(Some(now))
+            }
             Tried::Refused(_) => Ok(None),
         }
     }
@@ -127,8 +127,7 @@ impl Ledger {
             State::Running => Ok(Claim::HeldByOther(row)),
             State::Done | State::Failed => Ok(Claim::Ended(row)),
             State::Pending | State::Unknown => {
-                let attempt = row.seen.as_ref().map(|seen| seen.attempt.shown()).unwrap_or_default();
-                let what = format!("it could not be claimed as it is; its attempt is {attempt}");
+                let what = row.oddity().unwrap_or_else(|| "it moved while it was claimed".to_owned());
                 Ok(Claim::Odd { what, row })
             }
         }
@@ -142,15 +141,15 @@ impl Ledger {
             .send()
             .await;
         match answer {
-            Ok(answer) => {
-                Ok(Tried::Held(Box::new(Row(&answer.attributes.unwrap_or_default()).task(src.clone()))))
-            }
+            Ok(answer) => Ok(Tried::Held(Box::new(Row(&answer.attributes.unwrap_or_default()).task(src.clone())))),
             Err(error) => match error.as_service_error() {
-                Some(UpdateItemError::ConditionalCheckFailedException(refusal)) => Ok(Tried::Refused(Box::new(match &refusal.item {
-                    Some(item) => Row(item).task(src.clone()),
-                    // Not every emulator sends the row along.
-                    None => self.task(src).await?.ok_or_else(|| self.vanished(src))?,
-                }))),
+                Some(UpdateItemError::ConditionalCheckFailedException(refusal)) => {
+                    Ok(Tried::Refused(Box::new(match &refusal.item {
+                        Some(item) => Row(item).task(src.clone()),
+                        // Not every emulator sends the row along.
+                        None => self.task(src).await?.ok_or_else(|| self.vanished(src))?,
+                    })))
+                }
                 _ => Err(CloudError::sdk("UpdateItem", format!("table {}", self.tables.tasks), error)),
             },
         }
@@ -191,13 +190,10 @@ fn claim_expression(who: &Claimant) -> Expression {
             ("(attribute_not_exists({}) OR {} <> ?)", item::CLAIM_TOKEN, Some(text(&who.token))),
         ],
     ];
-    claimed(who)
-        .add(item::ATTEMPT, 1)
-        .when_any(cases)
-        .when_any(vec![
-            vec![("attribute_not_exists({})", item::ATTEMPT, None)],
-            vec![("{} >= ?", item::ATTEMPT, Some(number(0))), ("{} < ?", item::ATTEMPT, Some(number(ATTEMPT_MAX)))],
-        ])
+    claimed(who).add(item::ATTEMPT, 1).when_any(cases).when_any(vec![
+        vec![("attribute_not_exists({})", item::ATTEMPT, None)],
+        vec![("{} >= ?", item::ATTEMPT, Some(number(0))), ("{} < ?", item::ATTEMPT, Some(number(ATTEMPT_MAX)))],
+    ])
 }
 
 /// What every claim writes.

@@ -170,9 +170,11 @@ impl Ledger {
     /// # Errors
     /// [`CloudError`]; a newer row is no error.
     pub async fn roll_up(&self, mission: &Mission, total: Tally) -> Result<(), CloudError> {
-        let expression = counters(mission, total)
-            .set_if_absent(item::TALLY_BASE, number(mission.tally_base))
-            .when("attribute_exists({})", item::MISSION_KEY, None);
+        let expression = counters(mission, total).set_if_absent(item::TALLY_BASE, number(mission.tally_base)).when(
+            "attribute_exists({})",
+            item::MISSION_KEY,
+            None,
+        );
         let expression = match mission.seen.as_ref().map(|seen| &seen.tally_seq) {
             // Not as this version writes it: text does not compare with a number.
             Some(form @ (Form::Text(_) | Form::Other(_))) => expression.as_it_was(item::TALLY_SEQ, form),

@@ -127,8 +127,7 @@ impl Ledger {
         }
     }
 
-    /// Counts the open tasks of a mission, or of none, in one state, but no more than `most`: it stops there. Returns also how
-    /// the longest open one is in the index.
+    /// Counts the open tasks of a mission, or of none, in one state, but no more than `most`: it stops there.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -138,26 +137,23 @@ impl Ledger {
         shards: u32,
         state: State,
         most: u64,
-    ) -> Result<(u64, Option<OpenTask>), CloudError> {
-        let (mut count, mut longest) = (0, None::<OpenTask>);
+    ) -> Result<u64, CloudError> {
+        let mut count = 0;
         for shard in 0..shards.max(1) {
             let mut from = None;
             loop {
                 let page = self.open_page(Partition { mission, shard }, state, PAGE_LEN, from.as_ref()).await?;
                 count += page.tasks.len() as u64;
-                let first = page.tasks.first().filter(|_| from.is_none());
-                if let Some(first) = first
-                    && longest.as_ref().is_none_or(|longest| first.open_as < longest.open_as)
-                {
-                    longest = Some(first.clone());
+                if count >= most {
+                    return Ok(most);
                 }
-                if page.is_last || count >= most {
+                if page.is_last {
                     break;
                 }
                 from = page.tasks.last().cloned();
             }
         }
-        Ok((count.min(most), longest))
+        Ok(count)
     }
 
     /// Lists all open tasks of a mission, or of none, in one state. For few: every one is in memory.

@@ -117,14 +117,23 @@ impl Ledger {
         let whole = expression.clone().set(item::RESULT_LIST, list(results));
         match self.update_mission(&mission.id, &whole).await {
             Err(error) if error.kind == Kind::Invalid => {
-                tracing::warn!("mission {}: its row has no room for its results ({}); the manifest has them", mission.id, error.source);
+                tracing::warn!(
+                    "mission {}: its row has no room for its results ({}); the manifest has them",
+                    mission.id,
+                    error.source
+                );
             }
             written => return written,
         }
         match self.update_mission(&mission.id, &expression).await {
             Err(error) if error.kind == Kind::Invalid => {
-                tracing::warn!("mission {}: its row has no room for the manifest's name ({})", mission.id, error.source);
-                self.update_mission(&mission.id, &own(Expression::default().add(item::NOTIFY_BEAT, 1), publication)).await
+                tracing::warn!(
+                    "mission {}: its row has no room for the manifest's name ({})",
+                    mission.id,
+                    error.source
+                );
+                self.update_mission(&mission.id, &own(Expression::default().add(item::NOTIFY_BEAT, 1), publication))
+                    .await
             }
             written => written,
         }

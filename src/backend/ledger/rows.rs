@@ -127,11 +127,7 @@ impl Ledger {
     }
 
     /// Updates a task's row, and returns it as it is then; `None` if the condition did not hold.
-    pub(super) async fn update_row_to(
-        &self,
-        src: &SrcId,
-        expression: &Expression,
-    ) -> Result<Option<Task>, CloudError> {
+    pub(super) async fn update_row_to(&self, src: &SrcId, expression: &Expression) -> Result<Option<Task>, CloudError> {
         let answer = expression
             .on(self.client.update_item().table_name(&self.tables.tasks).set_key(Some(task_key(src))))
             .return_values(ReturnValue::AllNew)
@@ -258,7 +254,9 @@ impl Ledger {
         let src = |row: &Item| Row(row).text(item::SRC).and_then(|src| SrcId::new(src).ok());
         let tasks = page.items().iter().filter_map(|row| Some(Row(row).task(src(row)?))).collect();
         let last = page.last_evaluated_key.filter(|key| !key.is_empty());
-        let unreadable = || CloudError::new(Kind::Invalid, "Scan", &self.tables.tasks, "a page ends with a key that is no task's name");
+        let unreadable = || {
+            CloudError::new(Kind::Invalid, "Scan", &self.tables.tasks, "a page ends with a key that is no task's name")
+        };
         let last = last.map(|key| src(&key).ok_or_else(unreadable)).transpose()?;
         Ok((tasks, last))
     }
@@ -289,7 +287,14 @@ impl Ledger {
                 .set_exclusive_start_key(from)
                 // Neither tally items, nor long keys' short names, nor the sweeps' cursor.
                 .filter_expression("NOT contains(#m, :tally) AND attribute_not_exists(#src) AND #m <> :cursor")
-                .projection_expression(item::MISSION_NAMES.iter().enumerate().map(|(n, _)| format!("#p{n}")).collect::<Vec<_>>().join(", "))
+                .projection_expression(
+                    item::MISSION_NAMES
+                        .iter()
+                        .enumerate()
+                        .map(|(n, _)| format!("#p{n}"))
+                        .collect::<Vec<_>>()
+                        .join(", "),
+                )
                 .set_expression_attribute_names(Some(mission_names()))
                 .expression_attribute_values(":tally", text("#tally#"))
                 .expression_attribute_values(":cursor", text(super::cursor::NAME));

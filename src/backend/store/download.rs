@@ -1,17 +1,17 @@
 //! Downloads: streamed to disk, large ones in parallel ranges that are pinned to one `ETag`.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::types::ChecksumMode;
 use aws_smithy_types::base64;
-use crc_fast::{CrcAlgorithm, Digest, checksum_combine};
+use crc_fast::{CrcAlgorithm, Digest};
 use tokio::fs::File;
 use tokio::io::{AsyncSeekExt, AsyncWriteExt, SeekFrom};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use super::mark::Found;
+use super::sums::Sums;
 use super::{CloudError, Kind, Object, PART_BYTES, PART_TRIES_MAX, PARTS_PARALLEL, Store, StoreError, free_bytes, uri};
 use crate::domain::backoff;
 
@@ -37,12 +37,17 @@ pub(super) struct Checksum {
 }
 
 impl Checksum {
-    fn algorithm(&self) -> CrcAlgorithm {
+    pub(super) fn algorithm(&self) -> CrcAlgorithm {
         match self.name {
             "CRC-64/NVME" => CrcAlgorithm::Crc64Nvme,
             "CRC-32C" => CrcAlgorithm::Crc32Iscsi,
             _ => CrcAlgorithm::Crc32IsoHdlc,
         }
+    }
+
+    /// Returns whether `crc` is this checksum.
+    pub(super) fn is(&self, crc: u64) -> bool {
+        self.encode(crc) == self.base64
     }
 
     fn encode(&self, crc: u64) -> String {
@@ -57,14 +62,13 @@ impl Checksum {
 pub(super) fn object(head: &HeadObjectOutput) -> Object {
     let whole =
         |value: Option<&str>, name| value.filter(|v| !v.contains('-')).map(|v| Checksum { name, base64: v.to_owned() });
-    let meta = |name: &str| head.metadata().and_then(|meta| meta.get(name)).cloned();
     Object {
         bytes: head.content_length().and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0),
         etag: head.e_tag().unwrap_or_default().to_owned(),
         checksum: whole(head.checksum_crc64_nvme(), "CRC-64/NVME")
             .or_else(|| whole(head.checksum_crc32_c(), "CRC-32C"))
             .or_else(|| whole(head.checksum_crc32(), "CRC-32")),
-        put_by: meta(super::upload::META_ATTEMPT).zip(meta(super::upload::META_OWNER)),
+        found: Found::read(head.metadata()),
     }
 }
 
@@ -115,34 +119,42 @@ impl Store {
         target.set_len(object.bytes).await.map_err(|e| disk("sizing", e))?;
         drop(target);
 
-        let checksum = object.checksum.clone();
-        let mut ranges = JoinSet::new();
-        let permits = Arc::new(Semaphore::new(PARTS_PARALLEL));
-        for start in (0..object.bytes).step_by(usize::try_from(PART_BYTES).unwrap_or(usize::MAX)) {
-            let range = Range {
-                bucket: bucket.to_owned(),
-                key: key.to_owned(),
-                etag: object.etag.clone(),
-                start,
-                bytes: PART_BYTES.min(object.bytes - start),
-                is_whole: object.bytes <= PART_BYTES,
-            };
-            let (store, permits, file) = (self.clone(), permits.clone(), file.to_owned());
-            let algorithm = checksum.as_ref().map(Checksum::algorithm);
-            ranges.spawn(async move {
-                let _permit = permits.acquire_owned().await;
-                let crc = store.range(&range, &file, algorithm).await?;
-                Ok::<_, RangeError>((range.start, range.bytes, crc))
-            });
+        let checksum = object.checksum.as_ref();
+        let algorithm = checksum.map(Checksum::algorithm);
+        let mut starts = (0..object.bytes).step_by(usize::try_from(PART_BYTES).unwrap_or(usize::MAX));
+        let (mut ranges, mut sums) = (JoinSet::new(), algorithm.map(Sums::new));
+        loop {
+            // Made as earlier ones end: a huge object has a hundred thousand.
+            while ranges.len() < PARTS_PARALLEL
+                && let Some(start) = starts.next()
+            {
+                let range = Range {
+                    bucket: bucket.to_owned(),
+                    key: key.to_owned(),
+                    etag: object.etag.clone(),
+                    start,
+                    bytes: PART_BYTES.min(object.bytes - start),
+                    is_whole: object.bytes <= PART_BYTES,
+                };
+                let (store, file) = (self.clone(), file.to_owned());
+                ranges.spawn(async move {
+                    let crc = store.range(&range, &file, algorithm).await?;
+                    Ok::<_, RangeError>((range.start, range.bytes, crc))
+                });
+            }
+            // Losing the rest on an error is safe: dropping the set ends them, and the file is started over or thrown away.
+            let Some(part) = ranges.join_next().await else { break };
+            let (start, bytes, crc) = part.map_err(|panic| disk("downloading to", std::io::Error::other(panic)))??;
+            if let Some(sums) = &mut sums {
+                sums.add(start, bytes, crc);
+            }
         }
-
-        // Losing the rest on the first error is safe: dropping the set ends them, and the file is started over or thrown away.
-        let mut parts = Vec::new();
-        while let Some(part) = ranges.join_next().await {
-            parts.push(part.map_err(|panic| disk("downloading to", std::io::Error::other(panic)))??);
+        match (checksum, sums) {
+            (Some(checksum), Some(sums)) if object.bytes > 0 => {
+                verify(bucket, key, checksum, sums.total()).map_err(RangeError::Store)
+            }
+            _ => Ok(()),
         }
-        parts.sort_by_key(|&(start, _, _)| start);
-        verify(bucket, key, checksum.as_ref(), &parts).map_err(RangeError::Store)
     }
 
     /// Fetches one range, with a few tries, and returns its checksum (0 if none is wanted).
@@ -212,14 +224,9 @@ fn check_room(file: &Path, bytes: u64) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Combines the ranges' checksums and compares them with S3's.
-fn verify(bucket: &str, key: &str, checksum: Option<&Checksum>, parts: &[(u64, u64, u64)]) -> Result<(), StoreError> {
-    let Some(checksum) = checksum else { return Ok(()) };
-    let combined = parts.iter().map(|&(_, bytes, crc)| (crc, bytes)).reduce(|(all, length), (crc, bytes)| {
-        (checksum_combine(checksum.algorithm(), all, crc, bytes), length + bytes)
-    });
-    let Some((crc, _)) = combined else { return Ok(()) };
-    if checksum.encode(crc) == checksum.base64 {
+/// Compares the checksum of all ranges with S3's.
+fn verify(bucket: &str, key: &str, checksum: &Checksum, crc: u64) -> Result<(), StoreError> {
+    if checksum.is(crc) {
         return Ok(());
     }
     let words = format!("its {} is {}, not the {} that S3 keeps", checksum.name, checksum.encode(crc), checksum.base64);
@@ -235,13 +242,18 @@ mod tests {
         let all = b"123456789";
         for (name, check) in [("CRC-64/NVME", "rosUhgp5mIg="), ("CRC-32", "y/Q5Jg=="), ("CRC-32C", "4waSgw==")] {
             let checksum = Checksum { name, base64: check.to_owned() };
-            let crc = |bytes: &[u8]| crc_fast::checksum(checksum.algorithm(), bytes);
-            let parts = [(0, 4, crc(&all[..4])), (4, 3, crc(&all[4..7])), (7, 2, crc(&all[7..]))];
+            let sum = |first: &[u8]| {
+                let mut sums = Sums::new(checksum.algorithm());
+                let crc = |bytes: &[u8]| crc_fast::checksum(checksum.algorithm(), bytes);
+                sums.add(7, 2, crc(&all[7..]));
+                sums.add(0, 4, crc(first));
+                sums.add(4, 3, crc(&all[4..7]));
+                sums.total()
+            };
 
-            verify("b", "k", Some(&checksum), &parts).unwrap();
+            verify("b", "k", &checksum, sum(&all[..4])).unwrap();
 
-            let wrong = [(0, 4, crc(b"1243")), parts[1], parts[2]];
-            assert!(verify("b", "k", Some(&checksum), &wrong).is_err());
+            assert!(verify("b", "k", &checksum, sum(b"1243")).is_err());
         }
     }
 }

@@ -4,13 +4,20 @@
 //! (`If-None-Match: *`, or `If-Match` on what a dead attempt left). A stalled attempt can therefore neither
 //! overwrite nor precede a committed result unnoticed; see [`Store::put_result`].
 
+mod body;
 mod download;
+mod mark;
 mod meter;
 mod multipart;
+mod sums;
 mod upload;
+mod writer;
 
+pub use body::Body;
 pub use download::Downloaded;
+pub use mark::Mark;
 pub use upload::{Put, Stored};
+pub use writer::PutWriter;
 
 use multipart::Upload;
 
@@ -33,6 +40,9 @@ const PART_BYTES: u64 = 8 * 1024 * 1024;
 /// Parts under way at once: 8 × about 90 MB/s, S3's rate per connection, fill a 5 Gbit/s link. Those that go up share this number
 /// whatever the files, for each is in memory: 64 MiB, which the node must have beside a workload at its limit.
 const PARTS_PARALLEL: usize = 8;
+/// The largest object: 10,000 parts of 5 GiB, 48.8 TiB. Source: Amazon S3 user guide, "Amazon S3 multipart upload limits". (It was
+/// 5 TiB until December 2025; a service that still has that limit says `EntityTooLarge`.)
+pub const OBJECT_BYTES_MAX: u64 = multipart::PARTS_MAX * 5 * 1024 * 1024 * 1024;
 /// How often one part is tried, the SDK's own retries aside: a body may break after the answer began.
 const PART_TRIES_MAX: u32 = 4;
 
@@ -70,6 +80,16 @@ pub enum StoreError {
         /// The system's words.
         source: io::Error,
     },
+    /// The object there is another task's, or another deployment's.
+    #[error("{uri} belongs to {holder}, and {wanted_by} cannot replace it")]
+    Taken {
+        /// The object.
+        uri: String,
+        /// Whose it is.
+        holder: String,
+        /// Who was to put it.
+        wanted_by: String,
+    },
     /// The result cannot be stored as it is: a name or a kind of file that has no place in S3.
     #[error("{path}: {reason}")]
     BadResult {
@@ -80,9 +100,17 @@ pub enum StoreError {
     },
 }
 
+impl Object {
+    /// Returns whether the object bears another's mark. One without a mark, of an earlier version, does not.
+    #[must_use]
+    pub fn is_of_another(&self, mark: &Mark) -> bool {
+        self.found.is_of_another(mark)
+    }
+}
+
 impl StoreError {
     fn disk(doing: &'static str, path: &Path, source: io::Error) -> Self {
-        if source.kind() == io::ErrorKind::StorageFull {
+        if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
             let folder = path.parent().unwrap_or(path).to_path_buf();
             let free_bytes = free_bytes(&folder).unwrap_or(0);
             return Self::DiskFull { path: folder, need_bytes: free_bytes + 1, free_bytes };
@@ -109,8 +137,8 @@ pub struct Object {
     pub etag: String,
     /// Its CRC-64/NVME or CRC-32 over the whole object, base64, if S3 keeps one.
     checksum: Option<download::Checksum>,
-    /// The attempt and the instance that put it, if lighthpc did.
-    put_by: Option<(String, String)>,
+    /// Whose it is.
+    found: mark::Found,
 }
 
 /// S3. Cheap to clone.

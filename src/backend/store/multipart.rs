@@ -5,16 +5,15 @@ use std::sync::PoisonError;
 
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart};
-use crc_fast::{checksum, checksum_combine};
-use tokio::fs::File;
-use tokio::io::{AsyncReadExt, AsyncSeekExt, SeekFrom};
 use tokio::task::JoinSet;
 
-use super::upload::{CRC, Condition, Stored, Target, crc_base64};
-use super::{CloudError, Kind, PART_BYTES, Store, StoreError, uri};
+use super::body::section;
+use super::sums::Sums;
+use super::upload::{CRC, Condition, Stored, Target, completing, crc_base64, sending};
+use super::{CloudError, Kind, PART_BYTES, PARTS_PARALLEL, Store, StoreError, uri};
 
-/// S3's limit of parts in one upload.
-const PARTS_MAX: u64 = 10_000;
+/// S3's limit of parts in one upload. Source: Amazon S3 user guide, "Amazon S3 multipart upload limits".
+pub(super) const PARTS_MAX: u64 = 10_000;
 
 impl Store {
     /// Uploads in parts and completes on the condition; whatever fails, the upload is aborted, for its parts bill.
@@ -25,6 +24,18 @@ impl Store {
         bytes: u64,
         condition: &Condition,
     ) -> Result<Stored, StoreError> {
+        let upload = self.begin_upload(target).await?;
+        let open = Open { store: self, upload: Some(upload.clone()) };
+        let result = self.put_parts_of(target, &upload, file, bytes, condition).await;
+        open.close();
+        if result.is_err() {
+            self.abort(&upload).await;
+        }
+        result
+    }
+
+    /// Begins an upload in parts.
+    pub(super) async fn begin_upload(&self, target: &Target<'_>) -> Result<Upload, CloudError> {
         let created = self
             .client
             .create_multipart_upload()
@@ -36,18 +47,8 @@ impl Store {
             .send()
             .await
             .map_err(|e| CloudError::sdk("CreateMultipartUpload", target.uri(), e))?;
-        let upload = Upload {
-            bucket: target.bucket.to_owned(),
-            key: target.key.to_owned(),
-            id: created.upload_id.unwrap_or_default(),
-        };
-        let open = Open { store: self, upload: Some(upload.clone()) };
-        let result = self.put_parts_of(target, &upload.id, file, bytes, condition).await;
-        open.close();
-        if result.is_err() {
-            self.abort(&upload).await;
-        }
-        result
+        let id = created.upload_id.unwrap_or_default();
+        Ok(Upload { bucket: target.bucket.to_owned(), key: target.key.to_owned(), id })
     }
 
     /// Begins an upload and aborts it: that shows the right to put, and to take back, and leaves nothing.
@@ -70,7 +71,7 @@ impl Store {
         }
     }
 
-    async fn abort(&self, upload: &Upload) {
+    pub(super) async fn abort(&self, upload: &Upload) {
         let abort = self.client.abort_multipart_upload().bucket(&upload.bucket).key(&upload.key).upload_id(&upload.id);
         let Err(error) = abort.send().await else { return };
         let uri = uri(&upload.bucket, &upload.key);
@@ -84,90 +85,109 @@ impl Store {
     async fn put_parts_of(
         &self,
         target: &Target<'_>,
-        upload_id: &str,
+        upload: &Upload,
         file: &Path,
         bytes: u64,
         condition: &Condition,
     ) -> Result<Stored, StoreError> {
         let part_bytes = part_bytes_for(bytes);
-        let permits = self.parts.clone();
-        let mut parts = JoinSet::new();
-        for (index, start) in (0..bytes).step_by(usize::try_from(part_bytes).unwrap_or(usize::MAX)).enumerate() {
-            let part = Part {
-                bucket: target.bucket.to_owned(),
-                key: target.key.to_owned(),
-                upload_id: upload_id.to_owned(),
-                number: i32::try_from(index + 1).unwrap_or(i32::MAX),
-                start,
-                bytes: part_bytes.min(bytes - start),
-            };
-            let (store, permits, file) = (self.clone(), permits.clone(), file.to_owned());
-            parts.spawn(async move {
-                let _permit = permits.acquire_owned().await;
-                store.put_part(part, &file).await
-            });
+        let mut starts = (0..bytes).step_by(usize::try_from(part_bytes).unwrap_or(usize::MAX)).zip(1..);
+        let (mut parts, mut done, mut sums) = (JoinSet::new(), Vec::new(), Sums::new(CRC));
+        loop {
+            // Made as earlier ones end: a huge file has thousands.
+            while parts.len() < PARTS_PARALLEL
+                && let Some((start, number)) = starts.next()
+            {
+                let (store, upload, file) = (self.clone(), upload.clone(), file.to_owned());
+                let section = (start, part_bytes.min(bytes - start));
+                parts.spawn(async move { store.put_section(&upload, number, &file, section).await });
+            }
+            let Some(part) = parts.join_next().await else { break };
+            let part = part.map_err(|panic| StoreError::disk("uploading", file, std::io::Error::other(panic)))??;
+            sums.add(part.start, part.bytes, part.crc);
+            done.push(part.completed);
         }
-        let mut done = Vec::new();
-        while let Some(part) = parts.join_next().await {
-            done.push(part.map_err(|panic| StoreError::disk("uploading", file, std::io::Error::other(panic)))??);
-        }
-        done.sort_by_key(|(part, _, _)| part.part_number());
-        let crc = done
-            .iter()
-            .map(|&(_, crc, length)| (crc, length))
-            .reduce(|(all, _), (crc, length)| (checksum_combine(CRC, all, crc, length), length))
-            .map_or(0, |(crc, _)| crc);
-        let list = done.into_iter().map(|(part, _, _)| part).collect();
+        done.sort_by_key(CompletedPart::part_number);
+        let whole = Whole { parts: done, crc: sums.total(), bytes };
+        self.complete(target, upload, whole, condition).await
+    }
+
+    /// Completes an upload on the condition.
+    ///
+    /// S3 is told the checksum of the whole and its size, so it makes no object of parts that are not what was sent. Its
+    /// answer is compared all the same: not every service looks.
+    pub(super) async fn complete(
+        &self,
+        target: &Target<'_>,
+        upload: &Upload,
+        whole: Whole,
+        condition: &Condition,
+    ) -> Result<Stored, StoreError> {
+        let ours = crc_base64(whole.crc);
         let complete = self
             .client
             .complete_multipart_upload()
-            .bucket(target.bucket)
-            .key(target.key)
-            .upload_id(upload_id)
+            .bucket(&upload.bucket)
+            .key(&upload.key)
+            .upload_id(&upload.id)
             .checksum_type(ChecksumType::FullObject)
-            .multipart_upload(CompletedMultipartUpload::builder().set_parts(Some(list)).build());
-        let answer = condition
-            .on_complete(complete)
-            .send()
-            .await
-            .map_err(|e| CloudError::sdk("CompleteMultipartUpload", target.uri(), e))?;
-        // Each part was checked when it went up; S3's sum over all of them says that they are in order.
-        let (ours, theirs) = (crc_base64(crc), answer.checksum_crc32().filter(|sum| !sum.contains('-')));
+            .checksum_crc32(&ours)
+            .set_mpu_object_size(i64::try_from(whole.bytes).ok())
+            .multipart_upload(CompletedMultipartUpload::builder().set_parts(Some(whole.parts)).build());
+        let complete = condition.on_complete(complete).customize().config_override(completing());
+        let answer = complete.send().await;
+        let answer = answer.map_err(|e| CloudError::sdk("CompleteMultipartUpload", target.uri(), e))?;
+        let theirs = answer.checksum_crc32().filter(|sum| !sum.contains('-'));
         if theirs.is_some_and(|theirs| theirs != ours) {
             let words = format!("its CRC-32 is {}, not {ours}", theirs.unwrap_or_default());
             return Err(CloudError::new(Kind::Corrupt, "CompleteMultipartUpload", target.uri(), words).into());
         }
-        Ok(Stored { etag: answer.e_tag.unwrap_or_default(), bytes })
+        Ok(Stored { etag: answer.e_tag.unwrap_or_default(), bytes: whole.bytes })
     }
 
-    async fn put_part(&self, part: Part, file: &Path) -> Result<(CompletedPart, u64, u64), StoreError> {
-        let disk = |doing, error| StoreError::disk(doing, file, error);
-        let mut source = File::open(file).await.map_err(|e| disk("opening", e))?;
-        source.seek(SeekFrom::Start(part.start)).await.map_err(|e| disk("seeking in", e))?;
-        let mut body = vec![0; usize::try_from(part.bytes).unwrap_or(usize::MAX)];
-        source.read_exact(&mut body).await.map_err(|e| disk("reading", e))?;
-        let crc = checksum(CRC, &body);
-        let metered = self.meter.begin(part.bytes);
+    /// Puts a section of a file as a part.
+    async fn put_section(
+        &self,
+        upload: &Upload,
+        number: i32,
+        file: &Path,
+        (start, bytes): (u64, u64),
+    ) -> Result<Part, StoreError> {
+        // All files' parts share the permits: each is in memory.
+        let _permit = self.parts.acquire().await;
+        let (body, crc) = section(file, start, bytes, CRC).await?;
+        let completed = self.put_part(upload, number, body, (bytes, crc)).await?;
+        Ok(Part { completed, start, bytes, crc })
+    }
+
+    /// Puts one part.
+    pub(super) async fn put_part(
+        &self,
+        upload: &Upload,
+        number: i32,
+        body: ByteStream,
+        (bytes, crc): (u64, u64),
+    ) -> Result<CompletedPart, CloudError> {
+        let metered = self.meter.begin(bytes);
         let answer = self
             .client
             .upload_part()
-            .bucket(&part.bucket)
-            .key(&part.key)
-            .upload_id(&part.upload_id)
-            .part_number(part.number)
+            .bucket(&upload.bucket)
+            .key(&upload.key)
+            .upload_id(&upload.id)
+            .part_number(number)
+            .content_length(i64::try_from(bytes).unwrap_or(i64::MAX))
             .checksum_algorithm(ChecksumAlgorithm::Crc32)
             .checksum_crc32(crc_base64(crc))
-            .body(ByteStream::from(body))
+            .body(body)
+            .customize()
+            .config_override(sending(bytes))
             .send()
             .await
-            .map_err(|e| CloudError::sdk("UploadPart", uri(&part.bucket, &part.key), e))?;
+            .map_err(|e| CloudError::sdk("UploadPart", uri(&upload.bucket, &upload.key), e))?;
         metered.done();
-        let completed = CompletedPart::builder()
-            .part_number(part.number)
-            .set_e_tag(answer.e_tag)
-            .checksum_crc32(crc_base64(crc))
-            .build();
-        Ok((completed, crc, part.bytes))
+        let completed = CompletedPart::builder().part_number(number).set_e_tag(answer.e_tag);
+        Ok(completed.checksum_crc32(crc_base64(crc)).build())
     }
 }
 
@@ -177,6 +197,18 @@ pub(super) struct Upload {
     bucket: String,
     key: String,
     id: String,
+}
+
+impl Upload {
+    /// Names an upload that is there.
+    pub(super) fn of(bucket: &str, key: &str, id: String) -> Self {
+        Self { bucket: bucket.to_owned(), key: key.to_owned(), id }
+    }
+
+    /// Returns its id.
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
 }
 
 /// A multipart upload under way. Dropped before it is closed, it is noted, to be aborted: a drop cannot wait.
@@ -198,14 +230,19 @@ impl Drop for Open<'_> {
     }
 }
 
-/// One part of an upload.
+/// A part that has arrived.
 struct Part {
-    bucket: String,
-    key: String,
-    upload_id: String,
-    number: i32,
+    completed: CompletedPart,
     start: u64,
     bytes: u64,
+    crc: u64,
+}
+
+/// All parts of an upload, and what the object of them must be.
+pub(super) struct Whole {
+    pub(super) parts: Vec<CompletedPart>,
+    pub(super) crc: u64,
+    pub(super) bytes: u64,
 }
 
 /// Returns the size of the parts of an upload: 8 MiB, or as much more as 10,000 parts ask for.
@@ -215,13 +252,15 @@ fn part_bytes_for(bytes: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::OBJECT_BYTES_MAX;
     use super::*;
 
     #[test]
     fn no_upload_has_more_than_ten_thousand_parts() {
         const TIB: u64 = 1 << 40;
-        for bytes in [1, PART_BYTES, PART_BYTES * PARTS_MAX, PART_BYTES * PARTS_MAX + 1, 5 * TIB] {
+        for bytes in [1, PART_BYTES, PART_BYTES * PARTS_MAX, PART_BYTES * PARTS_MAX + 1, 5 * TIB, OBJECT_BYTES_MAX] {
             assert!(bytes.div_ceil(part_bytes_for(bytes)) <= PARTS_MAX, "{bytes}");
+            assert!(part_bytes_for(bytes) <= 5 << 30, "{bytes}");
         }
         assert_eq!(part_bytes_for(PART_BYTES * PARTS_MAX), PART_BYTES);
     }

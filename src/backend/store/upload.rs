@@ -1,8 +1,7 @@
 //! Uploads: results under the fence, and plain objects.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
+use std::time::Duration;
 
 use aws_sdk_s3::operation::complete_multipart_upload::builders::CompleteMultipartUploadFluentBuilder;
 use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
@@ -10,17 +9,14 @@ use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::ChecksumAlgorithm;
 use aws_smithy_types::base64;
 use crc_fast::{CrcAlgorithm, checksum};
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 
-use super::{CloudError, Kind, PART_BYTES, PARTS_PARALLEL, Store, StoreError, uri};
+use super::body::Body;
+use super::mark::{Found, Mark};
+use super::{CloudError, Kind, OBJECT_BYTES_MAX, Object, PART_BYTES, Store, StoreError, uri};
 use crate::backend::Ledger;
 use crate::backend::ledger::Fence;
-
-/// Names the attempt that put an object, so that a put whose answer was lost knows its own work again.
-pub(super) const META_ATTEMPT: &str = "lighthpc-attempt";
-/// Names the instance that put an object.
-pub(super) const META_OWNER: &str = "lighthpc-owner";
+use crate::backend::sdk::{CALL_TIMEOUT, timeouts};
+use crate::domain::task::State;
 
 /// The checksum of every upload: CRC-32, the SDK's own default, which S3 keeps over the whole object and can put together
 /// from parts.
@@ -81,7 +77,7 @@ impl Condition {
 pub(super) struct Target<'a> {
     pub(super) bucket: &'a str,
     pub(super) key: &'a str,
-    fence: Option<&'a Fence>,
+    pub(super) mark: Option<&'a Mark>,
 }
 
 impl Target<'_> {
@@ -90,55 +86,56 @@ impl Target<'_> {
     }
 
     pub(super) fn meta(&self) -> Option<std::collections::HashMap<String, String>> {
-        let fence = self.fence?;
-        Some(std::collections::HashMap::from([
-            (META_ATTEMPT.to_owned(), fence.attempt.to_string()),
-            (META_OWNER.to_owned(), fence.owner.to_string()),
-        ]))
+        self.mark.map(Mark::metadata)
     }
 }
 
 impl Store {
-    /// Puts a file as a task's result, under the fence.
+    /// Puts a file, or bytes, as a task's result, under the fence.
     ///
     /// The lease is checked with a consistent read, then the put is conditional: on absence first, and after a refusal on
     /// the `ETag` of what stands there, once the lease is checked again. So the order of events can only be: our check
     /// held when nothing newer was there. What a dead attempt left is overwritten; what a newer attempt put is not.
-    /// An object that carries this attempt's own mark is a put whose answer was lost, and counts as stored.
+    /// An object of this very attempt is a put whose answer was lost. It counts as stored if its size and its checksum are
+    /// the body's; else it is overwritten. An object of another task is neither adopted nor overwritten, unless that task has
+    /// failed. (Its redrive could write the same bytes, so the same `ETag`, between that look and the put: then the
+    /// other's next put is refused, and says so.)
     ///
     /// # Errors
-    /// [`StoreError`]; a lost lease is [`Put::LeaseLost`].
+    /// [`StoreError`]; `Taken` if the object is another task's. A lost lease is [`Put::LeaseLost`].
     pub async fn put_result(
         &self,
         ledger: &Ledger,
         fence: &Fence,
         bucket: &str,
         key: &str,
-        file: &Path,
+        body: impl Into<Body<'_>> + Send,
     ) -> Result<Put, StoreError> {
-        let target = Target { bucket, key, fence: Some(fence) };
+        let body = body.into();
+        let mark = Mark::of_attempt(ledger.tables(), fence);
+        let target = Target { bucket, key, mark: Some(&mark) };
         let mut condition = Condition::Absent;
         let mut tries = 0;
         loop {
             if !ledger.holds(fence).await? {
                 return Ok(Put::LeaseLost);
             }
-            let error = match self.put_once(&target, file, &condition).await {
+            let error = match self.put_once(&target, &body, &condition).await {
                 Ok(stored) => return Ok(Put::Stored(stored)),
                 Err(StoreError::Cloud(error)) => error,
                 Err(other) => return Err(other),
             };
             tries += 1;
-            let look_again =
-                matches!(error.kind, Kind::Precondition | Kind::Conflict | Kind::NotFound) || error.is_ambiguous();
-            if !look_again || tries >= PUT_TRIES_MAX {
+            if !asks_for_a_look(&error) || tries >= PUT_TRIES_MAX {
                 return Err(error.into());
             }
             condition = match self.head(bucket, key).await? {
+                Some(object) if object.found.is_of_attempt(&mark) && is_body(&object, &body).await? => {
+                    return Ok(Put::Stored(Stored { etag: object.etag, bytes: object.bytes }));
+                }
                 Some(object) => {
-                    let mine = (fence.attempt.to_string(), fence.owner.to_string());
-                    if object.put_by.as_ref() == Some(&mine) {
-                        return Ok(Put::Stored(Stored { etag: object.etag, bytes: object.bytes }));
+                    if object.found.is_of_another(&mark) && !has_failed(ledger, &object.found).await? {
+                        return Err(taken(&target, &mark, &object.found, &ledger.tables().tasks));
                     }
                     Condition::Matches(object.etag)
                 }
@@ -147,69 +144,105 @@ impl Store {
         }
     }
 
-    /// Puts the files of a folder under `prefix`, each under the fence, up to eight at once.
-    ///
-    /// `files` maps keys below the prefix to files. Returns what was stored, by key.
+    /// Puts a log, a manifest, or a checkpoint's list: it replaces what bears the same mark, or none, and never what is
+    /// another's.
     ///
     /// # Errors
-    /// [`StoreError`] of the first file that failed; `Ok(None)` if the lease is lost.
-    pub async fn put_results(
+    /// [`StoreError`]; `Taken` if another's object stands there.
+    pub async fn put_own(
         &self,
-        ledger: &Ledger,
-        fence: &Fence,
+        mark: &Mark,
         bucket: &str,
-        prefix: &str,
-        files: BTreeMap<String, PathBuf>,
-    ) -> Result<Option<BTreeMap<String, Stored>>, StoreError> {
-        let permits = Arc::new(Semaphore::new(PARTS_PARALLEL));
-        let mut puts = JoinSet::new();
-        for (name, file) in files {
-            let (store, ledger, fence, permits) = (self.clone(), ledger.clone(), fence.clone(), permits.clone());
-            let (bucket, key) = (bucket.to_owned(), format!("{prefix}{name}"));
-            puts.spawn(async move {
-                let _permit = permits.acquire_owned().await;
-                (name, store.put_result(&ledger, &fence, &bucket, &key, &file).await)
-            });
-        }
-        let mut stored = BTreeMap::new();
-        while let Some(put) = puts.join_next().await {
-            let (name, put) =
-                put.map_err(|panic| StoreError::disk("uploading", Path::new(prefix), std::io::Error::other(panic)))?;
-            match put? {
-                Put::Stored(object) => stored.insert(name, object),
-                Put::LeaseLost => return Ok(None),
+        key: &str,
+        body: impl Into<Body<'_>> + Send,
+    ) -> Result<Stored, StoreError> {
+        let body = body.into();
+        let target = Target { bucket, key, mark: Some(mark) };
+        let mut condition = Condition::Absent;
+        let mut tries = 0;
+        loop {
+            let error = match self.put_once(&target, &body, &condition).await {
+                Ok(stored) => return Ok(stored),
+                Err(StoreError::Cloud(error)) => error,
+                Err(other) => return Err(other),
             };
+            tries += 1;
+            if !asks_for_a_look(&error) || tries >= PUT_TRIES_MAX {
+                return Err(error.into());
+            }
+            condition = self.may_replace(&target, mark).await?;
         }
-        Ok(Some(stored))
     }
 
-    /// Puts a file, whatever stands there.
+    /// Returns the condition on which what stands there may be replaced.
+    ///
+    /// # Errors
+    /// [`StoreError`]; `Taken` if it is another's.
+    pub(super) async fn may_replace(&self, target: &Target<'_>, mark: &Mark) -> Result<Condition, StoreError> {
+        match self.head(target.bucket, target.key).await? {
+            Some(object) if object.found.is_of_another(mark) => Err(taken(target, mark, &object.found, "")),
+            Some(object) => Ok(Condition::Matches(object.etag)),
+            None => Ok(Condition::Absent),
+        }
+    }
+
+    /// Puts a file, whatever stands there. One that arrived corrupt is put again.
     ///
     /// # Errors
     /// [`StoreError`].
     pub async fn put_file(&self, bucket: &str, key: &str, file: &Path) -> Result<Stored, StoreError> {
-        self.put_once(&Target { bucket, key, fence: None }, file, &Condition::Any).await
+        self.put_any(bucket, key, &Body::File(file)).await
     }
 
-    /// Puts a few bytes, whatever stands there.
+    /// Puts a few bytes, whatever stands there. Bytes that arrived corrupt are put again.
     ///
     /// # Errors
     /// [`StoreError`].
     pub async fn put_bytes(&self, bucket: &str, key: &str, bytes: Vec<u8>) -> Result<Stored, StoreError> {
-        self.put_whole(&Target { bucket, key, fence: None }, bytes, &Condition::Any).await
+        self.put_any(bucket, key, &bytes.into()).await
     }
 
-    async fn put_once(&self, target: &Target<'_>, file: &Path, condition: &Condition) -> Result<Stored, StoreError> {
-        let disk = |doing, error| StoreError::disk(doing, file, error);
-        let bytes = tokio::fs::metadata(file).await.map_err(|e| disk("looking at", e))?.len();
-        if bytes > PART_BYTES {
-            return self.put_parts(target, file, bytes, condition).await;
+    async fn put_any(&self, bucket: &str, key: &str, body: &Body<'_>) -> Result<Stored, StoreError> {
+        let target = Target { bucket, key, mark: None };
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.put_once(&target, body, &Condition::Any).await {
+                Err(StoreError::Cloud(error)) if error.kind == Kind::Corrupt && tries < PUT_TRIES_MAX => {
+                    tracing::warn!("{} arrived corrupt and is put again: {}", target.uri(), error.source);
+                }
+                other => return other,
+            }
         }
-        let body = tokio::fs::read(file).await.map_err(|e| disk("reading", e))?;
-        self.put_whole(target, body, condition).await
     }
 
-    async fn put_whole(&self, target: &Target<'_>, body: Vec<u8>, condition: &Condition) -> Result<Stored, StoreError> {
+    async fn put_once(
+        &self,
+        target: &Target<'_>,
+        body: &Body<'_>,
+        condition: &Condition,
+    ) -> Result<Stored, StoreError> {
+        let bytes = body.bytes().await?;
+        match body {
+            Body::Bytes(bytes) => self.put_whole(target, bytes.clone(), condition).await,
+            Body::File(file) if bytes > OBJECT_BYTES_MAX => Err(StoreError::BadResult {
+                path: file.to_path_buf(),
+                reason: format!("it has {bytes} bytes, more than the {OBJECT_BYTES_MAX} that S3 takes"),
+            }),
+            Body::File(file) if bytes > PART_BYTES => self.put_parts(target, file, bytes, condition).await,
+            Body::File(file) => {
+                let body = tokio::fs::read(file).await.map_err(|e| StoreError::disk("reading", file, e))?;
+                self.put_whole(target, body.into(), condition).await
+            }
+        }
+    }
+
+    pub(super) async fn put_whole(
+        &self,
+        target: &Target<'_>,
+        body: bytes::Bytes,
+        condition: &Condition,
+    ) -> Result<Stored, StoreError> {
         let bytes = body.len() as u64;
         let metered = self.meter.begin(bytes);
         let put = self
@@ -221,10 +254,54 @@ impl Store {
             .checksum_algorithm(ChecksumAlgorithm::Crc32)
             .checksum_crc32(crc_base64(checksum(CRC, &body)))
             .body(ByteStream::from(body));
-        let answer = condition.on_put(put).send().await.map_err(|e| CloudError::sdk("PutObject", target.uri(), e))?;
+        let put = condition.on_put(put).customize().config_override(sending(bytes));
+        let answer = put.send().await.map_err(|e| CloudError::sdk("PutObject", target.uri(), e))?;
         metered.done();
         Ok(Stored { etag: answer.e_tag.unwrap_or_default(), bytes })
     }
+}
+
+/// Returns whether a failed conditional put says nothing yet: what stands there does.
+pub(super) fn asks_for_a_look(error: &CloudError) -> bool {
+    matches!(error.kind, Kind::Precondition | Kind::Conflict | Kind::NotFound | Kind::Corrupt) || error.is_ambiguous()
+}
+
+/// Returns whether the object's bytes are the body's: by size and by the checksum of the whole object. Without a checksum
+/// nobody can say so.
+async fn is_body(object: &Object, body: &Body<'_>) -> Result<bool, StoreError> {
+    let Some(checksum) = &object.checksum else { return Ok(false) };
+    if body.bytes().await? != object.bytes {
+        return Ok(false);
+    }
+    Ok(checksum.is(body.checksum(checksum.algorithm()).await?))
+}
+
+/// Returns whether the object's task is known in this table and has failed: then what it left is no result.
+async fn has_failed(ledger: &Ledger, found: &Found) -> Result<bool, CloudError> {
+    let Some(src) = found.task_of(&ledger.tables().tasks) else { return Ok(false) };
+    Ok(ledger.task(&src).await?.is_some_and(|task| task.state == State::Failed))
+}
+
+fn taken(target: &Target<'_>, mark: &Mark, found: &Found, table: &str) -> StoreError {
+    StoreError::Taken { uri: target.uri(), holder: found.holder(table), wanted_by: mark.holder() }
+}
+
+/// The slowest connection that is borne while a body is sent, in bytes per second. Eight of them are 2 Mbit/s.
+const SENDING_BYTES_PER_S: u64 = 32 * 1024;
+/// S3 answers a `CompleteMultipartUpload` with the head of its answer, as a rule, and then with spaces while it puts the parts
+/// together, which takes "several minutes" of 10,000 parts (S3's API reference). The end of that is waited for.
+const COMPLETING_TIMEOUT: Duration = Duration::from_mins(10);
+
+/// Returns the settings of a call with so many bytes to send: the time for the body beside the usual one. A part of 8 MiB has
+/// 276 s. That the connection is dead is found earlier: the SDK ends a call whose body stands still.
+pub(super) fn sending(bytes: u64) -> aws_sdk_s3::config::Builder {
+    let limit = CALL_TIMEOUT + Duration::from_secs(bytes / SENDING_BYTES_PER_S);
+    aws_sdk_s3::Config::builder().timeout_config(timeouts(limit))
+}
+
+/// Returns the settings of a `CompleteMultipartUpload`.
+pub(super) fn completing() -> aws_sdk_s3::config::Builder {
+    aws_sdk_s3::Config::builder().timeout_config(timeouts(COMPLETING_TIMEOUT))
 }
 
 pub(super) fn crc_base64(crc: u64) -> String {

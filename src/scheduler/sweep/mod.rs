@@ -1,4 +1,4 @@
-//! The sweep: heals what nobody else will.
+//! The sweep: repairs what no node and no event will.
 //!
 //! ```text
 //!   first look ──► what EC2 or the row says for certain is done at once
@@ -6,11 +6,15 @@
 //! ```
 //!
 //! Seen twice are: a lease whose holder EC2 says is running (it must not have moved), an instance without a live task (it may
-//! be booting, or ending), a launch whose instance does not show, and a publisher that EC2 cannot speak for. A sweep remembers
-//! nothing from one call to the next, so any number of them may run, on any machines, at any times.
+//! be booting, or ending), a launch whose instance does not show, and a publisher whose machine may live. Of these only keys and
+//! counters are kept between the looks. Whatever a sweep assumed of a row or of a mission is a condition of what it writes.
+//!
+//! Open tasks are read in pages, so memory does not grow with their number. A sweep looks at what runs first, then at what
+//! waits, for a bounded time; where it stops it leaves a cursor, from which the next one goes on. Nothing else is remembered, so
+//! any number of sweeps may run, on any machines, at any times.
 
-mod look;
-mod mend;
+mod repair;
+mod snapshot;
 
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +22,7 @@ use super::{Scheduler, SchedulerError};
 use crate::domain::ids::MissionId;
 use crate::domain::mission::Mission;
 use crate::domain::task::{State, Task};
-use mend::Sweep;
+use repair::Sweep;
 
 /// What a sweep found, and did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +50,8 @@ pub enum What {
     Ended,
     /// A mission's end was announced.
     Announced,
+    /// An entry of the index of open tasks was corrected.
+    Reindexed,
     /// Something could not be done.
     Trouble,
 }
@@ -61,6 +67,7 @@ impl What {
             Self::Failed => "failed",
             Self::Ended => "ended",
             Self::Announced => "announced",
+            Self::Reindexed => "reindexed",
             Self::Trouble => "trouble",
         }
     }
@@ -72,22 +79,15 @@ impl Scheduler {
     /// # Errors
     /// [`SchedulerError`] if the tables or EC2 cannot be read. What goes wrong with one task is a finding.
     pub async fn sweep(&self, stop: &CancellationToken) -> Result<Vec<Finding>, SchedulerError> {
-        let mut sweep = Sweep::new(self);
-        let look = self.look(None).await?;
-        let doubts = sweep.first(&look).await;
-        if !doubts.is_empty() {
-            // Both arms may be dropped: neither holds anything.
-            tokio::select! {
-                () = tokio::time::sleep(self.settings.lease) => {}
-                () = stop.cancelled() => return Ok(sweep.findings),
-            }
-            let again = self.look(Some(&look)).await?;
-            sweep.second(&look, &again, &doubts).await;
+        let mut sweep = Sweep::new(self, stop);
+        sweep.first(&self.snapshot().await?).await?;
+        if sweep.wait().await? {
+            sweep.second(&self.snapshot().await?).await?;
         }
-        Ok(sweep.findings)
+        Ok(sweep.into_findings())
     }
 
-    /// Heals what one instance's end has lost: EC2 says that it is gone, or, if not `is_over`, that it is going. One that is going
+    /// Repairs what one instance's end has lost: EC2 says that it is gone, or, if not `is_over`, that it is going. One that is going
     /// may still save what it holds, and hand it back.
     ///
     /// # Errors
@@ -97,7 +97,8 @@ impl Scheduler {
         let Some(ours) = described.map_err(SchedulerError::cloud("reading an instance's tags"))? else {
             return Ok(Vec::new());
         };
-        let mut sweep = Sweep::new(self);
+        let stop = CancellationToken::new();
+        let mut sweep = Sweep::new(self, &stop);
         let mission = match ours.mission.clone().map(MissionId::new) {
             Some(Ok(mission)) => self.mission(&mission).await?,
             _ => None,
@@ -106,30 +107,39 @@ impl Scheduler {
             (Some(value), _) => self.src_of(value).await?.into_iter().collect(),
             // Reading them all is for the end that is certain: each of its nodes comes here twice.
             (None, Some(mission)) if is_over => {
-                self.open(Some(&mission.id), mission.tally_shards, State::Running).await?
+                let running =
+                    self.backend.ledger.open_tasks(Some(&mission.id), mission.tally_shards, State::Running).await;
+                running.map_err(SchedulerError::cloud("listing open tasks"))?
             }
             (None, _) => Vec::new(),
         };
-        let tasks = self.backend.ledger.tasks(&srcs).await.map_err(SchedulerError::cloud("reading tasks"))?;
-        for task in tasks {
-            let held = task.state == State::Running && task.instance.as_ref().is_some_and(|owner| owner.as_str() == id);
-            let was_for_it = task.state == State::Pending && task.launch.instance.as_deref() == Some(id);
-            if held && is_over {
-                sweep.put_back(&task, mission.as_ref(), "EC2 says that its instance is gone").await;
-            } else if was_for_it && ours.src.is_some() {
-                sweep.want(&task, mission.as_ref(), "its instance is gone");
+        for some in srcs.chunks(100) {
+            let tasks = self.backend.ledger.tasks(some).await.map_err(SchedulerError::cloud("reading tasks"))?;
+            for task in tasks {
+                let held =
+                    task.state == State::Running && task.instance.as_ref().is_some_and(|owner| owner.as_str() == id);
+                let was_for_it = task.state == State::Pending && task.launch.instance.as_deref() == Some(id);
+                if held && is_over {
+                    sweep.put_back(&task, mission.as_ref(), "EC2 says that its instance is gone").await;
+                } else if was_for_it && ours.src.is_some() {
+                    sweep.want(&task, mission.as_ref(), "its instance is gone");
+                }
             }
         }
         sweep.launch_wanted().await;
-        Ok(sweep.findings)
+        Ok(sweep.into_findings())
     }
-}
 
-impl Scheduler {
-    /// Announces a mission's end, if it has come and nobody has; returns whether this scheduler did.
-    pub(super) async fn announce(&self, mission: &Mission, dead: Option<&str>) -> Result<bool, SchedulerError> {
+    /// Announces a mission's end, if it has come and nobody has; returns whether this scheduler did. `is_lost`: its publisher, as
+    /// `mission` names it, was seen not to renew its lease.
+    pub(super) async fn announce(&self, mission: &Mission, is_lost: bool) -> Result<bool, SchedulerError> {
         let wrong = |source| SchedulerError::Announce { mission: mission.id.to_string(), source };
-        self.announcer().see(&self.me, mission.id.as_str(), mission, dead).await.map_err(wrong)
+        let seen = self.announcer().see(&self.me, mission.id.as_str(), mission, is_lost).await.map_err(wrong);
+        if seen.is_err() {
+            // Parts of a manifest that was begun.
+            self.backend.store.abort_dropped().await;
+        }
+        seen
     }
 }
 

@@ -1,0 +1,128 @@
+//! What goes up: a file, or bytes that are in memory.
+
+use std::path::Path;
+
+use aws_sdk_s3::primitives::{ByteStream, Length};
+use bytes::Bytes;
+use crc_fast::{CrcAlgorithm, Digest, checksum};
+use tokio::fs::File;
+use tokio::io::{AsyncReadExt, AsyncSeekExt, SeekFrom};
+
+use super::{PART_BYTES, StoreError};
+
+/// The bytes of a file that are in memory at a time while it is read for its checksum, or streamed.
+const CHUNK_BYTES: usize = 256 * 1024;
+
+/// The content of an object that is put.
+#[derive(Clone, Debug)]
+pub enum Body<'a> {
+    /// A file, of any size.
+    File(&'a Path),
+    /// Bytes in memory; cheap to clone.
+    Bytes(Bytes),
+}
+
+impl From<Vec<u8>> for Body<'_> {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::Bytes(bytes.into())
+    }
+}
+
+impl<'a> From<&'a Path> for Body<'a> {
+    fn from(file: &'a Path) -> Self {
+        Self::File(file)
+    }
+}
+
+impl<'a> From<&'a std::path::PathBuf> for Body<'a> {
+    fn from(file: &'a std::path::PathBuf) -> Self {
+        Self::File(file)
+    }
+}
+
+impl Body<'_> {
+    /// Returns the size in bytes.
+    pub(super) async fn bytes(&self) -> Result<u64, StoreError> {
+        match self {
+            Self::Bytes(bytes) => Ok(bytes.len() as u64),
+            Self::File(file) => {
+                let meta = tokio::fs::metadata(file).await.map_err(|e| StoreError::disk("looking at", file, e))?;
+                Ok(meta.len())
+            }
+        }
+    }
+
+    /// Returns the checksum of the whole. A file is read in chunks.
+    pub(super) async fn checksum(&self, algorithm: CrcAlgorithm) -> Result<u64, StoreError> {
+        match self {
+            Self::Bytes(bytes) => Ok(checksum(algorithm, bytes)),
+            Self::File(file) => {
+                let bytes = self.bytes().await?;
+                checksum_of_section(file, 0, bytes, algorithm).await
+            }
+        }
+    }
+}
+
+/// A section of a file, ready to be sent, with its checksum.
+///
+/// Up to the size of a usual part it is read into memory. A larger one is read once for its checksum and once more while it is
+/// sent, so that memory is bounded whatever the size. What is changed in between is found by S3, by the checksum.
+pub(super) async fn section(
+    file: &Path,
+    start: u64,
+    bytes: u64,
+    algorithm: CrcAlgorithm,
+) -> Result<(ByteStream, u64), StoreError> {
+    let disk = |doing, error| StoreError::disk(doing, file, error);
+    if bytes > PART_BYTES {
+        let crc = checksum_of_section(file, start, bytes, algorithm).await?;
+        let stream = ByteStream::read_from().path(file).offset(start).length(Length::Exact(bytes));
+        let stream = stream.buffer_size(CHUNK_BYTES).build().await;
+        return Ok((stream.map_err(|e| disk("reading", std::io::Error::other(e)))?, crc));
+    }
+    let mut source = File::open(file).await.map_err(|e| disk("opening", e))?;
+    source.seek(SeekFrom::Start(start)).await.map_err(|e| disk("seeking in", e))?;
+    let mut body = vec![0; usize::try_from(bytes).unwrap_or(usize::MAX)];
+    source.read_exact(&mut body).await.map_err(|e| disk("reading", e))?;
+    let crc = checksum(algorithm, &body);
+    Ok((ByteStream::from(body), crc))
+}
+
+async fn checksum_of_section(file: &Path, start: u64, bytes: u64, algorithm: CrcAlgorithm) -> Result<u64, StoreError> {
+    let disk = |doing, error| StoreError::disk(doing, file, error);
+    let mut source = File::open(file).await.map_err(|e| disk("opening", e))?;
+    source.seek(SeekFrom::Start(start)).await.map_err(|e| disk("seeking in", e))?;
+    let mut digest = Digest::new(algorithm);
+    let mut chunk = vec![0; CHUNK_BYTES];
+    let mut left = bytes;
+    while left > 0 {
+        let want = CHUNK_BYTES.min(usize::try_from(left).unwrap_or(CHUNK_BYTES));
+        source.read_exact(&mut chunk[..want]).await.map_err(|e| disk("reading", e))?;
+        digest.update(&chunk[..want]);
+        left -= want as u64;
+    }
+    Ok(digest.finalize())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::upload::CRC;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_large_section_is_streamed_and_has_the_same_bytes_and_checksum() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        let bytes: Vec<u8> = (0..PART_BYTES + 1_000_003).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        std::fs::write(&file, &bytes).unwrap();
+        for (start, length) in [(0, 5), (7, PART_BYTES), (3, PART_BYTES + 1_000_000), (0, PART_BYTES + 1_000_003)] {
+            let wanted = &bytes[usize::try_from(start).unwrap()..usize::try_from(start + length).unwrap()];
+            let (stream, crc) = section(&file, start, length, CRC).await.unwrap();
+            assert_eq!(crc, checksum(CRC, wanted), "{start} {length}");
+            assert_eq!(stream.bytes().is_some(), length <= PART_BYTES, "in memory only if small");
+            assert!(stream.collect().await.unwrap().to_vec() == wanted, "{start} {length}");
+        }
+        assert!(section(&file, 1, PART_BYTES + 1_000_003, CRC).await.is_err(), "a file that is too short");
+    }
+}

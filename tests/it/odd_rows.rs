@@ -1,0 +1,386 @@
+//! Rows that another version, another program, or a person wrote: understood or reported, never a reason to loop or to stop.
+
+use std::time::Duration;
+
+use aws_sdk_dynamodb::types::AttributeValue;
+use lighthpc::domain::mission::Notified;
+use lighthpc::domain::task::State;
+use lighthpc::local::Service::Dynamodb;
+use lighthpc::local::{Faults, When};
+use lighthpc::scheduler::{Finding, What};
+use lighthpc::worker::{Ending, NodeError};
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::{Config, TestRunner};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::lab::{Lab, mission_id, text};
+
+fn number(value: &str) -> AttributeValue {
+    AttributeValue::N(value.to_owned())
+}
+
+async fn sweep(lab: &Lab) -> Vec<Finding> {
+    lab.scheduler(&Faults::new()).sweep(&CancellationToken::new()).await.unwrap()
+}
+
+fn of(found: &[Finding], what: What) -> Vec<&str> {
+    found.iter().filter(|finding| finding.what == what).map(|finding| finding.subject.as_str()).collect()
+}
+
+/// An ended row stands in the index as one that waits: whoever meets it takes it out, and nobody goes round in circles.
+#[tokio::test]
+async fn a_leftover_of_the_index_stops_neither_a_node_nor_a_sweep() {
+    for (state, open_as) in
+        [("done", "pending#2026"), ("failed", "pending#2026"), ("failed", "running#2026"), ("done", "running#2026")]
+    {
+        let lab = Lab::new().await;
+        lab.mission("M", &["abc", "old"]).await;
+        lab.set_attribute("old", "state", state).await;
+        lab.set_attribute("old", "openAs", open_as).await;
+        let faults = Faults::new();
+        let node = lab.node_on(lab.cloud.launch(&[("missionID", "M")]), faults.clone());
+
+        let life = node.run().await;
+
+        assert!(matches!(life.ending, Ok(Ending::Served { done: 1, .. })), "{state} {open_as}: {life:?}");
+        let calls = faults.count(Dynamodb, "*");
+        assert!(calls < 40, "{state} {open_as}: {calls} calls");
+        sweep(&lab).await;
+        let row = lab.row_of("old").await;
+        assert!(
+            !row.contains_key("openIn") && !row.contains_key("openAs"),
+            "{state} {open_as}: it is still in the index"
+        );
+        assert_eq!(row["state"], text(state));
+    }
+}
+
+/// What runs is in the index as waiting, and the other way round: the sweep corrects it.
+#[tokio::test]
+async fn an_open_row_in_a_wrong_place_of_the_index_is_moved() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    lab.set_attribute("abc", "openAs", "running#2026-01-01T00:00:00Z").await;
+    assert_eq!(of(&sweep(&lab).await, What::Reindexed), ["abc"]);
+    assert!(lab.attribute("abc", "openAs").await.starts_with("pending#"));
+    lab.node("abc", "M").run().await.ending.unwrap();
+    lab.assert_done("abc", "M", "after the index was corrected").await;
+}
+
+/// `running` without `beat`, or with one that is no number: it is taken over, put back, and a holder can renew it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_running_row_with_an_odd_beat_is_taken_over_and_put_back() {
+    let odd = [
+        None,
+        Some(text("5")),
+        Some(text("five")),
+        Some(AttributeValue::L(vec![])),
+        Some(number("-1")),
+        Some(number("2.5")),
+    ];
+    for beat in odd {
+        for by_sweep in [false, true] {
+            let lab = Lab::new().await;
+            lab.mission("M", &["abc"]).await;
+            let faults = Faults::new();
+            let gate = faults.hold_before(Dynamodb, "TransactWriteItems", When::Nth(1));
+            let silent = lab.ours("abc", "M").instance;
+            lab.node_on(silent, faults).die_at(&gate).await;
+            match &beat {
+                Some(value) => lab.set_value("abc", "beat", value.clone()).await,
+                None => lab.remove_attribute("abc", "beat").await,
+            }
+            if by_sweep {
+                assert_eq!(of(&sweep(&lab).await, What::PutBack), ["abc"], "{beat:?}");
+                assert_eq!(lab.task("abc").await.state, State::Pending);
+            }
+            let second = Duration::from_secs(1);
+            lab.node("abc", "M").lease(3 * second / 2, second / 4).run().await.ending.unwrap();
+            lab.assert_done("abc", "M", &format!("{beat:?}")).await;
+            assert_eq!((lab.task("abc").await.attempt.0, lab.task("abc").await.interruptions), (2, 1), "{beat:?}");
+        }
+    }
+}
+
+/// Somebody writes into `beat` while the workload runs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_holder_goes_on_when_its_beat_is_overwritten() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let (began, go) = (lab.dir.path().join("began"), lab.dir.path().join("go"));
+    let line = format!(
+        r#"echo x > '{}'; while [ ! -e '{}' ]; do sleep 0.05; done; rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#,
+        began.display(),
+        go.display()
+    );
+    let second = Duration::from_secs(1);
+    let mut running = JoinSet::new();
+    running.spawn(lab.node("abc", "M").shell(&line).lease(6 * second, second / 5).run());
+    let deadline = std::time::Instant::now() + crate::lab::PATIENCE;
+    while !began.exists() {
+        assert!(std::time::Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    lab.set_value("abc", "beat", text("forty")).await;
+    while lab.task("abc").await.beat < 2 {
+        assert!(std::time::Instant::now() < deadline, "it renews no more");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    std::fs::write(go, "").unwrap();
+    running.join_next().await.unwrap().unwrap().ending.unwrap();
+    lab.assert_done("abc", "M", "with an overwritten beat").await;
+}
+
+/// `attempt` and `state` in other forms are understood, and the fence holds from then on.
+#[tokio::test]
+async fn a_row_in_other_forms_is_claimed_as_it_is() {
+    for (name, value, attempt) in [
+        ("attempt", text("3"), 4),
+        ("attempt", text(" 7.0 "), 8),
+        ("attempt", number("2.5"), 5),
+        ("state", text("Pending"), 1),
+        ("state", text(" pending\n"), 1),
+        ("interruptions", text("two"), 1),
+        ("interruptions", text("2"), 1),
+        ("appFailures", AttributeValue::L(vec![]), 1),
+        ("timeCost", text("12.5"), 1),
+        ("history", text("none"), 1),
+        ("launchTries", text("1"), 1),
+    ] {
+        let lab = Lab::new().await;
+        lab.mission("M", &["abc"]).await;
+        lab.set_value("abc", name, value.clone()).await;
+        let scheduler = lab.scheduler(&Faults::new());
+        scheduler.sweep(&CancellationToken::new()).await.unwrap();
+        assert_eq!(lab.cloud.instances().len(), 1, "{name} {value:?}: a node is launched");
+
+        lab.node_on(lab.cloud.instances()[0].id.clone(), Faults::new()).run().await.ending.unwrap();
+
+        lab.assert_done("abc", "M", &format!("{name} {value:?}")).await;
+        assert_eq!(lab.task("abc").await.attempt.0, attempt, "{name} {value:?}");
+    }
+}
+
+/// What cannot be understood is reported by every sweep, and stops nobody: not the node of its mission, not a node of its own.
+#[tokio::test]
+async fn a_row_that_cannot_be_understood_is_reported_and_left_alone() {
+    for (name, value) in [
+        ("state", text("paused")),
+        ("state", number("1")),
+        ("state", AttributeValue::Bool(true)),
+        ("attempt", text("first")),
+        ("attempt", number("1e38")),
+        ("attempt", AttributeValue::L(vec![text("1")])),
+    ] {
+        let lab = Lab::new().await;
+        lab.mission("M", &["abc", "odd"]).await;
+        lab.set_value("odd", name, value.clone()).await;
+        let before = lab.row_of("odd").await;
+        let faults = Faults::new();
+        let node = lab.node_on(lab.cloud.launch(&[("missionID", "M"), ("lighthpc", "tblTrans2")]), faults.clone());
+
+        let life = node.run().await;
+
+        assert!(matches!(life.ending, Ok(Ending::Served { done: 1, .. })), "{name} {value:?}: {life:?}");
+        assert!(faults.count(Dynamodb, "*") < 60, "{name} {value:?}: {} calls", faults.count(Dynamodb, "*"));
+        let life = lab.node("odd", "M").run().await;
+        assert!(matches!(life.ending, Err(NodeError::OddRow { .. })), "{name} {value:?}: {life:?}");
+        for _ in 0..2 {
+            let found = sweep(&lab).await;
+            assert_eq!(of(&found, What::Trouble), ["odd"], "{name} {value:?}: {found:?}");
+            assert!(of(&found, What::Launched).is_empty(), "{name} {value:?}: {found:?}");
+        }
+        assert_eq!(lab.row_of("odd").await, before, "{name} {value:?}");
+    }
+}
+
+/// A mission with nodes of its own has nothing but odd rows: no node is launched for them again and again.
+#[tokio::test]
+async fn no_node_is_launched_for_rows_that_nobody_can_claim() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["odd", "old"]).await;
+    lab.set_mission_number("M", "nodes", 2).await;
+    lab.set_attribute("odd", "state", "paused").await;
+    lab.set_attribute("old", "state", "done").await;
+    for _ in 0..2 {
+        let found = sweep(&lab).await;
+        assert_eq!(of(&found, What::Trouble), ["odd"], "{found:?}");
+    }
+    assert!(lab.cloud.instances().is_empty());
+}
+
+/// The drain is heard however the rows look.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_finds_only_odd_rows_hears_the_drain() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["odd"]).await;
+    lab.set_attribute("odd", "state", "paused").await;
+    let node = lab.node_on(lab.cloud.launch(&[("missionID", "M")]), Faults::new());
+    node.stopping.drain.cancel();
+    let started = std::time::Instant::now();
+    node.run().await.ending.unwrap();
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+}
+
+/// The mission's own numbers in other forms: it is counted and announced all the same.
+#[tokio::test]
+async fn a_mission_row_in_other_forms_is_announced() {
+    for (name, value) in [
+        ("transNumber", text("1.0")),
+        ("transNumber", text(" 1 ")),
+        ("transOK", text("none")),
+        ("transFailed", AttributeValue::L(vec![])),
+        ("tallySeq", text("0")),
+        ("opened", text("1")),
+        ("opened", AttributeValue::Bool(true)),
+        ("notifyEmail", number("0")),
+        ("notifyEmail", text("perhaps")),
+        ("notifyBeat", text("x")),
+        ("rsltList", text("rsltList")),
+        ("launchRound", text("1")),
+        ("tallyShards", text("many")),
+        ("tallyShards", number("4000000000")),
+        ("manifestProgress", text("half")),
+        ("closed", number("7")),
+    ] {
+        let lab = Lab::new().await;
+        lab.mission("M", &["abc"]).await;
+        lab.set_mission_value("M", name, value.clone()).await;
+
+        lab.node("abc", "M").run().await.ending.unwrap();
+        sweep(&lab).await;
+
+        let row = lab.mission_row("M").await;
+        assert_eq!((&row.notified, lab.cloud.published().len()), (&Notified::Yes, 1), "{name} {value:?}");
+        // And is opened, and announced, again.
+        let failed = lab.task("abc").await;
+        assert_eq!(failed.state, State::Done);
+        assert!(lab.desk.ledger.resize_mission(&row, 2).await.unwrap(), "{name} {value:?}");
+        lab.input("def", b"def").await;
+        lab.row("def", &mission_id("M")).await;
+        lab.node("def", "M").run().await.ending.unwrap();
+        assert_eq!(lab.cloud.published().len(), 2, "{name} {value:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_number_that_cannot_be_read_is_reported() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    lab.set_mission_value("M", "transNumber", text("a lot")).await;
+    lab.node("abc", "M").run().await.ending.unwrap();
+    let found = sweep(&lab).await;
+    assert_eq!(of(&found, What::Trouble), ["M"], "{found:?}");
+    assert!(found[0].reason.contains("transNumber"), "{found:?}");
+}
+
+/// A tally item holds text: the commit makes a number of it, and counts.
+#[tokio::test]
+async fn a_tally_item_that_holds_text_is_repaired_by_the_commit() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc", "bad"]).await;
+    for (name, value) in [("transOK", "0"), ("transFailed", "none"), ("timeCost", "3.0"), ("tallySeq", "")] {
+        lab.set_mission_value("M#tally#0", name, text(value)).await;
+    }
+    lab.node("abc", "M").run().await.ending.unwrap();
+    lab.node("bad", "M").shell("exit 3").run().await.ending.unwrap_err();
+    let tally = lab.tally("M").await;
+    assert_eq!((tally.ok, tally.failed, tally.seq, lab.cloud.published().len()), (1, 1, 2, 1));
+}
+
+const NAMES: &[&str] = &[
+    "state",
+    "attempt",
+    "beat",
+    "claimToken",
+    "execInstanceID",
+    "strIndiProgress",
+    "timeCost",
+    "verdict",
+    "exitCode",
+    "checkpoint",
+    "appFailures",
+    "interruptions",
+    "history",
+    "launchAtAttempt",
+    "launchTries",
+    "launchAt",
+    "launchInstanceID",
+    "launchesLost",
+    "launchError",
+    "launchAfter",
+    "cancelled",
+    "missionID",
+    "bucketname",
+    "rsltFilename",
+    "resultETag",
+    "resultBytes",
+    "numlog",
+];
+
+fn value() -> impl Strategy<Value = AttributeValue> {
+    let word = prop_oneof![
+        Just("pending"),
+        Just("running"),
+        Just("Done"),
+        Just("failed"),
+        Just("x"),
+        Just(" 3 "),
+        Just("1e3"),
+        Just("i-0123456789abcdef0"),
+        Just("2026-01-01T00:00:00Z"),
+        Just("M"),
+        Just("100%"),
+        Just("\u{1b}[31m"),
+    ];
+    prop_oneof![
+        4 => word.prop_map(text),
+        2 => (-3_i64..5).prop_map(|n| AttributeValue::N(n.to_string())),
+        1 => Just(AttributeValue::N("1e38".to_owned())),
+        1 => Just(AttributeValue::L(vec![text("x")])),
+        1 => Just(AttributeValue::M(std::collections::HashMap::from([("attempt".to_owned(), text("1"))]))),
+        1 => Just(AttributeValue::Bool(true)),
+        1 => Just(AttributeValue::Null(true)),
+    ]
+}
+
+/// Rows of arbitrary values beside good ones: every node and every sweep ends, with few calls, and the good ones are done.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_of_arbitrary_values_stop_neither_nodes_nor_sweeps() {
+    // Each time other rows; the rows are part of every message.
+    let mut runner = TestRunner::new(Config::default());
+    for _ in 0..6 {
+        let rows = proptest::collection::vec(
+            proptest::collection::hash_map(proptest::sample::select(NAMES), value(), 1..8),
+            5,
+        );
+        let rows = rows.new_tree(&mut runner).unwrap().current();
+        let lab = Lab::new().await;
+        lab.mission("M", &["good-1", "odd-0", "odd-1", "odd-2", "odd-3", "odd-4", "good-2"]).await;
+        for (n, row) in rows.iter().enumerate() {
+            for (name, value) in row {
+                lab.set_value(&format!("odd-{n}"), name, value.clone()).await;
+            }
+        }
+        let faults = Faults::new();
+        let tags = [("missionID", "M"), ("lighthpc", "tblTrans2")];
+        let node = lab.node_on(lab.cloud.launch(&tags), faults.clone());
+        let life = node.run().await;
+        assert!(faults.count(Dynamodb, "*") < 400, "{} calls for {rows:?}", faults.count(Dynamodb, "*"));
+        assert!(matches!(life.ending, Ok(Ending::Served { .. })), "{life:?} for {rows:?}");
+        for good in ["good-1", "good-2"] {
+            assert_eq!(lab.task(good).await.state, State::Done, "{good} beside {rows:?}");
+        }
+        let faults = Faults::new();
+        let scheduler = lab.scheduler(&faults);
+        for _ in 0..2 {
+            scheduler.sweep(&CancellationToken::new()).await.unwrap();
+        }
+        assert!(faults.count(Dynamodb, "*") < 400, "{} calls for {rows:?}", faults.count(Dynamodb, "*"));
+        scheduler.cancel(&mission_id("M"), Duration::ZERO).await.unwrap();
+        scheduler.redrive(&mission_id("M"), None, &[]).await.unwrap();
+        lab.desk.ledger.each_task(None, |_| {}).await.unwrap();
+    }
+}
