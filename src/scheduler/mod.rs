@@ -7,8 +7,8 @@
 //!          an instance without a task ──► ended      a mission that is over and not announced ──► announced
 //! ```
 //!
-//! Plain functions over a [`Backend`]: the command line, the Lambda function, and the sweep call the same ones. None of them
-//! remembers anything: what is known is read from the tables and from EC2, so each may die at any point and be called again.
+//! Plain functions over a [`Backend`]: the command line, the Lambda function, and the sweep call the same ones. What is known is
+//! read from the tables and from EC2, so each may die at any point and be called again.
 
 mod cancel;
 mod error;

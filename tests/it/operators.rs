@@ -300,8 +300,6 @@ async fn a_manifest_is_gone_on_with_where_its_publisher_stopped() {
 async fn a_row_without_room_for_results_is_announced_once() {
     let lab = Lab::new().await;
     lab.mission("M", &["abc"]).await;
-    let name = lab.dir.path().join("name");
-    std::fs::write(&name, "").unwrap();
     lab.set_mission_value("M", "remark", text(&"x".repeat(409_600 - 520))).await;
 
     lab.node("abc", "M").run().await.ending.unwrap();
@@ -311,6 +309,7 @@ async fn a_row_without_room_for_results_is_announced_once() {
 
     let row = lab.mission_row("M").await;
     assert_eq!((row.notified, row.rolled.ok, lab.cloud.published().len()), (Notified::Yes, 1, 1));
+    assert_eq!(row.results, ["rsltList"], "there was no room for more");
 }
 
 /// An instance of ours that somebody, or a Spot interruption, has stopped bills for its volumes.
