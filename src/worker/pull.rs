@@ -129,6 +129,8 @@ struct Queue {
     read_at: Option<Instant>,
     /// Tasks that slots of this process are at: the claim would take them for left by an earlier process of this machine.
     held: HashSet<SrcId>,
+    /// Tasks whose rows this process can do nothing with: they wait for people, and must not be taken up again and again.
+    refused: HashSet<SrcId>,
     /// Tasks of this page that others had taken.
     taken: u32,
 }
@@ -136,7 +138,8 @@ struct Queue {
 impl Queue {
     /// What an earlier process was at goes first: it is still held by this machine.
     fn new(left: &[SrcId]) -> Self {
-        Self { page: left.iter().cloned().collect(), read_at: Some(Instant::now()), held: HashSet::new(), taken: 0 }
+        let page = left.iter().cloned().collect();
+        Self { page, read_at: Some(Instant::now()), held: HashSet::new(), refused: HashSet::new(), taken: 0 }
     }
 
     fn note_taken(&mut self) {
@@ -149,7 +152,7 @@ impl Queue {
     /// Takes the next task that no other slot is at.
     fn take(&mut self) -> Option<SrcId> {
         while let Some(src) = self.page.pop_front() {
-            if self.held.insert(src.clone()) {
+            if !self.refused.contains(&src) && self.held.insert(src.clone()) {
                 return Some(src);
             }
         }
@@ -210,6 +213,9 @@ impl Server {
                 slot.other += 1;
                 if error.is_the_tasks_own() {
                     tracing::warn!(src.id = %src, "task {src}: {}", words(&error));
+                    if matches!(error, NodeError::Cloud { .. }) {
+                        self.queue.lock().await.refused.insert(src.clone());
+                    }
                 } else {
                     // What is wrong here is wrong for the next task, too.
                     self.is_over.store(true, Ordering::SeqCst);

@@ -11,6 +11,8 @@ mod lease;
 mod mission;
 mod pull;
 mod races;
+mod refusals;
+mod results;
 mod scheduler;
 mod steps;
 mod submit;

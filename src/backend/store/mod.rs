@@ -156,6 +156,7 @@ impl Store {
     #[must_use]
     pub fn new(wire: &Wire) -> Self {
         let config = Builder::from(&wire.config)
+            .retry_classifier(wire.renewal.clone())
             .force_path_style(wire.path_style)
             .request_checksum_calculation(RequestChecksumCalculation::WhenSupported)
             .response_checksum_validation(ResponseChecksumValidation::WhenSupported)
@@ -197,11 +198,24 @@ impl Store {
         match answer {
             Ok(head) => Ok(Some(download::object(&head))),
             Err(error) if error.kind == Kind::NotFound => {
-                self.check_bucket(bucket).await?;
+                // Whose fault a missing bucket is depends on what was wanted of it: here, one object.
+                self.check_bucket(bucket).await.map_err(|error| CloudError { operation: "HeadObject", ..error })?;
                 Ok(None)
+            }
+            Err(error) if error.is_without_words() && !error.is_retryable() => {
+                Err(self.reason(bucket, key, error).await)
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Asks why a HEAD was refused: its answer has no words, that of a GET has. One byte is asked for at the most.
+    async fn reason(&self, bucket: &str, key: &str, refusal: CloudError) -> CloudError {
+        let get = self.client.get_object().bucket(bucket).key(key).range("bytes=0-0").send().await;
+        let Err(error) = get else { return refusal };
+        let error = CloudError::sdk("GetObject", uri(bucket, key), error);
+        let is_same = matches!(error.kind, Kind::NotFound) || error.is_retryable() || error.is_without_words();
+        if is_same { refusal } else { error }
     }
 
     /// Lists the keys that begin with `prefix`.

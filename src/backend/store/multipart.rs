@@ -63,6 +63,19 @@ impl Store {
         aborted.map(drop).map_err(|e| CloudError::sdk("AbortMultipartUpload", uri(bucket, key), e))
     }
 
+    /// Begins an upload and aborts it: that shows the right to put. One that cannot be aborted is warned of, and left to the
+    /// bucket's lifecycle.
+    ///
+    /// # Errors
+    /// [`CloudError`]: `NoBucket`, or `AccessDenied` with the operation.
+    pub async fn check_write(&self, bucket: &str, key: &str) -> Result<(), CloudError> {
+        let upload = self.begin_upload(&Target { bucket, key, mark: None }).await?;
+        let open = Open { store: self, upload: Some(upload.clone()) };
+        self.abort(&upload).await;
+        open.close();
+        Ok(())
+    }
+
     /// Aborts the uploads whose future was dropped under way. May be called at any time, and again.
     pub async fn abort_dropped(&self) {
         let dropped = std::mem::take(&mut *self.dropped.lock().unwrap_or_else(PoisonError::into_inner));

@@ -13,7 +13,7 @@ use super::body::Body;
 use super::mark::Mark;
 use super::multipart::{PARTS_MAX, Upload, Whole};
 use super::upload::{CRC, Condition, Stored, Target, asks_for_a_look};
-use super::{CloudError, PART_BYTES, Store, StoreError};
+use super::{CloudError, Kind, PART_BYTES, Store, StoreError};
 use crate::domain::backoff;
 
 /// How often the end of an object is tried on another condition; each refusal means that another wrote in between.
@@ -113,7 +113,7 @@ impl PutWriter {
                 self.upload = None;
                 return Ok(stored);
             }
-            if error.kind == super::Kind::NotFound {
+            if error.kind == Kind::NotFound {
                 return Err(error.into());
             }
             condition = self.may_replace().await?;
@@ -128,7 +128,7 @@ impl PutWriter {
         }
         if self.parts.len() as u64 >= PARTS_MAX {
             let words = format!("more than {PARTS_MAX} parts of {PART_BYTES} bytes");
-            return Err(CloudError::new(super::Kind::Invalid, "UploadPart", target.uri(), words).into());
+            return Err(CloudError::new(Kind::Invalid, "UploadPart", target.uri(), words).into());
         }
         let body = Bytes::from(std::mem::take(&mut self.buffer));
         let (bytes, crc) = (body.len() as u64, checksum(CRC, &body));
@@ -179,7 +179,12 @@ async fn retry_transient<T>(limit: Duration, call: impl AsyncFn() -> Result<T, S
     let mut tries = 0;
     loop {
         let error = match call().await {
-            Err(StoreError::Cloud(error)) if error.is_retryable() => error,
+            // What a condition says is for the caller.
+            Err(StoreError::Cloud(error))
+                if error.is_retryable() && !matches!(error.kind, Kind::Precondition | Kind::NotFound) =>
+            {
+                error
+            }
             other => return other,
         };
         tries += 1;
