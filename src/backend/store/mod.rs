@@ -214,8 +214,7 @@ impl Store {
         let get = self.client.get_object().bucket(bucket).key(key).range("bytes=0-0").send().await;
         let Err(error) = get else { return refusal };
         let error = CloudError::sdk("GetObject", uri(bucket, key), error);
-        let is_same = matches!(error.kind, Kind::NotFound) || error.is_retryable() || error.is_without_words();
-        if is_same { refusal } else { error }
+        if error.kind == Kind::NotFound || error.is_without_words() { refusal } else { error }
     }
 
     /// Lists the keys that begin with `prefix`.
@@ -252,21 +251,22 @@ impl Store {
     /// # Errors
     /// [`CloudError`]; `NoBucket` if it does not exist.
     pub async fn check_bucket(&self, bucket: &str) -> Result<(), CloudError> {
-        match self.client.head_bucket().bucket(bucket).send().await {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                let mut error = CloudError::sdk("HeadBucket", format!("bucket {bucket}"), error);
-                if error.kind == Kind::NotFound {
-                    error = CloudError::new(
-                        Kind::NoBucket,
-                        "HeadBucket",
-                        format!("bucket {bucket}"),
-                        "there is no such bucket",
-                    );
-                }
-                // A role that may read objects but not list the bucket is a good role: say nothing.
-                if error.kind == Kind::AccessDenied { Ok(()) } else { Err(error) }
+        let resource = || format!("bucket {bucket}");
+        let Err(error) = self.client.head_bucket().bucket(bucket).send().await else { return Ok(()) };
+        let mut error = CloudError::sdk("HeadBucket", resource(), error);
+        if error.kind == Kind::Invalid && error.is_without_words() {
+            // Of expired credentials, and of some buckets in another region, a HEAD says 400 and no more. A listing says why.
+            let list = self.client.list_objects_v2().bucket(bucket).max_keys(1).send().await;
+            let Err(reason) = list else { return Ok(()) };
+            error = CloudError::sdk("ListObjectsV2", resource(), reason);
+        }
+        match error.kind {
+            Kind::NotFound => {
+                Err(CloudError::new(Kind::NoBucket, "HeadBucket", resource(), "there is no such bucket"))
             }
+            // A role that may read objects but not list the bucket is a good role: say nothing.
+            Kind::AccessDenied => Ok(()),
+            _ => Err(error),
         }
     }
 }
