@@ -113,7 +113,11 @@ const REQUEST_EXPIRED: &str = "RequestExpired";
 /// Sources: "Common errors" of each service's API reference; for S3 "List of error codes"; for EC2 "Error codes for the Amazon EC2
 /// API"; KMS's errors come through S3 with the prefix `KMS.` and through SNS with `KMS`.
 pub(super) const ANSWERS: &[Answer] = &[
-    answer(&["ConditionalCheckFailedException", "PreconditionFailed", "ConditionalRequestConflict"], "", Kind::Precondition),
+    answer(
+        &["ConditionalCheckFailedException", "PreconditionFailed", "ConditionalRequestConflict"],
+        "",
+        Kind::Precondition,
+    ),
     answer(&["TransactionConflictException", "TransactionInProgressException", "OperationAborted"], "", Kind::Conflict),
     answer(&["TransactionCanceledException"], "TransactionConflict", Kind::Conflict),
     answer(&["TransactionCanceledException"], "ThrottlingError", Kind::Throttled),
@@ -308,7 +312,14 @@ pub(super) const NATURES: &[Nature] = &[
         11,
         "allow s3:GetObject on {resource} in the role's policy, and look at the bucket's policy; then redrive the task",
     ),
-    nature(Kind::AccessDenied, On::Any, Scope::Deployment, false, 11, "allow {operation} on {resource} in the role's policy"),
+    nature(
+        Kind::AccessDenied,
+        On::Any,
+        Scope::Deployment,
+        false,
+        11,
+        "allow {operation} on {resource} in the role's policy",
+    ),
     nature(
         Kind::KeyUnusable,
         On::Read,
@@ -455,23 +466,59 @@ mod tests {
 
     const ROWS: &[Row] = &[
         // Inputs: one object says nothing of the next.
-        (403, "InvalidObjectState", "The operation is not valid for the object's storage class", "GetObject", Archived, Task, false, 28),
+        (
+            403,
+            "InvalidObjectState",
+            "The operation is not valid for the object's storage class",
+            "GetObject",
+            Archived,
+            Task,
+            false,
+            28,
+        ),
         (400, "KMS.DisabledException", "arn:… is disabled.", "GetObject", KeyUnusable, Task, false, 28),
         (400, "KMS.NotFoundException", "Key 'arn:…' does not exist", "GetObject", KeyUnusable, Task, false, 28),
         (400, "KMS.KMSInvalidStateException", "arn:… is pending deletion.", "HeadObject", KeyUnusable, Task, false, 28),
-        (403, "AccessDenied", "User: … is not authorized to perform: kms:Decrypt on …", "GetObject", KeyUnusable, Task, false, 28),
+        (
+            403,
+            "AccessDenied",
+            "User: … is not authorized to perform: kms:Decrypt on …",
+            "GetObject",
+            KeyUnusable,
+            Task,
+            false,
+            28,
+        ),
         (403, "AccessDenied", "Access Denied", "GetObject", AccessDenied, Task, false, 11),
         (403, "", "", "HeadObject", AccessDenied, Task, false, 11),
         (404, "NoSuchBucket", "", "GetObject", NoBucket, Task, false, 14),
         (301, "PermanentRedirect", "", "GetObject", WrongRegion, Task, false, 12),
         (301, "", "", "HeadObject", WrongRegion, Task, false, 12),
         (400, "", "", "HeadObject", Invalid, Task, false, 1),
-        (400, "InvalidRequest", "The object was stored using a form of Server Side Encryption.", "GetObject", Invalid, Task, false, 1),
+        (
+            400,
+            "InvalidRequest",
+            "The object was stored using a form of Server Side Encryption.",
+            "GetObject",
+            Invalid,
+            Task,
+            false,
+            1,
+        ),
         (404, "NoSuchKey", "", "GetObject", NotFound, Task, false, 1),
         (404, "", "", "HeadObject", NotFound, Task, false, 1),
         // Results: what a put is refused for is everybody's, but for its name and its size.
         (403, "AccessDenied", "Access Denied", "PutObject", AccessDenied, Deployment, false, 11),
-        (403, "AccessDenied", "… not authorized to perform: kms:GenerateDataKey …", "PutObject", KeyUnusable, Deployment, false, 11),
+        (
+            403,
+            "AccessDenied",
+            "… not authorized to perform: kms:GenerateDataKey …",
+            "PutObject",
+            KeyUnusable,
+            Deployment,
+            false,
+            11,
+        ),
         (400, "KMS.DisabledException", "", "CreateMultipartUpload", KeyUnusable, Deployment, false, 11),
         (404, "NoSuchBucket", "", "PutObject", NoBucket, Deployment, false, 14),
         (400, "KeyTooLongError", "Your key is too long", "PutObject", NotStorable, Task, false, 20),
@@ -485,14 +532,59 @@ mod tests {
         (404, "NoSuchUpload", "", "UploadPart", NotFound, Task, true, 1),
         (507, "InsufficientStorage", "", "PutObject", DiskFull, Machine, false, 18),
         // Time.
-        (403, "RequestTimeTooSkewed", "The difference between the request time and …", "PutObject", Clock, Machine, true, 29),
-        (400, "InvalidSignatureException", "Signature expired: 2026… is now earlier than 2026…", "UpdateItem", Clock, Machine, true, 29),
+        (
+            403,
+            "RequestTimeTooSkewed",
+            "The difference between the request time and …",
+            "PutObject",
+            Clock,
+            Machine,
+            true,
+            29,
+        ),
+        (
+            400,
+            "InvalidSignatureException",
+            "Signature expired: 2026… is now earlier than 2026…",
+            "UpdateItem",
+            Clock,
+            Machine,
+            true,
+            29,
+        ),
         (400, "InvalidSignatureException", "Signature not yet current: 2026…", "UpdateItem", Clock, Machine, true, 29),
-        (403, "SignatureDoesNotMatch", "Signature expired: 2026… is now earlier than …", "Publish", Clock, Machine, true, 29),
+        (
+            403,
+            "SignatureDoesNotMatch",
+            "Signature expired: 2026… is now earlier than …",
+            "Publish",
+            Clock,
+            Machine,
+            true,
+            29,
+        ),
         (400, "RequestExpired", "Request has expired.", "TerminateInstances", Clock, Machine, true, 29),
         // Credentials.
-        (403, "SignatureDoesNotMatch", "The request signature we calculated does not match", "PutObject", NoCredentials, Deployment, false, 10),
-        (400, "InvalidSignatureException", "The request signature we calculated …", "UpdateItem", NoCredentials, Deployment, false, 10),
+        (
+            403,
+            "SignatureDoesNotMatch",
+            "The request signature we calculated does not match",
+            "PutObject",
+            NoCredentials,
+            Deployment,
+            false,
+            10,
+        ),
+        (
+            400,
+            "InvalidSignatureException",
+            "The request signature we calculated …",
+            "UpdateItem",
+            NoCredentials,
+            Deployment,
+            false,
+            10,
+        ),
         (403, "InvalidAccessKeyId", "", "HeadObject", NoCredentials, Deployment, false, 10),
         (400, "UnrecognizedClientException", "", "UpdateItem", NoCredentials, Deployment, false, 10),
         (401, "AuthFailure", "", "DescribeTags", NoCredentials, Deployment, false, 10),
@@ -500,14 +592,50 @@ mod tests {
         (400, "ExpiredTokenException", "", "UpdateItem", Expired, Machine, true, 10),
         (400, "TokenRefreshRequired", "", "PutObject", Expired, Machine, true, 10),
         // Rights and resources.
-        (400, "AccessDeniedException", "… not authorized to perform: dynamodb:UpdateItem …", "UpdateItem", AccessDenied, Deployment, false, 11),
-        (400, "AccessDeniedException", "The KMS key is not accessible", "UpdateItem", KeyUnusable, Deployment, false, 11),
+        (
+            400,
+            "AccessDeniedException",
+            "… not authorized to perform: dynamodb:UpdateItem …",
+            "UpdateItem",
+            AccessDenied,
+            Deployment,
+            false,
+            11,
+        ),
+        (
+            400,
+            "AccessDeniedException",
+            "The KMS key is not accessible",
+            "UpdateItem",
+            KeyUnusable,
+            Deployment,
+            false,
+            11,
+        ),
         (403, "UnauthorizedOperation", "", "TerminateInstances", AccessDenied, Deployment, false, 11),
         (403, "AuthorizationError", "", "Publish", AccessDenied, Deployment, false, 11),
         (400, "KMSDisabled", "", "Publish", KeyUnusable, Deployment, false, 11),
         (400, "ResourceNotFoundException", "", "UpdateItem", NoTable, Deployment, false, 13),
-        (400, "ValidationException", "The provided key element does not match the schema", "GetItem", TableKey, Deployment, false, 15),
-        (400, "ValidationException", "Item size to update has exceeded the maximum allowed size", "UpdateItem", Invalid, Task, false, 1),
+        (
+            400,
+            "ValidationException",
+            "The provided key element does not match the schema",
+            "GetItem",
+            TableKey,
+            Deployment,
+            false,
+            15,
+        ),
+        (
+            400,
+            "ValidationException",
+            "Item size to update has exceeded the maximum allowed size",
+            "UpdateItem",
+            Invalid,
+            Task,
+            false,
+            1,
+        ),
         (404, "NotFound", "Topic does not exist", "Publish", NotFound, Deployment, false, 14),
         (301, "PermanentRedirect", "", "PutObject", WrongRegion, Deployment, false, 12),
         (400, "AuthorizationHeaderMalformed", "", "HeadBucket", WrongRegion, Deployment, false, 12),
@@ -525,8 +653,26 @@ mod tests {
         (200, "", "", "CompleteMultipartUpload", Unreachable, Machine, true, 40),
         (500, "InternalError", "", "CompleteMultipartUpload", Unavailable, Machine, true, 40),
         (500, "InternalServerError", "", "UpdateItem", Unavailable, Machine, true, 40),
-        (400, "TransactionCanceledException", "reasons [TransactionConflict, None]", "TransactWriteItems", Conflict, Task, true, 40),
-        (400, "TransactionCanceledException", "reasons [None, ThrottlingError]", "TransactWriteItems", Throttled, Machine, true, 40),
+        (
+            400,
+            "TransactionCanceledException",
+            "reasons [TransactionConflict, None]",
+            "TransactWriteItems",
+            Conflict,
+            Task,
+            true,
+            40,
+        ),
+        (
+            400,
+            "TransactionCanceledException",
+            "reasons [None, ThrottlingError]",
+            "TransactWriteItems",
+            Throttled,
+            Machine,
+            true,
+            40,
+        ),
         (409, "OperationAborted", "", "PutObject", Conflict, Task, true, 40),
         // What nobody has classified is at most the task's.
         (400, "SomethingNew", "", "GetObject", Invalid, Task, false, 1),
@@ -565,6 +711,18 @@ mod tests {
     }
 
     #[test]
+    fn every_code_is_documented() {
+        let page = include_str!("../../docs/FAILURES.md");
+        for code in ANSWERS.iter().flat_map(|answer| answer.codes) {
+            assert!(page.contains(&format!("`{}", code.trim_end_matches('*'))), "{code} is not in docs/FAILURES.md");
+        }
+        for exit in NATURES.iter().map(|nature| nature.exit) {
+            assert!(crate::exit::Exit::ALL.iter().any(|known| *known as u8 == exit), "{exit}");
+            assert!(include_str!("../../README.md").contains(&format!("\n| {exit} |")), "{exit} is not in the README");
+        }
+    }
+
+    #[test]
     fn only_a_refusal_for_its_time_asks_for_new_credentials() {
         let body = |code: &str| format!("<Error><Code>{code}</Code><Message>m</Message></Error>").into_bytes();
         for code in ["ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"] {
@@ -572,6 +730,8 @@ mod tests {
         }
         assert!(may_be_expired(400, true, b""), "S3 says no more of a HEAD");
         assert!(!may_be_expired(403, true, b"") && !may_be_expired(400, false, b""));
-        assert!(!may_be_expired(403, false, &body("AccessDenied")) && !may_be_expired(500, false, &body("ExpiredToken")));
+        assert!(
+            !may_be_expired(403, false, &body("AccessDenied")) && !may_be_expired(500, false, &body("ExpiredToken"))
+        );
     }
 }

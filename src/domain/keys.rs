@@ -117,7 +117,9 @@ mod tests {
 
     #[test]
     fn no_name_is_another_ones_shortened_form() {
-        for long in ["x".repeat(1024), "é".repeat(512), format!("a{}", "文".repeat(341)), format!("ab{}", "😀".repeat(255))] {
+        for long in
+            ["x".repeat(1024), "é".repeat(512), format!("a{}", "文".repeat(341)), format!("ab{}", "😀".repeat(255))]
+        {
             let cut = result_key(&src(&long));
             let literal = cut.strip_prefix("rslt_").unwrap();
             let again = result_key(&src(literal));

@@ -207,11 +207,14 @@ async fn a_right_that_vanishes_hands_the_task_back() {
 /// A wrong clock is the machine's fault, with a hint of its own, and no task is held for it.
 #[tokio::test]
 async fn a_wrong_clock_is_the_machines_fault() {
-    for message in ["Signature expired: 20260101T000000Z is now earlier than …", "Signature not yet current: 20260101T …"] {
+    for message in
+        ["Signature expired: 20260101T000000Z is now earlier than …", "Signature not yet current: 20260101T …"]
+    {
         let lab = Lab::new().await;
         lab.mission("M", &["abc"]).await;
         let faults = Faults::new();
-        let body = format!(r#"{{"__type":"com.amazon.coral.service#InvalidSignatureException","message":"{message}"}}"#);
+        let body =
+            format!(r#"{{"__type":"com.amazon.coral.service#InvalidSignatureException","message":"{message}"}}"#);
         faults.add(Dynamodb, "UpdateItem", When::Always, Fault::Raw(400, body));
 
         let life = lab.node_with("abc", "M", faults).run().await;

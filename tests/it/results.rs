@@ -169,7 +169,8 @@ async fn deployments_that_share_a_bucket_do_not_overwrite_each_other() {
     lab.assert_done("abc", "M", "in the first deployment").await;
     let log = lab.result("logs/abc.1.log");
 
-    let Subject { instance, settings, stopping, .. } = lab.node("abc", "").shell("echo other; echo x > $LIGHTHPC_OUTPUT");
+    let Subject { instance, settings, stopping, .. } =
+        lab.node("abc", "").shell("echo other; echo x > $LIGHTHPC_OUTPUT");
     let backend = other_deployment(&lab, Some(&instance)).await;
     let new = NewTask {
         src: src("abc"),
@@ -397,4 +398,61 @@ async fn many_files_go_up_through_an_outage() {
 
     assert_eq!(lab.desk.store.list(RESULT_BUCKET, "rslt_abc/").await.unwrap().len(), 301);
     assert_eq!(lab.task("abc").await.attempt.0, 1);
+}
+
+/// The range that is on its way decides what is in memory, not the size of the object.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_huge_input_or_folder_makes_a_bounded_number_of_tasks() {
+    let alive = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let object = std::fs::File::create(lab.cloud.object_path(SOURCE_BUCKET, "abc")).unwrap();
+    object.set_len(1 << 30).unwrap();
+    let faults = Faults::new();
+    let gate = faults.hold_before(S3, "GetObject", When::Always);
+    let node = lab.node_with("abc", "M", faults.clone());
+    let stopping = node.stopping.clone();
+    let running = tokio::spawn(node.run());
+    gate.arrived(8).await;
+    // 128 ranges of 8 MiB; eight are under way.
+    assert!(alive() < 40, "{} tasks", alive());
+    stopping.drain.cancel();
+    gate.open();
+    assert!(matches!(running.await.unwrap().ending, Ok(Ending::Drained)));
+
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let faults = Faults::new();
+    let gate = faults.hold_before(S3, "PutObject", When::Always);
+    let line = r#"mkdir "$LIGHTHPC_OUTPUT"; cd "$LIGHTHPC_OUTPUT"; for n in $(seq 500); do : > $n; done"#;
+    let running = tokio::spawn(lab.node_with("abc", "M", faults.clone()).shell(line).run());
+    gate.arrived(8).await;
+    assert!(alive() < 40, "{} tasks", alive());
+    gate.open();
+    running.await.unwrap().ending.unwrap();
+    assert_eq!(lab.desk.store.list(RESULT_BUCKET, "rslt_abc/").await.unwrap().len(), 501);
+}
+
+/// A large part is streamed from its file with a checksum that was computed before: the SDK and S3 agree on it, and find a file
+/// that changed in between.
+#[tokio::test]
+async fn a_streamed_part_with_its_checksum_is_taken() {
+    use aws_sdk_s3::primitives::{ByteStream, Length};
+    let lab = Lab::new().await;
+    let wire = Wire::plugged(lab.cloud.wire(None), REGION, ACCESS_KEY, SECRET_KEY);
+    let client = aws_sdk_s3::Client::new(wire.sdk_config());
+    let file = lab.dir.path().join("part");
+    std::fs::write(&file, vec![7; 6_000_000]).unwrap();
+    let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32IsoHdlc, &vec![7; 5_500_000]);
+    let sum = aws_smithy_types::base64::encode(&crc.to_be_bytes()[4..]);
+    let created = client.create_multipart_upload().bucket(RESULT_BUCKET).key("big").send().await.unwrap();
+    let put = async || {
+        let body = ByteStream::read_from().path(&file).offset(500_000).length(Length::Exact(5_500_000));
+        let part = client.upload_part().bucket(RESULT_BUCKET).key("big").upload_id(created.upload_id().unwrap());
+        let part = part.part_number(1).content_length(5_500_000).checksum_crc32(&sum);
+        part.body(body.build().await.unwrap()).send().await
+    };
+    assert_eq!(put().await.unwrap().checksum_crc32(), Some(sum.as_str()));
+    std::fs::write(&file, vec![8; 6_000_000]).unwrap();
+    assert!(format!("{:?}", put().await.unwrap_err()).contains("BadDigest"));
 }

@@ -261,9 +261,7 @@ impl Store {
             error = CloudError::sdk("ListObjectsV2", resource(), reason);
         }
         match error.kind {
-            Kind::NotFound => {
-                Err(CloudError::new(Kind::NoBucket, "HeadBucket", resource(), "there is no such bucket"))
-            }
+            Kind::NotFound => Err(CloudError::new(Kind::NoBucket, "HeadBucket", resource(), "there is no such bucket")),
             // A role that may read objects but not list the bucket is a good role: say nothing.
             Kind::AccessDenied => Ok(()),
             _ => Err(error),

@@ -93,7 +93,12 @@ impl PutWriter {
         if !self.buffer.is_empty() {
             self.send_part().await?;
         }
-        let mut condition = self.may_replace().await?;
+        // Looked at first, since S3 may not take a second completion after one that it refused. A role that may not look
+        // learns by the refusal.
+        let mut condition = match self.may_replace().await {
+            Err(StoreError::Cloud(error)) if error.kind == Kind::AccessDenied => Condition::Absent,
+            other => other?,
+        };
         let mut tries = 0;
         loop {
             let error = match retry_transient(self.patience, async || self.complete(&condition).await).await {
