@@ -206,8 +206,8 @@ pub fn of_store(error: &StoreError) -> (Exit, Option<String>) {
         StoreError::Taken { .. } => (
             Exit::WorkloadFailed,
             Some(
-                "two tasks, or two deployments, have one place for their results: rename the task, or the file in its result \
-                 folder, or use another result bucket"
+                "two tasks, or two deployments, have one place for their results: rename the task, or the file in its \
+                 result folder, or use another result bucket"
                     .to_owned(),
             ),
         ),

@@ -1,9 +1,9 @@
-//! Whose fault is it? One table: a service's error code, and the operation, decide the scope of a failure, whether it is
-//! transient, the hint, and the exit code. `docs/FAILURES.md` is the same for people.
+//! Whose fault is it? One table: a service's error code, and the operation, decide the scope of a failure, whether it
+//! is transient, the hint, and the exit code. `docs/FAILURES.md` is the same for people.
 //!
-//! [`ANSWERS`] sorts codes into kinds; [`NATURES`] says of each kind what follows. Both are read from the top: the first row
-//! that fits counts. What no row names is sorted by its HTTP status, and is at most the task's: the smallest scope that is
-//! certainly affected.
+//! [`ANSWERS`] sorts codes into kinds; [`NATURES`] says of each kind what follows. Both are read from the top: the
+//! first row that fits counts. What no row names is sorted by its HTTP status, and is at most the task's: the smallest
+//! scope that is certainly affected.
 
 /// What a caller can do about a failed call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -16,7 +16,8 @@ pub enum Kind {
     Clock,
     /// The service refused: the identity may not do this.
     AccessDenied,
-    /// The key of KMS that an object, a bucket, a table, or a topic is encrypted with is disabled, gone, or not allowed.
+    /// The key of KMS that an object, a bucket, a table, or a topic is encrypted with is disabled, gone, or not
+    /// allowed.
     KeyUnusable,
     /// The object is archived and must be restored before it can be read.
     Archived,
@@ -110,8 +111,8 @@ const REQUEST_EXPIRED: &str = "RequestExpired";
 
 /// Error codes and their kinds.
 ///
-/// Sources: "Common errors" of each service's API reference; for S3 "List of error codes"; for EC2 "Error codes for the Amazon EC2
-/// API"; KMS's errors come through S3 with the prefix `KMS.` and through SNS with `KMS`.
+/// Sources: "Common errors" of each service's API reference; for S3 "List of error codes"; for EC2 "Error codes for the
+/// Amazon EC2 API"; KMS's errors come through S3 with the prefix `KMS.` and through SNS with `KMS`.
 pub(super) const ANSWERS: &[Answer] = &[
     answer(
         &["ConditionalCheckFailedException", "PreconditionFailed", "ConditionalRequestConflict"],
@@ -255,8 +256,8 @@ const fn kind_of_status(status: u16) -> Kind {
     }
 }
 
-/// Returns whether a refusal may mean that the credentials have run out: by its code, or, of a HEAD, which has no code, by
-/// status 400 (which is what S3 says then).
+/// Returns whether a refusal may mean that the credentials have run out: by its code, or, of a HEAD, which has no code,
+/// by status 400 (which is what S3 says then).
 pub(super) fn may_be_expired(status: u16, is_head: bool, body: &[u8]) -> bool {
     if !(400..500).contains(&status) {
         return false;
@@ -285,8 +286,8 @@ const fn nature(kind: Kind, on: On, scope: Scope, is_transient: bool, exit: u8, 
     Nature { kind, on, scope, is_transient, exit, hint }
 }
 
-const CREDENTIALS: &str = "on EC2 give the instance a profile with a role; on your computer run `aws configure` or set AWS_PROFILE; \
-     expired ones need a new login";
+const CREDENTIALS: &str = "on EC2 give the instance a profile with a role; on your computer run `aws configure` or set \
+     AWS_PROFILE; expired ones need a new login";
 const CONTENT: &str = "look at what {resource} holds: it is not as lighthpc writes or reads it";
 const REGION: &str = "set AWS_REGION to the region of the tables and buckets; to stay on this machine, use --local";
 const OUTAGE: &str = "it may be over soon: try again; if not, look at the network, the region, and AWS_ENDPOINT_URL";
@@ -301,8 +302,8 @@ pub(super) const NATURES: &[Nature] = &[
         Scope::Machine,
         true,
         29,
-        "set this machine's clock: let chrony or systemd-timesyncd keep it (Amazon Time Sync: 169.254.169.123); if it is right, \
-         the credentials have expired",
+        "set this machine's clock: let chrony or systemd-timesyncd keep it (Amazon Time Sync: 169.254.169.123); if it \
+         is right, the credentials have expired",
     ),
     nature(
         Kind::AccessDenied,
@@ -326,8 +327,8 @@ pub(super) const NATURES: &[Nature] = &[
         Scope::Task,
         false,
         28,
-        "enable the KMS key that {resource} is encrypted with, and allow kms:Decrypt with it in the role's and the key's policy; \
-         then redrive the task",
+        "enable the KMS key that {resource} is encrypted with, and allow kms:Decrypt with it in the role's and the \
+         key's policy; then redrive the task",
     ),
     nature(
         Kind::KeyUnusable,
@@ -335,7 +336,8 @@ pub(super) const NATURES: &[Nature] = &[
         Scope::Deployment,
         false,
         11,
-        "enable the KMS key of {resource}, and allow kms:GenerateDataKey and kms:Decrypt with it in the role's and the key's policy",
+        "enable the KMS key of {resource}, and allow kms:GenerateDataKey and kms:Decrypt with it in the role's and the \
+         key's policy",
     ),
     nature(
         Kind::Archived,
@@ -343,7 +345,8 @@ pub(super) const NATURES: &[Nature] = &[
         Scope::Task,
         false,
         28,
-        "{resource} is archived: restore it with `aws s3api restore-object`, wait until that is done, then redrive the task",
+        "{resource} is archived: restore it with `aws s3api restore-object`, wait until that is done, then redrive the \
+         task",
     ),
     nature(Kind::WrongRegion, On::Read, Scope::Task, false, 12, REGION),
     nature(Kind::WrongRegion, On::Any, Scope::Deployment, false, 12, REGION),
@@ -361,7 +364,8 @@ pub(super) const NATURES: &[Nature] = &[
         Scope::Deployment,
         false,
         15,
-        "the tasks table's partition key must be srcFilename (S), the missions table's timePush (S), both without a sort key",
+        "the tasks table's partition key must be srcFilename (S), the missions table's timePush (S), both without a \
+         sort key",
     ),
     nature(
         Kind::NoBucket,
@@ -385,7 +389,8 @@ pub(super) const NATURES: &[Nature] = &[
         Scope::Deployment,
         false,
         14,
-        "make {resource}, or name another with --topic-arn; the results are safe, and the next node that comes by publishes",
+        "make {resource}, or name another with --topic-arn; the results are safe, and the next node that comes by \
+         publishes",
     ),
     // An upload that somebody aborted, or an object that others change at the same time.
     nature(Kind::NotFound, On::Write, Scope::Task, true, 1, CONTENT),
@@ -411,8 +416,8 @@ pub(super) const NATURES: &[Nature] = &[
         Scope::Task,
         false,
         20,
-        "S3 takes keys of at most 1,024 bytes and objects of at most 48.8 TiB (5 TiB in some regions): shorten the names in the \
-         result, or split it",
+        "S3 takes keys of at most 1,024 bytes and objects of at most 48.8 TiB (5 TiB in some regions): shorten the \
+         names in the result, or split it",
     ),
     nature(Kind::Invalid, On::Any, Scope::Task, false, 1, CONTENT),
     nature(

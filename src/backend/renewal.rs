@@ -1,9 +1,10 @@
 //! Credentials that a service refuses as expired are requested again.
 //!
-//! The SDK keeps credentials until shortly before their end, and extends those of IMDS that have ended by 10 to 15 minutes,
-//! because EC2 may hand out old ones for a while ("static stability"). A service that refuses them knows better: the cache
-//! is emptied, and the call is repeated with what the provider says then. How often: at most five times a second over all
-//! clients, at each of the SDK's attempts of a call, and again with each repeat of its caller, which gives up after a lease.
+//! The SDK keeps credentials until shortly before their end, and extends those of IMDS that have ended by 10 to 15
+//! minutes, because EC2 may hand out old ones for a while ("static stability"). A service that refuses them knows
+//! better: the cache is emptied, and the call is repeated with what the provider says then. How often: at most five
+//! times a second over all clients, at each of the SDK's attempts of a call, and again with each repeat of its caller,
+//! which gives up after a lease.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,11 +20,12 @@ use aws_smithy_types::config_bag::ConfigBag;
 
 use super::failures::may_be_expired;
 
-/// The least time between two requests to the provider: calls that were under way with the old credentials are refused, too, and
-/// must not throw the new ones away one after another.
+/// The least time between two requests to the provider: calls that were under way with the old credentials are refused,
+/// too, and must not throw the new ones away one after another.
 const RENEWAL_PAUSE: Duration = Duration::from_millis(200);
 
-/// The cache of credentials, which can be emptied; and the classifier of answers that empties it. A clone is the same one.
+/// The cache of credentials, which can be emptied; and the classifier of answers that empties it. A clone is the same
+/// one.
 #[derive(Clone, Debug)]
 pub(crate) struct Renewal {
     state: Arc<Mutex<State>>,

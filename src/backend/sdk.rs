@@ -27,9 +27,9 @@ use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use super::error::{CloudError, Kind};
 use super::renewal::Renewal;
 
-/// Attempts of one call, the first included. With the SDK's jittered exponential back-off from 250 ms to 2 s, five attempts
-/// span up to 3.75 s: longer than a throttle, much shorter than a lease. What must outlast more is repeated by its caller,
-/// so that no back-off sleeps on when an outage is over.
+/// Attempts of one call, the first included. With the SDK's jittered exponential back-off from 250 ms to 2 s, five
+/// attempts span up to 3.75 s: longer than a throttle, much shorter than a lease. What must outlast more is repeated by
+/// its caller, so that no back-off sleeps on when an outage is over.
 const CALL_ATTEMPTS_MAX: u32 = 5;
 /// The first pause between attempts.
 const BACKOFF_FIRST: Duration = Duration::from_millis(250);
@@ -39,9 +39,9 @@ const BACKOFF_LAST: Duration = Duration::from_secs(2);
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(3_100);
 /// Attempts of one call to IMDS: with the SDK's jittered back-off from 1 s, up to 15 s of illness are survived.
 const IMDS_ATTEMPTS_MAX: u32 = 5;
-/// One attempt of a call without a large body, from its start to its answer: DynamoDB and EC2 answer in well under a second, a
-/// slow S3 in a few. It is a limit of the attempt, not the connector's read timeout, which is a part of what connections are kept
-/// by: calls with another limit (a body to send) share the connections this way.
+/// One attempt of a call without a large body, from its start to its answer: DynamoDB and EC2 answer in well under a
+/// second, a slow S3 in a few. It is a limit of the attempt, not the connector's read timeout, which is a part of what
+/// connections are kept by: calls with another limit (a body to send) share the connections this way.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How calls leave this process, and what they are signed with.

@@ -15,9 +15,9 @@ const FILE_NAME_BYTES_MAX: usize = 200;
 
 /// Returns the key of a task's result: `rslt_<srcFilename>`.
 ///
-/// A key may have 1,024 bytes, so a source key of more than 1,019 has no such result key. It gets its
-/// beginning, `~`, and 16 hexadecimal digits of its SHA-256 instead: still one key for one source. A source key that looks
-/// like such a cut one is cut itself, so that no name is another's shortened form.
+/// A key may have 1,024 bytes, so a source key of more than 1,019 has no such result key. It gets its beginning, `~`,
+/// and 16 hexadecimal digits of its SHA-256 instead: still one key for one source. A source key that looks like such a
+/// cut one is cut itself, so that no name is another's shortened form.
 #[must_use]
 pub fn result_key(src: &SrcId) -> String {
     bounded("rslt_", src.as_str(), "")
@@ -48,8 +48,8 @@ fn bounded(prefix: &str, name: &str, suffix: &str) -> String {
 /// The digits that a cut name ends with.
 const CUT_DIGITS: usize = 16;
 
-/// Returns whether a name could be what another is cut to: it fills the room, but for a character that did not fit whole, and
-/// ends with `~` and digits.
+/// Returns whether a name could be what another is cut to: it fills the room, but for a character that did not fit
+/// whole, and ends with `~` and digits.
 fn looks_cut(name: &str, room: usize) -> bool {
     // The head ends at a whole character of at most 4 bytes.
     let is_as_long = name.len() + 3 >= room;

@@ -12,8 +12,9 @@ use crate::domain::ids::{Attempt, SrcId};
 use crate::domain::keys::log_key;
 use crate::workload::Contract;
 
-/// Puts the log as it stands, whole. Its key is the attempt's own; another deployment that shares the bucket may have the same
-/// key, and its log is not overwritten. Returns where it is. A log that cannot be saved is worth a warning, not the task.
+/// Puts the log as it stands, whole. Its key is the attempt's own; another deployment that shares the bucket may have
+/// the same key, and its log is not overwritten. Returns where it is. A log that cannot be saved is worth a warning,
+/// not the task.
 pub(super) async fn save(node: &Node, contract: &Contract, fence: &Fence, limit: Duration) -> Option<String> {
     let bucket = node.settings.result_bucket.as_deref()?;
     let log = contract.log().unwrap_or_default();

@@ -1,5 +1,5 @@
-//! What is wrong with the deployment is found before the first workload, not after it: once for all slots of a node, and with
-//! `run --local` for all of its nodes.
+//! What is wrong with the deployment is found before the first workload, not after it: once for all slots of a node,
+//! and with `run --local` for all of its nodes.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -28,8 +28,8 @@ pub struct Preflight {
 }
 
 impl Preflight {
-    /// Makes one that takes the buckets for well, for a cloud in this process: its buckets are folders that it has just made,
-    /// so the checks prove nothing and cost three calls.
+    /// Makes one that takes the buckets for well, for a cloud in this process: its buckets are folders that it has just
+    /// made, so the checks prove nothing and cost three calls.
     #[must_use]
     pub fn passed() -> Self {
         Self { results: OnceCell::new_with(Some(())), sources: OnceCell::new_with(Some(())), ..Self::default() }
@@ -47,8 +47,8 @@ impl Preflight {
     }
 }
 
-/// Checks that the result bucket may be written, by an upload that is begun and aborted at the task's own key, and that the source
-/// bucket is there, if one is set. May be dropped at any point.
+/// Checks that the result bucket may be written, by an upload that is begun and aborted at the task's own key, and that
+/// the source bucket is there, if one is set. May be dropped at any point.
 pub(super) async fn check(node: &Node, bucket: &str, src: &SrcId) -> Result<(), NodeError> {
     let (store, preflight, limit) = (&node.backend.store, &node.settings.preflight, node.settings.max_idle);
     let key = result_key(src);
@@ -64,7 +64,8 @@ pub(super) async fn check(node: &Node, bucket: &str, src: &SrcId) -> Result<(), 
     tokio::try_join!(sources, results).map(drop)
 }
 
-/// Says whose fault it is that an input cannot be read: the object's, unless the first inputs of this node are all refused.
+/// Says whose fault it is that an input cannot be read: the object's, unless the first inputs of this node are all
+/// refused.
 pub(super) async fn blame(node: &Node, bucket: &str, error: StoreError) -> NodeError {
     let StoreError::Cloud(refusal) = &error else { return of_task(error) };
     let is_refusal = match refusal.kind {

@@ -129,7 +129,8 @@ struct Queue {
     read_at: Option<Instant>,
     /// Tasks that slots of this process are at: the claim would take them for left by an earlier process of this machine.
     held: HashSet<SrcId>,
-    /// Tasks whose rows this process can do nothing with: they wait for people, and must not be taken up again and again.
+    /// Tasks whose rows this process can do nothing with: they wait for people, and must not be taken up again and
+    /// again.
     refused: HashSet<SrcId>,
     /// Tasks of this page that others had taken.
     taken: u32,

@@ -1,5 +1,5 @@
-//! Whose fault is it? What is wrong with one task fails it once; with the machine, hands it back; with the deployment, is found
-//! before the first workload.
+//! Whose fault is it? What is wrong with one task fails it once; with the machine, hands it back; with the deployment,
+//! is found before the first workload.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -97,7 +97,8 @@ async fn a_node_goes_on_after_an_unreadable_input() {
     }
 }
 
-/// If no input of a node can be read, it is not the objects' fault: the third task and all others are left for after the repair.
+/// If no input of a node can be read, it is not the objects' fault: the third task and all others are left for after
+/// the repair.
 #[tokio::test]
 async fn when_every_input_is_refused_the_node_ends_and_keeps_the_rest() {
     let lab = Lab::new().await;

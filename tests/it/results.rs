@@ -372,7 +372,8 @@ async fn a_result_that_s3_does_not_store_fails_its_task_once() {
 async fn a_folder_result_needs_no_room_on_the_disk() {
     let lab = Lab::new().await;
     lab.mission("M", &["abc"]).await;
-    let line = r#"mkdir "$LIGHTHPC_OUTPUT" "$LIGHTHPC_OUTPUT/../../index" && echo 'a "quoted" name' > "$LIGHTHPC_OUTPUT/a \"b\" ü"
+    let line = r#"mkdir "$LIGHTHPC_OUTPUT" "$LIGHTHPC_OUTPUT/../../index" || exit 1
+        echo 'a "quoted" name' > "$LIGHTHPC_OUTPUT/a \"b\" ü"
         echo 2 > "$LIGHTHPC_OUTPUT/c""#;
 
     lab.node("abc", "M").shell(line).run().await.ending.unwrap();
@@ -433,8 +434,8 @@ async fn a_huge_input_or_folder_makes_a_bounded_number_of_tasks() {
     assert_eq!(lab.desk.store.list(RESULT_BUCKET, "rslt_abc/").await.unwrap().len(), 501);
 }
 
-/// A large part is streamed from its file with a checksum that was computed before: the SDK and S3 agree on it, and find a file
-/// that changed in between.
+/// A large part is streamed from its file with a checksum that was computed before: the SDK and S3 agree on it, and
+/// find a file that changed in between.
 #[tokio::test]
 async fn a_streamed_part_with_its_checksum_is_taken() {
     use aws_sdk_s3::primitives::{ByteStream, Length};

@@ -66,8 +66,9 @@ impl Body<'_> {
 
 /// A section of a file, ready to be sent, with its checksum.
 ///
-/// Up to the size of a usual part it is read into memory. A larger one is read once for its checksum and once more while it is
-/// sent, so that memory is bounded whatever the size. What is changed in between is found by S3, by the checksum.
+/// Up to the size of a usual part it is read into memory. A larger one is read once for its checksum and once more
+/// while it is sent, so that memory is bounded whatever the size. What is changed in between is found by S3, by the
+/// checksum.
 pub(super) async fn section(
     file: &Path,
     start: u64,

@@ -1,8 +1,9 @@
 //! Marks: an object's metadata name the task, or the mission, that it belongs to.
 //!
 //! Two names can lead to one key: the file `x` in the folder result of task `d`, and the result of task `d/x`. Two
-//! deployments can share a bucket. The mark tells such objects apart. User metadata are limited to 2 KB of ASCII, so the
-//! mark is a digest of table and name; the name itself, cut if need be, is for people and for the look at the other's row.
+//! deployments can share a bucket. The mark tells such objects apart. User metadata are limited to 2 KB of ASCII, so
+//! the mark is a digest of table and name; the name itself, cut if need be, is for people and for the look at the
+//! other's row.
 
 use std::collections::HashMap;
 

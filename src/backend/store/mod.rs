@@ -40,8 +40,8 @@ const PART_BYTES: u64 = 8 * 1024 * 1024;
 /// Parts under way at once: 8 × about 90 MB/s, S3's rate per connection, fill a 5 Gbit/s link. Those that go up share this number
 /// whatever the files, for each is in memory: 64 MiB, which the node must have beside a workload at its limit.
 const PARTS_PARALLEL: usize = 8;
-/// The largest object: 10,000 parts of 5 GiB, 48.8 TiB. Source: Amazon S3 user guide, "Amazon S3 multipart upload limits". (It was
-/// 5 TiB until December 2025; a service that still has that limit says `EntityTooLarge`.)
+/// The largest object: 10,000 parts of 5 GiB, 48.8 TiB. Source: Amazon S3 user guide, "Amazon S3 multipart upload
+/// limits". (It was 5 TiB until December 2025; a service that still has that limit says `EntityTooLarge`.)
 pub const OBJECT_BYTES_MAX: u64 = multipart::PARTS_MAX * 5 * 1024 * 1024 * 1024;
 /// How often one part is tried, the SDK's own retries aside: a body may break after the answer began.
 const PART_TRIES_MAX: u32 = 4;
@@ -255,7 +255,8 @@ impl Store {
         let Err(error) = self.client.head_bucket().bucket(bucket).send().await else { return Ok(()) };
         let mut error = CloudError::sdk("HeadBucket", resource(), error);
         if error.kind == Kind::Invalid && error.is_without_words() {
-            // Of expired credentials, and of some buckets in another region, a HEAD says 400 and no more. A listing says why.
+            // Of expired credentials, and of some buckets in another region, a HEAD says 400 and no more. A listing
+            // says why.
             let list = self.client.list_objects_v2().bucket(bucket).max_keys(1).send().await;
             let Err(reason) = list else { return Ok(()) };
             error = CloudError::sdk("ListObjectsV2", resource(), reason);

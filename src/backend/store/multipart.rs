@@ -63,8 +63,8 @@ impl Store {
         aborted.map(drop).map_err(|e| CloudError::sdk("AbortMultipartUpload", uri(bucket, key), e))
     }
 
-    /// Begins an upload and aborts it: that shows the right to put. One that cannot be aborted is warned of, and left to the
-    /// bucket's lifecycle.
+    /// Begins an upload and aborts it: that shows the right to put. One that cannot be aborted is warned of, and left
+    /// to the bucket's lifecycle.
     ///
     /// # Errors
     /// [`CloudError`]: `NoBucket`, or `AccessDenied` with the operation.
@@ -127,8 +127,8 @@ impl Store {
 
     /// Completes an upload on the condition.
     ///
-    /// S3 is told the checksum of the whole and its size, so it makes no object of parts that are not what was sent. Its
-    /// answer is compared all the same: not every service looks.
+    /// S3 is told the checksum of the whole and its size, so it makes no object of parts that are not what was sent.
+    /// Its answer is compared all the same: not every service looks.
     pub(super) async fn complete(
         &self,
         target: &Target<'_>,

@@ -40,8 +40,8 @@ pub struct PutWriter {
 impl Store {
     /// Begins an object that bears the mark. Sends nothing yet.
     ///
-    /// It will replace what bears the same mark, or none, and never what is another's. Each call that fails in a transient
-    /// way is repeated for up to `patience`.
+    /// It will replace what bears the same mark, or none, and never what is another's. Each call that fails in a
+    /// transient way is repeated for up to `patience`.
     #[must_use]
     pub fn writer(&self, bucket: &str, key: &str, mark: Mark, patience: Duration) -> PutWriter {
         PutWriter {
@@ -93,8 +93,8 @@ impl PutWriter {
         if !self.buffer.is_empty() {
             self.send_part().await?;
         }
-        // Looked at first, since S3 may not take a second completion after one that it refused. A role that may not look
-        // learns by the refusal.
+        // Looked at first, since S3 may not take a second completion after one that it refused. A role that may not
+        // look learns by the refusal.
         let mut condition = match self.may_replace().await {
             Err(StoreError::Cloud(error)) if error.kind == Kind::AccessDenied => Condition::Absent,
             other => other?,
