@@ -75,10 +75,11 @@ pub(super) async fn run(
         checked = preflight::check(node, bucket, &task.src) => Some(checked),
         () = node.stopping.drain.cancelled() => None,
     };
-    match checked {
-        Some(checked) => checked?,
-        None => return Ok(Ending::Drained),
-    }
+    let Some(checked) = checked else {
+        abort_dropped(node).await;
+        return Ok(Ending::Drained);
+    };
+    checked?;
     if sentinel.is_unwanted() {
         return Ok(Ending::Drained);
     }
@@ -117,9 +118,7 @@ async fn hold(node: &Node, instance: &Instance, sentinel: &Sentinel, held: Held)
     attempted.time_cost_s = heartbeat.time_cost.borrow().seconds();
     let ending = finish::finish(node, &attempted, outcome, checkpoints.as_ref()).await;
     // The row comes first: what else there is to do has the rest of a notice's time.
-    if tokio::time::timeout(LAST_WRITE_TIMEOUT, node.backend.store.abort_dropped()).await.is_err() {
-        tracing::warn!("parts of an upload stay until the bucket's lifecycle removes them");
-    }
+    abort_dropped(node).await;
     attempted.clean().await;
 
     match ending {
@@ -129,6 +128,13 @@ async fn hold(node: &Node, instance: &Instance, sentinel: &Sentinel, held: Held)
             Ok(Ending::TryAgain(error))
         }
         ending => ending,
+    }
+}
+
+/// Aborts the uploads that were given up: their parts bill.
+async fn abort_dropped(node: &Node) {
+    if tokio::time::timeout(LAST_WRITE_TIMEOUT, node.backend.store.abort_dropped()).await.is_err() {
+        tracing::warn!("parts of an upload stay until the bucket's lifecycle removes them");
     }
 }
 
@@ -293,12 +299,9 @@ async fn prepare(node: &Node, attempted: &mut Attempted) -> Result<Arc<Contract>
 async fn download(node: &Node, bucket: &str, contract: &Contract) -> Result<(), Stop> {
     let input = contract.input();
     let download = || node.backend.store.download(bucket, contract.src.as_str(), &input);
-    let error = match insist(node.settings.lease, download).await {
-        Ok(_) => {
-            node.settings.preflight.note_read();
-            return Ok(());
-        }
-        Err(error) => error,
+    let Err(error) = insist(node.settings.lease, download).await else {
+        node.settings.preflight.note_read();
+        return Ok(());
     };
     // S3 is consistent: what is not there now will not be there on the next try.
     if matches!(&error, StoreError::Cloud(error) if error.kind == Kind::NotFound) {

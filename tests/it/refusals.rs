@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::{ProvideCredentials, future};
@@ -262,7 +262,7 @@ impl ProvideCredentials for Stale {
     {
         let asked = self.asked.fetch_add(1, Ordering::SeqCst);
         let key = if asked < self.stale { STALE_KEY } else { ACCESS_KEY };
-        let end = SystemTime::now() + Duration::from_mins(15);
+        let end = lighthpc::clock::now() + Duration::from_mins(15);
         future::ProvideCredentials::ready(Ok(Credentials::new(key, SECRET_KEY, None, Some(end), "stale")))
     }
 }

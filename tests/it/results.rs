@@ -14,6 +14,7 @@ use lighthpc::exit::{self, Exit};
 use lighthpc::local::Service::S3;
 use lighthpc::local::{ACCESS_KEY, Fault, Faults, REGION, RESULT_BUCKET, SECRET_KEY, SOURCE_BUCKET, When};
 use lighthpc::worker::{Ending, NodeError, words};
+use tokio::task::JoinSet;
 
 use crate::lab::{Lab, Subject, mission_id, src};
 
@@ -413,24 +414,26 @@ async fn a_huge_input_or_folder_makes_a_bounded_number_of_tasks() {
     let gate = faults.hold_before(S3, "GetObject", When::Always);
     let node = lab.node_with("abc", "M", faults.clone());
     let stopping = node.stopping.clone();
-    let running = tokio::spawn(node.run());
+    let mut running = JoinSet::new();
+    running.spawn(node.run());
     gate.arrived(8).await;
     // 128 ranges of 8 MiB; eight are under way.
     assert!(alive() < 40, "{} tasks", alive());
     stopping.drain.cancel();
     gate.open();
-    assert!(matches!(running.await.unwrap().ending, Ok(Ending::Drained)));
+    let life = running.join_next().await.unwrap().unwrap();
+    assert!(matches!(life.ending, Ok(Ending::Drained)), "{life:?}");
 
     let lab = Lab::new().await;
     lab.mission("M", &["abc"]).await;
     let faults = Faults::new();
     let gate = faults.hold_before(S3, "PutObject", When::Always);
     let line = r#"mkdir "$LIGHTHPC_OUTPUT"; cd "$LIGHTHPC_OUTPUT"; for n in $(seq 500); do : > $n; done"#;
-    let running = tokio::spawn(lab.node_with("abc", "M", faults.clone()).shell(line).run());
+    running.spawn(lab.node_with("abc", "M", faults.clone()).shell(line).run());
     gate.arrived(8).await;
     assert!(alive() < 40, "{} tasks", alive());
     gate.open();
-    running.await.unwrap().ending.unwrap();
+    running.join_next().await.unwrap().unwrap().ending.unwrap();
     assert_eq!(lab.desk.store.list(RESULT_BUCKET, "rslt_abc/").await.unwrap().len(), 501);
 }
 

@@ -115,7 +115,8 @@ mod tests {
     async fn a_large_section_is_streamed_and_has_the_same_bytes_and_checksum() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
-        let bytes: Vec<u8> = (0..PART_BYTES + 1_000_003).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        let bytes: Vec<u8> =
+            (0..PART_BYTES + 1_000_003).map(|n| (n.wrapping_mul(2_654_435_761) >> 24).to_le_bytes()[0]).collect();
         std::fs::write(&file, &bytes).unwrap();
         for (start, length) in [(0, 5), (7, PART_BYTES), (3, PART_BYTES + 1_000_000), (0, PART_BYTES + 1_000_003)] {
             let wanted = &bytes[usize::try_from(start).unwrap()..usize::try_from(start + length).unwrap()];

@@ -27,9 +27,8 @@ impl Store {
         let upload = self.begin_upload(target).await?;
         let open = Open { store: self, upload: Some(upload.clone()) };
         let result = self.put_parts_of(target, &upload, file, bytes, condition).await;
-        open.close();
-        if result.is_err() {
-            self.abort(&upload).await;
+        if result.is_ok() || self.abort(&upload).await {
+            open.close();
         }
         result
     }
@@ -70,9 +69,11 @@ impl Store {
     /// [`CloudError`]: `NoBucket`, or `AccessDenied` with the operation.
     pub async fn check_write(&self, bucket: &str, key: &str) -> Result<(), CloudError> {
         let upload = self.begin_upload(&Target { bucket, key, mark: None }).await?;
+        // What cannot be aborted now is noted, and aborted after the attempt.
         let open = Open { store: self, upload: Some(upload.clone()) };
-        self.abort(&upload).await;
-        open.close();
+        if self.abort(&upload).await {
+            open.close();
+        }
         Ok(())
     }
 
@@ -84,15 +85,17 @@ impl Store {
         }
     }
 
-    pub(super) async fn abort(&self, upload: &Upload) {
+    /// Aborts an upload. Returns whether there is nothing more to do about it: a refusal stays one.
+    pub(super) async fn abort(&self, upload: &Upload) -> bool {
         let abort = self.client.abort_multipart_upload().bucket(&upload.bucket).key(&upload.key).upload_id(&upload.id);
-        let Err(error) = abort.send().await else { return };
+        let Err(error) = abort.send().await else { return true };
         let uri = uri(&upload.bucket, &upload.key);
         let error = CloudError::sdk("AbortMultipartUpload", &uri, error);
         // NotFound: a completion whose answer was lost.
         if error.kind != Kind::NotFound {
             tracing::warn!("the parts of {uri} stay until the bucket's lifecycle removes them: {}", error.source);
         }
+        !error.is_retryable() || error.kind == Kind::NotFound
     }
 
     async fn put_parts_of(
