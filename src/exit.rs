@@ -51,6 +51,10 @@ pub enum Exit {
     LaunchRefused = 26,
     /// The doctor found a failure.
     Unfit = 27,
+    /// The input is there but cannot be read: it is archived, or its key cannot be used.
+    InputUnreadable = 28,
+    /// The machine's clock is wrong.
+    WrongClock = 29,
     /// The lease was lost to another attempt.
     LeaseLost = 30,
     /// A service cannot be reached, or stays busy.
@@ -59,6 +63,39 @@ pub enum Exit {
     NotTerminated = 50,
     /// Drained by SIGINT or SIGTERM; the task is handed back.
     Interrupted = 130,
+}
+
+impl Exit {
+    /// Every exit code.
+    pub const ALL: [Self; 27] = [
+        Self::Ok,
+        Self::Internal,
+        Self::Usage,
+        Self::NoCredentials,
+        Self::AccessDenied,
+        Self::WrongRegion,
+        Self::NoTable,
+        Self::NoBucket,
+        Self::TableKey,
+        Self::MissingInput,
+        Self::NoTask,
+        Self::DiskFull,
+        Self::NoIdentity,
+        Self::WorkloadFailed,
+        Self::ProgramNotFound,
+        Self::NoResult,
+        Self::TimeLimit,
+        Self::Exhausted,
+        Self::OutOfMemory,
+        Self::LaunchRefused,
+        Self::Unfit,
+        Self::InputUnreadable,
+        Self::WrongClock,
+        Self::LeaseLost,
+        Self::Unavailable,
+        Self::NotTerminated,
+        Self::Interrupted,
+    ];
 }
 
 /// Returns the exit code and, if there is one, the hint for a failed node.
@@ -88,7 +125,7 @@ pub fn of_node(error: &NodeError) -> (Exit, Option<String>) {
             Exit::MissingInput,
             Some(format!("look with `aws s3 ls '{uri}'`; a key from an S3 event must be URL-decoded first")),
         ),
-        NodeError::Store { source, .. } => of_store(source),
+        NodeError::Store { source, .. } | NodeError::InputsRefused { source } => of_store(source),
         NodeError::Disk { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
             (Exit::DiskFull, Some(disk_hint()))
         }
@@ -123,57 +160,11 @@ pub fn of_node(error: &NodeError) -> (Exit, Option<String>) {
     }
 }
 
-/// Returns the exit code and the hint for a failed service call.
+/// Returns the exit code and the hint for a failed service call, as the table in `backend/failures.rs` has them.
 #[must_use]
 pub fn of_cloud(error: &CloudError) -> (Exit, Option<String>) {
-    let resource = &error.resource;
-    let (exit, hint) = match error.kind {
-        Kind::NoCredentials | Kind::Expired => (
-            Exit::NoCredentials,
-            "on EC2 give the instance a profile with a role; at a desk run `aws configure` or set AWS_PROFILE; \
-             expired ones need a new login"
-                .to_owned(),
-        ),
-        Kind::AccessDenied => (
-            Exit::AccessDenied,
-            format!("allow {} on {resource} in the role's policy", error.operation),
-        ),
-        Kind::WrongRegion => (
-            Exit::WrongRegion,
-            "set AWS_REGION to the region of the tables and buckets; to stay on this machine, use --local".to_owned(),
-        ),
-        Kind::NoTable => (
-            Exit::NoTable,
-            format!("make {resource}, name another with --tasks-table or --missions-table, or set AWS_REGION to its region"),
-        ),
-        Kind::TableKey => (
-            Exit::TableKey,
-            "the tasks table's partition key must be srcFilename (S), the missions table's timePush (S), both without a sort key"
-                .to_owned(),
-        ),
-        Kind::NoBucket => (
-            Exit::NoBucket,
-            format!("make {resource}, or name another with --source-bucket or --result-bucket"),
-        ),
-        Kind::NotFound if error.operation == "Publish" => (
-            Exit::NoBucket,
-            format!("make {resource}, or name another with --topic-arn; the results are safe, and the next node that comes by publishes"),
-        ),
-        Kind::Throttled | Kind::Unavailable | Kind::Unreachable | Kind::Conflict => (
-            Exit::Unavailable,
-            "it may pass: try again; if not, look at the network, the region, and AWS_ENDPOINT_URL".to_owned(),
-        ),
-        Kind::Refused => (
-            Exit::LaunchRefused,
-            "look at the launch template and its version, the instance types (the region must offer them), and the subnets"
-                .to_owned(),
-        ),
-        Kind::DiskFull => (Exit::DiskFull, disk_hint()),
-        Kind::NotFound | Kind::Precondition | Kind::Corrupt | Kind::Invalid => {
-            (Exit::Internal, format!("look at what {resource} holds: it is not as lighthpc writes or reads it"))
-        }
-    };
-    (exit, Some(hint))
+    let exit = Exit::ALL.into_iter().find(|exit| *exit as u8 == error.nature().exit);
+    (exit.unwrap_or(Exit::Internal), Some(error.hint()))
 }
 
 /// Returns the exit code and the hint for a scheduler's failure.
@@ -219,8 +210,8 @@ pub fn of_store(error: &StoreError) -> (Exit, Option<String>) {
         StoreError::Taken { .. } => (
             Exit::WorkloadFailed,
             Some(
-                "two tasks, or two deployments, have one place for their results: rename the task, or the file in its result \
-                 folder, or use another result bucket"
+                "two tasks, or two deployments, have one place for their results: rename the task, or the file in its \
+                 result folder, or use another result bucket"
                     .to_owned(),
             ),
         ),

@@ -1,8 +1,8 @@
 //! What went wrong with a service, sorted by what a caller can do about it.
 //!
-//! The SDK has an error type per operation; the worker has four questions: may the same call pass later
-//! ([`CloudError::is_retryable`]), may it have been applied ([`CloudError::is_ambiguous`]), which exit code is
-//! it, and which hint helps. All four are answered from one [`Kind`], found here and nowhere else.
+//! The SDK has an error type per operation; the callers have five questions: may the same call succeed later
+//! ([`CloudError::is_retryable`]), may it have been applied ([`CloudError::is_ambiguous`]), whose fault is it
+//! ([`CloudError::scope`]), which exit code is it, and which hint helps. All are answered by one table, in `failures`.
 
 use std::error::Error as StdError;
 
@@ -11,44 +11,8 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 
-/// What a caller can do about a failed call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
-    /// The credential chain found nothing, or what it found does not work.
-    NoCredentials,
-    /// The credentials have run out; the role's next ones will do.
-    Expired,
-    /// The service refused: the identity may not do this.
-    AccessDenied,
-    /// The resource is in another region, or the region is not set.
-    WrongRegion,
-    /// The table does not exist here.
-    NoTable,
-    /// The table's key is not the expected one.
-    TableKey,
-    /// The bucket does not exist.
-    NoBucket,
-    /// The object, topic, or instance does not exist.
-    NotFound,
-    /// A condition of the call did not hold; the world is as it was.
-    Precondition,
-    /// Another transaction was at the same items.
-    Conflict,
-    /// Too many requests.
-    Throttled,
-    /// The service failed (5xx). It may have applied the call.
-    Unavailable,
-    /// No connection, or it broke. It may have been applied.
-    Unreachable,
-    /// What arrived is not what was sent: a checksum or a length is off.
-    Corrupt,
-    /// The local cloud's disk is full.
-    DiskFull,
-    /// The request itself is not acceptable; the same again fails again.
-    Invalid,
-    /// EC2 does not accept a launch: its template, its types, or its subnets.
-    Refused,
-}
+pub use super::failures::{Kind, Nature, Scope};
+use super::failures::{kind_of_answer, nature_of};
 
 /// A failed call to a service.
 #[derive(Debug, thiserror::Error)]
@@ -89,19 +53,40 @@ impl CloudError {
         Self { kind, operation, resource: resource.into(), source }
     }
 
+    /// Returns what follows from the failure: the row of the table.
+    #[must_use]
+    pub fn nature(&self) -> &'static Nature {
+        nature_of(self.kind, self.operation)
+    }
+
     /// Returns whether the same call may succeed later. The SDK has already tried a few times by then.
     #[must_use]
-    pub const fn is_retryable(&self) -> bool {
-        matches!(
-            self.kind,
-            Kind::Conflict | Kind::Throttled | Kind::Unavailable | Kind::Unreachable | Kind::Corrupt | Kind::Expired
-        )
+    pub fn is_retryable(&self) -> bool {
+        self.nature().is_transient
     }
 
     /// Returns whether the call may have been applied although it failed. Such a write is re-read, not repeated blindly.
     #[must_use]
     pub const fn is_ambiguous(&self) -> bool {
         matches!(self.kind, Kind::Unavailable | Kind::Unreachable)
+    }
+
+    /// Returns what the failure is certain to affect.
+    #[must_use]
+    pub fn scope(&self) -> Scope {
+        self.nature().scope
+    }
+
+    /// Returns what to do about it.
+    #[must_use]
+    pub fn hint(&self) -> String {
+        // The resource last: it is other people's text, and may hold braces.
+        self.nature().hint.replace("{operation}", self.operation).replace("{resource}", &self.resource)
+    }
+
+    /// Returns whether the service gave a code, or words: a HEAD's answer has neither.
+    pub(super) fn is_without_words(&self) -> bool {
+        self.source.to_string().starts_with("HTTP ")
     }
 }
 
@@ -172,110 +157,9 @@ fn kind_of_silence(error: &(dyn StdError + 'static)) -> Kind {
     if dispatched { Kind::Unreachable } else { Kind::Invalid }
 }
 
-/// Sorts an answer by HTTP status and AWS error code.
-///
-/// Codes: "Common errors" of each service's API reference; for S3 "List of error codes".
-fn kind_of_answer(status: u16, code: &str, message: &str) -> Kind {
-    match code {
-        "ConditionalCheckFailedException" | "PreconditionFailed" | "ConditionalRequestConflict" => Kind::Precondition,
-        "TransactionConflictException" | "TransactionInProgressException" | "OperationAborted" => Kind::Conflict,
-        "TransactionCanceledException" if message.contains("TransactionConflict") => Kind::Conflict,
-        "TransactionCanceledException" if message.contains("ThrottlingError") => Kind::Throttled,
-        "TransactionCanceledException" if message.contains("ProvisionedThroughputExceeded") => Kind::Throttled,
-        "ThrottlingException"
-        | "Throttling"
-        | "ThrottledException"
-        | "RequestLimitExceeded"
-        | "SlowDown"
-        | "ProvisionedThroughputExceededException"
-        | "LimitExceededException"
-        | "TooManyRequestsException" => Kind::Throttled,
-        "UnrecognizedClientException"
-        | "InvalidAccessKeyId"
-        | "SignatureDoesNotMatch"
-        | "InvalidClientTokenId"
-        | "AuthFailure"
-        | "InvalidToken"
-        | "InvalidSignatureException"
-        | "MissingAuthenticationToken" => Kind::NoCredentials,
-        "ExpiredToken" | "ExpiredTokenException" | "RequestExpired" => Kind::Expired,
-        "AccessDenied"
-        | "AccessDeniedException"
-        | "UnauthorizedOperation"
-        | "AuthorizationError"
-        | "AuthorizationErrorException"
-        | "OptInRequired"
-        | "AllAccessDisabled" => Kind::AccessDenied,
-        "PermanentRedirect" | "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException" => {
-            Kind::WrongRegion
-        }
-        "InsufficientStorage" => Kind::DiskFull,
-        "NoSuchBucket" | "InvalidBucketName" => Kind::NoBucket,
-        "ResourceNotFoundException" => Kind::NoTable,
-        "ValidationException" if message.contains("does not match the schema") || message.contains("ssing the key") => {
-            Kind::TableKey
-        }
-        "InvalidParameterValue"
-        | "InvalidInstanceType"
-        | "InvalidFleetConfiguration"
-        | "InvalidFleetConfig"
-        | "Unsupported"
-        | "UnsupportedOperation"
-        | "InvalidSubnetID.NotFound"
-        | "InvalidSubnetId.NotFound"
-        | "InvalidAMIID.NotFound"
-        | "InvalidSecurityGroupID.NotFound" => Kind::Refused,
-        code if code.starts_with("InvalidLaunchTemplate") => Kind::Refused,
-        "NoSuchKey" | "NotFound" | "NotFoundException" | "NoSuchUpload" | "InvalidInstanceID.NotFound" => {
-            Kind::NotFound
-        }
-        "BadDigest" | "InvalidDigest" | "XAmzContentChecksumMismatch" | "IncompleteBody" => Kind::Corrupt,
-        "RequestTimeout" | "RequestTimeoutException" => Kind::Unreachable,
-        _ => kind_of_status(status),
-    }
-}
-
-/// A HEAD has no body, so no code: only the status speaks.
-const fn kind_of_status(status: u16) -> Kind {
-    match status {
-        301 | 307 => Kind::WrongRegion,
-        401 | 403 => Kind::AccessDenied,
-        404 => Kind::NotFound,
-        409 => Kind::Conflict,
-        412 => Kind::Precondition,
-        429 => Kind::Throttled,
-        500..=599 => Kind::Unavailable,
-        // An answer of success that cannot be read: it was applied, or it was not.
-        200..=299 => Kind::Unreachable,
-        _ => Kind::Invalid,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn answers_are_sorted_by_what_can_be_done() {
-        for (status, code, message, kind) in [
-            (400, "ConditionalCheckFailedException", "", Kind::Precondition),
-            (412, "PreconditionFailed", "", Kind::Precondition),
-            (400, "TransactionCanceledException", "reasons [TransactionConflict, None]", Kind::Conflict),
-            (400, "ThrottlingException", "", Kind::Throttled),
-            (503, "SlowDown", "", Kind::Throttled),
-            (500, "InternalServerError", "", Kind::Unavailable),
-            (400, "ResourceNotFoundException", "Cannot do operations on a non-existent table", Kind::NoTable),
-            (400, "ValidationException", "The provided key element does not match the schema", Kind::TableKey),
-            (400, "ValidationException", "One of the required keys was not given a value", Kind::Invalid),
-            (403, "", "", Kind::AccessDenied),
-            (404, "NoSuchBucket", "", Kind::NoBucket),
-            (404, "", "", Kind::NotFound),
-            (301, "PermanentRedirect", "", Kind::WrongRegion),
-            (400, "ExpiredTokenException", "", Kind::Expired),
-        ] {
-            assert_eq!(kind_of_answer(status, code, message), kind, "{status} {code} {message}");
-        }
-    }
 
     #[test]
     fn only_an_answer_that_may_be_lost_is_ambiguous() {

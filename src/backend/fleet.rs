@@ -119,7 +119,7 @@ impl Fleet {
     /// Makes the client. Sends nothing.
     #[must_use]
     pub fn new(wire: &Wire) -> Self {
-        Self { client: Client::from_conf(Builder::from(&wire.config).build()) }
+        Self { client: Client::from_conf(Builder::from(&wire.config).retry_classifier(wire.renewal.clone()).build()) }
     }
 
     /// Launches instances by an instant fleet: EC2 chooses among the pools, Spot by `price-capacity-optimized`.

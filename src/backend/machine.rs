@@ -78,7 +78,7 @@ impl Machine {
     /// Makes the clients. Sends nothing.
     #[must_use]
     pub fn new(wire: &Wire, power_off: PowerOff) -> Self {
-        let client = Client::from_conf(Builder::from(&wire.config).build());
+        let client = Client::from_conf(Builder::from(&wire.config).retry_classifier(wire.renewal.clone()).build());
         Self { client, imds: wire.imds.clone(), imds_is_real: wire.imds_is_real, power_off }
     }
 

@@ -6,14 +6,16 @@
 //! expressions are written once, and nothing here knows which of the two it is.
 
 pub mod error;
+mod failures;
 pub mod fleet;
 pub mod ledger;
 pub mod machine;
 pub mod notifier;
+mod renewal;
 pub mod sdk;
 pub mod store;
 
-pub use error::{CloudError, Kind};
+pub use error::{CloudError, Kind, Scope};
 pub use fleet::Fleet;
 pub use ledger::Ledger;
 pub use machine::Machine;

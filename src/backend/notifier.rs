@@ -33,7 +33,7 @@ impl Notifier {
     /// Makes the client. Sends nothing.
     #[must_use]
     pub fn new(wire: &Wire) -> Self {
-        Self { client: Client::from_conf(Builder::from(&wire.config).build()) }
+        Self { client: Client::from_conf(Builder::from(&wire.config).retry_classifier(wire.renewal.clone()).build()) }
     }
 
     /// Looks at a topic; publishes nothing.

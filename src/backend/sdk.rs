@@ -13,7 +13,7 @@ use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::Credentials;
-use aws_credential_types::provider::SharedCredentialsProvider;
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use aws_smithy_async::rt::sleep::{SharedAsyncSleep, TokioSleep};
 use aws_smithy_http_client::{Builder as HttpBuilder, tls};
 use aws_smithy_runtime_api::client::http::{
@@ -25,10 +25,11 @@ use aws_smithy_runtime_api::client::retries::classifiers::{ClassifyRetry, RetryA
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 
 use super::error::{CloudError, Kind};
+use super::renewal::Renewal;
 
-/// Attempts of one call, the first included. With the SDK's jittered exponential back-off from 250 ms to 2 s, five attempts
-/// span up to 3.75 s: longer than a throttle, much shorter than a lease. What must outlast more is insisted on by its caller,
-/// so that no back-off sleeps on when an outage is over.
+/// Attempts of one call, the first included. With the SDK's jittered exponential back-off from 250 ms to 2 s, five
+/// attempts span up to 3.75 s: longer than a throttle, much shorter than a lease. What must outlast more is repeated by
+/// its caller, so that no back-off sleeps on when an outage is over.
 const CALL_ATTEMPTS_MAX: u32 = 5;
 /// The first pause between attempts.
 const BACKOFF_FIRST: Duration = Duration::from_millis(250);
@@ -38,15 +39,17 @@ const BACKOFF_LAST: Duration = Duration::from_secs(2);
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(3_100);
 /// Attempts of one call to IMDS: with the SDK's jittered back-off from 1 s, up to 15 s of illness are survived.
 const IMDS_ATTEMPTS_MAX: u32 = 5;
-/// One attempt of a call without a large body, from its start to its answer: DynamoDB and EC2 answer in well under a second, a
-/// slow S3 in a few. It is a limit of the attempt, not the connector's read timeout, which is a part of what connections are kept
-/// by: calls with another limit (a body to send) share the connections this way.
+/// One attempt of a call without a large body, from its start to its answer: DynamoDB and EC2 answer in well under a
+/// second, a slow S3 in a few. It is a limit of the attempt, not the connector's read timeout, which is a part of what
+/// connections are kept by: calls with another limit (a body to send) share the connections this way.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How calls leave this process, and what they are signed with.
 #[derive(Clone, Debug)]
 pub struct Wire {
     pub(crate) config: SdkConfig,
+    /// The cache of credentials; each client must have it as a classifier, too.
+    pub(crate) renewal: Renewal,
     pub(crate) imds: imds::Client,
     /// Whether S3 buckets go in the path: emulators on an address have no host name per bucket.
     pub(crate) path_style: bool,
@@ -83,10 +86,12 @@ impl Wire {
             .configure(provider)
             .build()
             .await;
+        let renewal = Renewal::new();
         let config = aws_config::defaults(BehaviorVersion::latest())
             .http_client(http)
             .region(region.clone())
             .credentials_provider(credentials)
+            .identity_cache(renewal.clone())
             .retry_config(
                 RetryConfig::standard()
                     .with_max_attempts(CALL_ATTEMPTS_MAX)
@@ -101,7 +106,7 @@ impl Wire {
         let path_style =
             config.endpoint_url().is_some() || endpoint_set("AWS_ENDPOINT_URL") || endpoint_set("AWS_ENDPOINT_URL_S3");
         let imds_is_real = !endpoint_set("AWS_EC2_METADATA_SERVICE_ENDPOINT");
-        Ok(Self { config, imds, path_style, imds_is_real, region })
+        Ok(Self { config, renewal, imds, path_style, imds_is_real, region })
     }
 
     /// Makes a wire over a given HTTP client, with credentials and a region of its own.
@@ -109,12 +114,19 @@ impl Wire {
     /// Nothing is read from the environment or from profiles: no endpoint and no credential but these.
     #[must_use]
     pub fn plugged(http: SharedHttpClient, region: &str, access_key: &str, secret_key: &str) -> Self {
-        let credentials = Credentials::new(access_key, secret_key, None, None, "plugged");
+        Self::plugged_as(http, region, Credentials::new(access_key, secret_key, None, None, "plugged"))
+    }
+
+    /// Makes a wire over a given HTTP client and a region, with the credentials that a provider gives.
+    #[must_use]
+    pub fn plugged_as(http: SharedHttpClient, region: &str, provider: impl ProvideCredentials + 'static) -> Self {
+        let renewal = Renewal::new();
         let config = SdkConfig::builder()
             .behavior_version(BehaviorVersion::latest())
             .http_client(http.clone())
             .region(Region::new(region.to_owned()))
-            .credentials_provider(SharedCredentialsProvider::new(credentials))
+            .credentials_provider(SharedCredentialsProvider::new(provider))
+            .identity_cache(renewal.clone())
             .sleep_impl(SharedAsyncSleep::new(TokioSleep::new()))
             .retry_config(
                 RetryConfig::standard()
@@ -127,7 +139,7 @@ impl Wire {
             .endpoint("http://169.254.169.254")
             .expect("a constant endpoint is valid")
             .build();
-        Self { config, imds, path_style: true, imds_is_real: false, region: region.to_owned() }
+        Self { config, renewal, imds, path_style: true, imds_is_real: false, region: region.to_owned() }
     }
 
     /// Returns the SDK's settings, for a client of another service.
@@ -142,7 +154,6 @@ impl Wire {
     /// # Errors
     /// [`Kind::NoCredentials`].
     pub async fn credentials(&self) -> Result<(String, Option<std::time::SystemTime>), CloudError> {
-        use aws_credential_types::provider::ProvideCredentials;
         let missing = |said: String| CloudError::new(Kind::NoCredentials, "finding credentials", "this machine", said);
         let provider = self.config.credentials_provider().ok_or_else(|| missing("no provider is set".to_owned()))?;
         let found = provider.provide_credentials().await;

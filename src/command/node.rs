@@ -182,6 +182,7 @@ pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
             max_interruptions: args.max_interruptions,
             retry_app_errors: args.retry_app_errors,
         },
+        preflight: Arc::default(),
         report: tokio::sync::watch::Sender::new(Report::default()),
     })
 }

@@ -15,8 +15,9 @@ const FILE_NAME_BYTES_MAX: usize = 200;
 
 /// Returns the key of a task's result: `rslt_<srcFilename>`.
 ///
-/// A key may have 1,024 bytes, so a source key of more than 1,019 has no such result key. It gets its
-/// beginning, `~`, and 16 hexadecimal digits of its SHA-256 instead: still one key for one source.
+/// A key may have 1,024 bytes, so a source key of more than 1,019 has no such result key. It gets its beginning, `~`,
+/// and 16 hexadecimal digits of its SHA-256 instead: still one key for one source. A source key that looks like such a
+/// cut one is cut itself, so that no name is another's shortened form.
 #[must_use]
 pub fn result_key(src: &SrcId) -> String {
     bounded("rslt_", src.as_str(), "")
@@ -36,12 +37,26 @@ pub fn manifest_key(mission: &MissionId) -> String {
 
 fn bounded(prefix: &str, name: &str, suffix: &str) -> String {
     let room = KEY_BYTES_MAX - prefix.len() - suffix.len();
-    if name.len() <= room {
+    if name.len() <= room && !looks_cut(name, room) {
         return format!("{prefix}{name}{suffix}");
     }
-    let digest = digest_hex(&[name], 16);
+    let digest = digest_hex(&[name], CUT_DIGITS);
     let head = head_of(name, room - digest.len() - 1);
     format!("{prefix}{head}~{digest}{suffix}")
+}
+
+/// The digits that a cut name ends with.
+const CUT_DIGITS: usize = 16;
+
+/// Returns whether a name could be what another is cut to: it fills the room, but for a character that did not fit
+/// whole, and ends with `~` and digits.
+fn looks_cut(name: &str, room: usize) -> bool {
+    // The head ends at a whole character of at most 4 bytes.
+    let is_as_long = name.len() + 3 >= room;
+    let tail = name.len().checked_sub(CUT_DIGITS + 1).and_then(|at| name.get(at..));
+    let digits = tail.and_then(|tail| tail.strip_prefix('~'));
+    let is_digit = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
+    is_as_long && digits.is_some_and(|digits| digits.bytes().all(is_digit))
 }
 
 /// Returns the first `digits` hexadecimal digits of the SHA-256 over the parts, each ended by a zero byte.
@@ -98,6 +113,31 @@ mod tests {
         assert_ne!(one, other);
         assert_eq!(result_key(&src(&"x".repeat(1019))).len(), 1024);
         assert!(!result_key(&src(&"x".repeat(1019))).contains('~'));
+    }
+
+    #[test]
+    fn no_name_is_another_ones_shortened_form() {
+        for long in
+            ["x".repeat(1024), "é".repeat(512), format!("a{}", "文".repeat(341)), format!("ab{}", "😀".repeat(255))]
+        {
+            let cut = result_key(&src(&long));
+            let literal = cut.strip_prefix("rslt_").unwrap();
+            let again = result_key(&src(literal));
+            assert_ne!(again, cut, "{literal}");
+            assert!(again.len() <= 1024 && result_key(&src(again.strip_prefix("rslt_").unwrap())) != again);
+            for attempt in [1, 99_999] {
+                let log = log_key(&src(&long), Attempt(attempt));
+                let end = format!(".{attempt}.log");
+                let literal = log.strip_prefix("logs/").and_then(|log| log.strip_suffix(&end)).unwrap();
+                assert_ne!(log_key(&src(literal), Attempt(attempt)), log);
+            }
+        }
+        // A short one keeps its name, whatever it ends with.
+        assert_eq!(result_key(&src("a~0123456789abcdef")), "rslt_a~0123456789abcdef");
+        let mission = MissionId::new("m".repeat(1500)).unwrap();
+        let cut = manifest_key(&mission);
+        let literal = cut.strip_prefix("manifests/").and_then(|key| key.strip_suffix(".json")).unwrap();
+        assert_ne!(manifest_key(&MissionId::new(literal).unwrap()), cut);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! One attempt at one task: from the claim to the task's end, or to its release.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,13 +10,14 @@ use tracing::Instrument;
 
 use super::checkpoint::Checkpoints;
 use super::claim::{self, Claimed, Held};
+use super::error::ending_of;
 use super::execute::{self, LAST_WORDS, Stop, Trouble, speed};
 use super::finish::{self, Attempted};
 use super::heartbeat::{Heartbeat, Periods, TimeCost};
 use super::identity::{Assignment, Instance};
 use super::insist::insist;
 use super::interruption::Sentinel;
-use super::{Announcer, Node, NodeError, Step, checkpoint, log, result, step};
+use super::{Announcer, Node, NodeError, Step, checkpoint, log, preflight, result, step};
 use crate::backend::Kind;
 use crate::backend::ledger::{Fence, Outcome};
 use crate::backend::store::{StoreError, uri};
@@ -67,7 +69,17 @@ pub(super) async fn run(
     task: &Assignment,
 ) -> Result<Ending, NodeError> {
     // What is wrong with every task is found before one is claimed.
-    result_bucket(node)?;
+    let bucket = result_bucket(node)?;
+    // A check that is dropped has changed nothing.
+    let checked = tokio::select! {
+        checked = preflight::check(node, bucket, &task.src) => Some(checked),
+        () = node.stopping.drain.cancelled() => None,
+    };
+    let Some(checked) = checked else {
+        abort_dropped(node).await;
+        return Ok(Ending::Drained);
+    };
+    checked?;
     if sentinel.is_unwanted() {
         return Ok(Ending::Drained);
     }
@@ -106,9 +118,7 @@ async fn hold(node: &Node, instance: &Instance, sentinel: &Sentinel, held: Held)
     let ending = finish::finish(node, &attempted, outcome, checkpoints.as_ref(), &mut heartbeat).await;
     heartbeat.stop().await;
     // The row comes first: what else there is to do has the rest of a notice's time.
-    if tokio::time::timeout(LAST_WRITE_TIMEOUT, node.backend.store.abort_dropped()).await.is_err() {
-        tracing::warn!("parts of an upload stay until the bucket's lifecycle removes them");
-    }
+    abort_dropped(node).await;
     attempted.clean().await;
 
     match ending {
@@ -118,6 +128,13 @@ async fn hold(node: &Node, instance: &Instance, sentinel: &Sentinel, held: Held)
             Ok(Ending::TryAgain(error))
         }
         ending => ending,
+    }
+}
+
+/// Aborts the uploads that were given up: their parts bill.
+async fn abort_dropped(node: &Node) {
+    if tokio::time::timeout(LAST_WRITE_TIMEOUT, node.backend.store.abort_dropped()).await.is_err() {
+        tracing::warn!("parts of an upload stay until the bucket's lifecycle removes them");
     }
 }
 
@@ -180,9 +197,6 @@ async fn work(
 
     // None needs another, and all are round trips.
     let mission = async {
-        // A bucket that is not there is better found now than after hours of workload.
-        let checked = insist(node.settings.lease, || node.backend.store.check_bucket(bucket)).await;
-        checked.map_err(|error| infra(NodeError::cloud("looking at the result bucket")(error)))?;
         let mission = insist(node.settings.lease, || mission_of(node, &attempted.row)).await;
         mission.map_err(|error| infra(NodeError::cloud("reading the mission")(error)))
     };
@@ -291,7 +305,11 @@ async fn prepare(node: &Node, attempted: &mut Attempted) -> Result<Arc<Contract>
         path: node.settings.work_dir.clone(),
         source,
     };
-    let contract = Arc::new(made.map_err(|error| infra(disk(error)))?);
+    let contract = Arc::new(made.map_err(|error| {
+        let is_full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+        let verdict = if is_full { Verdict::DiskFull } else { Verdict::Infra };
+        Stop::from(Trouble::new(verdict, true, disk(error)))
+    })?);
     attempted.contract = Some(contract.clone());
     Ok(contract)
 }
@@ -299,18 +317,20 @@ async fn prepare(node: &Node, attempted: &mut Attempted) -> Result<Arc<Contract>
 async fn download(node: &Node, bucket: &str, contract: &Contract) -> Result<(), Stop> {
     let input = contract.input();
     let download = || node.backend.store.download(bucket, contract.src.as_str(), &input);
-    let downloaded = insist(node.settings.lease, download).await;
-    let Err(error) = downloaded else { return Ok(()) };
-    let wrap = |source| NodeError::Store { doing: "downloading the input", source };
-    Err(match error {
-        // S3 is consistent: what is not there now will not be there on the next try.
-        StoreError::Cloud(error) if error.kind == Kind::NotFound => {
-            let uri = uri(bucket, contract.src.as_str());
-            Trouble::new(Verdict::Infra, false, NodeError::MissingInput { uri }).into()
-        }
-        error @ StoreError::DiskFull { .. } => Trouble::new(Verdict::DiskFull, true, wrap(error)).into(),
-        error => infra(wrap(error)),
-    })
+    let Err(error) = insist(node.settings.lease, download).await else {
+        node.settings.preflight.note_read();
+        return Ok(());
+    };
+    // S3 is consistent: what is not there now will not be there on the next try.
+    if matches!(&error, StoreError::Cloud(error) if error.kind == Kind::NotFound) {
+        let uri = uri(bucket, contract.src.as_str());
+        return Err(Trouble::new(Verdict::Infra, false, NodeError::MissingInput { uri }).into());
+    }
+    let (verdict, is_transient) = ending_of(&error);
+    let error = preflight::blame(node, bucket, error).await;
+    // What is the deployment's fault is not held against the task for good.
+    let is_transient = is_transient || !error.is_the_tasks_own();
+    Err(Trouble::new(verdict, is_transient, error).into())
 }
 
 impl std::fmt::Display for Stop {

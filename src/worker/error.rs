@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::backend::store::StoreError;
-use crate::backend::{CloudError, Kind};
+use crate::backend::{CloudError, Kind, Scope};
 use crate::domain::ids::IdError;
 use crate::domain::verdict::Verdict;
 
@@ -49,6 +49,12 @@ pub enum NodeError {
     MissingInput {
         /// The object.
         uri: String,
+    },
+    /// The first inputs of this node were all refused.
+    #[error("this node could not read any input yet, and several were refused")]
+    InputsRefused {
+        /// The last refusal.
+        source: StoreError,
     },
     /// The input or the result could not be moved.
     #[error("{doing}")]
@@ -136,14 +142,18 @@ pub fn words(error: &dyn std::error::Error) -> String {
     words
 }
 
-/// Returns the verdict on an attempt whose input or result could not be moved, and whether the same again may succeed.
+/// Returns the verdict on an attempt whose input or result could not be moved, and whether the same again may succeed:
+/// what is certainly wrong with this task fails it once, and anything else hands it back.
 pub(super) fn ending_of(error: &StoreError) -> (Verdict, bool) {
     match error {
-        StoreError::DiskFull { .. } | StoreError::Cloud(CloudError { kind: Kind::DiskFull, .. }) => {
-            (Verdict::DiskFull, true)
-        }
+        StoreError::DiskFull { .. } => (Verdict::DiskFull, true),
         StoreError::BadResult { .. } | StoreError::Taken { .. } => (Verdict::AppError, false),
-        StoreError::Cloud(_) | StoreError::Changed { .. } | StoreError::Disk { .. } => (Verdict::Infra, true),
+        StoreError::Changed { .. } | StoreError::Disk { .. } => (Verdict::Infra, true),
+        StoreError::Cloud(error) => match error.kind {
+            Kind::DiskFull => (Verdict::DiskFull, true),
+            Kind::NotStorable => (Verdict::AppError, false),
+            _ => (Verdict::Infra, error.is_retryable() || error.scope() != Scope::Task),
+        },
     }
 }
 
@@ -160,9 +170,12 @@ impl NodeError {
             | Self::LeaseLost { .. }
             | Self::Exhausted { .. }
             | Self::OddRow { .. } => true,
-            Self::Store { source, .. } => {
-                matches!(source, StoreError::BadResult { .. } | StoreError::Taken { .. } | StoreError::Changed { .. })
-            }
+            Self::Store { source, .. } => match source {
+                StoreError::BadResult { .. } | StoreError::Taken { .. } | StoreError::Changed { .. } => true,
+                StoreError::Cloud(error) => error.scope() == Scope::Task,
+                StoreError::DiskFull { .. } | StoreError::Disk { .. } => false,
+            },
+            Self::Cloud { source, .. } => source.scope() == Scope::Task,
             // A program that cannot be started fails the next task, too.
             Self::NotStarted { .. }
             | Self::Identity(_)
@@ -170,7 +183,7 @@ impl NodeError {
             | Self::NoMission { .. }
             | Self::BadName(_)
             | Self::Setting { .. }
-            | Self::Cloud { .. }
+            | Self::InputsRefused { .. }
             | Self::Disk { .. }
             | Self::Panicked(_) => false,
         }

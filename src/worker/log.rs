@@ -7,13 +7,14 @@ use super::Node;
 use super::attempt::LAST_WRITE_TIMEOUT;
 use super::error::words;
 use crate::backend::ledger::Fence;
-use crate::backend::store::uri;
+use crate::backend::store::{Mark, uri};
 use crate::domain::ids::{Attempt, SrcId};
 use crate::domain::keys::log_key;
 use crate::workload::Contract;
 
-/// Puts the log as it stands, whole: its key is the attempt's own, so nothing of another's can be overwritten. Returns where
-/// it is. A log that cannot be saved is worth a warning, not the task.
+/// Puts the log as it stands, whole. Its key is the attempt's own; another deployment that shares the bucket may have
+/// the same key, and its log is not overwritten. Returns where it is. A log that cannot be saved is worth a warning,
+/// not the task.
 pub(super) async fn save(node: &Node, contract: &Contract, fence: &Fence, limit: Duration) -> Option<String> {
     let bucket = node.settings.result_bucket.as_deref()?;
     let log = contract.log().unwrap_or_default();
@@ -21,7 +22,8 @@ pub(super) async fn save(node: &Node, contract: &Contract, fence: &Fence, limit:
         return None;
     }
     let key = log_key(&fence.src, fence.attempt);
-    let put = tokio::time::timeout(limit, node.backend.store.put_bytes(bucket, &key, log)).await;
+    let mark = Mark::of_attempt(node.backend.ledger.tables(), fence);
+    let put = tokio::time::timeout(limit, node.backend.store.put_own(&mark, bucket, &key, log)).await;
     match put {
         Ok(Ok(_)) => return Some(uri(bucket, &key)),
         Ok(Err(error)) => tracing::warn!("the log was not saved: {}", words(&error)),
@@ -46,6 +48,8 @@ pub(super) async fn save_now_and_then(node: &Node, contract: &Contract, fence: &
 pub(super) async fn of_lost(node: &Node, src: &SrcId, attempt: Attempt) -> Option<String> {
     let bucket = node.settings.result_bucket.as_deref()?;
     let key = log_key(src, attempt);
-    let found = node.backend.store.head(bucket, &key).await.ok()?;
-    found.map(|_| uri(bucket, &key))
+    let found = node.backend.store.head(bucket, &key).await.ok()??;
+    // Another deployment's log of the same name says nothing of this task.
+    let mark = Mark::of_task(node.backend.ledger.tables(), src);
+    (!found.is_of_another(&mark)).then(|| uri(bucket, &key))
 }

@@ -22,6 +22,7 @@ mod insist;
 mod interruption;
 mod log;
 mod notify;
+mod preflight;
 mod pull;
 mod result;
 mod settings;
@@ -29,6 +30,7 @@ mod settings;
 pub use attempt::Ending;
 pub use error::{NodeError, words};
 pub use notify::Announcer;
+pub use preflight::Preflight;
 pub use settings::{Report, Settings, Step};
 
 use std::sync::Arc;

@@ -245,6 +245,10 @@ impl Server {
                 slot.other += 1;
                 if error.is_the_tasks_own() {
                     tracing::warn!(src.id = %src, "task {src}: {}", words(&error));
+                    if matches!(error, NodeError::Cloud { .. }) {
+                        // The row waits for people, and must not be taken up again at once.
+                        self.set_aside(src).await;
+                    }
                 } else {
                     // What is wrong here is wrong for the next task, too.
                     self.is_over.store(true, Ordering::SeqCst);

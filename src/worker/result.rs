@@ -64,8 +64,8 @@ pub(super) async fn upload(node: &Node, contract: &Contract, fence: &Fence, buck
     }
 }
 
-/// Uploads the files of a folder result, eight at once, each for as long as its failures are transient. Returns what was
-/// stored, by name; `None` if the lease is lost.
+/// Uploads the files of a folder result, eight at once, each for as long as its failures are transient. Returns what
+/// was stored, by name; `None` if the lease is lost.
 async fn upload_files(
     node: &Node,
     fence: &Fence,
@@ -121,8 +121,8 @@ fn trouble(error: StoreError) -> Trouble {
     Trouble::new(verdict, may_pass, NodeError::Store { doing: "uploading the result", source: error })
 }
 
-/// Returns whether a failed read of the result is the workload's doing: it took the right away, or something of it still
-/// changes its files.
+/// Returns whether a failed read of the result is the workload's doing: it took the right away, or something of it
+/// still changes its files.
 const fn is_the_workloads(kind: io::ErrorKind) -> bool {
     matches!(kind, io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof)
 }
@@ -202,7 +202,8 @@ fn walk(folder: &Path, prefix: &str, below: &str, files: &mut BTreeMap<String, P
         if name == INDEX_NAME {
             return Err(bad(&path, "this name is taken: lighthpc writes its own index there"));
         } else if meta.is_dir() {
-            // A folder is nothing in S3. One that is too deep for any file is read no further than to see if it has one.
+            // A folder is nothing in S3. One that is too deep for any file is read no further than to see if it has
+            // one.
             let below = format!("{name}/");
             let is_too_deep = prefix.len() + below.len() >= KEY_BYTES_MAX;
             if !is_too_deep {

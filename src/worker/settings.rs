@@ -1,10 +1,12 @@
 //! What a node is told: validated, and the same whether it came from flags, variables, or a test.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::preflight::Preflight;
 use crate::domain::budget::Limits;
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::progress::Progress;
@@ -102,6 +104,8 @@ pub struct Settings {
     pub bounds: Bounds,
     /// How often a task is tried again.
     pub limits: Limits,
+    /// What has been found of the deployment, by all that share it.
+    pub preflight: Arc<Preflight>,
     /// Takes the node's progress, for whoever watches.
     pub report: watch::Sender<Report>,
 }

@@ -210,11 +210,13 @@ async fn a_short_outage_of_s3_costs_no_attempt() {
     lab.mission("M", &["abc"]).await;
     let faults = Faults::new();
     // Each is three times the SDK's own five tries.
-    for operation in ["HeadBucket", "HeadObject", "GetObject", "PutObject"] {
+    for operation in ["HeadBucket", "CreateMultipartUpload", "HeadObject", "GetObject", "PutObject"] {
         faults.add(S3, operation, When::First(15), Fault::Status(503, "ServiceUnavailable"));
     }
+    let mut node = lab.node_with("abc", "M", faults);
+    node.settings.max_idle = PATIENCE / 2;
 
-    lab.node_with("abc", "M", faults).run().await.ending.unwrap();
+    node.run().await.ending.unwrap();
 
     lab.assert_done("abc", "M", "after an outage of S3").await;
     let row = lab.task("abc").await;

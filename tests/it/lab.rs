@@ -100,6 +100,7 @@ impl Lab {
             simulation: Simulation::default(),
             bounds: Bounds { time_limit: None, grace: Duration::from_secs(5), echo: false, wall: None },
             limits: Limits::default(),
+            preflight: Arc::default(),
             report: tokio::sync::watch::Sender::new(Report::default()),
         };
         let power_off = format!("echo {instance} >> '{}'", self.dir.path().join("powered-off").display());

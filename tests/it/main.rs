@@ -13,6 +13,8 @@ mod odd_rows;
 mod operators;
 mod pull;
 mod races;
+mod refusals;
+mod results;
 mod scheduler;
 mod steps;
 mod submit;

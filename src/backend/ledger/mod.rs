@@ -64,7 +64,7 @@ impl Ledger {
     /// Makes the client. Sends nothing.
     #[must_use]
     pub fn new(wire: &Wire, tables: Tables) -> Self {
-        let config = Builder::from(&wire.config).build();
+        let config = Builder::from(&wire.config).retry_classifier(wire.renewal.clone()).build();
         Self { client: Client::from_conf(config), tables }
     }
 

@@ -66,8 +66,9 @@ impl Body<'_> {
 
 /// A section of a file, ready to be sent, with its checksum.
 ///
-/// Up to the size of a usual part it is read into memory. A larger one is read once for its checksum and once more while it is
-/// sent, so that memory is bounded whatever the size. What is changed in between is found by S3, by the checksum.
+/// Up to the size of a usual part it is read into memory. A larger one is read once for its checksum and once more
+/// while it is sent, so that memory is bounded whatever the size. What is changed in between is found by S3, by the
+/// checksum.
 pub(super) async fn section(
     file: &Path,
     start: u64,
@@ -114,7 +115,8 @@ mod tests {
     async fn a_large_section_is_streamed_and_has_the_same_bytes_and_checksum() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
-        let bytes: Vec<u8> = (0..PART_BYTES + 1_000_003).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        let bytes: Vec<u8> =
+            (0..PART_BYTES + 1_000_003).map(|n| (n.wrapping_mul(2_654_435_761) >> 24).to_le_bytes()[0]).collect();
         std::fs::write(&file, &bytes).unwrap();
         for (start, length) in [(0, 5), (7, PART_BYTES), (3, PART_BYTES + 1_000_000), (0, PART_BYTES + 1_000_003)] {
             let wanted = &bytes[usize::try_from(start).unwrap()..usize::try_from(start + length).unwrap()];

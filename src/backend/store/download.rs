@@ -142,7 +142,8 @@ impl Store {
                     Ok::<_, RangeError>((range.start, range.bytes, crc))
                 });
             }
-            // Losing the rest on an error is safe: dropping the set ends them, and the file is started over or thrown away.
+            // Losing the rest on an error is safe: dropping the set ends them, and the file is started over or thrown
+            // away.
             let Some(part) = ranges.join_next().await else { break };
             let (start, bytes, crc) = part.map_err(|panic| disk("downloading to", std::io::Error::other(panic)))??;
             if let Some(sums) = &mut sums {

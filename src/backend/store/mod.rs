@@ -40,8 +40,8 @@ const PART_BYTES: u64 = 8 * 1024 * 1024;
 /// Parts under way at once: 8 × about 90 MB/s, S3's rate per connection, fill a 5 Gbit/s link. Those that go up share this number
 /// whatever the files, for each is in memory: 64 MiB, which the node must have beside a workload at its limit.
 const PARTS_PARALLEL: usize = 8;
-/// The largest object: 10,000 parts of 5 GiB, 48.8 TiB. Source: Amazon S3 user guide, "Amazon S3 multipart upload limits". (It was
-/// 5 TiB until December 2025; a service that still has that limit says `EntityTooLarge`.)
+/// The largest object: 10,000 parts of 5 GiB, 48.8 TiB. Source: Amazon S3 user guide, "Amazon S3 multipart upload
+/// limits". (It was 5 TiB until December 2025; a service that still has that limit says `EntityTooLarge`.)
 pub const OBJECT_BYTES_MAX: u64 = multipart::PARTS_MAX * 5 * 1024 * 1024 * 1024;
 /// How often one part is tried, the SDK's own retries aside: a body may break after the answer began.
 const PART_TRIES_MAX: u32 = 4;
@@ -156,6 +156,7 @@ impl Store {
     #[must_use]
     pub fn new(wire: &Wire) -> Self {
         let config = Builder::from(&wire.config)
+            .retry_classifier(wire.renewal.clone())
             .force_path_style(wire.path_style)
             .request_checksum_calculation(RequestChecksumCalculation::WhenSupported)
             .response_checksum_validation(ResponseChecksumValidation::WhenSupported)
@@ -197,11 +198,23 @@ impl Store {
         match answer {
             Ok(head) => Ok(Some(download::object(&head))),
             Err(error) if error.kind == Kind::NotFound => {
-                self.check_bucket(bucket).await?;
+                // Whose fault a missing bucket is depends on what was wanted of it: here, one object.
+                self.check_bucket(bucket).await.map_err(|error| CloudError { operation: "HeadObject", ..error })?;
                 Ok(None)
+            }
+            Err(error) if error.is_without_words() && !error.is_retryable() => {
+                Err(self.reason(bucket, key, error).await)
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Asks why a HEAD was refused: its answer has no words, that of a GET has. One byte is asked for at the most.
+    async fn reason(&self, bucket: &str, key: &str, refusal: CloudError) -> CloudError {
+        let get = self.client.get_object().bucket(bucket).key(key).range("bytes=0-0").send().await;
+        let Err(error) = get else { return refusal };
+        let error = CloudError::sdk("GetObject", uri(bucket, key), error);
+        if error.kind == Kind::NotFound || error.is_without_words() { refusal } else { error }
     }
 
     /// Lists the keys that begin with `prefix`.
@@ -238,21 +251,21 @@ impl Store {
     /// # Errors
     /// [`CloudError`]; `NoBucket` if it does not exist.
     pub async fn check_bucket(&self, bucket: &str) -> Result<(), CloudError> {
-        match self.client.head_bucket().bucket(bucket).send().await {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                let mut error = CloudError::sdk("HeadBucket", format!("bucket {bucket}"), error);
-                if error.kind == Kind::NotFound {
-                    error = CloudError::new(
-                        Kind::NoBucket,
-                        "HeadBucket",
-                        format!("bucket {bucket}"),
-                        "there is no such bucket",
-                    );
-                }
-                // A role that may read objects but not list the bucket is a good role: say nothing.
-                if error.kind == Kind::AccessDenied { Ok(()) } else { Err(error) }
-            }
+        let resource = || format!("bucket {bucket}");
+        let Err(error) = self.client.head_bucket().bucket(bucket).send().await else { return Ok(()) };
+        let mut error = CloudError::sdk("HeadBucket", resource(), error);
+        if error.kind == Kind::Invalid && error.is_without_words() {
+            // Of expired credentials, and of some buckets in another region, a HEAD says 400 and no more. A listing
+            // says why.
+            let list = self.client.list_objects_v2().bucket(bucket).max_keys(1).send().await;
+            let Err(reason) = list else { return Ok(()) };
+            error = CloudError::sdk("ListObjectsV2", resource(), reason);
+        }
+        match error.kind {
+            Kind::NotFound => Err(CloudError::new(Kind::NoBucket, "HeadBucket", resource(), "there is no such bucket")),
+            // A role that may read objects but not list the bucket is a good role: say nothing.
+            Kind::AccessDenied => Ok(()),
+            _ => Err(error),
         }
     }
 }

@@ -27,9 +27,8 @@ impl Store {
         let upload = self.begin_upload(target).await?;
         let open = Open { store: self, upload: Some(upload.clone()) };
         let result = self.put_parts_of(target, &upload, file, bytes, condition).await;
-        open.close();
-        if result.is_err() {
-            self.abort(&upload).await;
+        if result.is_ok() || self.abort(&upload).await {
+            open.close();
         }
         result
     }
@@ -63,6 +62,21 @@ impl Store {
         aborted.map(drop).map_err(|e| CloudError::sdk("AbortMultipartUpload", uri(bucket, key), e))
     }
 
+    /// Begins an upload and aborts it: that shows the right to put. One that cannot be aborted is warned of, and left
+    /// to the bucket's lifecycle.
+    ///
+    /// # Errors
+    /// [`CloudError`]: `NoBucket`, or `AccessDenied` with the operation.
+    pub async fn check_write(&self, bucket: &str, key: &str) -> Result<(), CloudError> {
+        let upload = self.begin_upload(&Target { bucket, key, mark: None }).await?;
+        // What cannot be aborted now is noted, and aborted after the attempt.
+        let open = Open { store: self, upload: Some(upload.clone()) };
+        if self.abort(&upload).await {
+            open.close();
+        }
+        Ok(())
+    }
+
     /// Aborts the uploads whose future was dropped under way. May be called at any time, and again.
     pub async fn abort_dropped(&self) {
         let dropped = std::mem::take(&mut *self.dropped.lock().unwrap_or_else(PoisonError::into_inner));
@@ -71,15 +85,17 @@ impl Store {
         }
     }
 
-    pub(super) async fn abort(&self, upload: &Upload) {
+    /// Aborts an upload. Returns whether there is nothing more to do about it: a refusal stays one.
+    pub(super) async fn abort(&self, upload: &Upload) -> bool {
         let abort = self.client.abort_multipart_upload().bucket(&upload.bucket).key(&upload.key).upload_id(&upload.id);
-        let Err(error) = abort.send().await else { return };
+        let Err(error) = abort.send().await else { return true };
         let uri = uri(&upload.bucket, &upload.key);
         let error = CloudError::sdk("AbortMultipartUpload", &uri, error);
         // NotFound: a completion whose answer was lost.
         if error.kind != Kind::NotFound {
             tracing::warn!("the parts of {uri} stay until the bucket's lifecycle removes them: {}", error.source);
         }
+        !error.is_retryable() || error.kind == Kind::NotFound
     }
 
     async fn put_parts_of(
@@ -114,8 +130,8 @@ impl Store {
 
     /// Completes an upload on the condition.
     ///
-    /// S3 is told the checksum of the whole and its size, so it makes no object of parts that are not what was sent. Its
-    /// answer is compared all the same: not every service looks.
+    /// S3 is told the checksum of the whole and its size, so it makes no object of parts that are not what was sent.
+    /// Its answer is compared all the same: not every service looks.
     pub(super) async fn complete(
         &self,
         target: &Target<'_>,

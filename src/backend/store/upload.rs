@@ -93,13 +93,13 @@ impl Target<'_> {
 impl Store {
     /// Puts a file, or bytes, as a task's result, under the fence.
     ///
-    /// The lease is checked with a consistent read, then the put is conditional: on absence first, and after a refusal on
-    /// the `ETag` of what stands there, once the lease is checked again. So the order of events can only be: our check
-    /// held when nothing newer was there. What a dead attempt left is overwritten; what a newer attempt put is not.
-    /// An object of this very attempt is a put whose answer was lost. It counts as stored if its size and its checksum are
-    /// the body's; else it is overwritten. An object of another task is neither adopted nor overwritten, unless that task has
-    /// failed. (Its redrive could write the same bytes, so the same `ETag`, between that look and the put: then the
-    /// other's next put is refused, and says so.)
+    /// The lease is checked with a consistent read, then the put is conditional: on absence first, and after a refusal
+    /// on the `ETag` of what stands there, once the lease is checked again. So the order of events can only be: our
+    /// check held when nothing newer was there. What a dead attempt left is overwritten; what a newer attempt put is
+    /// not. An object of this very attempt is a put whose answer was lost. It counts as stored if its size and its
+    /// checksum are the body's; else it is overwritten. An object of another task is neither adopted nor overwritten,
+    /// unless that task has failed. (Its redrive could write the same bytes, so the same `ETag`, between that look and
+    /// the put: then the other's next put is refused, and says so.)
     ///
     /// # Errors
     /// [`StoreError`]; `Taken` if the object is another task's. A lost lease is [`Put::LeaseLost`].
@@ -266,8 +266,8 @@ pub(super) fn asks_for_a_look(error: &CloudError) -> bool {
     matches!(error.kind, Kind::Precondition | Kind::Conflict | Kind::NotFound | Kind::Corrupt) || error.is_ambiguous()
 }
 
-/// Returns whether the object's bytes are the body's: by size and by the checksum of the whole object. Without a checksum
-/// nobody can say so.
+/// Returns whether the object's bytes are the body's: by size and by the checksum of the whole object. Without a
+/// checksum nobody can say so.
 async fn is_body(object: &Object, body: &Body<'_>) -> Result<bool, StoreError> {
     let Some(checksum) = &object.checksum else { return Ok(false) };
     if body.bytes().await? != object.bytes {
@@ -288,12 +288,13 @@ fn taken(target: &Target<'_>, mark: &Mark, found: &Found, table: &str) -> StoreE
 
 /// The slowest connection that is borne while a body is sent, in bytes per second. Eight of them are 2 Mbit/s.
 const SENDING_BYTES_PER_S: u64 = 32 * 1024;
-/// S3 answers a `CompleteMultipartUpload` with the head of its answer, as a rule, and then with spaces while it puts the parts
-/// together, which takes "several minutes" of 10,000 parts (S3's API reference). The end of that is waited for.
+/// S3 answers a `CompleteMultipartUpload` with the head of its answer, as a rule, and then with spaces while it puts
+/// the parts together, which takes "several minutes" of 10,000 parts (S3's API reference). The end of that is waited
+/// for.
 const COMPLETING_TIMEOUT: Duration = Duration::from_mins(10);
 
-/// Returns the settings of a call with so many bytes to send: the time for the body beside the usual one. A part of 8 MiB has
-/// 276 s. That the connection is dead is found earlier: the SDK ends a call whose body stands still.
+/// Returns the settings of a call with so many bytes to send: the time for the body beside the usual one. A part of 8
+/// MiB has 276 s. That the connection is dead is found earlier: the SDK ends a call whose body stands still.
 pub(super) fn sending(bytes: u64) -> aws_sdk_s3::config::Builder {
     let limit = CALL_TIMEOUT + Duration::from_secs(bytes / SENDING_BYTES_PER_S);
     aws_sdk_s3::Config::builder().timeout_config(timeouts(limit))

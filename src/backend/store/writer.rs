@@ -13,7 +13,7 @@ use super::body::Body;
 use super::mark::Mark;
 use super::multipart::{PARTS_MAX, Upload, Whole};
 use super::upload::{CRC, Condition, Stored, Target, asks_for_a_look, crc_base64};
-use super::{CloudError, PART_BYTES, Store, StoreError};
+use super::{CloudError, Kind, PART_BYTES, Store, StoreError};
 use crate::domain::backoff;
 use crate::domain::mission::ManifestPart;
 
@@ -44,8 +44,8 @@ const PART_BYTES_MIN: usize = 5 * 1024 * 1024;
 impl Store {
     /// Begins an object that bears the mark. Sends nothing yet.
     ///
-    /// It will replace what bears the same mark, or none, and never what is another's. Each call that fails in a transient
-    /// way is repeated for up to `patience`.
+    /// It will replace what bears the same mark, or none, and never what is another's. Each call that fails in a
+    /// transient way is repeated for up to `patience`.
     #[must_use]
     pub fn writer(&self, bucket: &str, key: &str, mark: Mark, patience: Duration) -> PutWriter {
         PutWriter {
@@ -118,7 +118,12 @@ impl PutWriter {
         if !self.buffer.is_empty() {
             self.send_part().await?;
         }
-        let mut condition = self.may_replace().await?;
+        // Looked at first, since S3 may not take a second completion after one that it refused. A role that may not
+        // look learns by the refusal.
+        let mut condition = match self.may_replace().await {
+            Err(StoreError::Cloud(error)) if error.kind == Kind::AccessDenied => Condition::Absent,
+            other => other?,
+        };
         let mut tries = 0;
         loop {
             let error = match retry_transient(self.patience, || self.complete(&condition)).await {
@@ -138,7 +143,7 @@ impl PutWriter {
                 self.upload = None;
                 return Ok(stored);
             }
-            if error.kind == super::Kind::NotFound {
+            if error.kind == Kind::NotFound {
                 return Err(error.into());
             }
             condition = self.may_replace().await?;
@@ -153,7 +158,7 @@ impl PutWriter {
         }
         if self.parts.len() as u64 >= PARTS_MAX {
             let words = format!("more than {PARTS_MAX} parts of {PART_BYTES} bytes");
-            return Err(CloudError::new(super::Kind::Invalid, "UploadPart", target.uri(), words).into());
+            return Err(CloudError::new(Kind::Invalid, "UploadPart", target.uri(), words).into());
         }
         let body = Bytes::from(std::mem::take(&mut self.buffer));
         let (bytes, crc) = (body.len() as u64, checksum(CRC, &body));
@@ -222,7 +227,12 @@ where
     let mut tries = 0;
     loop {
         let error = match call().await {
-            Err(StoreError::Cloud(error)) if error.is_retryable() => error,
+            // What a condition says is for the caller.
+            Err(StoreError::Cloud(error))
+                if error.is_retryable() && !matches!(error.kind, Kind::Precondition | Kind::NotFound) =>
+            {
+                error
+            }
             other => return other,
         };
         tries += 1;

@@ -1,0 +1,348 @@
+//! Whose fault is it? What is wrong with one task fails it once; with the machine, hands it back; with the deployment,
+//! is found before the first workload.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::{ProvideCredentials, future};
+use aws_smithy_runtime_api::client::http::{
+    HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient, SharedHttpConnector,
+};
+use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
+use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
+use lighthpc::backend::machine::PowerOff;
+use lighthpc::backend::{Backend, Scope, Tables, Wire};
+use lighthpc::domain::task::State;
+use lighthpc::domain::verdict::Verdict;
+use lighthpc::exit::{self, Exit};
+use lighthpc::local::Service::{Dynamodb, S3};
+use lighthpc::local::{ACCESS_KEY, Fault, Faults, REGION, SECRET_KEY, When};
+use lighthpc::worker::{Ending, NodeError};
+
+use crate::lab::{Lab, Subject};
+
+fn server(lab: &Lab, mission: &str, slots: u16, faults: Faults) -> Subject {
+    let instance = lab.cloud.launch(&[("missionID", mission), ("lighthpc", "tblTrans2")]);
+    let mut node = lab.node_on(instance, faults);
+    node.settings.slots = Some(slots);
+    node
+}
+
+async fn states(lab: &Lab, tasks: &[&str]) -> Vec<State> {
+    let mut states = Vec::new();
+    for task in tasks {
+        states.push(lab.task(task).await.state);
+    }
+    states
+}
+
+/// An object that cannot be read fails its task once, by the first node that meets it, and says what to do.
+#[tokio::test]
+async fn one_unreadable_input_fails_its_task_once() {
+    for (head, get, exit, hint) in [
+        (None, Fault::Status(403, "InvalidObjectState"), Exit::InputUnreadable, "restore-object"),
+        (None, Fault::Status(400, "KMS.DisabledException"), Exit::InputUnreadable, "KMS"),
+        (None, Fault::Status(400, "KMS.KMSInvalidStateException"), Exit::InputUnreadable, "KMS"),
+        (None, Fault::Status(403, "AccessDenied"), Exit::AccessDenied, "s3:GetObject"),
+        // A HEAD says no more than its status; why is asked by a GET.
+        (Some(400), Fault::Status(400, "KMS.NotFoundException"), Exit::InputUnreadable, "KMS"),
+        (Some(403), Fault::Status(403, "AccessDenied"), Exit::AccessDenied, "s3:GetObject"),
+        (Some(400), Fault::Status(400, "InvalidRequest"), Exit::Internal, ""),
+    ] {
+        let lab = Lab::new().await;
+        lab.mission("M", &["abc"]).await;
+        let faults = Faults::new();
+        if let Some(status) = head {
+            faults.add(S3, "HeadObject", When::Always, Fault::Raw(status, String::new()));
+        }
+        faults.add(S3, "GetObject", When::Always, get.clone());
+        let context = format!("{head:?} {get:?}");
+
+        let life = lab.node_with("abc", "M", faults.clone()).run().await;
+
+        let (found, advice) = exit::of_node(life.ending.as_ref().unwrap_err());
+        assert_eq!(found, exit, "{context}: {life:?}");
+        assert!(advice.unwrap().contains(hint), "{context}");
+        let row = lab.task("abc").await;
+        assert_eq!((row.state, row.verdict, row.attempt.0), (State::Failed, Some(Verdict::Infra), 1), "{context}");
+        assert_eq!(lab.tally("M").await.failed, 1, "{context}");
+    }
+}
+
+#[tokio::test]
+async fn a_node_goes_on_after_an_unreadable_input() {
+    for fault in [
+        Fault::Status(403, "InvalidObjectState"),
+        Fault::Status(400, "KMS.DisabledException"),
+        Fault::Status(403, "AccessDenied"),
+        Fault::Status(400, "SomethingNew"),
+    ] {
+        let lab = Lab::new().await;
+        let tasks = ["a", "b", "c", "d", "e", "f"];
+        lab.mission("M", &tasks).await;
+        let faults = Faults::new();
+        // The second to the fifth object: some are read before.
+        faults.add(S3, "GetObject", When::Nth(2), fault.clone());
+        faults.add(S3, "GetObject", When::Nth(3), fault.clone());
+        faults.add(S3, "GetObject", When::Nth(4), fault.clone());
+        faults.add(S3, "GetObject", When::Nth(5), fault.clone());
+
+        let life = server(&lab, "M", 1, faults).run().await;
+
+        assert!(matches!(life.ending, Ok(Ending::Served { done: 2, other: 4 })), "{fault:?}: {life:?}");
+        let tally = lab.tally("M").await;
+        assert_eq!((tally.ok, tally.failed), (2, 4), "{fault:?}");
+    }
+}
+
+/// If no input of a node can be read, it is not the objects' fault: the third task and all others are left for after
+/// the repair.
+#[tokio::test]
+async fn when_every_input_is_refused_the_node_ends_and_keeps_the_rest() {
+    let lab = Lab::new().await;
+    let tasks = ["a", "b", "c", "d", "e", "f", "g"];
+    lab.mission("M", &tasks).await;
+    let faults = Faults::new();
+    faults.add(S3, "HeadObject", When::Always, Fault::Raw(403, String::new()));
+    faults.add(S3, "GetObject", When::Always, Fault::Status(403, "AccessDenied"));
+
+    let life = server(&lab, "M", 1, faults).run().await;
+
+    let error = life.ending.unwrap_err();
+    assert!(matches!(error, NodeError::InputsRefused { .. }), "{error:?}");
+    assert_eq!(exit::of_node(&error).0, Exit::AccessDenied);
+    let states = states(&lab, &tasks).await;
+    assert_eq!(states.iter().filter(|state| **state == State::Failed).count(), 2);
+    assert_eq!(states.iter().filter(|state| **state == State::Pending).count(), 5);
+}
+
+/// A bucket that answers for other keys may be read: its refusals are of the objects, however many.
+#[tokio::test]
+async fn forbidden_objects_of_a_readable_bucket_are_their_own_fault() {
+    let lab = Lab::new().await;
+    let tasks = ["a", "b", "c", "d", "e"];
+    lab.mission("M", &tasks).await;
+    let faults = Faults::new();
+    faults.add(S3, "GetObject", When::Always, Fault::Status(403, "AccessDenied"));
+
+    let life = server(&lab, "M", 1, faults).run().await;
+
+    assert!(matches!(life.ending, Ok(Ending::Served { done: 0, other: 5 })), "{life:?}");
+    assert_eq!(lab.tally("M").await.failed, 5);
+}
+
+/// The right to write is tried once per node, before any claim; no workload is run for nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_missing_right_to_write_is_found_before_the_first_claim() {
+    for (code, exit) in [
+        ("AccessDenied", Exit::AccessDenied),
+        ("NoSuchBucket", Exit::NoBucket),
+        ("KMS.DisabledException", Exit::AccessDenied),
+        ("PermanentRedirect", Exit::WrongRegion),
+    ] {
+        for slots in [1, 4] {
+            let lab = Lab::new().await;
+            let tasks = ["a", "b", "c", "d", "e"];
+            lab.mission("M", &tasks).await;
+            let faults = Faults::new();
+            faults.add(S3, "CreateMultipartUpload", When::Always, Fault::Status(403, code));
+            let runs = lab.dir.path().join("runs");
+            let line = format!("echo x >> '{}'; echo x > $LIGHTHPC_OUTPUT", runs.display());
+
+            let life = server(&lab, "M", slots, faults).shell(&line).run().await;
+
+            let error = life.ending.unwrap_err();
+            assert_eq!(exit::of_node(&error).0, exit, "{error:?}");
+            assert!(matches!(&error, NodeError::Cloud { source, .. } if source.scope() == Scope::Deployment));
+            assert!(!runs.exists(), "a workload was run");
+            for task in tasks {
+                assert_eq!((lab.task(task).await.state, lab.task(task).await.attempt.0), (State::Pending, 0));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_missing_source_bucket_is_found_before_the_first_claim() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let mut node = lab.node("abc", "M");
+    node.settings.source_bucket = Some("no-such-bucket".to_owned());
+    let life = node.run().await;
+    assert_eq!(exit::of_node(&life.ending.unwrap_err()).0, Exit::NoBucket);
+    assert_eq!(lab.task("abc").await.attempt.0, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_trial_is_made_once_per_node_and_an_outage_is_not_remembered() {
+    let lab = Lab::new().await;
+    let tasks = ["a", "b", "c", "d", "e"];
+    lab.mission("M", &tasks).await;
+    let faults = Faults::new();
+    faults.add(S3, "CreateMultipartUpload", When::First(6), Fault::Status(503, "SlowDown"));
+
+    let mut node = server(&lab, "M", 2, faults.clone());
+    node.settings.max_idle = Duration::from_secs(30);
+    let life = node.run().await;
+
+    assert!(matches!(life.ending, Ok(Ending::Served { done: 5, other: 0 })), "{life:?}");
+    assert_eq!(faults.count(S3, "CreateMultipartUpload"), 7);
+    assert_eq!(faults.count(S3, "AbortMultipartUpload"), 1);
+}
+
+/// A right that is taken away while the workload runs is the deployment's: the task is kept.
+#[tokio::test]
+async fn a_right_that_vanishes_hands_the_task_back() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let faults = Faults::new();
+    faults.add(S3, "PutObject", When::Always, Fault::Status(403, "AccessDenied"));
+    let life = lab.node_with("abc", "M", faults).run().await;
+    assert_eq!(exit::of_node(&life.ending.unwrap_err()).0, Exit::AccessDenied);
+    let row = lab.task("abc").await;
+    assert_eq!((row.state, row.verdict, row.app_failures), (State::Pending, Some(Verdict::Infra), 1));
+}
+
+/// A wrong clock is the machine's fault, with a hint of its own, and no task is held for it.
+#[tokio::test]
+async fn a_wrong_clock_is_the_machines_fault() {
+    for message in
+        ["Signature expired: 20260101T000000Z is now earlier than …", "Signature not yet current: 20260101T …"]
+    {
+        let lab = Lab::new().await;
+        lab.mission("M", &["abc"]).await;
+        let faults = Faults::new();
+        let body =
+            format!(r#"{{"__type":"com.amazon.coral.service#InvalidSignatureException","message":"{message}"}}"#);
+        faults.add(Dynamodb, "UpdateItem", When::Always, Fault::Raw(400, body));
+
+        let life = lab.node_with("abc", "M", faults).run().await;
+
+        let error = life.ending.unwrap_err();
+        assert!(matches!(&error, NodeError::Cloud { source, .. } if source.scope() == Scope::Machine), "{error:?}");
+        let (exit, hint) = exit::of_node(&error);
+        assert_eq!(exit, Exit::WrongClock);
+        assert!(hint.unwrap().contains("chrony"));
+        assert_eq!(lab.task("abc").await.attempt.0, 0);
+    }
+}
+
+/// A row that a node can do nothing with does not stop it, and is not tried again and again.
+#[tokio::test]
+async fn a_row_that_refuses_its_claim_does_not_hold_its_node() {
+    let lab = Lab::new().await;
+    let tasks = ["a", "b", "c"];
+    lab.mission("M", &tasks).await;
+    let faults = Faults::new();
+    let body = r#"{"__type":"com.amazon.coral.validate#ValidationException","message":"Item size to update has exceeded the maximum allowed size"}"#;
+    faults.add(Dynamodb, "UpdateItem", When::Nth(1), Fault::Raw(400, body.to_owned()));
+
+    let life = server(&lab, "M", 1, faults).run().await;
+
+    assert!(matches!(life.ending, Ok(Ending::Served { done: 2, other: 1 })), "{life:?}");
+    let pending = states(&lab, &tasks).await.into_iter().filter(|state| *state == State::Pending).count();
+    assert_eq!(pending, 1);
+}
+
+/// Hands out expired credentials for a while, as EC2's metadata service may, and says that they are good for long.
+#[derive(Clone, Debug)]
+struct Stale {
+    asked: Arc<AtomicU32>,
+    stale: u32,
+}
+
+const STALE_KEY: &str = "AKIASTALE00000000000";
+
+impl ProvideCredentials for Stale {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        let asked = self.asked.fetch_add(1, Ordering::SeqCst);
+        let key = if asked < self.stale { STALE_KEY } else { ACCESS_KEY };
+        let end = lighthpc::clock::now() + Duration::from_mins(15);
+        future::ProvideCredentials::ready(Ok(Credentials::new(key, SECRET_KEY, None, Some(end), "stale")))
+    }
+}
+
+/// A wire on which every service refuses the stale credentials in its own words.
+#[derive(Clone, Debug)]
+struct Refusing(SharedHttpClient);
+
+impl HttpClient for Refusing {
+    fn http_connector(&self, settings: &HttpConnectorSettings, parts: &RuntimeComponents) -> SharedHttpConnector {
+        SharedHttpConnector::new(RefusingConnector(self.0.http_connector(settings, parts)))
+    }
+}
+
+#[derive(Debug)]
+struct RefusingConnector(SharedHttpConnector);
+
+impl HttpConnector for RefusingConnector {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let signed = request.headers().get("authorization").unwrap_or_default();
+        if !signed.contains(STALE_KEY) {
+            return self.0.call(request);
+        }
+        let xml = |code: &str| format!("<Error><Code>{code}</Code><Message>m</Message></Error>");
+        let in_response = |code: &str| format!("<Response><Errors>{}</Errors></Response>", xml(code));
+        let body = if request.uri().contains("dynamodb") {
+            r#"{"__type":"com.amazon.coral.service#ExpiredTokenException","message":"The security token included in the request is expired"}"#.to_owned()
+        } else if request.uri().contains("ec2.") {
+            in_response("RequestExpired")
+        } else if request.uri().contains("sns.") {
+            format!("<ErrorResponse>{}</ErrorResponse>", xml("ExpiredToken"))
+        } else if request.method() == "HEAD" {
+            String::new()
+        } else {
+            xml("ExpiredToken")
+        };
+        let answer = http::Response::builder().status(400).body(body.into()).unwrap();
+        HttpConnectorFuture::ready(Ok(answer.try_into().unwrap()))
+    }
+}
+
+fn stale_node(lab: &Lab, stale: u32) -> (Subject, Arc<AtomicU32>) {
+    let mut node = lab.node("abc", "M");
+    let asked = Arc::new(AtomicU32::new(0));
+    let http = SharedHttpClient::new(Refusing(lab.cloud.wire(Some(&node.instance))));
+    let wire = Wire::plugged_as(http, REGION, Stale { asked: asked.clone(), stale });
+    node.backend = Backend::new(&wire, Tables::default(), PowerOff::Never);
+    (node, asked)
+}
+
+/// The provider is asked again when a service refuses what it gave, though it said that they were good.
+#[tokio::test]
+async fn refused_credentials_are_requested_again() {
+    for stale in [1, 2, 4] {
+        let lab = Lab::new().await;
+        lab.mission("M", &["abc"]).await;
+        let (mut node, asked) = stale_node(&lab, stale);
+        node.settings.max_idle = Duration::from_secs(30);
+
+        node.run().await.ending.unwrap();
+
+        lab.assert_done("abc", "M", &format!("after {stale} stale credentials")).await;
+        // Each client keeps credentials of its own: a few calls more than the stale ones, not one for each request.
+        let asked = asked.load(Ordering::SeqCst);
+        assert!(asked > stale && asked <= stale + 8, "{asked} for {stale}");
+        assert!(lab.cloud.instances().iter().all(|instance| instance.state == "terminated"));
+    }
+}
+
+/// If they stay stale, the node ends in bounded time, and does not flood the provider.
+#[tokio::test]
+async fn credentials_that_stay_stale_end_the_node_in_time() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let (node, asked) = stale_node(&lab, u32::MAX);
+
+    let life = node.run().await;
+
+    let error = life.ending.unwrap_err();
+    assert_eq!(exit::of_node(&error).0, Exit::NoCredentials, "{error:?}");
+    assert!(asked.load(Ordering::SeqCst) < 60, "{asked:?}");
+    assert_eq!(lab.task("abc").await.attempt.0, 0);
+}
