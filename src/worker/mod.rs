@@ -8,7 +8,8 @@
 //! ```
 //!
 //! [`run`] is the only place that says what happens after what. Whatever happens before it, an error and a panic
-//! included, the last step is the machine's own end: a node without a task is a leak.
+//! included, the last step is the machine's own end: a node without a task is a leak. Only a machine that is proved to be a
+//! node is ended (`backend::machine`).
 
 mod attempt;
 mod checkpoint;
@@ -39,11 +40,12 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use identity::{Assignment, Instance, Work};
+use identity::{Assignment, Instance, Known, Work};
 use interruption::Sentinel;
 
 use crate::backend::Backend;
 use crate::backend::machine::{End, EndError};
+use crate::domain::ids::InstanceId;
 
 /// What a node is made of. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -79,7 +81,7 @@ pub struct Life {
 /// Every way out passes the last step, panics included. Not cancel-safe: cancel `stopping.drain` and wait.
 pub async fn run(node: Node) -> Life {
     let mut task = JoinSet::new();
-    let (known, instance) = watch::channel(None);
+    let (known, machine) = watch::channel(Known::default());
     task.spawn(life(node.clone(), known).in_current_span());
     let lifetime = async {
         match node.settings.max_lifetime {
@@ -100,15 +102,17 @@ pub async fn run(node: Node) -> Life {
         Some(Err(panic)) => Err(NodeError::Panicked(panic.to_string())),
         None => Err(NodeError::Panicked("the node's task vanished".to_owned())),
     };
-    let instance = instance.borrow().clone();
-    let end = step(&node, Step::Terminate, terminate(&node, instance.as_ref())).await;
+    let known = machine.borrow().clone();
+    let end = step(&node, Step::Terminate, end_machine(&node, known)).await;
     Life { ending, end }
 }
 
-/// The steps from identity to notification. Tells which machine this is as soon as it knows, for the step after the last.
-async fn life(node: Node, known: watch::Sender<Option<Instance>>) -> Result<Ending, NodeError> {
+/// The steps from identity to notification. Says which machine this is as soon as it is known, for the step after the last.
+async fn life(node: Node, known: watch::Sender<Known>) -> Result<Ending, NodeError> {
     let (instance, work) = step(&node, Step::Identify, identity::find(&node, &known)).await?;
-    let (sentinel, mut looks) = Sentinel::start(node.backend.machine.clone(), instance.is_on_ec2);
+    // Stopped before it began: nothing is claimed, so nothing has to be handed back.
+    let Some(work) = work else { return Ok(Ending::Drained) };
+    let (sentinel, mut looks) = Sentinel::start(node.backend.machine.clone(), instance.is_on_ec2());
     let ending = match work {
         Work::Task(task) => one_task(&node, &instance, &sentinel, &task).await,
         Work::Mission(mission) => pull::serve(&node, &instance, &sentinel, &mission).await,
@@ -134,13 +138,9 @@ async fn one_task(
     }
 }
 
-async fn terminate(node: &Node, instance: Option<&Instance>) -> Result<End, EndError> {
-    if !node.settings.terminate {
-        tracing::info!("the instance is left running, as asked");
-        return Ok(End::LeftRunning);
-    }
-    let instance = instance.filter(|instance| instance.is_on_ec2);
-    node.backend.machine.end(instance.map(|instance| instance.id.as_str())).await
+async fn end_machine(node: &Node, known: Known) -> Result<End, EndError> {
+    let Known { instance, proof } = known;
+    node.backend.machine.end(node.settings.end_order, instance.as_ref().map(InstanceId::as_str), proof).await
 }
 
 /// Runs one step in a span of its own and logs how long it took.
