@@ -6,7 +6,7 @@
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use aws_config::imds;
@@ -56,21 +56,21 @@ pub struct EndProof(Ground);
 enum Ground {
     /// [`EndOrder::End`].
     Ordered,
-    /// The instance bears this tag of ours.
-    Tagged { instance: String, key: String },
+    /// This instance bears a tag of ours.
+    Tagged { instance: String },
 }
 
 impl EndProof {
     fn of_tags<'a>(instance: &str, keys: impl IntoIterator<Item = &'a str>) -> Option<Self> {
-        let key = keys.into_iter().find(|key| NODE_TAGS.contains(key))?;
-        Some(Self(Ground::Tagged { instance: instance.to_owned(), key: key.to_owned() }))
+        keys.into_iter().find(|key| NODE_TAGS.contains(key))?;
+        Some(Self(Ground::Tagged { instance: instance.to_owned() }))
     }
 
     /// Returns whether the proof is about this machine: tags prove nothing about another instance than the one that bears them.
     fn covers(&self, instance: Option<&str>) -> bool {
         match &self.0 {
             Ground::Ordered => true,
-            Ground::Tagged { instance: tagged, .. } => instance == Some(tagged.as_str()),
+            Ground::Tagged { instance: tagged } => instance == Some(tagged.as_str()),
         }
     }
 }
@@ -193,6 +193,8 @@ pub struct Machine {
     imds: imds::Client,
     imds_is_real: bool,
     power_off: PowerOff,
+    /// The instance that this is, once IMDS has said so. Nobody else says it: a machine ends only itself.
+    own: Arc<OnceLock<String>>,
 }
 
 impl Machine {
@@ -200,7 +202,8 @@ impl Machine {
     #[must_use]
     pub fn new(wire: &Wire, power_off: PowerOff) -> Self {
         let client = Client::from_conf(Builder::from(&wire.config).build());
-        Self { client, imds: wire.imds.clone(), imds_is_real: wire.imds_is_real, power_off }
+        let own = Arc::new(OnceLock::new());
+        Self { client, imds: wire.imds.clone(), imds_is_real: wire.imds_is_real, power_off, own }
     }
 
     /// Reads this machine's instance id from IMDS (version 2 only).
@@ -208,9 +211,13 @@ impl Machine {
     /// # Errors
     /// [`CloudError`]: `Unreachable` where there is no IMDS, that is, not on EC2.
     pub async fn instance_id(&self) -> Result<String, CloudError> {
-        self.metadata("instance-id").await?.ok_or_else(|| {
+        if let Some(own) = self.own.get() {
+            return Ok(own.clone());
+        }
+        let id = self.metadata("instance-id").await?.filter(|id| !id.is_empty()).ok_or_else(|| {
             CloudError::new(Kind::NotFound, "IMDS", "instance-id", "IMDS answers, but knows no instance id")
-        })
+        })?;
+        Ok(self.own.get_or_init(|| id).clone())
     }
 
     /// Reads one of this machine's tags from IMDS; `None` if it has no such tag or tags are not offered there.
@@ -275,7 +282,8 @@ impl Machine {
     ///
     /// # Errors
     /// [`CloudError`].
-    pub async fn node_tags(&self, instance: &str) -> Result<NodeTags, CloudError> {
+    pub async fn node_tags(&self) -> Result<NodeTags, CloudError> {
+        let instance = &self.instance_id().await?;
         let (src, mission) = tokio::try_join!(self.tag(tags::SRC), self.tag(tags::MISSION))?;
         if src.is_some() || mission.is_some() {
             let keys = [(tags::SRC, &src), (tags::MISSION, &mission)];
@@ -362,9 +370,11 @@ impl Machine {
     ///
     /// # Errors
     /// [`EndError`] if both fail. May be called again.
-    pub async fn end(&self, order: EndOrder, instance: Option<&str>, seen: Option<EndProof>) -> Result<End, EndError> {
-        let proof = self.prove(order, instance, seen).await;
-        let proof = match proof {
+    pub async fn end(&self, order: EndOrder, seen: Option<EndProof>) -> Result<End, EndError> {
+        // Without an answer this is no EC2 instance, or one that only a power-off can end.
+        let instance = if order == EndOrder::Keep { None } else { self.instance_id().await.ok() };
+        let instance = instance.as_deref();
+        let proof = match self.prove(order, instance, seen).await {
             Ok(proof) => proof,
             Err(why) => {
                 why.log();

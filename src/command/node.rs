@@ -123,11 +123,7 @@ pub(super) async fn end_machine(power_off_command: Option<&str>, order: EndOrder
     let from_variable = std::env::var("LIGHTHPC_POWER_OFF_COMMAND").ok();
     let power_off = power_off(power_off_command.or(from_variable.as_deref()));
     let ended = match Wire::aws().await {
-        Ok(wire) => {
-            let machine = machine::Machine::new(&wire, power_off);
-            let instance = if order == EndOrder::Keep { None } else { machine.instance_id().await.ok() };
-            machine.end(order, instance.as_deref(), None).await
-        }
+        Ok(wire) => machine::Machine::new(&wire, power_off).end(order, None).await,
         Err(_) => machine::end_unconnected(&power_off, order).await,
     };
     say(ended);

@@ -27,15 +27,6 @@ impl Instance {
     }
 }
 
-/// What is known of the machine, for its end.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Known {
-    /// The EC2 instance that this is.
-    pub(super) instance: Option<InstanceId>,
-    /// The proof that it is a node, if its tags have been read.
-    pub(super) proof: Option<EndProof>,
-}
-
 /// What this machine was launched for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Work {
@@ -56,14 +47,16 @@ pub(super) struct Assignment {
     pub(super) is_pulled: bool,
 }
 
-/// Finds out which machine this is and what its task is. Says in `known` at once what is known of the machine: if the task is not
-/// found, a node must still be ended. There is no work for a node that is to drain.
-pub(super) async fn find(node: &Node, known: &watch::Sender<Known>) -> Result<(Instance, Option<Work>), NodeError> {
+/// Finds out which machine this is and what its task is. Hands on at once what its tags prove: if the task is not found, a node must
+/// still be ended. There is no work for a node that is to drain.
+pub(super) async fn find(
+    node: &Node,
+    proof: &watch::Sender<Option<EndProof>>,
+) -> Result<(Instance, Option<Work>), NodeError> {
     let instance = instance(node).await?;
-    known.send_modify(|known| known.instance.clone_from(&instance.on_ec2));
     // The search may be dropped: it only reads. The tags are then read again for the machine's end.
     let found = tokio::select! {
-        found = task(node, &instance, known) => Some(found?),
+        found = task(node, &instance, proof) => Some(found?),
         () = node.stopping.drain.cancelled() => None,
     };
     Ok((instance, found.filter(|_| !node.stopping.drain.is_cancelled())))
@@ -104,17 +97,17 @@ fn owner_of_process() -> InstanceId {
 }
 
 /// Finds out what there is to do: from flags, from the tags that IMDS offers, or from EC2's.
-async fn task(node: &Node, instance: &Instance, known: &watch::Sender<Known>) -> Result<Work, NodeError> {
+async fn task(node: &Node, instance: &Instance, seen: &watch::Sender<Option<EndProof>>) -> Result<Work, NodeError> {
     let settings = &node.settings;
     if let Some(src) = &settings.src {
         let (src, mission) = (src.clone(), settings.mission.clone());
         return Ok(Work::Task(Assignment { src, mission, is_pulled: false }));
     }
     let NodeTags { src, mission, proof } = match &instance.on_ec2 {
-        Some(id) => node.backend.machine.node_tags(id.as_str()).await.map_err(NodeError::Identity)?,
+        Some(_) => node.backend.machine.node_tags().await.map_err(NodeError::Identity)?,
         None => NodeTags::default(),
     };
-    known.send_modify(|known| known.proof = proof);
+    seen.send_replace(proof);
     let mission = mission.filter(|mission| !mission.is_empty()).map(MissionId::new).transpose()?;
     let mission = settings.mission.clone().or(mission);
     let no_task = || NodeError::NoTask { instance: instance.on_ec2.as_ref().unwrap_or(&instance.id).to_string() };

@@ -40,12 +40,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use identity::{Assignment, Instance, Known, Work};
+use identity::{Assignment, Instance, Work};
 use interruption::Sentinel;
 
 use crate::backend::Backend;
-use crate::backend::machine::{End, EndError};
-use crate::domain::ids::InstanceId;
+use crate::backend::machine::{End, EndError, EndProof};
 
 /// What a node is made of. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -81,8 +80,8 @@ pub struct Life {
 /// Every way out passes the last step, panics included. Not cancel-safe: cancel `stopping.drain` and wait.
 pub async fn run(node: Node) -> Life {
     let mut task = JoinSet::new();
-    let (known, machine) = watch::channel(Known::default());
-    task.spawn(life(node.clone(), known).in_current_span());
+    let (proof, seen) = watch::channel(None);
+    task.spawn(life(node.clone(), proof).in_current_span());
     let lifetime = async {
         match node.settings.max_lifetime {
             Some(limit) => tokio::time::sleep(limit).await,
@@ -102,14 +101,14 @@ pub async fn run(node: Node) -> Life {
         Some(Err(panic)) => Err(NodeError::Panicked(panic.to_string())),
         None => Err(NodeError::Panicked("the node's task vanished".to_owned())),
     };
-    let known = machine.borrow().clone();
-    let end = step(&node, Step::Terminate, end_machine(&node, known)).await;
+    let seen = seen.borrow().clone();
+    let end = step(&node, Step::Terminate, node.backend.machine.end(node.settings.end_order, seen)).await;
     Life { ending, end }
 }
 
-/// The steps from identity to notification. Says which machine this is as soon as it is known, for the step after the last.
-async fn life(node: Node, known: watch::Sender<Known>) -> Result<Ending, NodeError> {
-    let (instance, work) = step(&node, Step::Identify, identity::find(&node, &known)).await?;
+/// The steps from identity to notification. Hands on what the tags prove as soon as they are read, for the step after the last.
+async fn life(node: Node, proof: watch::Sender<Option<EndProof>>) -> Result<Ending, NodeError> {
+    let (instance, work) = step(&node, Step::Identify, identity::find(&node, &proof)).await?;
     // Stopped before it began: nothing is claimed, so nothing has to be handed back.
     let Some(work) = work else { return Ok(Ending::Drained) };
     let (sentinel, mut looks) = Sentinel::start(node.backend.machine.clone(), instance.is_on_ec2());
@@ -136,11 +135,6 @@ async fn one_task(
             return Ok(ending);
         }
     }
-}
-
-async fn end_machine(node: &Node, known: Known) -> Result<End, EndError> {
-    let Known { instance, proof } = known;
-    node.backend.machine.end(node.settings.end_order, instance.as_ref().map(InstanceId::as_str), proof).await
 }
 
 /// Runs one step in a span of its own and logs how long it took.

@@ -9,6 +9,7 @@ mod keys;
 mod lab;
 mod lease;
 mod mission;
+mod ownership;
 mod pull;
 mod races;
 mod scheduler;
