@@ -823,9 +823,67 @@ def test_tables_and_buckets_of_others_are_used_and_never_deleted(account):
     assert (account.notified("their-inputs"), their_queues()) == ([], [queue_arn])
 
 
+@SLOW
+def test_a_stack_that_is_not_ours_is_neither_changed_nor_deleted(account):
+    stacks = account.client("cloudformation")
+    body = json.dumps({"Description": "the shop", "Resources": {"Queue": {"Type": "AWS::SQS::Queue"}}})
+    stacks.create_stack(StackName="shop", TemplateBody=body)
+    stacks.get_waiter("stack_create_complete").wait(StackName="shop", WaiterConfig={"Delay": 1, "MaxAttempts": 30})
+    before = stacks.describe_stack_resources(StackName="shop")["StackResources"]
+    bystander = account.launch("shop-tasks")
+    required = ("--image", account.image, "--subnets", account.subnets, "--binary", account.stub)
+
+    for name, arguments in (("deploy", required), ("teardown", ("--yes",)), ("teardown", ("--yes", "--delete-data"))):
+        _, said = account.run(name, "--stack", "shop", *arguments, code=1)
+        assert "is not lighthpc's" in said
+
+    assert stacks.describe_stacks(StackName="shop")["Stacks"][0]["StackStatus"] == "CREATE_COMPLETE"
+    after = stacks.describe_stack_resources(StackName="shop")["StackResources"]
+    assert [it["PhysicalResourceId"] for it in after] == [it["PhysicalResourceId"] for it in before]
+    assert account.state(bystander) == "running"
+
+
+@SLOW
+def test_what_bears_no_mark_of_ours_is_never_deleted_whatever_its_name_is(account):
+    dynamodb, s3 = account.clients.dynamodb, account.clients.s3
+    dynamodb.create_table(
+        TableName="odd-tasks",
+        KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}],
+        AttributeDefinitions=[{"AttributeName": "id", "AttributeType": "S"}],
+        BillingMode="PAY_PER_REQUEST",
+    )
+    bucket = f"odd-source-{ACCOUNT}-{REGION}"
+    s3.create_bucket(Bucket=bucket)
+    s3.put_bucket_tagging(Bucket=bucket, Tagging={"TagSet": [{"Key": "owner", "Value": "somebody"}]})
+    s3.put_object(Bucket=bucket, Key="theirs", Body=b"x")
+    # A code bucket of somebody's own, with a folder that is called like the stack.
+    s3.create_bucket(Bucket="their-programs")
+    digest = "0123456789abcdef" * 2
+    ours = [f"odd/{digest}.zip", f"odd/bundle-{digest}.tar.gz"]
+    theirs = ["odd/thesis.pdf", f"odd/{digest}.zip.bak", f"odd/x/{digest}.zip", f"oddity/{digest}.zip"]
+    for key in ours + theirs:
+        s3.put_object(Bucket="their-programs", Key=key, Body=b"x")
+
+    printed, _ = account.run("teardown", "--stack", "odd", "--yes", "--delete-data", "--code-bucket", "their-programs")
+
+    assert account.tables("odd") == ["odd-tasks"]
+    assert s3.get_object(Bucket=bucket, Key="theirs")["Body"].read() == b"x"
+    left = [it["Key"] for it in s3.list_objects_v2(Bucket="their-programs")["Contents"]]
+    assert sorted(left) == sorted(theirs)
+    assert {f"not made by lighthpc, never deleted here: {name}" for name in ("odd-tasks", bucket)} <= {
+        line.strip() for line in printed.splitlines()
+    }
+    # Nor is it taken over by a stack of that name.
+    required = ("--image", account.image, "--subnets", account.subnets, "--binary", account.stub)
+    _, said = account.run("deploy", "--stack", "odd", *required, code=1)
+    assert "does not bear the tag lighthpc" in said
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "words"),
     [
+        ("teardown", ["--stack", "lab", "--yes", "--tasks-table", "*"], "--tasks-table"),
+        ("teardown", ["--stack", "lab", "--yes", "--tasks-table", "tbl?"], "--tasks-table"),
         ("deploy", [], "--stack is missing"),
         ("deploy", ["--stack", "Lab"], "lower-case"),
         ("deploy", ["--stack", "x" * 29], "at most 28"),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use aws_sdk_dynamodb::types::AttributeValue;
 use lighthpc::backend::fleet::Template;
 use lighthpc::backend::ledger::{Made, NewMission, NewTask};
-use lighthpc::backend::machine::{EndOrder, PowerOff};
+use lighthpc::backend::machine::{EndOrder, PowerOff, SoleName};
 use lighthpc::backend::{Backend, Tables, Wire};
 use lighthpc::domain::budget::Limits;
 use lighthpc::domain::ids::{MissionId, SrcId};
@@ -232,9 +232,16 @@ impl Subject {
 
     /// Runs the node until it stands at a gate, and drops it there: to the node, its process is gone.
     pub(crate) async fn die_at(self, gate: &Gate) {
+        let instance = self.instance.clone();
         tokio::select! {
             life = self.run() => panic!("it never came to the gate: {life:?}"),
             () = gate.arrived(1) => {}
+        }
+        // The runtime drops its tasks one after another; a process's death takes all of them at once.
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while SoleName::take(&instance).is_none() {
+            assert!(tokio::time::Instant::now() < deadline, "the dead node still has its name");
+            tokio::task::yield_now().await;
         }
     }
 
