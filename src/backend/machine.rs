@@ -1,8 +1,8 @@
 //! EC2 and IMDS: which machine this is, whether another still lives, and this one's end.
 //!
-//! A machine is terminated or powered off only with an [`EndProof`]: its instance bears a tag of ours, or the person who started
-//! the process ordered it. Nothing outside this file makes one, and [`Machine::end`] and [`end_unconnected`] are the only ways
-//! to the end of a machine.
+//! A machine is terminated or powered off only with an [`EndProof`]: its instance bears a tag of ours, or the person
+//! who started the process ordered it. Nothing outside this file makes one, and [`Machine::end`] and
+//! [`end_unconnected`] are the only ways to the end of a machine.
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
@@ -66,7 +66,8 @@ impl EndProof {
         Some(Self(Ground::Tagged { instance: instance.to_owned() }))
     }
 
-    /// Returns whether the proof is about this machine: tags prove nothing about another instance than the one that bears them.
+    /// Returns whether the proof is about this machine: tags prove nothing about another instance than the one that
+    /// bears them.
     fn covers(&self, instance: Option<&str>) -> bool {
         match &self.0 {
             Ground::Ordered => true,
@@ -114,8 +115,8 @@ impl NoProof {
             ),
             Self::Unknown(instance, why) => tracing::error!(
                 "instance {instance} keeps running, and bills: its tags cannot be read, so it may be no node: {why} \
-                 (hint: terminate it by hand; set InstanceMetadataTags=enabled, allow ec2:DescribeTags in its role, or set \
-                 LIGHTHPC_TERMINATE=1 on machines that are nodes)"
+                 (hint: terminate it by hand; set InstanceMetadataTags=enabled, allow ec2:DescribeTags in its role, or \
+                 set LIGHTHPC_TERMINATE=1 on machines that are nodes)"
             ),
         }
     }
@@ -123,8 +124,8 @@ impl NoProof {
 
 /// The right of one process to be named by its instance's id: no two living processes of a machine have it.
 ///
-/// It is a socket with an abstract name, which the kernel removes with the process, and which all processes of one network
-/// namespace share, whatever their user, root folder, or work folder. A clone is the same right.
+/// It is a socket with an abstract name, which the kernel removes with the process, and which all processes of one
+/// network namespace share, whatever their user, root folder, or work folder. A clone is the same right.
 #[derive(Clone, Debug)]
 pub struct SoleName {
     _socket: Arc<UnixListener>,
@@ -148,7 +149,8 @@ impl SoleName {
 /// How often the machine asks EC2 for its own end, the SDK's five attempts (about 4 s) a time. With waits of up to 5 s
 /// between, about a minute at the most: then the power goes off.
 const TERMINATE_TRIES_MAX: u32 = 7;
-/// How long a machine looks for the proof that it is a node: IMDS fails within 15 s, and EC2 has the time of a termination.
+/// How long a machine looks for the proof that it is a node: IMDS fails within 15 s, and EC2 has the time of a
+/// termination.
 const PROOF_TIMEOUT: Duration = Duration::from_mins(1);
 /// A power-off returns at once; a minute is for a system that is out of memory.
 const POWER_OFF_TIMEOUT: Duration = Duration::from_mins(1);
@@ -278,7 +280,8 @@ impl Machine {
         Ok(answer.tags().iter().filter_map(pair).collect())
     }
 
-    /// Reads what the tags of this instance say to a node: from IMDS, and if it has neither `srcID` nor `missionID`, from EC2.
+    /// Reads what the tags of this instance say to a node: from IMDS, and if it has neither `srcID` nor `missionID`,
+    /// from EC2.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -334,8 +337,8 @@ impl Machine {
         super::error::dry_run(answer.map_err(|e| CloudError::sdk("TerminateInstances", instance, e)))
     }
 
-    /// Asks EC2 whether an instance is gone for good: terminated, on its way there, stopped, or unknown. Of an owner that is
-    /// no instance EC2 knows nothing, so it is not gone: its lease must run out.
+    /// Asks EC2 whether an instance is gone for good: terminated, on its way there, stopped, or unknown. Of an owner
+    /// that is no instance EC2 knows nothing, so it is not gone: its lease must run out.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -365,8 +368,8 @@ impl Machine {
         }))
     }
 
-    /// Ends this machine, if it may be ended: by EC2, and if EC2 does not, by power-off. `seen` is what its tags have proved
-    /// already; without it they are read now. Logs why a machine keeps running.
+    /// Ends this machine, if it may be ended: by EC2, and if EC2 does not, by power-off. `seen` is what its tags have
+    /// proved already; without it they are read now. Logs why a machine keeps running.
     ///
     /// # Errors
     /// [`EndError`] if both fail. May be called again.
@@ -463,8 +466,8 @@ where
     }
 }
 
-/// Ends this machine where not even the SDK could be set up: by power-off, and only by the explicit order, for without the
-/// SDK its tags cannot be read.
+/// Ends this machine where not even the SDK could be set up: by power-off, and only by the explicit order, for without
+/// the SDK its tags cannot be read.
 ///
 /// # Errors
 /// [`EndError`].

@@ -53,8 +53,8 @@ impl Cli {
     }
 }
 
-/// Refuses a command line that orders the machine's end, and orders that it keep running. Variables do not count: the image sets
-/// `LIGHTHPC_TERMINATE`, and `--no-terminate` wins over that.
+/// Refuses a command line that orders the machine's end, and orders that it keep running. Variables do not count: the
+/// image sets `LIGHTHPC_TERMINATE`, and `--no-terminate` wins over that.
 fn refuse_both_orders(matches: &ArgMatches) -> Result<(), clap::Error> {
     let Some(run) = matches.subcommand_matches("run") else { return Ok(()) };
     let is_typed = |flag: &str| run.value_source(flag) == Some(ValueSource::CommandLine);

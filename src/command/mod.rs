@@ -86,8 +86,8 @@ pub fn main() -> Exit {
     })
 }
 
-/// A node whose command line is wrong has no task, and is a leak like any other: its machine is ended, if it may be. A person
-/// who mistyped something is no node: nothing is ended from a terminal.
+/// A node whose command line is wrong has no task, and is a leak like any other: its machine is ended, if it may be. A
+/// person who mistyped something is no node: nothing is ended from a terminal.
 fn end_unused_node() {
     let arguments: Vec<String> = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
     let variable = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());

@@ -81,8 +81,8 @@ fn power_off(command: Option<&str>) -> PowerOff {
     }
 }
 
-/// Reads from arguments that clap refused what they order about the machine's end; `None` if nothing is to be ended: this is no
-/// node's command line, or a person may have mistyped something. Whatever is unclear ends nothing.
+/// Reads from arguments that clap refused what they order about the machine's end; `None` if nothing is to be ended:
+/// this is no node's command line, or a person may have mistyped something. Whatever is unclear ends nothing.
 pub(super) fn order_of_refused(
     arguments: &[String],
     variable: impl Fn(&str) -> Option<String>,

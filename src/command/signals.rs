@@ -8,9 +8,9 @@
 //!      └─ listen()   a signal drains, then hurries; one that was noted before drains at once
 //! ```
 //!
-//! A signal that was ignored when the process started stays ignored: `nohup` ignores SIGHUP, and a shell ignores SIGINT for what
-//! it starts in the background. What comes before `catch`, while the program is being loaded, cannot be noted: it ends the
-//! process, and on the image `ExecStopPost=` of the unit ends the machine.
+//! A signal that was ignored when the process started stays ignored: `nohup` ignores SIGHUP, and a shell ignores SIGINT
+//! for what it starts in the background. What comes before `catch`, while the program is being loaded, cannot be noted:
+//! it ends the process, and on the image `ExecStopPost=` of the unit ends the machine.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -66,8 +66,8 @@ pub(super) fn restore() {
     }
 }
 
-/// Listens from now on: the first signal drains, the second hurries. One that was noted before drains at once. Dropping the set
-/// ends the listening.
+/// Listens from now on: the first signal drains, the second hurries. One that was noted before drains at once. Dropping
+/// the set ends the listening.
 pub(super) fn listen(stopping: Stopping) -> std::io::Result<JoinSet<()>> {
     catch();
     let caught = CAUGHT.get().expect("caught above");

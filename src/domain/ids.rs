@@ -94,8 +94,8 @@ pub fn is_ec2_instance(name: &str) -> bool {
     !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Returns the name of a process that must not be named by an instance: `<host>-<random>`. It is never taken for the id of an
-/// instance, whatever the host is called: EC2 names hosts by their instance's id, if it is asked to.
+/// Returns the name of a process that must not be named by an instance: `<host>-<random>`. It is never taken for the id
+/// of an instance, whatever the host is called: EC2 names hosts by their instance's id, if it is asked to.
 #[must_use]
 pub fn process_owner(host: &str, random: u64) -> InstanceId {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';

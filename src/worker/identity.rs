@@ -47,8 +47,8 @@ pub(super) struct Assignment {
     pub(super) is_pulled: bool,
 }
 
-/// Finds out which machine this is and what its task is. Hands on at once what its tags prove: if the task is not found, a node must
-/// still be ended. There is no work for a node that is to drain.
+/// Finds out which machine this is and what its task is. Hands on at once what its tags prove: if the task is not
+/// found, a node must still be ended. There is no work for a node that is to drain.
 pub(super) async fn find(
     node: &Node,
     proof: &watch::Sender<Option<EndProof>>,
@@ -76,16 +76,16 @@ async fn instance(node: &Node) -> Result<Instance, NodeError> {
     }
 }
 
-/// Names this process on an instance: by the instance's id, which takes its own task up again after a restart; or by a name of
-/// its own where another process may live that has the instance's, or the lock of the work folder.
+/// Names this process on an instance: by the instance's id, which takes its own task up again after a restart; or by a
+/// name of its own where another process may live that has the instance's, or the lock of the work folder.
 fn on_ec2(instance: InstanceId, holds_work_dir: bool) -> Instance {
     let name = if holds_work_dir { SoleName::take(instance.as_str()) } else { None };
     let id = if name.is_some() { instance.clone() } else { owner_of_process() };
     if name.is_none() {
         tracing::warn!(
             owner = id.as_str(),
-            "another process runs tasks on instance {instance}, or holds the work folder: this one is named {id}, and a sweep \
-             does not know that it needs the instance"
+            "another process runs tasks on instance {instance}, or holds the work folder: this one is named {id}, and a \
+             sweep does not know that it needs the instance"
         );
     }
     Instance { id, on_ec2: Some(instance), _name: name }

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! [`run`] is the only place that says what happens after what. Whatever happens before it, an error and a panic
-//! included, the last step is the machine's own end: a node without a task is a leak. Only a machine that is proved to be a
-//! node is ended (`backend::machine`).
+//! included, the last step is the machine's own end: a node without a task is a leak. Only a machine that is proved to
+//! be a node is ended (`backend::machine`).
 
 mod attempt;
 mod checkpoint;
@@ -106,7 +106,8 @@ pub async fn run(node: Node) -> Life {
     Life { ending, end }
 }
 
-/// The steps from identity to notification. Hands on what the tags prove as soon as they are read, for the step after the last.
+/// The steps from identity to notification. Hands on what the tags prove as soon as they are read, for the step after
+/// the last.
 async fn life(node: Node, proof: watch::Sender<Option<EndProof>>) -> Result<Ending, NodeError> {
     let (instance, work) = step(&node, Step::Identify, identity::find(&node, &proof)).await?;
     // Stopped before it began: nothing is claimed, so nothing has to be handed back.

@@ -272,8 +272,9 @@ def resolved(value):
 
 
 def may(template, role, action, resource, **context):
-    """Whether a role may do something, by ministack's evaluator. That knows no policy variables: they are put in here."""
-    policy = json.dumps({"Version": "2012-10-17", "Statement": [resolved(it) for name, it in policies(template) if name == role]})
+    """Whether a role may do something, by ministack's evaluator. It knows no policy variables: they are put in here."""
+    statements = [resolved(it) for name, it in policies(template) if name == role]
+    policy = json.dumps({"Version": "2012-10-17", "Statement": statements})
     keys = {name.lower(): value for name, value in context.items()}
     policy = re.sub(r"\$\{([^}]+)\}", lambda found: keys.get(found[1].lower(), "no such key"), policy)
     request = iam_evaluator.EvalContext(
@@ -320,9 +321,9 @@ def test_a_node_ends_only_itself_and_the_scheduler_only_nodes(template, role, se
 
 @pytest.mark.parametrize("role", ["NodeRole", "FunctionRole"])
 def test_one_statement_of_a_role_ends_instances(template, role):
-    ending = [it["Sid"] for name, it in policies(template) if name == role and "ec2:TerminateInstances" in listed(it["Action"])]
+    ours = [it for name, it in policies(template) if name == role]
 
-    assert ending == ["EndOurs"]
+    assert [it["Sid"] for it in ours if "ec2:TerminateInstances" in listed(it["Action"])] == ["EndOurs"]
     condition = statement(template, role, "EndOurs")["Condition"]
     assert condition["StringEquals"] == {"ec2:ResourceTag/lighthpc": TASKS_TABLE}
 
@@ -876,7 +877,7 @@ def test_what_bears_no_mark_of_ours_is_never_deleted_whatever_its_name_is(accoun
     # Nor is it taken over by a stack of that name.
     required = ("--image", account.image, "--subnets", account.subnets, "--binary", account.stub)
     _, said = account.run("deploy", "--stack", "odd", *required, code=1)
-    assert "does not bear the tag lighthpc" in said
+    assert "without the tag lighthpc" in said
 
 
 @pytest.mark.parametrize(

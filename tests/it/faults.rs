@@ -73,7 +73,8 @@ async fn survive(call: Call, mishap: Mishap) {
     // A write that fails for good is insisted on for a lease.
     let mut node = lab.node_with("abc", "M", faults.clone()).lease(Duration::from_secs(3), Duration::from_secs(1));
     let instance = node.instance.clone();
-    // Where the machine cannot learn its own name, nothing proves that it is a node; a real one has the order of its unit.
+    // Where the machine cannot learn its own name, nothing proves that it is a node; a real one has the order of its
+    // unit.
     let is_nameless = mishap == Mishap::FailsForGood && matches!(call.name, "token" | "instance id");
     if is_nameless {
         node.settings.end_order = EndOrder::End;

@@ -1,4 +1,5 @@
-//! Which machine is ended, and who owns a task: no machine without proof that it is a node, and no owner that fits two processes.
+//! Which machine is ended, and who owns a task: no machine without proof that it is a node, and no owner that fits two
+//! processes.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -13,6 +14,7 @@ use lighthpc::domain::ids::is_ec2_instance;
 use lighthpc::local::Service::{Dynamodb, Ec2, Imds, S3};
 use lighthpc::local::{Fault, Faults, When};
 use lighthpc::worker::{Ending, NodeError};
+use lighthpc::workload::Workload;
 
 use crate::lab::{Lab, PATIENCE, REVERSE, Subject, src};
 
@@ -23,11 +25,9 @@ type WayOut = (&'static str, fn(&Lab, &mut Subject, &Faults));
 
 const WAYS_OUT: &[WayOut] = &[
     ("the task is done", |_, _, _| {}),
-    ("the workload fails", |_, node, _| {
-        node.settings.workload = Some(lighthpc::workload::Workload::Shell("exit 3".into()))
-    }),
+    ("the workload fails", |_, node, _| node.settings.workload = Some(Workload::Shell("exit 3".to_owned()))),
     ("no program", |_, node, _| {
-        node.settings.workload = Some(lighthpc::workload::Workload::Program(vec!["/no/such/program".to_owned()]));
+        node.settings.workload = Some(Workload::Program(vec!["/no/such/program".to_owned()]));
     }),
     ("no input", |lab, _, _| std::fs::remove_file(lab.cloud.object_path("source", "abc")).unwrap()),
     ("no result bucket", |_, node, _| node.settings.result_bucket = None),
@@ -39,7 +39,7 @@ const WAYS_OUT: &[WayOut] = &[
     }),
     ("its life is over", |_, node, _| {
         node.settings.max_lifetime = Some(Duration::from_millis(300));
-        node.settings.workload = Some(lighthpc::workload::Workload::Shell("sleep 30".to_owned()));
+        node.settings.workload = Some(Workload::Shell("sleep 30".to_owned()));
     }),
     ("a broken work folder", |lab, node, _| {
         node.settings.work_dir = lab.dir.path().join("file/below");
@@ -59,7 +59,8 @@ const WAYS_OUT: &[WayOut] = &[
     }),
 ];
 
-/// Runs one way out on an instance with these tags. Returns whether the machine was ended, and how often EC2 was asked for that.
+/// Runs one way out on an instance with these tags. Returns whether the machine was ended, and how often EC2 was asked
+/// for that.
 async fn way_out(
     (_, change): &WayOut,
     tags: &[(&str, &str)],
@@ -164,7 +165,8 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-/// Two processes on one instance: whichever folders they use, the second does not take the first one's task for its own.
+/// Two processes on one instance: whichever folders they use, the second does not take the first one's task for its
+/// own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_process_of_an_instance_does_not_take_up_the_first_ones_task() {
     for holds_work_dir in [true, false] {
@@ -277,8 +279,6 @@ struct StubInstance {
     /// Whether EC2 refuses everything, so that the power-off command is what ends the machine.
     refuses: bool,
     has_role: bool,
-    /// Requests for the instance's id are never answered.
-    hangs: bool,
 }
 
 impl Stub {
@@ -321,9 +321,6 @@ fn serve(mut stream: TcpStream, instance: &StubInstance, log: &Mutex<Vec<String>
     let line = head.lines().next()?;
     log.lock().unwrap().push(format!("{line} {body}"));
     let path = line.split(' ').nth(1)?;
-    if instance.hangs && path.ends_with("/instance-id") {
-        std::thread::sleep(PATIENCE);
-    }
     let (status, answer) = reply(path, &body, instance);
     let ttl = if path == "/latest/api/token" { "x-aws-ec2-metadata-token-ttl-seconds: 21600\r\n" } else { "" };
     let length = answer.len();
@@ -356,8 +353,8 @@ fn reply(path: &str, body: &str, instance: &StubInstance) -> (u16, String) {
         };
     }
     if instance.refuses {
-        let refusal = "<Response><Errors><Error><Code>UnauthorizedOperation</Code><Message>no</Message></Error></Errors>\
-                       <RequestID>0</RequestID></Response>";
+        let refusal = "<Response><Errors><Error><Code>UnauthorizedOperation</Code><Message>no</Message></Error>\
+                       </Errors><RequestID>0</RequestID></Response>";
         return (403, refusal.to_owned());
     }
     if body.contains("Action=DescribeTags") {
@@ -528,7 +525,8 @@ fn catches(pid: u32, signal: u32) -> bool {
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & (1 << (signal - 1)) != 0)
 }
 
-/// A signal at any moment from the first on: whatever is caught ends the machine, too. What is not caught yet is the loader's time.
+/// A signal at any moment from the first on: whatever is caught ends the machine, too. What is not caught yet is the
+/// loader's time.
 #[test]
 fn a_signal_in_the_first_milliseconds_still_ends_a_node() {
     let instance = StubInstance { tags: vec!["Name"], refuses: true, has_role: true, ..StubInstance::default() };
