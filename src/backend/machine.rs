@@ -4,9 +4,10 @@
 //! who started the process ordered it. Nothing outside this file makes one, and [`Machine::end`] and
 //! [`end_unconnected`] are the only ways to the end of a machine.
 
+use std::io;
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixListener};
-use std::sync::{Arc, OnceLock};
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use aws_config::imds;
@@ -122,28 +123,25 @@ impl NoProof {
     }
 }
 
-/// The right of one process to be named by its instance's id: no two living processes of a machine have it.
-///
-/// It is a socket with an abstract name, which the kernel removes with the process, and which all processes of one
-/// network namespace share, whatever their user, root folder, or work folder. A clone is the same right.
-#[derive(Clone, Debug)]
-pub struct SoleName {
-    _socket: Arc<UnixListener>,
+/// How many processes of one machine can have a place at a time; others have none. Each place that is looked at is one
+/// system call.
+const PLACES: u32 = 16;
+
+/// The address of a place: a socket with an abstract name. The kernel removes it with the process, and all processes of
+/// one network namespace share it, whatever their user, root folder, or work folder.
+fn place(instance: &str, number: u32) -> io::Result<SocketAddr> {
+    SocketAddr::from_abstract_name(format!("lighthpc/{instance}/{number}"))
 }
 
-impl SoleName {
-    /// Takes the right; `None` if another process has it, or if the system refuses such a socket.
-    #[must_use]
-    pub fn take(instance: &str) -> Option<Self> {
-        let address = SocketAddr::from_abstract_name(format!("lighthpc/{instance}"));
-        match address.and_then(|address| UnixListener::bind_addr(&address)) {
-            Ok(socket) => Some(Self { _socket: Arc::new(socket) }),
-            Err(error) => {
-                tracing::debug!("the name of instance {instance} is taken: {error}");
-                None
-            }
-        }
-    }
+/// Returns whether a living process has a place on this instance.
+#[must_use]
+pub fn has_process(instance: &str) -> bool {
+    let is_taken = |number| {
+        // A datagram socket waits for nobody: it is connected if the name is bound, and refused if not.
+        let socket = UnixDatagram::unbound()?;
+        socket.connect_addr(&place(instance, number)?)
+    };
+    (0..PLACES).any(|number| is_taken(number).is_ok())
 }
 
 /// How often the machine asks EC2 for its own end, the SDK's five attempts (about 4 s) a time. With waits of up to 5 s
@@ -197,6 +195,8 @@ pub struct Machine {
     power_off: PowerOff,
     /// The instance that this is, once IMDS has said so. Nobody else says it: a machine ends only itself.
     own: Arc<OnceLock<String>>,
+    /// This process's place on the instance.
+    place: Arc<Mutex<Option<UnixDatagram>>>,
 }
 
 impl Machine {
@@ -205,7 +205,7 @@ impl Machine {
     pub fn new(wire: &Wire, power_off: PowerOff) -> Self {
         let client = Client::from_conf(Builder::from(&wire.config).build());
         let own = Arc::new(OnceLock::new());
-        Self { client, imds: wire.imds.clone(), imds_is_real: wire.imds_is_real, power_off, own }
+        Self { client, imds: wire.imds.clone(), imds_is_real: wire.imds_is_real, power_off, own, place: Arc::default() }
     }
 
     /// Reads this machine's instance id from IMDS (version 2 only).
@@ -220,6 +220,26 @@ impl Machine {
             CloudError::new(Kind::NotFound, "IMDS", "instance-id", "IMDS answers, but knows no instance id")
         })?;
         Ok(self.own.get_or_init(|| id).clone())
+    }
+
+    /// Takes a place among the processes of this instance, until the machine's end. Returns whether it is the first, which
+    /// at most one living process has: that one may be named by the instance's id. `may_be_first` tells whether this
+    /// process asks for that.
+    pub fn take_place(&self, instance: &str, may_be_first: bool) -> bool {
+        for number in u32::from(!may_be_first)..PLACES {
+            match place(instance, number).and_then(|address| UnixDatagram::bind_addr(&address)) {
+                Ok(socket) => {
+                    *self.place.lock().unwrap_or_else(PoisonError::into_inner) = Some(socket);
+                    return number == 0;
+                }
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+                Err(error) => {
+                    tracing::warn!("this process has no place among those of instance {instance}: {error}");
+                    return false;
+                }
+            }
+        }
+        false
     }
 
     /// Reads one of this machine's tags from IMDS; `None` if it has no such tag or tags are not offered there.
@@ -384,6 +404,15 @@ impl Machine {
                 return Ok(End::LeftRunning);
             }
         };
+        // The own place is given up before the others are looked at: of two that end at once, one sees the other gone.
+        drop(self.place.lock().unwrap_or_else(PoisonError::into_inner).take());
+        if proof.0 != Ground::Ordered
+            && let Some(instance) = instance
+            && has_process(instance)
+        {
+            tracing::info!("instance {instance} keeps running: another process of lighthpc runs here, and ends it");
+            return Ok(End::LeftRunning);
+        }
         if let Some(instance) = instance {
             match self.terminate(instance, &proof).await {
                 Ok(()) => return Ok(End::Terminated),

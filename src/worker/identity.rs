@@ -5,7 +5,7 @@ use tokio::sync::watch;
 use super::insist::insist;
 use super::{Node, NodeError};
 use crate::backend::Kind;
-use crate::backend::machine::{EndProof, NodeTags, SoleName};
+use crate::backend::machine::{EndProof, Machine, NodeTags};
 use crate::domain::ids::{InstanceId, MissionId, SrcId, process_owner};
 use crate::domain::tags;
 
@@ -16,8 +16,6 @@ pub(super) struct Instance {
     pub(super) id: InstanceId,
     /// The EC2 instance that this is.
     on_ec2: Option<InstanceId>,
-    /// The right to be named by the instance, kept as long as the name is used.
-    _name: Option<SoleName>,
 }
 
 impl Instance {
@@ -67,10 +65,10 @@ pub(super) async fn find(
 /// Without IMDS this is not EC2; then a task must be named.
 async fn instance(node: &Node) -> Result<Instance, NodeError> {
     match node.backend.machine.instance_id().await {
-        Ok(id) => Ok(on_ec2(InstanceId::new(id)?, node.settings.holds_work_dir)),
+        Ok(id) => Ok(on_ec2(&node.backend.machine, InstanceId::new(id)?, node.settings.holds_work_dir)),
         Err(error) if error.kind == Kind::Unreachable && node.settings.src.is_some() => {
             tracing::info!("no IMDS here: this is a machine of your own");
-            Ok(Instance { id: owner_of_process(), on_ec2: None, _name: None })
+            Ok(Instance { id: owner_of_process(), on_ec2: None })
         }
         Err(error) => Err(NodeError::Identity(error)),
     }
@@ -78,17 +76,17 @@ async fn instance(node: &Node) -> Result<Instance, NodeError> {
 
 /// Names this process on an instance: by the instance's id, which takes its own task up again after a restart; or by a
 /// name of its own where another process may live that has the instance's, or the lock of the work folder.
-fn on_ec2(instance: InstanceId, holds_work_dir: bool) -> Instance {
-    let name = if holds_work_dir { SoleName::take(instance.as_str()) } else { None };
-    let id = if name.is_some() { instance.clone() } else { owner_of_process() };
-    if name.is_none() {
+fn on_ec2(machine: &Machine, instance: InstanceId, holds_work_dir: bool) -> Instance {
+    let is_first = machine.take_place(instance.as_str(), holds_work_dir);
+    let id = if is_first { instance.clone() } else { owner_of_process() };
+    if !is_first {
         tracing::warn!(
             owner = id.as_str(),
             "another process runs tasks on instance {instance}, or holds the work folder: this one is named {id}, and a \
              sweep does not know that it needs the instance"
         );
     }
-    Instance { id, on_ec2: Some(instance), _name: name }
+    Instance { id, on_ec2: Some(instance) }
 }
 
 /// Returns a new name for this process.

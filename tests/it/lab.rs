@@ -6,7 +6,7 @@ use std::time::Duration;
 use aws_sdk_dynamodb::types::AttributeValue;
 use lighthpc::backend::fleet::Template;
 use lighthpc::backend::ledger::{Made, NewMission, NewTask};
-use lighthpc::backend::machine::{EndOrder, PowerOff, SoleName};
+use lighthpc::backend::machine::{EndOrder, PowerOff, has_process};
 use lighthpc::backend::{Backend, Tables, Wire};
 use lighthpc::domain::budget::Limits;
 use lighthpc::domain::ids::{MissionId, SrcId};
@@ -239,8 +239,8 @@ impl Subject {
         }
         // The runtime drops its tasks one after another; a process's death takes all of them at once.
         let deadline = tokio::time::Instant::now() + PATIENCE;
-        while SoleName::take(&instance).is_none() {
-            assert!(tokio::time::Instant::now() < deadline, "the dead node still has its name");
+        while has_process(&instance) {
+            assert!(tokio::time::Instant::now() < deadline, "the dead node still has its place");
             tokio::task::yield_now().await;
         }
     }

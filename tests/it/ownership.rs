@@ -3,6 +3,8 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -182,41 +184,44 @@ async fn a_second_process_of_an_instance_does_not_take_up_the_first_ones_task() 
         let mut second = lab.node_on(instance.clone(), Faults::new());
         second.settings.work_dir = lab.dir.path().join("another");
         second.settings.holds_work_dir = holds_work_dir;
-        second.settings.end_order = EndOrder::Keep;
         let life = second.lease(Duration::from_secs(6), Duration::from_millis(100)).run().await;
 
+        assert_eq!(life.end.unwrap(), End::LeftRunning, "the first process still works here");
         let is_held = matches!(&life.ending, Ok(Ending::HeldByOther(holder)) if holder.as_str() == instance);
-        assert!(is_held, "{life:?}");
+        assert!(is_held, "{:?}", life.ending);
         let row = lab.task("abc").await;
         assert_eq!((row.attempt.0, row.instance.unwrap().to_string()), (1, instance.clone()));
         std::fs::write(go, "").unwrap();
         running.join_all().await.pop().unwrap().ending.unwrap();
         lab.assert_done("abc", "M", "by the first process").await;
         assert_eq!(std::fs::read_to_string(began).unwrap().lines().count(), 1, "one workload ran");
+        assert!(lab.has_ended(&instance), "the first process ends the machine");
     }
 }
 
-/// Two at the same moment: one of them is the instance, both tasks end once.
+/// Two at the same moment: one of them is the instance, both tasks end once, and whoever is the last ends the machine.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_processes_of_an_instance_have_two_owners() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc", "xyz"]).await;
-    let instance = lab.cloud.launch(&[("missionID", "M")]);
-    let (line, began, go) = waiting(&lab);
-    let mut running = tokio::task::JoinSet::new();
-    for task in ["abc", "xyz"] {
-        let mut node = lab.node_on(instance.clone(), Faults::new()).shell(&line);
-        node.settings.src = Some(src(task));
-        node.settings.end_order = EndOrder::Keep;
-        running.spawn(node.run());
+async fn two_processes_of_an_instance_have_two_owners_and_the_last_ends_the_machine() {
+    for round in 0..5 {
+        let lab = Lab::new().await;
+        lab.mission("M", &["abc", "xyz"]).await;
+        let instance = lab.cloud.launch(&[("missionID", "M")]);
+        let (line, began, go) = waiting(&lab);
+        let mut running = tokio::task::JoinSet::new();
+        for task in ["abc", "xyz"] {
+            let mut node = lab.node_on(instance.clone(), Faults::new()).shell(&line);
+            node.settings.src = Some(src(task));
+            running.spawn(node.run());
+        }
+        until("both starts", || std::fs::read_to_string(&began).unwrap_or_default().lines().count() == 2).await;
+        let owner = async |task| lab.task(task).await.instance.unwrap().to_string();
+        let owners = [owner("abc").await, owner("xyz").await];
+        std::fs::write(go, "").unwrap();
+        assert!(running.join_all().await.iter().all(|life| life.ending.is_ok()));
+        assert_eq!(owners.iter().filter(|owner| **owner == instance).count(), 1, "{owners:?}");
+        assert_eq!(owners.iter().filter(|owner| is_ec2_instance(owner)).count(), 1, "{owners:?}");
+        assert!(lab.has_ended(&instance), "round {round}: each left the machine's end to the other");
     }
-    until("both starts", || std::fs::read_to_string(&began).unwrap_or_default().lines().count() == 2).await;
-    let owner = async |task| lab.task(task).await.instance.unwrap().to_string();
-    let owners = [owner("abc").await, owner("xyz").await];
-    std::fs::write(go, "").unwrap();
-    assert!(running.join_all().await.iter().all(|life| life.ending.is_ok()));
-    assert_eq!(owners.iter().filter(|owner| **owner == instance).count(), 1, "{owners:?}");
-    assert_eq!(owners.iter().filter(|owner| is_ec2_instance(owner)).count(), 1, "{owners:?}");
 }
 
 /// Off EC2 each process has a name of its own, and no task needs `--no-terminate`.
@@ -268,11 +273,13 @@ async fn a_node_without_a_task_ends_if_it_bears_our_mark_alone() {
 /// IMDS and EC2 of one instance. All other services refuse.
 struct Stub {
     url: String,
+    id: String,
     asked: Arc<Mutex<Vec<String>>>,
 }
 
 #[derive(Clone, Default)]
 struct StubInstance {
+    id: String,
     /// The tags; as IMDS shows them, if it does.
     tags: Vec<&'static str>,
     hides_tags: bool,
@@ -282,18 +289,20 @@ struct StubInstance {
 }
 
 impl Stub {
-    fn new(instance: StubInstance) -> Self {
+    fn new(mut instance: StubInstance) -> Self {
+        // The tests run beside each other on one machine, which knows its processes by the instance's id.
+        instance.id = format!("i-0{:016x}", rand::random::<u64>());
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let asked = Arc::new(Mutex::new(Vec::new()));
-        let log = asked.clone();
+        let (log, id) = (asked.clone(), instance.id.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (instance, log) = (instance.clone(), log.clone());
                 std::thread::spawn(move || serve(stream, &instance, &log));
             }
         });
-        Self { url, asked }
+        Self { url, id, asked }
     }
 
     fn was_asked(&self, what: &str) -> bool {
@@ -328,8 +337,6 @@ fn serve(mut stream: TcpStream, instance: &StubInstance, log: &Mutex<Vec<String>
     stream.write_all(reply.as_bytes()).ok()
 }
 
-const ID: &str = "i-0123456789abcdef0";
-
 fn reply(path: &str, body: &str, instance: &StubInstance) -> (u16, String) {
     if path == "/latest/api/token" {
         return (200, "a-token".to_owned());
@@ -337,7 +344,7 @@ fn reply(path: &str, body: &str, instance: &StubInstance) -> (u16, String) {
     if let Some(item) = path.strip_prefix("/latest/meta-data/") {
         let tag = item.strip_prefix("tags/instance");
         return match (item, tag) {
-            ("instance-id", _) => (200, ID.to_owned()),
+            ("instance-id", _) => (200, instance.id.clone()),
             ("iam/security-credentials/", _) if instance.has_role => (200, "role".to_owned()),
             ("iam/security-credentials/role", _) if instance.has_role => (
                 200,
@@ -516,6 +523,20 @@ fn both_orders_on_one_command_line_are_refused_and_end_nothing() {
     assert_ne!(status.code(), Some(0));
     assert!(!host.has_ended());
     assert!(host.stub.was_asked("instance-id"), "the node ran");
+}
+
+/// A command line that cannot be read does not end a node under another process's task.
+#[test]
+fn a_wrong_command_line_beside_a_working_node_leaves_the_machine_to_that() {
+    let host = Host::new(StubInstance { tags: vec!["lighthpc"], has_role: true, ..StubInstance::default() });
+    let wrong = || wait(&mut host.lighthpc(&["run", "--no-such-flag"]).spawn().unwrap());
+    let name = SocketAddr::from_abstract_name(format!("lighthpc/{}/3", host.stub.id)).unwrap();
+    let living = UnixDatagram::bind_addr(&name).unwrap();
+    assert_eq!(wrong().code(), Some(2));
+    assert!(!host.has_ended());
+    drop(living);
+    assert_eq!(wrong().code(), Some(2));
+    assert!(host.has_ended());
 }
 
 /// Returns whether a process catches a signal, by the bit of its number.
