@@ -104,7 +104,7 @@ pub fn of_node(error: &NodeError) -> (Exit, Option<String>) {
     match error {
         NodeError::Identity(source) if source.kind == Kind::Unreachable => (
             Exit::NoIdentity,
-            Some("off EC2, name the task with --src-id and add --no-terminate, or use --local".to_owned()),
+            Some("off EC2, name the task with --src-id, or use --local".to_owned()),
         ),
         NodeError::Identity(source) | NodeError::Cloud { source, .. } => of_cloud(source),
         NodeError::NoTask { .. } => (

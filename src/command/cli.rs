@@ -4,10 +4,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use super::flags::{AwsArgs, SchedulerArgs, TableArgs, range, seconds};
 use super::place::DEFAULT_DIR;
+use crate::backend::machine::EndOrder;
 use crate::logging::Format;
 
 /// One task per input file on EC2 Spot instances: nothing lost, nothing counted twice, nothing left running.
@@ -35,7 +38,9 @@ impl Cli {
             arguments.push("lambda".into());
         }
         let definition = Self::command().mut_args(without).mut_subcommands(move |command| command.mut_args(without));
-        Self::from_arg_matches(&definition.try_get_matches_from(arguments)?)
+        let matches = definition.try_get_matches_from(arguments)?;
+        refuse_both_orders(&matches)?;
+        Self::from_arg_matches(&matches)
     }
 
     /// Returns whether this is a node, or the function, whose every step belongs in the journal.
@@ -46,6 +51,18 @@ impl Cli {
             _ => false,
         }
     }
+}
+
+/// Refuses a command line that orders the machine's end, and orders that it keep running. Variables do not count: the
+/// image sets `LIGHTHPC_TERMINATE`, and `--no-terminate` wins over that.
+fn refuse_both_orders(matches: &ArgMatches) -> Result<(), clap::Error> {
+    let Some(run) = matches.subcommand_matches("run") else { return Ok(()) };
+    let is_typed = |flag: &str| run.value_source(flag) == Some(ValueSource::CommandLine);
+    if is_typed("terminate") && is_typed("no_terminate") {
+        let words = "the argument '--terminate' cannot be used with '--no-terminate'";
+        return Err(Cli::command().error(ErrorKind::ArgumentConflict, words));
+    }
+    Ok(())
 }
 
 #[derive(Debug, Subcommand)]
@@ -225,10 +242,13 @@ pub(super) struct RunArgs {
     /// How long the node may live; then it hands its task back and ends (default: no limit)
     #[arg(long, env = "LIGHTHPC_MAX_LIFETIME", value_parser = seconds, value_name = "SECONDS", help_heading = "The node")]
     pub(super) max_lifetime: Option<Duration>,
-    /// Leave the instance running at the end, to look at it; it bills until you end it
+    /// End the machine at the end, even if no tag of its instance (srcID, missionID, lighthpc) shows that it is a node
+    #[arg(long, env = "LIGHTHPC_TERMINATE", value_parser = clap::builder::BoolishValueParser::new(), help_heading = "The node")]
+    pub(super) terminate: bool,
+    /// Leave the instance running at the end, to look at it; it bills until you end it. Wins over LIGHTHPC_TERMINATE
     #[arg(long, env = "LIGHTHPC_NO_TERMINATE", value_parser = clap::builder::BoolishValueParser::new(), help_heading = "The node")]
     pub(super) no_terminate: bool,
-    /// What switches the machine off if EC2 does not end it (default, on EC2 only: systemctl poweroff)
+    /// What switches a machine that may be ended off if EC2 does not (default, on EC2 only: systemctl poweroff)
     #[arg(long, env = "LIGHTHPC_POWER_OFF_COMMAND", value_name = "COMMAND", help_heading = "The node")]
     pub(super) power_off_command: Option<String>,
     /// What is around a workload: a process group of the node's own user, or a systemd unit with a user of its own, that
@@ -273,6 +293,17 @@ pub(super) struct RunArgs {
     /// Makes its random steps the same on every run
     #[arg(long, env = "LIGHTHPC_SEED", value_name = "N", help_heading = "The simulated workload")]
     pub(super) seed: Option<u64>,
+}
+
+impl RunArgs {
+    /// Returns what was ordered about the machine's end.
+    pub(super) const fn end_order(&self) -> EndOrder {
+        match (self.no_terminate, self.terminate) {
+            (true, _) => EndOrder::Keep,
+            (false, true) => EndOrder::End,
+            (false, false) => EndOrder::IfNode,
+        }
+    }
 }
 
 #[derive(Debug, Args)]

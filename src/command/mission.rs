@@ -16,6 +16,7 @@ use super::plan::{self, Plan};
 use super::screen::{self, Screen};
 use super::{Failure, node, place, signals};
 use crate::backend::Backend;
+use crate::backend::machine::EndOrder;
 use crate::domain::ids::SrcId;
 use crate::domain::keys::{INDEX_NAME, log_key};
 use crate::domain::mission::Mission;
@@ -47,8 +48,10 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
     settings.source_bucket = Some(SOURCE_BUCKET.to_owned());
     settings.result_bucket = Some(RESULT_BUCKET.to_owned());
     settings.topic_arn = Some(TOPIC_ARN.to_owned());
-    settings.terminate = true;
     settings.preflight = Arc::new(Preflight::passed());
+    // Its instances are the local cloud's own, and each has one process.
+    settings.end_order = EndOrder::IfNode;
+    settings.holds_work_dir = true;
     settings.bounds.echo = false;
     settings.work_dir = cloud.dir().join(".lighthpc/work");
     let _work_dir = node::take_work_dir(&settings.work_dir);

@@ -66,6 +66,8 @@ impl From<crate::scheduler::SchedulerError> for Failure {
 /// Reads the command line, runs the command to its end, and returns the program's exit code.
 #[must_use]
 pub fn main() -> Exit {
+    // Before anything else: a node that a signal ends here would leave its machine running.
+    signals::catch();
     let cli = match Cli::read() {
         Ok(cli) => cli,
         Err(error) => {
@@ -84,20 +86,25 @@ pub fn main() -> Exit {
     })
 }
 
-/// A node whose command line is wrong has no task, and is a leak like any other. But a person who mistyped something is
-/// no node: nothing is ended from a terminal, or if files are named.
+/// A node whose command line is wrong has no task, and is a leak like any other: its machine is ended, if it may be. A
+/// person who mistyped something is no node: nothing is ended from a terminal.
 fn end_unused_node() {
     let arguments: Vec<String> = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
-    if !std::io::IsTerminal::is_terminal(&std::io::stdin()) && node::is_meant(&arguments) {
-        logging::init(LevelFilter::INFO, logging::Format::Text).ok();
-        match runtime() {
-            Ok(runtime) => runtime.block_on(node::end_machine(None)),
-            Err(error) => tracing::error!("this machine could not be ended: {error}"),
-        }
+    let variable = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+    let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stdin());
+    let Some(order) = node::order_of_refused(&arguments, variable, is_terminal) else { return };
+    logging::init(LevelFilter::INFO, logging::Format::Text).ok();
+    match runtime() {
+        Ok(runtime) => runtime.block_on(node::end_machine(None, order)),
+        Err(error) => tracing::error!("this machine could not be ended: {error}"),
     }
 }
 
 fn start(cli: Cli) -> Result<Exit, Failure> {
+    if !matches!(&cli.command, Command::Run(args) if args.local.is_none()) {
+        // Only a node has a machine to end. All else ends at once, unless it listens later.
+        signals::restore();
+    }
     let level = if cli.is_a_service() { LevelFilter::INFO } else { LevelFilter::WARN };
     let logs = logging::init(level, cli.log_format);
     let internal = |error: std::io::Error| Failure { exit: Exit::Internal, error: error.into(), hint: None };

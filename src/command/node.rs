@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::cli::{Isolation, RunArgs};
 use super::{Failure, service, signals};
-use crate::backend::machine::{self, PowerOff};
+use crate::backend::machine::{self, EndOrder, PowerOff};
 use crate::backend::{Backend, Wire};
 use crate::domain::budget::Limits;
 use crate::domain::ids::{MissionId, SrcId};
@@ -18,7 +18,12 @@ use crate::workload::{self, Bounds, Simulation, Wall, Workload};
 const LOG_EVERY: Duration = Duration::from_mins(1);
 
 pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result<Exit, Failure> {
+    let order = args.end_order();
     if let Some(file) = args.files.first() {
+        // A person has left `--local` out, as a rule. Only an explicit order says that this is a node all the same.
+        if order == EndOrder::End {
+            end_machine(args.power_off_command.as_deref(), order).await;
+        }
         let hint = "add --local to run a mission on these files on this machine; a program goes after `--`";
         let message = format!("{} is named, but a node takes its task from its tag", file.display());
         return Err(Failure::usage(message, hint));
@@ -33,9 +38,7 @@ pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result
     let (_listener, settings) = match ready {
         Ok(ready) => ready,
         Err(failure) => {
-            if !args.no_terminate {
-                end_machine(args.power_off_command.as_deref()).await;
-            }
+            end_machine(args.power_off_command.as_deref(), order).await;
             return Err(failure);
         }
     };
@@ -51,14 +54,12 @@ async fn live(args: &RunArgs, settings: Settings, stopping: Stopping) -> Result<
     let wire = match Wire::aws().await {
         Ok(wire) => wire,
         Err(error) => {
-            if settings.terminate {
-                say(machine::end_unconnected(&power_off).await);
-            }
+            say(machine::end_unconnected(&power_off, settings.end_order).await);
             return Err(error.into());
         }
     };
-    let (_work_dir, left) = take_work_dir(&settings.work_dir);
-    let settings = Settings { left, ..settings };
+    let (work_dir, left) = take_work_dir(&settings.work_dir);
+    let settings = Settings { left, holds_work_dir: work_dir.is_some(), ..settings };
     let tables = args.aws.tables.tables();
     let node = Node { backend: Backend::new(&wire, tables, power_off), settings: Arc::new(settings), stopping };
     conclude(worker::run(node).await)
@@ -80,29 +81,50 @@ fn power_off(command: Option<&str>) -> PowerOff {
     }
 }
 
-/// Returns whether arguments that could not be read were meant for a node that ends with its task.
-pub(super) fn is_meant(arguments: &[String]) -> bool {
+/// Reads from arguments that clap refused what they order about the machine's end; `None` if nothing is to be ended:
+/// this is no node's command line, or a person may have mistyped something. Whatever is unclear ends nothing.
+pub(super) fn order_of_refused(
+    arguments: &[String],
+    variable: impl Fn(&str) -> Option<String>,
+    is_terminal: bool,
+) -> Option<EndOrder> {
     let ours: Vec<&str> = arguments.iter().map(String::as_str).take_while(|arg| *arg != "--").collect();
-    let is_set =
-        |name: &str| std::env::var(name).is_ok_and(|value| !matches!(value.trim(), "" | "0" | "false" | "no" | "off"));
-    ours.first() == Some(&"run")
-        && !ours.iter().any(|arg| arg.starts_with("--local") || *arg == "--no-terminate")
-        && !is_set("LIGHTHPC_LOCAL")
-        && !is_set("LIGHTHPC_NO_TERMINATE")
-        && !ours.iter().any(|arg| std::path::Path::new(arg).exists())
+    let value = |name: &str| variable(name).map(|value| value.trim().to_ascii_lowercase()).unwrap_or_default();
+    let is_off = |value: &str| matches!(value, "" | "0" | "false" | "f" | "no" | "n" | "off");
+    let is_on = |value: &str| matches!(value, "1" | "true" | "t" | "yes" | "y" | "on");
+    let is_given = |flag: &str| {
+        ours.iter().any(|arg| arg.strip_prefix(flag).is_some_and(|rest| rest.is_empty() || rest.starts_with('=')))
+    };
+
+    let is_local = is_given("--local") || !value("LIGHTHPC_LOCAL").is_empty();
+    let keeps = is_given("--no-terminate") || !is_off(&value("LIGHTHPC_NO_TERMINATE"));
+    if !is_run(&ours) || is_terminal || is_local || keeps {
+        return None;
+    }
+    if is_given("--terminate") || is_on(&value("LIGHTHPC_TERMINATE")) {
+        return Some(EndOrder::End);
+    }
+    let names_a_file = ours.iter().any(|arg| std::path::Path::new(arg).exists());
+    (!names_a_file).then_some(EndOrder::IfNode)
 }
 
-/// Ends this machine where no node could be made.
-pub(super) async fn end_machine(power_off_command: Option<&str>) {
+/// Returns whether the command is `run`: only the global flag can stand before it.
+fn is_run(arguments: &[&str]) -> bool {
+    match arguments {
+        ["run", ..] => true,
+        ["--log-format", _, rest @ ..] => is_run(rest),
+        [flag, rest @ ..] if flag.starts_with("--log-format=") => is_run(rest),
+        _ => false,
+    }
+}
+
+/// Ends this machine where no node could be made, if it may be ended.
+pub(super) async fn end_machine(power_off_command: Option<&str>, order: EndOrder) {
     let from_variable = std::env::var("LIGHTHPC_POWER_OFF_COMMAND").ok();
     let power_off = power_off(power_off_command.or(from_variable.as_deref()));
     let ended = match Wire::aws().await {
-        Ok(wire) => {
-            let machine = machine::Machine::new(&wire, power_off);
-            let instance = machine.instance_id().await.ok();
-            machine.end(instance.as_deref()).await
-        }
-        Err(_) => machine::end_unconnected(&power_off).await,
+        Ok(wire) => machine::Machine::new(&wire, power_off).end(order, None).await,
+        Err(_) => machine::end_unconnected(&power_off, order).await,
     };
     say(ended);
 }
@@ -173,7 +195,8 @@ pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
         left: Vec::new(),
         max_idle: args.max_idle,
         max_lifetime: args.max_lifetime,
-        terminate: !args.no_terminate,
+        end_order: args.end_order(),
+        holds_work_dir: false,
         workload,
         simulation: Simulation { steps: args.steps, step_seconds: args.step_seconds, seed: args.seed },
         bounds: Bounds { time_limit: args.time_limit, grace: args.grace, echo: true, wall: wall(args)? },
@@ -204,5 +227,49 @@ pub(super) fn words(error: &worker::NodeError) -> String {
     match exit::of_node(error).1 {
         Some(hint) => format!("{words} (hint: {hint})"),
         None => words,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn order(arguments: &[&str], variables: &[(&str, &str)], is_terminal: bool) -> Option<EndOrder> {
+        let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        let variable =
+            |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+        order_of_refused(&arguments, variable, is_terminal)
+    }
+
+    #[test]
+    fn a_refused_command_line_ends_nothing_without_tags_or_an_order() {
+        let bad = &["run", "--no-such-flag"];
+        assert_eq!(order(bad, &[], false), Some(EndOrder::IfNode));
+        assert_eq!(order(bad, &[], true), None, "a person typed it");
+        assert_eq!(order(&["status", "--no-such-flag"], &[("LIGHTHPC_TERMINATE", "1")], false), None);
+        assert_eq!(order(&["run", "--local=x", "--bad"], &[("LIGHTHPC_TERMINATE", "1")], false), None);
+        assert_eq!(order(bad, &[("LIGHTHPC_LOCAL", "x"), ("LIGHTHPC_TERMINATE", "1")], false), None);
+        assert_eq!(order(&["run", "Cargo.toml", "--bad"], &[], false), None, "files are named");
+        assert_eq!(order(&["run", "--bad", "--", "--terminate"], &[], false), Some(EndOrder::IfNode), "the program's");
+        assert_eq!(order(&["--log-format", "json", "run", "--bad"], &[], false), Some(EndOrder::IfNode));
+    }
+
+    #[test]
+    fn an_order_in_a_refused_command_line_is_read_as_it_would_have_been() {
+        let bad = &["run", "--no-such-flag"];
+        for on in ["1", "true", "Yes", "ON", " y ", "T"] {
+            assert_eq!(order(bad, &[("LIGHTHPC_TERMINATE", on)], false), Some(EndOrder::End), "{on}");
+            let both = [("LIGHTHPC_TERMINATE", "1"), ("LIGHTHPC_NO_TERMINATE", on)];
+            assert_eq!(order(bad, &both, false), None, "{on}: --no-terminate wins");
+        }
+        for off in ["", "0", "No", "f", "OFF"] {
+            assert_eq!(order(bad, &[("LIGHTHPC_TERMINATE", off)], false), Some(EndOrder::IfNode), "{off}");
+            let both = [("LIGHTHPC_TERMINATE", "1"), ("LIGHTHPC_NO_TERMINATE", off)];
+            assert_eq!(order(bad, &both, false), Some(EndOrder::End), "{off}");
+        }
+        assert_eq!(order(bad, &[("LIGHTHPC_TERMINATE", "perhaps")], false), Some(EndOrder::IfNode));
+        assert_eq!(order(bad, &[("LIGHTHPC_NO_TERMINATE", "perhaps")], false), None);
+        assert_eq!(order(&["run", "--terminate", "--bad"], &[], false), Some(EndOrder::End));
+        assert_eq!(order(&["run", "--terminate", "--no-terminate"], &[], false), None, "both are refused");
     }
 }

@@ -78,11 +78,34 @@ name!(
     1900
 );
 name!(
-    /// The machine that holds an attempt: an EC2 instance id, or a made-up one for a desk.
+    /// The owner of an attempt: the id of an EC2 instance, or the name of one process, made by [`process_owner`].
     InstanceId,
     "the instance's id",
     256
 );
+
+/// The longest part of a host's name in an owner's: enough to find the machine, and short in a table.
+const HOST_CHARS_MAX: usize = 63;
+
+/// Returns whether a name has the form of an EC2 instance's id, such as `i-0123456789abcdef0`.
+#[must_use]
+pub fn is_ec2_instance(name: &str) -> bool {
+    let digits = name.strip_prefix("i-").unwrap_or_default();
+    !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Returns the name of a process that must not be named by an instance: `<host>-<random>`. It is never taken for the id
+/// of an instance, whatever the host is called: EC2 names hosts by their instance's id, if it is asked to.
+#[must_use]
+pub fn process_owner(host: &str, random: u64) -> InstanceId {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+    let mut clean: String = host.chars().take(HOST_CHARS_MAX).map(|c| if is_plain(c) { c } else { '-' }).collect();
+    // A name of one letter is prefixed as well: `i` and a hyphen would be an instance's beginning.
+    if clean.get(..2).is_none_or(|start| start.eq_ignore_ascii_case("i-")) {
+        clean.insert_str(0, "host-");
+    }
+    InstanceId(format!("{clean}-{random:016x}"))
+}
 
 /// The n-th time a task is claimed, from 1, only ever growing: the fencing token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -104,5 +127,24 @@ mod tests {
         assert!(SrcId::new("x".repeat(1024)).is_ok());
         assert!(SrcId::new("x".repeat(1025)).is_err());
         assert_eq!(SrcId::new("a b+c/../ü").map(|s| s.to_string()), Ok("a b+c/../ü".to_owned()));
+    }
+
+    #[test]
+    fn the_owner_of_a_process_never_looks_like_an_instance() {
+        let long = "h".repeat(300);
+        for host in
+            ["", "a", "i", "i-", "I-0", "i-0123456789abcdef0", "i-0123456789abcdef0.ec2.internal", "ü\n\0 x", &long]
+        {
+            let owner = process_owner(host, 7);
+            assert!(!owner.as_str().starts_with("i-") && !is_ec2_instance(owner.as_str()), "{owner}");
+            assert!(owner.as_str().ends_with("-0000000000000007"), "{owner}");
+            assert!(
+                owner.as_str().len() <= 90 && owner.as_str().bytes().all(|byte| byte.is_ascii_graphic()),
+                "{owner}"
+            );
+        }
+        assert_eq!(process_owner("node7.lab", 1).as_str(), "node7.lab-0000000000000001");
+        assert!(is_ec2_instance("i-0123456789abcdef0") && is_ec2_instance("i-1"));
+        assert!(!is_ec2_instance("i-") && !is_ec2_instance("i-x1") && !is_ec2_instance("xi-1"));
     }
 }

@@ -5,16 +5,24 @@ use tokio::sync::watch;
 use super::insist::insist;
 use super::{Node, NodeError};
 use crate::backend::Kind;
-use crate::domain::ids::{InstanceId, MissionId, SrcId};
+use crate::backend::machine::{EndProof, Machine, NodeTags};
+use crate::domain::ids::{InstanceId, MissionId, SrcId, process_owner};
 use crate::domain::tags;
 
-/// The machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The machine, and this process on it.
+#[derive(Clone, Debug)]
 pub(super) struct Instance {
-    /// Its id.
+    /// The owner of this process's attempts: no two processes that live at the same time have the same.
     pub(super) id: InstanceId,
-    /// Whether it is an EC2 instance, which EC2 can end.
-    pub(super) is_on_ec2: bool,
+    /// The EC2 instance that this is.
+    on_ec2: Option<InstanceId>,
+}
+
+impl Instance {
+    /// Returns whether this is an EC2 instance.
+    pub(super) const fn is_on_ec2(&self) -> bool {
+        self.on_ec2.is_some()
+    }
 }
 
 /// What this machine was launched for.
@@ -37,55 +45,70 @@ pub(super) struct Assignment {
     pub(super) is_pulled: bool,
 }
 
-/// Finds out which machine this is and what its task is. Tells `known` of the machine at once: if the task is not to
-/// be found, the machine must still be ended.
-pub(super) async fn find(node: &Node, known: &watch::Sender<Option<Instance>>) -> Result<(Instance, Work), NodeError> {
+/// Finds out which machine this is and what its task is. Hands on at once what its tags prove: if the task is not
+/// found, a node must still be ended. There is no work for a node that is to drain.
+pub(super) async fn find(
+    node: &Node,
+    proof: &watch::Sender<Option<EndProof>>,
+) -> Result<(Instance, Option<Work>), NodeError> {
     let instance = instance(node).await?;
-    known.send_replace(Some(instance.clone()));
-    let task = task(node, &instance).await?;
-    Ok((instance, task))
+    // The search may be dropped: it only reads. The tags are then read again for the machine's end.
+    let found = tokio::select! {
+        found = task(node, &instance, proof) => Some(found?),
+        () = node.stopping.drain.cancelled() => None,
+    };
+    Ok((instance, found.filter(|_| !node.stopping.drain.is_cancelled())))
 }
 
-/// Finds out which machine this is.
+/// Finds out which machine this is, and how this process is named on it.
 ///
-/// Without IMDS this is not EC2; then a task must be named, and the machine must not be asked to end.
+/// Without IMDS this is not EC2; then a task must be named.
 async fn instance(node: &Node) -> Result<Instance, NodeError> {
     match node.backend.machine.instance_id().await {
-        Ok(id) => Ok(Instance { id: InstanceId::new(id)?, is_on_ec2: true }),
-        Err(error) if error.kind == Kind::Unreachable && node.settings.src.is_some() && !node.settings.terminate => {
+        Ok(id) => Ok(on_ec2(&node.backend.machine, InstanceId::new(id)?, node.settings.holds_work_dir)),
+        Err(error) if error.kind == Kind::Unreachable && node.settings.src.is_some() => {
             tracing::info!("no IMDS here: this is a machine of your own");
-            Ok(Instance { id: InstanceId::new(desk_id())?, is_on_ec2: false })
+            Ok(Instance { id: owner_of_process(), on_ec2: None })
         }
         Err(error) => Err(NodeError::Identity(error)),
     }
 }
 
-/// A name for a machine that is not on EC2. Random at its end, so that no two processes are ever the same holder.
-fn desk_id() -> String {
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    format!("desk-{}-{:08x}", host.chars().take(200).collect::<String>(), rand::random::<u32>())
+/// Names this process on an instance: by the instance's id, which takes its own task up again after a restart; or by a
+/// name of its own where another process may live that has the instance's, or the lock of the work folder.
+fn on_ec2(machine: &Machine, instance: InstanceId, holds_work_dir: bool) -> Instance {
+    let is_first = machine.take_place(instance.as_str(), holds_work_dir);
+    let id = if is_first { instance.clone() } else { owner_of_process() };
+    if !is_first {
+        tracing::warn!(
+            owner = id.as_str(),
+            "another process runs tasks on instance {instance}, or holds the work folder: this one is named {id}, and a \
+             sweep does not know that it needs the instance"
+        );
+    }
+    Instance { id, on_ec2: Some(instance) }
+}
+
+/// Returns a new name for this process.
+fn owner_of_process() -> InstanceId {
+    process_owner(&rustix::system::uname().nodename().to_string_lossy(), rand::random())
 }
 
 /// Finds out what there is to do: from flags, from the tags that IMDS offers, or from EC2's.
-async fn task(node: &Node, instance: &Instance) -> Result<Work, NodeError> {
+async fn task(node: &Node, instance: &Instance, seen: &watch::Sender<Option<EndProof>>) -> Result<Work, NodeError> {
     let settings = &node.settings;
     if let Some(src) = &settings.src {
         let (src, mission) = (src.clone(), settings.mission.clone());
         return Ok(Work::Task(Assignment { src, mission, is_pulled: false }));
     }
-    let machine = &node.backend.machine;
-    let tags = tokio::try_join!(machine.tag(tags::SRC), machine.tag(tags::MISSION));
-    let (mut src, mut mission) = tags.map_err(NodeError::Identity)?;
-    if src.is_none() && mission.is_none() && instance.is_on_ec2 {
-        // 404: the tag is not there, or the instance's metadata options do not offer tags. EC2 knows which.
-        let mut tags = machine.tags_of(instance.id.as_str()).await.map_err(NodeError::Identity)?;
-        let mut take = |name: &str| tags.iter().position(|(key, _)| key == name).map(|at| tags.swap_remove(at).1);
-        src = take(tags::SRC);
-        mission = take(tags::MISSION);
-    }
+    let NodeTags { src, mission, proof } = match &instance.on_ec2 {
+        Some(_) => node.backend.machine.node_tags().await.map_err(NodeError::Identity)?,
+        None => NodeTags::default(),
+    };
+    seen.send_replace(proof);
     let mission = mission.filter(|mission| !mission.is_empty()).map(MissionId::new).transpose()?;
     let mission = settings.mission.clone().or(mission);
-    let no_task = || NodeError::NoTask { instance: instance.id.to_string() };
+    let no_task = || NodeError::NoTask { instance: instance.on_ec2.as_ref().unwrap_or(&instance.id).to_string() };
     let Some(src) = src.filter(|src| !src.is_empty()) else { return mission.map(Work::Mission).ok_or_else(no_task) };
     let src = if tags::is_short(&src) {
         let key = insist(settings.max_idle, || node.backend.ledger.key_of(&src)).await;

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! [`run`] is the only place that says what happens after what. Whatever happens before it, an error and a panic
-//! included, the last step is the machine's own end: a node without a task is a leak.
+//! included, the last step is the machine's own end: a node without a task is a leak. Only a machine that is proved to
+//! be a node is ended (`backend::machine`).
 
 mod attempt;
 mod checkpoint;
@@ -45,7 +46,7 @@ use identity::{Assignment, Instance, Work};
 use interruption::Sentinel;
 
 use crate::backend::Backend;
-use crate::backend::machine::{End, EndError};
+use crate::backend::machine::{End, EndError, EndProof};
 
 /// What a node is made of. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -81,8 +82,8 @@ pub struct Life {
 /// Every way out passes the last step, panics included. Not cancel-safe: cancel `stopping.drain` and wait.
 pub async fn run(node: Node) -> Life {
     let mut task = JoinSet::new();
-    let (known, instance) = watch::channel(None);
-    task.spawn(life(node.clone(), known).in_current_span());
+    let (proof, seen) = watch::channel(None);
+    task.spawn(life(node.clone(), proof).in_current_span());
     let lifetime = async {
         match node.settings.max_lifetime {
             Some(limit) => tokio::time::sleep(limit).await,
@@ -102,16 +103,19 @@ pub async fn run(node: Node) -> Life {
         Some(Err(panic)) => Err(NodeError::Panicked(panic.to_string())),
         None => Err(NodeError::Panicked("the node's task vanished".to_owned())),
     };
-    let instance = instance.borrow().clone();
-    let end = step(&node, Step::Terminate, terminate(&node, instance.as_ref())).await;
+    let seen = seen.borrow().clone();
+    let end = step(&node, Step::Terminate, node.backend.machine.end(node.settings.end_order, seen)).await;
     Life { ending, end }
 }
 
-/// The steps from identity to notification. Tells which machine this is as soon as it knows, for the step after the last.
-async fn life(node: Node, known: watch::Sender<Option<Instance>>) -> Result<Ending, NodeError> {
-    let (instance, work) = step(&node, Step::Identify, identity::find(&node, &known)).await?;
+/// The steps from identity to notification. Hands on what the tags prove as soon as they are read, for the step after
+/// the last.
+async fn life(node: Node, proof: watch::Sender<Option<EndProof>>) -> Result<Ending, NodeError> {
+    let (instance, work) = step(&node, Step::Identify, identity::find(&node, &proof)).await?;
+    // Stopped before it began: nothing is claimed, so nothing has to be handed back.
+    let Some(work) = work else { return Ok(Ending::Drained) };
     let (sentinel, mut looks) =
-        Sentinel::start(node.backend.machine.clone(), node.backend.ledger.clone(), instance.is_on_ec2);
+        Sentinel::start(node.backend.machine.clone(), node.backend.ledger.clone(), instance.is_on_ec2());
     let ending = match work {
         Work::Task(task) => one_task(&node, &instance, &sentinel, &task).await,
         Work::Mission(mission) => pull::serve(&node, &instance, &sentinel, &mission).await,
@@ -135,15 +139,6 @@ async fn one_task(
             return Ok(ending);
         }
     }
-}
-
-async fn terminate(node: &Node, instance: Option<&Instance>) -> Result<End, EndError> {
-    if !node.settings.terminate {
-        tracing::info!("the instance is left running, as asked");
-        return Ok(End::LeftRunning);
-    }
-    let instance = instance.filter(|instance| instance.is_on_ec2);
-    node.backend.machine.end(instance.map(|instance| instance.id.as_str())).await
 }
 
 /// Runs one step in a span of its own and logs how long it took.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::preflight::Preflight;
+use crate::backend::machine::EndOrder;
 use crate::domain::budget::Limits;
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::progress::Progress;
@@ -94,8 +95,10 @@ pub struct Settings {
     pub max_idle: Duration,
     /// How long a node may live; then it drains.
     pub max_lifetime: Option<Duration>,
-    /// Whether the machine ends with the node.
-    pub terminate: bool,
+    /// What was ordered about the machine's end.
+    pub end_order: EndOrder,
+    /// Whether this process holds the lock of the work folder: only then may it be named by its instance's id.
+    pub holds_work_dir: bool,
     /// The workload; the mission's, or the simulated one, if not given.
     pub workload: Option<Workload>,
     /// How the simulated workload runs, if it does.

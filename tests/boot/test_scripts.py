@@ -74,6 +74,11 @@ def test_a_look_ends_a_machine_that_has_lived_too_long(tmp_path):
         ("timeout", "TERM", {}, True),
         ("protocol", "0", {}, True),
         ("resources", "", {}, True),
+        # Signals that end the node before it can catch one are a clean end to systemd, before READY a broken protocol.
+        ("success", "TERM", {}, True),
+        ("success", "INT", {}, True),
+        ("success", "HUP", {}, True),
+        ("protocol", "TERM", {}, True),
         ("signal", "KILL", {}, False),
         ("core-dump", "SEGV", {}, False),
         ("watchdog", "ABRT", {}, False),

@@ -582,6 +582,13 @@ class Cloud:
             assert not self.power_off_mark(instance_id).exists(), "powered off although EC2 had ended it"
 
 
+    def assert_running(self, *instance_ids):
+        """The instances run on: neither EC2 nor a power-off was asked to end them."""
+        for instance_id in instance_ids:
+            assert self.instance_state(instance_id) == "running"
+            assert not self.power_off_mark(instance_id).exists(), "powered off, and not proved to be a node"
+
+
 def _row(table, key, value):
     return _plain(table.get_item(Key={key: value}, ConsistentRead=True).get("Item"))
 

@@ -253,7 +253,7 @@ def test_any_s3_key_is_a_legal_source(cloud, src):
     if len(src) <= 256:
         instance, arguments = cloud.launch_instance(srcID=src), []
     else:  # no tag can hold it
-        instance, arguments = cloud.launch_instance(), [f"--src-id={src}"]
+        instance, arguments = cloud.launch_instance(lighthpc=cloud.tasks.name), [f"--src-id={src}"]
     program = cloud.script(
         'printf %s "$LIGHTHPC_SRC_ID" >"$LIGHTHPC_SCRATCH/id"\n'
         'cat "$LIGHTHPC_INPUT" "$LIGHTHPC_SCRATCH/id" >"$LIGHTHPC_OUTPUT"\n'
@@ -592,14 +592,79 @@ def test_a_program_that_is_not_there(cloud):
     cloud.assert_terminated(instance)
 
 
-def test_a_node_without_a_task_ends_all_the_same(cloud):
-    instance = cloud.launch_instance(Name="nobody's")
+@pytest.mark.parametrize(
+    ("tags", "env", "is_ended"),
+    [
+        ({"Name": "nobody's"}, {}, False),
+        ({}, {}, False),
+        ({"Name": "nobody's"}, {"LIGHTHPC_TERMINATE": "1"}, True),
+        ({"lighthpc": "tblTrans2"}, {}, True),
+        ({"lighthpc": "tblTrans2"}, {"LIGHTHPC_NO_TERMINATE": "1"}, False),
+        ({"lighthpc": "tblTrans2"}, {"LIGHTHPC_TERMINATE": "1", "LIGHTHPC_NO_TERMINATE": "1"}, False),
+    ],
+)
+@pytest.mark.parametrize("in_imds", [True, False])
+def test_without_a_task_only_what_is_proved_to_be_a_node_ends(cloud, tags, env, is_ended, in_imds):
+    instance = cloud.launch_instance(**tags)
+    cloud.imds(instance).default.tags_enabled = in_imds
 
-    finished = cloud.run_node(instance, program=cloud.script(COPY))
+    finished = cloud.run_node(instance, program=cloud.script(COPY), **env)
 
     assert finished.returncode == 17, finished.stderr
     assert_hint(finished)
-    cloud.assert_terminated(instance)
+    if is_ended:
+        cloud.assert_terminated(instance)
+    else:
+        cloud.assert_running(instance)
+        assert finished.says("keeps running"), finished.stderr
+
+
+def test_a_task_done_on_a_workstation_leaves_the_workstation_on(cloud):
+    cloud.put_input("a")
+    instance = cloud.launch_instance(Name="my workstation")
+
+    finished = cloud.run_node(instance, "--src-id", "a", program=cloud.script(COPY))
+
+    assert finished.returncode == 0, finished.stderr
+    assert_done(cloud, "a", b"some input\n")
+    cloud.assert_running(instance)
+
+
+def test_a_workstation_whose_tags_cannot_be_read_is_left_on_without_an_order(cloud):
+    bare, ordered = cloud.launch_instance(), cloud.launch_instance()
+    with harness.refusing_ec2() as stub:
+        for instance, env in ((bare, {}), (ordered, {"LIGHTHPC_TERMINATE": "1"})):
+            cloud.imds(instance).default.tags_enabled = False
+            finished = cloud.run_node(
+                instance, "--src-id", instance, program=cloud.script(COPY), AWS_ENDPOINT_URL_EC2=stub.url, **env
+            )
+            assert finished.returncode == 16, finished.stderr  # there is no such input
+
+    cloud.assert_running(bare)
+    assert cloud.power_off_mark(ordered).exists()
+
+
+def test_two_processes_of_one_instance_do_not_take_up_each_others_task(cloud):
+    cloud.put_input("a")
+    cloud.put_task("a", "M001")
+    cloud.put_mission("M001", 1)
+    instance = cloud.launch_instance(srcID="a", missionID="M001")
+    program, began, go, _ = waiting_script(cloud)
+    lease = ("--lease", 9, "--heartbeat", 1, "--no-terminate")
+
+    first = cloud.start_node(instance, *lease, program=program)
+    wait_until(began.exists, 20, "the workload begins")
+    same_folder = cloud.run_node(instance, *lease, program=program)
+    other_folder = cloud.run_node(instance, *lease, program=program, LIGHTHPC_WORK_DIR=cloud.folder / "work-other")
+    held = cloud.task("a")
+    go.touch()
+    finished = first.wait()
+
+    assert (same_folder.returncode, other_folder.returncode) == (0, 0), same_folder.stderr + other_folder.stderr
+    assert (held["attempt"], held["execInstanceID"]) == (1, instance)
+    assert finished.returncode == 0, finished.stderr
+    row = assert_done(cloud, "a", b"attempt 1\n")
+    assert len(row["history"]) == 1
 
 
 def test_a_node_without_credentials_powers_off(cloud):

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from botocore.credentials import Credentials
 from cfnlint.decode import cfn_yaml
 from harness import KEYS, REGION, ROOT, wait_until
 from imds_server import ImdsServer, Instance
+from ministack.core import iam_evaluator
 
 TEMPLATE = ROOT / "cloudformation" / "stack.yaml"
 ACCOUNT = "000000000000"
@@ -244,14 +246,86 @@ def test_a_role_has_these_rights_and_no_other(template, role):
     assert has == RIGHTS[role]
 
 
-@pytest.mark.parametrize("role", ["NodeRole", "FunctionRole"])
-def test_a_role_ends_only_instances_of_this_deployment(template, role):
-    it = statement(template, role, "EndOurs")
+OWN, OTHER = "i-0123456789abcdef0", "i-0fedcba9876543210"
+NAMES = {"AWS::Partition": "aws", "AWS::Region": REGION, "AWS::AccountId": ACCOUNT, "TasksTable": "lab-tasks"}
 
-    assert it["Action"] == "ec2:TerminateInstances"
-    assert it["Condition"] == {"StringEquals": {"ec2:ResourceTag/lighthpc": TASKS_TABLE}}
-    for other_role, other in policies(template):
-        assert other is it or other_role != role or "ec2:TerminateInstances" not in listed(other["Action"])
+
+def resolved(value):
+    """A value of the template as CloudFormation makes it, in a stack that makes all of its own."""
+    if isinstance(value, list):
+        return [resolved(it) for it in value]
+    if not isinstance(value, dict):
+        return value
+    match next(iter(value.items())):
+        case ("Ref", name) if len(value) == 1:
+            return NAMES.get(name, name)
+        case ("Fn::GetAtt", path):
+            return "arn:" + ".".join(path)
+        case ("Fn::If", [condition, yes, no]):
+            return resolved(yes if condition.startswith("Make") else no)
+        case ("Fn::Sub", text):
+            text, names = text if isinstance(text, list) else (text, {})
+            names = NAMES | {name: resolved(it) for name, it in names.items()}
+            text = re.sub(r"\$\{([^!}]+)\}", lambda found: names.get(found[1], found[1]), text)
+            return text.replace("${!", "${")
+    return {key: resolved(it) for key, it in value.items()}
+
+
+def may(template, role, action, resource, **context):
+    """Whether a role may do something, by ministack's evaluator. It knows no policy variables: they are put in here."""
+    statements = [resolved(it) for name, it in policies(template) if name == role]
+    policy = json.dumps({"Version": "2012-10-17", "Statement": statements})
+    keys = {name.lower(): value for name, value in context.items()}
+    policy = re.sub(r"\$\{([^}]+)\}", lambda found: keys.get(found[1].lower(), "no such key"), policy)
+    request = iam_evaluator.EvalContext(
+        principal_arn=f"arn:aws:sts::{ACCOUNT}:assumed-role/role/session",
+        principal_type="AssumedRole",
+        principal_account=ACCOUNT,
+        action=action,
+        resource_arn=resource,
+        region=REGION,
+        source_ip="127.0.0.1",
+        secure_transport=True,
+        service_context=keys,
+        principal_keys={"aws:userid": keys.get("aws:userid")},
+    )
+    return iam_evaluator.evaluate(request, [iam_evaluator.parse_policy_document(policy)]).decision == "Allow"
+
+
+@pytest.mark.parametrize(
+    ("role", "session", "instance", "tag", "is_allowed"),
+    [
+        ("NodeRole", OWN, OWN, "lab-tasks", True),
+        ("NodeRole", OWN, OTHER, "lab-tasks", False),
+        ("NodeRole", OWN, OTHER, None, False),
+        ("NodeRole", OWN, OWN, None, False),
+        ("NodeRole", OWN, OWN, "other-tasks", False),
+        # A name that only ends like the instance's, or holds a wildcard, is not its name.
+        ("NodeRole", "x" + OWN, OWN, "lab-tasks", False),
+        ("NodeRole", "*", OWN, "lab-tasks", False),
+        ("FunctionRole", "lab-scheduler", OWN, "lab-tasks", True),
+        ("FunctionRole", "lab-scheduler", OTHER, "lab-tasks", True),
+        ("FunctionRole", "lab-scheduler", OTHER, "other-tasks", False),
+        ("FunctionRole", "lab-scheduler", OTHER, None, False),
+    ],
+)
+def test_a_node_ends_only_itself_and_the_scheduler_only_nodes(template, role, session, instance, tag, is_allowed):
+    context = {"aws:userid": f"AROAEXAMPLE:{session}", "ec2:InstanceID": instance}
+    if tag:
+        context["ec2:ResourceTag/lighthpc"] = tag
+    arn = f"arn:aws:ec2:{REGION}:{ACCOUNT}:instance/{instance}"
+
+    assert may(template, role, "ec2:TerminateInstances", arn, **context) is is_allowed
+    assert not may(template, role, "ec2:StopInstances", arn, **context)
+
+
+@pytest.mark.parametrize("role", ["NodeRole", "FunctionRole"])
+def test_one_statement_of_a_role_ends_instances(template, role):
+    ours = [it for name, it in policies(template) if name == role]
+
+    assert [it["Sid"] for it in ours if "ec2:TerminateInstances" in listed(it["Action"])] == ["EndOurs"]
+    condition = statement(template, role, "EndOurs")["Condition"]
+    assert condition["StringEquals"] == {"ec2:ResourceTag/lighthpc": TASKS_TABLE}
 
 
 def test_the_scheduler_launches_only_what_bears_the_mark(template):
@@ -583,6 +657,7 @@ def test_user_data_tells_the_node_all(account, deployed):
     assert settings["permissions"] == "0600"
     assert dict(line.split("=", 1) for line in settings["content"].splitlines()) == names(deployed) | {
         "AWS_REGION": REGION,
+        "LIGHTHPC_TERMINATE": "1",
         "LIGHTHPC_SLOTS": "4",
         "LIGHTHPC_MAX_LIFETIME": "86400",
         "LIGHTHPC_EXEC": "/bin/sh /opt/lighthpc/workload",
@@ -749,9 +824,67 @@ def test_tables_and_buckets_of_others_are_used_and_never_deleted(account):
     assert (account.notified("their-inputs"), their_queues()) == ([], [queue_arn])
 
 
+@SLOW
+def test_a_stack_that_is_not_ours_is_neither_changed_nor_deleted(account):
+    stacks = account.client("cloudformation")
+    body = json.dumps({"Description": "the shop", "Resources": {"Queue": {"Type": "AWS::SQS::Queue"}}})
+    stacks.create_stack(StackName="shop", TemplateBody=body)
+    stacks.get_waiter("stack_create_complete").wait(StackName="shop", WaiterConfig={"Delay": 1, "MaxAttempts": 30})
+    before = stacks.describe_stack_resources(StackName="shop")["StackResources"]
+    bystander = account.launch("shop-tasks")
+    required = ("--image", account.image, "--subnets", account.subnets, "--binary", account.stub)
+
+    for name, arguments in (("deploy", required), ("teardown", ("--yes",)), ("teardown", ("--yes", "--delete-data"))):
+        _, said = account.run(name, "--stack", "shop", *arguments, code=1)
+        assert "is not lighthpc's" in said
+
+    assert stacks.describe_stacks(StackName="shop")["Stacks"][0]["StackStatus"] == "CREATE_COMPLETE"
+    after = stacks.describe_stack_resources(StackName="shop")["StackResources"]
+    assert [it["PhysicalResourceId"] for it in after] == [it["PhysicalResourceId"] for it in before]
+    assert account.state(bystander) == "running"
+
+
+@SLOW
+def test_what_bears_no_mark_of_ours_is_never_deleted_whatever_its_name_is(account):
+    dynamodb, s3 = account.clients.dynamodb, account.clients.s3
+    dynamodb.create_table(
+        TableName="odd-tasks",
+        KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}],
+        AttributeDefinitions=[{"AttributeName": "id", "AttributeType": "S"}],
+        BillingMode="PAY_PER_REQUEST",
+    )
+    bucket = f"odd-source-{ACCOUNT}-{REGION}"
+    s3.create_bucket(Bucket=bucket)
+    s3.put_bucket_tagging(Bucket=bucket, Tagging={"TagSet": [{"Key": "owner", "Value": "somebody"}]})
+    s3.put_object(Bucket=bucket, Key="theirs", Body=b"x")
+    # A code bucket of somebody's own, with a folder that is called like the stack.
+    s3.create_bucket(Bucket="their-programs")
+    digest = "0123456789abcdef" * 2
+    ours = [f"odd/{digest}.zip", f"odd/bundle-{digest}.tar.gz"]
+    theirs = ["odd/thesis.pdf", f"odd/{digest}.zip.bak", f"odd/x/{digest}.zip", f"oddity/{digest}.zip"]
+    for key in ours + theirs:
+        s3.put_object(Bucket="their-programs", Key=key, Body=b"x")
+
+    printed, _ = account.run("teardown", "--stack", "odd", "--yes", "--delete-data", "--code-bucket", "their-programs")
+
+    assert account.tables("odd") == ["odd-tasks"]
+    assert s3.get_object(Bucket=bucket, Key="theirs")["Body"].read() == b"x"
+    left = [it["Key"] for it in s3.list_objects_v2(Bucket="their-programs")["Contents"]]
+    assert sorted(left) == sorted(theirs)
+    assert {f"not made by lighthpc, never deleted here: {name}" for name in ("odd-tasks", bucket)} <= {
+        line.strip() for line in printed.splitlines()
+    }
+    # Nor is it taken over by a stack of that name.
+    required = ("--image", account.image, "--subnets", account.subnets, "--binary", account.stub)
+    _, said = account.run("deploy", "--stack", "odd", *required, code=1)
+    assert "without the tag lighthpc" in said
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "words"),
     [
+        ("teardown", ["--stack", "lab", "--yes", "--tasks-table", "*"], "--tasks-table"),
+        ("teardown", ["--stack", "lab", "--yes", "--tasks-table", "tbl?"], "--tasks-table"),
         ("deploy", [], "--stack is missing"),
         ("deploy", ["--stack", "Lab"], "lower-case"),
         ("deploy", ["--stack", "x" * 29], "at most 28"),
@@ -814,7 +947,7 @@ class Deployment(harness.Cloud):
         self._imds[instance_id] = ImdsServer(instance).start()
 
 
-def node_credentials(account, stack):
+def node_credentials(account, stack, session="node"):
     """Credentials of the node's role. EC2 alone may take it on, so the owner first adds itself."""
     iam = account.client("iam")
     resources = account.client("cloudformation").describe_stack_resources(StackName=stack)["StackResources"]
@@ -825,7 +958,7 @@ def node_credentials(account, stack):
         {"Effect": "Allow", "Principal": {"AWS": f"arn:aws:iam::{ACCOUNT}:root"}, "Action": "sts:AssumeRole"}
     )
     iam.update_assume_role_policy(RoleName=name, PolicyDocument=json.dumps(trust))
-    return account.client("sts").assume_role(RoleArn=role["Arn"], RoleSessionName="node")["Credentials"]
+    return account.client("sts").assume_role(RoleArn=role["Arn"], RoleSessionName=session)["Credentials"]
 
 
 def said_by(account, outputs):
@@ -870,7 +1003,6 @@ def test_from_an_uploaded_file_to_a_finished_mission(account, scheduler, tmp_pat
     functions.get_waiter("function_updated_v2").wait(
         FunctionName=outputs["FunctionName"], WaiterConfig={"Delay": 1, "MaxAttempts": 30}
     )
-    credentials = node_credentials(account, "whole")
     try:
         cloud.put_mission("M001", 1)
 
@@ -892,7 +1024,7 @@ def test_from_an_uploaded_file_to_a_finished_mission(account, scheduler, tmp_pat
         assert cloud.task(src)["bucketname"] == cloud.source_bucket
 
         instance_id = instance["InstanceId"]
-        cloud.boot(instance_id, tags, credentials)
+        cloud.boot(instance_id, tags, node_credentials(account, "whole", instance_id))
         finished = cloud.start_node(instance_id, **node_environment(launch, tmp_path)).wait()
 
         assert finished.returncode == 0, finished.stderr

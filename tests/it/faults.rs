@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use lighthpc::backend::machine::EndOrder;
 use lighthpc::local::Service::{Dynamodb, Ec2, Imds, S3, Sns};
 use lighthpc::local::{Fault, Faults, Service, When};
 
@@ -70,8 +71,14 @@ async fn survive(call: Call, mishap: Mishap) {
     let faults = Faults::new();
     mishap.arrange(&faults, call);
     // A write that fails for good is insisted on for a lease.
-    let node = lab.node_with("abc", "M", faults.clone()).lease(Duration::from_secs(3), Duration::from_secs(1));
+    let mut node = lab.node_with("abc", "M", faults.clone()).lease(Duration::from_secs(3), Duration::from_secs(1));
     let instance = node.instance.clone();
+    // Where the machine cannot learn its own name, nothing proves that it is a node; a real one has the order of its
+    // unit.
+    let is_nameless = mishap == Mishap::FailsForGood && matches!(call.name, "token" | "instance id");
+    if is_nameless {
+        node.settings.end_order = EndOrder::End;
+    }
 
     match mishap {
         Mishap::DiesBefore | Mishap::DiesAfter => {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use aws_sdk_dynamodb::types::AttributeValue;
 use lighthpc::backend::fleet::Template;
 use lighthpc::backend::ledger::{Made, NewMission, NewTask};
-use lighthpc::backend::machine::PowerOff;
+use lighthpc::backend::machine::{EndOrder, PowerOff, has_process};
 use lighthpc::backend::{Backend, Tables, Wire};
 use lighthpc::domain::budget::Limits;
 use lighthpc::domain::ids::{MissionId, SrcId};
@@ -95,7 +95,8 @@ impl Lab {
             log_every: Duration::from_mins(1),
             max_idle: Duration::from_secs(1),
             max_lifetime: None,
-            terminate: true,
+            end_order: EndOrder::IfNode,
+            holds_work_dir: true,
             workload: Some(Workload::Shell(REVERSE.to_owned())),
             simulation: Simulation::default(),
             bounds: Bounds { time_limit: None, grace: Duration::from_secs(5), echo: false, wall: None },
@@ -253,9 +254,16 @@ impl Subject {
 
     /// Runs the node until it stands at a gate, and drops it there: to the node, its process is gone.
     pub(crate) async fn die_at(self, gate: &Gate) {
+        let instance = self.instance.clone();
         tokio::select! {
             life = self.run() => panic!("it never came to the gate: {life:?}"),
             () = gate.arrived(1) => {}
+        }
+        // The runtime drops its tasks one after another; a process's death takes all of them at once.
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while has_process(&instance) {
+            assert!(tokio::time::Instant::now() < deadline, "the dead node still has its place");
+            tokio::task::yield_now().await;
         }
     }
 

@@ -11,6 +11,7 @@ mod lease;
 mod mission;
 mod odd_rows;
 mod operators;
+mod ownership;
 mod pull;
 mod races;
 mod refusals;
