@@ -66,7 +66,31 @@ pub(super) fn read(folder: &Path) -> io::Result<Vec<u8>> {
         text.extend_from_slice(&segment);
         expected = number + 1;
     }
+    if let Ok(notes) = std::fs::read(folder.join(NOTES_NAME)) {
+        if !text.is_empty() && !text.ends_with(b"\n") {
+            text.push(b'\n');
+        }
+        text.extend_from_slice(&notes);
+    }
     Ok(text)
+}
+
+/// The file of what lighthpc itself has to say, which stands at the log's end.
+const NOTES_NAME: &str = "notes";
+/// The most bytes of it, so that a note may be made for anything that happens again and again.
+const NOTES_BYTES_MAX: u64 = 16 * 1024;
+
+/// Adds a line to the notes. One that cannot be written is lost: the log must not fail a task.
+pub(super) fn note(folder: &Path, line: &str) {
+    let path = folder.join(NOTES_NAME);
+    if path.metadata().is_ok_and(|meta| meta.len() > NOTES_BYTES_MAX) {
+        return;
+    }
+    let line = format!("[lighthpc: {line}]\n");
+    let written = File::options().create(true).append(true).open(path).and_then(|mut file| file.write_all(line.as_bytes()));
+    if let Err(error) = written {
+        tracing::debug!("a note is not kept: {error}");
+    }
 }
 
 fn segment(folder: &Path, number: u64) -> PathBuf {
@@ -157,5 +181,40 @@ mod tests {
         assert!(log.contains(&format!("[lighthpc: {} bytes of output were dropped here]", 2 * SEGMENT_BYTES)));
         assert_eq!(log.matches('x').count() as u64, 10_000_000 - 2 * SEGMENT_BYTES);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn notes_come_last_and_have_a_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        note(dir.path(), "alone");
+        assert_eq!(read(dir.path()).unwrap(), b"[lighthpc: alone]\n");
+        Sink::new(dir.path(), false).take(b"no newline");
+        for _ in 0..2000 {
+            note(dir.path(), "again and again");
+        }
+        let log = String::from_utf8(read(dir.path()).unwrap()).unwrap();
+        assert!(log.starts_with("no newline\n[lighthpc: alone]\n[lighthpc: again and again]\n"));
+        assert!((log.len() as u64) < NOTES_BYTES_MAX + 1024);
+    }
+
+    /// A disk without room, or without inodes, refuses the log; the workload writes on, and its pipe is drained.
+    #[tokio::test]
+    async fn a_disk_that_refuses_the_log_stops_neither_the_workload_nor_the_drain() {
+        let dir = tempfile::tempdir().unwrap();
+        let full = dir.path().join("full");
+        std::fs::create_dir(&full).unwrap();
+        std::os::unix::fs::symlink("/dev/full", segment(&full, 0)).unwrap();
+        for folder in [full, dir.path().join("not-there")] {
+            let (reader, mut writer) = io::pipe().unwrap();
+            let write = tokio::task::spawn_blocking(move || {
+                for _ in 0..64 {
+                    writer.write_all(&[b'x'; 64 * 1024]).unwrap();
+                }
+            });
+            let source = pipe::Receiver::from_owned_fd(reader.into()).unwrap();
+            drain(source, &folder, false, std::future::pending()).await;
+            write.await.unwrap();
+            note(&folder, "x");
+        }
     }
 }
