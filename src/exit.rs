@@ -236,7 +236,8 @@ fn program_hint(program: &str, error: &std::io::Error) -> String {
                 .to_owned();
         }
         ErrorKind::OutOfMemory => {
-            return "the machine had no memory to start a program: use an instance type with more, or fewer --slots".to_owned();
+            return "the machine had no memory to start a program: use an instance type with more, or fewer --slots"
+                .to_owned();
         }
         ErrorKind::ArgumentListTooLong => {
             return "its arguments and environment are too long: pass them in a file".to_owned();
@@ -247,7 +248,9 @@ fn program_hint(program: &str, error: &std::io::Error) -> String {
                 .to_owned();
         }
         _ if is_transient_start(error) => {
-            return format!("the machine could not read {program}: look at its disk and its mounts; another node may fare better");
+            return format!(
+                "the machine could not read {program}: look at its disk and its mounts; another node may fare better"
+            );
         }
         _ => {}
     }

@@ -90,7 +90,8 @@ impl Manifest {
     /// None is known; the serialiser's.
     pub fn to_json(&self) -> Result<Vec<u8>, ManifestError> {
         let item = |(name, entry): (&Vec<u8>, &Entry)| {
-            let mut item = Item { name: encode(name), mode: entry.mode.map(|mode| format!("{mode:03o}")), ..Item::default() };
+            let mut item =
+                Item { name: encode(name), mode: entry.mode.map(|mode| format!("{mode:03o}")), ..Item::default() };
             match &entry.content {
                 Content::File(saved) => (item.key, item.bytes) = (Some(saved.key.clone()), Some(saved.bytes)),
                 Content::Folder => item.is_folder = true,
@@ -318,7 +319,9 @@ mod tests {
     fn what_has_no_place_in_the_folder_is_refused() {
         let read = |entries: &str| Manifest::from_json(format!(r#"{{"version":2,"entries":[{entries}]}}"#).as_bytes());
         assert!(read(r#"{"name":"a/b","key":"k","bytes":1},{"name":"a","folder":true}"#).is_ok());
-        for name in ["", "/", "/etc/passwd", "..", "../x", "a/../b", "a//b", "a/", "./a", "a%2F..%2Fb", "a%00b", "%2e%2e"] {
+        for name in
+            ["", "/", "/etc/passwd", "..", "../x", "a/../b", "a//b", "a/", "./a", "a%2F..%2Fb", "a%00b", "%2e%2e"]
+        {
             assert!(read(&format!(r#"{{"name":"{name}","key":"k","bytes":1}}"#)).is_err(), "{name}");
         }
         for entries in [

@@ -89,8 +89,11 @@ impl Checkpoints {
             }
             Err(error) => {
                 let cause = words(&error);
-                tracing::warn!("the checkpoint {key} could not be restored, the workload begins from its start: {cause}");
-                contract.note(&format!("the checkpoint could not be restored, the workload began from its start: {cause}"));
+                tracing::warn!(
+                    "the checkpoint {key} could not be restored, the workload begins from its start: {cause}"
+                );
+                contract
+                    .note(&format!("the checkpoint could not be restored, the workload began from its start: {cause}"));
                 let emptied = contract.clone();
                 if let Err(error) = blocking(move || emptied.empty_checkpoint()).await {
                     tracing::warn!("the checkpoint folder could not be emptied: {error}");
@@ -176,7 +179,8 @@ impl Checkpoints {
     pub(super) async fn save(&mut self, node: &Node) -> Result<Save, NodeError> {
         let (disk, dir) = (self.disk(), self.contract.checkpoint());
         let found = blocking(move || tree::walk(&dir)).await.map_err(&disk)?;
-        if found.len() == self.newest.entries.len() && found.iter().all(|(name, seen)| self.kept(name, seen).is_some()) {
+        if found.len() == self.newest.entries.len() && found.iter().all(|(name, seen)| self.kept(name, seen).is_some())
+        {
             return Ok(Save::Unchanged);
         }
         self.saves += 1;

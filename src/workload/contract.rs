@@ -224,9 +224,8 @@ mod tests {
     #[test]
     fn two_contracts_for_one_key_do_not_meet() {
         let dir = tempfile::tempdir().unwrap();
-        let prepare = |deployment| {
-            Contract::prepare(dir.path(), deployment, SrcId::new("a").unwrap(), None, Attempt(1)).unwrap()
-        };
+        let prepare =
+            |deployment| Contract::prepare(dir.path(), deployment, SrcId::new("a").unwrap(), None, Attempt(1)).unwrap();
         let all = [prepare("one"), prepare("one"), prepare("other")];
         for contract in &all {
             std::fs::write(contract.output(), contract.mark()).unwrap();

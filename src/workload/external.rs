@@ -189,11 +189,7 @@ async fn attend(
 }
 
 /// Starts the program, and returns it with its output.
-fn start(
-    argv: &[String],
-    contract: &Contract,
-    bounds: Bounds,
-) -> Result<(Running, pipe::Receiver), StartFailure> {
+fn start(argv: &[String], contract: &Contract, bounds: Bounds) -> Result<(Running, pipe::Receiver), StartFailure> {
     let before = Kills::read();
     let (reader, output) = io::pipe().map_err(StartFailure::of_machine)?;
     let reader = pipe::Receiver::from_owned_fd(reader.into()).map_err(StartFailure::of_machine)?;
@@ -410,7 +406,9 @@ mod tests {
         for errno in [Errno::TXTBSY, Errno::AGAIN, Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::INTR, Errno::IO] {
             assert!(is_transient_start(&errno.into()), "{errno:?}");
         }
-        for errno in [Errno::NOENT, Errno::ACCESS, Errno::NOEXEC, Errno::PERM, Errno::TOOBIG, Errno::NOTDIR, Errno::LOOP] {
+        for errno in
+            [Errno::NOENT, Errno::ACCESS, Errno::NOEXEC, Errno::PERM, Errno::TOOBIG, Errno::NOTDIR, Errno::LOOP]
+        {
             assert!(!is_transient_start(&errno.into()), "{errno:?}");
         }
         assert!(!is_transient_start(&io::Error::other("203")));

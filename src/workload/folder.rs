@@ -131,13 +131,7 @@ fn refused(path: &Path, why: &str) -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, format!("{} is not removed: {why}", path.display()))
 }
 
-fn mark(
-    path: &Path,
-    folder: String,
-    deployment: &str,
-    src: &SrcId,
-    attempt: Attempt,
-) -> io::Result<(Marker, File)> {
+fn mark(path: &Path, folder: String, deployment: &str, src: &SrcId, attempt: Attempt) -> io::Result<(Marker, File)> {
     let handle = open_folder(CWD, path)?;
     let inode = fstat(&handle)?.st_ino;
     let marker = Marker {
@@ -448,7 +442,9 @@ mod tests {
         assert_ne!(one.path(), other.path());
         one.remove().unwrap();
         assert!(other.path().exists());
-        assert!(other.name().len() < 64 && other.name().bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-'));
+        assert!(
+            other.name().len() < 64 && other.name().bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        );
     }
 
     #[test]
@@ -517,6 +513,52 @@ mod tests {
         assert!(!folder.path().exists());
         assert!(precious.join("file").exists());
         assert_eq!(precious.metadata().unwrap().permissions().mode() & 0o777, 0o555);
+    }
+
+    /// The test above again, as a user to whom modes mean something.
+    #[test]
+    fn an_ordinary_user_removes_read_only_folders_too() {
+        if !rustix::process::geteuid().is_root() {
+            return; // Then the test above has shown it.
+        }
+        let (program, test) = (
+            std::env::current_exe().unwrap(),
+            "workload::folder::tests::nothing_outside_is_touched_and_read_only_folders_go_too",
+        );
+        let user = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+        let output = std::process::Command::new("setpriv").args(user).arg(&program).args([test, "--exact"]).output();
+        let Ok(output) = output else { return eprintln!("skipped: there is no setpriv here") };
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        if !output.status.success() && !said.contains("running 1 test") {
+            return eprintln!("skipped: another user cannot run the tests here");
+        }
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    }
+
+    #[test]
+    fn what_is_mounted_below_is_not_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let (outside, folder) = (dir.path().join("outside"), create(&dir.path().join("work")));
+        let inside = folder.path().join("workload/scratch/mounted");
+        std::fs::create_dir(&outside).unwrap();
+        std::fs::write(outside.join("precious"), "x").unwrap();
+        std::fs::create_dir_all(&inside).unwrap();
+        std::fs::write(folder.path().join("workload/scratch/other"), "x").unwrap();
+        let run = |program: &str, arguments: &[&Path]| {
+            std::process::Command::new(program).args(arguments).status().is_ok_and(|status| status.success())
+        };
+        // Of the same file system: the device's number does not tell.
+        if !run("mount", &[Path::new("--bind"), &outside, &inside]) {
+            return eprintln!("skipped: nothing can be mounted here");
+        }
+        let removed = folder.remove();
+        let is_there = outside.join("precious").exists();
+        assert!(run("umount", &[&inside]));
+        assert!(removed.is_err() && is_there);
+        assert!(!folder.path().join("workload/scratch/other").exists(), "what can be removed is gone");
+        assert!(folder.path().join(MARKER_NAME).exists(), "the next process knows the folder");
+        folder.remove().unwrap();
+        assert!(outside.join("precious").exists() && !folder.path().exists());
     }
 
     #[test]

@@ -58,8 +58,7 @@ pub fn take(work_dir: &Path, deployment: &str) -> io::Result<(Option<File>, Vec<
     // The folder may be anybody's: what has the lock's name is neither followed, nor waited for, nor written to.
     let flags = i32::try_from((OFlags::NONBLOCK | OFlags::NOFOLLOW).bits()).unwrap_or(0);
     let mut options = File::options();
-    let lock =
-        options.create(true).truncate(false).write(true).custom_flags(flags).open(work_dir.join(LOCK_NAME))?;
+    let lock = options.create(true).truncate(false).write(true).custom_flags(flags).open(work_dir.join(LOCK_NAME))?;
     match lock.try_lock() {
         Ok(()) => clear(&work_dir, deployment).map(|left| (Some(lock), left)),
         Err(TryLockError::WouldBlock) => Ok((None, Vec::new())),
@@ -152,9 +151,11 @@ fn scratch_of(pid: i32) -> Option<OsString> {
 /// name, and only a path with the name is looked up, for any process may have set the variable to anything.
 fn is_below(scratch: &Path, name: &OsStr, identity: (u64, u64)) -> bool {
     scratch.is_absolute()
-        && scratch.ancestors().skip(1).filter(|path| path.file_name() == Some(name)).any(|path| {
-            path.symlink_metadata().is_ok_and(|meta| meta.is_dir() && (meta.dev(), meta.ino()) == identity)
-        })
+        && scratch
+            .ancestors()
+            .skip(1)
+            .filter(|path| path.file_name() == Some(name))
+            .any(|path| path.symlink_metadata().is_ok_and(|meta| meta.is_dir() && (meta.dev(), meta.ino()) == identity))
 }
 
 #[cfg(test)]

@@ -87,7 +87,8 @@ pub(super) fn note(folder: &Path, line: &str) {
         return;
     }
     let line = format!("[lighthpc: {line}]\n");
-    let written = File::options().create(true).append(true).open(path).and_then(|mut file| file.write_all(line.as_bytes()));
+    let written =
+        File::options().create(true).append(true).open(path).and_then(|mut file| file.write_all(line.as_bytes()));
     if let Err(error) = written {
         tracing::debug!("a note is not kept: {error}");
     }

@@ -28,6 +28,8 @@ pub(super) struct ProgressFile {
     /// Where the next line begins that was not counted as malformed yet.
     counted_to: u64,
     malformed: u64,
+    /// What the last look that found something returned.
+    newest: Option<Progress>,
 }
 
 /// What tells one state of a file from another.
@@ -48,7 +50,7 @@ struct Text {
 
 impl ProgressFile {
     pub(super) const fn new(path: PathBuf) -> Self {
-        Self { path, seen: None, is_settled: false, counted_to: 0, malformed: 0 }
+        Self { path, seen: None, is_settled: false, counted_to: 0, malformed: 0, newest: None }
     }
 
     /// Returns how many lines were no progress, as far as the looks have seen them.
@@ -56,7 +58,7 @@ impl ProgressFile {
         self.malformed
     }
 
-    /// Returns the newest progress in the file, if the file has changed. A file that is missing or unreadable, or that holds no
+    /// Returns the newest progress in the file, if it is another than before. A file that is missing or unreadable, or that holds no
     /// valid line, says nothing.
     ///
     /// A line counts when it is ended. The only line of a file counts without an end too, once two looks have found the same; and
@@ -72,7 +74,9 @@ impl ProgressFile {
         }
         (self.seen, self.is_settled) = (Some(stamp), is_same);
         let text = read_end(&mut file, stamp.bytes).ok()?;
-        self.newest_of(&text, last, is_same)
+        let newest = self.newest_of(&text, last, is_same).filter(|newest| self.newest != Some(*newest))?;
+        self.newest = Some(newest);
+        self.newest
     }
 
     fn open(&self) -> io::Result<Option<(Stamp, File)>> {
@@ -239,8 +243,7 @@ mod tests {
         // A program that buffers ends a block anywhere, and goes on with it much later.
         std::fs::write(&path, "76\n7").unwrap();
         assert_eq!(file.look(false), Some(Progress::running(76)));
-        assert_eq!(file.look(false), Some(Progress::running(76)));
-        assert_eq!(file.look(false), None);
+        assert_eq!((file.look(false), file.look(false)), (None, None));
         assert_eq!(file.look(true), Some(Progress::running(7)), "the workload has ended");
     }
 
@@ -281,7 +284,7 @@ mod tests {
         let path = dir.path().join("progress");
         let mut file = ProgressFile::new(path.clone());
         append(&path, "one\n10\ntwo\n");
-        assert_eq!((file.look(false), file.look(false)), (Some(Progress::running(10)), Some(Progress::running(10))));
+        assert_eq!((file.look(false), file.look(false)), (Some(Progress::running(10)), None));
         append(&path, "three\n20\n");
         assert_eq!(file.look(false), Some(Progress::running(20)));
         assert_eq!(file.malformed(), 3);

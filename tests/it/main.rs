@@ -15,3 +15,4 @@ mod scheduler;
 mod steps;
 mod submit;
 mod sweep;
+mod workload;
