@@ -278,7 +278,7 @@ mod tests {
     #[test]
     fn a_start_that_failed_for_the_machine_has_a_hint_of_its_own() {
         // ETXTBSY, EAGAIN, EMFILE, ENFILE, ENOMEM, EIO; then ENOENT and EACCES.
-        let hints = [26, 11, 24, 23, 12, 5].map(|code| hint_of(code));
+        let hints = [26, 11, 24, 23, 12, 5].map(hint_of);
         assert!(hints.iter().all(|hint| !hint.contains("must exist")), "{hints:?}");
         assert!(hint_of(2).contains("must exist") && hint_of(13).contains("executable"));
     }

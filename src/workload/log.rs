@@ -209,7 +209,7 @@ mod tests {
             let (reader, mut writer) = io::pipe().unwrap();
             let write = tokio::task::spawn_blocking(move || {
                 for _ in 0..64 {
-                    writer.write_all(&[b'x'; 64 * 1024]).unwrap();
+                    writer.write_all(&vec![b'x'; 64 * 1024]).unwrap();
                 }
             });
             let source = pipe::Receiver::from_owned_fd(reader.into()).unwrap();

@@ -16,6 +16,7 @@ mod leftovers;
 mod log;
 mod memory;
 mod progress_file;
+mod remover;
 mod simulated;
 pub mod tree;
 mod wall;

@@ -288,7 +288,7 @@ mod tests {
         append(&path, "three\n20\n");
         assert_eq!(file.look(false), Some(Progress::running(20)));
         assert_eq!(file.malformed(), 3);
-        std::fs::write(&path, "\0\0\0\030\n").unwrap();
+        std::fs::write(&path, [b"\0\0\0".as_slice(), b"30\n"].concat()).unwrap();
         assert_eq!(file.look(false), Some(Progress::running(30)));
         assert_eq!(file.malformed(), 3);
     }

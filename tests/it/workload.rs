@@ -231,6 +231,7 @@ async fn what_was_in_the_work_folder_before_stays() {
 
 /// A file system of its own, with room for bytes and none for files; only root may mount one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 async fn no_room_for_files_is_a_full_disk() {
     struct Mounted(std::path::PathBuf);
     impl Drop for Mounted {
@@ -287,7 +288,7 @@ async fn progress_that_is_rewritten_or_renamed_reaches_the_row() {
         : > "$LIGHTHPC_OUTPUT""#,
         go.display()
     );
-    let node = lab.node("abc", "M").shell(&line).lease(Duration::from_secs(60), Duration::from_millis(50));
+    let node = lab.node("abc", "M").shell(&line).lease(Duration::from_mins(1), Duration::from_millis(50));
     let mut running = JoinSet::new();
     running.spawn(node.run());
     for (step, shown) in [(1, "10%"), (2, "21%"), (3, "32%"), (4, "43%")] {
