@@ -185,7 +185,7 @@ async fn work(
     }
     let named = attempted.row.checkpoint.clone();
     let restore = Checkpoints::restore(node, &contract, &attempted.fence, bucket, named.as_deref());
-    let restored = Box::pin(async { Ok(restore.await) });
+    let restored = Box::pin(async { restore.await.map_err(of_disk) });
     let restored = unless(&heartbeat.lost, Stop::LeaseLost, unless(&node.stopping.drain, Stop::Drain, restored));
     let (restored, resumed) = unless_noticed(sentinel, at_once, restored).await?;
     let checkpoints = checkpoints.insert(restored);

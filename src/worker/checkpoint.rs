@@ -58,13 +58,17 @@ impl Checkpoints {
     /// Restores the checkpoint that the row names, if any, into the contract's folder. Returns whether there was one.
     ///
     /// A checkpoint that cannot be restored is worth a warning: the workload then begins from its start.
+    ///
+    /// # Errors
+    /// [`NodeError`] if the disk has no room for it: another machine may have, and a workload that began from its start would
+    /// replace the checkpoint by less.
     pub(super) async fn restore(
         node: &Node,
         contract: &Contract,
         fence: &Fence,
         bucket: &str,
         named: Option<&str>,
-    ) -> (Self, bool) {
+    ) -> Result<(Self, bool), NodeError> {
         let mut checkpoints = Self {
             bucket: bucket.to_owned(),
             deployment: node.backend.ledger.tables().tasks.clone(),
@@ -77,7 +81,7 @@ impl Checkpoints {
             unsaved: None,
         };
         let Some(key) = named.and_then(|named| named.strip_prefix(&uri(bucket, ""))) else {
-            return (checkpoints, false);
+            return Ok((checkpoints, false));
         };
         checkpoints.note_earlier([key]);
         match checkpoints.fetch(node, key).await {
@@ -85,8 +89,9 @@ impl Checkpoints {
                 tracing::info!(entries = manifest.entries.len(), "restored the checkpoint {key}");
                 checkpoints.newest = manifest;
                 checkpoints.newest_key = Some(key.to_owned());
-                (checkpoints, true)
+                Ok((checkpoints, true))
             }
+            Err(error) if error.is_disk_full() => Err(error),
             Err(error) => {
                 let cause = words(&error);
                 tracing::warn!(
@@ -98,7 +103,7 @@ impl Checkpoints {
                 if let Err(error) = blocking(move || emptied.empty_checkpoint()).await {
                     tracing::warn!("the checkpoint folder could not be emptied: {error}");
                 }
-                (checkpoints, false)
+                Ok((checkpoints, false))
             }
         }
     }
@@ -123,7 +128,7 @@ impl Checkpoints {
         let mut gets = JoinSet::new();
         for (name, entry) in &manifest.entries {
             let Content::File(saved) = &entry.content else { continue };
-            let (path, saved) = (tree::place(&dir, name), saved.clone());
+            let (path, saved) = (tree::path_below(&dir, name), saved.clone());
             let (get, permits) = (get.clone(), permits.clone());
             gets.spawn(async move {
                 let _permit = permits.acquire_owned().await;
@@ -339,12 +344,12 @@ struct Put {
 impl Put {
     /// Puts the file as it is now; `None` if it is gone.
     async fn run(self) -> Result<Option<Entry>, NodeError> {
-        let path = tree::place(&self.root, &self.name);
+        let path = tree::path_below(&self.root, &self.name);
         let disk = |source| NodeError::Disk { doing: "reading the checkpoint", path: path.clone(), source };
         let (root, name, owner) = (self.root.clone(), self.name.clone(), self.owner);
         let pinned = blocking(move || tree::pin(&root, &name, owner)).await.map_err(disk)?;
         let Some(pinned) = pinned else { return Ok(None) };
-        let (bytes, stamp, mode) = pinned.look().map_err(disk)?;
+        let (bytes, stamp, mode) = pinned.read_state().map_err(disk)?;
         let put = self.store.put_file(&self.bucket, &self.key, &pinned.path()).await;
         put.map_err(|source| match source {
             // By the name that people know.
@@ -352,7 +357,7 @@ impl Put {
             other => other,
         })
         .map_err(|source| NodeError::Store { doing: "saving the checkpoint", source })?;
-        let (bytes_now, stamp_now, _) = pinned.look().map_err(disk)?;
+        let (bytes_now, stamp_now, _) = pinned.read_state().map_err(disk)?;
         // A rename over the file changes its inode, too; its bytes are the same.
         if (bytes_now, stamp_now.modified) != (bytes, stamp.modified) {
             return Err(disk(io::Error::other(

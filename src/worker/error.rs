@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::backend::CloudError;
-use crate::backend::store::StoreError;
+use crate::backend::store::{StoreError, is_no_room};
 use crate::domain::ids::IdError;
 
 /// Why a node did not do its task.
@@ -152,6 +152,15 @@ impl NodeError {
             | Self::Cloud { .. }
             | Self::Disk { .. }
             | Self::Panicked(_) => false,
+        }
+    }
+
+    /// Returns whether the node's own disk has no room, for bytes or for files.
+    pub(super) fn is_disk_full(&self) -> bool {
+        match self {
+            Self::Disk { source, .. } => is_no_room(source),
+            Self::Store { source, .. } => matches!(source, StoreError::DiskFull { .. }),
+            _ => false,
         }
     }
 

@@ -9,7 +9,7 @@ use super::heartbeat::Heartbeat;
 use super::interruption::Sentinel;
 use super::{Node, NodeError, log};
 use crate::backend::Store;
-use crate::backend::store::{free_bytes, free_inodes, is_no_room};
+use crate::backend::store::{free_bytes, free_inodes};
 use crate::domain::budget;
 use crate::domain::verdict::Verdict;
 use crate::workload::{Contract, Ended, Stops, Workload, is_transient_start};
@@ -65,8 +65,7 @@ fn is_full(folder: &std::path::Path) -> bool {
 
 /// A failure of the node's own disk, which may be full.
 pub(super) fn of_disk(error: NodeError) -> Stop {
-    let is_full = matches!(&error, NodeError::Disk { source, .. } if is_no_room(source));
-    Trouble::new(if is_full { Verdict::DiskFull } else { Verdict::Infra }, true, error).into()
+    Trouble::new(if error.is_disk_full() { Verdict::DiskFull } else { Verdict::Infra }, true, error).into()
 }
 
 /// Time kept back from a workload under a Spot notice, for the log and the row.

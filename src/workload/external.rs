@@ -85,7 +85,7 @@ pub(super) async fn run(
                 Err(failure) => failure,
             },
         };
-        let Some(&pause) = pauses.next().filter(|_| failure.may_pass) else { return failure.conclude(program) };
+        let Some(&pause) = pauses.next().filter(|_| failure.is_transient) else { return failure.conclude(program) };
         tracing::warn!("{program} could not be started, and is tried again: {}", failure.source);
         // Both arms may be dropped: neither holds anything.
         tokio::select! {
@@ -101,14 +101,14 @@ pub(super) async fn run(
 struct StartFailure {
     source: io::Error,
     /// Whether the next try may succeed.
-    may_pass: bool,
+    is_transient: bool,
     /// Whether it is not the program that failed, but what the node needs to start any.
     is_of_machine: bool,
 }
 
 impl StartFailure {
     fn of_program(source: io::Error) -> Self {
-        Self { may_pass: is_transient_start(&source), source, is_of_machine: false }
+        Self { is_transient: is_transient_start(&source), source, is_of_machine: false }
     }
 
     fn of_machine(source: io::Error) -> Self {
@@ -116,7 +116,7 @@ impl StartFailure {
     }
 
     fn conclude(self, program: String) -> io::Result<Ended> {
-        if self.is_of_machine && !self.may_pass {
+        if self.is_of_machine && !self.is_transient {
             return Err(self.source);
         }
         Ok(Ended::NotStarted { program, source: self.source })
@@ -322,7 +322,7 @@ fn explain(exit: Exit, before: Kills) -> io::Result<Result<Ended, StartFailure>>
         Exit::Failed(End::NotExecuted) => {
             // systemd does not say why: a program that is just being written looks like one that is none.
             let source = io::Error::other("systemd could not run it (203/EXEC): look at its #! line");
-            Ok(Err(StartFailure { source, may_pass: true, is_of_machine: false }))
+            Ok(Err(StartFailure { source, is_transient: true, is_of_machine: false }))
         }
         Exit::Failed(End::NotMade(why)) => Err(io::Error::other(why)),
     }
@@ -420,11 +420,8 @@ mod tests {
         let (program, contract) = (script(dir.path(), 0o755), contract(dir.path()));
         let writer = File::options().append(true).open(&program).unwrap();
         let stops = Stops::default();
-        let release = async {
-            // It has been refused once at least when the first pause begins.
-            tokio::time::sleep(Duration::from_millis(START_PAUSES_MS[0])).await;
-            drop(writer);
-        };
+        // It has been refused once when the first pause begins, and this goes on.
+        let release = async { drop(writer) };
         let (ended, ()) = tokio::join!(run_it(&program, &contract, &stops), release);
         assert!(matches!(ended, Ended::Exited { code: Some(0), .. }), "{ended:?}");
         assert_eq!(std::fs::read_to_string(contract.output()).unwrap(), "x\n", "it ran once");

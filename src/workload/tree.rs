@@ -174,11 +174,11 @@ impl Pinned {
         PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
     }
 
-    /// Looks at the file: its size, its state, and its permissions.
+    /// Returns the file's size, its state, and its permissions.
     ///
     /// # Errors
     /// The system's.
-    pub fn look(&self) -> io::Result<(u64, Stamp, u32)> {
+    pub fn read_state(&self) -> io::Result<(u64, Stamp, u32)> {
         let meta = self.file.metadata()?;
         Ok((meta.len(), stamp(&meta), meta.mode() & MODE_KEPT))
     }
@@ -190,7 +190,7 @@ fn stamp(meta: &std::fs::Metadata) -> Stamp {
 
 /// Returns where an entry of a checkpoint is below the folder. A list that was read has no name that leads out of it.
 #[must_use]
-pub fn place(root: &Path, path: &[u8]) -> PathBuf {
+pub fn path_below(root: &Path, path: &[u8]) -> PathBuf {
     root.join(OsStr::from_bytes(path))
 }
 
@@ -202,7 +202,7 @@ pub fn make_folders(root: &Path, manifest: &Manifest) -> io::Result<()> {
     for (path, entry) in &manifest.entries {
         let folder = if entry.content == Content::Folder { Some(path.as_slice()) } else { parents(path).next() };
         if let Some(folder) = folder {
-            std::fs::create_dir_all(place(root, folder))?;
+            std::fs::create_dir_all(path_below(root, folder))?;
         }
     }
     Ok(())
@@ -216,11 +216,11 @@ pub fn make_folders(root: &Path, manifest: &Manifest) -> io::Result<()> {
 pub fn complete(root: &Path, manifest: &mut Manifest, owner: Option<(u32, u32)>) -> io::Result<()> {
     for (path, entry) in &manifest.entries {
         if let Content::Link(target) = &entry.content {
-            symlink(OsStr::from_bytes(target), place(root, path))?;
+            symlink(OsStr::from_bytes(target), path_below(root, path))?;
         }
     }
     for (path, entry) in manifest.entries.iter_mut().rev() {
-        let path = place(root, path);
+        let path = path_below(root, path);
         if let Some((uid, gid)) = owner {
             lchown(&path, Some(uid), Some(gid))?;
         }
@@ -265,7 +265,7 @@ mod tests {
         for (path, entry) in &manifest.entries {
             if matches!(entry.content, Content::File(_)) {
                 let pinned = pin(from, path, None).unwrap().unwrap();
-                std::fs::write(place(to, path), std::fs::read(pinned.path()).unwrap()).unwrap();
+                std::fs::write(path_below(to, path), std::fs::read(pinned.path()).unwrap()).unwrap();
             }
         }
         complete(to, &mut manifest, None).unwrap();
@@ -275,7 +275,7 @@ mod tests {
     #[test]
     fn links_empty_folders_modes_and_odd_names_are_kept() {
         let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let at = |name: &[u8]| place(from.path(), name);
+        let at = |name: &[u8]| path_below(from.path(), name);
         std::fs::create_dir_all(at(b"empty/deeper")).unwrap();
         std::fs::create_dir(at(b"read-only")).unwrap();
         for (name, mode) in [
@@ -308,7 +308,7 @@ mod tests {
             |dir: &Path| walk(dir).unwrap().into_iter().map(|(path, seen)| (path, strip(seen))).collect::<Vec<_>>();
         assert_eq!(all(from.path()), all(to.path()));
         assert_eq!(all(to.path()).len(), 14);
-        assert_eq!(std::fs::read(place(to.path(), b"not\xff\xfetext")).unwrap(), b"not\xff\xfetext");
+        assert_eq!(std::fs::read(path_below(to.path(), b"not\xff\xfetext")).unwrap(), b"not\xff\xfetext");
         assert_eq!(std::fs::read_link(to.path().join("odd-target")).unwrap().as_os_str().as_bytes(), b"\xff%41");
         assert_eq!(mode_of(&to.path().join("read-only")), 0o555);
     }

@@ -178,6 +178,24 @@ async fn a_list_that_leads_out_of_the_folder_restores_nothing() {
     }
 }
 
+/// The disk is too small for the checkpoint: the work in it must not be replaced by that of a workload that begins from its start.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_checkpoint_that_does_not_fit_is_left_to_another_machine() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let list = r#"{"version":2,"entries":[{"name":"huge","key":"checkpoints/huge","bytes":8796093022208}]}"#;
+    lab.desk.store.put_bytes(RESULT_BUCKET, "checkpoints/huge", b"x".to_vec()).await.unwrap();
+    let huge = lab.cloud.object_path(RESULT_BUCKET, "checkpoints/huge");
+    std::fs::File::options().write(true).open(huge).unwrap().set_len(8 << 40).unwrap();
+    lab.desk.store.put_bytes(RESULT_BUCKET, "checkpoints/list", list.as_bytes().to_vec()).await.unwrap();
+    let named = format!("s3://{RESULT_BUCKET}/checkpoints/list");
+    lab.set_attribute("abc", "checkpoint", &named).await;
+    lab.node("abc", "M").run().await.ending.unwrap_err();
+    let row = lab.task("abc").await;
+    assert_eq!((row.state, row.verdict), (State::Pending, Some(Verdict::DiskFull)));
+    assert_eq!(row.checkpoint, Some(named));
+}
+
 /// The program is open for writing, as after a copy that is still going on: that is no failure of the task.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_program_that_stays_busy_hands_the_task_back() {
