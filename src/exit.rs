@@ -1,9 +1,10 @@
 //! Exit codes and hints: what a failure means to a script, to systemd, and to a person. The README lists them.
 
-use crate::backend::store::StoreError;
+use crate::backend::store::{StoreError, is_no_room};
 use crate::backend::{CloudError, Kind};
 use crate::scheduler::SchedulerError;
 use crate::worker::NodeError;
+use crate::workload::is_transient_start;
 
 /// An exit code of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -126,11 +127,11 @@ pub fn of_node(error: &NodeError) -> (Exit, Option<String>) {
             Some(format!("look with `aws s3 ls '{uri}'`; a key from an S3 event must be URL-decoded first")),
         ),
         NodeError::Store { source, .. } | NodeError::InputsRefused { source } => of_store(source),
-        NodeError::Disk { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+        NodeError::Disk { source, .. } if is_no_room(source) => {
             (Exit::DiskFull, Some(disk_hint()))
         }
         NodeError::Disk { .. } => (Exit::Internal, Some("name another folder with --work-dir".to_owned())),
-        NodeError::NotStarted { program, .. } => (Exit::ProgramNotFound, Some(program_hint(program))),
+        NodeError::NotStarted { program, source } => (Exit::ProgramNotFound, Some(program_hint(program, source))),
         NodeError::WorkloadFailed { how } => (Exit::WorkloadFailed, Some(workload_hint(how))),
         NodeError::OutOfMemory => {
             (Exit::OutOfMemory, Some("use an instance type with more memory, or cut the task".to_owned()))
@@ -220,11 +221,42 @@ pub fn of_store(error: &StoreError) -> (Exit, Option<String>) {
 }
 
 fn disk_hint() -> String {
-    "make room; or use a larger disk: on a node by a larger volume or --work-dir, on this machine by --local=DIR"
+    "make room, for bytes (`df -h`) and for files (`df -i`); or use a larger disk: on a node by a larger volume or --work-dir, on this machine by --local=DIR"
         .to_owned()
 }
 
-fn program_hint(program: &str) -> String {
+fn program_hint(program: &str, error: &std::io::Error) -> String {
+    use std::io::ErrorKind;
+    // Linux: ENFILE and EMFILE have no kind of their own.
+    const FILES: [i32; 2] = [23, 24];
+    match error.kind() {
+        ErrorKind::ExecutableFileBusy => {
+            return format!("{program} was open for writing: write it to another name, then rename it into its place");
+        }
+        ErrorKind::WouldBlock => {
+            return "the machine or the user has reached its limit of processes: raise it (`ulimit -u`, TasksMax=), or use \
+                    fewer --slots"
+                .to_owned();
+        }
+        ErrorKind::OutOfMemory => {
+            return "the machine had no memory to start a program: use an instance type with more, or fewer --slots"
+                .to_owned();
+        }
+        ErrorKind::ArgumentListTooLong => {
+            return "its arguments and environment are too long: pass them in a file".to_owned();
+        }
+        _ if error.raw_os_error().is_some_and(|code| FILES.contains(&code)) => {
+            return "the machine or the node has reached its limit of open files: raise it (`ulimit -n`, LimitNOFILE=), or \
+                    use fewer --slots"
+                .to_owned();
+        }
+        _ if is_transient_start(error) => {
+            return format!(
+                "the machine could not read {program}: look at its disk and its mounts; another node may fare better"
+            );
+        }
+        _ => {}
+    }
     if program.contains('/') {
         format!("{program} must exist, be executable, and begin with #! if it is a script")
     } else {
@@ -239,5 +271,25 @@ fn workload_hint(how: &str) -> String {
         }
         "exited with code 126" => "126 is the shell's word for a file that is not executable".to_owned(),
         _ => "what it wrote, if anything, is in the result bucket under logs/".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_that_failed_for_the_machine_has_a_hint_of_its_own() {
+        // ETXTBSY, EAGAIN, EMFILE, ENFILE, ENOMEM, EIO; then ENOENT and EACCES.
+        let hints = [26, 11, 24, 23, 12, 5].map(hint_of);
+        assert!(hints.iter().all(|hint| !hint.contains("must exist")), "{hints:?}");
+        assert!(hint_of(2).contains("must exist") && hint_of(13).contains("executable"));
+    }
+
+    fn hint_of(code: i32) -> String {
+        let source = std::io::Error::from_raw_os_error(code);
+        let (exit, hint) = of_node(&NodeError::NotStarted { program: "/a/program".to_owned(), source });
+        assert_eq!(exit, Exit::ProgramNotFound);
+        hint.unwrap()
     }
 }

@@ -54,7 +54,7 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
     settings.holds_work_dir = true;
     settings.bounds.echo = false;
     settings.work_dir = cloud.dir().join(".lighthpc/work");
-    let _work_dir = node::take_work_dir(&settings.work_dir);
+    let _work_dir = node::take_work_dir(&settings.work_dir, &desk.ledger.tables().tasks);
 
     let stopping = Stopping::default();
     let _listener = signals::listen(stopping.clone()).map_err(|error| Failure {

@@ -58,17 +58,17 @@ async fn live(args: &RunArgs, settings: Settings, stopping: Stopping) -> Result<
             return Err(error.into());
         }
     };
-    let (work_dir, left) = take_work_dir(&settings.work_dir);
-    let settings = Settings { left, holds_work_dir: work_dir.is_some(), ..settings };
     let tables = args.aws.tables.tables();
+    let (work_dir, left) = take_work_dir(&settings.work_dir, &tables.tasks);
+    let settings = Settings { left, holds_work_dir: work_dir.is_some(), ..settings };
     let node = Node { backend: Backend::new(&wire, tables, power_off), settings: Arc::new(settings), stopping };
     conclude(worker::run(node).await)
 }
 
-/// Takes the work folder, and ends and removes what an earlier process left there. Trouble with it is found again, and
+/// Takes the work folder, and ends and removes what an earlier process left there. A failure is found again, and
 /// handled, when the first attempt makes its folder.
-pub(super) fn take_work_dir(work_dir: &std::path::Path) -> (Option<std::fs::File>, Vec<SrcId>) {
-    workload::take(work_dir).unwrap_or_else(|error| {
+pub(super) fn take_work_dir(work_dir: &std::path::Path, tasks_table: &str) -> (Option<std::fs::File>, Vec<SrcId>) {
+    workload::take(work_dir, tasks_table).unwrap_or_else(|error| {
         tracing::warn!("{} could not be cleared: {error}", work_dir.display());
         (None, Vec::new())
     })

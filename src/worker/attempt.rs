@@ -1,6 +1,6 @@
 //! One attempt at one task: from the claim to the task's end, or to its release.
 
-use std::io::ErrorKind;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tracing::Instrument;
 use super::checkpoint::Checkpoints;
 use super::claim::{self, Claimed, Held};
 use super::error::ending_of;
-use super::execute::{self, LAST_WORDS, Stop, Trouble, speed};
+use super::execute::{self, LAST_WORDS, Stop, Trouble, of_disk, speed};
 use super::finish::{self, Attempted};
 use super::heartbeat::{Heartbeat, Periods, TimeCost};
 use super::identity::{Assignment, Instance};
@@ -209,19 +209,20 @@ async fn work(
     let fetch = Box::pin(async { tokio::try_join!(mission, download(node, &source, &contract), lost_log) });
     let fetch = step(node, Step::Download, fetch);
     let fetched = unless(&heartbeat.lost, Stop::LeaseLost, unless(&node.stopping.drain, Stop::Drain, fetch));
-    let (mission, (), lost_log) = unless_noticed(sentinel, |_| Instant::now(), fetched).await?;
+    let (mission, (), lost_log) = unless_noticed(sentinel, at_once, fetched).await?;
     (attempted.mission, attempted.lost.1) = (mission, lost_log);
     if attempted.mission.as_ref().is_some_and(|mission| mission.cancelled_at.is_some()) {
         return Err(Stop::Cancelled);
     }
     let named = attempted.row.checkpoint.clone();
     let restore = Checkpoints::restore(node, &contract, &attempted.fence, bucket, named.as_deref());
-    let restored = Box::pin(async { Ok(restore.await) });
+    let restored = Box::pin(async { restore.await.map_err(of_disk) });
     let restored = unless(&heartbeat.lost, Stop::LeaseLost, unless(&node.stopping.drain, Stop::Drain, restored));
-    let (restored, resumed) = unless_noticed(sentinel, |_| Instant::now(), restored).await?;
+    let (restored, resumed) = unless_noticed(sentinel, at_once, restored).await?;
     let checkpoints = checkpoints.insert(restored);
-    let mut contract = (*contract).clone();
-    contract.resumed = resumed;
+    let mut resuming = (*contract).clone();
+    resuming.resumed = resumed;
+    let contract = Arc::new(resuming);
 
     let workload = choose(node, attempted.mission.as_ref());
     let execute = execute::run(node, &workload, &contract, heartbeat, sentinel, checkpoints);
@@ -234,28 +235,41 @@ async fn work(
 /// When an upload is given up under a Spot notice, by the deadline. A result is worth more than a checkpoint, so it may use
 /// all the time but the last words'; but if at the speed that was measured the rest of it does not fit, and there is a
 /// checkpoint to save, it is given up at once.
-fn upload_given_up(node: &Node, contract: &Contract) -> impl Fn(Instant) -> Instant {
-    let store = node.backend.store.clone();
+fn upload_given_up(
+    node: &Node,
+    contract: &Arc<Contract>,
+) -> impl Fn(Instant) -> Pin<Box<dyn Future<Output = Instant> + Send>> {
+    let (store, contract) = (node.backend.store.clone(), contract.clone());
     let before = store.uploaded_bytes();
-    let (bytes, dir) = (result::bytes(contract), contract.checkpoint());
     move |deadline| {
-        let now = Instant::now();
-        let last = deadline.checked_sub(LAST_WORDS).unwrap_or(now);
-        let left = bytes.saturating_sub(store.uploaded_bytes() - before);
-        let fits = now + Duration::from_secs(left / speed(&store)) <= last;
-        if fits || checkpoint::bytes_on_disk(&dir) == 0 { last } else { now }
+        let (store, contract) = (store.clone(), contract.clone());
+        Box::pin(async move {
+            let found = contract.clone();
+            let bytes = tokio::task::spawn_blocking(move || result::bytes(&found)).await.unwrap_or(0);
+            let has_checkpoint = checkpoint::bytes_on_disk(&contract).await > 0;
+            let now = Instant::now();
+            let last = deadline.checked_sub(LAST_WORDS).unwrap_or(now);
+            let left = bytes.saturating_sub(store.uploaded_bytes() - before);
+            let fits = now + Duration::from_secs(left / speed(&store)) <= last;
+            if fits || !has_checkpoint { last } else { now }
+        })
     }
 }
 
+/// Gives up at once.
+async fn at_once(_deadline: Instant) -> Instant {
+    Instant::now()
+}
+
 /// Waits for `work`, but when a Spot notice comes with a deadline, only until `given_up` of that. `work` must be safe to drop.
-async fn unless_noticed<T>(
+async fn unless_noticed<T, F: Future<Output = Instant>>(
     sentinel: &Sentinel,
-    given_up: impl Fn(Instant) -> Instant,
+    given_up: impl Fn(Instant) -> F,
     work: impl Future<Output = Result<T, Stop>>,
 ) -> Result<T, Stop> {
     let notice = async {
         let deadline = sentinel.noticed().await;
-        tokio::time::sleep_until(given_up(deadline)).await;
+        tokio::time::sleep_until(given_up(deadline).await).await;
         deadline
     };
     tokio::select! {
@@ -296,20 +310,15 @@ fn choose(node: &Node, mission: Option<&Mission>) -> Workload {
 
 async fn prepare(node: &Node, attempted: &mut Attempted) -> Result<Arc<Contract>, Stop> {
     let (work_dir, fence) = (node.settings.work_dir.clone(), attempted.fence.clone());
-    let mission = attempted.row.mission.clone();
-    let made =
-        tokio::task::spawn_blocking(move || Contract::prepare(&work_dir, fence.src, mission, fence.attempt)).await;
-    let made = made.map_err(std::io::Error::other).flatten();
+    let (mission, deployment) = (attempted.row.mission.clone(), node.backend.ledger.tables().tasks.clone());
+    let make = move || Contract::prepare(&work_dir, &deployment, fence.src, mission, fence.attempt);
+    let made = tokio::task::spawn_blocking(make).await.map_err(std::io::Error::other).flatten();
     let disk = |source| NodeError::Disk {
         doing: "making the attempt's folder in",
         path: node.settings.work_dir.clone(),
         source,
     };
-    let contract = Arc::new(made.map_err(|error| {
-        let is_full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
-        let verdict = if is_full { Verdict::DiskFull } else { Verdict::Infra };
-        Stop::from(Trouble::new(verdict, true, disk(error)))
-    })?);
+    let contract = Arc::new(made.map_err(|error| of_disk(disk(error)))?);
     attempted.contract = Some(contract.clone());
     Ok(contract)
 }

@@ -1,15 +1,13 @@
 //! Checkpoints: what a workload keeps in its checkpoint folder survives its machine.
 //!
-//! A save puts the files that changed, then the manifest that names all of them, then the manifest's place into the
+//! A save puts the files that changed, then the manifest that names everything, then the manifest's place into the
 //! task's row, under the fence. Whatever breaks in between, the row names the last complete one. The next attempt
 //! restores it before the workload starts; after the commit all of them are removed.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
 
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -18,14 +16,13 @@ use super::error::words;
 use super::insist::insist;
 use super::{Node, NodeError};
 use crate::backend::ledger::{Beat, Fence};
-use crate::backend::store::{Store, uri};
-use crate::domain::checkpoint::{Manifest, Saved, folder, save_folder};
+use crate::backend::store::{Store, StoreError, uri};
+use crate::domain::checkpoint::{Content, Entry, Manifest, Saved, earlier_folder, file_key, folder, save_folder};
 use crate::workload::Contract;
+use crate::workload::tree::{self, Seen};
 
-/// The name of the file that lists a checkpoint's files; last of a save.
+/// The name of the file that lists a checkpoint's entries; last of a save.
 const MANIFEST_NAME: &str = "_lighthpc_checkpoint.json";
-/// The most files of a checkpoint: a save under a Spot notice has two minutes.
-const FILES_MAX: usize = 10_000;
 /// Files under way at once, up and down: many small ones are bound by round trips.
 const FILES_PARALLEL: usize = 8;
 
@@ -33,13 +30,17 @@ const FILES_PARALLEL: usize = 8;
 #[derive(Debug)]
 pub(super) struct Checkpoints {
     bucket: String,
+    /// The name of the tasks table: deployments may share a bucket.
+    deployment: String,
     fence: Fence,
-    dir: PathBuf,
-    /// Where links to the files are made while they go up.
-    staging: PathBuf,
+    contract: Contract,
     newest: Manifest,
     newest_key: Option<String>,
+    /// Objects that an earlier version saved, in a folder that other deployments may use too.
+    earlier: Vec<String>,
     saves: u32,
+    /// Why the last save failed, if it did.
+    unsaved: Option<String>,
 }
 
 /// What became of a save.
@@ -56,78 +57,121 @@ pub(super) enum Save {
 impl Checkpoints {
     /// Restores the checkpoint that the row names, if any, into the contract's folder. Returns whether there was one.
     ///
-    /// A checkpoint that cannot be restored is worth a warning: the workload then begins anew.
+    /// A checkpoint that cannot be restored is worth a warning: the workload then begins from its start.
+    ///
+    /// # Errors
+    /// [`NodeError`] if the disk has no room for it: another machine may have, and a workload that began from its start would
+    /// replace the checkpoint by less.
     pub(super) async fn restore(
         node: &Node,
         contract: &Contract,
         fence: &Fence,
         bucket: &str,
         named: Option<&str>,
-    ) -> (Self, bool) {
-        let dir = contract.checkpoint();
+    ) -> Result<(Self, bool), NodeError> {
         let mut checkpoints = Self {
             bucket: bucket.to_owned(),
+            deployment: node.backend.ledger.tables().tasks.clone(),
             fence: fence.clone(),
-            dir,
-            staging: contract.folder().join("saving"),
+            contract: contract.clone(),
             newest: Manifest::default(),
             newest_key: None,
+            earlier: Vec::new(),
             saves: 0,
+            unsaved: None,
         };
         let Some(key) = named.and_then(|named| named.strip_prefix(&uri(bucket, ""))) else {
-            return (checkpoints, false);
+            return Ok((checkpoints, false));
         };
-        match checkpoints.fetch(node, contract, key).await {
+        checkpoints.note_earlier([key]);
+        match checkpoints.fetch(node, key).await {
             Ok(manifest) => {
-                tracing::info!(files = manifest.files.len(), "restored the checkpoint {key}");
+                tracing::info!(entries = manifest.entries.len(), "restored the checkpoint {key}");
                 checkpoints.newest = manifest;
                 checkpoints.newest_key = Some(key.to_owned());
-                (checkpoints, true)
+                Ok((checkpoints, true))
             }
+            Err(error) if error.is_disk_full() => Err(error),
             Err(error) => {
+                let cause = words(&error);
                 tracing::warn!(
-                    "the checkpoint {key} could not be restored, the workload begins anew: {}",
-                    words(&error)
+                    "the checkpoint {key} could not be restored, the workload begins from its start: {cause}"
                 );
-                let emptied = std::fs::remove_dir_all(contract.checkpoint());
-                if let Err(error) = emptied.and_then(|()| std::fs::create_dir_all(contract.checkpoint())) {
+                contract
+                    .note(&format!("the checkpoint could not be restored, the workload began from its start: {cause}"));
+                let emptied = contract.clone();
+                if let Err(error) = blocking(move || emptied.empty_checkpoint()).await {
                     tracing::warn!("the checkpoint folder could not be emptied: {error}");
                 }
-                (checkpoints, false)
+                Ok((checkpoints, false))
             }
         }
     }
 
-    async fn fetch(&self, node: &Node, contract: &Contract, key: &str) -> Result<Manifest, NodeError> {
-        let disk = |source| NodeError::Disk { doing: "reading the checkpoint in", path: self.dir.clone(), source };
-        let get = Get { store: node.backend.store.clone(), bucket: self.bucket.clone(), limit: node.settings.lease };
-        let list = contract.folder().join("checkpoint-manifest");
-        get.file(key, &list).await?;
-        let text = std::fs::read(&list).map_err(disk)?;
-        let mut manifest: Manifest = serde_json::from_slice(&text).map_err(|e| disk(e.into()))?;
+    fn disk(&self) -> impl Fn(io::Error) -> NodeError + use<> {
+        let path = self.contract.checkpoint();
+        move |source| NodeError::Disk { doing: "reading the checkpoint in", path: path.clone(), source }
+    }
 
+    async fn fetch(&mut self, node: &Node, key: &str) -> Result<Manifest, NodeError> {
+        let (disk, dir) = (self.disk(), self.contract.checkpoint());
+        let get = Get { store: node.backend.store.clone(), bucket: self.bucket.clone(), limit: node.settings.lease };
+        let list = self.contract.folder().join("checkpoint-manifest");
+        get.file(key, &list).await?;
+        let text = tokio::fs::read(&list).await.map_err(&disk)?;
+        let manifest = Manifest::from_json(&text).map_err(|error| disk(io::Error::other(error)))?;
+        self.note_earlier(manifest.keys());
+
+        let (made, root) = (manifest.clone(), dir.clone());
+        blocking(move || tree::make_folders(&root, &made)).await.map_err(&disk)?;
         let permits = Arc::new(Semaphore::new(FILES_PARALLEL));
         let mut gets = JoinSet::new();
-        for (name, saved) in manifest.files.clone() {
-            let path = inside(&self.dir, &name).ok_or_else(|| disk(io::Error::other("a name leads out of it")))?;
-            if let Some(parent) = path.parent() {
-                std::fs::create_dir_all(parent).map_err(disk)?;
-            }
+        for (name, entry) in &manifest.entries {
+            let Content::File(saved) = &entry.content else { continue };
+            let (path, saved) = (tree::path_below(&dir, name), saved.clone());
             let (get, permits) = (get.clone(), permits.clone());
             gets.spawn(async move {
                 let _permit = permits.acquire_owned().await;
                 let bytes = get.file(&saved.key, &path).await?;
-                let seen = look(&path).ok().filter(|_| bytes == saved.bytes);
-                Ok::<_, NodeError>((name, seen))
+                Ok::<_, NodeError>((bytes == saved.bytes).then_some(()).ok_or(path))
             });
         }
         while let Some(got) = gets.join_next().await {
-            let (name, seen) = got.map_err(|panic| disk(io::Error::other(panic)))??;
-            let cut = || disk(io::Error::other(format!("{name} is not as long as it was")));
-            let saved = manifest.files.get_mut(&name).expect("each file is of the manifest");
-            saved.changed_ns = seen.ok_or_else(cut)?.1;
+            let got = got.map_err(|panic| disk(io::Error::other(panic)))??;
+            got.map_err(|path| disk(io::Error::other(format!("{} is not as long as it was", path.display()))))?;
         }
-        Ok(manifest)
+        let owner = node.settings.bounds.wall.map(|wall| (wall.uid, wall.gid));
+        let complete = move || {
+            let mut manifest = manifest;
+            tree::complete(&dir, &mut manifest, owner).map(|()| manifest)
+        };
+        blocking(complete).await.map_err(disk)
+    }
+
+    /// Saves what changed since the last save. Says once why that was not possible: in the node's log, and in the task's.
+    /// Returns whether the row names a save of what there is.
+    pub(super) async fn save_or_note(&mut self, node: &Node) -> bool {
+        match self.save(node).await {
+            Ok(Save::Saved | Save::Unchanged) => {
+                self.unsaved = None;
+                true
+            }
+            Ok(Save::LeaseLost) => false,
+            Err(error) => {
+                let cause = words(&error);
+                if self.unsaved.as_ref() != Some(&cause) {
+                    tracing::warn!("the checkpoint was not saved: {cause}");
+                    self.contract.note(&format!("the checkpoint was not saved: {cause}"));
+                    self.unsaved = Some(cause);
+                }
+                false
+            }
+        }
+    }
+
+    /// Returns why the last save failed, if it did.
+    pub(super) fn unsaved(&self) -> Option<&str> {
+        self.unsaved.as_deref()
     }
 
     /// Saves what changed since the last save.
@@ -138,31 +182,44 @@ impl Checkpoints {
     /// # Errors
     /// [`NodeError`]; nothing is lost by one but this save.
     pub(super) async fn save(&mut self, node: &Node) -> Result<Save, NodeError> {
-        let disk = |source| NodeError::Disk { doing: "reading the checkpoint in", path: self.dir.clone(), source };
-        let found = list(&self.dir).map_err(disk)?;
-        let is_kept = |name: &String, &(bytes, changed_ns): &(u64, u128)| {
-            self.newest.files.get(name).is_some_and(|old| old.bytes == bytes && old.changed_ns == changed_ns)
-        };
-        if found.len() == self.newest.files.len() && found.iter().all(|(name, seen)| is_kept(name, seen)) {
+        let (disk, dir) = (self.disk(), self.contract.checkpoint());
+        let found = blocking(move || tree::walk(&dir)).await.map_err(&disk)?;
+        if found.len() == self.newest.entries.len() && found.iter().all(|(name, seen)| self.kept(name, seen).is_some())
+        {
             return Ok(Save::Unchanged);
         }
         self.saves += 1;
-        let prefix = save_folder(&self.fence.src, self.fence.attempt, self.saves);
-        let (kept, changed): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            found.into_iter().partition(|(name, seen)| is_kept(name, seen));
-        let kept = kept.into_keys().map(|name| (name.clone(), self.newest.files[&name].clone()));
-        let mut manifest = Manifest { files: kept.collect() };
-        manifest.files.extend(self.put_all(node, &prefix, changed.into_keys()).await?);
+        let prefix = save_folder(&self.deployment, &self.fence.src, self.fence.attempt, self.saves);
+        let (mut manifest, mut changed) = (Manifest::default(), Vec::new());
+        for (name, seen) in found {
+            let entry = match (self.kept(&name, &seen), seen) {
+                (Some(entry), _) => entry.clone(),
+                (None, Seen::Folder { mode }) => Entry { content: Content::Folder, mode: Some(mode) },
+                (None, Seen::Link { target }) => Entry { content: Content::Link(target), mode: None },
+                (None, Seen::File { bytes, stamp, mode }) => match self.saved(&name) {
+                    // An earlier version kept no modes.
+                    Some(saved) if (saved.bytes, saved.stamp) == (bytes, stamp) => {
+                        Entry { content: Content::File(saved.clone()), mode: Some(mode) }
+                    }
+                    _ => {
+                        changed.push(name);
+                        continue;
+                    }
+                },
+            };
+            manifest.entries.insert(name, entry);
+        }
+        manifest.entries.extend(self.put_all(node, &prefix, changed).await?);
 
         let key = format!("{prefix}{MANIFEST_NAME}");
-        let text = serde_json::to_vec(&manifest).map_err(|e| disk(e.into()))?;
+        let text = manifest.to_json().map_err(|error| disk(io::Error::other(error)))?;
         let put = node.backend.store.put_bytes(&self.bucket, &key, text).await;
         put.map_err(|source| NodeError::Store { doing: "saving the checkpoint", source })?;
         let named = node.backend.ledger.name_checkpoint(&self.fence, &uri(&self.bucket, &key)).await;
         if named.map_err(NodeError::cloud("naming the checkpoint"))? != Beat::Renewed {
             return Ok(Save::LeaseLost);
         }
-        tracing::info!(files = manifest.files.len(), "saved the checkpoint {key}");
+        tracing::info!(entries = manifest.entries.len(), "saved the checkpoint {key}");
         let mut surplus = self.newest.keys_not_in(&manifest);
         surplus.extend(self.newest_key.replace(key));
         self.newest = manifest;
@@ -170,47 +227,74 @@ impl Checkpoints {
         Ok(Save::Saved)
     }
 
-    /// Puts the files that changed, each by a link of its own, so that a workload may rename a new one into its place
+    /// Returns the entry of the newest checkpoint, if what is there is still the same.
+    fn kept(&self, name: &[u8], seen: &Seen) -> Option<&Entry> {
+        let entry = self.newest.entries.get(name)?;
+        let is_same = match (&entry.content, seen) {
+            (Content::File(saved), Seen::File { bytes, stamp, mode }) => {
+                (saved.bytes, saved.stamp, entry.mode) == (*bytes, *stamp, Some(*mode))
+            }
+            (Content::Folder, Seen::Folder { mode }) => entry.mode == Some(*mode),
+            (Content::Link(old), Seen::Link { target }) => old == target,
+            _ => false,
+        };
+        is_same.then_some(entry)
+    }
+
+    fn saved(&self, name: &[u8]) -> Option<&Saved> {
+        match &self.newest.entries.get(name)?.content {
+            Content::File(saved) => Some(saved),
+            Content::Folder | Content::Link(_) => None,
+        }
+    }
+
+    /// Puts the files that changed, each by a descriptor of its own, so that a workload may rename a new one into its place
     /// meanwhile. One that is gone by now is left out.
     async fn put_all(
         &self,
         node: &Node,
         prefix: &str,
-        names: impl Iterator<Item = String>,
-    ) -> Result<BTreeMap<String, Saved>, NodeError> {
-        let disk = |source| NodeError::Disk { doing: "reading the checkpoint in", path: self.dir.clone(), source };
-        // What an earlier save left that was dropped.
-        std::fs::remove_dir_all(&self.staging).or_else(not_found).map_err(disk)?;
-        std::fs::create_dir_all(&self.staging).map_err(disk)?;
+        names: Vec<Vec<u8>>,
+    ) -> Result<BTreeMap<Vec<u8>, Entry>, NodeError> {
         let permits = Arc::new(Semaphore::new(FILES_PARALLEL));
         let mut puts = JoinSet::new();
-        for (n, name) in names.enumerate() {
+        for (n, name) in names.into_iter().enumerate() {
             let put = Put {
                 store: node.backend.store.clone(),
                 bucket: self.bucket.clone(),
-                key: format!("{prefix}{name}"),
-                file: self.dir.join(&name),
-                link: self.staging.join(n.to_string()),
+                key: file_key(prefix, n),
+                root: self.contract.checkpoint(),
+                name,
                 owner: node.settings.bounds.wall.map(|wall| wall.uid),
             };
             let permits = permits.clone();
             puts.spawn(async move {
                 let _permit = permits.acquire_owned().await;
-                put.run().await.map(|saved| Some((name, saved?)))
+                let name = put.name.clone();
+                put.run().await.map(|entry| Some((name, entry?)))
             });
         }
         let mut saved = BTreeMap::new();
         while let Some(put) = puts.join_next().await {
-            saved.extend(put.map_err(|panic| disk(io::Error::other(panic)))??);
+            saved.extend(put.map_err(|panic| self.disk()(io::Error::other(panic)))??);
         }
         Ok(saved)
     }
 
-    /// Removes what no checkpoint needs. What stays is found by the bucket's lifecycle, so a failure is only said.
-    async fn forget(&self, node: &Node, keys: Vec<String>) {
+    /// Removes what no checkpoint needs, of what is certainly this task's. What stays is found by the bucket's lifecycle, so a
+    /// failure is only logged.
+    async fn forget(&self, node: &Node, mut keys: Vec<String>) {
+        let own = folder(&self.deployment, &self.fence.src);
+        keys.retain(|key| key.starts_with(&own) || self.earlier.contains(key));
         if let Err(error) = node.backend.store.delete(&self.bucket, &keys).await {
             tracing::warn!("{} objects of old checkpoints stay: {error}: {}", keys.len(), error.source);
         }
+    }
+
+    /// Remembers which of these objects an earlier version of lighthpc saved for this task.
+    fn note_earlier<'a>(&mut self, keys: impl IntoIterator<Item = &'a str>) {
+        let earlier = earlier_folder(&self.fence.src);
+        self.earlier.extend(keys.into_iter().filter(|key| key.starts_with(&earlier)).map(ToOwned::to_owned));
     }
 
     /// Removes the task's checkpoints; for a task whose end is committed.
@@ -219,8 +303,11 @@ impl Checkpoints {
         if self.newest_key.is_none() && self.saves == 0 && self.fence.attempt.0 == 1 {
             return;
         }
-        match node.backend.store.list(&self.bucket, &folder(&self.fence.src)).await {
-            Ok(keys) => self.forget(node, keys).await,
+        match node.backend.store.list(&self.bucket, &folder(&self.deployment, &self.fence.src)).await {
+            Ok(mut keys) => {
+                keys.extend(self.earlier.iter().cloned());
+                self.forget(node, keys).await;
+            }
             Err(error) => tracing::warn!("old checkpoints stay: {error}: {}", error.source),
         }
     }
@@ -235,7 +322,7 @@ struct Get {
 }
 
 impl Get {
-    /// Fetches one file, through an outage if need be: without it the work of hours begins anew. Returns its size.
+    /// Fetches one file, through an outage if need be: without it the work of hours begins from its start. Returns its size.
     async fn file(&self, key: &str, file: &Path) -> Result<u64, NodeError> {
         let done = insist(self.limit, || self.store.download(&self.bucket, key, file)).await;
         let done = done.map_err(|source| NodeError::Store { doing: "fetching the checkpoint", source });
@@ -248,115 +335,49 @@ struct Put {
     store: Store,
     bucket: String,
     key: String,
-    file: PathBuf,
-    link: PathBuf,
-    /// Behind a wall, the workload's user: only what is its own is saved. It might have put a link where the list had seen
-    /// a file, and the node may read what the workload may not.
+    root: PathBuf,
+    name: Vec<u8>,
+    /// In a sandbox, the workload's user: only what is its own is saved.
     owner: Option<u32>,
 }
 
 impl Put {
     /// Puts the file as it is now; `None` if it is gone.
-    async fn run(self) -> Result<Option<Saved>, NodeError> {
-        let disk = |source| NodeError::Disk { doing: "reading the checkpoint", path: self.file.clone(), source };
-        let Some(source) = pin(&self.file, &self.link, self.owner).map_err(disk)? else { return Ok(None) };
-        let (bytes, changed_ns) = look(source).map_err(disk)?;
-        let put = self.store.put_file(&self.bucket, &self.key, source).await;
-        put.map_err(|source| NodeError::Store { doing: "saving the checkpoint", source })?;
-        if look(source).map_err(disk)? != (bytes, changed_ns) {
+    async fn run(self) -> Result<Option<Entry>, NodeError> {
+        let path = tree::path_below(&self.root, &self.name);
+        let disk = |source| NodeError::Disk { doing: "reading the checkpoint", path: path.clone(), source };
+        let (root, name, owner) = (self.root.clone(), self.name.clone(), self.owner);
+        let pinned = blocking(move || tree::pin(&root, &name, owner)).await.map_err(disk)?;
+        let Some(pinned) = pinned else { return Ok(None) };
+        let (bytes, stamp, mode) = pinned.read_state().map_err(disk)?;
+        let put = self.store.put_file(&self.bucket, &self.key, &pinned.path()).await;
+        put.map_err(|source| match source {
+            // By the name that people know.
+            StoreError::Disk { doing, source, .. } => StoreError::Disk { doing, path: path.clone(), source },
+            other => other,
+        })
+        .map_err(|source| NodeError::Store { doing: "saving the checkpoint", source })?;
+        let (bytes_now, stamp_now, _) = pinned.read_state().map_err(disk)?;
+        // A rename over the file changes its inode, too; its bytes are the same.
+        if (bytes_now, stamp_now.modified) != (bytes, stamp.modified) {
             return Err(disk(io::Error::other(
                 "the file changed while it was saved: write to another name, then rename",
             )));
         }
-        std::fs::remove_file(&self.link).or_else(not_found).map_err(disk)?;
-        Ok(Some(Saved { key: self.key, bytes, changed_ns }))
+        let saved = Saved { key: self.key, bytes, stamp };
+        Ok(Some(Entry { content: Content::File(saved), mode: Some(mode) }))
     }
 }
 
-/// Links the file as it is now to `link`, so that it can be read whatever the workload does to its name, and returns that;
-/// `None` if it is gone.
-///
-/// # Errors
-/// The system's, and if it is no file, or not the owner's.
-fn pin<'a>(file: &'a Path, link: &'a Path, owner: Option<u32>) -> io::Result<Option<&'a Path>> {
-    let source = match std::fs::hard_link(file, link) {
-        Ok(()) => link,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        // A file system without links.
-        Err(_) if owner.is_none() => file,
-        Err(error) => return Err(error),
-    };
-    let meta = source.symlink_metadata()?;
-    if !meta.is_file() || owner.is_some_and(|owner| meta.uid() != owner) {
-        return Err(io::Error::other("it is no file of the workload's"));
-    }
-    Ok(Some(source))
-}
-
-fn not_found(error: io::Error) -> io::Result<()> {
-    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
+/// Runs what waits for the disk where waiting does not hold up the rest of the node.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other).flatten()
 }
 
 /// Returns how many bytes a save of everything would put now.
-pub(super) fn bytes_on_disk(dir: &Path) -> u64 {
-    list(dir).map_or(0, |files| files.values().map(|(bytes, _)| bytes).sum())
-}
-
-/// Files below a folder, with size and time of change.
-fn list(dir: &Path) -> io::Result<BTreeMap<String, (u64, u128)>> {
-    let mut found = BTreeMap::new();
-    let mut folders = vec![(dir.to_owned(), String::new())];
-    while let Some((folder, prefix)) = folders.pop() {
-        for entry in std::fs::read_dir(folder)? {
-            let entry = entry?;
-            let Ok(name) = entry.file_name().into_string() else { continue };
-            let (path, name) = (entry.path(), format!("{prefix}{name}"));
-            let kind = entry.file_type()?;
-            if kind.is_dir() {
-                folders.push((path, format!("{name}/")));
-            } else if kind.is_file()
-                // One that is gone by now was a temporary name.
-                && let Ok(seen) = look(&path)
-            {
-                found.insert(name, seen);
-            }
-            if found.len() > FILES_MAX {
-                return Err(io::Error::other(format!("more than {FILES_MAX} files: pack them")));
-            }
-        }
-    }
-    Ok(found)
-}
-
-fn look(path: &Path) -> io::Result<(u64, u128)> {
-    let meta = path.symlink_metadata()?;
-    let changed = meta.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
-    Ok((meta.len(), changed.as_nanos()))
-}
-
-/// A name of a manifest as a path below the folder; `None` if it leads out of it.
-fn inside(dir: &Path, name: &str) -> Option<PathBuf> {
-    let is_plain = Path::new(name).components().all(|part| matches!(part, std::path::Component::Normal(_)));
-    (is_plain && !name.is_empty()).then(|| dir.join(name))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::symlink;
-
-    #[test]
-    fn only_what_is_the_workloads_own_is_saved() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = |name: &str| dir.path().join(name);
-        std::fs::write(path("file"), "x").unwrap();
-        symlink(path("file"), path("link")).unwrap();
-        let own = path("file").metadata().unwrap().uid();
-
-        assert_eq!(pin(&path("file"), &path("1"), Some(own)).unwrap(), Some(path("1").as_path()));
-        assert!(pin(&path("file"), &path("2"), Some(own + 1)).is_err(), "another user's");
-        assert!(pin(&path("link"), &path("3"), Some(own)).is_err(), "a link");
-        assert!(pin(dir.path(), &path("4"), Some(own)).is_err(), "a folder");
-        assert!(pin(&path("none"), &path("5"), Some(own)).unwrap().is_none());
-    }
+pub(super) async fn bytes_on_disk(contract: &Contract) -> u64 {
+    let dir = contract.checkpoint();
+    let found = blocking(move || tree::walk(&dir)).await.unwrap_or_default();
+    let bytes = |seen: &Seen| if let Seen::File { bytes, .. } = seen { *bytes } else { 0 };
+    found.values().map(bytes).sum()
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::backend::store::StoreError;
+use crate::backend::store::{StoreError, is_no_room};
 use crate::backend::{CloudError, Kind, Scope};
 use crate::domain::ids::IdError;
 use crate::domain::verdict::Verdict;
@@ -186,6 +186,15 @@ impl NodeError {
             | Self::InputsRefused { .. }
             | Self::Disk { .. }
             | Self::Panicked(_) => false,
+        }
+    }
+
+    /// Returns whether the node's own disk has no room, for bytes or for files.
+    pub(super) fn is_disk_full(&self) -> bool {
+        match self {
+            Self::Disk { source, .. } => is_no_room(source),
+            Self::Store { source, .. } => matches!(source, StoreError::DiskFull { .. }),
+            _ => false,
         }
     }
 

@@ -5,14 +5,14 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::checkpoint::{self, Checkpoints};
-use super::error::words;
 use super::heartbeat::Heartbeat;
 use super::interruption::Sentinel;
 use super::{Node, NodeError, log};
 use crate::backend::Store;
+use crate::backend::store::{free_bytes, free_inodes};
 use crate::domain::budget;
 use crate::domain::verdict::Verdict;
-use crate::workload::{Contract, Ended, Stops, Workload};
+use crate::workload::{Contract, Ended, Stops, Workload, is_transient_start};
 
 /// `EX_TEMPFAIL` of sysexits.h: try again.
 const EXIT_TRY_AGAIN: i32 = 75;
@@ -54,6 +54,19 @@ impl From<Trouble> for Stop {
 
 /// A workload that failed with less room than this on its disk failed for that: a write of any size does.
 const FULL_BYTES: u64 = 1024 * 1024;
+/// The same for files: what it made last it may have removed again.
+const FULL_INODES: u64 = 8;
+
+/// Returns whether the folder's file system has no room, for bytes or for files.
+fn is_full(folder: &std::path::Path) -> bool {
+    free_bytes(folder).is_ok_and(|free| free < FULL_BYTES)
+        || free_inodes(folder).is_ok_and(|free| free.is_some_and(|free| free < FULL_INODES))
+}
+
+/// A failure of the node's own disk, which may be full.
+pub(super) fn of_disk(error: NodeError) -> Stop {
+    Trouble::new(if error.is_disk_full() { Verdict::DiskFull } else { Verdict::Infra }, true, error).into()
+}
 
 /// Time kept back from a workload under a Spot notice, for the log and the row.
 pub(super) const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -87,7 +100,7 @@ pub(super) async fn run(
             deadline = sentinel.noticed() => {
                 // All the time there is, less what the save and the last words need; a third of it at least.
                 let budget = deadline.saturating_duration_since(Instant::now());
-                let save_bytes = checkpoint::bytes_on_disk(&contract.checkpoint());
+                let save_bytes = checkpoint::bytes_on_disk(contract).await;
                 let save = Duration::from_secs(save_bytes / speed(&node.backend.store));
                 let grace = budget.saturating_sub(LAST_WORDS + save).max(budget / 3);
                 stops.grace.send_replace(Some(grace));
@@ -121,10 +134,9 @@ pub(super) async fn run(
         (Ok(ended), early) => (ended, early),
         // What broke while the workload was told to end is no failure of the task.
         (Err(_), Some(early)) => return Err(early),
-        (Err(error), None) => return Err(Trouble::new(Verdict::Infra, true, disk(error)).into()),
+        (Err(error), None) => return Err(of_disk(disk(error))),
     };
-    let is_full = crate::backend::store::free_bytes(contract.folder()).is_ok_and(|free| free < FULL_BYTES);
-    judge(ended, early, is_full)
+    judge(ended, early, is_full(contract.folder()))
 }
 
 /// Saves the checkpoint every few minutes, and once when EC2 recommends to leave.
@@ -136,9 +148,7 @@ async fn save_now_and_then(node: &Node, sentinel: &Sentinel, checkpoints: &mut C
             () = tokio::time::sleep(node.settings.checkpoint_every) => {}
             () = sentinel.rebalance.cancelled(), if !is_recommended => is_recommended = true,
         }
-        if let Err(error) = checkpoints.save(node).await {
-            tracing::warn!("the checkpoint was not saved: {}", words(&error));
-        }
+        checkpoints.save_or_note(node).await;
     }
 }
 
@@ -180,8 +190,53 @@ fn judge(ended: Ended, early: Option<Stop>, is_full: bool) -> Result<i32, Stop> 
             failed(format!("was ended by signal {}", signal.unwrap_or(0)), None, false)
         }
         (Ended::TimedOut, _) => Err(Trouble::new(Verdict::Timeout, true, NodeError::TimeLimit).into()),
-        (Ended::NotStarted { program, source }, _) => {
-            Err(Trouble::new(Verdict::AppError, false, NodeError::NotStarted { program, source }).into())
+        (Ended::NotStarted { program, source }, early) => {
+            let is_machines = is_transient_start(&source);
+            if let (true, Some(early)) = (is_machines, early) {
+                return Err(early);
+            }
+            let verdict = if is_machines { Verdict::Infra } else { Verdict::AppError };
+            Err(Trouble::new(verdict, is_machines, NodeError::NotStarted { program, source }).into())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict_of(ended: Ended, is_full: bool) -> (Verdict, bool) {
+        match judge(ended, None, is_full) {
+            Err(Stop::Trouble(trouble)) => (trouble.ending.verdict, trouble.ending.may_pass),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_start_that_the_machine_refuses_is_not_the_tasks_failure() {
+        let not_started =
+            |code| Ended::NotStarted { program: "p".to_owned(), source: std::io::Error::from_raw_os_error(code) };
+        // Linux: EAGAIN, ENOMEM, ENFILE, EMFILE, ETXTBSY, EINTR, EIO.
+        for code in [11, 12, 23, 24, 26, 4, 5] {
+            assert_eq!(verdict_of(not_started(code), false), (Verdict::Infra, true), "{code}");
+        }
+        // ENOENT, E2BIG, ENOEXEC, EACCES.
+        for code in [2, 7, 8, 13] {
+            assert_eq!(verdict_of(not_started(code), false), (Verdict::AppError, false), "{code}");
+        }
+        let drained = judge(not_started(11), Some(Stop::Drain), false);
+        assert!(matches!(drained, Err(Stop::Drain)), "{drained:?}");
+    }
+
+    #[test]
+    fn bytes_quota_and_inodes_are_one_verdict() {
+        // ENOSPC, for bytes and inodes alike, and EDQUOT.
+        for (code, verdict) in [(28, Verdict::DiskFull), (122, Verdict::DiskFull), (5, Verdict::Infra)] {
+            let source = std::io::Error::from_raw_os_error(code);
+            let stop = of_disk(NodeError::Disk { doing: "writing", path: "/".into(), source });
+            assert!(matches!(stop, Stop::Trouble(trouble) if trouble.ending.verdict == verdict), "{code}");
+        }
+        let failed = Ended::Exited { code: Some(1), signal: None, out_of_memory: false };
+        assert_eq!(verdict_of(failed, true).0, Verdict::DiskFull);
     }
 }

@@ -6,8 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::attempt::{Ending, LAST_WRITE_TIMEOUT, mission_of};
-use super::checkpoint::{Checkpoints, Save};
-use super::error::words;
+use super::checkpoint::Checkpoints;
 use super::execute::{LAST_WORDS, Stop, Trouble};
 use super::heartbeat::Heartbeat;
 use super::insist::insist;
@@ -156,13 +155,23 @@ pub(super) async fn save_last(node: &Node, checkpoints: &mut Checkpoints, stop: 
             let left = deadline.saturating_duration_since(Instant::now());
             left.saturating_sub(LAST_WORDS).max(left / 3)
         }
-        Stop::LeaseLost | Stop::Cancelled | Stop::Trouble(_) => return,
+        Stop::Trouble(_) => return say_unsaved(checkpoints),
+        Stop::LeaseLost | Stop::Cancelled => return,
     };
-    match tokio::time::timeout(limit, checkpoints.save(node)).await {
-        Ok(Ok(Save::Saved | Save::Unchanged)) => {}
-        Ok(Ok(Save::LeaseLost)) => tracing::warn!("the last checkpoint came after another attempt's claim"),
-        Ok(Err(error)) => tracing::warn!("the last checkpoint was not saved: {}", words(&error)),
+    match tokio::time::timeout(limit, checkpoints.save_or_note(node)).await {
+        Ok(true) => {}
+        Ok(false) if checkpoints.unsaved().is_none() => {
+            tracing::warn!("the last checkpoint came after another attempt's claim");
+        }
+        Ok(false) => say_unsaved(checkpoints),
         Err(_) => tracing::warn!("the last checkpoint was not saved within {limit:?}"),
+    }
+}
+
+/// Says at the attempt's end that the next one goes on from an older checkpoint, or from the start, and why.
+fn say_unsaved(checkpoints: &Checkpoints) {
+    if let Some(cause) = checkpoints.unsaved() {
+        tracing::warn!("the attempt ends without a checkpoint of its last state: {cause}");
     }
 }
 

@@ -17,7 +17,7 @@ use crate::workload::Contract;
 /// not the task.
 pub(super) async fn save(node: &Node, contract: &Contract, fence: &Fence, limit: Duration) -> Option<String> {
     let bucket = node.settings.result_bucket.as_deref()?;
-    let log = contract.log().unwrap_or_default();
+    let log = read(contract).await;
     if log.is_empty() {
         return None;
     }
@@ -37,11 +37,18 @@ pub(super) async fn save_now_and_then(node: &Node, contract: &Contract, fence: &
     let mut saved_bytes = 0;
     loop {
         tokio::time::sleep(node.settings.log_every).await;
-        let bytes = contract.log().map_or(0, |log| log.len());
+        let bytes = read(contract).await.len();
         if bytes != saved_bytes && save(node, contract, fence, LAST_WRITE_TIMEOUT).await.is_some() {
             saved_bytes = bytes;
         }
     }
+}
+
+/// Reads the log as it stands, off this thread: it has up to 6 MiB. One that cannot be read is empty.
+async fn read(contract: &Contract) -> Vec<u8> {
+    let contract = contract.clone();
+    let log = tokio::task::spawn_blocking(move || contract.log()).await;
+    log.map_err(std::io::Error::other).flatten().unwrap_or_default()
 }
 
 /// Returns where the log of an attempt is that left no word, if it left a log.

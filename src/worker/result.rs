@@ -232,7 +232,7 @@ mod tests {
     fn contract() -> (tempfile::TempDir, Contract) {
         let dir = tempfile::tempdir().unwrap();
         let src = crate::domain::ids::SrcId::new("a").unwrap();
-        let contract = Contract::prepare(dir.path(), src, None, crate::domain::ids::Attempt(1)).unwrap();
+        let contract = Contract::prepare(dir.path(), "t", src, None, crate::domain::ids::Attempt(1)).unwrap();
         (dir, contract)
     }
 

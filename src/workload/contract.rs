@@ -2,17 +2,20 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::folder::Folder;
 use super::log;
 use crate::domain::ids::{Attempt, MissionId, SrcId};
-use crate::domain::keys::{digest_hex, file_name};
+use crate::domain::keys::file_name;
 
 /// One attempt's folder, and what the workload is told of it.
 ///
 /// ```text
-/// <work dir>/<16 digits of the key's SHA-256>-<attempt>/
-///   src   log.<segment>         the node's
+/// <work dir>/<16 digits of the SHA-256 of deployment and task>-<attempt>-<8 random digits>/
+///   .lighthpc-attempt.json      the marker, which proves that the folder is lighthpc's
+///   log.<segment>   notes       the node's
 ///   workload/                   the workload's; behind the wall its user owns it, and sees nothing else of the work dir
 ///     input/<file name>   output   progress   checkpoint/   scratch/
 /// ```
@@ -26,48 +29,66 @@ pub struct Contract {
     pub attempt: Attempt,
     /// Whether `checkpoint/` was restored from an earlier attempt.
     pub resumed: bool,
-    folder: PathBuf,
+    folder: Folder,
 }
 
 impl Contract {
-    /// Makes the attempt's folder, anew if there is one.
+    /// Makes the attempt's folder. Its name is of this deployment (the name of its tasks table), task, attempt, and process, so
+    /// that no other process has the same; other processes know by its lock that it is in use until the last clone is dropped.
     ///
     /// # Errors
-    /// The system's.
-    pub fn prepare(work_dir: &Path, src: SrcId, mission: Option<MissionId>, attempt: Attempt) -> io::Result<Self> {
-        let work_dir = std::path::absolute(work_dir)?;
-        let folder = work_dir.join(format!("{}-{attempt}", digest_hex(&[src.as_str()], 16)));
+    /// The system's; then nothing is left behind.
+    pub fn prepare(
+        work_dir: &Path,
+        deployment: &str,
+        src: SrcId,
+        mission: Option<MissionId>,
+        attempt: Attempt,
+    ) -> io::Result<Self> {
+        let folder = Folder::create(&std::path::absolute(work_dir)?, deployment, &src, attempt)?;
         let contract = Self { src, mission, attempt, resumed: false, folder };
-        contract.remove()?;
-        for part in ["input", "checkpoint", "scratch"] {
-            std::fs::create_dir_all(contract.workspace().join(part))?;
+        let fill = || {
+            for part in ["input", "checkpoint", "scratch"] {
+                std::fs::create_dir_all(contract.workspace().join(part))?;
+            }
+            std::fs::write(contract.progress(), "")
+        };
+        match fill() {
+            Ok(()) => Ok(contract),
+            Err(error) => {
+                contract.remove().ok();
+                Err(error)
+            }
         }
-        std::fs::write(contract.progress(), "")?;
-        std::fs::write(contract.folder.join(SRC_NAME), contract.src.as_str())?;
-        Ok(contract)
     }
 
-    /// Removes the attempt's folder with everything in it. May be called twice.
+    /// Removes the attempt's folder with everything in it, read-only folders too. May be called twice.
     ///
     /// # Errors
-    /// The system's.
+    /// The system's; `PermissionDenied` if the folder does not bear this attempt's marker.
     pub fn remove(&self) -> io::Result<()> {
-        match std::fs::remove_dir_all(&self.folder) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+        self.folder.remove()
+    }
+
+    /// Empties the checkpoint folder.
+    ///
+    /// # Errors
+    /// As of [`Contract::remove`].
+    pub fn empty_checkpoint(&self) -> io::Result<()> {
+        self.folder.remove_part("workload/checkpoint")?;
+        std::fs::create_dir(self.checkpoint())
     }
 
     /// Returns the attempt's folder.
     #[must_use]
     pub fn folder(&self) -> &Path {
-        &self.folder
+        self.folder.path()
     }
 
     /// Returns the part of the attempt's folder that is the workload's.
     #[must_use]
     pub fn workspace(&self) -> PathBuf {
-        self.folder.join("workload")
+        self.folder().join("workload")
     }
 
     /// Returns where the input is downloaded to. Whatever the key is, this is inside the attempt's folder.
@@ -102,30 +123,39 @@ impl Contract {
 
     /// Returns a name for this attempt that is good for a unit or a file: letters, digits, and hyphens.
     pub(super) fn mark(&self) -> String {
-        self.folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
+        self.folder.name().to_owned()
     }
 
-    /// Gives the workspace, with all that is in it, to the workload's own user. No link is followed.
+    /// Gives the workspace, with all that is in it, to the workload's own user. No link is followed, and what is the user's
+    /// already keeps its time of change, by which a checkpoint knows its files.
     pub(super) fn hand_over(&self, uid: u32, gid: u32) -> io::Result<()> {
         let mut left = vec![self.workspace()];
         while let Some(path) = left.pop() {
-            if path.symlink_metadata()?.is_dir() {
+            let meta = path.symlink_metadata()?;
+            if meta.is_dir() {
                 for entry in std::fs::read_dir(&path)? {
                     left.push(entry?.path());
                 }
             }
-            std::os::unix::fs::lchown(&path, Some(uid), Some(gid))?;
+            if (meta.uid(), meta.gid()) != (uid, gid) {
+                std::os::unix::fs::lchown(&path, Some(uid), Some(gid))?;
+            }
         }
         Ok(())
     }
 
     /// Reads what the workload has written to its standard output and error so far: the beginning, a line about what was
-    /// dropped, and the end, 6 MiB at the most.
+    /// dropped, and the end, 6 MiB at the most. What lighthpc itself has to say of the attempt comes last.
     ///
     /// # Errors
     /// The system's.
     pub fn log(&self) -> io::Result<Vec<u8>> {
-        log::read(&self.folder)
+        log::read(self.folder())
+    }
+
+    /// Adds a line to the attempt's log for the task's owner, up to a few KiB in all. A disk that is full loses it.
+    pub fn note(&self, line: &str) {
+        log::note(self.folder(), line);
     }
 
     /// Returns the variables that the workload gets.
@@ -145,9 +175,6 @@ impl Contract {
         ]
     }
 }
-
-/// The file of an attempt's folder that names the task, for the process that finds the folder after this one has died.
-pub(super) const SRC_NAME: &str = "src";
 
 /// Returns whether a variable of ours is kept from the workload: AWS's (credentials, endpoints), lighthpc's own
 /// settings, and the handles that systemd gave to the daemon.
@@ -184,13 +211,42 @@ mod tests {
     fn no_key_leaves_the_attempts_folder() {
         let dir = tempfile::tempdir().unwrap();
         for key in ["../../etc/passwd", "/abs", "a/../../b", "..", "x/", "ü/文", &"n/".repeat(500)] {
-            let contract = Contract::prepare(dir.path(), SrcId::new(key).unwrap(), None, Attempt(1)).unwrap();
+            let contract = Contract::prepare(dir.path(), "t", SrcId::new(key).unwrap(), None, Attempt(1)).unwrap();
             assert_eq!(contract.input().parent().unwrap(), contract.workspace().join("input"));
             std::fs::write(contract.input(), "x").unwrap();
             contract.remove().unwrap();
             contract.remove().unwrap();
         }
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    /// Two nodes with different tables, or of two accounts whose tables have the same name, and the same key.
+    #[test]
+    fn two_contracts_for_one_key_do_not_meet() {
+        let dir = tempfile::tempdir().unwrap();
+        let prepare =
+            |deployment| Contract::prepare(dir.path(), deployment, SrcId::new("a").unwrap(), None, Attempt(1)).unwrap();
+        let all = [prepare("one"), prepare("one"), prepare("other")];
+        for contract in &all {
+            std::fs::write(contract.output(), contract.mark()).unwrap();
+        }
+        for contract in &all {
+            assert_eq!(std::fs::read_to_string(contract.output()).unwrap(), contract.mark());
+            contract.remove().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_folder_is_emptied_whatever_its_modes() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let contract = Contract::prepare(dir.path(), "t", SrcId::new("a").unwrap(), None, Attempt(1)).unwrap();
+        std::fs::create_dir(contract.checkpoint().join("a")).unwrap();
+        std::fs::write(contract.checkpoint().join("a/b"), "x").unwrap();
+        let read_only = std::fs::Permissions::from_mode(0o555);
+        std::fs::set_permissions(contract.checkpoint().join("a"), read_only).unwrap();
+        contract.empty_checkpoint().unwrap();
+        assert_eq!(std::fs::read_dir(contract.checkpoint()).unwrap().count(), 0);
     }
 
     #[test]

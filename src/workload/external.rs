@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
@@ -46,6 +47,8 @@ struct Running {
     reach: Reach,
     /// Whether the unit is known to be gone, with all that was in it.
     is_gone: bool,
+    /// What the kernel had killed before.
+    before: Kills,
 }
 
 /// How all processes of a workload are reached.
@@ -56,6 +59,10 @@ enum Reach {
     Unit(String),
 }
 
+/// The pauses before a start is tried again, in ms, 6.3 s in all: a program that is being written, and limits of processes and
+/// files that others have reached, are free again within seconds or stay for long.
+const START_PAUSES_MS: [u64; 6] = [100, 200, 400, 800, 1600, 3200];
+
 pub(super) async fn run(
     argv: &[String],
     contract: &Contract,
@@ -63,24 +70,103 @@ pub(super) async fn run(
     progress: &watch::Sender<Progress>,
     stops: &Stops,
 ) -> io::Result<Ended> {
-    let before = Kills::read();
-    let (reader, writer) = io::pipe()?;
     let program = argv.first().cloned().unwrap_or_default();
     if let Some(wall) = bounds.wall {
         let contract = contract.clone();
         let handed = tokio::task::spawn_blocking(move || contract.hand_over(wall.uid, wall.gid));
         handed.await.map_err(io::Error::other).flatten()?;
     }
-    let mut running = match start(argv, contract, bounds, writer)? {
-        Ok(running) => running,
-        Err(source) => return Ok(Ended::NotStarted { program, source }),
-    };
+    let mut pauses = START_PAUSES_MS.iter();
+    loop {
+        let failure = match start(argv, contract, bounds) {
+            Err(failure) => failure,
+            Ok((running, output)) => match attend(running, output, contract, bounds, progress, stops).await? {
+                Ok(ended) => return Ok(ended),
+                Err(failure) => failure,
+            },
+        };
+        let Some(&pause) = pauses.next().filter(|_| failure.is_transient) else { return failure.conclude(program) };
+        tracing::warn!("{program} could not be started, and is tried again: {}", failure.source);
+        // Both arms may be dropped: neither holds anything.
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(pause)) => {}
+            () = stops.stop.cancelled() => return Ok(Ended::Stopped),
+        }
+        // A start that failed half-way must not run beside the next one.
+        end_escaped(contract.folder().to_owned(), None).await;
+    }
+}
 
+/// Why a program did not begin.
+struct StartFailure {
+    source: io::Error,
+    /// Whether the next try may succeed.
+    is_transient: bool,
+    /// Whether it is not the program that failed, but what the node needs to start any.
+    is_of_machine: bool,
+}
+
+impl StartFailure {
+    fn of_program(source: io::Error) -> Self {
+        Self { is_transient: is_transient_start(&source), source, is_of_machine: false }
+    }
+
+    fn of_machine(source: io::Error) -> Self {
+        Self { is_of_machine: true, ..Self::of_program(source) }
+    }
+
+    fn conclude(self, program: String) -> io::Result<Ended> {
+        if self.is_of_machine && !self.is_transient {
+            return Err(self.source);
+        }
+        Ok(Ended::NotStarted { program, source: self.source })
+    }
+}
+
+/// Returns whether a program could not be started for a reason that says nothing of the program: the machine has reached a limit,
+/// the program is just being written, or its disk does not answer. Anything else is the program's own.
+///
+/// Sources: `execve(2)`, `fork(2)`, `pipe(2)`, and for programs on a network file system `errno(3)`.
+#[must_use]
+pub fn is_transient_start(error: &io::Error) -> bool {
+    const TRANSIENT: [Errno; 20] = [
+        Errno::AGAIN,
+        Errno::BUSY,
+        Errno::DQUOT,
+        Errno::HOSTDOWN,
+        Errno::HOSTUNREACH,
+        Errno::INTR,
+        Errno::IO,
+        Errno::MFILE,
+        Errno::NETDOWN,
+        Errno::NETUNREACH,
+        Errno::NFILE,
+        Errno::NOBUFS,
+        Errno::NOLCK,
+        Errno::NOMEM,
+        Errno::NOSPC,
+        Errno::NOTCONN,
+        Errno::REMOTEIO,
+        Errno::STALE,
+        Errno::TIMEDOUT,
+        Errno::TXTBSY,
+    ];
+    Errno::from_io_error(error).is_some_and(|errno| TRANSIENT.contains(&errno))
+}
+
+/// Waits for a started program to its end; the inner error says that systemd could not begin it.
+async fn attend(
+    mut running: Running,
+    output: pipe::Receiver,
+    contract: &Contract,
+    bounds: Bounds,
+    progress: &watch::Sender<Progress>,
+    stops: &Stops,
+) -> io::Result<Result<Ended, StartFailure>> {
     let mut side = JoinSet::new();
     let (over, ended) = oneshot::channel::<()>();
-    let (reader, folder, echo) =
-        (pipe::Receiver::from_owned_fd(reader.into())?, contract.folder().to_owned(), bounds.echo);
-    side.spawn(async move { log::drain(reader, &folder, echo, async { ended.await.unwrap_or(()) }).await });
+    let (folder, echo) = (contract.folder().to_owned(), bounds.echo);
+    side.spawn(async move { log::drain(output, &folder, echo, async { ended.await.unwrap_or(()) }).await });
     let looking = CancellationToken::new();
     side.spawn(look(ProgressFile::new(contract.progress()), progress.clone(), looking.clone()));
 
@@ -91,9 +177,9 @@ pub(super) async fn run(
         () = stops.stop.cancelled() => Event::Stop,
     };
     let ended = match event {
-        Event::Exit(end) => end.and_then(|end| explain(end, before, program)),
-        Event::TimeLimit => running.end(grace(stops, bounds), &stops.hurry).await.map(|()| Ended::TimedOut),
-        Event::Stop => running.end(grace(stops, bounds), &stops.hurry).await.map(|()| Ended::Stopped),
+        Event::Exit(end) => end.and_then(|end| explain(end, running.before)),
+        Event::TimeLimit => running.end(grace(stops, bounds), &stops.hurry).await.map(|()| Ok(Ended::TimedOut)),
+        Event::Stop => running.end(grace(stops, bounds), &stops.hurry).await.map(|()| Ok(Ended::Stopped)),
     };
     running.end_the_rest(contract.folder().to_owned()).await;
     looking.cancel();
@@ -102,32 +188,30 @@ pub(super) async fn run(
     ended
 }
 
-/// Starts the program; the inner error says that it could not be started.
-fn start(
-    argv: &[String],
-    contract: &Contract,
-    bounds: Bounds,
-    output: io::PipeWriter,
-) -> io::Result<Result<Running, io::Error>> {
+/// Starts the program, and returns it with its output.
+fn start(argv: &[String], contract: &Contract, bounds: Bounds) -> Result<(Running, pipe::Receiver), StartFailure> {
+    let before = Kills::read();
+    let (reader, output) = io::pipe().map_err(StartFailure::of_machine)?;
+    let reader = pipe::Receiver::from_owned_fd(reader.into()).map_err(StartFailure::of_machine)?;
     let (mut command, unit) = match bounds.wall {
-        None => (plain(argv, contract)?, None),
+        None => (plain(argv, contract).map_err(StartFailure::of_machine)?, None),
         Some(wall) => {
-            if let Err(error) = wall::check_program(argv.first().map_or("", String::as_str)) {
-                return Ok(Err(error));
-            }
-            let (command, unit) = wall.command(argv, contract)?;
+            wall::check_program(argv.first().map_or("", String::as_str)).map_err(StartFailure::of_program)?;
+            let (command, unit) = wall.command(argv, contract).map_err(StartFailure::of_machine)?;
             (command, Some(unit))
         }
     };
-    command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).process_group(0).kill_on_drop(true);
+    let errors = output.try_clone().map_err(StartFailure::of_machine)?;
+    command.stdin(Stdio::null()).stdout(errors).stderr(output).process_group(0).kill_on_drop(true);
     let child = match command.spawn() {
         Ok(child) => child,
-        // Behind the wall it is systemd-run that is missing.
-        Err(error) if unit.is_some() => return Err(error),
-        Err(error) => return Ok(Err(error)),
+        // In the sandbox it is systemd-run that could not be started.
+        Err(error) if unit.is_some() => return Err(StartFailure::of_machine(error)),
+        Err(error) => return Err(StartFailure::of_program(error)),
     };
     let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
-    Ok(Ok(Running { child, reach: unit.map_or(Reach::Group(group), Reach::Unit), is_gone: false }))
+    let reach = unit.map_or(Reach::Group(group), Reach::Unit);
+    Ok((Running { child, reach, is_gone: false, before }, reader))
 }
 
 fn plain(argv: &[String], contract: &Contract) -> io::Result<Command> {
@@ -224,8 +308,8 @@ impl Running {
 }
 
 /// Reads what a program's own end means.
-fn explain(exit: Exit, before: Kills, program: String) -> io::Result<Ended> {
-    let exited = |code, signal, out_of_memory| Ok(Ended::Exited { code, signal, out_of_memory });
+fn explain(exit: Exit, before: Kills) -> io::Result<Result<Ended, StartFailure>> {
+    let exited = |code, signal, out_of_memory| Ok(Ok(Ended::Exited { code, signal, out_of_memory }));
     match exit {
         Exit::Child(status) => {
             let (code, signal) = (status.code(), status.signal());
@@ -236,8 +320,9 @@ fn explain(exit: Exit, before: Kills, program: String) -> io::Result<Ended> {
         Exit::Failed(End::Signal(signal)) => exited(None, Some(signal), false),
         Exit::Failed(End::OutOfMemory) => exited(None, Some(Signal::KILL.as_raw()), true),
         Exit::Failed(End::NotExecuted) => {
+            // systemd does not say why: a program that is just being written looks like one that is none.
             let source = io::Error::other("systemd could not run it (203/EXEC): look at its #! line");
-            Ok(Ended::NotStarted { program, source })
+            Ok(Err(StartFailure { source, is_transient: true, is_of_machine: false }))
         }
         Exit::Failed(End::NotMade(why)) => Err(io::Error::other(why)),
     }
@@ -287,5 +372,87 @@ async fn end_escaped(folder: PathBuf, group: Option<Pid>) {
     match tokio::task::spawn_blocking(move || leftovers::end_below(&folder, group)).await {
         Ok(0) | Err(_) => {}
         Ok(count) => tracing::warn!("{count} processes of the workload had left its process group, and were ended"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::ids::{Attempt, SrcId};
+    use std::fs::File;
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
+
+    const BOUNDS: Bounds = Bounds { time_limit: None, grace: Duration::from_secs(1), echo: false, wall: None };
+
+    fn contract(dir: &Path) -> Contract {
+        Contract::prepare(dir, "t", SrcId::new("a").unwrap(), None, Attempt(1)).unwrap()
+    }
+
+    fn script(dir: &Path, mode: u32) -> PathBuf {
+        let path = dir.join("program");
+        std::fs::write(&path, "#!/bin/sh\necho x >> \"$LIGHTHPC_OUTPUT\"\n").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        path
+    }
+
+    async fn run_it(program: &Path, contract: &Contract, stops: &Stops) -> Ended {
+        let argv = [program.display().to_string()];
+        run(&argv, contract, BOUNDS, &watch::Sender::new(Progress::default()), stops).await.unwrap()
+    }
+
+    #[test]
+    fn what_the_machine_lacks_is_transient_and_what_the_program_is_not() {
+        for errno in [Errno::TXTBSY, Errno::AGAIN, Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::INTR, Errno::IO] {
+            assert!(is_transient_start(&errno.into()), "{errno:?}");
+        }
+        for errno in
+            [Errno::NOENT, Errno::ACCESS, Errno::NOEXEC, Errno::PERM, Errno::TOOBIG, Errno::NOTDIR, Errno::LOOP]
+        {
+            assert!(!is_transient_start(&errno.into()), "{errno:?}");
+        }
+        assert!(!is_transient_start(&io::Error::other("203")));
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_being_written_is_started_when_it_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let (program, contract) = (script(dir.path(), 0o755), contract(dir.path()));
+        let writer = File::options().append(true).open(&program).unwrap();
+        let stops = Stops::default();
+        // It has been refused once when the first pause begins, and this goes on.
+        let release = async { drop(writer) };
+        let (ended, ()) = tokio::join!(run_it(&program, &contract, &stops), release);
+        assert!(matches!(ended, Ended::Exited { code: Some(0), .. }), "{ended:?}");
+        assert_eq!(std::fs::read_to_string(contract.output()).unwrap(), "x\n", "it ran once");
+    }
+
+    #[tokio::test]
+    async fn a_start_that_stays_impossible_is_given_up_and_a_stop_ends_the_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let (program, contract) = (script(dir.path(), 0o755), contract(dir.path()));
+        let _writer = File::options().append(true).open(&program).unwrap();
+        let stops = Stops::default();
+        let began = std::time::Instant::now();
+        let stop = async { stops.stop.cancel() };
+        let (ended, ()) = tokio::join!(run_it(&program, &contract, &stops), stop);
+        assert!(matches!(ended, Ended::Stopped), "{ended:?}");
+        assert!(began.elapsed() < Duration::from_secs(3));
+
+        let ended = run_it(&program, &contract, &Stops::default()).await;
+        let Ended::NotStarted { source, .. } = ended else { panic!("{ended:?}") };
+        assert_eq!(Errno::from_io_error(&source), Some(Errno::TXTBSY));
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_none_is_not_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let contract = contract(dir.path());
+        let began = std::time::Instant::now();
+        for program in [dir.path().join("none"), dir.path().to_owned(), script(dir.path(), 0o644)] {
+            let ended = run_it(&program, &contract, &Stops::default()).await;
+            assert!(matches!(ended, Ended::NotStarted { .. }), "{ended:?}");
+        }
+        assert!(began.elapsed() < Duration::from_secs(3));
     }
 }

@@ -1,24 +1,27 @@
-//! What is left of a workload: processes that left its group, and those of a node that died.
+//! What is left of a workload: processes that left its group, and the folders and processes of a node that died.
 //!
 //! A process group is what a signal reaches; a daemonised descendant is in another. But every descendant inherits the
 //! contract's variables, and `LIGHTHPC_SCRATCH` names the attempt's folder, so they are found by that. (One that
 //! clears its environment is out of reach here; on the AMI, its unit's cgroup ends it.)
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, TryLockError};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use super::contract::SRC_NAME;
-use crate::domain::ids::SrcId;
-
+use rustix::fs::OFlags;
 use rustix::process::{Pid, Signal, getpgid, kill_process};
+
+use super::folder::{self, Proven, Refusal};
+use crate::domain::ids::SrcId;
 
 /// How often `/proc` is gone through: a process may fork between the look and the signal.
 const ROUNDS_MAX: u32 = 5;
 
-/// Ends every process whose `LIGHTHPC_SCRATCH` is below `folder`, and returns how many there were; those of a process group
-/// that was ended already, and may still be dying, are left out.
+/// Kills every process whose `LIGHTHPC_SCRATCH` is below `folder`, an attempt's, and returns how many there were; those of a
+/// process group that was killed already, and may still be dying, are left out.
 pub(super) fn end_below(folder: &Path, dying: Option<Pid>) -> usize {
     let mut ended = 0;
     for _ in 0..ROUNDS_MAX {
@@ -37,92 +40,243 @@ pub(super) fn end_below(folder: &Path, dying: Option<Pid>) -> usize {
 
 /// The name of the lock in a work folder.
 const LOCK_NAME: &str = ".lock";
+/// How many folders that stay are named in one warning.
+const NAMED_MAX: usize = 5;
 
-/// Takes a work folder for this process. If it is the only one there, removes what dead attempts left in it, and ends what
-/// still runs of them: a node that was restarted finds its earlier workload at work. If another living process uses the
-/// folder, nothing is removed, and `None` is returned; attempts have folders of their own. Returns also which tasks the dead
-/// attempts were at.
+/// Takes a work folder for this process. If it is the only one there, removes the folders of attempts whose process has died,
+/// and kills what still runs of them: a node that was restarted finds its earlier workload running. Returns the lock, which is
+/// held as long as it lives, and which tasks of this deployment (the name of its tasks table) those attempts had.
+///
+/// Nothing is removed that has no valid marker of lighthpc's (see `folder.rs`), and nothing of a process that lives. If another
+/// living process holds the lock, nothing is removed, and `None` is returned; attempts have folders of their own.
 ///
 /// # Errors
 /// The system's.
-pub fn take(work_dir: &Path) -> io::Result<(Option<File>, Vec<SrcId>)> {
+pub fn take(work_dir: &Path, deployment: &str) -> io::Result<(Option<File>, Vec<SrcId>)> {
     let work_dir = std::path::absolute(work_dir)?;
     std::fs::create_dir_all(&work_dir)?;
-    let lock = File::options().create(true).truncate(false).write(true).open(work_dir.join(LOCK_NAME))?;
+    // The folder may be anybody's: what has the lock's name is neither followed, nor waited for, nor written to.
+    let flags = i32::try_from((OFlags::NONBLOCK | OFlags::NOFOLLOW).bits()).unwrap_or(0);
+    let mut options = File::options();
+    let lock = options.create(true).truncate(false).write(true).custom_flags(flags).open(work_dir.join(LOCK_NAME))?;
     match lock.try_lock() {
-        Ok(()) => clear(&work_dir).map(|left| (Some(lock), left)),
+        Ok(()) => clear(&work_dir, deployment).map(|left| (Some(lock), left)),
         Err(TryLockError::WouldBlock) => Ok((None, Vec::new())),
         Err(TryLockError::Error(error)) => Err(error),
     }
 }
 
-fn clear(work_dir: &Path) -> io::Result<Vec<SrcId>> {
-    let is_ours = |entry: &std::fs::DirEntry| entry.file_name() != LOCK_NAME;
-    let left: Vec<_> = std::fs::read_dir(work_dir)?.filter_map(Result::ok).filter(is_ours).collect();
-    if left.is_empty() {
-        return Ok(Vec::new());
-    }
-    let ended = end_below(work_dir, None);
-    if ended > 0 {
-        tracing::warn!(processes = ended, "the workload of an earlier attempt still ran, and was ended");
-    }
+fn clear(work_dir: &Path, deployment: &str) -> io::Result<Vec<SrcId>> {
     let mut srcs = Vec::new();
-    for entry in left {
-        let path = entry.path();
-        let removed = if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            srcs.extend(std::fs::read_to_string(path.join(SRC_NAME)).ok().and_then(|src| SrcId::new(src).ok()));
-            std::fs::remove_dir_all(&path)
-        } else {
-            std::fs::remove_file(&path)
-        };
-        // One that stays takes room, and must not keep the others, or their tasks, from being found.
-        if let Err(error) = removed {
-            tracing::warn!("{} is left behind: {error}", path.display());
+    let (mut earlier, mut kept) = (Vec::new(), Vec::new());
+    for entry in std::fs::read_dir(work_dir)?.filter_map(Result::ok) {
+        // A link to a folder is none.
+        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
         }
+        let name = entry.file_name();
+        match folder::prove(work_dir, &name).and_then(Proven::abandoned) {
+            Ok(Some(proven)) => srcs.extend(remove(&entry.path(), proven, deployment)),
+            Ok(None) => tracing::debug!("{} is in use by another process", entry.path().display()),
+            Err(Refusal::NoMarker) if is_of_an_earlier_version(&entry.path(), &name) => earlier.push(name),
+            Err(Refusal::NoMarker) => {}
+            Err(refusal @ Refusal::Foreign(_)) => kept.push(format!("{} ({refusal})", entry.path().display())),
+            Err(Refusal::System(error)) => tracing::debug!("{} is left alone: {error}", entry.path().display()),
+        }
+    }
+    if !kept.is_empty() {
+        let named = kept.iter().take(NAMED_MAX).cloned().collect::<Vec<_>>().join(", ");
+        tracing::warn!(folders = kept.len(), "folders with a marker of lighthpc's are not removed: {named}");
+    }
+    if !earlier.is_empty() {
+        let named: Vec<_> = earlier.iter().take(NAMED_MAX).map(|name| name.to_string_lossy()).collect();
+        tracing::warn!(
+            folders = earlier.len(),
+            "{} holds folders of an earlier version of lighthpc, which have no marker and are not removed: {}; remove them \
+             by hand",
+            work_dir.display(),
+            named.join(", ")
+        );
     }
     Ok(srcs)
 }
 
+/// Removes the folder of an attempt whose process has died, and kills what still runs of it. Returns its task, if the task is
+/// of this deployment.
+fn remove(path: &Path, proven: Proven, deployment: &str) -> Option<SrcId> {
+    let ended = end_below(path, None);
+    if ended > 0 {
+        tracing::warn!(processes = ended, "the workload of an earlier attempt still ran, and was killed");
+    }
+    let src = if proven.marker.deployment == deployment { SrcId::new(&proven.marker.task).ok() } else { None };
+    // One that stays takes room, and must not keep the others, or their tasks, from being found.
+    if let Err(error) = proven.remove() {
+        tracing::warn!("{} is left behind: {error}", path.display());
+    }
+    src
+}
+
+/// Versions before the marker named a folder by 16 hexadecimal digits and the attempt, and put a file `src` into it.
+fn is_of_an_earlier_version(path: &Path, name: &OsStr) -> bool {
+    let is_named = name.to_str().and_then(|name| name.split_once('-')).is_some_and(|(digest, attempt)| {
+        digest.len() == 16
+            && digest.bytes().all(|byte| byte.is_ascii_hexdigit())
+            && !attempt.is_empty()
+            && attempt.bytes().all(|byte| byte.is_ascii_digit())
+    });
+    is_named && path.join("src").symlink_metadata().is_ok_and(|meta| meta.is_file())
+}
+
 fn below(folder: &Path, dying: Option<Pid>) -> Vec<Pid> {
-    let mut prefix = b"LIGHTHPC_SCRATCH=".to_vec();
-    prefix.extend_from_slice(folder.as_os_str().as_bytes());
-    prefix.push(b'/');
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
-    let is_below = |environment: Vec<u8>| environment.split(|&byte| byte == 0).any(|entry| entry.starts_with(&prefix));
+    let Ok(meta) = folder.symlink_metadata() else { return Vec::new() };
+    let (Some(name), identity) = (folder.file_name(), (meta.dev(), meta.ino())) else { return Vec::new() };
+    let own = std::process::id().cast_signed();
     entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
-        .filter(|pid| std::fs::read(format!("/proc/{pid}/environ")).is_ok_and(is_below))
+        .filter(|&pid| pid != own)
+        .filter(|&pid| scratch_of(pid).is_some_and(|scratch| is_below(Path::new(&scratch), name, identity)))
         .filter_map(Pid::from_raw)
         .filter(|&pid| dying.is_none() || getpgid(Some(pid)).ok() != dying)
         .collect()
 }
 
+fn scratch_of(pid: i32) -> Option<OsString> {
+    let environment = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let value = environment.split(|&byte| byte == 0).find_map(|entry| entry.strip_prefix(b"LIGHTHPC_SCRATCH="))?;
+    Some(OsStr::from_bytes(value).to_owned())
+}
+
+/// Returns whether a path leads through this very folder, by whatever name of the work folder: another folder may have the same
+/// name, and only a path with the name is looked up, for any process may have set the variable to anything.
+fn is_below(scratch: &Path, name: &OsStr, identity: (u64, u64)) -> bool {
+    scratch.is_absolute()
+        && scratch
+            .ancestors()
+            .skip(1)
+            .filter(|path| path.file_name() == Some(name))
+            .any(|path| path.symlink_metadata().is_ok_and(|meta| meta.is_dir() && (meta.dev(), meta.ino()) == identity))
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::folder::{Folder, MARKER_NAME};
     use super::*;
-    use std::process::Command;
+    use crate::domain::ids::Attempt;
+    use std::os::unix::fs::symlink;
+    use std::path::PathBuf;
+    use std::process::{Child, Command};
+
+    /// The folder of an attempt whose process has died.
+    fn abandoned(work_dir: &Path, deployment: &str, src: &str) -> PathBuf {
+        let folder = Folder::create(work_dir, deployment, &SrcId::new(src).unwrap(), Attempt(1)).unwrap();
+        folder.path().to_owned()
+    }
+
+    fn sleeper(folder: &Path) -> Child {
+        let scratch = folder.join("workload/scratch");
+        std::fs::create_dir_all(&scratch).unwrap();
+        Command::new("sleep").arg("60").env("LIGHTHPC_SCRATCH", scratch).spawn().unwrap()
+    }
 
     #[test]
-    fn only_what_runs_below_the_folder_is_ended() {
-        let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let sleeper = |folder: &Path| {
-            let scratch = folder.join("attempt/scratch");
-            std::fs::create_dir_all(&scratch).unwrap();
-            Command::new("sleep").arg("60").env("LIGHTHPC_SCRATCH", scratch).spawn().unwrap()
-        };
-        let (mut our, mut their) = (sleeper(ours.path()), sleeper(theirs.path()));
+    fn only_what_runs_below_an_abandoned_folder_is_killed() {
+        let dir = tempfile::tempdir().unwrap();
+        let ours = abandoned(dir.path(), "table", "in/a b");
+        let unmarked = dir.path().join("unmarked");
+        let namesake = dir.path().join("elsewhere").join(ours.file_name().unwrap());
+        let (mut our, mut others) = (sleeper(&ours), [sleeper(&unmarked), sleeper(&namesake)]);
 
-        std::fs::write(ours.path().join("attempt").join(SRC_NAME), "in/a b").unwrap();
-
-        let (lock, left) = take(ours.path()).unwrap();
+        let (lock, left) = take(dir.path(), "table").unwrap();
         assert!(lock.is_some());
         assert_eq!(left, [SrcId::new("in/a b").unwrap()]);
 
         assert!(!our.wait().unwrap().success());
-        assert!(their.try_wait().unwrap().is_none());
-        their.kill().unwrap();
-        their.wait().unwrap();
-        assert!(!ours.path().join("attempt").exists());
-        assert!(theirs.path().join("attempt").exists());
+        for other in &mut others {
+            assert!(other.try_wait().unwrap().is_none());
+            other.kill().unwrap();
+            other.wait().unwrap();
+        }
+        assert!(!ours.exists());
+        assert!(unmarked.join("workload/scratch").exists() && namesake.join("workload/scratch").exists());
+    }
+
+    /// A work folder may be somebody's home: what lighthpc did not make stays as it is.
+    #[test]
+    fn nothing_but_marked_folders_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let work = dir.path().join("work");
+        let ours = abandoned(&work, "table", "a");
+        let elsewhere = abandoned(&dir.path().join("elsewhere"), "table", "b");
+        let live = Folder::create(&work, "table", &SrcId::new("live").unwrap(), Attempt(1)).unwrap();
+
+        let path = |name: &str| work.join(name);
+        std::fs::write(path("thesis.tex"), "x").unwrap();
+        std::fs::write(path(MARKER_NAME), "x").unwrap();
+        std::fs::create_dir_all(path("photos/2020")).unwrap();
+        std::fs::create_dir(path("0123456789abcdef-1")).unwrap();
+        std::fs::write(path("0123456789abcdef-1").join("src"), "earlier").unwrap();
+        symlink(&elsewhere, path(elsewhere.file_name().unwrap().to_str().unwrap())).unwrap();
+        symlink(&elsewhere, path("link")).unwrap();
+        // Copied by a person: to another name, and to the same name in another work folder.
+        let copy = |from: &Path, to: &Path| {
+            assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
+        };
+        copy(&ours, &path("my-copy"));
+        let other = dir.path().join("other");
+        copy(&work, &other);
+        let moved = dir.path().join("moved");
+        std::fs::create_dir(&moved).unwrap();
+        std::fs::rename(&elsewhere, moved.join("kept")).unwrap();
+
+        assert_eq!(take(&work, "table").unwrap().1, [SrcId::new("a").unwrap()]);
+        let mut found: Vec<_> = std::fs::read_dir(&work)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| *name != live.name() && !name.contains("-1-"))
+            .collect();
+        found.sort();
+        let stays = [MARKER_NAME, ".lock", "0123456789abcdef-1", "link", "my-copy", "photos", "thesis.tex"];
+        let mut stays = stays.map(str::to_owned);
+        stays.sort();
+        assert_eq!(found, stays);
+        assert!(!ours.exists() && live.path().exists() && path("photos/2020").exists());
+
+        let before = std::fs::read_dir(&other).unwrap().count();
+        assert!(take(&other, "table").unwrap().1.is_empty());
+        assert_eq!(std::fs::read_dir(&other).unwrap().count(), before + 1, "the lock alone is new");
+        assert!(take(&moved, "table").unwrap().1.is_empty());
+        assert!(moved.join("kept").join(MARKER_NAME).exists());
+    }
+
+    #[test]
+    fn a_living_process_keeps_its_folders() {
+        let dir = tempfile::tempdir().unwrap();
+        // The second process, which did not get the lock, works here while the first one ends and a third one starts.
+        let second = Folder::create(dir.path(), "table", &SrcId::new("a").unwrap(), Attempt(1)).unwrap();
+        let (third, left) = take(dir.path(), "table").unwrap();
+        assert!(third.is_some() && left.is_empty());
+        assert!(second.path().exists());
+        assert!(take(dir.path(), "table").unwrap().0.is_none(), "the lock is taken");
+        drop((second, third));
+        assert_eq!(take(dir.path(), "table").unwrap().1.len(), 1);
+    }
+
+    #[test]
+    fn tasks_of_another_deployment_are_not_taken_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let theirs = abandoned(dir.path(), "their-table", "a");
+        let ours = abandoned(dir.path(), "table", "b");
+        assert_eq!(take(dir.path(), "table").unwrap().1, [SrcId::new("b").unwrap()]);
+        assert!(!theirs.exists() && !ours.exists(), "both processes have died");
+    }
+
+    #[test]
+    fn a_lock_that_is_a_link_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let precious = dir.path().join("precious");
+        symlink(&precious, dir.path().join(LOCK_NAME)).unwrap();
+        assert!(take(dir.path(), "table").is_err());
+        assert!(!precious.exists());
     }
 }

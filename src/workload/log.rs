@@ -22,7 +22,7 @@ const LINGER: Duration = Duration::from_millis(500);
 
 /// Drains the pipe into segments in `folder` until it is closed, or for half a second after `ended` resolves.
 ///
-/// A disk that is full stops the log, not the draining.
+/// A disk that is full stops the log for the time, not the draining.
 pub(super) async fn drain(mut source: pipe::Receiver, folder: &Path, echo: bool, ended: impl Future<Output = ()>) {
     let mut sink = Sink::new(folder, echo);
     let mut buffer = vec![0; 64 * 1024];
@@ -45,6 +45,7 @@ pub(super) async fn drain(mut source: pipe::Receiver, folder: &Path, echo: bool,
             Ok(count) => sink.take(&buffer[..count]),
         }
     }
+    sink.close();
 }
 
 /// Reads the log as it stands: the beginning, a line about what was dropped, the end. Empty if nothing was written.
@@ -66,7 +67,32 @@ pub(super) fn read(folder: &Path) -> io::Result<Vec<u8>> {
         text.extend_from_slice(&segment);
         expected = number + 1;
     }
+    if let Ok(notes) = std::fs::read(folder.join(NOTES_NAME)) {
+        if !text.is_empty() && !text.ends_with(b"\n") {
+            text.push(b'\n');
+        }
+        text.extend_from_slice(&notes);
+    }
     Ok(text)
+}
+
+/// The file of what lighthpc itself has to say, which stands at the log's end.
+const NOTES_NAME: &str = "notes";
+/// The most bytes of it, so that a note may be made for anything that happens again and again.
+const NOTES_BYTES_MAX: u64 = 16 * 1024;
+
+/// Adds a line to the notes. One that cannot be written is lost: the log must not fail a task.
+pub(super) fn note(folder: &Path, line: &str) {
+    let path = folder.join(NOTES_NAME);
+    if path.metadata().is_ok_and(|meta| meta.len() > NOTES_BYTES_MAX) {
+        return;
+    }
+    let line = format!("[lighthpc: {line}]\n");
+    let written =
+        File::options().create(true).append(true).open(path).and_then(|mut file| file.write_all(line.as_bytes()));
+    if let Err(error) = written {
+        tracing::debug!("a note is not kept: {error}");
+    }
 }
 
 fn segment(folder: &Path, number: u64) -> PathBuf {
@@ -77,47 +103,88 @@ fn number_of(path: &Path) -> Option<u64> {
     path.file_name()?.to_str()?.strip_prefix("log.")?.parse().ok()
 }
 
+/// The time between two tries of a disk that has refused the log: a full disk may have room again.
+const RETRY_PERIOD: Duration = Duration::from_secs(10);
+
 struct Sink {
     folder: PathBuf,
-    /// The newest segment, its number, and the room in it; `None` once the disk has refused.
-    newest: Option<(File, u64, u64)>,
+    /// The newest segment, and the room in it; `None` while the disk refuses.
+    newest: Option<(File, u64)>,
+    /// The number of the next segment.
+    next: u64,
+    /// When a disk that refused is tried again.
+    retry_at: Instant,
+    /// Output that the disk has refused.
+    lost_bytes: u64,
     echo_left: u64,
 }
 
 impl Sink {
     fn new(folder: &Path, echo: bool) -> Self {
-        let mut sink = Self { folder: folder.to_owned(), newest: None, echo_left: if echo { ECHO_BYTES } else { 0 } };
-        sink.begin(0);
+        let mut sink = Self {
+            folder: folder.to_owned(),
+            newest: None,
+            next: 0,
+            retry_at: Instant::now(),
+            lost_bytes: 0,
+            echo_left: if echo { ECHO_BYTES } else { 0 },
+        };
+        sink.begin();
         sink
     }
 
     /// Begins a segment, and drops the one that is neither the first nor among the newest two.
-    fn begin(&mut self, number: u64) {
-        let file = File::create(segment(&self.folder, number));
-        let file = file.inspect_err(|error| tracing::warn!("the workload's output is not kept: {error}"));
-        self.newest = file.ok().map(|file| (file, number, SEGMENT_BYTES));
+    fn begin(&mut self) {
+        let number = self.next;
+        match File::create(segment(&self.folder, number)) {
+            Ok(file) => {
+                self.newest = Some((file, SEGMENT_BYTES));
+                self.next += 1;
+            }
+            Err(error) => self.refused(&error),
+        }
         if number > 2 {
             // It was there; if it cannot be removed, a little more is kept.
             std::fs::remove_file(segment(&self.folder, number - 2)).ok();
         }
     }
 
+    fn refused(&mut self, error: &io::Error) {
+        if self.lost_bytes == 0 {
+            tracing::warn!("the workload's output is not kept for now: {error}");
+        }
+        self.newest = None;
+        self.retry_at = Instant::now() + RETRY_PERIOD;
+    }
+
     fn take(&mut self, mut bytes: &[u8]) {
         self.echo(bytes);
-        while let Some((file, number, room)) = &mut self.newest {
+        if self.newest.is_none() && Instant::now() >= self.retry_at {
+            self.begin();
+        }
+        while !bytes.is_empty() {
+            if self.newest.as_ref().is_some_and(|(_, room)| *room == 0) {
+                self.begin();
+            }
+            let Some((file, room)) = &mut self.newest else {
+                self.lost_bytes += bytes.len() as u64;
+                return;
+            };
             let fits = usize::try_from(*room).unwrap_or(usize::MAX).min(bytes.len());
-            if let Err(error) = file.write_all(&bytes[..fits]) {
-                tracing::warn!("the workload's output is no longer kept: {error}");
-                self.newest = None;
-                return;
+            match file.write_all(&bytes[..fits]) {
+                Ok(()) => {
+                    *room -= fits as u64;
+                    bytes = &bytes[fits..];
+                }
+                Err(error) => self.refused(&error),
             }
-            *room -= fits as u64;
-            bytes = &bytes[fits..];
-            if bytes.is_empty() {
-                return;
-            }
-            let next = *number + 1;
-            self.begin(next);
+        }
+    }
+
+    /// Says at the end what is missing from the log.
+    fn close(self) {
+        if self.lost_bytes > 0 {
+            note(&self.folder, &format!("{} bytes of output were lost: the disk refused them", self.lost_bytes));
         }
     }
 
@@ -157,5 +224,56 @@ mod tests {
         assert!(log.contains(&format!("[lighthpc: {} bytes of output were dropped here]", 2 * SEGMENT_BYTES)));
         assert_eq!(log.matches('x').count() as u64, 10_000_000 - 2 * SEGMENT_BYTES);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn notes_come_last_and_have_a_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        note(dir.path(), "alone");
+        assert_eq!(read(dir.path()).unwrap(), b"[lighthpc: alone]\n");
+        Sink::new(dir.path(), false).take(b"no newline");
+        for _ in 0..2000 {
+            note(dir.path(), "again and again");
+        }
+        let log = String::from_utf8(read(dir.path()).unwrap()).unwrap();
+        assert!(log.starts_with("no newline\n[lighthpc: alone]\n[lighthpc: again and again]\n"));
+        assert!((log.len() as u64) < NOTES_BYTES_MAX + 1024);
+    }
+
+    #[test]
+    fn a_disk_that_has_room_again_keeps_the_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/dev/full", segment(dir.path(), 0)).unwrap();
+        let mut sink = Sink::new(dir.path(), false);
+        sink.take(b"lost\n");
+        sink.take(b"lost\n");
+        assert!(!segment(dir.path(), 1).exists(), "it is not tried at once");
+        sink.retry_at = Instant::now();
+        sink.take(b"kept\n");
+        sink.close();
+        std::fs::remove_file(segment(dir.path(), 0)).unwrap();
+        let log = String::from_utf8(read(dir.path()).unwrap()).unwrap();
+        assert!(log.ends_with("kept\n[lighthpc: 10 bytes of output were lost: the disk refused them]\n"), "{log}");
+    }
+
+    /// A disk without room, or without inodes, refuses the log; the workload writes on, and its pipe is drained.
+    #[tokio::test]
+    async fn a_disk_that_refuses_the_log_stops_neither_the_workload_nor_the_drain() {
+        let dir = tempfile::tempdir().unwrap();
+        let full = dir.path().join("full");
+        std::fs::create_dir(&full).unwrap();
+        std::os::unix::fs::symlink("/dev/full", segment(&full, 0)).unwrap();
+        for folder in [full, dir.path().join("not-there")] {
+            let (reader, mut writer) = io::pipe().unwrap();
+            let write = tokio::task::spawn_blocking(move || {
+                for _ in 0..64 {
+                    writer.write_all(&vec![b'x'; 64 * 1024]).unwrap();
+                }
+            });
+            let source = pipe::Receiver::from_owned_fd(reader.into()).unwrap();
+            drain(source, &folder, false, std::future::pending()).await;
+            write.await.unwrap();
+            note(&folder, "x");
+        }
     }
 }

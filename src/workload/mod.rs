@@ -11,14 +11,18 @@
 
 mod contract;
 mod external;
+mod folder;
 mod leftovers;
 mod log;
 mod memory;
 mod progress_file;
+mod remover;
 mod simulated;
+pub mod tree;
 mod wall;
 
 pub use contract::Contract;
+pub use external::is_transient_start;
 pub use leftovers::take;
 pub use simulated::Simulation;
 pub use wall::Wall;
@@ -82,7 +86,7 @@ pub enum Ended {
     TimedOut,
     /// The stop token was cancelled; everything of it was ended.
     Stopped,
-    /// It could not be started.
+    /// It could not be started, however often it was tried.
     NotStarted {
         /// The program's name.
         program: String,

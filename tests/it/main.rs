@@ -20,3 +20,4 @@ mod scheduler;
 mod steps;
 mod submit;
 mod sweep;
+mod workload;

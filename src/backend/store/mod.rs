@@ -110,7 +110,7 @@ impl Object {
 
 impl StoreError {
     fn disk(doing: &'static str, path: &Path, source: io::Error) -> Self {
-        if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+        if is_no_room(&source) {
             let folder = path.parent().unwrap_or(path).to_path_buf();
             let free_bytes = free_bytes(&folder).unwrap_or(0);
             return Self::DiskFull { path: folder, need_bytes: free_bytes + 1, free_bytes };
@@ -126,6 +126,21 @@ impl StoreError {
 pub fn free_bytes(folder: &Path) -> io::Result<u64> {
     let stat = rustix::fs::statvfs(folder)?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// Returns how many files this process may still make under `folder`; `None` if the file system does not count them.
+///
+/// # Errors
+/// The system's, if the folder cannot be asked.
+pub fn free_inodes(folder: &Path) -> io::Result<Option<u64>> {
+    let stat = rustix::fs::statvfs(folder)?;
+    Ok((stat.f_files > 0).then_some(stat.f_favail))
+}
+
+/// Returns whether a file could not be made or written for lack of room: bytes, inodes (both `ENOSPC`), or a quota of either.
+#[must_use]
+pub fn is_no_room(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// An object as `HEAD` shows it.

@@ -8,11 +8,13 @@ use tokio::process::Command;
 
 use super::super::cli::DoctorArgs;
 use super::{Check, ENV_FILE, is_provisioned, wall};
-use crate::backend::store::free_bytes;
+use crate::backend::store::{free_bytes, free_inodes};
 
 /// Less than this fits no input worth a machine.
 const FREE_BYTES_FAILURE: u64 = 256 * 1024 * 1024;
 const FREE_BYTES_WARNING: u64 = 2 * 1024 * 1024 * 1024;
+/// An attempt's own folder is 15 entries; a workload makes more.
+const FREE_INODES_WARNING: u64 = 1000;
 const MIB: u64 = 1024 * 1024;
 /// What is run here takes a second at the most; a machine that is busy booting may take longer.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
@@ -39,6 +41,11 @@ fn disk(work_dir: &Path) -> Check {
     let name = "disk";
     let there = work_dir.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"));
     let mend = "make room, take a larger volume, or name another folder with LIGHTHPC_WORK_DIR";
+    if let Ok(Some(files)) = free_inodes(there)
+        && files < FREE_INODES_WARNING
+    {
+        return Check::warning(name, format!("room for {files} files in {} (`df -i`)", there.display()), mend);
+    }
     match free_bytes(there) {
         Ok(free) => {
             let said = format!("{} MiB free in {}", free / MIB, there.display());

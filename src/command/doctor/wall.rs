@@ -71,7 +71,7 @@ async fn from_inside(wall: Wall, work_dir: &Path) -> Result<String, String> {
     let said = |error: std::io::Error| error.to_string();
     let program = std::env::current_exe().map_err(said)?.display().to_string();
     let src = SrcId::new("~doctor").map_err(|error| error.to_string())?;
-    let contract = Contract::prepare(work_dir, src, None, Attempt(0)).map_err(said)?;
+    let contract = Contract::prepare(work_dir, "~doctor", src, None, Attempt(0)).map_err(said)?;
     let workload = Workload::Program(["doctor", "--behind-the-wall"].iter().fold(vec![program], |mut all, word| {
         all.push((*word).to_owned());
         all

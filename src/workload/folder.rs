@@ -1,0 +1,438 @@
+//! An attempt's folder: made with a marker that proves whose it is, and removed by nobody who cannot show that marker.
+//!
+//! The marker is a file that names the deployment, the task, the attempt, the folder itself, and the folder's inode. A folder
+//! that a person copied has another inode, one that a person renamed has another name, and neither is removed. The process that
+//! works in the folder holds a lock on the marker, so that a folder is abandoned exactly if its marker can be locked.
+//!
+//! [`Proven::remove`] is the only function that removes a folder. It follows no link, and it enters no other mount.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fstat, openat, unlinkat};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::remover::{Remover, open_folder};
+use crate::domain::ids::{Attempt, SrcId};
+use crate::domain::keys::digest_hex;
+
+/// The name of the marker in an attempt's folder.
+pub(super) const MARKER_NAME: &str = ".lighthpc-attempt.json";
+/// The first field of every marker.
+const MARKER_KIND: &str = "attempt folder";
+/// A marker is a task's name of up to 1,024 bytes, each of which JSON may write as six, and a few short fields.
+const MARKER_BYTES_MAX: u64 = 16 * 1024;
+/// How many names are tried: two folders share one only by the chance of 1 in 2^32.
+const NAMES_MAX: u32 = 8;
+
+/// What the marker says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Marker {
+    lighthpc: String,
+    /// The deployment: the name of its tasks table.
+    pub(super) deployment: String,
+    /// The task.
+    pub(super) task: String,
+    /// The attempt.
+    pub(super) attempt: u64,
+    /// The folder's own name.
+    folder: String,
+    /// The folder's own inode.
+    inode: u64,
+}
+
+/// A folder that this process made. Other processes see it as in use until the last clone is dropped.
+#[derive(Clone, Debug)]
+pub(super) struct Folder {
+    work_dir: PathBuf,
+    path: PathBuf,
+    marker: Marker,
+    _lock: Arc<File>,
+}
+
+impl Folder {
+    /// Makes a folder of a name that no other attempt of any process has, with its marker in it.
+    pub(super) fn create(work_dir: &Path, deployment: &str, src: &SrcId, attempt: Attempt) -> io::Result<Self> {
+        std::fs::create_dir_all(work_dir)?;
+        let digest = digest_hex(&[deployment, src.as_str()], 16);
+        let mut tries = 0;
+        let (name, path) = loop {
+            let name = format!("{digest}-{attempt}-{:08x}", rand::random::<u32>());
+            let path = work_dir.join(&name);
+            match std::fs::create_dir(&path) {
+                Ok(()) => break (name, path),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && tries < NAMES_MAX => tries += 1,
+                Err(error) => return Err(error),
+            }
+        };
+        let marked = mark(&path, name, deployment, src, attempt);
+        let (marker, lock) = marked.inspect_err(|_| {
+            // Both are this call's own. Neither can be removed by anything that looks at the marker.
+            std::fs::remove_file(path.join(MARKER_NAME)).ok();
+            std::fs::remove_dir(&path).ok();
+        })?;
+        Ok(Self { work_dir: work_dir.to_owned(), path, marker, _lock: Arc::new(lock) })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the folder's own name: letters, digits, and hyphens.
+    pub(super) fn name(&self) -> &str {
+        &self.marker.folder
+    }
+
+    /// Removes the folder. May be called twice.
+    ///
+    /// # Errors
+    /// The system's; `PermissionDenied` if what is there is not this attempt's folder.
+    pub(super) fn remove(&self) -> io::Result<()> {
+        match self.prove() {
+            Ok(Some(proven)) => proven.remove(),
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes what is at `part` below the folder, if anything is.
+    ///
+    /// # Errors
+    /// As of [`Folder::remove`].
+    pub(super) fn remove_part(&self, part: &str) -> io::Result<()> {
+        match self.prove()? {
+            Some(proven) => proven.remove_part(part),
+            None => Ok(()),
+        }
+    }
+
+    fn prove(&self) -> io::Result<Option<Proven>> {
+        let proven = match prove(&self.work_dir, OsStr::new(self.name())) {
+            Ok(proven) => proven,
+            Err(Refusal::System(error)) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(refusal) => return Err(refused(&self.path, &refusal.to_string())),
+        };
+        // The lock is this process's own. The random part of the name makes the marker one of a kind.
+        if proven.marker == self.marker { Ok(Some(proven)) } else { Err(refused(&self.path, OTHER_MARKER)) }
+    }
+}
+
+const OTHER_MARKER: &str = "its marker is another attempt's";
+
+fn refused(path: &Path, why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, format!("{} is not removed: {why}", path.display()))
+}
+
+fn mark(path: &Path, folder: String, deployment: &str, src: &SrcId, attempt: Attempt) -> io::Result<(Marker, File)> {
+    let handle = open_folder(CWD, path)?;
+    let inode = fstat(&handle)?.st_ino;
+    let marker = Marker {
+        lighthpc: MARKER_KIND.to_owned(),
+        deployment: deployment.to_owned(),
+        task: src.as_str().to_owned(),
+        attempt: attempt.0,
+        folder,
+        inode,
+    };
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut file = File::from(openat(&handle, MARKER_NAME, flags, Mode::RUSR | Mode::WUSR)?);
+    // Locked before it says anything: another process that looks at it now finds no valid marker, and lets go at once. A file
+    // system without locks refuses them to that process too.
+    if let Err(error) = file.lock() {
+        tracing::debug!("{} cannot be locked: {error}", path.display());
+    }
+    file.write_all(&serde_json::to_vec(&marker)?)?;
+    Ok((marker, file))
+}
+
+/// Why a folder is not certainly ours.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refusal {
+    /// It has no marker.
+    #[error("it has no marker of lighthpc's")]
+    NoMarker,
+    /// The marker is not one that lighthpc wrote for this folder.
+    #[error("{0}")]
+    Foreign(&'static str),
+    /// The system refused.
+    #[error("{0}")]
+    System(#[from] io::Error),
+}
+
+impl From<Errno> for Refusal {
+    fn from(error: Errno) -> Self {
+        Self::System(error.into())
+    }
+}
+
+/// A folder whose marker says that lighthpc made it.
+#[derive(Debug)]
+pub(super) struct Proven {
+    parent: OwnedFd,
+    name: OsString,
+    folder: OwnedFd,
+    file: File,
+    pub(super) marker: Marker,
+}
+
+/// Reads the marker of a direct sub-folder of `work_dir`.
+pub(super) fn prove(work_dir: &Path, name: &OsStr) -> Result<Proven, Refusal> {
+    let parent = openat(CWD, work_dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let folder = open_folder(&parent, name)?;
+    // A FIFO must not be waited for, and a link not be followed.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match openat(&folder, MARKER_NAME, flags, Mode::empty()) {
+        Ok(file) => File::from(file),
+        Err(Errno::NOENT) => return Err(Refusal::NoMarker),
+        Err(Errno::LOOP) => return Err(Refusal::Foreign("its marker is a link")),
+        Err(error) => return Err(error.into()),
+    };
+    let (of_folder, of_file) = (fstat(&folder)?, fstat(&file)?);
+    if FileType::from_raw_mode(of_file.st_mode) != FileType::RegularFile {
+        return Err(Refusal::Foreign("its marker is not a file"));
+    }
+    let user = rustix::process::geteuid().as_raw();
+    if of_folder.st_uid != user || of_file.st_uid != user {
+        return Err(Refusal::Foreign("it is another user's"));
+    }
+    let mut text = Vec::new();
+    (&file).take(MARKER_BYTES_MAX).read_to_end(&mut text)?;
+    let marker: Marker = serde_json::from_slice(&text).map_err(|_| Refusal::Foreign("its marker cannot be read"))?;
+    if marker.lighthpc != MARKER_KIND {
+        return Err(Refusal::Foreign("its marker is of another kind"));
+    }
+    if marker.folder.as_bytes() != name.as_bytes() {
+        return Err(Refusal::Foreign("its marker names another folder: it was copied or renamed"));
+    }
+    Ok(Proven { parent, name: name.to_owned(), folder, file, marker })
+}
+
+impl Proven {
+    /// Takes the folder of a process that has died; `None` if that process lives.
+    ///
+    /// # Errors
+    /// [`Refusal`], also of a copy: its inode is another than the marker's.
+    pub(super) fn abandoned(self) -> Result<Option<Self>, Refusal> {
+        match self.file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => return Err(error.into()),
+        }
+        if fstat(&self.folder)?.st_ino != self.marker.inode {
+            return Err(Refusal::Foreign("it is a copy of the folder that its marker names"));
+        }
+        Ok(Some(self))
+    }
+
+    /// Removes the folder with everything in it, the marker last: what cannot be removed now is tried again by the next
+    /// process that finds the marker.
+    ///
+    /// # Errors
+    /// The first that the system gave; what else could be removed is gone.
+    pub(super) fn remove(self) -> io::Result<()> {
+        let mut remover = Remover::new(&self.folder)?;
+        remover.empty(Some(MARKER_NAME.as_bytes()))?;
+        match unlinkat(&self.folder, MARKER_NAME, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+        match unlinkat(&self.parent, &self.name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => {
+                self.mark_again();
+                Err(error.into())
+            }
+        }
+    }
+
+    /// A process that was not found has written to the folder meanwhile: it must be recognised once more.
+    fn mark_again(&self) {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let text = serde_json::to_vec(&self.marker).unwrap_or_default();
+        let file = openat(&self.folder, MARKER_NAME, flags, Mode::RUSR | Mode::WUSR).map(File::from);
+        if let Err(error) = file.map_err(io::Error::from).and_then(|mut file| file.write_all(&text)) {
+            tracing::warn!("the folder {} is left without its marker: {error}", self.name.display());
+        }
+    }
+
+    fn remove_part(&self, part: &str) -> io::Result<()> {
+        let mut parent = self.folder.try_clone()?;
+        let mut names = part.split('/').peekable();
+        while let Some(name) = names.next() {
+            if names.peek().is_none() {
+                return Remover::new(&self.folder)?.all_of(&parent, name);
+            }
+            parent = match open_folder(&parent, name) {
+                Ok(folder) => folder,
+                Err(Errno::NOENT) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            };
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::remover::{DEPTH_MAX, NAMES_AT_ONCE};
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    fn create(work_dir: &Path) -> Folder {
+        Folder::create(work_dir, "table", &SrcId::new("in/a b").unwrap(), Attempt(3)).unwrap()
+    }
+
+    #[test]
+    fn no_two_folders_of_one_attempt_are_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, other) = (create(dir.path()), create(dir.path()));
+        assert_ne!(one.path(), other.path());
+        one.remove().unwrap();
+        assert!(other.path().exists());
+        assert!(
+            other.name().len() < 64 && other.name().bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        );
+    }
+
+    #[test]
+    fn a_folder_without_its_own_marker_is_not_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = create(dir.path());
+        let (marker, kept) = (folder.path().join(MARKER_NAME), folder.path().join("precious"));
+        std::fs::write(&kept, "x").unwrap();
+        let text = std::fs::read_to_string(&marker).unwrap();
+
+        let refuses = |what: &str| {
+            let error = folder.remove().unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{what}");
+            assert!(folder.remove_part("precious").is_err(), "{what}");
+            assert!(kept.exists(), "{what}");
+            std::fs::remove_file(&marker).ok();
+        };
+        std::fs::remove_file(&marker).unwrap();
+        refuses("no marker");
+        std::fs::write(&marker, "").unwrap();
+        refuses("an empty marker");
+        std::fs::write(&marker, text.replace("in/a b", "in/c")).unwrap();
+        refuses("another task's marker");
+        std::fs::write(dir.path().join("elsewhere"), &text).unwrap();
+        symlink(dir.path().join("elsewhere"), &marker).unwrap();
+        refuses("a link for a marker");
+        rustix::fs::mkfifoat(CWD, &marker, Mode::RUSR).unwrap();
+        refuses("a FIFO for a marker");
+
+        std::fs::write(&marker, text).unwrap();
+        folder.remove().unwrap();
+        folder.remove().unwrap();
+        assert!(!folder.path().exists());
+    }
+
+    #[test]
+    fn a_link_in_place_of_the_folder_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = create(dir.path());
+        let moved = dir.path().join("moved");
+        std::fs::rename(folder.path(), &moved).unwrap();
+        symlink(&moved, folder.path()).unwrap();
+        assert!(folder.remove().is_err());
+        assert!(moved.join(MARKER_NAME).exists());
+    }
+
+    #[test]
+    fn nothing_outside_is_touched_and_read_only_folders_go_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let precious = dir.path().join("precious");
+        std::fs::create_dir(&precious).unwrap();
+        std::fs::write(precious.join("file"), "x").unwrap();
+        std::fs::set_permissions(&precious, std::fs::Permissions::from_mode(0o555)).unwrap();
+
+        let folder = create(&dir.path().join("work"));
+        let deep = folder.path().join("a/b/c");
+        std::fs::create_dir_all(&deep).unwrap();
+        std::fs::write(deep.join("file"), "x").unwrap();
+        symlink(&precious, deep.join("link")).unwrap();
+        symlink(precious.join("file"), folder.path().join("link")).unwrap();
+        for (path, mode) in [("a/b/c", 0o000), ("a/b", 0o555), ("a", 0o111)] {
+            std::fs::set_permissions(folder.path().join(path), std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+        folder.remove().unwrap();
+
+        assert!(!folder.path().exists());
+        assert!(precious.join("file").exists());
+        assert_eq!(precious.metadata().unwrap().permissions().mode() & 0o777, 0o555);
+    }
+
+    /// The test above again, as a user to whom modes mean something.
+    #[test]
+    #[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
+    fn an_ordinary_user_removes_read_only_folders_too() {
+        if !rustix::process::geteuid().is_root() {
+            return; // Then the test above has shown it.
+        }
+        let (program, test) = (
+            std::env::current_exe().unwrap(),
+            "workload::folder::tests::nothing_outside_is_touched_and_read_only_folders_go_too",
+        );
+        let user = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+        let output = std::process::Command::new("setpriv").args(user).arg(&program).args([test, "--exact"]).output();
+        let Ok(output) = output else { return eprintln!("skipped: there is no setpriv here") };
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        if !output.status.success() && !said.contains("running 1 test") {
+            return eprintln!("skipped: another user cannot run the tests here");
+        }
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    }
+
+    #[test]
+    #[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
+    fn what_is_mounted_below_is_not_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let (outside, folder) = (dir.path().join("outside"), create(&dir.path().join("work")));
+        let inside = folder.path().join("workload/scratch/mounted");
+        std::fs::create_dir(&outside).unwrap();
+        std::fs::write(outside.join("precious"), "x").unwrap();
+        std::fs::create_dir_all(&inside).unwrap();
+        std::fs::write(folder.path().join("workload/scratch/other"), "x").unwrap();
+        let run = |program: &str, arguments: &[&Path]| {
+            std::process::Command::new(program).args(arguments).status().is_ok_and(|status| status.success())
+        };
+        // Of the same file system: the device's number does not tell.
+        if !run("mount", &[Path::new("--bind"), &outside, &inside]) {
+            return eprintln!("skipped: nothing can be mounted here");
+        }
+        let removed = folder.remove();
+        let is_there = outside.join("precious").exists();
+        assert!(run("umount", &[&inside]));
+        assert!(removed.is_err() && is_there);
+        assert!(!folder.path().join("workload/scratch/other").exists(), "what can be removed is gone");
+        assert!(folder.path().join(MARKER_NAME).exists(), "the next process knows the folder");
+        folder.remove().unwrap();
+        assert!(outside.join("precious").exists() && !folder.path().exists());
+    }
+
+    #[test]
+    fn however_deep_and_however_many() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = create(dir.path());
+        let mut at = openat(CWD, folder.path(), OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
+        for _ in 0..DEPTH_MAX * 5 {
+            rustix::fs::mkdirat(&at, "a-level-of-a-tree-that-is-too-deep-for-a-path", Mode::RWXU).unwrap();
+            at = open_folder(&at, "a-level-of-a-tree-that-is-too-deep-for-a-path").unwrap();
+        }
+        let many = folder.path().join("many");
+        std::fs::create_dir(&many).unwrap();
+        for n in 0..=(NAMES_AT_ONCE * 2) {
+            std::fs::write(many.join(n.to_string()), "").unwrap();
+        }
+        folder.remove_part("many").unwrap();
+        assert!(!many.exists() && folder.path().exists());
+        folder.remove().unwrap();
+        assert!(!folder.path().exists());
+    }
+}
