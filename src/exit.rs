@@ -51,6 +51,10 @@ pub enum Exit {
     LaunchRefused = 26,
     /// The doctor found a failure.
     Unfit = 27,
+    /// Standard output could not be written, for another reason than a closed pipe.
+    OutputNotWritten = 28,
+    /// A finished task's result of a local mission is missing, or is not what was committed.
+    ResultChanged = 29,
     /// The lease was lost to another attempt.
     LeaseLost = 30,
     /// A service cannot be reached, or stays busy.
