@@ -58,8 +58,12 @@ pub enum Exit {
     WrongClock = 29,
     /// The lease was lost to another attempt.
     LeaseLost = 30,
+    /// A finished task's result of a local mission is missing, or is not what was committed.
+    ResultChanged = 31,
     /// A service cannot be reached, or stays busy.
     Unavailable = 40,
+    /// Standard output could not be written, for another reason than a closed pipe.
+    OutputNotWritten = 41,
     /// The machine could not be ended: it may go on billing.
     NotTerminated = 50,
     /// Drained by SIGINT or SIGTERM; the task is handed back.

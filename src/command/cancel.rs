@@ -14,7 +14,8 @@ pub(super) async fn run(args: CancelArgs) -> Result<Exit, Failure> {
     let cancelled = scheduler.cancel(&mission, wait).await?;
 
     screen::to_stdout(&format!(
-        "mission {mission} is cancelled: {} tasks ended, {} asked to stop, {} still running, {} instances ended\n",
+        "mission {} is cancelled: {} tasks ended, {} asked to stop, {} still running, {} instances ended\n",
+        screen::plain(mission.as_str()),
         cancelled.ended,
         cancelled.asked,
         cancelled.running,

@@ -9,7 +9,7 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use super::flags::{AwsArgs, SchedulerArgs, TableArgs, range, seconds};
-use super::place::DEFAULT_DIR;
+use super::place::{self, DEFAULT_DIR};
 use crate::backend::machine::EndOrder;
 use crate::logging::Format;
 
@@ -26,21 +26,37 @@ pub(super) struct Cli {
 
 impl Cli {
     /// Reads the program's arguments and variables. A variable that is set to nothing is not set: that is how a line of an
-    /// environment file is left open.
+    /// environment file is left open. With `--local`, the variables of an account and of a node are not read at all
+    /// ([`place::is_ignored`]).
     ///
     /// # Errors
     /// What is wrong, or the help or the version that was asked for.
     pub(super) fn read() -> Result<Self, clap::Error> {
+        let mut arguments: Vec<std::ffi::OsString> = std::env::args_os().collect();
+        let is_local = place::is_local(&arguments);
         let is_empty = |name: &std::ffi::OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
         let without = move |arg: clap::Arg| if arg.get_env().is_some_and(is_empty) { arg.env(None) } else { arg };
-        let mut arguments: Vec<std::ffi::OsString> = std::env::args_os().collect();
+        let local = move |arg: clap::Arg| {
+            if arg.get_env().is_some_and(place::is_ignored) { arg.env(None) } else { without(arg) }
+        };
+        let readable = move |command: clap::Command| {
+            let takes_local = command.get_arguments().any(|arg| arg.get_id() == "local");
+            if takes_local && is_local { command.mut_args(local) } else { command.mut_args(without) }
+        };
         if super::lambda::is_bootstrap(&arguments) {
             arguments.push("lambda".into());
         }
-        let definition = Self::command().mut_args(without).mut_subcommands(move |command| command.mut_args(without));
-        let matches = definition.try_get_matches_from(arguments)?;
+        let definition = Self::command().mut_args(without).mut_subcommands(readable);
+        let matches = definition.try_get_matches_from(&arguments)?;
         refuse_both_orders(&matches)?;
-        Self::from_arg_matches(&matches)
+        let mut cli = Self::from_arg_matches(&matches)?;
+        let is_folder = !place::is_bare(&arguments);
+        match &mut cli.command {
+            Command::Run(args) => args.local_is_folder = is_folder,
+            Command::Status(args) => args.local_is_folder = is_folder,
+            _ => {}
+        }
+        Ok(cli)
     }
 
     /// Returns whether this is a node, or the function, whose every step belongs in the journal.
@@ -201,6 +217,9 @@ pub(super) struct RunArgs {
     /// Run on this machine, on a cloud of its own that is kept in DIR (write --local=DIR before files)
     #[arg(long, num_args = 0..=1, default_missing_value = DEFAULT_DIR, env = "LIGHTHPC_LOCAL", value_name = "DIR")]
     pub(super) local: Option<PathBuf>,
+    /// Whether `local` is a folder for certain: by `--local=DIR`, or by the variable.
+    #[arg(skip)]
+    pub(super) local_is_folder: bool,
     /// How many tasks run at a time: with --local (default: the cores), or on a node that serves a mission which does
     /// not say (default: one)
     #[arg(long, env = "LIGHTHPC_SLOTS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
@@ -230,9 +249,10 @@ pub(super) struct RunArgs {
     /// How long the lease on a task lasts without a heartbeat
     #[arg(long, env = "LIGHTHPC_LEASE", default_value = "90", value_parser = seconds, value_name = "SECONDS", help_heading = "The node")]
     pub(super) lease: Duration,
-    /// The time between heartbeats; at most a third of the lease
-    #[arg(long, env = "LIGHTHPC_HEARTBEAT", default_value = "20", value_parser = seconds, value_name = "SECONDS", help_heading = "The node")]
-    pub(super) heartbeat: Duration,
+    /// The time between heartbeats; at most a third of the lease (default: 20, or a third of the lease if that is
+    /// shorter)
+    #[arg(long, env = "LIGHTHPC_HEARTBEAT", value_parser = seconds, value_name = "SECONDS", help_heading = "The node")]
+    pub(super) heartbeat: Option<Duration>,
     /// The time between saves of a checkpoint that changes
     #[arg(long, env = "LIGHTHPC_CHECKPOINT_EVERY", default_value = "300", value_parser = seconds, value_name = "SECONDS", help_heading = "The node")]
     pub(super) checkpoint_every: Duration,
@@ -265,9 +285,10 @@ pub(super) struct RunArgs {
     /// How long an attempt's workload may take (default: no limit)
     #[arg(long, env = "LIGHTHPC_TIME_LIMIT", value_parser = seconds, value_name = "SECONDS", help_heading = "The node")]
     pub(super) time_limit: Option<Duration>,
-    /// The time between SIGTERM and SIGKILL for a workload that must end
-    #[arg(long, env = "LIGHTHPC_GRACE", default_value = "10", value_parser = seconds, value_name = "SECONDS", help_heading = "The node")]
-    pub(super) grace: Duration,
+    /// The time between SIGTERM and SIGKILL for a workload that must end; at most a sixth of the lease (default: 10,
+    /// or a sixth of the lease if that is shorter)
+    #[arg(long, env = "LIGHTHPC_GRACE", value_parser = seconds, value_name = "SECONDS", help_heading = "The node")]
+    pub(super) grace: Option<Duration>,
     /// How many failures that may pass (exit 75, time limit, trouble around it) a task may have
     #[arg(long, env = "LIGHTHPC_MAX_ATTEMPTS", default_value = "3", value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = "The node")]
     pub(super) max_attempts: u64,
@@ -314,6 +335,9 @@ pub(super) struct StatusArgs {
     /// Look at the cloud of a local mission, kept in DIR
     #[arg(long, num_args = 0..=1, default_missing_value = DEFAULT_DIR, env = "LIGHTHPC_LOCAL", value_name = "DIR")]
     pub(super) local: Option<PathBuf>,
+    /// Whether `local` is a folder for certain: by `--local=DIR`, or by the variable.
+    #[arg(skip)]
+    pub(super) local_is_folder: bool,
     /// Print JSON, for programs
     #[arg(long)]
     pub(super) json: bool,

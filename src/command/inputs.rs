@@ -29,9 +29,8 @@ pub(super) fn read(files: &[PathBuf], known: &Known) -> Result<Vec<Input>, Failu
         }
         let task = known.get(&path).or_else(|| known.get(&path.canonicalize().ok()?));
         match task {
-            // Its result is there; the file itself is not needed any more.
+            // It is done; the file itself is not needed any more. The review says that it is gone.
             Some((src, true)) if !path.exists() => {
-                tracing::warn!("{} is gone, but its result is there", file.display());
                 inputs.push(Input { src: src.clone(), file: path });
             }
             Some((src, _)) => {

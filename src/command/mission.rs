@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use super::cli::RunArgs;
 use super::inputs::{self, Known};
 use super::plan::{self, Plan};
+use super::review::{Review, shown};
 use super::screen::{self, Screen};
 use super::{Failure, node, place, signals};
 use crate::backend::Backend;
@@ -26,24 +27,27 @@ use crate::local::{LocalCloud, RESULT_BUCKET, SOURCE_BUCKET, TOPIC_ARN};
 use crate::worker::{self, Ending, Life, Node, NodeError, Preflight, Report, Settings, Stopping};
 
 pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
-    place::refuse_endpoints()?;
+    place::note_ignored();
     refuse_aws_names(&args)?;
     let started = Instant::now();
-    let (dir, files) = place::split(args.local.as_deref().unwrap_or(Path::new(place::DEFAULT_DIR)), &args.files)?;
+    let local = args.local.as_deref().unwrap_or(Path::new(place::DEFAULT_DIR));
+    let (dir, files) = place::split(local, args.local_is_folder, &args.files)?;
     let mut settings = node::settings(&args)?;
     if !dir.join(".lighthpc").exists() && inputs::read(&files, &Known::new())?.is_empty() {
         // Nothing is made for a mission that cannot be.
-        return Err(plan::no_mission(&dir));
+        return Err(plan::no_mission(&dir, settings.mission.as_ref()));
     }
     let cloud = LocalCloud::open(&dir)?;
     let desk = place::backend(&cloud, None);
     desk.ledger.create_tables().await?;
-    let inputs = inputs::read(&files, &plan::known(&desk, &cloud).await?)?;
+    let rows = plan::rows(&desk).await?;
+    let inputs = inputs::read(&files, &plan::known(&rows, &cloud))?;
 
-    plan::refuse_foreign_tasks(&desk, &inputs, settings.mission.as_ref()).await?;
+    plan::refuse_foreign_tasks(&rows, &inputs, settings.mission.as_ref())?;
     let mission = plan::find_or_make(&desk, &dir, &args, &settings, &inputs).await?;
-    plan::add_tasks(&desk, &cloud, &mission, &inputs).await?;
-    let plan = plan::make(&desk, &mission, &inputs, settings.src.take()).await?;
+    plan::add_tasks(&desk, &cloud, &mission, &inputs, &rows, started).await?;
+    drop(rows);
+    let plan = plan::make(&desk, &cloud, &mission, &inputs, settings.src.take(), started).await?;
 
     settings.source_bucket = Some(SOURCE_BUCKET.to_owned());
     settings.result_bucket = Some(RESULT_BUCKET.to_owned());
@@ -65,16 +69,16 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
     let told_before = cloud.published().len();
     let run = Run { cloud, mission, settings, stopping, screen: Screen::new(plan.total, plan.ended) };
     let slots = args.slots.map_or_else(cores, usize::from);
-    run.all(plan, slots).await;
+    let review = run.all(plan, slots).await;
     run.screen.close();
-    run.conclude(&desk, told_before, started.elapsed()).await
+    run.conclude(&desk, review, told_before, started.elapsed()).await
 }
 
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// A local mission has buckets and a topic of its own; a name from an account is a mistake worth a word.
+/// A local mission has buckets and a topic of its own; a flag that names others is a mistake. Variables are not read.
 fn refuse_aws_names(args: &RunArgs) -> Result<(), Failure> {
     let named = [
         ("--source-bucket", &args.aws.source_bucket),
@@ -88,7 +92,7 @@ fn refuse_aws_names(args: &RunArgs) -> Result<(), Failure> {
                 "--local keeps everything in its own folder and cannot use {flag} {}",
                 value.as_deref().unwrap_or("")
             ),
-            format!("leave {flag} (and its LIGHTHPC_ variable) away, or leave --local away"),
+            format!("remove {flag}, or --local"),
         )),
     }
 }
@@ -104,8 +108,8 @@ struct Run {
 
 impl Run {
     /// Runs the queue, `slots` nodes at a time, to its end or to the drain.
-    async fn all(&self, plan: Plan, slots: usize) {
-        let Plan { mut queue, mut ended, .. } = plan;
+    async fn all(&self, plan: Plan, slots: usize) -> Review {
+        let Plan { mut queue, mut ended, review, .. } = plan;
         let mut nodes = JoinSet::new();
         loop {
             while nodes.len() < slots && !self.stopping.drain.is_cancelled() {
@@ -131,6 +135,7 @@ impl Run {
                 None => drop(bar.inspect(indicatif::ProgressBar::finish_and_clear)),
             }
         }
+        review
     }
 
     /// One node: an instance of its own, from its launch to its termination.
@@ -172,7 +177,7 @@ impl Run {
                 "done   {}  {}  {}",
                 screen::plain(src.as_str()),
                 screen::duration(took),
-                self.place_of(result).display()
+                screen::plain(&self.place_of(result).display().to_string())
             )),
             Ok(
                 Ending::EndedBefore(_)
@@ -183,9 +188,10 @@ impl Run {
                 | Ending::HeldByOther(_),
             ) => None,
             Ok(Ending::TryAgain(error)) | Err(error) => Some(format!(
-                "failed {src}  {}  {}{}",
+                "failed {}  {}  {}{}",
+                screen::plain(src.as_str()),
                 screen::duration(took),
-                node::words(error),
+                screen::plain(&node::words(error)),
                 self.last_words(src, error)
             )),
         }
@@ -206,6 +212,7 @@ impl Run {
     /// The end of a failed workload's output, and where the rest is.
     fn last_words(&self, src: &SrcId, error: &NodeError) -> String {
         const LINES: usize = 3;
+        const LINE_CHARS_MAX: usize = 500;
         if !matches!(error, NodeError::WorkloadFailed { .. } | NodeError::NoResult { .. } | NodeError::TimeLimit) {
             return String::new();
         }
@@ -215,15 +222,29 @@ impl Run {
         let text = std::fs::read(&log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<&str> = text.lines().rev().take(LINES).collect();
-        let tail: String = lines.iter().rev().map(|line| format!("\n         | {line}")).collect();
-        format!("{tail}\n         log: {}", shown(&log).display())
+        // A line of a log may hold anything: it is shown as one line, with blanks for its tabs.
+        let shown_line = |line: &&str| {
+            let cut: String = line.chars().take(LINE_CHARS_MAX).collect();
+            let more = if cut.len() < line.len() { "…" } else { "" };
+            format!("\n         | {}{more}", screen::plain(&cut.replace('\t', "    ")))
+        };
+        let tail: String = lines.iter().rev().map(shown_line).collect();
+        format!("{tail}\n         log: {}", screen::plain(&shown(&log).display().to_string()))
     }
 
     /// Says how the mission stands, and returns the exit code.
-    async fn conclude(&self, desk: &Backend, told_before: usize, took: Duration) -> Result<Exit, Failure> {
+    async fn conclude(
+        &self,
+        desk: &Backend,
+        mut review: Review,
+        told_before: usize,
+        took: Duration,
+    ) -> Result<Exit, Failure> {
         let (mut done, mut failed, mut open, mut time_cost_s) = (0_u64, 0_u64, 0_u64, 0_u64);
         let count = |task: Task| {
-            time_cost_s += task.time_cost_s;
+            // Also those that were done just now: an input may have been replaced while the workload ran.
+            review.look(&task, false);
+            time_cost_s = time_cost_s.saturating_add(task.time_cost_s);
             match task.state {
                 State::Done => done += 1,
                 State::Failed => failed += 1,
@@ -231,37 +252,39 @@ impl Run {
             }
         };
         desk.ledger.each_task(Some(&self.mission.id), count).await?;
+        let results_changed = review.sum_up();
         for told in self.cloud.published().iter().skip(told_before) {
             screen::to_stdout(&format!(
                 "\nnotification: {}\n{}",
-                told.subject.as_deref().unwrap_or(""),
+                screen::plain(told.subject.as_deref().unwrap_or("")),
                 indented(&self.with_paths(&told.message))
             ));
         }
-        let rest = if open > 0 { format!(", {open} not ended") } else { String::new() };
+        let mut rest = if open > 0 { format!(", {open} not ended") } else { String::new() };
+        if results_changed > 0 {
+            rest.push_str(&format!("; of the results {results_changed} missing or changed"));
+        }
         let results = shown(&self.cloud.dir().join(RESULT_BUCKET));
         screen::to_stdout(&format!(
             "\nmission {}: {} task{}, {done} done, {failed} failed{rest}\ntime:     {}, workloads {time_cost_s} s\nresults:  {}\n",
-            self.mission.id,
+            screen::plain(self.mission.id.as_str()),
             done + failed + open,
             if done + failed + open == 1 { "" } else { "s" },
             screen::duration(took),
-            results.display(),
+            screen::plain(&results.display().to_string()),
         ));
         if self.stopping.drain.is_cancelled() {
             screen::to_stderr("interrupted: the same command goes on from here\n");
             return Ok(Exit::Interrupted);
         }
-        Ok(if failed + open > 0 { Exit::WorkloadFailed } else { Exit::Ok })
+        Ok(match (failed + open, results_changed) {
+            (0, 0) => Exit::Ok,
+            (0, _) => Exit::ResultChanged,
+            _ => Exit::WorkloadFailed,
+        })
     }
 }
 
 fn indented(text: &str) -> String {
     text.lines().map(|line| format!("  {line}\n")).collect()
-}
-
-/// A path as short as it can be said from here.
-fn shown(path: &Path) -> PathBuf {
-    let here = std::env::current_dir().ok();
-    here.and_then(|here| path.strip_prefix(here).ok()).unwrap_or(path).to_owned()
 }

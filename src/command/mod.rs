@@ -12,6 +12,7 @@ mod node;
 mod place;
 mod plan;
 mod redrive;
+mod review;
 mod scheduling;
 mod screen;
 mod service;
@@ -71,19 +72,34 @@ pub fn main() -> Exit {
     let cli = match Cli::read() {
         Ok(cli) => cli,
         Err(error) => {
-            error.print().ok();
+            // Unstyled: it repeats arguments, which may be names of files.
+            let text = error.render().to_string();
             if !error.use_stderr() {
-                return Exit::Ok;
+                screen::to_stdout(&text);
+                return ended(Ok(Exit::Ok), false);
             }
+            screen::to_stderr(&text);
             end_unused_node();
             return Exit::Usage;
         }
     };
     let is_json = cli.log_format == logging::Format::Json;
-    start(cli).unwrap_or_else(|failure| {
+    ended(start(cli), is_json)
+}
+
+/// Reports what failed, and returns the exit code. Output that did not arrive makes a success a failure.
+fn ended(result: Result<Exit, Failure>, is_json: bool) -> Exit {
+    let exit = result.unwrap_or_else(|failure| {
         report(&failure, is_json);
         failure.exit
-    })
+    });
+    match screen::finish_stdout() {
+        Ok(()) => exit,
+        Err(failure) => {
+            report(&failure, is_json);
+            if exit == Exit::Ok { failure.exit } else { exit }
+        }
+    }
 }
 
 /// A node whose command line is wrong has no task, and is a leak like any other: its machine is ended, if it may be. A
@@ -152,12 +168,12 @@ fn report(failure: &Failure, is_json: bool) {
         tracing::error!(exit_code = failure.exit as u8, hint, "{}", causes.join(": "));
         return;
     }
-    let mut text = format!("error: {}\n", causes.next().unwrap_or_default());
+    let mut text = format!("error: {}\n", screen::plain(&causes.next().unwrap_or_default()));
     for cause in causes {
-        text.push_str(&format!("  because: {cause}\n"));
+        text.push_str(&format!("  because: {}\n", screen::plain(&cause)));
     }
     if let Some(hint) = &failure.hint {
-        text.push_str(&format!("hint: {hint}\n"));
+        text.push_str(&format!("hint: {}\n", screen::plain(hint)));
     }
     screen::to_stderr(&text);
 }

@@ -164,13 +164,27 @@ fn conclude(life: worker::Life) -> Result<Exit, Failure> {
     Ok(if life.end.is_err() && exit == Exit::Ok { Exit::NotTerminated } else { exit })
 }
 
+/// The defaults for a lease of 90 s; a shorter one has its third, and its sixth.
+const HEARTBEAT_MAX: Duration = Duration::from_secs(20);
+const GRACE_MAX: Duration = Duration::from_secs(10);
+
 /// Reads the settings that a node and a local mission share.
 pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
-    if args.heartbeat > args.lease / 3 {
-        let message = format!("--heartbeat {:?} is more than a third of --lease {:?}", args.heartbeat, args.lease);
+    let heartbeat = args.heartbeat.unwrap_or_else(|| HEARTBEAT_MAX.min(args.lease / 3));
+    if heartbeat > args.lease / 3 {
+        let message = format!("--heartbeat {heartbeat:?} is more than a third of --lease {:?}", args.lease);
         return Err(Failure::usage(
             message,
             "a holder must be able to miss two heartbeats: shorten it, or lengthen the lease",
+        ));
+    }
+    // A holder that cannot renew its lease stops its workload at five sixths of it; the rest is the workload's grace.
+    let grace = args.grace.unwrap_or_else(|| GRACE_MAX.min(args.lease / 6));
+    if grace > args.lease / 6 {
+        let message = format!("--grace {grace:?} is more than a sixth of --lease {:?}", args.lease);
+        return Err(Failure::usage(
+            message,
+            "a workload whose lease is lost must end before another may begin: shorten it, or lengthen the lease",
         ));
     }
     let name = |error: crate::domain::ids::IdError| Failure::usage(error, "look at --src-id and --mission");
@@ -188,7 +202,7 @@ pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
         topic_arn: args.aws.topic_arn()?,
         work_dir: args.work_dir.clone(),
         lease: args.lease,
-        heartbeat: args.heartbeat,
+        heartbeat,
         checkpoint_every: args.checkpoint_every,
         log_every: LOG_EVERY,
         slots: args.slots,
@@ -199,7 +213,7 @@ pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
         holds_work_dir: false,
         workload,
         simulation: Simulation { steps: args.steps, step_seconds: args.step_seconds, seed: args.seed },
-        bounds: Bounds { time_limit: args.time_limit, grace: args.grace, echo: true, wall: wall(args)? },
+        bounds: Bounds { time_limit: args.time_limit, grace, echo: true, wall: wall(args)? },
         limits: Limits {
             max_attempts: args.max_attempts,
             max_interruptions: args.max_interruptions,

@@ -1,5 +1,6 @@
-//! Where a local mission is kept: what `--local [DIR]` means.
+//! Where a local mission is kept: what `--local [DIR]` means, and what it leaves unread.
 
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use super::Failure;
@@ -10,9 +11,73 @@ use crate::local::{ACCESS_KEY, LocalCloud, OpenError, REGION, SECRET_KEY};
 /// Where a local mission is kept if no folder is named.
 pub(super) const DEFAULT_DIR: &str = "lighthpc-local";
 
+/// The variables that a local mission does not read: an account's names, which `scripts/deploy --exports` sets, and a
+/// node's, which an image's environment file sets. What is about the workload (`LIGHTHPC_EXEC`, `LIGHTHPC_SLOTS`,
+/// `LIGHTHPC_TIME_LIMIT`, `LIGHTHPC_LEASE`, and so on) applies here too. Flags always apply, or are refused.
+const IGNORED: [&str; 13] = [
+    "LIGHTHPC_SRC_ID",
+    "LIGHTHPC_MISSION",
+    "LIGHTHPC_TASKS_TABLE",
+    "LIGHTHPC_MISSIONS_TABLE",
+    "LIGHTHPC_SOURCE_BUCKET",
+    "LIGHTHPC_RESULT_BUCKET",
+    "LIGHTHPC_TOPIC_ARN",
+    "LIGHTHPC_WORK_DIR",
+    "LIGHTHPC_MAX_LIFETIME",
+    "LIGHTHPC_TERMINATE",
+    "LIGHTHPC_NO_TERMINATE",
+    "LIGHTHPC_POWER_OFF_COMMAND",
+    "LIGHTHPC_ISOLATION",
+];
+
+/// Returns whether a variable means nothing to a local mission.
+pub(super) fn is_ignored(name: &OsStr) -> bool {
+    name.to_str().is_some_and(|name| IGNORED.contains(&name))
+}
+
+/// Says, at level `info`, which variables are set and mean nothing here. No AWS variable does: the cloud of this
+/// process has its own endpoint and its own credentials, and its wire refuses every other host.
+pub(super) fn note_ignored() {
+    let is_meant = |name: &OsStr| is_ignored(name) || name.as_encoded_bytes().starts_with(b"AWS_ENDPOINT_URL");
+    let mut names: Vec<String> = std::env::vars_os()
+        .filter(|(name, value)| !value.is_empty() && is_meant(name))
+        .map(|(name, _)| name.to_string_lossy().into_owned())
+        .collect();
+    if !names.is_empty() {
+        names.sort();
+        tracing::info!("with --local these variables are not read: {}", names.join(", "));
+    }
+}
+
+/// The words of the command line that are lighthpc's own: those before `--`.
+fn own_words(arguments: &[OsString]) -> impl Iterator<Item = &[u8]> {
+    arguments.iter().skip(1).map(|word| word.as_encoded_bytes()).take_while(|word| *word != b"--")
+}
+
+/// Returns whether a command line that is still to be read asks for the cloud of this process.
+pub(super) fn is_local(arguments: &[OsString]) -> bool {
+    own_words(arguments).any(|word| word == b"--local" || word.starts_with(b"--local="))
+        || std::env::var_os("LIGHTHPC_LOCAL").is_some_and(|value| !value.is_empty())
+}
+
+/// Returns whether `--local` stands alone, so that the word after it may be a folder or something else.
+pub(super) fn is_bare(arguments: &[OsString]) -> bool {
+    own_words(arguments).any(|word| word == b"--local")
+}
+
 /// Reads `--local [DIR] FILE…`, where DIR may be left out: a file after `--local` is the first input, not a folder.
-pub(super) fn split(local: &Path, files: &[PathBuf]) -> Result<(PathBuf, Vec<PathBuf>), Failure> {
+/// `--local=DIR` (`is_folder`) is a folder, whatever its name.
+pub(super) fn split(local: &Path, is_folder: bool, files: &[PathBuf]) -> Result<(PathBuf, Vec<PathBuf>), Failure> {
     let default = PathBuf::from(DEFAULT_DIR);
+    if is_folder {
+        if local.exists() && !local.is_dir() {
+            return Err(Failure::usage(
+                format!("--local={} is not a folder", local.display()),
+                "name a folder for the mission; input files go after it, as in --local=DIR FILE",
+            ));
+        }
+        return Ok((local.to_owned(), files.to_vec()));
+    }
     if local.is_file() {
         let files = std::iter::once(local.to_owned()).chain(files.iter().cloned()).collect();
         return Ok((default, files));
@@ -23,24 +88,10 @@ pub(super) fn split(local: &Path, files: &[PathBuf]) -> Result<(PathBuf, Vec<Pat
         let path = local.display();
         return Err(Failure::usage(
             format!("{path} is neither a file nor a folder"),
-            format!("if it is to be the mission's new folder, write --local={path}/"),
+            format!("if it is to be the mission's new folder, write --local={path}"),
         ));
     }
     Ok((local.to_owned(), files.to_vec()))
-}
-
-/// Refuses to go on where the surroundings name an endpoint: a dry run never talks to anything but itself.
-pub(super) fn refuse_endpoints() -> Result<(), Failure> {
-    let endpoint = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
-        .find(|(name, value)| name.starts_with("AWS_ENDPOINT_URL") && !value.is_empty());
-    match endpoint {
-        None => Ok(()),
-        Some((name, value)) => Err(Failure::usage(
-            format!("--local uses no endpoint but its own, and {name} is set to {}", value.to_string_lossy()),
-            format!("unset {name}, or leave --local away to use that endpoint"),
-        )),
-    }
 }
 
 /// Makes the services of a local cloud, as an instance of it sees them, or as seen from a desk.
@@ -76,15 +127,41 @@ mod tests {
         std::fs::write(&one, "").unwrap();
         let files = [two.clone()];
 
-        assert_eq!(split(Path::new(DEFAULT_DIR), &files).unwrap(), (DEFAULT_DIR.into(), vec![two.clone()]));
-        assert_eq!(split(&one, &files).unwrap(), (DEFAULT_DIR.into(), vec![one.clone(), two.clone()]));
-        assert_eq!(split(dir.path(), &files).unwrap(), (dir.path().into(), vec![two.clone()]));
-        assert_eq!(split(&dir.path().join("new"), &files).unwrap(), (dir.path().join("new"), vec![two.clone()]));
+        let bare = |local: &Path| split(local, false, &files).unwrap();
+        assert_eq!(bare(Path::new(DEFAULT_DIR)), (DEFAULT_DIR.into(), vec![two.clone()]));
+        assert_eq!(bare(&one), (DEFAULT_DIR.into(), vec![one.clone(), two.clone()]));
+        assert_eq!(bare(dir.path()), (dir.path().into(), vec![two.clone()]));
+        assert_eq!(bare(&dir.path().join("new")), (dir.path().join("new"), vec![two.clone()]));
+    }
+
+    #[test]
+    fn what_is_named_by_an_equals_sign_is_a_folder_whatever_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("1.fa");
+        std::fs::write(&file, "").unwrap();
+        let new = dir.path().join("new.fa");
+
+        assert_eq!(split(&new, true, &[]).unwrap(), (new, vec![]));
+        assert!(split(&file, true, &[]).is_err());
+    }
+
+    #[test]
+    fn a_command_line_is_local_by_its_own_words_only() {
+        let words = |text: &str| text.split(' ').map(OsString::from).collect::<Vec<_>>();
+        for (line, local, bare) in [
+            ("lighthpc run --local a.fa -- x", true, true),
+            ("lighthpc run --local=d a.fa", true, false),
+            ("lighthpc run a.fa -- x --local", false, false),
+            ("--local run", false, false),
+        ] {
+            let words = words(line);
+            assert_eq!((is_local(&words), is_bare(&words)), (local, bare), "{line}");
+        }
     }
 
     #[test]
     fn a_mistyped_file_is_not_taken_for_a_folder() {
-        assert!(split(Path::new("no-such-file.fa"), &["x".into()]).is_err());
-        assert!(split(Path::new("new.d/"), &["x".into()]).is_ok());
+        assert!(split(Path::new("no-such-file.fa"), false, &["x".into()]).is_err());
+        assert!(split(Path::new("new.d/"), false, &["x".into()]).is_ok());
     }
 }

@@ -1,14 +1,18 @@
 //! What a local mission is to do: made once, and read from the tables ever after.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::Path;
+use std::time::Instant;
+
+use tokio::task::JoinSet;
 
 use super::Failure;
 use super::cli::RunArgs;
 use super::inputs::{Input, Known};
-use super::screen;
-use crate::backend::Backend;
-use crate::backend::ledger::{NewMission, NewTask, Redrive};
+use super::review::Review;
+use super::screen::{self, Preparation};
+use crate::backend::ledger::{Made, NewMission, NewTask, Redrive};
+use crate::backend::{Backend, CloudError};
 use crate::clock;
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::mission::{Mission, Notified};
@@ -20,16 +24,27 @@ use crate::worker::Settings;
 /// The mission's name if none is given: one folder, one mission.
 const DEFAULT_MISSION: &str = "local";
 
+/// Rows under way at once: the engine writes one at a time, and a call's work around that is about as long.
+const ROWS_PARALLEL: usize = 4;
+
+/// The rows of a folder's tasks, by name: read once, for all that is asked of them before the first task runs.
+pub(super) type Rows = HashMap<SrcId, Task>;
+
+pub(super) async fn rows(desk: &Backend) -> Result<Rows, Failure> {
+    let mut rows = Rows::new();
+    let each = |task: Task| {
+        rows.insert(task.src.clone(), task);
+    };
+    desk.ledger.each_task(None, each).await?;
+    Ok(rows)
+}
+
 /// A task counts for one mission: the same file cannot be in two of them in one folder.
-pub(super) async fn refuse_foreign_tasks(
-    desk: &Backend,
-    inputs: &[Input],
-    mission: Option<&MissionId>,
-) -> Result<(), Failure> {
+pub(super) fn refuse_foreign_tasks(rows: &Rows, inputs: &[Input], mission: Option<&MissionId>) -> Result<(), Failure> {
     let Some(ours) = mission else { return Ok(()) };
     for input in inputs {
-        let row = desk.ledger.task(&input.src).await?;
-        if let Some(theirs) = row.and_then(|row| row.mission).filter(|theirs| theirs != ours) {
+        let theirs = rows.get(&input.src).and_then(|row| row.mission.as_ref());
+        if let Some(theirs) = theirs.filter(|theirs| *theirs != ours) {
             return Err(Failure::usage(
                 format!("{} is a task of mission {theirs} in this folder, so not of {ours}", input.src),
                 "name another folder with --local=DIR",
@@ -68,7 +83,7 @@ pub(super) async fn find_or_make(
         return Ok(Mission { exec, ..mission });
     }
     if inputs.is_empty() {
-        return Err(no_mission(dir));
+        return Err(no_mission(dir, settings.mission.as_ref()));
     }
     let trans_number = inputs.len() as u64;
     let new = NewMission { exec, now: clock::now_rfc3339(), ..NewMission::of(id.clone(), trans_number) };
@@ -77,21 +92,26 @@ pub(super) async fn find_or_make(
     made.ok_or_else(|| Failure { exit: Exit::Internal, error: anyhow::anyhow!("mission {id} vanished"), hint: None })
 }
 
-pub(super) fn no_mission(dir: &Path) -> Failure {
+/// There is nothing to run: a mission that was named is unknown, or no files were named.
+pub(super) fn no_mission(dir: &Path, named: Option<&MissionId>) -> Failure {
     let hint = "name input files: lighthpc run --local FILE... -- PROGRAM";
-    Failure::usage(format!("there is no mission in {}", dir.display()), hint)
+    match named {
+        None => Failure::usage(format!("there is no mission in {}", dir.display()), hint),
+        Some(id) => Failure {
+            exit: Exit::NoTask,
+            error: anyhow::anyhow!("there is no mission {id} in {}", dir.display()),
+            hint: Some(format!("`lighthpc status --local` lists them; or {hint}")),
+        },
+    }
 }
 
 /// The files that are tasks already: a file keeps the key it got first, whatever it is named beside later.
-pub(super) async fn known(desk: &Backend, cloud: &LocalCloud) -> Result<Known, Failure> {
-    let mut known = Known::new();
-    let each = |task: Task| {
-        if let Ok(file) = std::fs::read_link(cloud.object_path(SOURCE_BUCKET, task.src.as_str())) {
-            known.insert(file, (task.src, task.state == State::Done));
-        }
+pub(super) fn known(rows: &Rows, cloud: &LocalCloud) -> Known {
+    let file = |task: &Task| {
+        let link = std::fs::read_link(cloud.object_path(SOURCE_BUCKET, task.src.as_str())).ok()?;
+        Some((link, (task.src.clone(), task.state == State::Done)))
     };
-    desk.ledger.each_task(None, each).await?;
-    Ok(known)
+    rows.values().filter_map(file).collect()
 }
 
 /// The workload as one line for `sh`, for the mission's row: there it is seen, and found again.
@@ -118,17 +138,25 @@ pub(super) async fn add_tasks(
     cloud: &LocalCloud,
     mission: &Mission,
     inputs: &[Input],
+    rows: &Rows,
+    started: Instant,
 ) -> Result<(), Failure> {
-    for Input { src, file } in inputs {
+    let mut progress = Preparation::new("preparing tasks", inputs.len() as u64, started);
+    // Dropped on an error: each row is there or not, and the next run finds which.
+    let mut writes = JoinSet::new();
+    for (done, Input { src, file }) in (0..).zip(inputs) {
+        progress.at(done);
         let Ok(real) = file.canonicalize() else { continue };
         let object = cloud.object_path(SOURCE_BUCKET, src.as_str());
-        if let Ok(linked) = object.canonicalize()
-            && linked != real
-        {
+        let linked = object.canonicalize().ok();
+        if let Some(linked) = linked.as_ref().filter(|linked| **linked != real) {
             return Err(Failure::usage(
                 format!("{} and {} would be the same task, {src}", linked.display(), real.display()),
                 "name another folder with --local=DIR for the second",
             ));
+        }
+        if linked.is_some() && rows.contains_key(src) {
+            continue;
         }
         let link = cloud.link_object(SOURCE_BUCKET, src.as_str(), &real);
         link.map_err(|error| Failure::usage(format!("{}: {error}", real.display()), "look at its permissions"))?;
@@ -141,8 +169,18 @@ pub(super) async fn add_tasks(
             trigger: "lighthpc run --local".to_owned(),
             is_launched: false,
         };
-        desk.ledger.create_task(&new).await?;
+        while writes.len() >= ROWS_PARALLEL
+            && let Some(made) = writes.join_next().await
+        {
+            row_made(made)?;
+        }
+        let ledger = desk.ledger.clone();
+        writes.spawn(async move { ledger.create_task(&new).await });
     }
+    while let Some(made) = writes.join_next().await {
+        row_made(made)?;
+    }
+    drop(progress);
     let mut count = 0;
     desk.ledger.each_task(Some(&mission.id), |_| count += 1).await?;
     if mission.trans_number != Some(count) {
@@ -151,26 +189,36 @@ pub(super) async fn add_tasks(
     Ok(())
 }
 
+fn row_made(made: Result<Result<Made, CloudError>, tokio::task::JoinError>) -> Result<(), Failure> {
+    let made = made.map_err(|panic| Failure { exit: Exit::Internal, error: panic.into(), hint: None })?;
+    made.map(drop).map_err(Failure::from)
+}
+
 /// What is to be run.
 pub(super) struct Plan {
     pub(super) queue: VecDeque<SrcId>,
     pub(super) total: u64,
     pub(super) ended: u64,
+    /// What became of those that were done before.
+    pub(super) review: Review,
 }
 
 /// Reads from the tables what is to be run. A failed task is tried again: a person called once more, and may have
 /// mended what was wrong.
 pub(super) async fn make(
     desk: &Backend,
+    cloud: &LocalCloud,
     mission: &Mission,
     inputs: &[Input],
     only: Option<SrcId>,
+    started: Instant,
 ) -> Result<Plan, Failure> {
     let mut tasks = Vec::new();
     desk.ledger.each_task(Some(&mission.id), |task| tasks.push(task)).await?;
+    let named: HashSet<&SrcId> = inputs.iter().map(|input| &input.src).collect();
     let is_wanted = |task: &Task| match &only {
         Some(src) => task.src == *src,
-        None => inputs.is_empty() || inputs.iter().any(|input| input.src == task.src),
+        None => named.is_empty() || named.contains(&task.src),
     };
     tasks.retain(is_wanted);
     if let Some(src) = only.filter(|_| tasks.is_empty()) {
@@ -182,7 +230,13 @@ pub(super) async fn make(
     tasks.sort_by(|a, b| a.src.cmp(&b.src));
 
     let done: Vec<&Task> = tasks.iter().filter(|task| task.state == State::Done).collect();
-    warn_of_changed(&done, inputs);
+    let mut review = Review::new(cloud.clone(), u64::MAX);
+    let mut progress = Preparation::new("comparing results that are there", done.len() as u64, started);
+    for (number, task) in (0..).zip(&done) {
+        progress.at(number);
+        review.look(task, named.contains(&task.src));
+    }
+    drop(progress);
     let failed: Vec<&Task> = tasks.iter().filter(|task| task.state == State::Failed).collect();
     for task in &failed {
         if desk.ledger.redrive(task, Some(mission), &clock::now_rfc3339()).await? == Redrive::NotFailed {
@@ -199,20 +253,5 @@ pub(super) async fn make(
     if queue.is_empty() && fresh.is_some_and(|mission| mission.notified != Notified::Yes) {
         queue.extend(tasks.first().map(|task| task.src.clone()));
     }
-    Ok(Plan { queue, total: tasks.len() as u64, ended: done.len() as u64 })
-}
-
-/// A finished task is not redone; if its input was changed since, its user should know.
-fn warn_of_changed(done: &[&Task], inputs: &[Input]) {
-    for input in inputs {
-        let Some(task) = done.iter().find(|task| task.src == input.src) else { continue };
-        let changed = input.file.metadata().and_then(|meta| meta.modified()).ok().map(clock::rfc3339);
-        let finished = task.history.last().map(|past| past.ended.clone());
-        if changed > finished && finished.is_some() {
-            tracing::warn!(
-                "{} was changed after its result was made: for a new result, use another folder",
-                input.file.display()
-            );
-        }
-    }
+    Ok(Plan { queue, total: tasks.len() as u64, ended: done.len() as u64, review })
 }

@@ -16,11 +16,13 @@ pub(super) async fn run(args: RedriveArgs) -> Result<Exit, Failure> {
     let redriven = scheduler.redrive(&mission, verdict, &srcs).await?;
 
     screen::to_stdout(&format!(
-        "mission {mission}: {} tasks put back, {} nodes launched\n",
-        redriven.put_back, redriven.launched
+        "mission {}: {} tasks put back, {} nodes launched\n",
+        screen::plain(mission.as_str()),
+        redriven.put_back,
+        redriven.launched
     ));
     for why in &redriven.waits {
-        screen::to_stderr(&format!("no node for some of them: {why}\n"));
+        screen::to_stderr(&format!("no node for some of them: {}\n", screen::plain(why)));
     }
     for src in &redriven.others {
         screen::to_stderr(&format!("left alone, for it is no failed task of this mission: {}\n", screen::plain(src)));

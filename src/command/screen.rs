@@ -1,21 +1,59 @@
 //! What people see: bars on a terminal, plain lines elsewhere.
 
 use std::io::{self, IsTerminal, Write};
-use std::time::Duration;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use serde_json::Value;
+use unicode_width::UnicodeWidthStr;
 
+use super::Failure;
+use crate::domain::printable;
+use crate::exit::Exit;
 use crate::logging;
 use crate::worker::{Report, Step};
 
-/// Writes to standard error; if nobody reads it, there is nobody to tell.
+/// What went wrong with standard output first, if anything did.
+static OUTPUT_ERROR: OnceLock<io::Error> = OnceLock::new();
+
+/// Writes to standard error, escaped ([`printable::lines`]). If it cannot be written, nobody can be informed.
 pub(super) fn to_stderr(text: &str) {
-    drop(io::stderr().write_all(text.as_bytes()));
+    drop(io::stderr().write_all(printable::lines(text).as_bytes()));
 }
 
-/// Writes to standard output; a closed pipe (`| head`) is no error.
+/// Writes to standard output, escaped ([`printable::lines`]). A failure is kept for [`finish_stdout`].
 pub(super) fn to_stdout(text: &str) {
-    drop(io::stdout().write_all(text.as_bytes()));
+    keep(io::stdout().write_all(printable::lines(text).as_bytes()));
+}
+
+/// Writes one line of JSON to standard output. Escapes in its strings keep it harmless to a terminal.
+pub(super) fn json_to_stdout(value: &Value) {
+    keep(io::stdout().write_all(format!("{}\n", printable::json(&value.to_string())).as_bytes()));
+}
+
+/// Keeps the first failure of standard output. A closed pipe (`| head`) is none: the reader has read enough.
+fn keep(written: io::Result<()>) {
+    if let Err(error) = written.and_then(|()| io::stdout().flush())
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        drop(OUTPUT_ERROR.set(error));
+    }
+}
+
+/// Says whether all that was written to standard output has arrived. To be called before the program ends with success.
+///
+/// # Errors
+/// A [`Failure`] with [`Exit::OutputNotWritten`]: what a script would read is not complete.
+pub(super) fn finish_stdout() -> Result<(), Failure> {
+    match OUTPUT_ERROR.get() {
+        None => Ok(()),
+        Some(error) => Err(Failure {
+            exit: Exit::OutputNotWritten,
+            error: anyhow::anyhow!("standard output could not be written: {error}"),
+            hint: Some("make room where it leads to, or lead it elsewhere; what was done is done".to_owned()),
+        }),
+    }
 }
 
 /// The progress of a mission: one bar for all, one for each task under way.
@@ -56,7 +94,7 @@ impl Screen {
         match &self.bars {
             Some((bars, all)) => {
                 all.set_position(ended);
-                drop(bars.println(line));
+                drop(bars.println(printable::lines(line)));
             }
             None => to_stderr(&format!("[{ended}/{}] {line}\n", self.total)),
         }
@@ -81,9 +119,76 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("█▌░")
 }
 
-/// Returns other people's text as one line that no terminal acts on: control characters are written out.
+/// Returns other people's text as one line that no terminal acts on.
 pub(super) fn plain(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+    printable::one_line(text)
+}
+
+/// Lines rows up in columns, by the width that a terminal gives their characters. Cells are escaped.
+pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let rows: Vec<[String; N]> = rows.iter().map(|row| row.each_ref().map(|cell| plain(cell))).collect();
+    let widths: Vec<usize> =
+        (0..N).map(|column| rows.iter().map(|row| row[column].width()).max().unwrap_or(0)).collect();
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(&widths).map(|(cell, &width)| padded(cell, width));
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn padded(cell: &str, width: usize) -> String {
+    format!("{cell}{}", " ".repeat(width.saturating_sub(cell.width())))
+}
+
+/// How a long preparation goes on: nothing in the first second, then a bar on a terminal, and elsewhere one line.
+#[derive(Debug)]
+pub(super) struct Preparation {
+    what: &'static str,
+    total: u64,
+    started: Instant,
+    bar: Option<ProgressBar>,
+    is_said: bool,
+}
+
+/// How long nothing is said of a preparation.
+const SILENT: Duration = Duration::from_secs(1);
+
+impl Preparation {
+    /// `started` is when the user began to wait.
+    pub(super) fn new(what: &'static str, total: u64, started: Instant) -> Self {
+        Self { what, total, started, bar: None, is_said: false }
+    }
+
+    /// Shows that so many of `total` are done.
+    pub(super) fn at(&mut self, done: u64) {
+        if !self.is_said && self.started.elapsed() < SILENT {
+            return;
+        }
+        if !self.is_said {
+            self.is_said = true;
+            if io::stderr().is_terminal() {
+                let bar = ProgressBar::new(self.total);
+                bar.set_style(style("{msg} {bar:20} {pos}/{len}, {elapsed}"));
+                bar.set_message(self.what);
+                self.bar = Some(bar);
+            } else {
+                to_stderr(&format!("{}: {} in all\n", self.what, self.total));
+            }
+        }
+        if let Some(bar) = &self.bar {
+            bar.set_position(done);
+        }
+    }
+}
+
+impl Drop for Preparation {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
 }
 
 /// Writes a time for people: `0.4 s`, `3 min 20 s`, `2 h 5 min`.
@@ -93,5 +198,30 @@ pub(super) fn duration(time: Duration) -> String {
         0..60 => format!("{:.1} s", time.as_secs_f64()),
         60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
         _ => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_preparation_is_shown_once_it_takes_more_than_a_second() {
+        let mut short = Preparation::new("preparing", 3, Instant::now());
+        short.at(1);
+        assert!(!short.is_said);
+        let mut long = Preparation::new("preparing", 3, Instant::now().checked_sub(2 * SILENT).unwrap());
+        long.at(1);
+        assert!(long.is_said);
+    }
+
+    #[test]
+    fn a_table_lines_up_whatever_its_cells_hold() {
+        let row = |a: &str, b: &str| [a.to_owned(), b.to_owned()];
+        let text = table(&[row("NAME", "X"), row("文件", "1"), row("e\u{301}\u{1b}[2J", "2"), row("a\nb", "3")]);
+        assert_eq!(text.lines().count(), 4, "{text}");
+        assert!(!text.contains('\u{1b}'));
+        let column = |line: &str| line[..line.len() - 1].width();
+        assert_eq!(text.lines().map(column).collect::<std::collections::HashSet<_>>().len(), 1, "{text}");
     }
 }

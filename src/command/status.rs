@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::cli::StatusArgs;
+use super::review::Review;
 use super::{Failure, place, screen};
 use crate::backend::machine::PowerOff;
 use crate::backend::{Backend, Wire};
@@ -17,8 +18,9 @@ use crate::exit::Exit;
 use crate::local::LocalCloud;
 
 pub(super) async fn run(mut args: StatusArgs) -> Result<Exit, Failure> {
-    // `status --local M001`: a word that is no folder is the mission's name.
+    // `status --local M001`: a word that is no folder is the mission's name. `--local=M001` is a folder.
     if let Some(word) = args.local.as_mut()
+        && !args.local_is_folder
         && args.mission.is_none()
         && !word.exists()
         && Path::new(place::DEFAULT_DIR).exists()
@@ -26,9 +28,13 @@ pub(super) async fn run(mut args: StatusArgs) -> Result<Exit, Failure> {
         args.mission = Some(word.display().to_string());
         *word = place::DEFAULT_DIR.into();
     }
+    let mut review = None;
     let backend = if let Some(dir) = &args.local {
-        place::refuse_endpoints()?;
-        place::backend(&LocalCloud::attach(dir)?, None)
+        place::note_ignored();
+        let cloud = LocalCloud::attach(dir)?;
+        let backend = place::backend(&cloud, None);
+        review = Some(Review::new(cloud, REVIEW_BYTES_MAX));
+        backend
     } else {
         let tables = args.tables.tables();
         Backend::new(&Wire::aws().await?, tables, PowerOff::Never)
@@ -39,12 +45,12 @@ pub(super) async fn run(mut args: StatusArgs) -> Result<Exit, Failure> {
         None => ledger.missions().await?,
     };
     if args.mission.is_none() && missions.len() != 1 {
-        let text = if args.json {
-            json!({ "missions": missions.iter().map(|m| mission_json(m, m.rolled)).collect::<Vec<_>>() }).to_string()
+        if args.json {
+            let all: Vec<_> = missions.iter().map(|mission| mission_json(mission, mission.rolled)).collect();
+            screen::json_to_stdout(&json!({ "missions": all }));
         } else {
-            list(&missions)
-        };
-        screen::to_stdout(&format!("{}\n", text.trim_end()));
+            screen::to_stdout(&format!("{}\n", list(&missions).trim_end()));
+        }
         return Ok(Exit::Ok);
     }
     let mission = missions.remove(0);
@@ -52,18 +58,34 @@ pub(super) async fn run(mut args: StatusArgs) -> Result<Exit, Failure> {
     let mut tasks = Vec::new();
     ledger.each_task(Some(&mission.id), |task| tasks.push(task)).await?;
     tasks.sort_by(|a, b| a.src.cmp(&b.src));
-    let text =
-        if args.json { detail_json(&mission, total, &tasks).to_string() } else { detail(&mission, total, &tasks) };
-    screen::to_stdout(&format!("{}\n", text.trim_end()));
+    if args.json {
+        screen::json_to_stdout(&detail_json(&mission, total, &tasks));
+    } else {
+        screen::to_stdout(&format!("{}\n", detail(&mission, total, &tasks).trim_end()));
+    }
+    if let Some(review) = &mut review {
+        for task in &tasks {
+            review.look(task, false);
+        }
+        review.sum_up();
+    }
     Ok(Exit::Ok)
 }
+
+/// How much `status` reads of results whose files are others than those that were put, to compare them: all of a copied
+/// folder of ordinary size, and never minutes of a large one.
+const REVIEW_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
 async fn named(backend: &Backend, id: &str) -> Result<Mission, Failure> {
     let id = MissionId::new(id).map_err(|error| Failure::usage(error, "name the mission"))?;
     let mission = backend.ledger.mission(&id).await?;
     mission.ok_or_else(|| {
         let table = &backend.ledger.tables().missions;
-        Failure::usage(format!("table {table} has no mission {id}"), "`lighthpc status` without a name lists them")
+        Failure {
+            exit: Exit::NoTask,
+            error: anyhow::anyhow!("table {table} has no mission {id}"),
+            hint: Some("`lighthpc status` without a name lists them".to_owned()),
+        }
     })
 }
 
@@ -71,7 +93,7 @@ fn list(missions: &[Mission]) -> String {
     if missions.is_empty() {
         return "no missions".to_owned();
     }
-    let mut rows = vec![["MISSION", "TASKS", "OK", "FAILED", "TOLD"].map(str::to_owned)];
+    let mut rows = vec![["MISSION", "TASKS", "OK", "FAILED", "NOTIFIED"].map(str::to_owned)];
     rows.extend(missions.iter().map(|m| {
         [
             m.id.to_string(),
@@ -81,27 +103,28 @@ fn list(missions: &[Mission]) -> String {
             told(m).to_owned(),
         ]
     }));
-    table(&rows)
+    screen::table(&rows)
 }
 
 fn detail(mission: &Mission, total: Tally, tasks: &[Task]) -> String {
     let of = |state| tasks.iter().filter(|task| task.state == state).count();
     let mut text = format!(
         "mission {}: {} tasks, {} ok, {} failed, {} running, {} pending; workloads {} s; notification: {}\n\n",
-        mission.id,
+        screen::plain(mission.id.as_str()),
         count(mission.trans_number),
         total.ok,
         total.failed,
         of(State::Running),
         of(State::Pending),
-        tasks.iter().map(|task| task.time_cost_s).sum::<u64>(),
+        // Rows may have been edited: a sum of odd numbers must not be a small one.
+        tasks.iter().map(|task| task.time_cost_s).fold(0, u64::saturating_add),
         told(mission),
     );
     let head = ["TASK", "STATE", "PROGRESS", "SECONDS", "ATTEMPT", "INSTANCE", "VERDICT"];
     let mut rows = vec![head.map(str::to_owned)];
     rows.extend(tasks.iter().map(|task| {
         [
-            screen::plain(task.src.as_str()),
+            task.src.to_string(),
             task.state.as_str().to_owned(),
             task.progress.clone(),
             task.time_cost_s.to_string(),
@@ -110,7 +133,7 @@ fn detail(mission: &Mission, total: Tally, tasks: &[Task]) -> String {
             why(task),
         ]
     }));
-    text.push_str(&table(&rows));
+    text.push_str(&screen::table(&rows));
     text
 }
 
@@ -132,7 +155,8 @@ pub(super) fn mission_json(mission: &Mission, total: Tally) -> Value {
         "transOK": total.ok,
         "transFailed": total.failed,
         "timeCost": total.time_cost_s,
-        "notifyEmail": told(mission),
+        "notifyEmail": word(&mission.notified),
+        "notifiedTo": mission.notified_to,
         "exec": mission.exec,
         "name": mission.name,
         "nodes": mission.nodes,
@@ -155,6 +179,7 @@ fn task_json(task: &Task) -> Value {
         "rsltFilename": task.result,
         "resultETag": task.result_etag,
         "resultBytes": task.result_bytes,
+        "inputETag": task.input_etag,
         "appFailures": task.app_failures,
         "interruptions": task.interruptions,
         "launchInstanceID": task.launch.instance,
@@ -187,9 +212,8 @@ fn why(task: &Task) -> String {
     const LEN_MAX: usize = 60;
     match &task.launch.error {
         Some(error) if task.state == State::Pending => {
-            let plain = screen::plain(error);
-            let short: String = plain.chars().take(LEN_MAX).collect();
-            format!("no node: {short}{}", if plain.chars().count() > LEN_MAX { "…" } else { "" })
+            let short: String = error.chars().take(LEN_MAX).collect();
+            format!("no node: {short}{}", if short.len() < error.len() { "…" } else { "" })
         }
         _ => verdict(task).unwrap_or_default().to_owned(),
     }
@@ -199,8 +223,17 @@ fn verdict(task: &Task) -> Option<&'static str> {
     task.verdict.map(Verdict::as_str)
 }
 
+/// Whether people were notified. An end that was marked where no topic is set was sent to nobody.
 fn told(mission: &Mission) -> &'static str {
-    match mission.notified {
+    match (&mission.notified, mission.notified_to.as_deref()) {
+        (Notified::Yes, Some("none")) => "none (no topic)",
+        (notified, _) => word(notified),
+    }
+}
+
+/// The word that the row has.
+const fn word(notified: &Notified) -> &'static str {
+    match notified {
         Notified::No => "No",
         Notified::Sending { .. } => "Sending",
         Notified::Yes => "Yes",
@@ -211,15 +244,47 @@ fn count(number: Option<u64>) -> String {
     number.map_or_else(|| "?".to_owned(), |number| number.to_string())
 }
 
-/// Lines rows up in columns.
-fn table<const N: usize>(rows: &[[String; N]]) -> String {
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..N).map(width).collect();
-    let mut text = String::new();
-    for row in rows {
-        let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}"));
-        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
-        text.push('\n');
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::ids::{Attempt, InstanceId, SrcId};
+
+    fn odd() -> (Mission, Vec<Task>) {
+        let evil = "\u{1b}]0;x\u{7}\u{9b}2J\u{202e}\n";
+        let mut mission = Mission::unknown(MissionId::new(format!("M{evil}")).unwrap());
+        mission.trans_number = Some(u64::MAX);
+        mission.tally_base = u64::MAX;
+        mission.name = Some(evil.to_owned());
+        let mut task = Task::new(SrcId::new(format!("文件{evil}")).unwrap(), None);
+        task.time_cost_s = u64::MAX;
+        task.attempt = Attempt(u64::MAX);
+        task.progress = evil.to_owned();
+        task.instance = Some(InstanceId::new(format!("i{evil}")).unwrap());
+        task.launch.error = Some(evil.repeat(30));
+        (mission, vec![task.clone(), task])
     }
-    text
+
+    #[test]
+    fn odd_rows_are_shown_and_do_nothing_to_a_terminal() {
+        let (mission, tasks) = odd();
+        let total = Tally { ok: 1, failed: u64::MAX, time_cost_s: u64::MAX, seq: u64::MAX };
+        for text in [detail(&mission, total, &tasks), list(std::slice::from_ref(&mission))] {
+            assert!(!text.contains(|c: char| c != '\n' && crate::domain::printable::is_unsafe(c)), "{text:?}");
+        }
+        // A head, an empty line, and a row for each task: no name makes a row of its own.
+        assert_eq!(detail(&mission, total, &tasks).trim_end().lines().count(), 2 + 1 + tasks.len());
+        assert!(detail_json(&mission, total, &tasks)["tasks"][0]["srcFilename"].as_str().unwrap().contains('\u{1b}'));
+    }
+
+    #[test]
+    fn an_end_without_a_topic_is_not_called_a_notification() {
+        let mut mission = Mission::unknown(MissionId::new("M").unwrap());
+        mission.notified = Notified::Yes;
+        assert_eq!(told(&mission), "Yes");
+        mission.notified_to = Some("none".to_owned());
+        assert_eq!(told(&mission), "none (no topic)");
+        assert_eq!(mission_json(&mission, mission.rolled)["notifyEmail"], "Yes");
+        mission.notified = Notified::No;
+        assert_eq!(told(&mission), "No");
+    }
 }

@@ -13,23 +13,27 @@ use tokio::task::JoinSet;
 use super::cli::SubmitArgs;
 use super::inputs::{self, Input, Known};
 use super::{Failure, scheduling, screen};
+use crate::backend::Kind;
 use crate::backend::fleet::Request;
 use crate::backend::store::StoreError;
 use crate::clock;
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::policy::Purchase;
+use crate::domain::printable;
 use crate::exit::{self, Exit};
-use crate::scheduler::{Plan, Scheduler, Submitted};
+use crate::scheduler::{Checked, Plan, Scheduler, Submitted};
 
 /// Files under way at once.
 const UPLOADS_PARALLEL: usize = 8;
+/// The largest object: 10,000 parts of 5 GiB, about 50 TB. Source: Amazon S3 user guide, "Multipart upload limits".
+const OBJECT_BYTES_MAX: u64 = 10_000 * 5 * 1024 * 1024 * 1024;
 /// Missions above this are better served by nodes that do task after task: EC2 launches two a second.
 const TASKS_MANY: usize = 500;
 
 /// Where the inputs come from.
 enum Source {
-    /// Objects that are there.
-    Keys { bucket: String, srcs: Vec<SrcId> },
+    /// Objects that are there; of a listing, also which of them are archived.
+    Keys { bucket: String, srcs: Vec<SrcId>, archived: Vec<SrcId> },
     /// Files that go up first.
     Files(Vec<Input>),
 }
@@ -40,12 +44,12 @@ pub(super) async fn run(args: SubmitArgs) -> Result<Exit, Failure> {
     let source = source(&args, &scheduler).await?;
     let own = scheduler.settings.source_bucket.clone();
     let no_bucket = || Failure::usage("no source bucket is set", "set --source-bucket or LIGHTHPC_SOURCE_BUCKET");
-    let (bucket, srcs, files) = match source {
-        Source::Keys { bucket, srcs } => (bucket, srcs, Vec::new()),
+    let (bucket, srcs, files, archived) = match source {
+        Source::Keys { bucket, srcs, archived } => (bucket, srcs, Vec::new(), archived),
         Source::Files(files) => {
             let files = files.into_iter().map(|input| under(&mission, input)).collect::<Result<Vec<_>, _>>()?;
             let srcs = files.iter().map(|input| input.src.clone()).collect();
-            (own.ok_or_else(no_bucket)?, srcs, files)
+            (own.ok_or_else(no_bucket)?, srcs, files, Vec::new())
         }
     };
     if scheduler.settings.result_bucket.as_deref() == Some(&bucket) {
@@ -69,10 +73,14 @@ pub(super) async fn run(args: SubmitArgs) -> Result<Exit, Failure> {
         nodes: args.nodes,
         slots: args.slots,
     };
+    // All that could refuse the submission comes first, and is the same with and without --dry-run.
+    check_bucket(&scheduler, &plan.bucket, files.first()).await?;
+    let checked = scheduler.check(&plan, !args.no_launch).await?;
+    warn_of_archived(&plan.bucket, plan.srcs.len(), &archived);
     if args.dry_run {
-        return dry_run(&args, &scheduler, &plan).await;
+        return dry_run(&args, &scheduler, &plan, &checked, archived.len()).await;
     }
-    let prepared = scheduler.prepare(&plan).await?;
+    let prepared = scheduler.prepare_checked(&plan, checked).await?;
     upload(&scheduler, &plan, &prepared.known, files).await?;
     let bar = bar("rows", plan.srcs.len() as u64);
     let mut submitted = scheduler.make_rows(&plan, &prepared, |done| bar.set_position(done)).await?;
@@ -90,7 +98,7 @@ pub(super) async fn run(args: SubmitArgs) -> Result<Exit, Failure> {
         bar.finish_and_clear();
         launched
     };
-    say(&args, &plan, &submitted);
+    say(&args, &plan, &submitted, archived.len());
     launched?;
     Ok(Exit::Ok)
 }
@@ -104,7 +112,48 @@ fn mission_id(args: &SubmitArgs) -> Result<MissionId, Failure> {
             "an id has no `/`, which ends it in the keys of its inputs, and no `#tally#`",
         ));
     }
+    // Its nodes bear it as a tag. Source: EC2 user guide, "Tag your Amazon EC2 resources", "Tag restrictions".
+    if id.chars().count() > 256 || id.chars().any(char::is_control) || id.trim() != id || id.starts_with("aws:") {
+        return Err(Failure::usage(
+            format!("{id} cannot be a mission's id, for its nodes have it in a tag"),
+            "an id has at most 256 characters, no control characters, no blanks around it, and no aws: at its start",
+        ));
+    }
     MissionId::new(id).map_err(|error| Failure::usage(error, "look at --mission"))
+}
+
+/// Checks that the bucket is there and, if files go up, that they may: an upload is begun and aborted.
+async fn check_bucket(scheduler: &Scheduler, bucket: &str, file: Option<&Input>) -> Result<(), Failure> {
+    let store = &scheduler.backend.store;
+    let checked = match file {
+        Some(file) => store.may_put(bucket, file.src.as_str()).await,
+        None => store.check_bucket(bucket).await,
+    };
+    match checked {
+        // Whoever may begin an upload may put: the right to abort one is of use, and not needed.
+        Err(error) if error.operation == "AbortMultipartUpload" && error.kind == Kind::AccessDenied => {
+            let Failure { error, .. } = error.into();
+            tracing::warn!("an empty upload stays until the bucket's lifecycle removes it: {error:#}");
+            Ok(())
+        }
+        checked => checked.map_err(Failure::from),
+    }
+}
+
+/// Warns of inputs that no node can read before somebody restores them. Which ones are is known of a listing alone.
+fn warn_of_archived(bucket: &str, all: usize, archived: &[SrcId]) {
+    const SHOWN: usize = 3;
+    let Some(first) = archived.first() else { return };
+    let some: Vec<String> = archived.iter().take(SHOWN).map(|src| screen::plain(src.as_str())).collect();
+    let more = if archived.len() > SHOWN { format!(", and {} more", archived.len() - SHOWN) } else { String::new() };
+    screen::to_stderr(&format!(
+        "warning: {} of {all} inputs are archived (GLACIER or DEEP_ARCHIVE), and their tasks will fail: {}{more}\n\
+         hint: restore each first: aws s3api restore-object --bucket {} --key {} --restore-request Days=7\n",
+        archived.len(),
+        some.join(", "),
+        shell_words::quote(bucket),
+        screen::plain(&shell_words::quote(first.as_str())),
+    ));
 }
 
 fn exec(args: &SubmitArgs) -> Option<String> {
@@ -125,18 +174,36 @@ async fn source(args: &SubmitArgs, scheduler: &Scheduler) -> Result<Source, Fail
         )),
         some => {
             let files: Vec<PathBuf> = some.iter().map(PathBuf::from).collect();
-            inputs::read(&files, &Known::new()).map(Source::Files)
+            let files = inputs::read(&files, &Known::new())?;
+            files.iter().try_for_each(|input| refuse_too_large(&input.file))?;
+            Ok(Source::Files(files))
         }
     }
+}
+
+fn refuse_too_large(file: &std::path::Path) -> Result<(), Failure> {
+    let bytes = file.metadata().map_or(0, |meta| meta.len());
+    if bytes <= OBJECT_BYTES_MAX {
+        return Ok(());
+    }
+    let message = format!("{} has {bytes} bytes, and an object of S3 has at most {OBJECT_BYTES_MAX}", file.display());
+    Err(Failure::usage(message, "divide it"))
 }
 
 async fn from_prefix(uri: &str, own: Option<&str>, scheduler: &Scheduler) -> Result<Source, Failure> {
     let (bucket, prefix) = split_uri(uri)?;
     refuse_foreign(&bucket, own)?;
-    let keys = scheduler.backend.store.list(&bucket, &prefix).await?;
+    let objects = scheduler.backend.store.list_objects(&bucket, &prefix).await?;
+    let (mut srcs, mut archived) = (Vec::new(), Vec::new());
     // An empty object that stands for a folder is no input.
-    let srcs = keys.into_iter().filter(|key| !key.ends_with('/')).map(|key| src(&key)).collect::<Result<_, _>>()?;
-    Ok(Source::Keys { bucket, srcs })
+    for object in objects.into_iter().filter(|object| !object.key.ends_with('/')) {
+        let src = src(&object.key)?;
+        if object.is_archived {
+            archived.push(src.clone());
+        }
+        srcs.push(src);
+    }
+    Ok(Source::Keys { bucket, srcs, archived })
 }
 
 fn from_stdin(own: Option<&str>) -> Result<Source, Failure> {
@@ -166,7 +233,7 @@ fn from_stdin(own: Option<&str>) -> Result<Source, Failure> {
     let bucket = bucket.ok_or_else(|| {
         Failure::usage("the keys' bucket is not named", "set --source-bucket, or write s3://BUCKET/KEY")
     })?;
-    Ok(Source::Keys { bucket, srcs })
+    Ok(Source::Keys { bucket, srcs, archived: Vec::new() })
 }
 
 fn split_uri(uri: &str) -> Result<(String, String), Failure> {
@@ -237,26 +304,34 @@ fn of_store(error: StoreError) -> Failure {
     }
 }
 
+/// Adds how many inputs are archived, if any are.
+fn with_archived(mut line: serde_json::Value, archived: usize) -> serde_json::Value {
+    if archived > 0 {
+        line["archived"] = archived.into();
+    }
+    line
+}
+
 /// What was done, and what to do next.
-fn say(args: &SubmitArgs, plan: &Plan, submitted: &Submitted) {
+fn say(args: &SubmitArgs, plan: &Plan, submitted: &Submitted, archived: usize) {
     let Submitted { is_new, made, there, launched, waiting, waits } = submitted;
     if args.json {
         let line = json!({
             "mission": plan.mission.as_str(), "isNew": is_new, "tasks": plan.srcs.len(), "rowsMade": made,
             "rowsThere": there, "launched": launched, "waiting": waiting, "reasons": waits,
         });
-        return screen::to_stdout(&format!("{line}\n"));
+        return screen::json_to_stdout(&with_archived(line, archived));
     }
     let is = if *is_new { "made" } else { "there already" };
     screen::to_stdout(&format!(
         "mission {}: {is}; {} tasks, {made} rows made, {there} there already\nnodes: {launched} launched{}\nwatch: lighthpc status {}\n",
-        plan.mission,
+        screen::plain(plan.mission.as_str()),
         plan.srcs.len(),
         if *waiting > 0 { format!(", {waiting} tasks wait") } else { String::new() },
-        shell_words::quote(plan.mission.as_str()),
+        screen::plain(&shell_words::quote(plan.mission.as_str())),
     ));
     for why in waits {
-        screen::to_stderr(&format!("some wait for a node: {why}\n"));
+        screen::to_stderr(&format!("some wait for a node: {}\n", screen::plain(why)));
     }
     if !waits.is_empty() {
         screen::to_stderr("a sweep tries again (`lighthpc sweep`, or the stack's schedule)\n");
@@ -264,9 +339,16 @@ fn say(args: &SubmitArgs, plan: &Plan, submitted: &Submitted) {
 }
 
 /// What would be done, and what it costs now.
-async fn dry_run(args: &SubmitArgs, scheduler: &Scheduler, plan: &Plan) -> Result<Exit, Failure> {
+async fn dry_run(
+    args: &SubmitArgs,
+    scheduler: &Scheduler,
+    plan: &Plan,
+    checked: &Checked,
+    archived: usize,
+) -> Result<Exit, Failure> {
     const SHOWN: usize = 10;
-    let requests = if args.no_launch { Vec::new() } else { scheduler.requests(plan)? };
+    let requests = &checked.requests;
+    let own_nodes = checked.mission.as_ref().map_or(plan.nodes, |mission| mission.nodes);
     let types: Vec<String> = requests.iter().flat_map(|request| request.instance_types.clone()).collect();
     let is_spot = requests.iter().any(|request| request.purchase == Purchase::Spot);
     let prices = if is_spot && !types.is_empty() {
@@ -274,7 +356,8 @@ async fn dry_run(args: &SubmitArgs, scheduler: &Scheduler, plan: &Plan) -> Resul
     } else {
         BTreeMap::new()
     };
-    let nodes: u64 = match plan.nodes {
+    let nodes: u64 = match own_nodes {
+        _ if args.no_launch => 0,
         Some(_) => requests.iter().map(|request| u64::from(request.count)).sum(),
         None => plan.srcs.len() as u64,
     };
@@ -284,10 +367,11 @@ async fn dry_run(args: &SubmitArgs, scheduler: &Scheduler, plan: &Plan) -> Resul
             "keys": plan.srcs.iter().map(SrcId::as_str).collect::<Vec<_>>(), "nodes": nodes,
             "requests": requests.iter().map(request_json).collect::<Vec<_>>(), "spotPrices": prices,
         });
-        screen::to_stdout(&format!("{line}\n"));
+        screen::json_to_stdout(&with_archived(line, archived));
         return Ok(Exit::Ok);
     }
-    let mut text = format!("mission {} would have {} tasks in s3://{}:\n", plan.mission, plan.srcs.len(), plan.bucket);
+    let mission = screen::plain(plan.mission.as_str());
+    let mut text = format!("mission {mission} would have {} tasks in s3://{}:\n", plan.srcs.len(), plan.bucket);
     for src in plan.srcs.iter().take(SHOWN) {
         text.push_str(&format!("  {}\n", screen::plain(src.as_str())));
     }
@@ -295,9 +379,13 @@ async fn dry_run(args: &SubmitArgs, scheduler: &Scheduler, plan: &Plan) -> Resul
         text.push_str(&format!("  and {} more\n", plan.srcs.len() - SHOWN));
     }
     text.push_str(&format!("{nodes} nodes would be launched"));
-    text.push_str(if plan.nodes.is_some() { ", by:\n" } else { ", one for each task, the first by:\n" });
-    for request in &requests {
-        text.push_str(&format!("  {}\n", request_json(request)));
+    text.push_str(match (requests.is_empty(), own_nodes) {
+        (true, _) => "\n",
+        (false, Some(_)) => ", by:\n",
+        (false, None) => ", one for each task, the first by:\n",
+    });
+    for request in requests {
+        text.push_str(&format!("  {}\n", printable::json(&request_json(request).to_string())));
     }
     if !is_spot && !requests.is_empty() {
         text.push_str("price: On-Demand; see EC2's price list\n");
@@ -316,7 +404,7 @@ async fn dry_run(args: &SubmitArgs, scheduler: &Scheduler, plan: &Plan) -> Resul
             highest * nodes
         ));
     }
-    if plan.nodes.is_none() && plan.srcs.len() > TASKS_MANY {
+    if own_nodes.is_none() && !requests.is_empty() && plan.srcs.len() > TASKS_MANY {
         text.push_str(&format!(
             "EC2 launches two nodes a second, so {} take {} minutes: --nodes N is quicker\n",
             plan.srcs.len(),

@@ -28,9 +28,11 @@ pub(super) async fn run(args: SweepArgs) -> Result<Exit, Failure> {
             swept?;
             return Ok(if has_trouble { Exit::Unavailable } else { Exit::Ok });
         }
+        // Nobody could read the findings of a watch any more.
+        screen::finish_stdout()?;
         if let Err(error) = swept {
             // The next one may fare better; what cannot pass is said each time, for somebody watches.
-            screen::to_stderr(&format!("sweep: {}\n", crate::worker::words(&error)));
+            screen::to_stderr(&format!("sweep: {}\n", screen::plain(&crate::worker::words(&error))));
         }
         // Both arms may be dropped: neither holds anything.
         tokio::select! {
@@ -44,7 +46,7 @@ fn show(finding: &Finding, is_json: bool) {
     let Finding { what, subject, reason } = finding;
     if is_json {
         let line = json!({ "what": what.as_str(), "subject": subject, "reason": reason });
-        screen::to_stdout(&format!("{line}\n"));
+        screen::json_to_stdout(&line);
     } else {
         screen::to_stdout(&format!("{:<10} {}  {}\n", what.as_str(), screen::plain(subject), screen::plain(reason)));
     }

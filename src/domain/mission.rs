@@ -23,7 +23,7 @@ impl Tally {
     /// Returns how many tasks have ended.
     #[must_use]
     pub const fn ended(self) -> u64 {
-        self.ok + self.failed
+        self.ok.saturating_add(self.failed)
     }
 }
 
@@ -64,6 +64,8 @@ pub struct Mission {
     pub counts_as_strings: bool,
     /// Whether the people were told.
     pub notified: Notified,
+    /// The topic that the end was published to, or `none`; absent if nobody noted it.
+    pub notified_to: Option<String>,
     /// `rsltList`, as it stands.
     pub results: Vec<String>,
     /// The workload's command line for every task, for `sh -c`; the node's own settings go first.
@@ -154,6 +156,7 @@ impl Mission {
             rolled: Tally { ok: 0, failed: 0, time_cost_s: 0, seq: 0 },
             counts_as_strings: false,
             notified: Notified::No,
+            notified_to: None,
             results: Vec::new(),
             exec: None,
             name: None,
@@ -183,7 +186,7 @@ impl Mission {
     /// Returns the mission's counters, given the sum of its tally items.
     #[must_use]
     pub const fn total(&self, sum: Tally) -> Tally {
-        Tally { ok: sum.ok + self.tally_base, ..sum }
+        Tally { ok: sum.ok.saturating_add(self.tally_base), ..sum }
     }
 
     /// Returns whether every task has ended.

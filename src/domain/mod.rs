@@ -11,6 +11,7 @@ pub mod keys;
 pub mod lease;
 pub mod mission;
 pub mod policy;
+pub mod printable;
 pub mod progress;
 pub mod tags;
 pub mod task;

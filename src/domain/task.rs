@@ -114,6 +114,8 @@ pub struct Task {
     pub result_etag: Option<String>,
     /// Size of the committed result in bytes.
     pub result_bytes: Option<u64>,
+    /// `ETag` of the input that the committed result was made of.
+    pub input_etag: Option<String>,
     /// Why the last attempt ended.
     pub verdict: Option<Verdict>,
     /// The last exit code of the workload.
@@ -210,6 +212,7 @@ impl Task {
             result: None,
             result_etag: None,
             result_bytes: None,
+            input_etag: None,
             verdict: None,
             exit_code: None,
             checkpoint: None,

@@ -3,6 +3,9 @@
 //! Conditions, transactions, and idempotency tokens are the engine's; nothing of them is decided here. An
 //! operation this file does not name is answered as DynamoDB answers an unknown one.
 
+use std::path::Path;
+use std::sync::Arc;
+
 use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
 use dynoxide::{Database, DynoxideError};
@@ -11,6 +14,7 @@ use serde::de::DeserializeOwned;
 
 use super::layout::{Layout, OpenError};
 use super::query::reply;
+use super::snapshot::Snapshot;
 
 const CONTENT_TYPE: &str = "application/x-amz-json-1.0";
 const TARGET_PREFIX: &str = "DynamoDB_20120810.";
@@ -19,27 +23,39 @@ const TARGET_PREFIX: &str = "DynamoDB_20120810.";
 #[derive(Clone)]
 pub(super) struct Dynamo {
     database: Database,
+    /// The copy that is open, removed once it is not.
+    _copy: Option<Arc<Snapshot>>,
 }
 
 impl Dynamo {
     /// Opens the tables kept in a file, which two processes may have open at once.
     pub(super) fn on_disk(layout: &Layout) -> Result<Self, OpenError> {
-        let path = layout.database();
-        let state = |reason: String| OpenError::State { path: path.clone(), reason };
+        Self::at(&layout.database())
+    }
+
+    /// Opens a copy of the tables as they are now: the engine cannot open a file without writing beside it.
+    pub(super) fn copy_of(layout: &Layout) -> Result<Self, OpenError> {
+        let copy = Snapshot::of(&layout.database())?;
+        let Self { database, _copy: _ } = Self::at(&copy.database())?;
+        Ok(Self { database, _copy: Some(Arc::new(copy)) })
+    }
+
+    fn at(path: &Path) -> Result<Self, OpenError> {
+        let state = |reason: String| OpenError::State { path: path.to_owned(), reason };
         let text = path.to_str().ok_or_else(|| state("the folder's name is not UTF-8".into()))?;
         let database = Database::new(text).map_err(|error| state(error.to_string()))?;
         // The engine opens in WAL mode, in which a killed process loses nothing that was acknowledged. This call
         // (there is no other way through its interface) sets `synchronous = NORMAL`: no fsync for each write,
         // which would only matter when the whole machine loses power, and then the objects beside it are as old.
         database.disable_bulk_loading().map_err(|error| state(error.to_string()))?;
-        Ok(Self { database })
+        Ok(Self { database, _copy: None })
     }
 
     /// Opens tables that live as long as the value.
     pub(super) fn in_memory() -> Result<Self, OpenError> {
         let database = Database::memory()
             .map_err(|error| OpenError::State { path: ":memory:".into(), reason: error.to_string() })?;
-        Ok(Self { database })
+        Ok(Self { database, _copy: None })
     }
 
     /// Answers one call. The engine blocks on `SQLite`, so it runs on a blocking thread; once begun it runs to its

@@ -88,7 +88,7 @@ impl Layout {
             fs::create_dir_all(&folder).map_err(OpenError::io(&folder))?;
         }
         let lock = layout.lock()?;
-        layout.check_version()?;
+        layout.check_version(true)?;
         for bucket in [SOURCE_BUCKET, RESULT_BUCKET] {
             let folder = layout.dir.join(bucket);
             fs::create_dir_all(&folder).map_err(OpenError::io(&folder))?;
@@ -99,8 +99,18 @@ impl Layout {
 
     /// Opens the folder as a bystander: nothing is made, locked, or cleaned.
     pub(super) fn attach(dir: &Path) -> Result<Self, OpenError> {
+        // What this user may not see is not called missing.
+        let refused = |path: &Path| fs::metadata(path).err().filter(|e| e.kind() == io::ErrorKind::PermissionDenied);
+        if let Some(error) = refused(dir) {
+            return Err(OpenError::io(dir)(error));
+        }
         let Ok(dir) = dir.canonicalize() else { return Err(OpenError::NotFound { dir: dir.to_owned() }) };
         let layout = Self { dir };
+        for path in [layout.own(), layout.database()] {
+            if let Some(error) = refused(&path) {
+                return Err(OpenError::io(&path)(error));
+            }
+        }
         if !layout.own().is_dir() {
             let is_other = !is_empty(&layout.dir)?;
             let dir = layout.dir;
@@ -109,7 +119,7 @@ impl Layout {
         if !layout.database().is_file() {
             return Err(OpenError::NotFound { dir: layout.dir });
         }
-        layout.check_version()?;
+        layout.check_version(false)?;
         Ok(layout)
     }
 
@@ -157,7 +167,8 @@ impl Layout {
         }
     }
 
-    fn check_version(&self) -> Result<(), OpenError> {
+    /// Refuses another layout. A folder that does not say which it has is being made: `may_write` says whether by us.
+    fn check_version(&self, may_write: bool) -> Result<(), OpenError> {
         let path = self.own().join("version");
         match fs::read_to_string(&path) {
             Ok(version) if version.trim() == VERSION => Ok(()),
@@ -165,6 +176,7 @@ impl Layout {
                 path,
                 reason: format!("it has layout {:?}, this program writes {VERSION:?}", version.trim()),
             }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !may_write => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 fs::write(&path, format!("{VERSION}\n")).map_err(OpenError::io(&path))
             }

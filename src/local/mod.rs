@@ -24,6 +24,7 @@ mod keys;
 mod layout;
 mod query;
 mod s3;
+mod snapshot;
 mod sns;
 mod wire;
 
@@ -42,6 +43,7 @@ pub use faults::{Fault, Faults, Service, When};
 pub use fleet::Instance;
 pub use gate::Gate;
 pub use layout::OpenError;
+pub use s3::Kept;
 pub use sns::Published;
 
 use dynamo::Dynamo;
@@ -93,13 +95,17 @@ impl LocalCloud {
         Ok(Self::of(layout, Some(lock), dynamo, sns))
     }
 
-    /// Opens an existing cloud beside the process that has it open: to look at, not to work in.
+    /// Opens an existing cloud beside the process that has it open: to look at, not to work in. Nothing in the folder
+    /// is written, so it may be read-only, or another user's: the tables are a copy, as they were at this moment.
+    ///
+    /// Not for the process that has the cloud open itself: closing a file that `SQLite` has locked would release its
+    /// locks.
     ///
     /// # Errors
     /// `NotFound`: there is none. `NotOurs`: the folder holds something else. `Io`, `State`: it cannot be read.
     pub fn attach(dir: &Path) -> Result<Self, OpenError> {
         let layout = Layout::attach(dir)?;
-        let (dynamo, sns) = (Dynamo::on_disk(&layout)?, Sns::attach(&layout)?);
+        let (dynamo, sns) = (Dynamo::copy_of(&layout)?, Sns::attach(&layout)?);
         Ok(Self::of(layout, None, dynamo, sns))
     }
 
@@ -198,6 +204,19 @@ impl LocalCloud {
     /// When the file cannot be read as one, or the link cannot be made.
     pub fn link_object(&self, bucket: &str, key: &str, file: &Path) -> io::Result<()> {
         self.inner.shelf.link(bucket, key, file)
+    }
+
+    /// Compares an object with the `ETag` that it had once; of one whose file is another, the bytes, as long as
+    /// `budget_bytes` lasts.
+    #[must_use]
+    pub fn kept(&self, bucket: &str, key: &str, etag: &str, budget_bytes: &mut u64) -> Kept {
+        self.inner.shelf.kept(bucket, key, etag, budget_bytes)
+    }
+
+    /// Gives an object's `ETag`, without quotes; of a linked file it changes with the file. `None`: there is none.
+    #[must_use]
+    pub fn object_etag(&self, bucket: &str, key: &str) -> Option<String> {
+        self.inner.shelf.etag(bucket, key)
     }
 
     /// Gives the path at which a person finds an object, or would find it.

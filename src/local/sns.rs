@@ -38,7 +38,8 @@ pub struct Published {
 /// All messages ever published in this cloud.
 #[derive(Debug)]
 pub(super) struct Sns {
-    sent: Mutex<(Vec<Published>, File)>,
+    /// What was sent, and where more is written; nowhere for one who only looks.
+    sent: Mutex<(Vec<Published>, Option<File>)>,
 }
 
 impl Sns {
@@ -49,15 +50,13 @@ impl Sns {
         let (sent, whole_bytes) = read_back(&path)?;
         let file = File::options().create(true).append(true).open(&path).map_err(OpenError::io(&path))?;
         file.set_len(whole_bytes).map_err(OpenError::io(&path))?;
-        Ok(Self { sent: Mutex::new((sent, file)) })
+        Ok(Self { sent: Mutex::new((sent, Some(file))) })
     }
 
-    /// As [`Self::open`], beside a process that may be writing: nothing is cut off.
+    /// As [`Self::open`], beside a process that may be writing: nothing is cut off, and nothing can be published.
     pub(super) fn attach(layout: &Layout) -> Result<Self, OpenError> {
-        let path = layout.notifications();
-        let (sent, _) = read_back(&path)?;
-        let file = File::options().create(true).append(true).open(&path).map_err(OpenError::io(&path))?;
-        Ok(Self { sent: Mutex::new((sent, file)) })
+        let (sent, _) = read_back(&layout.notifications())?;
+        Ok(Self { sent: Mutex::new((sent, None)) })
     }
 
     pub(super) fn published(&self) -> Vec<Published> {
@@ -101,7 +100,8 @@ impl Sns {
         let mut line = serde_json::to_string(&message)?;
         line.push('\n');
         let mut sent = locked(&self.sent);
-        sent.1.write_all(line.as_bytes())?;
+        let Some(file) = &mut sent.1 else { return Err(io::ErrorKind::ReadOnlyFilesystem.into()) };
+        file.write_all(line.as_bytes())?;
         sent.0.push(message);
         Ok(())
     }

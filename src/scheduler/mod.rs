@@ -25,7 +25,7 @@ pub use intake::{Boarded, Intake, Upload};
 pub use launch::Node;
 pub use pacer::PER_SECOND;
 pub use redrive::Redriven;
-pub use submit::{Plan, Prepared, Submitted};
+pub use submit::{Checked, Plan, Prepared, Submitted};
 pub use sweep::{Finding, What};
 
 use std::sync::Arc;

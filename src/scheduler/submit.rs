@@ -9,8 +9,9 @@ use tokio::task::JoinSet;
 use super::launch::Node;
 use super::redrive::remember;
 use super::{Scheduler, SchedulerError};
+use crate::backend::Kind;
 use crate::backend::fleet::Request;
-use crate::backend::ledger::{Made, NewMission, NewTask};
+use crate::backend::ledger::{Made, NewMission, NewTask, TableKind};
 use crate::clock;
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::mission::{Mission, tally_shards_for};
@@ -61,6 +62,16 @@ pub struct Submitted {
     pub waits: Vec<String>,
 }
 
+/// What a submission finds, before it writes anything.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    /// The mission, if it is there.
+    pub mission: Option<Mission>,
+    /// The launches that it would ask for: the first of a node for each task, or those of the mission's nodes.
+    pub requests: Vec<Request>,
+    there: Vec<Task>,
+}
+
 /// A mission that is ready for its tasks' rows.
 #[derive(Clone, Debug)]
 pub struct Prepared {
@@ -81,15 +92,53 @@ impl Scheduler {
     /// # Errors
     /// [`SchedulerError::OtherMission`], [`SchedulerError::OtherTask`] before anything is written; else what a service said.
     pub async fn prepare(&self, plan: &Plan) -> Result<Prepared, SchedulerError> {
-        let ledger = &self.backend.ledger;
-        let there = ledger.tasks(&plan.srcs).await.map_err(SchedulerError::cloud("looking for rows"))?;
-        let other_task = |task: &Task| SchedulerError::OtherTask {
-            src: task.src.to_string(),
-            theirs: task
-                .mission
-                .as_ref()
-                .map_or_else(|| "a run of no mission".to_owned(), |id| format!("mission {id}")),
-        };
+        let checked = self.check_rows(plan).await?;
+        self.prepare_checked(plan, checked).await
+    }
+
+    /// Checks all that could refuse the submission, and writes nothing. With `launches`, EC2 is asked too whether it
+    /// would launch.
+    ///
+    /// # Errors
+    /// What the submission itself would fail with.
+    pub async fn check(&self, plan: &Plan, launches: bool) -> Result<Checked, SchedulerError> {
+        let mut checked = self.check_rows(plan).await?;
+        if launches {
+            let ledger = &self.backend.ledger;
+            // What a launch needs of the tables, beyond what was read by now.
+            let (index, tasks, missions) = tokio::join!(
+                ledger.has_index(),
+                ledger.may_work_at(TableKind::Tasks),
+                ledger.may_work_at(TableKind::Missions)
+            );
+            index.map(drop).and(tasks).and(missions).map_err(SchedulerError::cloud("looking at the tables"))?;
+            checked.requests = self.requests(plan, checked.mission.as_ref())?;
+            self.check_launch(&checked.requests).await?;
+        }
+        Ok(checked)
+    }
+
+    /// Asks EC2 whether the template is there, and whether it would take each launch. That the template may not be
+    /// read is no reason: a launch does not need that.
+    async fn check_launch(&self, requests: &[Request]) -> Result<(), SchedulerError> {
+        let Some(first) = requests.first() else { return Ok(()) };
+        match self.backend.fleet.template(&first.template).await {
+            Err(error) if error.kind != Kind::AccessDenied => {
+                return Err(SchedulerError::cloud("looking at the launch template")(error));
+            }
+            _ => {}
+        }
+        for request in requests {
+            let token = format!("check-{:016x}", rand::random::<u64>());
+            let asked = self.backend.fleet.may_launch(&Request { token, ..request.clone() }).await;
+            asked.map_err(SchedulerError::cloud("asking EC2 whether it would launch"))?;
+        }
+        Ok(())
+    }
+
+    /// Looks at rows and mission, and refuses what does not fit them.
+    async fn check_rows(&self, plan: &Plan) -> Result<Checked, SchedulerError> {
+        let there = self.backend.ledger.tasks(&plan.srcs).await.map_err(SchedulerError::cloud("looking for rows"))?;
         let is_ours = |task: &&Task| match &task.mission {
             Some(mission) => *mission == plan.mission,
             // It was counted nowhere when it ended, and a node that runs it will not count it.
@@ -99,6 +148,20 @@ impl Scheduler {
             return Err(other_task(task));
         }
         let mission = self.mission(&plan.mission).await?;
+        if let Some(mission) = &mission {
+            refuse_other(mission, plan)?;
+        }
+        self.policy(mission.as_ref())?;
+        Ok(Checked { mission, requests: Vec::new(), there })
+    }
+
+    /// As [`Self::prepare`], with what [`Self::check`] has found.
+    ///
+    /// # Errors
+    /// What a service said, or [`SchedulerError::OtherTask`] if a node was quicker.
+    pub async fn prepare_checked(&self, plan: &Plan, checked: Checked) -> Result<Prepared, SchedulerError> {
+        let ledger = &self.backend.ledger;
+        let Checked { mission, there, .. } = checked;
         let is_new = mission.is_none();
         let known: HashSet<SrcId> = there.iter().map(|task| task.src.clone()).collect();
         let mission = match mission {
@@ -190,13 +253,12 @@ impl Scheduler {
             now: clock::now_rfc3339(),
             ..NewMission::of(plan.mission.clone(), trans_number)
         };
-        self.policy(None)?;
         let made = self.backend.ledger.create_mission(&new).await;
         made.map_err(SchedulerError::cloud("making the mission"))?;
         self.mission(&plan.mission).await?.ok_or_else(|| SchedulerError::NoMission(plan.mission.to_string()))
     }
 
-    /// The mission is there: it must be the same one, and gets as many tasks more as are new.
+    /// The mission is there, and is the same one ([`refuse_other`]). It gets as many tasks more as are new.
     async fn enlarge(&self, mission: Mission, plan: &Plan, known: &HashSet<SrcId>) -> Result<Mission, SchedulerError> {
         let other =
             |what: &str| SchedulerError::OtherMission { mission: mission.id.to_string(), what: what.to_owned() };
@@ -290,10 +352,11 @@ impl Scheduler {
     ///
     /// # Errors
     /// [`SchedulerError`]: no template, or a policy that cannot be read.
-    pub fn requests(&self, plan: &Plan) -> Result<Vec<Request>, SchedulerError> {
-        let policy = self.policy(None)?;
-        let mission = Mission { nodes: plan.nodes, slots: plan.slots, ..Mission::unknown(plan.mission.clone()) };
-        if plan.nodes.is_some() {
+    fn requests(&self, plan: &Plan, mission: Option<&Mission>) -> Result<Vec<Request>, SchedulerError> {
+        let new = Mission { nodes: plan.nodes, slots: plan.slots, ..Mission::unknown(plan.mission.clone()) };
+        let mission = mission.cloned().unwrap_or(new);
+        let policy = self.policy(Some(&mission))?;
+        if mission.nodes.is_some() {
             let count = mission.nodes_wanted(plan.srcs.len() as u64);
             let (on_demand, spot) = policy.split(count, 0, std::time::Duration::ZERO);
             let of = [(Purchase::OnDemand, on_demand), (Purchase::Spot, spot)];
@@ -307,4 +370,31 @@ impl Scheduler {
         let purchase = policy.purchase(std::time::Duration::ZERO).unwrap_or(Purchase::OnDemand);
         self.request(&policy, purchase, 1, tags, String::new()).map(|request| vec![request])
     }
+}
+
+fn other_task(task: &Task) -> SchedulerError {
+    let theirs = task.mission.as_ref();
+    SchedulerError::OtherTask {
+        src: task.src.to_string(),
+        theirs: theirs.map_or_else(|| "a run of no mission".to_owned(), |id| format!("mission {id}")),
+    }
+}
+
+/// Refuses to add to a mission that was made otherwise, or is cancelled.
+fn refuse_other(mission: &Mission, plan: &Plan) -> Result<(), SchedulerError> {
+    let other = |what: &str| SchedulerError::OtherMission { mission: mission.id.to_string(), what: what.to_owned() };
+    if mission.cancelled_at.is_some() {
+        return Err(other("is cancelled: `lighthpc redrive` opens it again"));
+    }
+    if plan.exec.is_some() && plan.exec != mission.exec {
+        let theirs = mission.exec.as_deref().map_or_else(|| "its nodes' own".to_owned(), |exec| format!("`{exec}`"));
+        return Err(other(&format!("its workload is {theirs}: its results would be of two kinds")));
+    }
+    if plan.nodes.is_some() && plan.nodes != mission.nodes {
+        return Err(other("is served otherwise: look at --nodes"));
+    }
+    if plan.slots.is_some() && plan.slots != mission.slots {
+        return Err(other("is served otherwise: look at --slots"));
+    }
+    Ok(())
 }

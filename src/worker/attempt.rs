@@ -20,7 +20,7 @@ use super::interruption::Sentinel;
 use super::{Announcer, Node, NodeError, Step, checkpoint, log, preflight, result, step};
 use crate::backend::Kind;
 use crate::backend::ledger::{Fence, Outcome};
-use crate::backend::store::{StoreError, uri};
+use crate::backend::store::{Downloaded, StoreError, uri};
 use crate::clock;
 use crate::domain::backoff;
 use crate::domain::ids::InstanceId;
@@ -209,8 +209,9 @@ async fn work(
     let fetch = Box::pin(async { tokio::try_join!(mission, download(node, &source, &contract), lost_log) });
     let fetch = step(node, Step::Download, fetch);
     let fetched = unless(&heartbeat.lost, Stop::LeaseLost, unless(&node.stopping.drain, Stop::Drain, fetch));
-    let (mission, (), lost_log) = unless_noticed(sentinel, at_once, fetched).await?;
+    let (mission, input, lost_log) = unless_noticed(sentinel, at_once, fetched).await?;
     (attempted.mission, attempted.lost.1) = (mission, lost_log);
+    attempted.input_etag = Some(input.etag);
     if attempted.mission.as_ref().is_some_and(|mission| mission.cancelled_at.is_some()) {
         return Err(Stop::Cancelled);
     }
@@ -323,12 +324,15 @@ async fn prepare(node: &Node, attempted: &mut Attempted) -> Result<Arc<Contract>
     Ok(contract)
 }
 
-async fn download(node: &Node, bucket: &str, contract: &Contract) -> Result<(), Stop> {
+async fn download(node: &Node, bucket: &str, contract: &Contract) -> Result<Downloaded, Stop> {
     let input = contract.input();
     let download = || node.backend.store.download(bucket, contract.src.as_str(), &input);
-    let Err(error) = insist(node.settings.lease, download).await else {
-        node.settings.preflight.note_read();
-        return Ok(());
+    let error = match insist(node.settings.lease, download).await {
+        Ok(downloaded) => {
+            node.settings.preflight.note_read();
+            return Ok(downloaded);
+        }
+        Err(error) => error,
     };
     // S3 is consistent: what is not there now will not be there on the next try.
     if matches!(&error, StoreError::Cloud(error) if error.kind == Kind::NotFound) {

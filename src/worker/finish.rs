@@ -29,6 +29,8 @@ pub(super) struct Attempted {
     pub(super) started: String,
     pub(super) mission: Option<Mission>,
     pub(super) contract: Option<Arc<Contract>>,
+    /// `ETag` of the input, once it is downloaded.
+    pub(super) input_etag: Option<String>,
     pub(super) exit_code: Option<i32>,
     pub(super) time_cost_s: u64,
     /// Whose attempt this one took over, and where its log is.
@@ -38,7 +40,17 @@ pub(super) struct Attempted {
 impl Attempted {
     pub(super) const fn new(fence: Fence, row: Box<Task>, started: String, taken_from: Option<InstanceId>) -> Self {
         let lost = (taken_from, None);
-        Self { fence, row, started, mission: None, contract: None, exit_code: None, time_cost_s: 0, lost }
+        Self {
+            fence,
+            row,
+            started,
+            mission: None,
+            contract: None,
+            input_etag: None,
+            exit_code: None,
+            time_cost_s: 0,
+            lost,
+        }
     }
 
     /// The attempt before this one, if it left no word.
@@ -232,7 +244,8 @@ async fn commit(
         Outcome::Done { .. } => attempted.row.counts_after(Verdict::Ok),
         Outcome::Failed(verdict) => attempted.row.counts_after(*verdict),
     };
-    let finish = Finish { outcome, exit_code, time_cost_s: attempted.time_cost_s, history, counts };
+    let input_etag = attempted.input_etag.clone();
+    let finish = Finish { outcome, exit_code, input_etag, time_cost_s: attempted.time_cost_s, history, counts };
     let fence = &attempted.fence;
     // An attempt that failed early has not read its mission; without it the end would not be counted.
     let mission = match &attempted.mission {

@@ -13,6 +13,8 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::time::Instant;
 
+use crate::domain::printable::Stream;
+
 /// The bytes of a segment. Three of them are 6 MiB, about a second's upload.
 const SEGMENT_BYTES: u64 = 2 * 1024 * 1024;
 /// The bytes that are repeated on standard error, for the journal, which keeps them for good.
@@ -117,6 +119,8 @@ struct Sink {
     /// Output that the disk has refused.
     lost_bytes: u64,
     echo_left: u64,
+    /// What is repeated is escaped: standard error may be a terminal, and the journal is read on one.
+    echo: Stream,
 }
 
 impl Sink {
@@ -128,6 +132,7 @@ impl Sink {
             retry_at: Instant::now(),
             lost_bytes: 0,
             echo_left: if echo { ECHO_BYTES } else { 0 },
+            echo: Stream::default(),
         };
         sink.begin();
         sink
@@ -194,9 +199,10 @@ impl Sink {
             return;
         }
         self.echo_left -= len as u64;
+        let text = self.echo.push(&bytes[..len]);
         let mut stderr = io::stderr().lock();
-        // Nobody listens on standard error: then there is nobody to tell.
-        drop(stderr.write_all(&bytes[..len]));
+        // Nobody listens on standard error: then nobody can be informed.
+        drop(stderr.write_all(text.as_bytes()));
         if self.echo_left == 0 {
             drop(stderr.write_all(b"\n[lighthpc: the rest of the output is in the task's log only]\n"));
         }

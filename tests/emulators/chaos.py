@@ -27,7 +27,7 @@ LEASE_S = 6
 FAULTS_PER_TASK_MAX = 3
 CLOCK_S_MAX = 600  # how far a node's wall clock is off
 LARGE_BYTES = 10 << 20  # above the product's 8 MiB: a multipart upload
-ARGUMENTS = ["--lease", LEASE_S, "--heartbeat", 1, "--grace", 2, "--checkpoint-every", 1, "--max-idle", 15]
+ARGUMENTS = ["--lease", LEASE_S, "--heartbeat", 1, "--grace", 1, "--checkpoint-every", 1, "--max-idle", 15]
 
 
 @dataclasses.dataclass

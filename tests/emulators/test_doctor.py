@@ -9,8 +9,29 @@ import pytest
 UNFIT = 27
 
 
+GOOD_TEMPLATE = {
+    "ImageId": "ami-12c6146b",
+    "InstanceInitiatedShutdownBehavior": "terminate",
+    "IamInstanceProfile": {"Name": "node"},
+    "MetadataOptions": {
+        "HttpTokens": "required",
+        "HttpPutResponseHopLimit": 1,
+        "InstanceMetadataTags": "enabled",
+    },
+}
+
+
+def make_template(cloud, **changed):
+    """Makes a launch template like the stack's; returns its name."""
+    name = f"nodes-{uuid.uuid4().hex[:8]}"
+    cloud.clients.ec2.create_launch_template(LaunchTemplateName=name, LaunchTemplateData=GOOD_TEMPLATE | changed)
+    return name
+
+
 def examine(cloud, instance=None, code=0, **env):
-    """Runs the doctor; returns {name: (status, said, mend)}."""
+    """Runs the doctor, off EC2 with a launch template unless one is named; returns {name: (status, said, mend)}."""
+    if not instance and "LIGHTHPC_LAUNCH_TEMPLATE" not in env:
+        env["LIGHTHPC_LAUNCH_TEMPLATE"] = make_template(cloud)
     done = cloud.run_command("doctor", "--json", instance=instance, **env)
     assert done.returncode == code, done.stdout + done.stderr
     report = json.loads(done.stdout)
@@ -34,10 +55,21 @@ def test_at_a_desk_all_is_well_and_nothing_is_changed(cloud):
     checks = examine(cloud)
 
     names = ["disk", "identity", "credentials", "clock", "tasks table", "index", "missions table"]
-    assert list(checks) == [*names, "source bucket", "result bucket", "topic"]
+    assert list(checks) == [*names, "source bucket", "result bucket", "topic", "template", "launch"]
     assert {status for status, *_ in checks.values()} == {"ok"}
     assert "desk" in checks["identity"][1]
     assert nothing_changed(cloud)
+
+
+def test_without_a_launch_template_a_schedulers_machine_is_unfit_and_a_node_is_not(cloud):
+    node = cloud.launch_instance(srcID="in/a", lighthpc=cloud.tasks.name)
+    other = cloud.launch_instance(Name="a workstation")
+
+    status, said, mend = examine(cloud, code=UNFIT, LIGHTHPC_LAUNCH_TEMPLATE="")["template"]
+
+    assert (status, "no launch template" in said, "LIGHTHPC_LAUNCH_TEMPLATE" in mend) == ("failure", True, True)
+    assert "template" not in examine(cloud, node)
+    assert examine(cloud, other)["template"][0] == "warning"
 
 
 def test_on_an_instance_its_tags_and_its_end_are_looked_at(cloud):
@@ -97,21 +129,8 @@ def test_what_is_not_there_is_a_failure_with_its_mend(cloud, name, words, env):
 
 
 def test_a_launch_template_is_looked_at_for_what_nodes_depend_on(cloud):
-    good = {
-        "ImageId": "ami-12c6146b",
-        "InstanceInitiatedShutdownBehavior": "terminate",
-        "IamInstanceProfile": {"Name": "node"},
-        "MetadataOptions": {
-            "HttpTokens": "required",
-            "HttpPutResponseHopLimit": 1,
-            "InstanceMetadataTags": "enabled",
-        },
-    }
-
     def look(code=0, **changed):
-        name = f"nodes-{uuid.uuid4().hex[:8]}"
-        cloud.clients.ec2.create_launch_template(LaunchTemplateName=name, LaunchTemplateData=good | changed)
-        return examine(cloud, code=code, LIGHTHPC_LAUNCH_TEMPLATE=name)["template"]
+        return examine(cloud, code=code, LIGHTHPC_LAUNCH_TEMPLATE=make_template(cloud, **changed))["template"]
 
     assert look()[0] == "ok"
     status, said, _ = look(MetadataOptions={"HttpTokens": "optional", "HttpPutResponseHopLimit": 2})

@@ -157,8 +157,31 @@ def test_bad_input_is_named_with_a_hint(account, arguments, env, code, says):
     finished = run(account, "submit", *arguments, code=code, **env)
 
     assert says in finished.stderr and "hint: " in finished.stderr, finished.stderr
-    assert instances(account) == {}
-    assert code == 26 or "launch template" in says or scan(account.tasks) == []
+    # What the submission refuses, its rehearsal refuses too; and neither has written anything.
+    rehearsed = run(account, "submit", "--dry-run", *arguments, code=code, **env)
+    assert says in rehearsed.stderr, rehearsed.stderr
+    assert instances(account) == {} and scan(account.tasks) == [] and scan(account.missions) == []
+
+
+@pytest.mark.parametrize(
+    ("env", "code"),
+    [
+        ({"LIGHTHPC_LAUNCH_TEMPLATE": ""}, 2),
+        ({"LIGHTHPC_LAUNCH_TEMPLATE": "none-such"}, 26),
+        ({"LIGHTHPC_SOURCE_BUCKET": "none-such-bucket"}, 14),
+        ({"LIGHTHPC_BID_MODE": "mix"}, 2),
+    ],
+)
+def test_files_go_up_only_once_nothing_can_refuse_the_submission(account, tmp_path, env, code):
+    (tmp_path / "one.txt").write_text("one")
+
+    run(account, "submit", "--mission", "M001", tmp_path / "one.txt", code=code, **env)
+    run(account, "submit", "--mission", "M001", "--dry-run", tmp_path / "one.txt", code=code, **env)
+
+    s3, bucket = account.clients.s3, account.source_bucket
+    assert "Contents" not in s3.list_objects_v2(Bucket=bucket)
+    assert "Uploads" not in s3.list_multipart_uploads(Bucket=bucket)
+    assert scan(account.tasks) == [] and scan(account.missions) == []
 
 
 def test_a_mission_of_another_kind_and_a_task_of_another_mission_are_refused(account):

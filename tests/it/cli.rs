@@ -163,18 +163,52 @@ fn an_interrupted_run_hands_its_tasks_back_and_leaves_nothing_running() {
     }
 }
 
+/// What `scripts/deploy --exports` sets, and what an image's environment file sets, is of an account or of a node.
 #[test]
-fn a_dry_run_talks_to_nobody_else() {
+fn a_local_run_reads_no_variable_of_an_account_and_talks_to_nobody_else() {
     let desk = Desk::new(&["a.txt", "b.txt"]);
-    desk.program(":");
-    let output = desk.command(&RUN).env("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1").output().unwrap();
-    assert_eq!(code(&output), 2);
-    assert!(
-        stderr(&output).contains("AWS_ENDPOINT_URL_S3") && stderr(&output).contains("hint: "),
-        "{}",
-        stderr(&output)
-    );
-    assert!(!desk.path("lighthpc-local").exists());
+    desk.program(r#": > "$LIGHTHPC_OUTPUT""#);
+    let elsewhere = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    elsewhere.set_nonblocking(true).unwrap();
+    let endpoint = format!("http://{}", elsewhere.local_addr().unwrap());
+    let around = |arguments: &[&str]| {
+        let mut command = desk.command(arguments);
+        for name in ["", "_S3", "_DYNAMODB", "_SNS", "_EC2"] {
+            command.env(format!("AWS_ENDPOINT_URL{name}"), &endpoint);
+        }
+        command.env("AWS_ACCESS_KEY_ID", "AKIAX").env("AWS_SECRET_ACCESS_KEY", "x").env("AWS_REGION", "eu-west-1");
+        for (name, value) in [
+            ("TASKS_TABLE", "theirs"),
+            ("MISSIONS_TABLE", "theirs"),
+            ("SOURCE_BUCKET", "theirs"),
+            ("RESULT_BUCKET", "theirs"),
+            ("TOPIC_ARN", "no-arn"),
+            ("LAUNCH_TEMPLATE", "lt-1"),
+            ("MISSION", "theirs"),
+            ("SRC_ID", "theirs"),
+            ("WORK_DIR", "/nowhere"),
+            ("ISOLATION", "unit"),
+            ("NO_TERMINATE", "perhaps"),
+            ("MAX_LIFETIME", "soon"),
+        ] {
+            command.env(format!("LIGHTHPC_{name}"), value);
+        }
+        command.env("LIGHTHPC_LOG", "info").output().unwrap()
+    };
+
+    let run = around(&RUN);
+    let status = around(&["status", "--local", "--json"]);
+
+    assert_eq!((code(&run), code(&status)), (0, 0), "{}{}", stderr(&run), stderr(&status));
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+    assert_eq!((&status["mission"], &status["transOK"]), (&"local".into(), &2.into()));
+    assert_eq!(elsewhere.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "somebody was called");
+    let said = stderr(&run);
+    assert_eq!(said.matches("these variables are not read").count(), 1, "{said}");
+    assert!(said.contains("LIGHTHPC_RESULT_BUCKET") && said.contains("AWS_ENDPOINT_URL_S3"), "{said}");
+    // A flag is refused, not ignored.
+    let flag = around(&["run", "--local", "a.txt", "--topic-arn", "arn:aws:sns:::x", "--", "true"]);
+    assert_eq!(code(&flag), 2, "{}", stderr(&flag));
 }
 
 #[test]
@@ -185,6 +219,13 @@ fn bad_words_are_named_and_nothing_is_made() {
         (&["run", "--local", "a.txt", "none.txt", "--", "true"], "none.txt"),
         (&["run", "--local", "a.txt", "--slots", "0", "--", "true"], "--slots"),
         (&["run", "--local", "a.txt", "--lease", "3", "--heartbeat", "2", "--", "true"], "--heartbeat"),
+        (
+            &["run", "--local", "a.txt", "--grace", "20", "--", "true"],
+            "--grace 20s is more than a sixth of --lease 90s",
+        ),
+        (&["run", "--local", "a.txt", "--lease", "6", "--grace", "1.5", "--", "true"], "--grace"),
+        (&["run", "--local=a.txt", "--", "true"], "a.txt is not a folder"),
+        (&["status", "--local=nosuch"], "nosuch"),
         (&["run", "--local", "a.txt", "--result-bucket", "mine", "--", "true"], "--result-bucket"),
         (&["run", "--local"], "no mission"),
         (&["status", "--local"], "lighthpc-local"),
@@ -207,4 +248,279 @@ fn another_program_is_refused_only_once_there_are_results() {
     let other = desk.run(&["run", "--local", "a.txt", "--", "true"]);
     assert_eq!(code(&other), 2);
     assert!(stderr(&other).contains("./program.sh"), "{}", stderr(&other));
+}
+
+/// A shorter lease than the default has heartbeats, and a grace, that fit it.
+#[test]
+fn a_short_lease_alone_is_no_mistake() {
+    let desk = Desk::new(&["a.txt"]);
+    let output = desk.run(&["run", "--local", "a.txt", "--lease", "12", "--exec", r#": > "$LIGHTHPC_OUTPUT""#]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+}
+
+/// Runs the two tasks, then lets `change` do what people do to a folder, and runs again: its exit code, its standard
+/// error.
+fn run_again_after(program: &str, change: impl FnOnce(&Desk)) -> (i32, String, Desk) {
+    let desk = Desk::new(&["a.txt", "b.txt"]);
+    desk.program(program);
+    let first = desk.run(&RUN);
+    assert_eq!(code(&first), 0, "{}", stderr(&first));
+    assert!(!stderr(&first).contains("WARN"), "{}", stderr(&first));
+    change(&desk);
+    let again = desk.run(&RUN);
+    (code(&again), stderr(&again), desk)
+}
+
+const COPY: &str = r#"cp "$LIGHTHPC_INPUT" "$LIGHTHPC_OUTPUT""#;
+const FOLDER: &str =
+    r#"mkdir -p "$LIGHTHPC_OUTPUT/x" && cd "$LIGHTHPC_OUTPUT" && cp "$LIGHTHPC_INPUT" x/one; echo 2 > two"#;
+
+#[test]
+fn a_result_that_is_not_there_or_is_another_is_never_silently_done() {
+    type Change = fn(&Path);
+    let result = "lighthpc-local/results/rslt_a.txt";
+    let cases: [(&str, &str, &str, Change); 8] = [
+        (COPY, "", "is missing", |path| std::fs::remove_file(path).unwrap()),
+        (COPY, "", "is not the result", |path| std::fs::write(path, "longer than it was before").unwrap()),
+        // As long as before, and with its old time.
+        (COPY, "", "is not the result", |path| {
+            let time = path.metadata().unwrap().modified().unwrap();
+            std::fs::write(path, "INPUT a.txt\n").unwrap();
+            std::fs::File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
+            let copy = path.with_extension("copy");
+            std::fs::copy(path, &copy).unwrap();
+            std::fs::rename(copy, path).unwrap();
+        }),
+        (FOLDER, "", "is missing", |path| std::fs::remove_dir_all(path).unwrap()),
+        (FOLDER, "x/one", "is missing", |path| std::fs::remove_file(path).unwrap()),
+        (FOLDER, "two", "is not the result", |path| std::fs::write(path, "3\n").unwrap()),
+        (FOLDER, "_lighthpc_index.json", "is not the result", |path| std::fs::write(path, "{}").unwrap()),
+        (FOLDER, "two", "is missing", |path| {
+            std::fs::remove_file(path).unwrap();
+            std::fs::create_dir(path).unwrap();
+        }),
+    ];
+    for (number, (program, file, says, change)) in cases.into_iter().enumerate() {
+        let path = if file.is_empty() { result.to_owned() } else { format!("{result}/{file}") };
+        let (code, said, desk) = run_again_after(program, |desk| change(&desk.path(&path)));
+        assert_eq!(code, 31, "case {number}: {said}");
+        assert_eq!(said.matches(says).count(), 1, "case {number}: {said}");
+        assert!(said.contains("rslt_a.txt") && !said.contains("rslt_b.txt"), "case {number}: {said}");
+        let status = desk.run(&["status", "--local"]);
+        assert!(stderr(&status).contains(says), "case {number}: {}", stderr(&status));
+    }
+}
+
+#[test]
+fn a_result_that_was_only_touched_or_copied_is_still_one() {
+    let (touched, said, desk) = run_again_after(COPY, |desk| {
+        let result = desk.path("lighthpc-local/results/rslt_a.txt");
+        let file = std::fs::File::options().write(true).open(result).unwrap();
+        file.set_modified(std::time::UNIX_EPOCH + Duration::from_secs(9)).unwrap();
+    });
+    assert_eq!(touched, 0, "{said}");
+    assert!(!said.contains("WARN"), "{said}");
+
+    // The whole folder on another disk: other inodes, other times, the same bytes.
+    let copied = Command::new("cp").arg("-r").args(["lighthpc-local", "copy"]).current_dir(desk.dir.path()).status();
+    assert!(copied.unwrap().success());
+    let status = desk.run(&["status", "--local=copy"]);
+    assert_eq!((code(&status), stderr(&status).contains("WARN")), (0, false), "{}", stderr(&status));
+}
+
+#[test]
+fn an_input_that_was_changed_after_its_result_is_warned_of() {
+    let age = |path: &Path, seconds: u64| {
+        let file = std::fs::File::options().write(true).open(path).unwrap();
+        file.set_modified(std::time::UNIX_EPOCH + Duration::from_secs(seconds)).unwrap();
+    };
+    let changes: [&dyn Fn(&Path); 4] = [
+        &|path| std::fs::write(path, "another input").unwrap(),
+        // By a file with an older time, as `cp -p` and `tar` make them.
+        &|path| {
+            std::fs::write(path, "INPUT a.txt\n").unwrap();
+            age(path, 1_000_000_000);
+        },
+        &|path| age(path, 4_000_000_000),
+        // By a rename of a file with the same size and time.
+        &|path| {
+            let other = path.with_extension("other");
+            std::fs::write(&other, "INPUT a.txt\n").unwrap();
+            let time = path.metadata().unwrap().modified().unwrap();
+            std::fs::File::options().write(true).open(&other).unwrap().set_modified(time).unwrap();
+            std::fs::rename(other, path).unwrap();
+        },
+    ];
+    for (number, change) in changes.into_iter().enumerate() {
+        let (code, said, desk) = run_again_after(COPY, |desk| change(&desk.path("a.txt")));
+        assert_eq!(code, 0, "case {number}: {said}");
+        assert_eq!(said.matches("a.txt was changed or replaced").count(), 1, "case {number}: {said}");
+        assert!(!said.contains("b.txt was changed"), "case {number}: {said}");
+        assert!(stderr(&desk.run(&["status", "--local"])).contains("a.txt was changed or replaced"), "case {number}");
+    }
+    // A finished task needs its input no more. (After a bare `--local`, the first word must be a file that is there.)
+    let (code, said, desk) = run_again_after(COPY, |desk| std::fs::remove_file(desk.path("b.txt")).unwrap());
+    assert_eq!((code, said.matches("b.txt is gone").count()), (0, 1), "{said}");
+    assert!(!stderr(&desk.run(&["run", "--local"])).contains("b.txt"), "nobody has named it");
+}
+
+#[test]
+fn an_input_that_is_replaced_while_its_workload_runs_is_warned_of_at_once() {
+    let desk = Desk::new(&["a.txt", "b.txt"]);
+    desk.program(
+        r#"cp "$LIGHTHPC_INPUT" "$LIGHTHPC_OUTPUT"
+        [ "$LIGHTHPC_SRC_ID" = b.txt ] || { echo another >new && touch -d 2001-01-01 new && mv new a.txt; }"#,
+    );
+    let output = desk.run(&RUN);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert_eq!(stderr(&output).matches("a.txt was changed or replaced").count(), 1, "{}", stderr(&output));
+    assert_eq!(std::fs::read_to_string(desk.path("lighthpc-local/results/rslt_a.txt")).unwrap(), "input a.txt\n");
+}
+
+/// Every file below a folder, with what a write would change.
+fn listing(folder: &Path) -> Vec<(PathBuf, u64, std::time::SystemTime)> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            let meta = path.symlink_metadata().unwrap();
+            if meta.is_dir() {
+                folders.push(path.clone());
+            }
+            found.push((path, meta.len(), meta.modified().unwrap()));
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn status_of_a_local_mission_writes_nothing() {
+    use std::os::unix::fs::PermissionsExt;
+    let desk = Desk::new(&["a.txt", "b.txt"]);
+    desk.program(COPY);
+    assert_eq!(code(&desk.run(&RUN)), 0);
+    let folder = desk.path("lighthpc-local");
+    for (path, ..) in listing(&folder).iter().filter(|(path, ..)| !path.is_symlink()) {
+        let mode = path.metadata().unwrap().permissions().mode() & 0o555;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let before = listing(&folder);
+
+    let status = desk.status();
+
+    assert_eq!(status["transOK"], 2);
+    assert_eq!(listing(&folder), before);
+    for (path, meta, _) in &before {
+        if path.is_dir() {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))
+                .unwrap_or_else(|e| panic!("{meta}: {e}"));
+        }
+    }
+}
+
+#[test]
+fn status_shows_what_a_killed_run_left_and_what_a_live_one_does() {
+    let desk = Desk::new(&["a.txt", "b.txt"]);
+    desk.program(r#"echo x >> runs; while [ ! -e go ]; do sleep 0.05; done; : > "$LIGHTHPC_OUTPUT""#);
+    let mut run = desk.start(&RUN);
+    until("both tasks' start", || desk.lines("runs") == 2);
+    assert_eq!(desk.status()["states"]["running"], 2, "beside the run");
+    run.kill().unwrap();
+    run.wait().unwrap();
+    assert_eq!(desk.status()["states"]["running"], 2, "after it was killed");
+    std::fs::write(desk.path("go"), "").unwrap();
+    assert_eq!(code(&desk.run(&RUN)), 0);
+}
+
+#[test]
+fn output_that_cannot_be_written_is_an_error_and_a_closed_pipe_is_none() {
+    let desk = Desk::new(&["a.txt", "b.txt"]);
+    desk.program(COPY);
+    assert_eq!(code(&desk.run(&RUN)), 0);
+    for arguments in [
+        &["status", "--local"] as &[&str],
+        &["status", "--local", "--json"],
+        &RUN,
+        &["--help"],
+        &["--version"],
+        &["run", "--help"],
+        &["doctor", "--bake", "--json"],
+    ] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = desk.command(arguments).stdout(full).stderr(Stdio::piped()).output().unwrap();
+        let expected = if arguments[0] == "doctor" { 27 } else { 41 };
+        assert_eq!(code(&output), expected, "{arguments:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains("standard output could not be written"), "{}", stderr(&output));
+
+        // The reading end is closed before anything is written.
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = desk.command(arguments).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+        assert!(matches!(code(&output), 0 | 27), "{arguments:?}: {}", stderr(&output));
+        assert!(!stderr(&output).contains("standard output"), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn an_unknown_mission_has_one_exit_code() {
+    let desk = Desk::new(&["a.txt", "b.txt"]);
+    desk.program(COPY);
+    assert_eq!(code(&desk.run(&["run", "--local", "--mission", "M9"])), 17);
+    assert!(!desk.path("lighthpc-local").exists());
+    assert_eq!(code(&desk.run(&RUN)), 0);
+    for arguments in [
+        &["status", "--local", "M9"] as &[&str],
+        &["status", "M9", "--local"],
+        &["status", "--local=lighthpc-local", "M9"],
+        &["run", "--local", "--mission", "M9"],
+    ] {
+        let output = desk.run(arguments);
+        assert_eq!(code(&output), 17, "{arguments:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains("M9") && stderr(&output).contains("hint: "), "{}", stderr(&output));
+    }
+    // A folder that was named is never a mission, though there is one of that name.
+    assert_eq!(code(&desk.run(&["status", "--local", "local"])), 0);
+    assert_eq!(code(&desk.run(&["status", "--local=local"])), 2);
+    let by_variable = desk.command(&["status"]).env("LIGHTHPC_LOCAL", "local").output().unwrap();
+    assert_eq!(code(&by_variable), 2);
+}
+
+/// Names, a workload's output, and messages of others reach the terminal as text.
+#[test]
+fn nothing_of_others_acts_on_the_terminal() {
+    const EVIL: &str = "\u{1b}[2J\u{9b}31m\u{202e}\u{7f}\r\n.txt";
+    let desk = Desk::new(&[EVIL, "b.txt"]);
+    desk.program(
+        r#"printf 'x\033]0;title\007\302\2332J\342\200\256\rback\ttab\n'
+        [ "$LIGHTHPC_SRC_ID" = b.txt ] && exit 3; : > "$LIGHTHPC_OUTPUT""#,
+    );
+    let evil_option = format!("--{EVIL}");
+    let outputs: Vec<Output> = [
+        &["run", "--local", EVIL, "b.txt", "--", "./program.sh"] as &[&str],
+        &["status", "--local"],
+        &["status", "--local", "--json"],
+        &["status", "--local", EVIL],
+        &["run", "--local=other", "no\u{1b}[2Jsuch.txt", "--", "true"],
+        &["run", "--local=other", &evil_option],
+        &["run", "--local", EVIL, "--", EVIL],
+        &["--log-format", "json", "status", "--local", EVIL],
+    ]
+    .map(|arguments| desk.run(arguments))
+    .into();
+
+    for output in &outputs {
+        for text in [&output.stdout, &output.stderr] {
+            let text = String::from_utf8(text.clone()).unwrap();
+            let bad = text.chars().find(|c| *c != '\n' && lighthpc::domain::printable::is_unsafe(*c));
+            assert_eq!(bad, None, "{text:?}");
+        }
+    }
+    let (run, status) = (stderr(&outputs[0]), String::from_utf8_lossy(&outputs[1].stdout).into_owned());
+    assert!(run.contains("\\u{1b}]0;title") && run.contains("\\u{1b}[2J"), "{run}");
+    assert!(status.contains("\\u{202e}"), "{status}");
+    let json: serde_json::Value = serde_json::from_slice(&outputs[2].stdout).unwrap();
+    let tasks = json["tasks"].as_array().unwrap();
+    assert!(tasks.iter().any(|task| task["srcFilename"] == EVIL), "{tasks:?}");
 }

@@ -72,6 +72,7 @@ async fn a_stale_attempt_cannot_write_upload_or_commit() {
     let file = lab.dir.path().join("result");
     std::fs::write(&file, "stale").unwrap();
     let finish = |result: &str| Finish {
+        input_etag: None,
         outcome: Outcome::Done { result: result.to_owned(), etag: "e".to_owned(), bytes: 1 },
         exit_code: Some(0),
         time_cost_s: 1,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lighthpc::local::{Faults, SOURCE_BUCKET};
+use lighthpc::local::{Fault, Faults, SOURCE_BUCKET, Service, When};
 use lighthpc::scheduler::{Boarded, Plan, SchedulerError, What};
 
 use crate::lab::{Lab, mission_id, src};
@@ -87,4 +87,111 @@ async fn a_missions_nodes_are_launched_once_however_many_look() {
     assert_eq!(running(&lab).len(), 0);
     let redriven = scheduler.redrive(&mission_id("M"), None, &[]).await.unwrap();
     assert_eq!((redriven.put_back, redriven.launched, running(&lab).len()), (4, 2, 2));
+}
+
+/// `--dry-run` and the submission itself ask this first, so neither finds out later.
+#[tokio::test]
+async fn what_would_refuse_a_submission_is_found_before_anything_is_written() {
+    let lab = Lab::new().await;
+    let mission = async || lab.desk.ledger.mission(&mission_id("M")).await.unwrap();
+    let keys = plan(&["M/a"]);
+    let mut settings = lab.scheduler_settings();
+    settings.template = None;
+    let without = lab.scheduler_with(&Faults::new(), settings);
+    assert!(matches!(without.check(&keys, true).await, Err(SchedulerError::NoTemplate)));
+    assert!(without.check(&keys, false).await.is_ok(), "with --no-launch nothing is launched");
+
+    for (call, code, is_refused) in [
+        ("DescribeLaunchTemplateVersions", "InvalidLaunchTemplateName.NotFoundException", true),
+        // The right to look is not needed for a launch.
+        ("DescribeLaunchTemplateVersions", "UnauthorizedOperation", false),
+        ("CreateFleet", "InvalidParameterValue", true),
+        ("CreateFleet", "UnauthorizedOperation", true),
+    ] {
+        let faults = Faults::new();
+        faults.add(Service::Ec2, call, When::Always, Fault::Status(400, code));
+        faults.add(
+            Service::Ec2,
+            "DescribeLaunchTemplateVersions",
+            When::Always,
+            Fault::Status(400, "UnauthorizedOperation"),
+        );
+        let checked = lab.scheduler(&faults).check(&keys, true).await;
+        assert_eq!(checked.is_err(), is_refused, "{call} {code}: {checked:?}");
+    }
+    for call in ["Query", "UpdateItem"] {
+        let faults = Faults::new();
+        faults.add(Service::Dynamodb, call, When::Always, Fault::Status(400, "AccessDeniedException"));
+        faults.add(
+            Service::Ec2,
+            "DescribeLaunchTemplateVersions",
+            When::Always,
+            Fault::Status(400, "UnauthorizedOperation"),
+        );
+        assert!(lab.scheduler(&faults).check(&keys, true).await.is_err(), "{call}");
+    }
+    let mut settings = lab.scheduler_settings();
+    settings.policy.bid_mode = Some(lighthpc::domain::policy::BidMode::SpotThenOnDemand);
+    let incomplete = lab.scheduler_with(&Faults::new(), settings);
+    assert!(matches!(incomplete.check(&keys, false).await, Err(SchedulerError::Policy { .. })));
+    assert_eq!(mission().await, None, "nothing was written");
+    assert_eq!(running(&lab).len(), 0, "nothing was launched");
+
+    // A mission that is there, and was made otherwise.
+    lab.mission("M", &["M/a"]).await;
+    lab.mission("N", &["N/a"]).await;
+    let before = mission().await;
+    let scheduler = lab.scheduler(&Faults::new());
+    for other in [
+        Plan { exec: Some("x".to_owned()), ..keys.clone() },
+        Plan { nodes: Some(3), ..keys.clone() },
+        Plan { slots: Some(3), ..keys.clone() },
+        Plan { srcs: vec![src("N/a")], ..keys.clone() },
+    ] {
+        let refused = scheduler.check(&other, false).await.unwrap_err();
+        let same = scheduler.prepare(&other).await.unwrap_err();
+        assert_eq!(refused.to_string(), same.to_string());
+    }
+    scheduler.cancel(&mission_id("N"), Duration::ZERO).await.unwrap();
+    let cancelled = Plan { mission: mission_id("N"), ..keys };
+    assert!(matches!(scheduler.check(&cancelled, false).await, Err(SchedulerError::OtherTask { .. })));
+    let cancelled = Plan { srcs: vec![src("N/b")], ..cancelled };
+    assert!(matches!(scheduler.check(&cancelled, false).await, Err(SchedulerError::OtherMission { .. })));
+    assert_eq!(mission().await, before);
+}
+
+#[tokio::test]
+async fn a_listing_tells_which_objects_are_archived() {
+    let lab = Lab::new().await;
+    let object = |key: &str, class: &str, more: &str| {
+        format!("<Contents><Key>{key}</Key><Size>1</Size><StorageClass>{class}</StorageClass>{more}</Contents>")
+    };
+    let restored = "<RestoreStatus><IsRestoreInProgress>false</IsRestoreInProgress>\
+                    <RestoreExpiryDate>2030-01-01T00:00:00.000Z</RestoreExpiryDate></RestoreStatus>";
+    let restoring = "<RestoreStatus><IsRestoreInProgress>true</IsRestoreInProgress></RestoreStatus>";
+    let body = [
+        object("in/standard", "STANDARD", ""),
+        object("in/instant", "GLACIER_IR", ""),
+        object("in/tiered", "INTELLIGENT_TIERING", ""),
+        object("in/glacier", "GLACIER", ""),
+        object("in/deep", "DEEP_ARCHIVE", ""),
+        object("in/restored", "GLACIER", restored),
+        object("in/restoring", "DEEP_ARCHIVE", restoring),
+        "<Contents><Key>in/odd</Key></Contents>".to_owned(),
+    ];
+    let body = format!(
+        "<ListBucketResult><Name>source</Name><IsTruncated>false</IsTruncated>{}</ListBucketResult>",
+        body.concat()
+    );
+    let faults = Faults::new();
+    faults.add(Service::S3, "ListObjectsV2", When::Nth(1), Fault::Raw(200, body));
+    let store = lab.scheduler(&faults).backend.store.clone();
+
+    let objects = store.list_objects(SOURCE_BUCKET, "in/").await.unwrap();
+
+    let archived: Vec<_> = objects.iter().filter(|it| it.is_archived).map(|it| it.key.as_str()).collect();
+    assert_eq!((objects.len(), archived), (8, vec!["in/glacier", "in/deep", "in/restoring"]));
+    // As the local cloud has them: nothing is archived.
+    lab.input("in/a", b"x").await;
+    assert!(!store.list_objects(SOURCE_BUCKET, "in/").await.unwrap()[0].is_archived);
 }

@@ -40,6 +40,8 @@ pub struct Finish {
     pub outcome: Outcome,
     /// The workload's exit code, if it had one.
     pub exit_code: Option<i32>,
+    /// `ETag` of the input that was downloaded, if there was one.
+    pub input_etag: Option<String>,
     /// Whole seconds of workload time, all attempts together.
     pub time_cost_s: u64,
     /// The history, this attempt included.
@@ -207,12 +209,18 @@ fn finish_expression(finish: &Finish) -> Expression {
         .set(item::STATE, text(state.as_str()));
     match &finish.outcome {
         // Its checkpoints are removed; a failed task keeps them, for it may be redriven.
-        Outcome::Done { result, etag, bytes } => expression
-            .remove(item::CHECKPOINT)
-            .set(item::PROGRESS, text("100%"))
-            .set(item::RESULT, text(result))
-            .set(item::RESULT_ETAG, text(etag))
-            .set(item::RESULT_BYTES, item::number(*bytes)),
+        Outcome::Done { result, etag, bytes } => {
+            let done = expression
+                .remove(item::CHECKPOINT)
+                .set(item::PROGRESS, text("100%"))
+                .set(item::RESULT, text(result))
+                .set(item::RESULT_ETAG, text(etag))
+                .set(item::RESULT_BYTES, item::number(*bytes));
+            match &finish.input_etag {
+                Some(input) => done.set(item::INPUT_ETAG, text(input)),
+                None => done.remove(item::INPUT_ETAG),
+            }
+        }
         Outcome::Failed(_) => expression
             .set(item::APP_FAILURES, number(finish.counts.app_failures))
             .set(item::INTERRUPTIONS, number(finish.counts.interruptions)),

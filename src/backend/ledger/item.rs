@@ -32,6 +32,7 @@ pub(super) const TIME_COST: &str = "timeCost";
 pub(super) const RESULT: &str = "rsltFilename";
 pub(super) const RESULT_ETAG: &str = "resultETag";
 pub(super) const RESULT_BYTES: &str = "resultBytes";
+pub(super) const INPUT_ETAG: &str = "inputETag";
 pub(super) const VERDICT: &str = "verdict";
 pub(super) const EXIT_CODE: &str = "exitCode";
 pub(super) const CHECKPOINT: &str = "checkpoint";
@@ -204,6 +205,7 @@ impl Row<'_> {
             result: self.text(RESULT),
             result_etag: self.text(RESULT_ETAG),
             result_bytes: self.number(RESULT_BYTES),
+            input_etag: self.text(INPUT_ETAG),
             verdict: self.text(VERDICT).as_deref().and_then(Verdict::parse),
             exit_code: self.signed(EXIT_CODE),
             checkpoint: self.text(CHECKPOINT),
@@ -266,6 +268,7 @@ impl Row<'_> {
             },
             counts_as_strings: matches!(self.0.get(TRANS_OK), Some(AttributeValue::S(_))),
             notified,
+            notified_to: self.text(NOTIFIED_TO),
             results: self.list(RESULT_LIST).iter().filter_map(|v| v.as_s().ok().cloned()).collect(),
             exec: self.text(EXEC).filter(|exec| !exec.trim().is_empty()),
             name: self.text(MISSION_NAME),

@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex};
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{Builder, RequestChecksumCalculation, ResponseChecksumValidation};
-use aws_sdk_s3::types::{ChecksumMode, Delete, ObjectIdentifier};
+use aws_sdk_s3::types::{ChecksumMode, Delete, ObjectIdentifier, ObjectStorageClass, OptionalObjectAttributes};
 
 use tokio::sync::Semaphore;
 
@@ -237,13 +237,27 @@ impl Store {
     /// # Errors
     /// [`CloudError`].
     pub async fn list(&self, bucket: &str, prefix: &str) -> Result<Vec<String>, CloudError> {
-        let mut pages = self.client.list_objects_v2().bucket(bucket).prefix(prefix).into_paginator().send();
-        let mut keys = Vec::new();
+        Ok(self.list_objects(bucket, prefix).await?.into_iter().map(|object| object.key).collect())
+    }
+
+    /// Lists the objects whose keys begin with `prefix`, and whether each can be read as it is stored.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn list_objects(&self, bucket: &str, prefix: &str) -> Result<Vec<Listed>, CloudError> {
+        let list = self.client.list_objects_v2().bucket(bucket).prefix(prefix);
+        let list = list.optional_object_attributes(OptionalObjectAttributes::RestoreStatus);
+        let mut pages = list.into_paginator().send();
+        let mut objects = Vec::new();
         while let Some(page) = pages.next().await {
             let page = page.map_err(|e| CloudError::sdk("ListObjectsV2", uri(bucket, prefix), e))?;
-            keys.extend(page.contents().iter().filter_map(|object| object.key().map(ToOwned::to_owned)));
+            objects.extend(
+                page.contents().iter().filter_map(|object| {
+                    Some(Listed { key: object.key()?.to_owned(), is_archived: is_archived(object) })
+                }),
+            );
         }
-        Ok(keys)
+        Ok(objects)
     }
 
     /// Deletes objects, one request for each thousand. May be called twice.
@@ -283,6 +297,23 @@ impl Store {
             _ => Err(error),
         }
     }
+}
+
+/// An object of a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its key.
+    pub key: String,
+    /// Whether it is archived and not restored, so that a read is refused (`InvalidObjectState`). An object of
+    /// Intelligent-Tiering may be archived too, but the listing does not say.
+    pub is_archived: bool,
+}
+
+fn is_archived(object: &aws_sdk_s3::types::Object) -> bool {
+    // A restored object keeps its class; the copy that can be read has an end.
+    let is_restored = object.restore_status().is_some_and(|status| status.restore_expiry_date().is_some());
+    matches!(object.storage_class(), Some(ObjectStorageClass::Glacier | ObjectStorageClass::DeepArchive))
+        && !is_restored
 }
 
 /// Returns `s3://bucket/key`.

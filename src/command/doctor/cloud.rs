@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use super::super::cli::DoctorArgs;
 use super::super::scheduling;
-use super::{Check, Failure};
+use super::{Check, Failure, Status, is_provisioned};
 use crate::backend::fleet::{Request, Template};
 use crate::backend::ledger::TableKind;
 use crate::backend::machine::PowerOff;
@@ -29,8 +29,11 @@ pub(super) async fn look(args: &DoctorArgs) -> Result<Vec<Check>, Failure> {
     let (credentials, is_signed) = credentials(&wire).await;
     let instance = backend.machine.instance_id().await;
     let mut checks = vec![identity(&instance, wire.region())];
+    let mut is_node = is_provisioned();
     if let Ok(instance) = &instance {
-        checks.push(task_tags(&backend, instance).await);
+        let tags = task_tags(&backend, instance).await;
+        is_node |= tags.status == Status::Ok;
+        checks.push(tags);
     }
     checks.push(credentials);
     if !is_signed {
@@ -46,6 +49,9 @@ pub(super) async fn look(args: &DoctorArgs) -> Result<Vec<Check>, Failure> {
     checks.push(source(&backend, aws.source_bucket().as_deref()).await);
     checks.push(results(&backend, aws.result_bucket().as_deref(), instance.is_ok()).await);
     checks.push(topic(&backend, settings.topic_arn.as_deref()).await);
+    if settings.template.is_none() && !is_node {
+        checks.push(no_template(instance.is_ok()));
+    }
     if let Some(template) = settings.template {
         checks.push(terms(&backend, &template).await);
         let request = Request {
@@ -175,6 +181,16 @@ fn unseen(name: &'static str, error: CloudError) -> Check {
     }
     let said = format!("not to be seen: {} is not allowed", error.operation);
     Check::warning(name, said, format!("allow ec2:{}, or look in the console", error.operation))
+}
+
+/// Without a template nothing can be launched. A node launches nothing; an instance that is none may be a scheduler's
+/// machine.
+fn no_template(is_on_ec2: bool) -> Check {
+    let (said, hint) = (
+        "no launch template is set, so `submit`, `sweep`, and `redrive` launch no node",
+        "set LIGHTHPC_LAUNCH_TEMPLATE (`scripts/deploy --exports` prints it), or --launch-template",
+    );
+    if is_on_ec2 { Check::warning("template", said, hint) } else { Check::failure("template", said, hint) }
 }
 
 /// Whether the nodes of a launch template can work, and can end.

@@ -80,7 +80,7 @@ pub(super) async fn run(args: Box<DoctorArgs>) -> Result<Exit, Failure> {
     let (failures, warnings) = (count(Status::Failure), count(Status::Warning));
     if args.json {
         let report = serde_json::json!({ "checks": checks, "failures": failures, "warnings": warnings });
-        screen::to_stdout(&format!("{report}\n"));
+        screen::json_to_stdout(&report);
     } else {
         screen::to_stdout(&text(&checks));
         screen::to_stdout(&format!("{} checks: {failures} failures, {warnings} warnings\n", checks.len()));

@@ -5,6 +5,7 @@
 
 mod front;
 mod intake;
+mod kept;
 mod listing;
 mod multipart;
 mod outflow;
@@ -13,6 +14,7 @@ mod shelf;
 mod uploads;
 
 pub(super) use front::{Front, error_reply, operation};
+pub use kept::Kept;
 pub(super) use outflow::CutBody;
 pub(super) use service::S3Local;
 pub(super) use shelf::Shelf;

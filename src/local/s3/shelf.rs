@@ -311,7 +311,7 @@ fn next_stamp(last: &mut u64, staged: &Staged) -> S3Result<String> {
     stamped.map(|found| Stat::of(&found).etag).map_err(|e| broken("stamping", &e))
 }
 
-fn stat(root: &Path, key: &str) -> S3Result<Option<Stat>> {
+pub(super) fn stat(root: &Path, key: &str) -> S3Result<Option<Stat>> {
     let Some(place) = locate(root, key) else { return Ok(None) };
     match fs::metadata(&place) {
         Ok(found) => Ok(found.is_file().then(|| Stat::of(&found))),
@@ -321,7 +321,7 @@ fn stat(root: &Path, key: &str) -> S3Result<Option<Stat>> {
 }
 
 /// Finds the object's file, or link, in either of its places. A folder on the way that is a link is not gone into.
-fn locate(root: &Path, key: &str) -> Option<PathBuf> {
+pub(super) fn locate(root: &Path, key: &str) -> Option<PathBuf> {
     let natural = keys::path_of(key);
     let mut folder = root.to_owned();
     for name in natural.parent()?.components() {

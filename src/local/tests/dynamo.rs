@@ -154,3 +154,23 @@ async fn pages_and_batches_work() {
     let described = client.describe_table().table_name("tasks").send().await.unwrap();
     assert_eq!(described.table.unwrap().table_status.unwrap().as_str(), "ACTIVE");
 }
+
+/// Puts two rows in one transaction, both with this number.
+pub(super) async fn put_both(client: &Client, n: u64, filling: &str) {
+    let put = |key: &str| {
+        let put = Put::builder().table_name("tasks").item("k", text(key)).item("filling", text(filling));
+        let put = put.item("n", AttributeValue::N(n.to_string())).build().unwrap();
+        TransactWriteItem::builder().put(put).build()
+    };
+    let write = client.transact_write_items().transact_items(put("a")).transact_items(put("b"));
+    write.send().await.unwrap();
+}
+
+/// Reads the numbers of the two rows; 0 of one that is not there.
+pub(super) async fn read_both(client: &Client) -> (u64, u64) {
+    let read = async |key: &str| {
+        let row = client.get_item().table_name("tasks").key("k", text(key)).send().await.unwrap();
+        row.item.map_or(0, |row| row["n"].as_n().unwrap().parse().unwrap())
+    };
+    (read("a").await, read("b").await)
+}

@@ -76,3 +76,63 @@ fn another_layout_is_refused() {
 
     assert!(matches!(error, OpenError::State { .. }), "{error}");
 }
+
+/// Rows that are written together are read together, whenever the copy is taken.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_look_beside_a_writer_is_of_one_moment() {
+    const LOOKS: usize = 20;
+    let dir = TempDir::new().unwrap();
+    let cloud = LocalCloud::open(dir.path()).unwrap();
+    let client = aws_sdk_dynamodb::Client::new(&config(cloud.wire(None)));
+    dynamo::make_table(&client).await;
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let mut writer = tokio::task::JoinSet::new();
+    writer.spawn({
+        let stop = stop.clone();
+        async move {
+            // Large rows: the log is taken over into the file, and begun again, several times.
+            for number in 1_u64.. {
+                dynamo::put_both(&client, number, &"x".repeat(100_000)).await;
+                if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    return number;
+                }
+            }
+            unreachable!("the numbers do not end")
+        }
+    });
+    let mut last = 0;
+    let mut looks = 0;
+    while looks < LOOKS {
+        let root = dir.path().to_owned();
+        let attached = tokio::task::spawn_blocking(move || LocalCloud::attach(&root)).await.unwrap().unwrap();
+        let client = aws_sdk_dynamodb::Client::new(&config(attached.wire(None)));
+        let (a, b) = dynamo::read_both(&client).await;
+        assert_eq!(a, b);
+        assert!(a >= last, "{a} after {last}");
+        last = a;
+        looks += usize::from(a > 0);
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert!(writer.join_next().await.unwrap().unwrap() > 1);
+}
+
+#[tokio::test]
+async fn one_who_only_looks_leaves_nothing_and_publishes_nothing() {
+    let dir = TempDir::new().unwrap();
+    drop(LocalCloud::open(dir.path()).unwrap());
+    let own = dir.path().join(".lighthpc");
+    fs::remove_file(own.join("notifications.jsonl")).unwrap();
+    fs::remove_file(own.join("version")).unwrap();
+    let names = || {
+        let mut names: Vec<_> = fs::read_dir(&own).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = names();
+
+    let attached = LocalCloud::attach(dir.path()).unwrap();
+
+    assert!(tables(&attached).await.is_empty());
+    instances::publish(&attached, "one").await.unwrap_err();
+    assert_eq!(names(), before);
+}

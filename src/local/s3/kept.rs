@@ -1,0 +1,76 @@
+//! Whether an object is still the one that somebody put there, or read: people look into these folders, and change
+//! them.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+
+use super::intake;
+use super::shelf::{Shelf, locate, stat};
+
+const BUFFER_BYTES: usize = 256 * 1024;
+
+/// What has become of an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// It is the same: its `ETag` is, or its bytes are.
+    Same,
+    /// It is not there.
+    Missing,
+    /// It is another.
+    Changed,
+}
+
+impl Shelf {
+    /// Compares an object with the `ETag` that it had. If that differs, only its file does, perhaps (the folder was
+    /// copied to another disk, or the file was touched): then its bytes are compared by the checksum that was kept
+    /// with that `ETag`, as long as `budget_bytes` lasts; what cannot be compared any more counts as the same if it
+    /// is as long.
+    pub(in crate::local) fn kept(&self, bucket: &str, key: &str, etag: &str, budget_bytes: &mut u64) -> Kept {
+        let etag = etag.trim_matches('"');
+        let root = self.layout.bucket(bucket);
+        let found = self.look(|| stat(&root, key).ok().flatten());
+        let Some(found) = found else { return Kept::Missing };
+        if found.etag == etag {
+            return Kept::Same;
+        }
+        let bytes = etag.rsplit_once('-').and_then(|(_, bytes)| u64::from_str_radix(bytes, 16).ok());
+        if bytes != Some(found.size) {
+            return Kept::Changed;
+        }
+        let then = self.meta(etag).checksums;
+        if then.is_empty() {
+            return Kept::Changed;
+        }
+        let Some(left) = budget_bytes.checked_sub(found.size) else { return Kept::Same };
+        *budget_bytes = left;
+        let place = self.look(|| locate(&root, key));
+        let now = place.map(|place| checksums(&place, then.keys().map(String::as_str)));
+        match now {
+            Some(Ok(now)) if intake::compare(&then, &now).is_ok() => Kept::Same,
+            Some(_) => Kept::Changed,
+            None => Kept::Missing,
+        }
+    }
+
+    /// Gives an object's `ETag`, if there is one.
+    pub(in crate::local) fn etag(&self, bucket: &str, key: &str) -> Option<String> {
+        let root = self.layout.bucket(bucket);
+        self.look(|| stat(&root, key)).ok().flatten().map(|found| found.etag)
+    }
+}
+
+fn checksums<'a>(
+    place: &std::path::Path,
+    algorithms: impl Iterator<Item = &'a str>,
+) -> io::Result<std::collections::BTreeMap<String, String>> {
+    let mut hasher = intake::hasher(algorithms);
+    let mut file = File::open(place)?;
+    let mut buffer = vec![0; BUFFER_BYTES];
+    loop {
+        let count = file.read(&mut buffer)?;
+        if count == 0 {
+            return Ok(intake::by_name(hasher.finalize()));
+        }
+        hasher.update(&buffer[..count]);
+    }
+}

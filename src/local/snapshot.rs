@@ -1,0 +1,134 @@
+//! A copy of the tables' files, for one who only looks: taken without a lock and without a write, beside a process
+//! that may be writing.
+//!
+//! `SQLite` in WAL mode appends to `…-wal` and changes the main file at checkpoints alone. A copy of the main file
+//! and then of the log is therefore consistent if no checkpoint and no restart of the log came in between: the main
+//! file's size and times and the log's header must be the same before and after. A last transaction that was copied
+//! in part is dropped by the checksums of the log.
+
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::layout::OpenError;
+
+/// How often a copy is taken: a checkpoint comes every 1,000 pages, and each pause lets one end. About 5 s in all.
+const TRIES_MAX: u32 = 100;
+const PAUSE: Duration = Duration::from_millis(50);
+/// Times of files have the kernel's tick, at most 10 ms: a change within the tick of an earlier one is not seen in
+/// them.
+const TICK: Duration = Duration::from_millis(10);
+/// Source: SQLite, "Database File Format", section 4.1, "WAL File Format".
+const WAL_HEADER_BYTES: u64 = 32;
+
+/// A copy in a temporary folder of this user, removed when the value is dropped.
+#[derive(Debug)]
+pub(super) struct Snapshot {
+    dir: PathBuf,
+}
+
+impl Snapshot {
+    /// Copies a database as it is at one moment.
+    pub(super) fn of(database: &Path) -> Result<Self, OpenError> {
+        let dir = std::env::temp_dir().join(format!("lighthpc-look-{:032x}", rand::random::<u128>()));
+        DirBuilder::new().mode(0o700).create(&dir).map_err(OpenError::io(&dir))?;
+        let snapshot = Self { dir };
+        for _ in 0..TRIES_MAX {
+            if snapshot.copy(database)? {
+                return Ok(snapshot);
+            }
+            std::thread::sleep(PAUSE);
+        }
+        let reason = "it changes faster than it can be copied: try again".to_owned();
+        Err(OpenError::State { path: database.to_owned(), reason })
+    }
+
+    pub(super) fn database(&self) -> PathBuf {
+        self.dir.join("dynamo.sqlite")
+    }
+
+    /// Copies both files; `false` if they do not belong together.
+    fn copy(&self, database: &Path) -> Result<bool, OpenError> {
+        let log = log_of(database);
+        let before = mark(database, &log)?;
+        copy(database, &self.database())?;
+        let log_copy = log_of(&self.database());
+        if before.log.is_none() {
+            remove(&log_copy)?;
+        } else if !copy(&log, &log_copy)? {
+            return Ok(false);
+        }
+        // A time that is yet to come is of another clock, or was set by hand.
+        let is_settled = before.modified.elapsed().map_or(true, |age| age > TICK);
+        Ok(is_settled && before == mark(database, &log)?)
+    }
+}
+
+impl Drop for Snapshot {
+    fn drop(&mut self) {
+        // A copy that stays behind is one in the folder for temporary files.
+        drop(fs::remove_dir_all(&self.dir));
+    }
+}
+
+/// What a checkpoint, or a restart of the log, changes.
+#[derive(Debug, PartialEq, Eq)]
+struct Mark {
+    inode: u64,
+    bytes: u64,
+    modified: std::time::SystemTime,
+    changed: (i64, i64),
+    log: Option<Vec<u8>>,
+}
+
+fn mark(database: &Path, log: &Path) -> Result<Mark, OpenError> {
+    let found = fs::metadata(database).map_err(OpenError::io(database))?;
+    let header = match File::open(log) {
+        Ok(file) => {
+            let mut header = Vec::new();
+            file.take(WAL_HEADER_BYTES).read_to_end(&mut header).map_err(OpenError::io(log))?;
+            Some(header)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(source) => return Err(OpenError::Io { path: log.to_owned(), source }),
+    };
+    Ok(Mark {
+        inode: found.ino(),
+        bytes: found.len(),
+        modified: found.modified().map_err(OpenError::io(database))?,
+        changed: (found.ctime(), found.ctime_nsec()),
+        log: header,
+    })
+}
+
+/// Copies a file; `false` if it is not there any more.
+fn copy(from: &Path, to: &Path) -> Result<bool, OpenError> {
+    // The copy of a read-only file would be read-only, and the engine opens files to write.
+    remove(to)?;
+    let mut source = match File::open(from) {
+        Ok(source) => source,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(source) => return Err(OpenError::Io { path: from.to_owned(), source }),
+    };
+    let mut copy = File::create_new(to).map_err(OpenError::io(to))?;
+    io::copy(&mut source, &mut copy).map_err(OpenError::io(to))?;
+    Ok(true)
+}
+
+fn remove(path: &Path) -> Result<(), OpenError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(OpenError::Io { path: path.to_owned(), source: error })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn log_of(database: &Path) -> PathBuf {
+    let mut path = OsString::from(database);
+    path.push("-wal");
+    PathBuf::from(path)
+}
