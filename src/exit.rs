@@ -225,7 +225,8 @@ pub fn of_store(error: &StoreError) -> (Exit, Option<String>) {
 }
 
 fn disk_hint() -> String {
-    "make room, for bytes (`df -h`) and for files (`df -i`); or use a larger disk: on a node by a larger volume or --work-dir, on this machine by --local=DIR"
+    "make room, for bytes (`df -h`) and for files (`df -i`); or use a larger disk: \
+     on a node by a larger volume or --work-dir, on this machine by --local=DIR"
         .to_owned()
 }
 
@@ -238,8 +239,8 @@ fn program_hint(program: &str, error: &std::io::Error) -> String {
             return format!("{program} was open for writing: write it to another name, then rename it into its place");
         }
         ErrorKind::WouldBlock => {
-            return "the machine or the user has reached its limit of processes: raise it (`ulimit -u`, TasksMax=), or use \
-                    fewer --slots"
+            return "the machine or the user has reached its limit of processes: raise it (`ulimit -u`, TasksMax=), or \
+                    use fewer --slots"
                 .to_owned();
         }
         ErrorKind::OutOfMemory => {
@@ -250,8 +251,8 @@ fn program_hint(program: &str, error: &std::io::Error) -> String {
             return "its arguments and environment are too long: pass them in a file".to_owned();
         }
         _ if error.raw_os_error().is_some_and(|code| FILES.contains(&code)) => {
-            return "the machine or the node has reached its limit of open files: raise it (`ulimit -n`, LimitNOFILE=), or \
-                    use fewer --slots"
+            return "the machine or the node has reached its limit of open files: raise it (`ulimit -n`, LimitNOFILE=), \
+                    or use fewer --slots"
                 .to_owned();
         }
         _ if is_transient_start(error) => {

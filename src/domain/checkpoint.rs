@@ -25,8 +25,8 @@ pub struct Saved {
     pub stamp: Stamp,
 }
 
-/// What tells one state of a file from another, on one machine. A file that was replaced has another inode; one that was changed
-/// has another time of change, even if its size and its time of modification were set back.
+/// What tells one state of a file from another, on one machine. A file that was replaced has another inode; one that
+/// was changed has another time of change, even if its size and its time of modification were set back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stamp {
     /// The inode.
@@ -57,12 +57,12 @@ pub struct Entry {
     pub mode: Option<u32>,
 }
 
-/// A complete checkpoint. Its list is put after all its files, and named by the task's row after that, so a torn one is never
-/// used.
+/// A complete checkpoint. Its list is put after all its files, and named by the task's row after that, so a torn one is
+/// never used.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Manifest {
-    /// The entries by their path below the checkpoint's folder: any bytes that a path may have. A folder comes before what is in
-    /// it.
+    /// The entries by their path below the checkpoint's folder: any bytes that a path may have. A folder comes before
+    /// what is in it.
     pub entries: BTreeMap<Vec<u8>, Entry>,
 }
 
@@ -102,7 +102,8 @@ impl Manifest {
         Ok(serde_json::to_vec(&List { version: VERSION, entries: self.entries.iter().map(item).collect() })?)
     }
 
-    /// Reads a list, of this version or an earlier one, and checks that each entry has a place of its own in the folder.
+    /// Reads a list, of this version or an earlier one, and checks that each entry has a place of its own in the
+    /// folder.
     ///
     /// # Errors
     /// [`ManifestError`].
@@ -251,15 +252,15 @@ fn decode(text: &str) -> Vec<u8> {
 /// The folder of all checkpoints in the result bucket.
 pub const FOLDER: &str = "checkpoints/";
 
-/// Returns the folder of a task's checkpoints in the result bucket. By a digest: a source key may be as long as keys may be. It is
-/// of the deployment (the name of its tasks table) and the task: deployments may share a bucket.
+/// Returns the folder of a task's checkpoints in the result bucket. By a digest: a source key may be as long as keys
+/// may be. It is of the deployment (the name of its tasks table) and the task: deployments may share a bucket.
 #[must_use]
 pub fn folder(deployment: &str, src: &SrcId) -> String {
     format!("{FOLDER}{}/", digest_hex(&[deployment, src.as_str()], 32))
 }
 
-/// Returns the folder of a task's checkpoints that versions before the deployment was in the name used. Another deployment's may be
-/// in it too.
+/// Returns the folder of a task's checkpoints that versions before the deployment was in the name used. Another
+/// deployment's may be in it too.
 #[must_use]
 pub fn earlier_folder(src: &SrcId) -> String {
     format!("{FOLDER}{}/", digest_hex(&[src.as_str()], 32))
@@ -271,7 +272,8 @@ pub fn save_folder(deployment: &str, src: &SrcId, attempt: Attempt, save: u32) -
     format!("{}{attempt}.{save}/", folder(deployment, src))
 }
 
-/// Returns the key of the `n`-th file of a save. By a number: a file may have any name, that of the list too, and any length.
+/// Returns the key of the `n`-th file of a save. By a number: a file may have any name, that of the list too, and any
+/// length.
 #[must_use]
 pub fn file_key(save_folder: &str, n: usize) -> String {
     format!("{save_folder}f/{n}")

@@ -60,8 +60,8 @@ impl Checkpoints {
     /// A checkpoint that cannot be restored is worth a warning: the workload then begins from its start.
     ///
     /// # Errors
-    /// [`NodeError`] if the disk has no room for it: another machine may have, and a workload that began from its start would
-    /// replace the checkpoint by less.
+    /// [`NodeError`] if the disk has no room for it: another machine may have, and a workload that began from its start
+    /// would replace the checkpoint by less.
     pub(super) async fn restore(
         node: &Node,
         contract: &Contract,
@@ -148,8 +148,8 @@ impl Checkpoints {
         blocking(complete).await.map_err(disk)
     }
 
-    /// Saves what changed since the last save. Says once why that was not possible: in the node's log, and in the task's.
-    /// Returns whether the row names a save of what there is.
+    /// Saves what changed since the last save. Says once why that was not possible: in the node's log, and in the
+    /// task's. Returns whether the row names a save of what there is.
     pub(super) async fn save_or_note(&mut self, node: &Node) -> bool {
         match self.save(node).await {
             Ok(Save::Saved | Save::Unchanged) => {
@@ -248,8 +248,8 @@ impl Checkpoints {
         }
     }
 
-    /// Puts the files that changed, each by a descriptor of its own, so that a workload may rename a new one into its place
-    /// meanwhile. One that is gone by now is left out.
+    /// Puts the files that changed, each by a descriptor of its own, so that a workload may rename a new one into its
+    /// place meanwhile. One that is gone by now is left out.
     async fn put_all(
         &self,
         node: &Node,
@@ -281,8 +281,8 @@ impl Checkpoints {
         Ok(saved)
     }
 
-    /// Removes what no checkpoint needs, of what is certainly this task's. What stays is found by the bucket's lifecycle, so a
-    /// failure is only logged.
+    /// Removes what no checkpoint needs, of what is certainly this task's. What stays is found by the bucket's
+    /// lifecycle, so a failure is only logged.
     async fn forget(&self, node: &Node, mut keys: Vec<String>) {
         let own = folder(&self.deployment, &self.fence.src);
         keys.retain(|key| key.starts_with(&own) || self.earlier.contains(key));
@@ -322,7 +322,8 @@ struct Get {
 }
 
 impl Get {
-    /// Fetches one file, through an outage if need be: without it the work of hours begins from its start. Returns its size.
+    /// Fetches one file, through an outage if need be: without it the work of hours begins from its start. Returns its
+    /// size.
     async fn file(&self, key: &str, file: &Path) -> Result<u64, NodeError> {
         let done = insist(self.limit, || self.store.download(&self.bucket, key, file)).await;
         let done = done.map_err(|source| NodeError::Store { doing: "fetching the checkpoint", source });

@@ -33,8 +33,9 @@ pub struct Contract {
 }
 
 impl Contract {
-    /// Makes the attempt's folder. Its name is of this deployment (the name of its tasks table), task, attempt, and process, so
-    /// that no other process has the same; other processes know by its lock that it is in use until the last clone is dropped.
+    /// Makes the attempt's folder. Its name is of this deployment (the name of its tasks table), task, attempt, and
+    /// process, so that no other process has the same; other processes know by its lock that it is in use until the
+    /// last clone is dropped.
     ///
     /// # Errors
     /// The system's; then nothing is left behind.
@@ -126,8 +127,8 @@ impl Contract {
         self.folder.name().to_owned()
     }
 
-    /// Gives the workspace, with all that is in it, to the workload's own user. No link is followed, and what is the user's
-    /// already keeps its time of change, by which a checkpoint knows its files.
+    /// Gives the workspace, with all that is in it, to the workload's own user. No link is followed, and what is the
+    /// user's already keeps its time of change, by which a checkpoint knows its files.
     pub(super) fn hand_over(&self, uid: u32, gid: u32) -> io::Result<()> {
         let mut left = vec![self.workspace()];
         while let Some(path) = left.pop() {

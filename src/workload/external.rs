@@ -59,8 +59,8 @@ enum Reach {
     Unit(String),
 }
 
-/// The pauses before a start is tried again, in ms, 6.3 s in all: a program that is being written, and limits of processes and
-/// files that others have reached, are free again within seconds or stay for long.
+/// The pauses before a start is tried again, in ms, 6.3 s in all: a program that is being written, and limits of
+/// processes and files that others have reached, are free again within seconds or stay for long.
 const START_PAUSES_MS: [u64; 6] = [100, 200, 400, 800, 1600, 3200];
 
 pub(super) async fn run(
@@ -123,8 +123,8 @@ impl StartFailure {
     }
 }
 
-/// Returns whether a program could not be started for a reason that says nothing of the program: the machine has reached a limit,
-/// the program is just being written, or its disk does not answer. Anything else is the program's own.
+/// Returns whether a program could not be started for a reason that says nothing of the program: the machine has
+/// reached a limit, the program is just being written, or its disk does not answer. Anything else is the program's own.
 ///
 /// Sources: `execve(2)`, `fork(2)`, `pipe(2)`, and for programs on a network file system `errno(3)`.
 #[must_use]

@@ -1,8 +1,9 @@
 //! An attempt's folder: made with a marker that proves whose it is, and removed by nobody who cannot show that marker.
 //!
-//! The marker is a file that names the deployment, the task, the attempt, the folder itself, and the folder's inode. A folder
-//! that a person copied has another inode, one that a person renamed has another name, and neither is removed. The process that
-//! works in the folder holds a lock on the marker, so that a folder is abandoned exactly if its marker can be locked.
+//! The marker is a file that names the deployment, the task, the attempt, the folder itself, and the folder's inode. A
+//! folder that a person copied has another inode, one that a person renamed has another name, and neither is removed.
+//! The process that works in the folder holds a lock on the marker, so that a folder is abandoned exactly if its marker
+//! can be locked.
 //!
 //! [`Proven::remove`] is the only function that removes a folder. It follows no link, and it enters no other mount.
 
@@ -142,8 +143,8 @@ fn mark(path: &Path, folder: String, deployment: &str, src: &SrcId, attempt: Att
     };
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut file = File::from(openat(&handle, MARKER_NAME, flags, Mode::RUSR | Mode::WUSR)?);
-    // Locked before it says anything: another process that looks at it now finds no valid marker, and lets go at once. A file
-    // system without locks refuses them to that process too.
+    // Locked before it says anything: another process that looks at it now finds no valid marker, and lets go at once.
+    // A file system without locks refuses them to that process too.
     if let Err(error) = file.lock() {
         tracing::debug!("{} cannot be locked: {error}", path.display());
     }

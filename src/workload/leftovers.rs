@@ -20,8 +20,8 @@ use crate::domain::ids::SrcId;
 /// How often `/proc` is gone through: a process may fork between the look and the signal.
 const ROUNDS_MAX: u32 = 5;
 
-/// Kills every process whose `LIGHTHPC_SCRATCH` is below `folder`, an attempt's, and returns how many there were; those of a
-/// process group that was killed already, and may still be dying, are left out.
+/// Kills every process whose `LIGHTHPC_SCRATCH` is below `folder`, an attempt's, and returns how many there were; those
+/// of a process group that was killed already, and may still be dying, are left out.
 pub(super) fn end_below(folder: &Path, dying: Option<Pid>) -> usize {
     let mut ended = 0;
     for _ in 0..ROUNDS_MAX {
@@ -43,12 +43,14 @@ const LOCK_NAME: &str = ".lock";
 /// How many folders that stay are named in one warning.
 const NAMED_MAX: usize = 5;
 
-/// Takes a work folder for this process. If it is the only one there, removes the folders of attempts whose process has died,
-/// and kills what still runs of them: a node that was restarted finds its earlier workload running. Returns the lock, which is
-/// held as long as it lives, and which tasks of this deployment (the name of its tasks table) those attempts had.
+/// Takes a work folder for this process. If it is the only one there, removes the folders of attempts whose process has
+/// died, and kills what still runs of them: a node that was restarted finds its earlier workload running. Returns the
+/// lock, which is held as long as it lives, and which tasks of this deployment (the name of its tasks table) those
+/// attempts had.
 ///
-/// Nothing is removed that has no valid marker of lighthpc's (see `folder.rs`), and nothing of a process that lives. If another
-/// living process holds the lock, nothing is removed, and `None` is returned; attempts have folders of their own.
+/// Nothing is removed that has no valid marker of lighthpc's (see `folder.rs`), and nothing of a process that lives. If
+/// another living process holds the lock, nothing is removed, and `None` is returned; attempts have folders of their
+/// own.
 ///
 /// # Errors
 /// The system's.
@@ -92,8 +94,8 @@ fn clear(work_dir: &Path, deployment: &str) -> io::Result<Vec<SrcId>> {
         let named: Vec<_> = earlier.iter().take(NAMED_MAX).map(|name| name.to_string_lossy()).collect();
         tracing::warn!(
             folders = earlier.len(),
-            "{} holds folders of an earlier version of lighthpc, which have no marker and are not removed: {}; remove them \
-             by hand",
+            "{} holds folders of an earlier version of lighthpc, which have no marker and are not removed: {}; \
+             remove them by hand",
             work_dir.display(),
             named.join(", ")
         );
@@ -101,8 +103,8 @@ fn clear(work_dir: &Path, deployment: &str) -> io::Result<Vec<SrcId>> {
     Ok(srcs)
 }
 
-/// Removes the folder of an attempt whose process has died, and kills what still runs of it. Returns its task, if the task is
-/// of this deployment.
+/// Removes the folder of an attempt whose process has died, and kills what still runs of it. Returns its task, if the
+/// task is of this deployment.
 fn remove(path: &Path, proven: Proven, deployment: &str) -> Option<SrcId> {
     let ended = end_below(path, None);
     if ended > 0 {
@@ -147,8 +149,8 @@ fn scratch_of(pid: i32) -> Option<OsString> {
     Some(OsStr::from_bytes(value).to_owned())
 }
 
-/// Returns whether a path leads through this very folder, by whatever name of the work folder: another folder may have the same
-/// name, and only a path with the name is looked up, for any process may have set the variable to anything.
+/// Returns whether a path leads through this very folder, by whatever name of the work folder: another folder may have
+/// the same name, and only a path with the name is looked up, for any process may have set the variable to anything.
 fn is_below(scratch: &Path, name: &OsStr, identity: (u64, u64)) -> bool {
     scratch.is_absolute()
         && scratch

@@ -1,8 +1,8 @@
 //! The progress file: the newest valid line wins, however the workload writes the file.
 //!
-//! A workload may append to the file, write it afresh in place, or rename another file into its place. So no position is
-//! remembered: whenever the file has changed, its last 64 KiB are read, and the last valid line in them counts. What is read
-//! while the file is being written is read again at the next look.
+//! A workload may append to the file, write it afresh in place, or rename another file into its place. So no position
+//! is remembered: whenever the file has changed, its last 64 KiB are read, and the last valid line in them counts. What
+//! is read while the file is being written is read again at the next look.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -22,8 +22,8 @@ pub(super) struct ProgressFile {
     path: PathBuf,
     /// The file as the last look found it.
     seen: Option<Stamp>,
-    /// Whether the look before that had found the same. A change within the clock's grain (some ms) after a look leaves the stamp
-    /// as it was, so that a file counts as unchanged only after a second reading.
+    /// Whether the look before that had found the same. A change within the clock's grain (some ms) after a look leaves
+    /// the stamp as it was, so that a file counts as unchanged only after a second reading.
     is_settled: bool,
     /// Where the next line begins that was not counted as malformed yet.
     counted_to: u64,
@@ -58,11 +58,11 @@ impl ProgressFile {
         self.malformed
     }
 
-    /// Returns the newest progress in the file, if it is another than before. A file that is missing or unreadable, or that holds no
-    /// valid line, says nothing.
+    /// Returns the newest progress in the file, if it is another than before. A file that is missing or unreadable, or
+    /// that holds no valid line, says nothing.
     ///
-    /// A line counts when it is ended. The only line of a file counts without an end too, once two looks have found the same; and
-    /// with `last` any line does.
+    /// A line counts when it is ended. The only line of a file counts without an end too, once two looks have found the
+    /// same; and with `last` any line does.
     pub(super) fn look(&mut self, last: bool) -> Option<Progress> {
         let (stamp, mut file) = self.open().ok()??;
         let is_same = self.seen == Some(stamp);
@@ -103,7 +103,8 @@ impl ProgressFile {
             start += end as u64 + 1;
             rest = &rest[end + 1..];
         }
-        // After whole lines, a line without an end is one that is still being written, perhaps by a program that buffers.
+        // After whole lines, a line without an end is one that is still being written, perhaps by a program that
+        // buffers.
         let is_only = start == 0 && is_same;
         if last || is_only || rest.len() > LINE_BYTES_MAX {
             newest = self.read_line(start, rest).or(newest);
@@ -184,7 +185,8 @@ mod tests {
         assert_eq!(ProgressFile::new(path).look(true), None);
     }
 
-    /// Shorter, of equal length, longer; longer with the old text at the same place; and with the time of change set back.
+    /// Shorter, of equal length, longer; longer with the old text at the same place; and with the time of change set
+    /// back.
     #[test]
     fn a_file_that_is_rewritten_in_place_is_read_afresh() {
         let dir = tempfile::tempdir().unwrap();

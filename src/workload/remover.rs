@@ -17,8 +17,8 @@ pub(super) fn open_folder(parent: impl AsFd, name: impl rustix::path::Arg) -> Re
 
 /// How many names of a folder are read at a time: an attempt may leave millions of files.
 pub(super) const NAMES_AT_ONCE: usize = 4096;
-/// The levels that are open at once. What lies deeper is moved up to the top first, so that neither the open files nor the stack
-/// have to grow with it.
+/// The levels that are open at once. What lies deeper is moved up to the top first, so that neither the open files nor
+/// the stack have to grow with it.
 pub(super) const DEPTH_MAX: u32 = 64;
 /// How often the top is gone through: as many levels as a disk could hold, and an end all the same.
 const PASSES_MAX: u32 = 100_000;
@@ -135,8 +135,8 @@ fn readable(folder: &OwnedFd) -> Result<OwnedFd, Errno> {
     openat(folder, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// Returns whether something is mounted here, also if it is of the same file system. A kernel before 5.8 does not say; then the
-/// device has to.
+/// Returns whether something is mounted here, also if it is of the same file system. A kernel before 5.8 does not say;
+/// then the device has to.
 fn is_mount(folder: &OwnedFd) -> bool {
     let seen = statx(folder, "", AtFlags::EMPTY_PATH, StatxFlags::TYPE);
     seen.is_ok_and(|seen| seen.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))

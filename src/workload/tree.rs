@@ -1,8 +1,8 @@
 //! The checkpoint folder on this machine's disk: what is in it, and how it is made again.
 //!
-//! The workload may change the folder at any moment, and the node may read what the workload may not. So everything is reached
-//! from the folder's own descriptor, and no link is followed. Links of a restored checkpoint are made after all files, so that
-//! no file is written through one.
+//! The workload may change the folder at any moment, and the node may read what the workload may not. So everything is
+//! reached from the folder's own descriptor, and no link is followed. Links of a restored checkpoint are made after all
+//! files, so that no file is written through one.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, OsStr};
@@ -20,7 +20,8 @@ use crate::domain::checkpoint::{Content, MODE_KEPT, Manifest, Stamp, encode, par
 
 /// The most entries of a checkpoint: a save under a Spot notice has two minutes.
 const ENTRIES_MAX: usize = 10_000;
-/// The longest path below the folder, in bytes. Linux allows 4,096 in all, and the folder's own path differs between machines.
+/// The longest path below the folder, in bytes. Linux allows 4,096 in all, and the folder's own path differs between
+/// machines.
 const PATH_BYTES_MAX: usize = 3072;
 
 /// What is at a place of the folder.
@@ -50,8 +51,8 @@ pub enum Seen {
 /// Returns everything below a folder, by its path. What is gone by the time it is looked at was a temporary name.
 ///
 /// # Errors
-/// The system's; and of what has no place in a checkpoint: a socket, a FIFO, a device, a path that is too long, and more entries
-/// than a save has time for. The error names it.
+/// The system's; and of what has no place in a checkpoint: a socket, a FIFO, a device, a path that is too long, and more
+/// entries than a save has time for. The error names it.
 pub fn walk(root: &Path) -> io::Result<BTreeMap<Vec<u8>, Seen>> {
     let top = openat(CWD, root, FOLDER, Mode::empty())?;
     let mut found = BTreeMap::new();
@@ -142,8 +143,8 @@ pub struct Pinned {
     file: File,
 }
 
-/// Opens a file of the folder; `None` if it is gone. With an owner, only that user's file is opened: the workload might have made
-/// a link where the walk had seen a file.
+/// Opens a file of the folder; `None` if it is gone. With an owner, only that user's file is opened: the workload might
+/// have made a link where the walk had seen a file.
 ///
 /// # Errors
 /// The system's; and if it is no file any more, or not the owner's.
@@ -208,8 +209,8 @@ pub fn make_folders(root: &Path, manifest: &Manifest) -> io::Result<()> {
     Ok(())
 }
 
-/// Completes a checkpoint whose files are in place: links, owners, and permissions, the innermost first. The files' states go into
-/// the list, so that the next save knows what has changed since.
+/// Completes a checkpoint whose files are in place: links, owners, and permissions, the innermost first. The files'
+/// states go into the list, so that the next save knows what has changed since.
 ///
 /// # Errors
 /// The system's.

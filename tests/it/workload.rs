@@ -119,8 +119,8 @@ async fn a_save_that_is_refused_is_seen_in_the_tasks_log() {
     assert!(log.starts_with("working\n") && log.contains("pipe is a FIFO"), "{log}");
 }
 
-/// Lists of earlier versions are in buckets. They are restored and carried on; after the commit they are removed, but nothing
-/// that another deployment has in the same folder.
+/// Lists of earlier versions are in buckets. They are restored and carried on; after the commit they are removed, but
+/// nothing that another deployment has in the same folder.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_checkpoint_of_an_earlier_version_is_restored_and_removed() {
     let lab = Lab::new().await;
@@ -178,7 +178,8 @@ async fn a_list_that_leads_out_of_the_folder_restores_nothing() {
     }
 }
 
-/// The disk is too small for the checkpoint: the work in it must not be replaced by that of a workload that begins from its start.
+/// The disk is too small for the checkpoint: the work in it must not be replaced by that of a workload that begins from
+/// its start.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_checkpoint_that_does_not_fit_is_left_to_another_machine() {
     let lab = Lab::new().await;

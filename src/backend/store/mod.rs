@@ -137,7 +137,8 @@ pub fn free_inodes(folder: &Path) -> io::Result<Option<u64>> {
     Ok((stat.f_files > 0).then_some(stat.f_favail))
 }
 
-/// Returns whether a file could not be made or written for lack of room: bytes, inodes (both `ENOSPC`), or a quota of either.
+/// Returns whether a file could not be made or written for lack of room: bytes, inodes (both `ENOSPC`), or a quota of
+/// either.
 #[must_use]
 pub fn is_no_room(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
