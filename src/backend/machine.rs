@@ -144,6 +144,24 @@ pub fn has_process(instance: &str) -> bool {
     (0..PLACES).any(|number| is_taken(number).is_ok())
 }
 
+/// How often, and how long apart, a taken place is looked at before it counts: a child that this process has just forked holds a
+/// copy of its sockets for some ms, until it executes its program.
+const PLACE_LOOKS: u32 = 10;
+const PLACE_PAUSE: Duration = Duration::from_millis(20);
+
+/// Returns whether a process has a place on this instance for as long as it is looked at.
+async fn has_process_for(instance: &str, looks: u32) -> bool {
+    for look in 0..looks {
+        if look > 0 {
+            tokio::time::sleep(PLACE_PAUSE).await;
+        }
+        if !has_process(instance) {
+            return false;
+        }
+    }
+    true
+}
+
 /// How often the machine asks EC2 for its own end, the SDK's five attempts (about 4 s) a time. With waits of up to 5 s
 /// between, about a minute at the most: then the power goes off.
 const TERMINATE_TRIES_MAX: u32 = 7;
@@ -408,7 +426,7 @@ impl Machine {
         drop(self.place.lock().unwrap_or_else(PoisonError::into_inner).take());
         if proof.0 != Ground::Ordered
             && let Some(instance) = instance
-            && has_process(instance)
+            && has_process_for(instance, PLACE_LOOKS).await
         {
             tracing::info!("instance {instance} keeps running: another process of lighthpc runs here, and ends it");
             return Ok(End::LeftRunning);

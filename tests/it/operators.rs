@@ -299,10 +299,12 @@ async fn a_manifest_is_gone_on_with_where_its_publisher_stopped() {
 #[tokio::test]
 async fn a_row_without_room_for_results_is_announced_once() {
     let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    lab.set_mission_value("M", "remark", text(&"x".repeat(409_600 - 520))).await;
+    // The name of its result is longer than what is left in the row.
+    let task = "x".repeat(1_000);
+    lab.mission("M", &[&task]).await;
+    lab.set_mission_value("M", "remark", text(&"x".repeat(409_600 - 1_200))).await;
 
-    lab.node("abc", "M").run().await.ending.unwrap();
+    lab.node(&task, "M").run().await.ending.unwrap();
     for _ in 0..2 {
         lab.scheduler(&Faults::new()).sweep(&CancellationToken::new()).await.unwrap();
     }

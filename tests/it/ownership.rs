@@ -371,6 +371,10 @@ fn reply(path: &str, body: &str, instance: &StubInstance) -> (u16, String) {
     if body.contains("Action=TerminateInstances") {
         return (200, "<TerminateInstancesResponse><instancesSet/></TerminateInstancesResponse>".to_owned());
     }
+    if path != "/" {
+        // S3's requests name a bucket; DynamoDB's do not.
+        return (403, "<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>".to_owned());
+    }
     (400, r#"{"__type":"com.amazon.coral.service#AccessDeniedException","Message":"not authorized"}"#.to_owned())
 }
 

@@ -121,7 +121,14 @@ async fn what_a_failed_task_left_is_overwritten_and_what_a_running_one_put_is_no
     assert_eq!(lab.result("rslt_d/x").as_deref(), Some("d's file"));
 
     let outcome = Outcome::Failed(Verdict::AppError);
-    let finish = Finish { outcome, exit_code: None, input_etag: None, time_cost_s: 0, history: vec![], counts: Counts::default() };
+    let finish = Finish {
+        outcome,
+        exit_code: None,
+        input_etag: None,
+        time_cost_s: 0,
+        history: vec![],
+        counts: Counts::default(),
+    };
     let mission = lab.mission_row("M").await;
     assert_eq!(ledger.commit(&d, Some(&mission), &finish).await.unwrap(), Commit::Committed);
 
