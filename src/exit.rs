@@ -297,4 +297,17 @@ mod tests {
         assert_eq!(exit, Exit::ProgramNotFound);
         hint.unwrap()
     }
+
+    #[test]
+    fn every_exit_code_of_the_table_of_failures_is_one_of_ours() {
+        for kind in Kind::ALL {
+            for operation in ["GetObject", "PutObject", "Publish", "UpdateItem"] {
+                let error = CloudError::new(kind, operation, "a resource", "words");
+                let (exit, hint) = of_cloud(&error);
+                assert_eq!(exit as u8, error.nature().exit, "{kind:?} {operation}");
+                let hint = hint.unwrap_or_default();
+                assert!(!hint.is_empty() && !hint.contains(['{', '}']), "{hint}");
+            }
+        }
+    }
 }
