@@ -84,6 +84,7 @@ pub(super) async fn complete(
         condition: Condition { if_match: input.if_match, if_none_match: input.if_none_match },
         size: input.mpu_object_size,
         checksums,
+        is_full,
     };
     let named = input.multipart_upload.and_then(|upload| upload.parts).unwrap_or_default();
     let (bucket, key, id) = (input.bucket.clone(), input.key.clone(), input.upload_id);

@@ -56,6 +56,8 @@ pub(super) struct Whole {
     pub(super) size: Option<i64>,
     /// Full-object checksums, by algorithm.
     pub(super) checksums: BTreeMap<String, String>,
+    /// Whether S3 keeps a sum over the whole.
+    pub(super) is_full: bool,
 }
 
 /// Begins an upload and gives its id.
@@ -136,8 +138,11 @@ pub(super) fn complete(
         return Err(s3_error!(InvalidRequest, "the parts have {size} bytes, not the number the request gives"));
     }
     let staged = Staged::new(&shelf.layout)?;
-    let computed = join(&parts, &staged, whole.checksums.keys().map(String::as_str))?;
+    // Of a whole object's kind S3 computes the sum itself, named or not.
+    let own = whole.is_full.then_some("crc32");
+    let computed = join(&parts, &staged, whole.checksums.keys().map(String::as_str).chain(own))?;
     intake::compare(&whole.checksums, &computed)?;
+    whole.checksums.extend(computed.into_iter().filter(|(algorithm, _)| own == Some(algorithm.as_str())));
     let meta = Meta { checksums: std::mem::take(&mut whole.checksums), ..upload.meta };
     let etag = shelf.commit((bucket, key), staged, &whole.condition, &meta, || {
         // Another request may have completed or aborted it while the parts were joined.
