@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
-use aws_config::environment::region::EnvironmentVariableRegionProvider;
 use aws_config::imds;
 use aws_config::imds::region::ImdsRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
@@ -67,7 +66,7 @@ impl Wire {
         let http = SharedHttpClient::new(ByScheme::new());
         let provider = ProviderConfig::without_region().with_http_client(http.clone());
         let imds = imds_client(&provider).build();
-        let region = RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
+        let region = RegionProviderChain::first_try(region_of_environment())
             .or_else(ProfileFileRegionProvider::new())
             .or_else(ImdsRegionProvider::builder().configure(&provider).imds_client(imds.clone()).build())
             .region()
@@ -166,6 +165,12 @@ impl Wire {
     pub fn region(&self) -> &str {
         &self.region
     }
+}
+
+/// Returns the region that a variable names. A variable that is set to nothing is not set.
+fn region_of_environment() -> Option<Region> {
+    let named = ["AWS_REGION", "AWS_DEFAULT_REGION"].into_iter().filter_map(|name| std::env::var(name).ok());
+    named.map(|name| name.trim().to_owned()).find(|name| !name.is_empty()).map(Region::new)
 }
 
 fn imds_client(provider: &ProviderConfig) -> imds::client::Builder {

@@ -150,12 +150,7 @@ fn read(body: &str) -> Result<NewMission, Refusal> {
         let n = value.as_u64().or_else(|| value.as_str()?.trim().parse().ok()).filter(|n| (1..=most).contains(n));
         n.map(Some).ok_or_else(|| Refusal::bad(format!("{name} {value} is not a number from 1 to {most}")))
     };
-    let id = MissionId::new(&new.mission).map_err(|error| Refusal::bad(error.to_string()))?;
-    if new.mission.contains('/') || new.mission.contains("#tally#") {
-        return Err(Refusal::bad(
-            "a mission's id has no `/`, which ends it in the keys of its inputs, and no `#tally#`",
-        ));
-    }
+    let id = MissionId::for_a_new_mission(&new.mission).map_err(|error| Refusal::bad(error.to_string()))?;
     let trans_number = number("transNumber", &Some(new.trans_number), 100_000_000)?.unwrap_or(1);
     let (price, wait, floor) = (word(&new.max_unit_price), word(&new.max_wait_time), word(&new.on_demand_floor));
     let policy = Policy::read(|name| match name {

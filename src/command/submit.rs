@@ -106,20 +106,7 @@ pub(super) async fn run(args: SubmitArgs) -> Result<Exit, Failure> {
 /// The mission's id: as named, or the time, as the first version had it.
 fn mission_id(args: &SubmitArgs) -> Result<MissionId, Failure> {
     let id = args.mission.clone().unwrap_or_else(|| clock::now_rfc3339().replace(':', "-"));
-    if id.contains("#tally#") || id.contains('/') {
-        return Err(Failure::usage(
-            format!("{id} cannot be a mission's id"),
-            "an id has no `/`, which ends it in the keys of its inputs, and no `#tally#`",
-        ));
-    }
-    // Its nodes bear it as a tag. Source: EC2 user guide, "Tag your Amazon EC2 resources", "Tag restrictions".
-    if id.chars().count() > 256 || id.chars().any(char::is_control) || id.trim() != id || id.starts_with("aws:") {
-        return Err(Failure::usage(
-            format!("{id} cannot be a mission's id, for its nodes have it in a tag"),
-            "an id has at most 256 characters, no control characters, no blanks around it, and no aws: at its start",
-        ));
-    }
-    MissionId::new(id).map_err(|error| Failure::usage(error, "look at --mission"))
+    MissionId::for_a_new_mission(id).map_err(|error| Failure::usage(error, "give another id with --mission"))
 }
 
 /// Checks that the bucket is there and, if files go up, that they may: an upload is begun and aborted.

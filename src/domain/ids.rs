@@ -25,6 +25,14 @@ pub enum IdError {
         /// The limit in bytes.
         max: usize,
     },
+    /// The name has a form that a new mission's must not have.
+    #[error("{id:?} cannot be a mission's id: {rule}")]
+    Form {
+        /// The name.
+        id: String,
+        /// The rule that it breaks.
+        rule: &'static str,
+    },
 }
 
 macro_rules! name {
@@ -84,6 +92,34 @@ name!(
     256
 );
 
+impl MissionId {
+    /// Checks the id of a mission that is about to be made. Stricter than [`Self::new`], which must read every row that
+    /// there is: keys of S3, keys of the missions table and a tag of the nodes are made of the id.
+    ///
+    /// # Errors
+    /// [`IdError`] with the rule that the id breaks.
+    pub fn for_a_new_mission(id: impl Into<String>) -> Result<Self, IdError> {
+        let id = id.into();
+        let rule = if id.contains('/') {
+            "it has a `/`, which ends the id in the keys of its inputs"
+        } else if id.contains("#tally#") {
+            "it contains `#tally#`, as the keys of the parts of a tally do"
+        } else if id.starts_with('~') {
+            "it begins with `~`, as the items do that lighthpc keeps for itself"
+        // Source: EC2 user guide, "Tag your Amazon EC2 resources", "Tag restrictions".
+        } else if id.chars().count() > 256 {
+            "it has more than 256 characters, and its nodes have it in a tag"
+        } else if id.chars().any(char::is_control) || id.trim() != id {
+            "it has control characters, or blanks around it, and its nodes have it in a tag"
+        } else if id.starts_with("aws:") {
+            "it begins with `aws:`, and its nodes have it in a tag"
+        } else {
+            return Self::new(id);
+        };
+        Err(IdError::Form { id, rule })
+    }
+}
+
 /// The longest part of a host's name in an owner's: enough to find the machine, and short in a table.
 const HOST_CHARS_MAX: usize = 63;
 
@@ -127,6 +163,16 @@ mod tests {
         assert!(SrcId::new("x".repeat(1024)).is_ok());
         assert!(SrcId::new("x".repeat(1025)).is_err());
         assert_eq!(SrcId::new("a b+c/../ü").map(|s| s.to_string()), Ok("a b+c/../ü".to_owned()));
+    }
+
+    #[test]
+    fn a_new_missions_id_fits_all_that_is_made_of_it() {
+        for id in ["a/b", "a#tally#1", "~sweep", "~", "a\nb", " a", "a ", "aws:a", &"x".repeat(257), ""] {
+            assert!(MissionId::for_a_new_mission(id).is_err(), "{id:?}");
+        }
+        for id in ["2026-11-26T08-00-00Z", "a b", "a~", "ü", "a#b", &"ü".repeat(256)] {
+            assert!(MissionId::for_a_new_mission(id).is_ok(), "{id:?}");
+        }
     }
 
     #[test]

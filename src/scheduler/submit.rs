@@ -26,6 +26,10 @@ const ROWS_PARALLEL: usize = 64;
 /// How often the number of a mission's tasks is counted again because another has changed it meanwhile.
 const RESIZES_MAX: u32 = 5;
 
+/// How many rows of a submission are read and looked at in one go: ten calls, and some 20 MB if each
+/// row has a history of ten attempts whose logs have the longest keys.
+const CHECKED_AT_ONCE: usize = 1000;
+
 /// A mission to be made or enlarged.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -69,7 +73,11 @@ pub struct Checked {
     pub mission: Option<Mission>,
     /// The launches that it would ask for: the first of a node for each task, or those of the mission's nodes.
     pub requests: Vec<Request>,
-    there: Vec<Task>,
+    /// The tasks that have rows.
+    known: HashSet<SrcId>,
+    /// Rows that are not yet in the mission's index: the first version made them, or a hand, or an upload before there
+    /// was the mission.
+    to_adopt: Vec<Task>,
 }
 
 /// A mission that is ready for its tasks' rows.
@@ -138,21 +146,29 @@ impl Scheduler {
 
     /// Looks at rows and mission, and refuses what does not fit them.
     async fn check_rows(&self, plan: &Plan) -> Result<Checked, SchedulerError> {
-        let there = self.backend.ledger.tasks(&plan.srcs).await.map_err(SchedulerError::cloud("looking for rows"))?;
-        let is_ours = |task: &&Task| match &task.mission {
+        let is_ours = |task: &Task| match &task.mission {
             Some(mission) => *mission == plan.mission,
             // It was counted nowhere when it ended, and a node that runs it will not count it.
             None => task.state == State::Pending,
         };
-        if let Some(task) = there.iter().find(|task| !is_ours(task)) {
-            return Err(other_task(task));
+        let is_to_adopt =
+            |task: &Task| task.state == State::Pending && (task.mission.is_none() || task.open_since.is_none());
+        let (mut known, mut to_adopt) = (HashSet::new(), Vec::new());
+        // In parts: the rows of a large mission, with their logs, would fill the memory.
+        for srcs in plan.srcs.chunks(CHECKED_AT_ONCE) {
+            let rows = self.backend.ledger.tasks(srcs).await.map_err(SchedulerError::cloud("looking for rows"))?;
+            if let Some(task) = rows.iter().find(|task| !is_ours(task)) {
+                return Err(other_task(task));
+            }
+            known.extend(rows.iter().map(|task| task.src.clone()));
+            to_adopt.extend(rows.into_iter().filter(is_to_adopt));
         }
         let mission = self.mission(&plan.mission).await?;
         if let Some(mission) = &mission {
             refuse_other(mission, plan)?;
         }
         self.policy(mission.as_ref())?;
-        Ok(Checked { mission, requests: Vec::new(), there })
+        Ok(Checked { mission, requests: Vec::new(), known, to_adopt })
     }
 
     /// As [`Self::prepare`], with what [`Self::check`] has found.
@@ -161,16 +177,13 @@ impl Scheduler {
     /// What a service said, or [`SchedulerError::OtherTask`] if a node was quicker.
     pub async fn prepare_checked(&self, plan: &Plan, checked: Checked) -> Result<Prepared, SchedulerError> {
         let ledger = &self.backend.ledger;
-        let Checked { mission, there, .. } = checked;
+        let Checked { mission, known, to_adopt, .. } = checked;
         let is_new = mission.is_none();
-        let known: HashSet<SrcId> = there.iter().map(|task| task.src.clone()).collect();
         let mission = match mission {
             Some(mission) => self.enlarge(mission, plan, &known).await?,
             None => self.make_mission(plan).await?,
         };
-        // Rows that the first version made, or a hand, or an upload before there was the mission: not in its index yet.
-        let is_adopted = |task: &&Task| task.mission.is_none() || task.open_since.is_none();
-        for task in there.iter().filter(|task| task.state == State::Pending).filter(is_adopted) {
+        for task in &to_adopt {
             let adopted = ledger.adopt(task, &mission, &clock::now_rfc3339()).await;
             let is_adopted = adopted.map_err(SchedulerError::cloud("taking a row over"))?;
             if !is_adopted && task.mission.is_none() {

@@ -49,8 +49,11 @@ echo "attempt $LIGHTHPC_ATTEMPT" >"$LIGHTHPC_OUTPUT"
     return program, began, go, ended
 
 
-def assert_done(cloud, src, content, attempt=1):
-    """The row is done, and says of the result what S3 says of it; returns the row."""
+def assert_done(cloud, src, content, attempt=1, uploads=0):
+    """The row is done, and says of the result what S3 says of it; returns the row.
+
+    `uploads` are begun and neither completed nor aborted.
+    """
     row = cloud.task(src)
     key = f"rslt_{src}"
     head = cloud.object_head(key)
@@ -63,7 +66,7 @@ def assert_done(cloud, src, content, attempt=1):
     assert row["resultBytes"] == len(content)
     assert row["resultETag"].strip('"') == head["ETag"].strip('"')
     assert re.fullmatch(r"\d+", row["timeCost"])
-    assert cloud.uploads_in_progress() == []
+    assert len(cloud.uploads_in_progress()) == uploads
     return row
 
 
@@ -796,7 +799,9 @@ def test_every_request_may_arrive_twice(cloud, answer, dice):
         finished = cloud.run_node(instance, *SHORT_LEASE, program=program, AWS_ENDPOINT_URL=proxy.url)
 
     assert finished.returncode == 0, finished.stderr
-    row = assert_done(cloud, "a", b"some input\n", cloud.task("a")["attempt"])
+    # The upload by which the node tries its right to write is begun twice, and the node hears of one. The other has no
+    # parts, so it costs nothing; the stack's rule for incomplete uploads removes it.
+    row = assert_done(cloud, "a", b"some input\n", cloud.task("a")["attempt"], uploads=1)
     assert [entry["verdict"] for entry in row["history"] if entry["verdict"] != "lost"] == ["ok"]
     assert cloud.tally("M001") == (1, 0)
     assert 1 <= len(cloud.notifications()) <= 2, "SNS takes each message that it gets"

@@ -220,16 +220,18 @@ def test_no_role_may_change_what_it_cannot_name(template):
 # In full, so that a new right is a decision. docs/TABLES.md says what each of the node's is for.
 RIGHTS = {
     "NodeRole": {
-        *("dynamodb:BatchGetItem", "dynamodb:GetItem", "dynamodb:Query", "dynamodb:Scan", "dynamodb:UpdateItem"),
+        *("dynamodb:BatchGetItem", "dynamodb:ConditionCheckItem", "dynamodb:GetItem", "dynamodb:Query", "dynamodb:Scan"),
+        "dynamodb:UpdateItem",
         *("s3:AbortMultipartUpload", "s3:DeleteObject", "s3:GetObject", "s3:ListBucket", "s3:PutObject"),
         *("ec2:DescribeInstances", "ec2:DescribeTags", "ec2:TerminateInstances"),
         *("ec2:DescribeInstanceAttribute", "sns:GetTopicAttributes"),
         "sns:Publish",
     },
     "FunctionRole": {
-        *("dynamodb:BatchGetItem", "dynamodb:GetItem", "dynamodb:Query", "dynamodb:Scan", "dynamodb:UpdateItem"),
+        *("dynamodb:BatchGetItem", "dynamodb:ConditionCheckItem", "dynamodb:GetItem", "dynamodb:Query", "dynamodb:Scan"),
+        "dynamodb:UpdateItem",
         "dynamodb:PutItem",
-        *("s3:AbortMultipartUpload", "s3:PutObject"),
+        *("s3:AbortMultipartUpload", "s3:GetObject", "s3:PutObject"),
         *("ec2:CreateFleet", "ec2:CreateTags", "ec2:RunInstances", "ec2:TerminateInstances"),
         *("ec2:DescribeInstances", "ec2:DescribeSpotPriceHistory"),
         *("iam:CreateServiceLinkedRole", "iam:PassRole"),

@@ -79,10 +79,26 @@ impl Ledger {
         mission: Option<&Mission>,
         finish: &Finish,
     ) -> Result<Commit, CloudError> {
+        match self.commit_once(fence, mission, finish).await {
+            // The row has no room for its history, or holds something that does not fit: the end counts more.
+            Err(error) if error.kind == Kind::Invalid && !finish.history.is_empty() => {
+                tracing::warn!(src.id = %fence.src, "the row of {} takes no history: {error}: {}", fence.src, error.source);
+                self.commit_once(fence, mission, &Finish { history: Vec::new(), ..finish.clone() }).await
+            }
+            committed => committed,
+        }
+    }
+
+    async fn commit_once(
+        &self,
+        fence: &Fence,
+        mission: Option<&Mission>,
+        finish: &Finish,
+    ) -> Result<Commit, CloudError> {
         let items = self.commit_items(fence, mission, finish)?;
         let shards = mission.map(|mission| (&mission.id, vec![shard_of(&fence.src, mission.tally_shards)]));
         let has_check = items.len() > 2;
-        match self.transact(&items, &commit_token(fence), shards).await {
+        match self.transact(&items, &commit_token(fence, finish), shards).await {
             Ok(Transacted::Written) => Ok(Commit::Committed),
             Ok(Transacted::Refused(refused)) if has_check && refused == [2] => Ok(Commit::NotCancelled),
             Ok(Transacted::Refused(_)) => self.whose(fence, finish).await,
@@ -228,8 +244,9 @@ fn finish_expression(finish: &Finish) -> Expression {
 }
 
 /// A token of 36 characters, the most DynamoDB takes, that is the same for every try of this attempt's commit.
-fn commit_token(fence: &Fence) -> String {
-    digest_hex(&["commit", fence.src.as_str(), &fence.attempt.to_string(), fence.owner.as_str()], 36)
+fn commit_token(fence: &Fence, finish: &Finish) -> String {
+    let history = if finish.history.is_empty() { "without history" } else { "" };
+    digest_hex(&["commit", fence.src.as_str(), &fence.attempt.to_string(), fence.owner.as_str(), history], 36)
 }
 
 /// The key of a tally item: `<mission>#tally#<n>`.

@@ -171,8 +171,10 @@ pub(super) fn ending(
 ) -> Expression {
     let mut expression = Expression::default()
         .set(item::VERDICT, text(verdict.as_str()))
-        .set(item::TIME_COST, text(time_cost_s.to_string()))
-        .set(item::HISTORY, history(attempts));
+        .set(item::TIME_COST, text(time_cost_s.to_string()));
+    if !attempts.is_empty() {
+        expression = expression.set(item::HISTORY, history(attempts));
+    }
     if let Some(code) = exit_code {
         expression = expression.set(item::EXIT_CODE, AttributeValue::N(code.to_string()));
     }
