@@ -320,6 +320,28 @@ const NAMES: &[&str] = &[
     "numlog",
 ];
 
+/// A row near `DynamoDB`'s 400 KB: the task is ended as long as there is room for its result, if need be without its
+/// history.
+#[tokio::test]
+async fn a_row_without_room_for_its_history_is_ended() {
+    let mut without_history = 0;
+    for room in (460..1500).step_by(20) {
+        let lab = Lab::new().await;
+        lab.mission("M", &["abc"]).await;
+        let padding = "x".repeat(409_600 - room);
+        lab.set_attribute("abc", "remark", &padding).await;
+
+        let ending = lab.node("abc", "M").run().await.ending;
+
+        let row = lab.row_of("abc").await;
+        assert_eq!(row["remark"], text(&padding), "{room}");
+        ending.unwrap();
+        lab.assert_done("abc", "M", &format!("a row with room for {room} bytes")).await;
+        without_history += u32::from(!row.contains_key("history"));
+    }
+    assert!(without_history > 0, "no row was too full for its history");
+}
+
 fn value() -> impl Strategy<Value = AttributeValue> {
     let word = prop_oneof![
         Just("pending"),
