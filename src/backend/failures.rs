@@ -250,7 +250,20 @@ pub(super) const ANSWERS: &[Answer] = &[
         "",
         Kind::NotFound,
     ),
-    answer(&["BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "IncompleteBody"], "", Kind::Corrupt),
+    answer(
+        &[
+            "BadDigest",
+            "InvalidDigest",
+            "XAmzContentChecksumMismatch",
+            "XAmzContentSHA256Mismatch",
+            "IncompleteBody",
+            // A part that is not there any more, or whose checksum is not the one that was stored with it.
+            "InvalidPart",
+            "InvalidPartOrder",
+        ],
+        "",
+        Kind::Corrupt,
+    ),
     answer(&["RequestTimeout", "RequestTimeoutException"], "", Kind::Unreachable),
 ];
 
@@ -533,6 +546,9 @@ mod tests {
         (400, "InvalidURI", "", "PutObject", NotStorable, Task, false, 20),
         (400, "EntityTooLarge", "", "CompleteMultipartUpload", NotStorable, Task, false, 20),
         (400, "BadDigest", "", "UploadPart", Corrupt, Task, true, 1),
+        (400, "InvalidPart", "", "CompleteMultipartUpload", Corrupt, Task, true, 1),
+        (400, "InvalidPartOrder", "", "CompleteMultipartUpload", Corrupt, Task, true, 1),
+        (400, "XAmzContentSHA256Mismatch", "", "PutObject", Corrupt, Task, true, 1),
         (412, "PreconditionFailed", "", "PutObject", Precondition, Task, true, 1),
         (409, "ConditionalRequestConflict", "", "PutObject", Precondition, Task, true, 1),
         (412, "PreconditionFailed", "", "GetObject", Precondition, Task, false, 1),

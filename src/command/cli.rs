@@ -95,7 +95,7 @@ pub(super) enum Command {
     Redrive(RedriveArgs),
     /// Cancel a mission: nothing new begins, what runs is stopped, its instances are ended
     Cancel(CancelArgs),
-    /// Look for what would go wrong on this node, at this desk, or in this image, and say how to mend it
+    /// Look for what would go wrong on this node, on this machine, or in this image, and say how to correct it
     Doctor(Box<DoctorArgs>),
     /// Be the AWS Lambda function: events of S3, SQS, EC2, and a schedule, and the HTTP interface
     Lambda(SchedulerArgs),

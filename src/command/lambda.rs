@@ -40,7 +40,7 @@ pub(super) async fn run(args: SchedulerArgs) -> Result<Exit, Failure> {
         let message = "this is no Lambda function: AWS_LAMBDA_RUNTIME_API is not set";
         return Err(Failure::usage(
             message,
-            "the stack deploys it; at a desk use `lighthpc submit` and `lighthpc sweep`",
+            "the stack deploys it; elsewhere use `lighthpc submit` and `lighthpc sweep`",
         ));
     }
     let scheduler = scheduling::scheduler(&args).await?;

@@ -38,16 +38,16 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
         return Err(plan::no_mission(&dir, settings.mission.as_ref()));
     }
     let cloud = LocalCloud::open(&dir)?;
-    let desk = place::backend(&cloud, None);
-    desk.ledger.create_tables().await?;
-    let rows = plan::rows(&desk).await?;
+    let backend = place::backend(&cloud, None);
+    backend.ledger.create_tables().await?;
+    let rows = plan::rows(&backend).await?;
     let inputs = inputs::read(&files, &plan::known(&rows, &cloud))?;
 
     plan::refuse_foreign_tasks(&rows, &inputs, settings.mission.as_ref())?;
-    let mission = plan::find_or_make(&desk, &dir, &args, &settings, &inputs).await?;
-    plan::add_tasks(&desk, &cloud, &mission, &inputs, &rows, started).await?;
+    let mission = plan::find_or_make(&backend, &dir, &args, &settings, &inputs).await?;
+    plan::add_tasks(&backend, &cloud, &mission, &inputs, &rows, started).await?;
     drop(rows);
-    let plan = plan::make(&desk, &cloud, &mission, &inputs, settings.src.take(), started).await?;
+    let plan = plan::make(&backend, &cloud, &mission, &inputs, settings.src.take(), started).await?;
 
     settings.source_bucket = Some(SOURCE_BUCKET.to_owned());
     settings.result_bucket = Some(RESULT_BUCKET.to_owned());
@@ -58,7 +58,7 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
     settings.holds_work_dir = true;
     settings.bounds.echo = false;
     settings.work_dir = cloud.dir().join(".lighthpc/work");
-    let _work_dir = node::take_work_dir(&settings.work_dir, &desk.ledger.tables().tasks);
+    let _work_dir = node::take_work_dir(&settings.work_dir, &backend.ledger.tables().tasks);
 
     let stopping = Stopping::default();
     let _listener = signals::listen(stopping.clone()).map_err(|error| Failure {
@@ -71,7 +71,7 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
     let slots = args.slots.map_or_else(cores, usize::from);
     let review = run.all(plan, slots).await;
     run.screen.close();
-    run.conclude(&desk, review, told_before, started.elapsed()).await
+    run.conclude(&backend, review, told_before, started.elapsed()).await
 }
 
 fn cores() -> usize {
@@ -235,7 +235,7 @@ impl Run {
     /// Says how the mission stands, and returns the exit code.
     async fn conclude(
         &self,
-        desk: &Backend,
+        backend: &Backend,
         mut review: Review,
         told_before: usize,
         took: Duration,
@@ -251,7 +251,7 @@ impl Run {
                 State::Pending | State::Running | State::Unknown => open += 1,
             }
         };
-        desk.ledger.each_task(Some(&self.mission.id), count).await?;
+        backend.ledger.each_task(Some(&self.mission.id), count).await?;
         let results_changed = review.sum_up();
         for told in self.cloud.published().iter().skip(told_before) {
             screen::to_stdout(&format!(

@@ -30,12 +30,12 @@ const ROWS_PARALLEL: usize = 4;
 /// The rows of a folder's tasks, by name: read once, for all that is asked of them before the first task runs.
 pub(super) type Rows = HashMap<SrcId, Task>;
 
-pub(super) async fn rows(desk: &Backend) -> Result<Rows, Failure> {
+pub(super) async fn rows(backend: &Backend) -> Result<Rows, Failure> {
     let mut rows = Rows::new();
     let each = |task: Task| {
         rows.insert(task.src.clone(), task);
     };
-    desk.ledger.each_task(None, each).await?;
+    backend.ledger.each_task(None, each).await?;
     Ok(rows)
 }
 
@@ -56,13 +56,13 @@ pub(super) fn refuse_foreign_tasks(rows: &Rows, inputs: &[Input], mission: Optio
 
 /// Finds the folder's mission, or makes it of the inputs.
 pub(super) async fn find_or_make(
-    desk: &Backend,
+    backend: &Backend,
     dir: &Path,
     args: &RunArgs,
     settings: &Settings,
     inputs: &[Input],
 ) -> Result<Mission, Failure> {
-    let missions = desk.ledger.missions().await?;
+    let missions = backend.ledger.missions().await?;
     let id = match (&settings.mission, missions.as_slice()) {
         (Some(id), _) => id.clone(),
         (None, [only]) => only.id.clone(),
@@ -74,12 +74,12 @@ pub(super) async fn find_or_make(
             return Ok(mission);
         }
         let mut done = 0;
-        desk.ledger.each_task(Some(&id), |task| done += u64::from(task.state == State::Done)).await?;
+        backend.ledger.each_task(Some(&id), |task| done += u64::from(task.state == State::Done)).await?;
         if done > 0 {
             return Err(other_program(dir, &mission, exec.as_deref()));
         }
         // No result stands yet, so a mended command line does no harm.
-        desk.ledger.set_exec(&id, exec.as_deref()).await?;
+        backend.ledger.set_exec(&id, exec.as_deref()).await?;
         return Ok(Mission { exec, ..mission });
     }
     if inputs.is_empty() {
@@ -87,8 +87,8 @@ pub(super) async fn find_or_make(
     }
     let trans_number = inputs.len() as u64;
     let new = NewMission { exec, now: clock::now_rfc3339(), ..NewMission::of(id.clone(), trans_number) };
-    desk.ledger.create_mission(&new).await?;
-    let made = desk.ledger.mission(&id).await?;
+    backend.ledger.create_mission(&new).await?;
+    let made = backend.ledger.mission(&id).await?;
     made.ok_or_else(|| Failure { exit: Exit::Internal, error: anyhow::anyhow!("mission {id} vanished"), hint: None })
 }
 
@@ -134,7 +134,7 @@ fn other_program(dir: &Path, mission: &Mission, exec: Option<&str>) -> Failure {
 
 /// Makes the rows that are missing, and the mission as large as its tasks are many.
 pub(super) async fn add_tasks(
-    desk: &Backend,
+    backend: &Backend,
     cloud: &LocalCloud,
     mission: &Mission,
     inputs: &[Input],
@@ -174,7 +174,7 @@ pub(super) async fn add_tasks(
         {
             row_made(made)?;
         }
-        let ledger = desk.ledger.clone();
+        let ledger = backend.ledger.clone();
         writes.spawn(async move { ledger.create_task(&new).await });
     }
     while let Some(made) = writes.join_next().await {
@@ -182,9 +182,9 @@ pub(super) async fn add_tasks(
     }
     drop(progress);
     let mut count = 0;
-    desk.ledger.each_task(Some(&mission.id), |_| count += 1).await?;
+    backend.ledger.each_task(Some(&mission.id), |_| count += 1).await?;
     if mission.trans_number != Some(count) {
-        desk.ledger.resize_mission(mission, count).await?;
+        backend.ledger.resize_mission(mission, count).await?;
     }
     Ok(())
 }
@@ -206,7 +206,7 @@ pub(super) struct Plan {
 /// Reads from the tables what is to be run. A failed task is tried again: a person called once more, and may have
 /// mended what was wrong.
 pub(super) async fn make(
-    desk: &Backend,
+    backend: &Backend,
     cloud: &LocalCloud,
     mission: &Mission,
     inputs: &[Input],
@@ -214,7 +214,7 @@ pub(super) async fn make(
     started: Instant,
 ) -> Result<Plan, Failure> {
     let mut tasks = Vec::new();
-    desk.ledger.each_task(Some(&mission.id), |task| tasks.push(task)).await?;
+    backend.ledger.each_task(Some(&mission.id), |task| tasks.push(task)).await?;
     let named: HashSet<&SrcId> = inputs.iter().map(|input| &input.src).collect();
     let is_wanted = |task: &Task| match &only {
         Some(src) => task.src == *src,
@@ -239,7 +239,7 @@ pub(super) async fn make(
     drop(progress);
     let failed: Vec<&Task> = tasks.iter().filter(|task| task.state == State::Failed).collect();
     for task in &failed {
-        if desk.ledger.redrive(task, Some(mission), &clock::now_rfc3339()).await? == Redrive::NotFailed {
+        if backend.ledger.redrive(task, Some(mission), &clock::now_rfc3339()).await? == Redrive::NotFailed {
             tracing::warn!("{} is no longer failed", task.src);
         }
     }
@@ -249,7 +249,7 @@ pub(super) async fn make(
     let mut queue: VecDeque<SrcId> =
         tasks.iter().filter(|task| task.state != State::Done).map(|task| task.src.clone()).collect();
     // Everything is done but nobody was told: the last committer died in between. Any of its tasks leads a node there.
-    let fresh = desk.ledger.mission(&mission.id).await?;
+    let fresh = backend.ledger.mission(&mission.id).await?;
     if queue.is_empty() && fresh.is_some_and(|mission| mission.notified != Notified::Yes) {
         queue.extend(tasks.first().map(|task| task.src.clone()));
     }

@@ -67,7 +67,9 @@ pub(super) async fn run(mut args: StatusArgs) -> Result<Exit, Failure> {
         for task in &tasks {
             review.look(task, false);
         }
-        review.sum_up();
+        if review.sum_up() > 0 {
+            return Ok(Exit::ResultChanged);
+        }
     }
     Ok(Exit::Ok)
 }

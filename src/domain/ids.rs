@@ -6,6 +6,10 @@ use std::fmt;
 /// Source: Amazon S3 user guide, "Creating object key names".
 pub const KEY_BYTES_MAX: usize = 1024;
 
+/// The longest id of a mission, in bytes of UTF-8: it leaves room for `#tally#<n>` in a key of the missions table.
+/// Source: `DynamoDB` developer guide, "Quotas": a partition key has 2,048 bytes at most.
+pub const MISSION_BYTES_MAX: usize = 1900;
+
 /// Why a name was refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum IdError {
@@ -79,11 +83,10 @@ name!(
     KEY_BYTES_MAX
 );
 name!(
-    /// A mission's name: the value of `timePush`. 1,900 bytes leave room for `#tally#<n>` in a
-    /// DynamoDB partition key of 2,048.
+    /// A mission's name: the value of `timePush`, of up to [`MISSION_BYTES_MAX`] bytes.
     MissionId,
     "the mission's id",
-    1900
+    MISSION_BYTES_MAX
 );
 name!(
     /// The owner of an attempt: the id of an EC2 instance, or the name of one process, made by [`process_owner`].

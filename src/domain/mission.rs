@@ -107,8 +107,8 @@ pub struct ManifestProgress {
     pub parts: Vec<ManifestPart>,
     /// The tasks that are in these parts.
     pub tasks: u64,
-    /// The task after which the list goes on.
-    pub after: SrcId,
+    /// The key of the row after which the list goes on.
+    pub after: String,
     /// `opened` of the mission when the list was begun: a mission that was opened since needs a new list.
     pub opened: u64,
 }

@@ -13,7 +13,9 @@ pub fn is_unsafe(c: char) -> bool {
             '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
             // The separators of lines and of paragraphs: some terminals and viewers begin a line there.
             | '\u{2028}' | '\u{2029}'
-            // Invisible: the byte order mark, annotations, and tags.
+            // Invisible: the soft hyphen, spaces and operators without width, the byte order mark, annotations, and tags. Not
+            // the joiners (U+200C, U+200D), without which words of some languages, and emoji, are others.
+            | '\u{ad}' | '\u{34f}' | '\u{180e}' | '\u{200b}' | '\u{2060}'..='\u{2064}'
             | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 

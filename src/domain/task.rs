@@ -144,6 +144,8 @@ pub struct Task {
 /// Attributes of a task's row, in the form in which they were seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
+    /// `missionID`.
+    pub mission: Form,
     /// `state`.
     pub state: Form,
     /// `attempt`.
@@ -237,11 +239,16 @@ impl Task {
         }
     }
 
-    /// Returns why nobody may claim the row, although it has not ended: a state or an attempt that cannot be understood. An
+    /// Returns why nobody may claim the row, although it has not ended: a mission, a state, or an attempt that cannot be
+    /// understood. An
     /// attempt that is not certain cannot be a fencing token.
     #[must_use]
     pub fn oddity(&self) -> Option<String> {
         let seen = self.seen.as_ref()?;
+        if self.mission.is_none() && seen.mission != Form::Absent && !self.state.is_final() {
+            // It would be done, and counted nowhere.
+            return Some(format!("its missionID is {}, which is no mission's id", seen.mission.shown()));
+        }
         if self.state == State::Unknown {
             let state = seen.state.shown();
             return Some(format!("its state is {state}, which is none of pending, running, done, failed"));

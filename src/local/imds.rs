@@ -1,7 +1,7 @@
 //! The instance metadata service, version 2 only: a token first, then what this one instance may know of itself.
 //!
-//! At a desk (no instance) every path is 404. That is quicker than the refused connection or the silence of
-//! a real desk, and the SDK gives up on either without trying again.
+//! On a machine that is no instance every path is 404. That is quicker than the refused connection or the silence of
+//! a real one, and the SDK gives up on either without trying again.
 
 use aws_smithy_types::body::SdkBody;
 

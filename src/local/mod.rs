@@ -136,7 +136,7 @@ impl LocalCloud {
         self.inner.fleet.launch(tags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())))
     }
 
-    /// Makes the wire as `instance` sees it; `None`: from a desk, where IMDS answers 404.
+    /// Makes the wire as `instance` sees it; `None`: as a machine that is no instance does, where IMDS answers 404.
     #[must_use]
     pub fn wire(&self, instance: Option<&str>) -> SharedHttpClient {
         self.faulty_wire(instance, Faults::new())

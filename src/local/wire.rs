@@ -28,7 +28,7 @@ type Outcome = Result<http::Response<SdkBody>, ConnectorError>;
 #[derive(Clone)]
 pub(super) struct Wire {
     cloud: LocalCloud,
-    /// Who calls, for IMDS; `None`: a desk.
+    /// Who calls, for IMDS; `None`: a machine that is no instance.
     instance: Option<Arc<str>>,
     faults: Faults,
     /// As the SDK's own client: from the start of a request to the head of its answer.

@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::{Scheduler, SchedulerError};
@@ -34,8 +33,6 @@ pub struct Cancelled {
 /// The pause between two looks at what still runs.
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
 
-/// Holders that are asked at once: each is a transaction of about 10 ms.
-const ASKED_PARALLEL: usize = 8;
 /// The rows that are read, and failed, at once.
 const ROWS_LEN: usize = 100;
 
@@ -102,6 +99,13 @@ impl Scheduler {
         let ledger = &self.backend.ledger;
         let mut look = Look::default();
         let mut seen_running: HashSet<SrcId> = HashSet::new();
+        for shard in 0..mission.tally_shards {
+            let misplaced = ledger.misplaced(Partition { mission: Some(&mission.id), shard }).await;
+            let misplaced = misplaced.map_err(SchedulerError::cloud("listing misplaced entries of the index"))?;
+            for row in ledger.tasks(&misplaced).await.map_err(SchedulerError::cloud("reading open tasks"))? {
+                look.has_changed |= row.oddity().is_none() && self.reindexed(&row, now, &mut look).await;
+            }
+        }
         for state in [State::Pending, State::Running] {
             for shard in 0..mission.tally_shards {
                 let partition = Partition { mission: Some(&mission.id), shard };
@@ -131,18 +135,25 @@ impl Scheduler {
         Ok(look)
     }
 
+    async fn reindexed(&self, row: &Task, now: &str, look: &mut Look) -> bool {
+        self.backend.ledger.repair_index(row, now).await.unwrap_or_else(|error| {
+            look.error = Some(error);
+            false
+        })
+    }
+
     /// Ends those of some tasks that wait, and asks the holders of those that run.
     async fn cancel_rows(&self, mission: &Mission, rows: Vec<Task>, now: &str, look: &mut Look) {
         let ledger = &self.backend.ledger;
+        // A row that names another mission is that one's, whatever the index says.
+        let is_its = |row: &Task| row.mission.as_ref().is_none_or(|id| *id == mission.id);
+        let rows: Vec<Task> = rows.into_iter().filter(is_its).collect();
         let is_leftover = |row: &Task| row.oddity().is_some() || row.is_leftover();
         let (odd, rows): (Vec<_>, Vec<_>) = rows.into_iter().partition(is_leftover);
         for row in odd {
             match row.oddity() {
                 Some(oddity) => tracing::warn!(src.id = %row.src, "task {} is left as it is: {oddity}", row.src),
-                None => match ledger.repair_index(&row, now).await {
-                    Ok(is_repaired) => look.has_changed |= is_repaired,
-                    Err(error) => look.error = Some(error),
-                },
+                None => look.has_changed |= self.reindexed(&row, now, look).await,
             }
         }
         let (running, rest): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.state == State::Running);
@@ -157,23 +168,14 @@ impl Scheduler {
             Err(error) => look.error = Some(error),
         }
         look.running += running.len() as u64;
-        for some in running.chunks(ASKED_PARALLEL) {
-            let asked: JoinSet<_> = some
-                .iter()
-                .filter(|row| !row.cancelled)
-                .map(|row| {
-                    let (ledger, row, mission, now) = (ledger.clone(), row.clone(), mission.clone(), now.to_owned());
-                    async move { ledger.ask_to_cancel(&row, &mission, &now).await }
-                })
-                .collect();
-            for asked in asked.join_all().await {
-                match asked {
-                    Ok(true) => look.asked += 1,
-                    // It moved, or the mission did: the next look sees which.
-                    Ok(false) => look.has_changed = true,
-                    Err(error) => look.error = Some(error),
-                }
+        let unasked: Vec<&Task> = running.iter().filter(|row| !row.cancelled).collect();
+        match ledger.ask_to_cancel(&unasked, mission, now).await {
+            Ok(asked) => {
+                look.asked += asked;
+                // Some have moved, or the mission has: the next look sees which.
+                look.has_changed |= asked < unasked.len() as u64;
             }
+            Err(error) => look.error = Some(error),
         }
     }
 

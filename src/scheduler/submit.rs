@@ -178,10 +178,12 @@ impl Scheduler {
     pub async fn prepare_checked(&self, plan: &Plan, checked: Checked) -> Result<Prepared, SchedulerError> {
         let ledger = &self.backend.ledger;
         let Checked { mission, known, to_adopt, .. } = checked;
-        let is_new = mission.is_none();
-        let mission = match mission {
-            Some(mission) => self.enlarge(mission, plan, &known).await?,
-            None => self.make_mission(plan).await?,
+        let made = if mission.is_none() { self.make_mission(plan).await? } else { None };
+        let is_new = made.is_some();
+        let mission = match made {
+            Some(mission) => mission,
+            // It was there, or another submission has made it meanwhile.
+            None => self.enlarge(plan, &known).await?,
         };
         for task in &to_adopt {
             let adopted = ledger.adopt(task, &mission, &clock::now_rfc3339()).await;
@@ -251,10 +253,12 @@ impl Scheduler {
         while let Some(made) = rows.join_next().await {
             end(made)?;
         }
+        self.recount(prepared).await?;
         Ok(submitted)
     }
 
-    async fn make_mission(&self, plan: &Plan) -> Result<Mission, SchedulerError> {
+    /// Makes the mission; `None` if it is there.
+    async fn make_mission(&self, plan: &Plan) -> Result<Option<Mission>, SchedulerError> {
         let trans_number = plan.srcs.len() as u64;
         let new = NewMission {
             tally_shards: tally_shards_for(trans_number),
@@ -267,30 +271,49 @@ impl Scheduler {
             ..NewMission::of(plan.mission.clone(), trans_number)
         };
         let made = self.backend.ledger.create_mission(&new).await;
-        made.map_err(SchedulerError::cloud("making the mission"))?;
-        self.mission(&plan.mission).await?.ok_or_else(|| SchedulerError::NoMission(plan.mission.to_string()))
+        if !made.map_err(SchedulerError::cloud("making the mission"))? {
+            return Ok(None);
+        }
+        self.present(&plan.mission).await.map(Some)
     }
 
-    /// The mission is there, and is the same one ([`refuse_other`]). It gets as many tasks more as are new.
-    async fn enlarge(&self, mission: Mission, plan: &Plan, known: &HashSet<SrcId>) -> Result<Mission, SchedulerError> {
-        let other =
-            |what: &str| SchedulerError::OtherMission { mission: mission.id.to_string(), what: what.to_owned() };
-        if mission.cancelled_at.is_some() {
-            return Err(other("is cancelled: `lighthpc redrive` opens it again"));
+    async fn present(&self, id: &MissionId) -> Result<Mission, SchedulerError> {
+        self.mission(id).await?.ok_or_else(|| SchedulerError::NoMission(id.to_string()))
+    }
+
+    /// Makes a mission that is there as large as it will be with the new tasks. Before their rows: it must not look over while
+    /// it grows.
+    async fn enlarge(&self, plan: &Plan, known: &HashSet<SrcId>) -> Result<Mission, SchedulerError> {
+        let mission = self.present(&plan.mission).await?;
+        refuse_other(&mission, plan)?;
+        let has_all = known.len() == plan.srcs.len();
+        self.fit_number(mission, &plan.srcs, |mission, count| has_all && mission.trans_number == Some(count)).await
+    }
+
+    /// Counts again after the rows were made: another submission to the mission saw only those that were there when it counted.
+    /// The last of them to end sees all.
+    async fn recount(&self, prepared: &Prepared) -> Result<(), SchedulerError> {
+        let mission = self.present(&prepared.mission.id).await?;
+        let is_as_it_was =
+            mission.opened == prepared.mission.opened && mission.trans_number == prepared.mission.trans_number;
+        // Each submission to a mission that is there writes into its row.
+        if prepared.is_new && is_as_it_was {
+            return Ok(());
         }
-        if plan.exec.is_some() && plan.exec != mission.exec {
-            let theirs =
-                mission.exec.as_deref().map_or_else(|| "its nodes' own".to_owned(), |exec| format!("`{exec}`"));
-            return Err(other(&format!("its workload is {theirs}: its results would be of two kinds")));
-        }
-        if plan.nodes.is_some() && plan.nodes != mission.nodes {
-            return Err(other("is served otherwise: look at --nodes"));
-        }
-        // Before the rows: a mission must not look over while it grows. Counted afresh, so that a call that died halfway
-        // counts nothing twice; and again, if another has changed the number meanwhile.
-        let mut mission = mission;
+        let is_enough = |mission: &Mission, count| mission.trans_number.is_some_and(|number| number >= count);
+        self.fit_number(mission, &[], is_enough).await.map(drop)
+    }
+
+    /// Sets the number of a mission's tasks to that of its rows and of `more`, unless it `fits`. Counted afresh, so that a call
+    /// that died halfway counts nothing twice; and again, if another has changed the number meanwhile.
+    async fn fit_number(
+        &self,
+        mut mission: Mission,
+        more: &[SrcId],
+        fits: impl Fn(&Mission, u64) -> bool,
+    ) -> Result<Mission, SchedulerError> {
         for _ in 0..RESIZES_MAX {
-            let mut all: HashSet<SrcId> = plan.srcs.iter().cloned().collect();
+            let mut all: HashSet<SrcId> = more.iter().cloned().collect();
             let each = |task: Task| {
                 all.insert(task.src);
             };
@@ -298,21 +321,18 @@ impl Scheduler {
             counted.map_err(SchedulerError::cloud("counting the mission's tasks"))?;
             // A mission that was made for more tasks waits for these, too.
             let count = (all.len() as u64).max(mission.trans_number.unwrap_or(0));
-            if known.len() == plan.srcs.len() && mission.trans_number == Some(count) {
+            if fits(&mission, count) {
                 return Ok(mission);
             }
             let resized = self.backend.ledger.resize_mission(&mission, count).await;
             let is_resized = resized.map_err(SchedulerError::cloud("enlarging the mission"))?;
-            let read = self.mission(&plan.mission).await?;
-            mission = read.ok_or_else(|| SchedulerError::NoMission(plan.mission.to_string()))?;
+            mission = self.present(&mission.id).await?;
             if is_resized {
                 return Ok(mission);
             }
         }
-        Err(SchedulerError::OtherMission {
-            mission: plan.mission.to_string(),
-            what: "is being changed by others again and again".to_owned(),
-        })
+        let what = "is being changed by others again and again".to_owned();
+        Err(SchedulerError::OtherMission { mission: mission.id.to_string(), what })
     }
 
     /// Launches what the mission's waiting tasks need: a node for each, or the mission's nodes. `progress` hears how many

@@ -17,7 +17,7 @@ use super::heartbeat::{Heartbeat, Periods, TimeCost};
 use super::identity::{Assignment, Instance};
 use super::insist::insist;
 use super::interruption::Sentinel;
-use super::{Announcer, Node, NodeError, Step, checkpoint, log, preflight, result, step};
+use super::{Announcer, Node, NodeError, Step, checkpoint, preflight, result, step};
 use crate::backend::Kind;
 use crate::backend::ledger::{Fence, Outcome};
 use crate::backend::store::{Downloaded, StoreError, uri};
@@ -200,12 +200,7 @@ async fn work(
         let mission = insist(node.settings.lease, || mission_of(node, &attempted.row)).await;
         mission.map_err(|error| infra(NodeError::cloud("reading the mission")(error)))
     };
-    let lost_log = async {
-        Ok(match attempted.lost_before() {
-            Some(before) => log::of_lost(node, &attempted.fence.src, before).await,
-            None => None,
-        })
-    };
+    let lost_log = async { Ok(attempted.lost_log(node).await) };
     let fetch = Box::pin(async { tokio::try_join!(mission, download(node, &source, &contract), lost_log) });
     let fetch = step(node, Step::Download, fetch);
     let fetched = unless(&heartbeat.lost, Stop::LeaseLost, unless(&node.stopping.drain, Stop::Drain, fetch));

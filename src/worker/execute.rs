@@ -58,7 +58,7 @@ const FULL_BYTES: u64 = 1024 * 1024;
 const FULL_INODES: u64 = 8;
 
 /// Returns whether the folder's file system has no room, for bytes or for files.
-fn is_full(folder: &std::path::Path) -> bool {
+pub(super) fn is_full(folder: &std::path::Path) -> bool {
     free_bytes(folder).is_ok_and(|free| free < FULL_BYTES)
         || free_inodes(folder).is_ok_and(|free| free.is_some_and(|free| free < FULL_INODES))
 }

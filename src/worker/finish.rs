@@ -70,8 +70,20 @@ impl Attempted {
         }
     }
 
+    /// Where the log of the attempt before this one is, if that left no word.
+    pub(super) async fn lost_log(&self, node: &Node) -> Option<String> {
+        let bucket = node.settings.result_bucket.as_deref();
+        log::of_lost(&node.backend, bucket, &self.fence.src, self.lost_before()?).await
+    }
+
     /// The task's history with this attempt at its end; an attempt before it that left no word is entered as lost.
-    fn history(&self, verdict: Verdict, exit_code: Option<i32>, log: Option<String>) -> Vec<PastAttempt> {
+    async fn history(
+        &self,
+        node: &Node,
+        verdict: Verdict,
+        exit_code: Option<i32>,
+        log: Option<String>,
+    ) -> Vec<PastAttempt> {
         let mut row = self.row.clone();
         let now = clock::now_rfc3339();
         if let Some(before) = self.lost_before() {
@@ -83,7 +95,8 @@ impl Attempted {
                 ended: self.started.clone(),
                 verdict: Verdict::Lost,
                 exit_code: None,
-                log: self.lost.1.clone(),
+                // An attempt that ended early has not looked for it.
+                log: if self.lost.1.is_some() { self.lost.1.clone() } else { self.lost_log(node).await },
             };
             row.history = row.history_with(lost);
         }
@@ -111,7 +124,7 @@ pub(super) async fn finish(
     match outcome {
         Ok(outcome @ Outcome::Done { .. }) => {
             let log = save_log(node, attempted, LAST_WRITE_TIMEOUT).await;
-            let history = attempted.history(Verdict::Ok, attempted.exit_code, log);
+            let history = attempted.history(node, Verdict::Ok, attempted.exit_code, log).await;
             let Outcome::Done { result, .. } = &outcome else { unreachable!("matched above") };
             let result = result.clone();
             commit(node, attempted, outcome, attempted.exit_code, history, checkpoints, heartbeat).await?;
@@ -136,7 +149,7 @@ pub(super) async fn finish(
         }
         Err(Stop::Cancelled) => {
             let log = save_log(node, attempted, LAST_WRITE_TIMEOUT).await;
-            let history = attempted.history(Verdict::Cancelled, None, log);
+            let history = attempted.history(node, Verdict::Cancelled, None, log).await;
             let failed = Outcome::Failed(Verdict::Cancelled);
             match commit(node, attempted, failed, None, history.clone(), None, heartbeat).await? {
                 Committed::Yes => Ok(Ending::Cancelled),
@@ -193,7 +206,7 @@ pub(super) async fn give_up(
     attempted: &Attempted,
     heartbeat: &mut Heartbeat,
 ) -> Result<Ending, NodeError> {
-    let history = attempted.history(Verdict::Lost, None, None);
+    let history = attempted.history(node, Verdict::Lost, None, None).await;
     commit(node, attempted, Outcome::Failed(Verdict::Lost), None, history, None, heartbeat).await?;
     Err(exhausted(attempted))
 }
@@ -218,12 +231,12 @@ async fn hand_back(
     match next {
         Next::Fail => {
             tracing::info!(verdict = verdict.as_str(), "task {} failed: {why}", row.src);
-            let history = attempted.history(verdict, exit_code, log);
+            let history = attempted.history(node, verdict, exit_code, log).await;
             commit(node, attempted, Outcome::Failed(verdict), exit_code, history, None, heartbeat).await?;
         }
         Next::Release => {
             tracing::info!(verdict = verdict.as_str(), "task {} is handed back: {why}", row.src);
-            let history = attempted.history(verdict, exit_code, log);
+            let history = attempted.history(node, verdict, exit_code, log).await;
             release(node, attempted, verdict, exit_code, history, row.counts_after(verdict), heartbeat).await?;
         }
     }

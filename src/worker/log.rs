@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::Node;
 use super::attempt::LAST_WRITE_TIMEOUT;
 use super::error::words;
+use crate::backend::Backend;
 use crate::backend::ledger::Fence;
 use crate::backend::store::{Mark, uri};
 use crate::domain::ids::{Attempt, SrcId};
@@ -51,12 +52,24 @@ async fn read(contract: &Contract) -> Vec<u8> {
     log.map_err(std::io::Error::other).flatten().unwrap_or_default()
 }
 
-/// Returns where the log of an attempt is that left no word, if it left a log.
-pub(super) async fn of_lost(node: &Node, src: &SrcId, attempt: Attempt) -> Option<String> {
-    let bucket = node.settings.result_bucket.as_deref()?;
-    let key = log_key(src, attempt);
-    let found = node.backend.store.head(bucket, &key).await.ok()??;
+/// How long the log of a lost attempt is looked for: it is worth one round trip, and no drain.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Returns where the log of an attempt is that left no word, if it left a log: its node saves it while the workload runs.
+pub(crate) async fn of_lost(backend: &Backend, bucket: Option<&str>, src: &SrcId, attempt: Attempt) -> Option<String> {
+    let (bucket, key) = (bucket?, log_key(src, attempt));
+    let found = match tokio::time::timeout(LOOK_TIMEOUT, backend.store.head(bucket, &key)).await {
+        Ok(Ok(found)) => found?,
+        Ok(Err(error)) => {
+            tracing::info!("whether {key} is there is not known: {}", words(&error));
+            return None;
+        }
+        Err(_) => {
+            tracing::info!("whether {key} is there is not known after {LOOK_TIMEOUT:?}");
+            return None;
+        }
+    };
     // Another deployment's log of the same name says nothing of this task.
-    let mark = Mark::of_task(node.backend.ledger.tables(), src);
+    let mark = Mark::of_task(backend.ledger.tables(), src);
     (!found.is_of_another(&mark)).then(|| uri(bucket, &key))
 }

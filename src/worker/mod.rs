@@ -21,7 +21,7 @@ mod heartbeat;
 mod identity;
 mod insist;
 mod interruption;
-mod log;
+pub(crate) mod log;
 mod notify;
 mod preflight;
 mod pull;

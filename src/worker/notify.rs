@@ -16,7 +16,7 @@ use crate::backend::ledger::{Announcement, Publication};
 use crate::backend::notifier::Message;
 use crate::backend::store::{Mark, PutWriter, StoreError, uri};
 use crate::clock;
-use crate::domain::ids::{InstanceId, MissionId, SrcId};
+use crate::domain::ids::{InstanceId, MissionId};
 use crate::domain::keys::{digest_hex, manifest_key};
 use crate::domain::mission::{ManifestProgress, Mission, Notified, RESULT_LIST_LEN_MAX, Tally, result_list};
 use crate::domain::task::{State, Task};
@@ -99,8 +99,7 @@ impl Announcer {
             let ledger = &self.backend.ledger;
             let begun = insist(self.patience, || ledger.begin_publication(&fresh, &publication, is_lost, total)).await;
             if begun.map_err(NodeError::cloud("becoming the mission's publisher"))? {
-                self.publish(&fresh, total, &publication).await?;
-                return Ok(true);
+                return self.publish(&fresh, total, &publication).await;
             }
         }
         Ok(false)
@@ -124,8 +123,9 @@ impl Announcer {
         rolled.map_err(NodeError::cloud("rolling the tally up"))
     }
 
-    /// Publishes, and renews the publisher's lease meanwhile. If the lease is lost, another publishes, or the mission was opened.
-    async fn publish(&self, mission: &Mission, total: Tally, publication: &Publication) -> Result<(), NodeError> {
+    /// Publishes, and renews the publisher's lease meanwhile. Returns whether it sent the message: if the lease is lost, another
+    /// publishes, or the mission was opened.
+    async fn publish(&self, mission: &Mission, total: Tally, publication: &Publication) -> Result<bool, NodeError> {
         let is_sending = AtomicBool::new(false);
         // The message and what comes after it are not broken off by a lost lease: either arm of the select may be dropped
         // before, for parts of a manifest are aborted, or belong to the successor.
@@ -146,7 +146,7 @@ impl Announcer {
             published = self.publish_held(mission, total, publication, &is_sending) => published,
             () = renewals => {
                 tracing::warn!("mission {} is announced by another, or was opened again", mission.id);
-                Ok(())
+                Ok(false)
             }
         }
     }
@@ -157,7 +157,7 @@ impl Announcer {
         total: Tally,
         publication: &Publication,
         is_sending: &AtomicBool,
-    ) -> Result<(), NodeError> {
+    ) -> Result<bool, NodeError> {
         // A mission whose every node lacked the bucket has failed, and its people must be notified all the more.
         let now = clock::now_rfc3339();
         let key = manifest_key(&mission.id);
@@ -181,7 +181,7 @@ impl Announcer {
             insist(self.patience, || ledger.prepare_publication(mission, publication, total, &announcement)).await;
         if !prepared.map_err(NodeError::cloud("writing what the mission came to"))? {
             tracing::warn!("mission {} is announced by another, or was opened again", mission.id);
-            return Ok(());
+            return Ok(false);
         }
         is_sending.store(true, Ordering::SeqCst);
         if let Some(topic) = &self.topic_arn {
@@ -201,7 +201,7 @@ impl Announcer {
                 mission.id
             );
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Writes the list of the mission's tasks, from where an earlier publisher has stopped, and returns the results for the
@@ -225,7 +225,7 @@ impl Announcer {
         let mut noted_at = Instant::now();
         loop {
             let after = list.after.clone();
-            let page = insist(self.patience, || ledger.task_page(Some(&mission.id), after.as_ref())).await;
+            let page = insist(self.patience, || ledger.task_page(Some(&mission.id), after.as_deref())).await;
             let (tasks, last) = page.map_err(NodeError::cloud("listing the mission's tasks"))?;
             let added = list.add(&tasks).await;
             if let Err(error) = added {
@@ -234,9 +234,15 @@ impl Announcer {
             let Some(last) = last else { break };
             list.after = Some(last);
             // A small manifest is written in one go; of a large one each part is noted.
-            if noted_at.elapsed() >= self.patience / RENEWALS
-                && let Some(progress) = list.checkpoint(mission.opened).await.map_err(wrong)?
-            {
+            if noted_at.elapsed() < self.patience / RENEWALS {
+                continue;
+            }
+            let stored = list.checkpoint(mission.opened).await;
+            let stored = match stored {
+                Ok(stored) => stored,
+                Err(error) => return Err(self.without_progress(mission, publication, wrong(error)).await),
+            };
+            if let Some(progress) = stored {
                 noted_at = Instant::now();
                 let noted =
                     insist(self.patience, || ledger.renew_publication(&mission.id, publication, Some(&progress))).await;
@@ -252,9 +258,7 @@ impl Announcer {
 
     /// A manifest that could not be gone on with is begun again by the next publisher, for its parts may be gone.
     async fn without_progress(&self, mission: &Mission, publication: &Publication, error: NodeError) -> NodeError {
-        if mission.manifest_progress.is_some()
-            && let Err(error) = self.backend.ledger.forget_manifest(&mission.id, publication).await
-        {
+        if let Err(error) = self.backend.ledger.forget_manifest(&mission.id, publication).await {
             tracing::warn!("how far the manifest is was not removed: {error}: {}", error.source);
         }
         error
@@ -267,7 +271,8 @@ struct List {
     /// The results for the mission's row; `None`: more than it may hold.
     results: Option<Vec<String>>,
     count: u64,
-    after: Option<SrcId>,
+    /// The key of the last row that was read.
+    after: Option<String>,
 }
 
 impl List {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tokio::task::JoinSet;
 
-use super::execute::{Stop, Trouble};
+use super::execute::{Stop, Trouble, is_full};
 use super::insist::insist;
 use super::{Node, NodeError};
 use crate::backend::ledger::{Fence, Outcome};
@@ -39,6 +39,10 @@ pub(super) async fn upload(node: &Node, contract: &Contract, fence: &Fence, buck
     let key = result_key(&contract.src);
     let (ledger, store, limit) = (&node.backend.ledger, &node.backend.store, node.settings.lease);
     match find(contract).await.map_err(trouble)? {
+        // A program that ignores its failed writes ends with 0.
+        Output::Nothing if is_full(contract.folder()) => {
+            Err(Trouble::new(Verdict::DiskFull, true, NodeError::WorkloadDiskFull).into())
+        }
         Output::Nothing => {
             let error = NodeError::NoResult { output: contract.output() };
             Err(Trouble { exit_code: Some(0), ..Trouble::new(Verdict::NoResult, false, error) }.into())

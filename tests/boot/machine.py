@@ -81,7 +81,7 @@ def unit_at_boot(name, text):
 
 
 def settings_of(cloud):
-    """The env file of a node of this cloud. A desk's emulators are at an address of their own there."""
+    """The env file of a node of this cloud. This machine's emulators are at an address of their own there."""
 
     def seen_from_inside(url):
         return url.replace("127.0.0.1", HOST)

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use crate::lab::PATIENCE;
 
-struct Desk {
+struct Project {
     dir: tempfile::TempDir,
 }
 
-impl Desk {
+impl Project {
     fn new(inputs: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         for input in inputs {
@@ -83,31 +83,31 @@ const RUN: [&str; 6] = ["run", "--local", "a.txt", "b.txt", "--", "./program.sh"
 
 #[test]
 fn a_mission_is_done_once_and_announced_once() {
-    let desk = Desk::new(&["a.txt", "b.txt"]);
-    desk.program(r#"echo x >> runs; rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#);
+    let project = Project::new(&["a.txt", "b.txt"]);
+    project.program(r#"echo x >> runs; rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#);
 
-    let first = desk.run(&RUN);
-    let again = desk.run(&RUN);
+    let first = project.run(&RUN);
+    let again = project.run(&RUN);
 
     assert_eq!((code(&first), code(&again)), (0, 0), "{}", stderr(&first));
-    assert_eq!(desk.lines("runs"), 2);
-    let result = std::fs::read_to_string(desk.path("lighthpc-local/results/rslt_a.txt")).unwrap();
+    assert_eq!(project.lines("runs"), 2);
+    let result = std::fs::read_to_string(project.path("lighthpc-local/results/rslt_a.txt")).unwrap();
     assert_eq!(result, "txt.a tupni\n");
     let (first, again) = (String::from_utf8(first.stdout).unwrap(), String::from_utf8(again.stdout).unwrap());
     assert!(first.contains("HPC mission local accomplished at "), "{first}");
     assert!(first.contains("2 tasks, 2 done, 0 failed"), "{first}");
     assert!(!again.contains("accomplished"), "{again}");
-    let status = desk.status();
+    let status = project.status();
     assert_eq!((&status["transOK"], &status["notifyEmail"]), (&2.into(), &"Yes".into()));
 }
 
 #[test]
 fn a_failed_task_shows_and_is_tried_again_once_mended() {
-    let desk = Desk::new(&["a.txt", "b.txt"]);
-    desk.program(
+    let project = Project::new(&["a.txt", "b.txt"]);
+    project.program(
         r#"echo x >> runs; [ "$LIGHTHPC_SRC_ID" = a.txt ] || { echo no luck; exit 3; }; : > "$LIGHTHPC_OUTPUT""#,
     );
-    let failed = desk.run(&RUN);
+    let failed = project.run(&RUN);
     assert_eq!(code(&failed), 20);
     assert!(
         stderr(&failed).contains("exited with code 3") && stderr(&failed).contains("no luck"),
@@ -115,49 +115,49 @@ fn a_failed_task_shows_and_is_tried_again_once_mended() {
         stderr(&failed)
     );
 
-    desk.program(r#"echo x >> runs; : > "$LIGHTHPC_OUTPUT""#);
-    let mended = desk.run(&RUN);
+    project.program(r#"echo x >> runs; : > "$LIGHTHPC_OUTPUT""#);
+    let mended = project.run(&RUN);
 
     assert_eq!(code(&mended), 0, "{}", stderr(&mended));
-    assert_eq!(desk.lines("runs"), 3);
-    assert_eq!(desk.status()["transFailed"], 0);
+    assert_eq!(project.lines("runs"), 3);
+    assert_eq!(project.status()["transFailed"], 0);
 }
 
 #[test]
 fn a_killed_run_goes_on_where_it_was() {
-    let desk = Desk::new(&["a.txt", "b.txt"]);
+    let project = Project::new(&["a.txt", "b.txt"]);
     let wait = r#"echo "$LIGHTHPC_SRC_ID" >> runs
         while [ "$LIGHTHPC_SRC_ID" = b.txt ] && [ ! -e go ]; do sleep 0.05; done; : > "$LIGHTHPC_OUTPUT""#;
-    desk.program(wait);
-    let mut run = desk.start(&RUN);
-    until("both tasks' start", || desk.lines("runs") == 2);
-    until("the first result", || desk.status()["states"]["done"] == 1);
+    project.program(wait);
+    let mut run = project.start(&RUN);
+    until("both tasks' start", || project.lines("runs") == 2);
+    until("the first result", || project.status()["states"]["done"] == 1);
 
     run.kill().unwrap();
     assert_eq!(run.wait().unwrap().signal(), Some(9));
-    std::fs::write(desk.path("go"), "").unwrap();
-    let again = desk.run(&RUN);
+    std::fs::write(project.path("go"), "").unwrap();
+    let again = project.run(&RUN);
 
     assert_eq!(code(&again), 0, "{}", stderr(&again));
-    let runs = std::fs::read_to_string(desk.path("runs")).unwrap();
+    let runs = std::fs::read_to_string(project.path("runs")).unwrap();
     assert_eq!(runs.lines().filter(|line| *line == "a.txt").count(), 1, "{runs}");
-    let status = desk.status();
+    let status = project.status();
     assert_eq!((&status["transOK"], &status["notifyEmail"]), (&2.into(), &"Yes".into()));
 }
 
 #[test]
 fn an_interrupted_run_hands_its_tasks_back_and_leaves_nothing_running() {
     for how in ["-INT", "-TERM", "-HUP"] {
-        let desk = Desk::new(&["a.txt", "b.txt"]);
-        desk.program(r"echo $$ >> pids; while :; do sleep 0.05; done");
-        let mut run = desk.start(&RUN);
-        until("both tasks' start", || desk.lines("pids") == 2);
+        let project = Project::new(&["a.txt", "b.txt"]);
+        project.program(r"echo $$ >> pids; while :; do sleep 0.05; done");
+        let mut run = project.start(&RUN);
+        until("both tasks' start", || project.lines("pids") == 2);
 
         signal(&run, how);
 
         assert_eq!(run.wait().unwrap().code(), Some(130), "{how}");
-        assert_eq!(desk.status()["states"]["pending"], 2, "{how}");
-        for pid in std::fs::read_to_string(desk.path("pids")).unwrap().lines() {
+        assert_eq!(project.status()["states"]["pending"], 2, "{how}");
+        for pid in std::fs::read_to_string(project.path("pids")).unwrap().lines() {
             assert!(!Path::new("/proc").join(pid).exists(), "{how}: {pid} still runs");
         }
     }
@@ -166,13 +166,13 @@ fn an_interrupted_run_hands_its_tasks_back_and_leaves_nothing_running() {
 /// What `scripts/deploy --exports` sets, and what an image's environment file sets, is of an account or of a node.
 #[test]
 fn a_local_run_reads_no_variable_of_an_account_and_talks_to_nobody_else() {
-    let desk = Desk::new(&["a.txt", "b.txt"]);
-    desk.program(r#": > "$LIGHTHPC_OUTPUT""#);
+    let project = Project::new(&["a.txt", "b.txt"]);
+    project.program(r#": > "$LIGHTHPC_OUTPUT""#);
     let elsewhere = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     elsewhere.set_nonblocking(true).unwrap();
     let endpoint = format!("http://{}", elsewhere.local_addr().unwrap());
     let around = |arguments: &[&str]| {
-        let mut command = desk.command(arguments);
+        let mut command = project.command(arguments);
         for name in ["", "_S3", "_DYNAMODB", "_SNS", "_EC2"] {
             command.env(format!("AWS_ENDPOINT_URL{name}"), &endpoint);
         }
@@ -213,7 +213,7 @@ fn a_local_run_reads_no_variable_of_an_account_and_talks_to_nobody_else() {
 
 #[test]
 fn bad_words_are_named_and_nothing_is_made() {
-    let desk = Desk::new(&["a.txt"]);
+    let project = Project::new(&["a.txt"]);
     for (arguments, says) in [
         (&["run", "--local", "none.txt", "--", "true"] as &[&str], "none.txt"),
         (&["run", "--local", "a.txt", "none.txt", "--", "true"], "none.txt"),
@@ -231,21 +231,21 @@ fn bad_words_are_named_and_nothing_is_made() {
         (&["status", "--local"], "lighthpc-local"),
         (&["run", "a.txt", "--", "true"], "--local"),
     ] {
-        let output = desk.run(arguments);
+        let output = project.run(arguments);
         assert_eq!(code(&output), 2, "{arguments:?}: {output:?}");
         assert!(stderr(&output).contains(says), "{arguments:?}: {}", stderr(&output));
     }
-    assert_eq!(std::fs::read_dir(desk.dir.path()).unwrap().count(), 1);
+    assert_eq!(std::fs::read_dir(project.dir.path()).unwrap().count(), 1);
 }
 
 #[test]
 fn another_program_is_refused_only_once_there_are_results() {
-    let desk = Desk::new(&["a.txt"]);
-    let mistyped = desk.run(&["run", "--local", "a.txt", "--", "./no-such-program"]);
+    let project = Project::new(&["a.txt"]);
+    let mistyped = project.run(&["run", "--local", "a.txt", "--", "./no-such-program"]);
     assert_eq!(code(&mistyped), 20);
-    desk.program(r#": > "$LIGHTHPC_OUTPUT""#);
-    assert_eq!(code(&desk.run(&["run", "--local", "a.txt", "--", "./program.sh"])), 0);
-    let other = desk.run(&["run", "--local", "a.txt", "--", "true"]);
+    project.program(r#": > "$LIGHTHPC_OUTPUT""#);
+    assert_eq!(code(&project.run(&["run", "--local", "a.txt", "--", "./program.sh"])), 0);
+    let other = project.run(&["run", "--local", "a.txt", "--", "true"]);
     assert_eq!(code(&other), 2);
     assert!(stderr(&other).contains("./program.sh"), "{}", stderr(&other));
 }
@@ -253,22 +253,22 @@ fn another_program_is_refused_only_once_there_are_results() {
 /// A shorter lease than the default has heartbeats, and a grace, that fit it.
 #[test]
 fn a_short_lease_alone_is_no_mistake() {
-    let desk = Desk::new(&["a.txt"]);
-    let output = desk.run(&["run", "--local", "a.txt", "--lease", "12", "--exec", r#": > "$LIGHTHPC_OUTPUT""#]);
+    let project = Project::new(&["a.txt"]);
+    let output = project.run(&["run", "--local", "a.txt", "--lease", "12", "--exec", r#": > "$LIGHTHPC_OUTPUT""#]);
     assert_eq!(code(&output), 0, "{}", stderr(&output));
 }
 
 /// Runs the two tasks, then lets `change` do what people do to a folder, and runs again: its exit code, its standard
 /// error.
-fn run_again_after(program: &str, change: impl FnOnce(&Desk)) -> (i32, String, Desk) {
-    let desk = Desk::new(&["a.txt", "b.txt"]);
-    desk.program(program);
-    let first = desk.run(&RUN);
+fn run_again_after(program: &str, change: impl FnOnce(&Project)) -> (i32, String, Project) {
+    let project = Project::new(&["a.txt", "b.txt"]);
+    project.program(program);
+    let first = project.run(&RUN);
     assert_eq!(code(&first), 0, "{}", stderr(&first));
     assert!(!stderr(&first).contains("WARN"), "{}", stderr(&first));
-    change(&desk);
-    let again = desk.run(&RUN);
-    (code(&again), stderr(&again), desk)
+    change(&project);
+    let again = project.run(&RUN);
+    (code(&again), stderr(&again), project)
 }
 
 const COPY: &str = r#"cp "$LIGHTHPC_INPUT" "$LIGHTHPC_OUTPUT""#;
@@ -302,19 +302,19 @@ fn a_result_that_is_not_there_or_is_another_is_never_silently_done() {
     ];
     for (number, (program, file, says, change)) in cases.into_iter().enumerate() {
         let path = if file.is_empty() { result.to_owned() } else { format!("{result}/{file}") };
-        let (code, said, desk) = run_again_after(program, |desk| change(&desk.path(&path)));
+        let (code, said, project) = run_again_after(program, |project| change(&project.path(&path)));
         assert_eq!(code, 31, "case {number}: {said}");
         assert_eq!(said.matches(says).count(), 1, "case {number}: {said}");
         assert!(said.contains("rslt_a.txt") && !said.contains("rslt_b.txt"), "case {number}: {said}");
-        let status = desk.run(&["status", "--local"]);
+        let status = project.run(&["status", "--local"]);
         assert!(stderr(&status).contains(says), "case {number}: {}", stderr(&status));
     }
 }
 
 #[test]
 fn a_result_that_was_only_touched_or_copied_is_still_one() {
-    let (touched, said, desk) = run_again_after(COPY, |desk| {
-        let result = desk.path("lighthpc-local/results/rslt_a.txt");
+    let (touched, said, project) = run_again_after(COPY, |project| {
+        let result = project.path("lighthpc-local/results/rslt_a.txt");
         let file = std::fs::File::options().write(true).open(result).unwrap();
         file.set_modified(std::time::UNIX_EPOCH + Duration::from_secs(9)).unwrap();
     });
@@ -322,9 +322,9 @@ fn a_result_that_was_only_touched_or_copied_is_still_one() {
     assert!(!said.contains("WARN"), "{said}");
 
     // The whole folder on another disk: other inodes, other times, the same bytes.
-    let copied = Command::new("cp").arg("-r").args(["lighthpc-local", "copy"]).current_dir(desk.dir.path()).status();
+    let copied = Command::new("cp").arg("-r").args(["lighthpc-local", "copy"]).current_dir(project.dir.path()).status();
     assert!(copied.unwrap().success());
-    let status = desk.run(&["status", "--local=copy"]);
+    let status = project.run(&["status", "--local=copy"]);
     assert_eq!((code(&status), stderr(&status).contains("WARN")), (0, false), "{}", stderr(&status));
 }
 
@@ -352,29 +352,32 @@ fn an_input_that_was_changed_after_its_result_is_warned_of() {
         },
     ];
     for (number, change) in changes.into_iter().enumerate() {
-        let (code, said, desk) = run_again_after(COPY, |desk| change(&desk.path("a.txt")));
+        let (code, said, project) = run_again_after(COPY, |project| change(&project.path("a.txt")));
         assert_eq!(code, 0, "case {number}: {said}");
         assert_eq!(said.matches("a.txt was changed or replaced").count(), 1, "case {number}: {said}");
         assert!(!said.contains("b.txt was changed"), "case {number}: {said}");
-        assert!(stderr(&desk.run(&["status", "--local"])).contains("a.txt was changed or replaced"), "case {number}");
+        assert!(
+            stderr(&project.run(&["status", "--local"])).contains("a.txt was changed or replaced"),
+            "case {number}"
+        );
     }
     // A finished task needs its input no more. (After a bare `--local`, the first word must be a file that is there.)
-    let (code, said, desk) = run_again_after(COPY, |desk| std::fs::remove_file(desk.path("b.txt")).unwrap());
+    let (code, said, project) = run_again_after(COPY, |project| std::fs::remove_file(project.path("b.txt")).unwrap());
     assert_eq!((code, said.matches("b.txt is gone").count()), (0, 1), "{said}");
-    assert!(!stderr(&desk.run(&["run", "--local"])).contains("b.txt"), "nobody has named it");
+    assert!(!stderr(&project.run(&["run", "--local"])).contains("b.txt"), "nobody has named it");
 }
 
 #[test]
 fn an_input_that_is_replaced_while_its_workload_runs_is_warned_of_at_once() {
-    let desk = Desk::new(&["a.txt", "b.txt"]);
-    desk.program(
+    let project = Project::new(&["a.txt", "b.txt"]);
+    project.program(
         r#"cp "$LIGHTHPC_INPUT" "$LIGHTHPC_OUTPUT"
         [ "$LIGHTHPC_SRC_ID" = b.txt ] || { echo another >new && touch -d 2001-01-01 new && mv new a.txt; }"#,
     );
-    let output = desk.run(&RUN);
+    let output = project.run(&RUN);
     assert_eq!(code(&output), 0, "{}", stderr(&output));
     assert_eq!(stderr(&output).matches("a.txt was changed or replaced").count(), 1, "{}", stderr(&output));
-    assert_eq!(std::fs::read_to_string(desk.path("lighthpc-local/results/rslt_a.txt")).unwrap(), "input a.txt\n");
+    assert_eq!(std::fs::read_to_string(project.path("lighthpc-local/results/rslt_a.txt")).unwrap(), "input a.txt\n");
 }
 
 /// Every file below a folder, with what a write would change.
@@ -398,17 +401,17 @@ fn listing(folder: &Path) -> Vec<(PathBuf, u64, std::time::SystemTime)> {
 #[test]
 fn status_of_a_local_mission_writes_nothing() {
     use std::os::unix::fs::PermissionsExt;
-    let desk = Desk::new(&["a.txt", "b.txt"]);
-    desk.program(COPY);
-    assert_eq!(code(&desk.run(&RUN)), 0);
-    let folder = desk.path("lighthpc-local");
+    let project = Project::new(&["a.txt", "b.txt"]);
+    project.program(COPY);
+    assert_eq!(code(&project.run(&RUN)), 0);
+    let folder = project.path("lighthpc-local");
     for (path, ..) in listing(&folder).iter().filter(|(path, ..)| !path.is_symlink()) {
         let mode = path.metadata().unwrap().permissions().mode() & 0o555;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     }
     let before = listing(&folder);
 
-    let status = desk.status();
+    let status = project.status();
 
     assert_eq!(status["transOK"], 2);
     assert_eq!(listing(&folder), before);
@@ -422,23 +425,23 @@ fn status_of_a_local_mission_writes_nothing() {
 
 #[test]
 fn status_shows_what_a_killed_run_left_and_what_a_live_one_does() {
-    let desk = Desk::new(&["a.txt", "b.txt"]);
-    desk.program(r#"echo x >> runs; while [ ! -e go ]; do sleep 0.05; done; : > "$LIGHTHPC_OUTPUT""#);
-    let mut run = desk.start(&RUN);
-    until("both tasks' start", || desk.lines("runs") == 2);
-    assert_eq!(desk.status()["states"]["running"], 2, "beside the run");
+    let project = Project::new(&["a.txt", "b.txt"]);
+    project.program(r#"echo x >> runs; while [ ! -e go ]; do sleep 0.05; done; : > "$LIGHTHPC_OUTPUT""#);
+    let mut run = project.start(&RUN);
+    until("both tasks' start", || project.lines("runs") == 2);
+    assert_eq!(project.status()["states"]["running"], 2, "beside the run");
     run.kill().unwrap();
     run.wait().unwrap();
-    assert_eq!(desk.status()["states"]["running"], 2, "after it was killed");
-    std::fs::write(desk.path("go"), "").unwrap();
-    assert_eq!(code(&desk.run(&RUN)), 0);
+    assert_eq!(project.status()["states"]["running"], 2, "after it was killed");
+    std::fs::write(project.path("go"), "").unwrap();
+    assert_eq!(code(&project.run(&RUN)), 0);
 }
 
 #[test]
 fn output_that_cannot_be_written_is_an_error_and_a_closed_pipe_is_none() {
-    let desk = Desk::new(&["a.txt", "b.txt"]);
-    desk.program(COPY);
-    assert_eq!(code(&desk.run(&RUN)), 0);
+    let project = Project::new(&["a.txt", "b.txt"]);
+    project.program(COPY);
+    assert_eq!(code(&project.run(&RUN)), 0);
     for arguments in [
         &["status", "--local"] as &[&str],
         &["status", "--local", "--json"],
@@ -449,7 +452,7 @@ fn output_that_cannot_be_written_is_an_error_and_a_closed_pipe_is_none() {
         &["doctor", "--bake", "--json"],
     ] {
         let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
-        let output = desk.command(arguments).stdout(full).stderr(Stdio::piped()).output().unwrap();
+        let output = project.command(arguments).stdout(full).stderr(Stdio::piped()).output().unwrap();
         let expected = if arguments[0] == "doctor" { 27 } else { 41 };
         assert_eq!(code(&output), expected, "{arguments:?}: {}", stderr(&output));
         assert!(stderr(&output).contains("standard output could not be written"), "{}", stderr(&output));
@@ -457,7 +460,7 @@ fn output_that_cannot_be_written_is_an_error_and_a_closed_pipe_is_none() {
         // The reading end is closed before anything is written.
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        let output = desk.command(arguments).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+        let output = project.command(arguments).stdout(writer).stderr(Stdio::piped()).output().unwrap();
         assert!(matches!(code(&output), 0 | 27), "{arguments:?}: {}", stderr(&output));
         assert!(!stderr(&output).contains("standard output"), "{}", stderr(&output));
     }
@@ -465,25 +468,25 @@ fn output_that_cannot_be_written_is_an_error_and_a_closed_pipe_is_none() {
 
 #[test]
 fn an_unknown_mission_has_one_exit_code() {
-    let desk = Desk::new(&["a.txt", "b.txt"]);
-    desk.program(COPY);
-    assert_eq!(code(&desk.run(&["run", "--local", "--mission", "M9"])), 17);
-    assert!(!desk.path("lighthpc-local").exists());
-    assert_eq!(code(&desk.run(&RUN)), 0);
+    let project = Project::new(&["a.txt", "b.txt"]);
+    project.program(COPY);
+    assert_eq!(code(&project.run(&["run", "--local", "--mission", "M9"])), 17);
+    assert!(!project.path("lighthpc-local").exists());
+    assert_eq!(code(&project.run(&RUN)), 0);
     for arguments in [
         &["status", "--local", "M9"] as &[&str],
         &["status", "M9", "--local"],
         &["status", "--local=lighthpc-local", "M9"],
         &["run", "--local", "--mission", "M9"],
     ] {
-        let output = desk.run(arguments);
+        let output = project.run(arguments);
         assert_eq!(code(&output), 17, "{arguments:?}: {}", stderr(&output));
         assert!(stderr(&output).contains("M9") && stderr(&output).contains("hint: "), "{}", stderr(&output));
     }
     // A folder that was named is never a mission, though there is one of that name.
-    assert_eq!(code(&desk.run(&["status", "--local", "local"])), 0);
-    assert_eq!(code(&desk.run(&["status", "--local=local"])), 2);
-    let by_variable = desk.command(&["status"]).env("LIGHTHPC_LOCAL", "local").output().unwrap();
+    assert_eq!(code(&project.run(&["status", "--local", "local"])), 0);
+    assert_eq!(code(&project.run(&["status", "--local=local"])), 2);
+    let by_variable = project.command(&["status"]).env("LIGHTHPC_LOCAL", "local").output().unwrap();
     assert_eq!(code(&by_variable), 2);
 }
 
@@ -491,8 +494,8 @@ fn an_unknown_mission_has_one_exit_code() {
 #[test]
 fn nothing_of_others_acts_on_the_terminal() {
     const EVIL: &str = "\u{1b}[2J\u{9b}31m\u{202e}\u{7f}\r\n.txt";
-    let desk = Desk::new(&[EVIL, "b.txt"]);
-    desk.program(
+    let project = Project::new(&[EVIL, "b.txt"]);
+    project.program(
         r#"printf 'x\033]0;title\007\302\2332J\342\200\256\rback\ttab\n'
         [ "$LIGHTHPC_SRC_ID" = b.txt ] && exit 3; : > "$LIGHTHPC_OUTPUT""#,
     );
@@ -507,7 +510,7 @@ fn nothing_of_others_acts_on_the_terminal() {
         &["run", "--local", EVIL, "--", EVIL],
         &["--log-format", "json", "status", "--local", EVIL],
     ]
-    .map(|arguments| desk.run(arguments))
+    .map(|arguments| project.run(arguments))
     .into();
 
     for output in &outputs {

@@ -50,7 +50,7 @@ fn in_seconds(seconds: u64) -> String {
 }
 
 async fn checkpoint_keys(lab: &Lab) -> Vec<String> {
-    lab.desk.store.list(RESULT_BUCKET, "checkpoints/").await.unwrap()
+    lab.backend.store.list(RESULT_BUCKET, "checkpoints/").await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,4 +1,4 @@
-//! What every test needs: a cloud, a desk to look from, and nodes.
+//! What every test needs: a cloud, clients to look at it with, and nodes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +28,7 @@ pub(crate) const REVERSE: &str = r#"rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#
 
 pub(crate) struct Lab {
     pub(crate) cloud: LocalCloud,
-    pub(crate) desk: Backend,
+    pub(crate) backend: Backend,
     pub(crate) dir: tempfile::TempDir,
 }
 
@@ -36,16 +36,16 @@ impl Lab {
     pub(crate) async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let cloud = LocalCloud::in_memory(&dir.path().join("cloud")).unwrap();
-        let desk = backend(&cloud, None, &Faults::new(), PowerOff::Never);
-        desk.ledger.create_tables().await.unwrap();
-        Self { cloud, desk, dir }
+        let backend = backend(&cloud, None, &Faults::new(), PowerOff::Never);
+        backend.ledger.create_tables().await.unwrap();
+        Self { cloud, backend, dir }
     }
 
     /// A mission of tasks whose inputs are their own names.
     pub(crate) async fn mission(&self, id: &str, tasks: &[&str]) {
         let id = mission_id(id);
         let new = NewMission::of(id.clone(), tasks.len() as u64);
-        assert!(self.desk.ledger.create_mission(&new).await.unwrap());
+        assert!(self.backend.ledger.create_mission(&new).await.unwrap());
         for task in tasks {
             self.input(task, task.as_bytes()).await;
             self.row(task, &id).await;
@@ -62,11 +62,11 @@ impl Lab {
             trigger: "test".to_owned(),
             is_launched: false,
         };
-        assert_eq!(self.desk.ledger.create_task(&new).await.unwrap(), Made::New);
+        assert_eq!(self.backend.ledger.create_task(&new).await.unwrap(), Made::New);
     }
 
     pub(crate) async fn input(&self, key: &str, bytes: &[u8]) {
-        self.desk.store.put_bytes(SOURCE_BUCKET, key, bytes.to_vec()).await.unwrap();
+        self.backend.store.put_bytes(SOURCE_BUCKET, key, bytes.to_vec()).await.unwrap();
     }
 
     /// A node on an instance of its own, tagged with the task and the mission.
@@ -190,15 +190,15 @@ impl Lab {
     }
 
     pub(crate) async fn task(&self, key: &str) -> Task {
-        self.desk.ledger.task(&src(key)).await.unwrap().unwrap()
+        self.backend.ledger.task(&src(key)).await.unwrap().unwrap()
     }
 
     pub(crate) async fn mission_row(&self, id: &str) -> Mission {
-        self.desk.ledger.mission(&mission_id(id)).await.unwrap().unwrap()
+        self.backend.ledger.mission(&mission_id(id)).await.unwrap().unwrap()
     }
 
     pub(crate) async fn tally(&self, id: &str) -> Tally {
-        self.desk.ledger.tally(&self.mission_row(id).await).await.unwrap()
+        self.backend.ledger.tally(&self.mission_row(id).await).await.unwrap()
     }
 
     pub(crate) fn result(&self, key: &str) -> Option<String> {
@@ -220,7 +220,7 @@ impl Lab {
         assert_eq!(row.verdict.unwrap().as_str(), "ok", "{context}");
         assert_eq!(row.progress, "100%", "{context}");
         assert_eq!(self.result(&format!("rslt_{task}")).as_deref(), Some(reversed.as_str()), "{context}");
-        let stored = self.desk.store.head(RESULT_BUCKET, &format!("rslt_{task}")).await.unwrap().unwrap();
+        let stored = self.backend.store.head(RESULT_BUCKET, &format!("rslt_{task}")).await.unwrap().unwrap();
         assert_eq!(row.result_etag.as_deref(), Some(stored.etag.as_str()), "{context}");
         assert_eq!(row.result_bytes, Some(stored.bytes), "{context}");
         let tally = self.tally(mission).await;
@@ -278,7 +278,7 @@ pub(crate) fn text(value: &str) -> AttributeValue {
     AttributeValue::S(value.to_owned())
 }
 
-fn backend(cloud: &LocalCloud, instance: Option<&str>, faults: &Faults, power_off: PowerOff) -> Backend {
+pub(crate) fn backend(cloud: &LocalCloud, instance: Option<&str>, faults: &Faults, power_off: PowerOff) -> Backend {
     let wire = Wire::plugged(cloud.faulty_wire(instance, faults.clone()), REGION, ACCESS_KEY, SECRET_KEY);
     Backend::new(&wire, Tables::default(), power_off)
 }

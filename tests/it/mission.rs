@@ -128,9 +128,12 @@ async fn a_redriven_task_counts_again_and_people_hear_again() {
     let (row, mission) = (lab.task("abc").await, lab.mission_row("M").await);
     assert_eq!(mission.notified, Notified::Yes);
 
-    assert_eq!(lab.desk.ledger.redrive(&row, Some(&mission), "2026-01-01T00:00:00Z").await.unwrap(), Redrive::Redriven);
     assert_eq!(
-        lab.desk.ledger.redrive(&row, Some(&mission), "2026-01-01T00:00:00Z").await.unwrap(),
+        lab.backend.ledger.redrive(&row, Some(&mission), "2026-01-01T00:00:00Z").await.unwrap(),
+        Redrive::Redriven
+    );
+    assert_eq!(
+        lab.backend.ledger.redrive(&row, Some(&mission), "2026-01-01T00:00:00Z").await.unwrap(),
         Redrive::NotFailed
     );
     lab.node("abc", "M").run().await.ending.unwrap();
@@ -170,7 +173,7 @@ async fn a_mission_without_a_number_or_without_a_row_is_counted_all_the_same() {
     assert_eq!(row["transOK"], AttributeValue::N("1".to_owned()));
     let tally = get(&lab, "tblMission", "timePush", "no-row#tally#0").await;
     assert_eq!(tally["transOK"], AttributeValue::N("1".to_owned()));
-    assert!(lab.desk.ledger.mission(&mission_id("no-row")).await.unwrap().is_none());
+    assert!(lab.backend.ledger.mission(&mission_id("no-row")).await.unwrap().is_none());
     assert!(lab.cloud.published().is_empty());
 }
 
@@ -178,7 +181,7 @@ async fn a_mission_without_a_number_or_without_a_row_is_counted_all_the_same() {
 async fn a_large_missions_tally_is_spread_and_sums_up() {
     let lab = Lab::new().await;
     let new = NewMission { tally_shards: 16, ..NewMission::of(mission_id("M"), 40) };
-    lab.desk.ledger.create_mission(&new).await.unwrap();
+    lab.backend.ledger.create_mission(&new).await.unwrap();
     for n in 0..40 {
         let task = format!("t{n}");
         lab.input(&task, b"x").await;
@@ -214,5 +217,5 @@ async fn a_dead_publisher_is_replaced() {
     lab.node("abc", "M").run().await.ending.unwrap();
     assert_eq!(lab.cloud.published().len(), 1);
     lab.assert_done("abc", "M", "announced by another").await;
-    assert_eq!(lab.desk.ledger.task(&src("abc")).await.unwrap().unwrap().attempt.0, 1);
+    assert_eq!(lab.backend.ledger.task(&src("abc")).await.unwrap().unwrap().attempt.0, 1);
 }

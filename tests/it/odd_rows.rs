@@ -257,7 +257,7 @@ async fn a_mission_row_in_other_forms_is_announced() {
         // And is opened, and announced, again.
         let failed = lab.task("abc").await;
         assert_eq!(failed.state, State::Done);
-        assert!(lab.desk.ledger.resize_mission(&row, 2).await.unwrap(), "{name} {value:?}");
+        assert!(lab.backend.ledger.resize_mission(&row, 2).await.unwrap(), "{name} {value:?}");
         lab.input("def", b"def").await;
         lab.row("def", &mission_id("M")).await;
         lab.node("def", "M").run().await.ending.unwrap();
@@ -342,6 +342,140 @@ async fn a_row_without_room_for_its_history_is_ended() {
     assert!(without_history > 0, "no row was too full for its history");
 }
 
+/// DynamoDB allows a key of 2,048 bytes, S3 one of 1,024. Such a row of another program's ends pages of the table.
+#[tokio::test]
+async fn a_key_that_is_longer_than_s3_allows_stops_no_announcement() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    for number in 0..8 {
+        let key = format!("{number}{}", "k".repeat(1_200));
+        lab.set_value(&key, "remark", text(&"x".repeat(300_000))).await;
+    }
+    let indexed = format!("9{}", "k".repeat(1_200));
+    for (name, value) in [("openIn", "M#0"), ("openAs", "pending#2026"), ("missionID", "M")] {
+        lab.set_value(&indexed, name, text(value)).await;
+    }
+
+    lab.node("abc", "M").run().await.ending.unwrap();
+
+    assert_eq!((lab.mission_row("M").await.notified, lab.cloud.published().len()), (Notified::Yes, 1));
+    assert_eq!(of(&sweep(&lab).await, What::Trouble), [indexed.as_str()], "its mission waits for it in vain");
+}
+
+/// `openAs` of another form: no page of the index shows the row, and a sweep, or a cancellation, puts it where it belongs.
+#[tokio::test]
+async fn an_open_row_that_no_page_of_the_index_shows_is_found() {
+    for open_as in
+        ["pending", "Pending#2026", "running", "running$", "done#2026", "failed#2026", "#", "xx", "pending\"", "q"]
+    {
+        for is_cancelled in [false, true] {
+            let lab = Lab::new().await;
+            lab.mission("M", &["abc"]).await;
+            lab.set_attribute("abc", "openAs", open_as).await;
+            if is_cancelled {
+                let patience = Duration::from_millis(200);
+                let cancelled = lab.scheduler(&Faults::new()).cancel(&mission_id("M"), patience).await.unwrap();
+                assert_eq!((cancelled.ended, lab.task("abc").await.state), (1, State::Failed), "{open_as}");
+            } else {
+                assert_eq!(of(&sweep(&lab).await, What::Reindexed), ["abc"], "{open_as}");
+                let node = lab.node_on(lab.cloud.launch(&[("missionID", "M")]), Faults::new());
+                node.run().await.ending.unwrap();
+                lab.assert_done("abc", "M", open_as).await;
+            }
+        }
+    }
+}
+
+/// A `missionID` that is no mission's id: a task with one would be done, and counted nowhere.
+#[tokio::test]
+async fn a_task_whose_mission_cannot_be_read_is_reported_and_not_run() {
+    for value in [text(""), number("1"), AttributeValue::M(std::collections::HashMap::new()), text(&"m".repeat(1_901))]
+    {
+        let is_readable = value == number("1");
+        let lab = Lab::new().await;
+        lab.mission("M", &["abc", "odd"]).await;
+        lab.set_value("odd", "missionID", value.clone()).await;
+
+        let node = lab.node_on(lab.cloud.launch(&[("missionID", "M")]), Faults::new());
+        let life = node.run().await;
+
+        assert!(matches!(life.ending, Ok(Ending::Served { .. })), "{value:?}: {life:?}");
+        if !is_readable {
+            assert_eq!(of(&sweep(&lab).await, What::Trouble), ["odd"], "{value:?}");
+            assert_eq!(lab.task("odd").await.state, State::Pending, "{value:?}");
+            lab.set_attribute("odd", "missionID", "M").await;
+            lab.node("odd", "M").run().await.ending.unwrap();
+            assert_eq!((lab.task("odd").await.state, lab.tally("M").await.ok), (State::Done, 2), "{value:?}");
+        }
+    }
+}
+
+/// The index has a row in the partition of a mission that is cancelled; the row names another mission.
+#[tokio::test]
+async fn a_cancellation_leaves_rows_of_other_missions_alone() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    lab.mission("N", &["other"]).await;
+    lab.set_attribute("other", "openIn", "M#0").await;
+    let scheduler = lab.scheduler(&Faults::new());
+
+    let cancelled = scheduler.cancel(&mission_id("M"), Duration::from_millis(50)).await.unwrap();
+    sweep(&lab).await;
+
+    assert_eq!((cancelled.ended, lab.task("other").await.state), (1, State::Pending));
+    assert_eq!((lab.tally("M").await.failed, lab.tally("N").await.failed), (1, 0));
+}
+
+/// Whatever stands in the cursor's item, sweeps go round.
+#[tokio::test]
+async fn an_odd_cursor_stops_no_sweep() {
+    let odd: [&[(&str, AttributeValue)]; 4] = [
+        &[("openAs", text("whatever")), ("srcFilename", text("abc")), ("moved", text("5"))],
+        &[("openAs", number("1")), ("srcFilename", text("")), ("moved", number("-3"))],
+        &[("timePushed", text("M")), ("shard", text("x")), ("moved", AttributeValue::L(vec![]))],
+        &[("openAs", text("running#2026")), ("srcFilename", text("abc")), ("moved", number("7"))],
+    ];
+    for item in odd {
+        let lab = Lab::new().await;
+        lab.mission("M", &["abc"]).await;
+        for (name, value) in item {
+            lab.set_mission_value("~sweep", name, value.clone()).await;
+        }
+
+        let found = sweep(&lab).await;
+
+        assert_eq!(of(&found, What::Trouble), Vec::<&str>::new(), "{item:?}: {found:?}");
+        assert_eq!(of(&found, What::Launched).len(), 1, "{item:?}: {found:?}");
+    }
+}
+
+/// As above, of a task that is put back and then failed: each write goes on without the history.
+#[tokio::test]
+async fn a_row_without_room_for_its_history_is_put_back_and_failed() {
+    let mut without_history = [0, 0];
+    for room in (300..520).step_by(10) {
+        let lab = Lab::new().await;
+        lab.mission("M", &["abc"]).await;
+        lab.set_attribute("abc", "remark", &"x".repeat(409_600 - room)).await;
+        let faults = Faults::new();
+        let gate = faults.hold_before(Dynamodb, "TransactWriteItems", When::Nth(1));
+        let gone = lab.ours("abc", "M").instance;
+        lab.node_on(gone.clone(), faults.clone()).die_at(&gate).await;
+        if room % 20 == 0 {
+            lab.cloud.stop_instance(&gone);
+            assert_eq!(of(&sweep(&lab).await, What::PutBack), ["abc"], "{room}");
+            without_history[0] += u32::from(!lab.row_of("abc").await.contains_key("history"));
+            continue;
+        }
+        let scheduler = lab.scheduler(&Faults::new());
+        scheduler.cancel(&mission_id("M"), Duration::from_millis(1)).await.unwrap();
+        lab.cloud.stop_instance(&gone);
+        assert_eq!(of(&sweep(&lab).await, What::Failed), ["abc"], "{room}");
+        without_history[1] += u32::from(!lab.row_of("abc").await.contains_key("history"));
+    }
+    assert!(without_history.iter().all(|&rows| rows > 0), "no row was too full for its history: {without_history:?}");
+}
+
 fn value() -> impl Strategy<Value = AttributeValue> {
     let word = prop_oneof![
         Just("pending"),
@@ -403,6 +537,6 @@ async fn rows_of_arbitrary_values_stop_neither_nodes_nor_sweeps() {
         assert!(faults.count(Dynamodb, "*") < 400, "{} calls for {rows:?}", faults.count(Dynamodb, "*"));
         scheduler.cancel(&mission_id("M"), Duration::ZERO).await.unwrap();
         scheduler.redrive(&mission_id("M"), None, &[]).await.unwrap();
-        lab.desk.ledger.each_task(None, |_| {}).await.unwrap();
+        lab.backend.ledger.each_task(None, |_| {}).await.unwrap();
     }
 }

@@ -158,7 +158,7 @@ async fn a_mission_that_is_not_there_and_one_that_is_cancelled_serve_nothing() {
     let life = server(&lab, "none", 1).run().await;
     assert!(matches!(life.ending, Err(NodeError::NoMission { .. })), "{life:?}");
     lab.mission("M", &["abc"]).await;
-    lab.desk.ledger.cancel_mission(&mission_id("M"), "2026-01-01T00:00:00Z").await.unwrap();
+    lab.backend.ledger.cancel_mission(&mission_id("M"), "2026-01-01T00:00:00Z").await.unwrap();
     let life = server(&lab, "M", 1).run().await;
     assert!(matches!(life.ending, Ok(Ending::Served { done: 0, .. })), "{life:?}");
     assert_eq!(lab.task("abc").await.state, State::Pending);
@@ -212,6 +212,6 @@ async fn a_missions_own_nodes_are_launched_and_replaced() {
     node.run().await.ending.unwrap();
     assert_eq!(lab.tally("M").await.ok, 5);
     let id: MissionId = mission_id("M");
-    assert!(lab.desk.ledger.open_tasks(Some(&id), 1, State::Pending).await.unwrap().is_empty());
-    assert!(lab.desk.store.head(RESULT_BUCKET, "rslt_M/0").await.unwrap().is_some());
+    assert!(lab.backend.ledger.open_tasks(Some(&id), 1, State::Pending).await.unwrap().is_empty());
+    assert!(lab.backend.store.head(RESULT_BUCKET, "rslt_M/0").await.unwrap().is_some());
 }

@@ -27,7 +27,7 @@ fn claimant(instance: &str) -> Claimant {
 }
 
 async fn claim(lab: &Lab, instance: &str, expired: bool) -> Fence {
-    let (ledger, who) = (&lab.desk.ledger, claimant(instance));
+    let (ledger, who) = (&lab.backend.ledger, claimant(instance));
     let task = if expired {
         ledger.take_over(&lab.task("abc").await, &who).await.unwrap().unwrap()
     } else {
@@ -46,7 +46,7 @@ async fn of_sixty_four_claimers_one_wins() {
     let barrier = Arc::new(Barrier::new(64));
     let mut claimers = JoinSet::new();
     for n in 0..64 {
-        let (ledger, barrier) = (lab.desk.ledger.clone(), barrier.clone());
+        let (ledger, barrier) = (lab.backend.ledger.clone(), barrier.clone());
         claimers.spawn(async move {
             barrier.wait().await;
             ledger.claim(&src("abc"), &claimant(&format!("i-{n}"))).await.unwrap()
@@ -79,7 +79,7 @@ async fn a_stale_attempt_cannot_write_upload_or_commit() {
         history: vec![],
         counts: Counts::default(),
     };
-    let (ledger, store) = (&lab.desk.ledger, &lab.desk.store);
+    let (ledger, store) = (&lab.backend.ledger, &lab.backend.store);
 
     let beat = ledger.beat(&stale, Progress::default(), 1, true).await.unwrap();
     let put = store.put_result(ledger, &stale, RESULT_BUCKET, "rslt_abc", &file).await.unwrap();

@@ -110,9 +110,9 @@ async fn on_one_node_a_foreign_object_is_not_adopted() {
 async fn what_a_failed_task_left_is_overwritten_and_what_a_running_one_put_is_not() {
     let lab = Lab::new().await;
     lab.mission("M", &["d", "d/x"]).await;
-    let (ledger, store) = (&lab.desk.ledger, &lab.desk.store);
-    let d = claim(&lab.desk, "d", "i-d").await;
-    let other = claim(&lab.desk, "d/x", "i-x").await;
+    let (ledger, store) = (&lab.backend.ledger, &lab.backend.store);
+    let d = claim(&lab.backend, "d", "i-d").await;
+    let other = claim(&lab.backend, "d/x", "i-x").await;
     let put = async |fence: &Fence, text: &str| {
         store.put_result(ledger, fence, RESULT_BUCKET, "rslt_d/x", text.as_bytes().to_vec()).await
     };
@@ -143,10 +143,10 @@ async fn what_a_failed_task_left_is_overwritten_and_what_a_running_one_put_is_no
 async fn an_attempt_overwrites_what_its_own_task_left_and_what_has_no_mark() {
     let lab = Lab::new().await;
     lab.mission("M", &["abc"]).await;
-    let (ledger, store) = (&lab.desk.ledger, &lab.desk.store);
+    let (ledger, store) = (&lab.backend.ledger, &lab.backend.store);
     store.put_bytes(RESULT_BUCKET, "rslt_abc", b"an earlier version's".to_vec()).await.unwrap();
     for n in 0..3 {
-        let fence = claim(&lab.desk, "abc", &format!("i-{n}")).await;
+        let fence = claim(&lab.backend, "abc", &format!("i-{n}")).await;
         let text = format!("attempt {}", fence.attempt);
         let put = store.put_result(ledger, &fence, RESULT_BUCKET, "rslt_abc", text.clone().into_bytes()).await;
         assert!(matches!(put, Ok(Put::Stored(_))), "{put:?}");
@@ -210,11 +210,11 @@ async fn what_is_written_as_it_is_made_is_whole_and_replaces_only_its_own() {
     const KEY: &str = "manifests/M.json";
     let lab = Lab::new().await;
     let other = other_deployment(&lab, None).await;
-    let own = Mark::of_mission(lab.desk.ledger.tables(), &mission_id("M"));
+    let own = Mark::of_mission(lab.backend.ledger.tables(), &mission_id("M"));
     let foreign = Mark::of_mission(other.ledger.tables(), &mission_id("M"));
     let bytes: Vec<u8> = (0..20_000_003_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let second = Duration::from_secs(1);
-    let store = &lab.desk.store;
+    let store = &lab.backend.store;
     let write = async |mark: &Mark, bytes: &[u8]| {
         let mut writer = store.writer(RESULT_BUCKET, KEY, mark.clone(), second);
         for chunk in bytes.chunks(3_000_001) {
@@ -244,7 +244,7 @@ async fn what_is_written_as_it_is_made_is_whole_and_replaces_only_its_own() {
 #[tokio::test]
 async fn an_object_under_way_survives_faults_and_leaves_no_parts() {
     let lab = Lab::new().await;
-    let own = Mark::of_mission(lab.desk.ledger.tables(), &mission_id("M"));
+    let own = Mark::of_mission(lab.backend.ledger.tables(), &mission_id("M"));
     let bytes = vec![7; 20_000_000];
     for fault in [Fault::FailBefore, Fault::FailAfter, Fault::Repeat, Fault::StatusAfter(500, "InternalError")] {
         for operation in ["CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload", "HeadObject"] {
@@ -277,7 +277,7 @@ async fn an_object_under_way_survives_faults_and_leaves_no_parts() {
 async fn an_own_object_is_adopted_only_if_its_bytes_are_the_files() {
     let lab = Lab::new().await;
     lab.mission("M", &["abc"]).await;
-    let fence = claim(&lab.desk, "abc", "i-1").await;
+    let fence = claim(&lab.backend, "abc", "i-1").await;
     let file = lab.dir.path().join("result");
     for bytes in [100, 9_000_000] {
         let faults = Faults::new();
@@ -319,7 +319,8 @@ async fn an_upload_that_is_found_corrupt_is_made_again() {
     let result = std::fs::read(lab.cloud.object_path(RESULT_BUCKET, "rslt_abc")).unwrap();
     assert!(result == bytes, "the bytes differ");
     assert_eq!(faults.count(S3, "CompleteMultipartUpload"), 3);
-    let (row, there) = (lab.task("abc").await, lab.desk.store.head(RESULT_BUCKET, "rslt_abc").await.unwrap().unwrap());
+    let (row, there) =
+        (lab.task("abc").await, lab.backend.store.head(RESULT_BUCKET, "rslt_abc").await.unwrap().unwrap());
     assert_eq!((row.attempt.0, row.result_etag), (1, Some(there.etag)));
 }
 
@@ -357,7 +358,7 @@ async fn a_result_with_a_name_that_is_too_long_fails_once_and_uploads_nothing() 
         };
         assert_eq!(exit::of_node(error).0, Exit::WorkloadFailed);
         assert_eq!((row.state, row.verdict, row.attempt.0), (State::Failed, Some(Verdict::AppError), 1), "{line}");
-        assert!(lab.desk.store.list(RESULT_BUCKET, "rslt_").await.unwrap().is_empty(), "{line}");
+        assert!(lab.backend.store.list(RESULT_BUCKET, "rslt_").await.unwrap().is_empty(), "{line}");
     }
 }
 
@@ -390,7 +391,7 @@ async fn a_folder_result_needs_no_room_on_the_disk() {
     let index: serde_json::Value = serde_json::from_str(&lab.result("rslt_abc/_lighthpc_index.json").unwrap()).unwrap();
     assert_eq!((index["srcFilename"].as_str(), index["attempt"].as_u64()), (Some("abc"), Some(1)));
     assert_eq!(index["files"].as_object().unwrap().len(), 2);
-    let there = lab.desk.store.head(RESULT_BUCKET, "rslt_abc/a \"b\" ü").await.unwrap().unwrap();
+    let there = lab.backend.store.head(RESULT_BUCKET, "rslt_abc/a \"b\" ü").await.unwrap().unwrap();
     assert_eq!(index["files"]["a \"b\" ü"]["etag"].as_str(), Some(there.etag.as_str()));
     assert_eq!(index["files"]["c"]["bytes"], 2);
 }
@@ -406,7 +407,7 @@ async fn many_files_go_up_through_an_outage() {
 
     lab.node_with("abc", "M", faults).shell(line).run().await.ending.unwrap();
 
-    assert_eq!(lab.desk.store.list(RESULT_BUCKET, "rslt_abc/").await.unwrap().len(), 301);
+    assert_eq!(lab.backend.store.list(RESULT_BUCKET, "rslt_abc/").await.unwrap().len(), 301);
     assert_eq!(lab.task("abc").await.attempt.0, 1);
 }
 
@@ -442,7 +443,7 @@ async fn a_huge_input_or_folder_makes_a_bounded_number_of_tasks() {
     assert!(alive() < 40, "{} tasks", alive());
     gate.open();
     running.join_next().await.unwrap().unwrap().ending.unwrap();
-    assert_eq!(lab.desk.store.list(RESULT_BUCKET, "rslt_abc/").await.unwrap().len(), 501);
+    assert_eq!(lab.backend.store.list(RESULT_BUCKET, "rslt_abc/").await.unwrap().len(), 501);
 }
 
 /// A large part is streamed from its file with a checksum that was computed before: the SDK and S3 agree on it, and

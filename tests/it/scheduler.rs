@@ -94,7 +94,7 @@ async fn the_keys_beginning_names_the_mission_if_there_is_one() {
     lab.mission("M", &[]).await;
     let mut settings = lab.scheduler_settings();
     settings.default_mission = Some(mission_id("default"));
-    let scheduler = Scheduler::new(lab.desk.clone(), settings);
+    let scheduler = Scheduler::new(lab.backend.clone(), settings);
     for (key, mission) in [("M/x", "M"), ("other/x", "default"), ("M", "default"), ("x", "default")] {
         board(&scheduler, key).await;
         assert_eq!(lab.task(key).await.mission, Some(mission_id(mission)), "{key}");
@@ -191,7 +191,7 @@ async fn a_floor_of_on_demand_is_kept() {
     lab.mission("M", &[]).await;
     let mut settings = lab.scheduler_settings();
     settings.policy = Policy { bid_mode: Some(BidMode::Mix), on_demand_floor: Some(2), ..Policy::default() };
-    let scheduler = Scheduler::new(lab.desk.clone(), settings);
+    let scheduler = Scheduler::new(lab.backend.clone(), settings);
     for n in 0..5 {
         board(&scheduler, &format!("M/{n}")).await;
     }
@@ -244,7 +244,7 @@ async fn a_long_key_goes_by_a_short_name() {
 
         assert_eq!(lab.task(&key).await.state, State::Done);
     }
-    assert!(lab.desk.ledger.missions().await.unwrap().is_empty(), "short names are no missions");
+    assert!(lab.backend.ledger.missions().await.unwrap().is_empty(), "short names are no missions");
 }
 
 /// Two thousand objects; a fifth of the events come twice, in any order; some launches find no room, some answers are lost.
@@ -271,7 +271,7 @@ async fn two_thousand_objects_with_duplicates_and_failing_launches_have_a_node_e
     }
     assert!(waiting > 0);
     let tasks: Vec<SrcId> = keys.iter().map(|key| src(key)).collect();
-    for task in lab.desk.ledger.tasks(&tasks).await.unwrap() {
+    for task in lab.backend.ledger.tasks(&tasks).await.unwrap() {
         if task.launch.after.is_some() {
             lab.set_attribute(task.src.as_str(), "launchAfter", "2026-01-01T00:00:00Z").await;
         }
@@ -281,7 +281,7 @@ async fn two_thousand_objects_with_duplicates_and_failing_launches_have_a_node_e
         sweep(&scheduler).await;
     }
 
-    let tasks = lab.desk.ledger.tasks(&tasks).await.unwrap();
+    let tasks = lab.backend.ledger.tasks(&tasks).await.unwrap();
     assert_eq!(tasks.len(), 2000);
     let instances = lab.cloud.instances();
     assert_eq!(instances.len(), 2000, "a node each");
@@ -311,7 +311,7 @@ async fn a_task_that_comes_as_its_mission_is_announced_is_swept() {
     lab.mission("M", &[]).await;
     let mut settings = lab.scheduler_settings();
     settings.template = None;
-    let without_launches = Scheduler::new(lab.desk.clone(), settings);
+    let without_launches = Scheduler::new(lab.backend.clone(), settings);
     let mut intake = Intake::new(&without_launches);
     intake.board(&upload("M/a")).await.unwrap();
     lab.set_mission_attribute("M", "notifyEmail", "Yes").await;
@@ -328,8 +328,8 @@ async fn a_task_that_comes_as_its_mission_is_announced_is_swept() {
     assert_eq!(found, ["M/a", "M/b"].map(|key| (What::Launched, key.to_owned())));
     // What was seen before the mark changed closes nothing; what has no open task is closed.
     let stale = lab.mission_row("M").await;
-    lab.desk.ledger.note_late(&mission_id("M"), "another").await.unwrap();
-    lab.desk.ledger.close_mission(&stale, "now").await.unwrap();
+    lab.backend.ledger.note_late(&mission_id("M"), "another").await.unwrap();
+    lab.backend.ledger.close_mission(&stale, "now").await.unwrap();
     assert_eq!(lab.mission_row("M").await.closed_at, None);
     scheduler.cancel(&mission_id("M"), Duration::from_secs(30)).await.unwrap();
     sweep(&scheduler).await;

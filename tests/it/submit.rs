@@ -61,7 +61,7 @@ async fn a_task_that_ran_in_no_mission_is_not_taken_over() {
     let error = scheduler.prepare(&plan(&["abc"])).await.unwrap_err();
 
     assert!(matches!(error, SchedulerError::OtherTask { .. }), "{error:?}");
-    assert_eq!(lab.desk.ledger.mission(&mission_id("M")).await.unwrap(), None, "nothing was written");
+    assert_eq!(lab.backend.ledger.mission(&mission_id("M")).await.unwrap(), None, "nothing was written");
 }
 
 /// Two sweeps, or a sweep and a submission, see the same missing nodes: one launches them.
@@ -72,8 +72,8 @@ async fn a_missions_nodes_are_launched_once_however_many_look() {
     lab.set_mission_number("M", "nodes", 2).await;
     let seen = lab.mission_row("M").await;
 
-    let first = lab.desk.ledger.reserve_round(&seen).await.unwrap();
-    assert_eq!((first, lab.desk.ledger.reserve_round(&seen).await.unwrap()), (Some(1), None));
+    let first = lab.backend.ledger.reserve_round(&seen).await.unwrap();
+    assert_eq!((first, lab.backend.ledger.reserve_round(&seen).await.unwrap()), (Some(1), None));
 
     // Whoever reserved has died: the next sweep launches, and the one after finds nothing missing.
     let scheduler = lab.scheduler(&Faults::new());
@@ -93,7 +93,7 @@ async fn a_missions_nodes_are_launched_once_however_many_look() {
 #[tokio::test]
 async fn what_would_refuse_a_submission_is_found_before_anything_is_written() {
     let lab = Lab::new().await;
-    let mission = async || lab.desk.ledger.mission(&mission_id("M")).await.unwrap();
+    let mission = async || lab.backend.ledger.mission(&mission_id("M")).await.unwrap();
     let keys = plan(&["M/a"]);
     let mut settings = lab.scheduler_settings();
     settings.template = None;
@@ -194,4 +194,49 @@ async fn a_listing_tells_which_objects_are_archived() {
     // As the local cloud has them: nothing is archived.
     lab.input("in/a", b"x").await;
     assert!(!store.list_objects(SOURCE_BUCKET, "in/").await.unwrap()[0].is_archived);
+}
+
+/// Two submissions to one mission at once, in every order of their steps: its number of tasks is that of its rows in the end.
+#[tokio::test]
+async fn two_submissions_to_a_mission_at_once_are_counted_together() {
+    // A step is of the first or of the second; each has two: the mission, and the rows.
+    for order in [[0, 1, 0, 1], [0, 1, 1, 0], [1, 0, 0, 1], [1, 0, 1, 0]] {
+        for already in [false, true] {
+            let lab = Lab::new().await;
+            let scheduler = lab.scheduler(&Faults::new());
+            if already {
+                lab.mission("M", &["old"]).await;
+            }
+            let plans = [plan(&["a1", "a2", "a3", "a4"]), plan(&["b1", "b2", "b3"])];
+            let mut prepared = [None, None];
+            for who in order {
+                match prepared[who].take() {
+                    None => prepared[who] = Some(scheduler.prepare(&plans[who]).await.unwrap()),
+                    Some(ready) => drop(scheduler.make_rows(&plans[who], &ready, |_| {}).await.unwrap()),
+                }
+            }
+            let count = 7 + u64::from(already);
+            assert_eq!(lab.mission_row("M").await.trans_number, Some(count), "{order:?} {already}");
+        }
+    }
+}
+
+/// Two submissions find no mission, and both make it: the second enlarges the first's.
+#[tokio::test]
+async fn of_two_submissions_that_make_a_mission_the_second_enlarges_it() {
+    let lab = Lab::new().await;
+    let scheduler = lab.scheduler(&Faults::new());
+    let (first, second) = (plan(&["a1", "a2"]), plan(&["b1", "b2", "b3"]));
+    let checked = scheduler.check(&second, false).await.unwrap();
+    let ready = scheduler.prepare(&first).await.unwrap();
+
+    let late = scheduler.prepare_checked(&second, checked).await.unwrap();
+    scheduler.make_rows(&second, &late, |_| {}).await.unwrap();
+    scheduler.make_rows(&first, &ready, |_| {}).await.unwrap();
+
+    assert!(ready.is_new && !late.is_new);
+    assert_eq!(lab.mission_row("M").await.trans_number, Some(5));
+    // Of another workload, it is refused.
+    let other = Plan { exec: Some("other".to_owned()), ..plan(&["c"]) };
+    assert!(matches!(scheduler.prepare(&other).await, Err(SchedulerError::OtherMission { .. })));
 }

@@ -34,7 +34,7 @@ async fn drained_after(node: Subject, began: &Path) {
 }
 
 async fn checkpoint_keys(lab: &Lab) -> Vec<String> {
-    lab.desk.store.list(RESULT_BUCKET, "checkpoints/").await.unwrap()
+    lab.backend.store.list(RESULT_BUCKET, "checkpoints/").await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -127,7 +127,7 @@ async fn a_checkpoint_of_an_earlier_version_is_restored_and_removed() {
     lab.mission("M", &["abc"]).await;
     let earlier = earlier_folder(&src("abc"));
     let put = async |key: &str, text: String| {
-        lab.desk.store.put_bytes(RESULT_BUCKET, &format!("{earlier}{key}"), text.into_bytes()).await.unwrap();
+        lab.backend.store.put_bytes(RESULT_BUCKET, &format!("{earlier}{key}"), text.into_bytes()).await.unwrap();
     };
     let file = |name: &str| format!(r#""{name}":{{"key":"{earlier}1.1/{name}","bytes":4,"changed_ns":5}}"#);
     put("1.1/a", "old\n".to_owned()).await;
@@ -165,8 +165,8 @@ async fn a_list_that_leads_out_of_the_folder_restores_nothing() {
         lab.mission("M", &["abc"]).await;
         let place = lab.dir.path().to_str().unwrap();
         let list = format!(r#"{{"version":2,"entries":[{}]}}"#, entries.replace("PLACE", place));
-        lab.desk.store.put_bytes(RESULT_BUCKET, "k", b"x".to_vec()).await.unwrap();
-        lab.desk.store.put_bytes(RESULT_BUCKET, "checkpoints/list", list.into_bytes()).await.unwrap();
+        lab.backend.store.put_bytes(RESULT_BUCKET, "k", b"x".to_vec()).await.unwrap();
+        lab.backend.store.put_bytes(RESULT_BUCKET, "checkpoints/list", list.into_bytes()).await.unwrap();
         lab.set_attribute("abc", "checkpoint", &format!("s3://{RESULT_BUCKET}/checkpoints/list")).await;
         let line = r#"[ "$LIGHTHPC_RESUMED" = 0 ] && ls -A "$LIGHTHPC_CHECKPOINT_DIR" > "$LIGHTHPC_OUTPUT""#;
         lab.node("abc", "M").shell(line).run().await.ending.unwrap();
@@ -185,10 +185,10 @@ async fn a_checkpoint_that_does_not_fit_is_left_to_another_machine() {
     let lab = Lab::new().await;
     lab.mission("M", &["abc"]).await;
     let list = r#"{"version":2,"entries":[{"name":"huge","key":"checkpoints/huge","bytes":8796093022208}]}"#;
-    lab.desk.store.put_bytes(RESULT_BUCKET, "checkpoints/huge", b"x".to_vec()).await.unwrap();
+    lab.backend.store.put_bytes(RESULT_BUCKET, "checkpoints/huge", b"x".to_vec()).await.unwrap();
     let huge = lab.cloud.object_path(RESULT_BUCKET, "checkpoints/huge");
     std::fs::File::options().write(true).open(huge).unwrap().set_len(8 << 40).unwrap();
-    lab.desk.store.put_bytes(RESULT_BUCKET, "checkpoints/list", list.as_bytes().to_vec()).await.unwrap();
+    lab.backend.store.put_bytes(RESULT_BUCKET, "checkpoints/list", list.as_bytes().to_vec()).await.unwrap();
     let named = format!("s3://{RESULT_BUCKET}/checkpoints/list");
     lab.set_attribute("abc", "checkpoint", &named).await;
     lab.node("abc", "M").run().await.ending.unwrap_err();
@@ -270,12 +270,17 @@ async fn no_room_for_files_is_a_full_disk() {
     }
     let _mounted = Mounted(work.clone());
 
-    let mut node = lab.node("abc", "M").shell(r#"for n in $(seq 100); do : > "$LIGHTHPC_SCRATCH/$n" || exit 1; done"#);
-    node.settings.work_dir.clone_from(&work);
-    let life = node.run().await;
-    assert!(matches!(life.ending, Err(NodeError::WorkloadDiskFull)), "{life:?}");
-    let row = lab.task("abc").await;
-    assert_eq!((row.state, row.verdict), (State::Pending, Some(Verdict::DiskFull)));
+    // A program that heeds the failure, and one that ignores it and leaves no result.
+    for (attempt, otherwise) in ["exit 1", "break"].into_iter().enumerate() {
+        let fill = format!(r#"for n in $(seq 100); do : > "$LIGHTHPC_SCRATCH/$n" || {otherwise}; done; true"#);
+        let mut node = lab.node("abc", "M").shell(&format!("( {fill} )"));
+        node.settings.work_dir.clone_from(&work);
+        let life = node.run().await;
+        assert!(matches!(life.ending, Err(NodeError::WorkloadDiskFull)), "{otherwise}: {life:?}");
+        let row = lab.task("abc").await;
+        assert_eq!((row.state, row.verdict), (State::Pending, Some(Verdict::DiskFull)), "{otherwise}");
+        assert_eq!(row.attempt.0, attempt as u64 + 1);
+    }
 
     // Not even the attempt's folder can be made.
     for n in 0..40 {

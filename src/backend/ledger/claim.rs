@@ -9,7 +9,7 @@ use super::launch::{as_seen, same_beat};
 use super::open::open_as;
 use super::{Ledger, task_key};
 use crate::backend::{CloudError, Kind};
-use crate::domain::ids::{InstanceId, MissionId, SrcId};
+use crate::domain::ids::{InstanceId, MISSION_BYTES_MAX, MissionId, SrcId};
 use crate::domain::mission::open_partition;
 use crate::domain::task::{State, Task};
 use crate::domain::value::Form;
@@ -190,10 +190,22 @@ fn claim_expression(who: &Claimant) -> Expression {
             ("(attribute_not_exists({}) OR {} <> ?)", item::CLAIM_TOKEN, Some(text(&who.token))),
         ],
     ];
-    claimed(who).add(item::ATTEMPT, 1).when_any(cases).when_any(vec![
-        vec![("attribute_not_exists({})", item::ATTEMPT, None)],
-        vec![("{} >= ?", item::ATTEMPT, Some(number(0))), ("{} < ?", item::ATTEMPT, Some(number(ATTEMPT_MAX)))],
-    ])
+    claimed(who)
+        .add(item::ATTEMPT, 1)
+        .when_any(cases)
+        .when_any(vec![
+            vec![("attribute_not_exists({})", item::ATTEMPT, None)],
+            vec![("{} >= ?", item::ATTEMPT, Some(number(0))), ("{} < ?", item::ATTEMPT, Some(number(ATTEMPT_MAX)))],
+        ])
+        // With another value, the task would be counted nowhere.
+        .when_any(vec![
+            vec![("attribute_not_exists({})", item::MISSION, None)],
+            vec![
+                ("attribute_type({}, ?)", item::MISSION, Some(text("S"))),
+                ("size({}) > ?", item::MISSION, Some(number(0))),
+                ("size({}) <= ?", item::MISSION, Some(number(MISSION_BYTES_MAX as u64))),
+            ],
+        ])
 }
 
 /// What every claim writes.

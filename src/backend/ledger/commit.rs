@@ -61,9 +61,9 @@ pub enum Commit {
     NotCancelled,
 }
 
-/// How often a transaction is tried that others' transactions were in the way of. The SDK's own retries
+/// How often a transaction, or the update of a mission's row, is tried that others' transactions were in the way of. The SDK's own retries
 /// come on top; each of these waits a little longer than the last.
-const CONFLICT_ATTEMPTS_MAX: u32 = 8;
+pub(super) const CONFLICT_ATTEMPTS_MAX: u32 = 8;
 
 impl Ledger {
     /// Ends the task and counts it in the mission's tally, in one transaction, on condition that the attempt holds it.
@@ -80,9 +80,7 @@ impl Ledger {
         finish: &Finish,
     ) -> Result<Commit, CloudError> {
         match self.commit_once(fence, mission, finish).await {
-            // The row has no room for its history, or holds something that does not fit: the end counts more.
-            Err(error) if error.kind == Kind::Invalid && !finish.history.is_empty() => {
-                tracing::warn!(src.id = %fence.src, "the row of {} takes no history: {error}: {}", fence.src, error.source);
+            Err(error) if takes_no_history(&error, &finish.history) => {
                 self.commit_once(fence, mission, &Finish { history: Vec::new(), ..finish.clone() }).await
             }
             committed => committed,
@@ -241,6 +239,16 @@ fn finish_expression(finish: &Finish) -> Expression {
             .set(item::APP_FAILURES, number(finish.counts.app_failures))
             .set(item::INTERRUPTIONS, number(finish.counts.interruptions)),
     }
+}
+
+/// Returns whether a row has no room for the history that was to be written with a task's end, or may have none: the end counts
+/// more, and is written without it.
+pub(super) fn takes_no_history(error: &CloudError, history: &[PastAttempt]) -> bool {
+    let is_so = error.kind == Kind::Invalid && !history.is_empty();
+    if is_so {
+        tracing::warn!("the history of an attempt is not written: {error}: {}", error.source);
+    }
+    is_so
 }
 
 /// A token of 36 characters, the most DynamoDB takes, that is the same for every try of this attempt's commit.

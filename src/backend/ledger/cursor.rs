@@ -4,12 +4,15 @@ use super::expression::Expression;
 use super::item::{self, Row, number, text};
 use super::{CloudError, Item, Ledger, OpenTask};
 use crate::domain::ids::{MissionId, SrcId};
+use crate::domain::value::Form;
 
 /// Where a sweep stopped among the tasks that wait.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cursor {
     /// How often the cursor was moved: it is only moved from where it was read.
     pub moved: u64,
+    /// That number as it stands in the item.
+    pub seen: Form,
     /// The mission; `None`: the tasks of no mission.
     pub mission: Option<MissionId>,
     /// The shard.
@@ -30,12 +33,15 @@ impl Ledger {
         let get = self.client.get_item().table_name(&self.tables.missions).set_key(Some(key())).consistent_read(true);
         let row = get.send().await.map_err(|error| self.missions_error("GetItem", error))?.item.unwrap_or_default();
         let row = Row(&row);
+        let place = |(src, open_as)| OpenTask { src, open_as };
         let src = row.text(item::SRC).and_then(|src| SrcId::new(src).ok());
         Ok(Cursor {
             moved: row.number(MOVED).unwrap_or(0),
             mission: row.text(item::MISSION).and_then(|id| MissionId::new(id).ok()),
             shard: row.number(SHARD).and_then(|shard| u32::try_from(shard).ok()).unwrap_or(0),
-            after: src.zip(row.text(item::OPEN_AS)).map(|(src, open_as)| OpenTask { src, open_as }),
+            // Another word would be no place in what waits, and DynamoDB refuses to begin there.
+            after: src.zip(row.text(item::OPEN_AS).filter(|open_as| open_as.starts_with("pending#"))).map(place),
+            seen: row.form(MOVED),
         })
     }
 
@@ -45,7 +51,8 @@ impl Ledger {
     /// # Errors
     /// [`CloudError`]; `Ok(false)` if another sweep has moved it.
     pub async fn move_cursor(&self, to: &Cursor) -> Result<bool, CloudError> {
-        let mut expression = Expression::default().set(MOVED, number(to.moved + 1)).set(SHARD, number(to.shard.into()));
+        let mut expression =
+            Expression::default().set(MOVED, number(to.moved.saturating_add(1))).set(SHARD, number(to.shard.into()));
         expression = match &to.mission {
             Some(mission) => expression.set(item::MISSION, text(mission.as_str())),
             None => expression.remove(item::MISSION),
@@ -54,12 +61,7 @@ impl Ledger {
             Some(task) => expression.set(item::SRC, text(task.src.as_str())).set(item::OPEN_AS, text(&task.open_as)),
             None => expression.remove(item::SRC).remove(item::OPEN_AS),
         };
-        let expression = if to.moved == 0 {
-            // Whatever stands there cannot be read as a number.
-            expression.when("(attribute_not_exists({}) OR NOT attribute_type({}, ?))", MOVED, Some(text("N")))
-        } else {
-            expression.when("{} = ?", MOVED, Some(number(to.moved)))
-        };
+        let expression = expression.as_it_was(MOVED, &to.seen);
         let id = MissionId::new(NAME).expect("a constant name is legal");
         self.update_mission(&id, &expression).await
     }

@@ -225,6 +225,7 @@ impl Row<'_> {
             cancelled: self.0.contains_key(CANCELLED),
             open_as: open.and_then(|(state, _)| State::parse(state)),
             seen: Some(Box::new(Seen {
+                mission: self.form(MISSION),
                 state: self.form(STATE),
                 attempt: self.form(ATTEMPT),
                 beat: self.form(BEAT),
@@ -328,7 +329,7 @@ fn manifest_progress(value: &AttributeValue) -> Option<ManifestProgress> {
         upload: row.text("upload")?,
         parts: row.list("parts").iter().map(part).collect::<Option<_>>()?,
         tasks: row.number("tasks")?,
-        after: SrcId::new(row.text("after")?).ok()?,
+        after: row.text("after")?,
         opened: row.number("opened")?,
     })
 }
@@ -340,7 +341,7 @@ pub(super) fn manifest_progress_value(progress: &ManifestProgress) -> AttributeV
         ("upload".to_owned(), text(&progress.upload)),
         ("parts".to_owned(), AttributeValue::L(progress.parts.iter().map(part).collect())),
         ("tasks".to_owned(), number(progress.tasks)),
-        ("after".to_owned(), text(progress.after.as_str())),
+        ("after".to_owned(), text(&progress.after)),
         ("opened".to_owned(), number(progress.opened)),
     ]))
 }

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use aws_sdk_dynamodb::types::TransactWriteItem;
 
-use super::commit::{Transacted, tally_key, update};
+use super::commit::{Transacted, takes_no_history, tally_key, update};
 use super::expression::Expression;
 use super::item::{self, Row, history, number, text};
 use super::mission::{mission_key, opened};
@@ -107,14 +107,21 @@ impl Ledger {
     /// # Errors
     /// [`CloudError`]; `Ok(None)` if the row has moved.
     pub async fn expire(&self, task: &Task, past: PastAttempt, now: &str) -> Result<Option<Task>, CloudError> {
-        let expression = Expression::default()
+        let without_history = Expression::default()
             .set(item::STATE, text(State::Pending.as_str()))
             .set(item::OPEN_AS, text(open_as(State::Pending, now)))
             .set(item::VERDICT, text(past.verdict.as_str()))
-            .set(item::HISTORY, history(&task.history_with(past)))
             .set(item::INTERRUPTIONS, number(task.interruptions.saturating_add(1)))
             .remove(item::CANCELLED);
-        self.update_row_to(&task.src, &same_beat(as_seen(expression, task), task)).await
+        let past = task.history_with(past);
+        let with_history = without_history.clone().set(item::HISTORY, history(&past));
+        let write = |expression| same_beat(as_seen(expression, task), task);
+        match self.update_row_to(&task.src, &write(with_history)).await {
+            Err(error) if takes_no_history(&error, &past) => {
+                self.update_row_to(&task.src, &write(without_history.remove(item::HISTORY))).await
+            }
+            expired => expired,
+        }
     }
 
     /// Fails tasks that no attempt ends: each waits, or its holder does not answer. Each is counted in the mission's tally. On
@@ -134,11 +141,24 @@ impl Ledger {
     ) -> Result<Failed, CloudError> {
         let mut failed = Failed { tasks: Vec::new(), has_mission_moved: false };
         for batch in tasks.chunks(FAIL_BATCH) {
-            let mut batch: Vec<&(Task, Option<PastAttempt>)> = batch.iter().collect();
+            let mut batch: Vec<Ending> = batch.iter().map(|(task, past)| (task, past.as_ref())).collect();
+            let mut has_history = true;
             while !batch.is_empty() {
-                let items = self.fail_items(&batch, mission, verdict, is_for_cancel)?;
+                let items = self.fail_items(&batch, mission, verdict, is_for_cancel, has_history)?;
                 let shards = mission.map(|mission| (&mission.id, shards_of(&batch, mission).into_keys().collect()));
-                match self.transact(&items, &format!("{:032x}", rand::random::<u128>()), shards).await? {
+                let token = format!("{:032x}", rand::random::<u128>());
+                let written = match self.transact(&items, &token, shards).await {
+                    Err(error) => {
+                        let past: Vec<PastAttempt> = batch.iter().filter_map(|(_, past)| past.cloned()).collect();
+                        if has_history && takes_no_history(&error, &past) {
+                            has_history = false;
+                            continue;
+                        }
+                        return Err(error);
+                    }
+                    Ok(written) => written,
+                };
+                match written {
                     Transacted::Written => {
                         failed.tasks.extend(batch.drain(..).map(|(task, _)| task.src.clone()));
                     }
@@ -166,19 +186,22 @@ impl Ledger {
 
     fn fail_items(
         &self,
-        batch: &[&(Task, Option<PastAttempt>)],
+        batch: &[Ending],
         mission: Option<&Mission>,
         verdict: Verdict,
         is_for_cancel: bool,
+        has_history: bool,
     ) -> Result<Vec<TransactWriteItem>, CloudError> {
         let mut items = Vec::with_capacity(2 * batch.len() + 1);
         for (task, past) in batch {
             let mut row = closed(Expression::default())
                 .set(item::STATE, text(State::Failed.as_str()))
                 .set(item::VERDICT, text(verdict.as_str()));
-            if let Some(past) = past {
-                row = row.set(item::HISTORY, history(&task.history_with(past.clone())));
-            }
+            row = match past {
+                Some(past) if has_history => row.set(item::HISTORY, history(&task.history_with((*past).clone()))),
+                Some(_) => row.remove(item::HISTORY),
+                None => row,
+            };
             if verdict.budget() == Budget::Application {
                 row = row.set(item::APP_FAILURES, number(task.app_failures.saturating_add(1)));
             }
@@ -202,16 +225,34 @@ impl Ledger {
         Ok(items)
     }
 
-    /// Asks the holder of a task to end it, because its mission is cancelled: its next heartbeat finds this. On condition that
-    /// the mission is still cancelled as it was seen.
+    /// Asks the holders of tasks to end them, because their mission is cancelled: their next heartbeats find this. On condition
+    /// that the mission is still cancelled as it was seen. Up to 50 tasks are asked in one transaction, for transactions that
+    /// check one mission are in each other's way. Returns how many were asked; the others have moved, or the mission has.
     ///
     /// # Errors
-    /// [`CloudError`]; `Ok(false)` if nobody holds it, or the mission has moved.
-    pub async fn ask_to_cancel(&self, task: &Task, mission: &Mission, now: &str) -> Result<bool, CloudError> {
-        let expression = as_seen(Expression::default().set(item::CANCELLED, text(now)), task);
-        let items = [update(&self.tables.tasks, task_key(&task.src), &expression)?, self.check_mission(mission)?];
-        let written = self.transact(&items, &format!("{:032x}", rand::random::<u128>()), None).await?;
-        Ok(written == Transacted::Written)
+    /// [`CloudError`].
+    pub async fn ask_to_cancel(&self, tasks: &[&Task], mission: &Mission, now: &str) -> Result<u64, CloudError> {
+        let mut asked = 0;
+        for batch in tasks.chunks(ASK_BATCH) {
+            let mut batch = batch.to_vec();
+            while !batch.is_empty() {
+                let ask = |task: &&Task| {
+                    let expression = as_seen(Expression::default().set(item::CANCELLED, text(now)), task);
+                    update(&self.tables.tasks, task_key(&task.src), &expression)
+                };
+                let mut items = batch.iter().map(ask).collect::<Result<Vec<_>, _>>()?;
+                items.push(self.check_mission(mission)?);
+                match self.transact(&items, &format!("{:032x}", rand::random::<u128>()), None).await? {
+                    Transacted::Written => asked += batch.drain(..).len() as u64,
+                    Transacted::Refused(places) if places.contains(&batch.len()) => return Ok(asked),
+                    Transacted::Refused(places) => {
+                        let mut place = 0..;
+                        batch.retain(|_| !places.contains(&place.next().unwrap_or(0)));
+                    }
+                }
+            }
+        }
+        Ok(asked)
     }
 
     /// Takes out of the index of open tasks what has ended, and puts there in its right state what is open in another: a
@@ -415,7 +456,10 @@ pub(super) fn same_beat(expression: Expression, task: &Task) -> Expression {
 }
 
 /// The tally items that tasks are counted in: how many in each, and their seconds of workload time.
-fn shards_of(batch: &[&(Task, Option<PastAttempt>)], mission: &Mission) -> BTreeMap<u32, (i64, u64)> {
+/// A task that is to be failed, with the attempt that was lost, if one was.
+type Ending<'a> = (&'a Task, Option<&'a PastAttempt>);
+
+fn shards_of(batch: &[Ending], mission: &Mission) -> BTreeMap<u32, (i64, u64)> {
     let mut shards = BTreeMap::new();
     for (task, _) in batch {
         let (count, time_cost_s) = shards.entry(shard_of(&task.src, mission.tally_shards)).or_insert((0_i64, 0_u64));
@@ -437,3 +481,6 @@ pub struct Failed {
 /// The tasks of one transaction: with a tally item for each and the mission's check these are 51 items, of the 100 that
 /// `TransactWriteItems` takes. A larger one only conflicts more often with the commits of nodes.
 const FAIL_BATCH: usize = 25;
+
+/// The holders that are asked in one transaction: 51 items with the mission's check.
+const ASK_BATCH: usize = 50;

@@ -3,11 +3,12 @@
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
 use aws_sdk_dynamodb::types::AttributeValue;
 
-use super::commit::tally_key;
+use super::commit::{CONFLICT_ATTEMPTS_MAX, tally_key};
 use super::expression::Expression;
 use super::item::{self, Row, number, text};
 use super::{Item, Ledger};
-use crate::backend::CloudError;
+use crate::backend::{CloudError, Kind};
+use crate::domain::backoff;
 use crate::domain::ids::MissionId;
 use crate::domain::mission::{Mission, Tally, tally_shards_for};
 use crate::domain::policy::Policy;
@@ -186,18 +187,25 @@ impl Ledger {
         self.update_mission(&mission.id, &expression).await.map(|_| ())
     }
 
-    /// Updates a mission's row; `false` if the condition did not hold.
+    /// Updates a mission's row; `false` if the condition did not hold. Again and again while transactions are in its way, those
+    /// that check the row included.
     pub(super) async fn update_mission(&self, id: &MissionId, expression: &Expression) -> Result<bool, CloudError> {
-        let answer = expression
-            .on(self.client.update_item().table_name(&self.tables.missions).set_key(Some(mission_key(id))))
-            .send()
-            .await;
-        match answer {
-            Ok(_) => Ok(true),
-            Err(error) => match error.as_service_error() {
-                Some(UpdateItemError::ConditionalCheckFailedException(_)) => Ok(false),
-                _ => Err(self.missions_error("UpdateItem", error)),
-            },
+        let mut tries = 0;
+        loop {
+            let answer = expression
+                .on(self.client.update_item().table_name(&self.tables.missions).set_key(Some(mission_key(id))))
+                .send()
+                .await;
+            tries += 1;
+            let Err(error) = answer else { return Ok(true) };
+            if matches!(error.as_service_error(), Some(UpdateItemError::ConditionalCheckFailedException(_))) {
+                return Ok(false);
+            }
+            let error = self.missions_error("UpdateItem", error);
+            if error.kind != Kind::Conflict || tries >= CONFLICT_ATTEMPTS_MAX {
+                return Err(error);
+            }
+            tokio::time::sleep(backoff::delay(tries, rand::random())).await;
         }
     }
 

@@ -58,9 +58,14 @@ impl OpenTask {
 pub struct OpenPage {
     /// Its entries.
     pub tasks: Vec<OpenTask>,
+    /// Keys that no task of lighthpc's can have, for they are longer than a key of S3.
+    pub odd: Vec<String>,
     /// Whether no more come after it.
     pub is_last: bool,
 }
+
+/// The misplaced entries that are read of one range at once: a page of rows.
+const MISPLACED_MAX: i32 = 100;
 
 /// `BatchGetItem` takes 100 keys. Source: DynamoDB API reference.
 const BATCH_LEN_MAX: usize = 100;
@@ -97,7 +102,7 @@ impl Ledger {
             key
         };
         let mut from = from.map(key);
-        let mut found = Vec::new();
+        let (mut found, mut odd) = (Vec::new(), Vec::new());
         loop {
             let page = self
                 .client
@@ -114,15 +119,19 @@ impl Ledger {
                 .send()
                 .await
                 .map_err(|error| CloudError::sdk("Query", format!("index {INDEX} of {}", self.tables.tasks), error))?;
-            let task = |item: &Item| {
-                let src = Row(item).text(item::SRC).and_then(|src| SrcId::new(src).ok())?;
-                Some(OpenTask { src, open_as: Row(item).text(item::OPEN_AS)? })
-            };
-            found.extend(page.items().iter().filter_map(task));
+            for entry in page.items() {
+                let (Some(key), Some(open_as)) = (Row(entry).text(item::SRC), Row(entry).text(item::OPEN_AS)) else {
+                    continue;
+                };
+                match SrcId::new(&key) {
+                    Ok(src) => found.push(OpenTask { src, open_as }),
+                    Err(_) => odd.push(key),
+                }
+            }
             match page.last_evaluated_key {
                 Some(key) if !key.is_empty() && found.len() < limit => from = Some(key),
-                Some(key) if !key.is_empty() => return Ok(OpenPage { tasks: found, is_last: false }),
-                _ => return Ok(OpenPage { tasks: found, is_last: true }),
+                Some(key) if !key.is_empty() => return Ok(OpenPage { tasks: found, odd, is_last: false }),
+                _ => return Ok(OpenPage { tasks: found, odd, is_last: true }),
             }
         }
     }
@@ -170,6 +179,49 @@ impl Ledger {
         for shard in 0..shards.max(1) {
             let page = self.open_page(Partition { mission, shard }, state, usize::MAX, None).await?;
             found.extend(page.tasks.into_iter().map(|task| task.src));
+        }
+        Ok(found)
+    }
+
+    /// Lists entries of one partition that no page shows, for `openAs` begins neither as a waiting task's nor as a running one's:
+    /// another hand wrote it. Up to [`MISPLACED_MAX`] of each of three ranges; the rest is found when these are corrected.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn misplaced(&self, partition: Partition<'_>) -> Result<Vec<SrcId>, CloudError> {
+        let open_in = open_partition(partition.mission, partition.shard);
+        // `"` and `$` come before and after `#`; `begins_with` has all between.
+        let between =
+            |from: &str, to: &str| ("#as BETWEEN :a AND :b", vec![(":a", from.to_owned()), (":b", to.to_owned())]);
+        let ranges = [
+            ("#as < :a", vec![(":a", "pending#".to_owned())]),
+            between("pending$", "running\"\u{10ffff}"),
+            ("#as >= :a", vec![(":a", "running$".to_owned())]),
+        ];
+        let look = |(range, values): (&'static str, Vec<(&'static str, String)>)| {
+            let query = self
+                .client
+                .query()
+                .table_name(&self.tables.tasks)
+                .index_name(INDEX)
+                .key_condition_expression(format!("#in = :in AND {range}"))
+                .expression_attribute_names("#in", item::OPEN_IN)
+                .expression_attribute_names("#as", item::OPEN_AS)
+                .expression_attribute_values(":in", text(&open_in))
+                .limit(MISPLACED_MAX);
+            let query = values
+                .into_iter()
+                .fold(query, |query, (name, value)| query.expression_attribute_values(name, text(value)));
+            query.send()
+        };
+        let [first, second, third] = ranges.map(look);
+        let mut found = Vec::new();
+        for page in tokio::try_join!(first, second, third)
+            .map(|(a, b, c)| [a, b, c])
+            .map_err(|error| CloudError::sdk("Query", format!("index {INDEX} of {}", self.tables.tasks), error))?
+        {
+            let src = |entry: &Item| Row(entry).text(item::SRC).and_then(|src| SrcId::new(src).ok());
+            found.extend(page.items().iter().filter_map(src));
         }
         Ok(found)
     }

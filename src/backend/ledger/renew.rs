@@ -6,6 +6,7 @@ use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_dynamodb::operation::update_item::{UpdateItemError, UpdateItemOutput};
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValuesOnConditionCheckFailure};
 
+use super::commit::takes_no_history;
 use super::expression::Expression;
 use super::item::{self, Row, history, number, text};
 use super::open::open_as;
@@ -107,6 +108,15 @@ impl Ledger {
     /// # Errors
     /// [`CloudError`]; a refused fence is `Ok(false)`.
     pub async fn release(&self, fence: &Fence, release: &Release) -> Result<bool, CloudError> {
+        match self.release_once(fence, release).await {
+            Err(error) if takes_no_history(&error, &release.history) => {
+                self.release_once(fence, &Release { history: Vec::new(), ..release.clone() }).await
+            }
+            released => released,
+        }
+    }
+
+    async fn release_once(&self, fence: &Fence, release: &Release) -> Result<bool, CloudError> {
         let expression = ending(release.verdict, release.exit_code, release.time_cost_s, &release.history)
             .set(item::STATE, text(State::Pending.as_str()))
             .set(item::OPEN_AS, text(open_as(State::Pending, &release.now)))
@@ -172,9 +182,12 @@ pub(super) fn ending(
     let mut expression = Expression::default()
         .set(item::VERDICT, text(verdict.as_str()))
         .set(item::TIME_COST, text(time_cost_s.to_string()));
-    if !attempts.is_empty() {
-        expression = expression.set(item::HISTORY, history(attempts));
-    }
+    // A history has this attempt at least, unless there is no room for one: what takes room goes then.
+    expression = if attempts.is_empty() {
+        expression.remove(item::HISTORY)
+    } else {
+        expression.set(item::HISTORY, history(attempts))
+    };
     if let Some(code) = exit_code {
         expression = expression.set(item::EXIT_CODE, AttributeValue::N(code.to_string()));
     }

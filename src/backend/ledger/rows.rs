@@ -220,9 +220,9 @@ impl Ledger {
     /// # Errors
     /// [`CloudError`].
     pub async fn each_task(&self, mission: Option<&MissionId>, mut each: impl FnMut(Task)) -> Result<(), CloudError> {
-        let mut after = None;
+        let mut after: Option<String> = None;
         loop {
-            let (tasks, last) = self.task_page(mission, after.as_ref()).await?;
+            let (tasks, last) = self.task_page(mission, after.as_deref()).await?;
             tasks.into_iter().for_each(&mut each);
             match last {
                 Some(last) => after = Some(last),
@@ -232,17 +232,18 @@ impl Ledger {
     }
 
     /// Reads a page of a mission's tasks (or of all, with `None`), in no order but always the same: those that come `after` a
-    /// task. Returns also the task after which the next page begins; `None` if there is none. A page is 1 MB of the *table*.
+    /// row's key. Returns also the key after which the next page begins; `None` if there is none: it may be a key that no task
+    /// of lighthpc's can have, of a row that another program made. A page is 1 MB of the *table*.
     ///
     /// # Errors
     /// [`CloudError`].
     pub async fn task_page(
         &self,
         mission: Option<&MissionId>,
-        after: Option<&SrcId>,
-    ) -> Result<(Vec<Task>, Option<SrcId>), CloudError> {
+        after: Option<&str>,
+    ) -> Result<(Vec<Task>, Option<String>), CloudError> {
         let mut scan = self.client.scan().table_name(&self.tables.tasks).consistent_read(true);
-        scan = scan.set_exclusive_start_key(after.map(task_key));
+        scan = scan.set_exclusive_start_key(after.map(|after| Item::from([(item::SRC.to_owned(), text(after))])));
         if let Some(mission) = mission {
             scan = scan
                 .filter_expression("#m = :m")
@@ -253,11 +254,7 @@ impl Ledger {
         let page = page.map_err(|error| CloudError::sdk("Scan", format!("table {}", self.tables.tasks), error))?;
         let src = |row: &Item| Row(row).text(item::SRC).and_then(|src| SrcId::new(src).ok());
         let tasks = page.items().iter().filter_map(|row| Some(Row(row).task(src(row)?))).collect();
-        let last = page.last_evaluated_key.filter(|key| !key.is_empty());
-        let unreadable = || {
-            CloudError::new(Kind::Invalid, "Scan", &self.tables.tasks, "a page ends with a key that is no task's name")
-        };
-        let last = last.map(|key| src(&key).ok_or_else(unreadable)).transpose()?;
+        let last = page.last_evaluated_key.and_then(|key| Row(&key).text(item::SRC));
         Ok((tasks, last))
     }
 

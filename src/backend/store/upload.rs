@@ -243,7 +243,7 @@ impl Store {
         body: bytes::Bytes,
         condition: &Condition,
     ) -> Result<Stored, StoreError> {
-        let bytes = body.len() as u64;
+        let (bytes, crc) = (body.len() as u64, crc_base64(checksum(CRC, &body)));
         let metered = self.meter.begin(bytes);
         let put = self
             .client
@@ -252,11 +252,16 @@ impl Store {
             .key(target.key)
             .set_metadata(target.meta())
             .checksum_algorithm(ChecksumAlgorithm::Crc32)
-            .checksum_crc32(crc_base64(checksum(CRC, &body)))
+            .checksum_crc32(&crc)
             .body(ByteStream::from(body));
         let put = condition.on_put(put).customize().config_override(sending(bytes));
         let answer = put.send().await.map_err(|e| CloudError::sdk("PutObject", target.uri(), e))?;
         metered.done();
+        // S3 has checked it, unless something between removed the header.
+        if let Some(stored) = answer.checksum_crc32.filter(|stored| *stored != crc) {
+            let words = format!("it was stored with the CRC-32 {stored}, and the bytes have {crc}");
+            return Err(CloudError::new(Kind::Corrupt, "PutObject", target.uri(), words).into());
+        }
         Ok(Stored { etag: answer.e_tag.unwrap_or_default(), bytes })
     }
 }

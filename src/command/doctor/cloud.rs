@@ -74,7 +74,7 @@ fn identity(instance: &Result<String, CloudError>, region: &str) -> Check {
     match instance {
         Ok(id) => Check::ok("identity", format!("instance {id} in {region}")),
         Err(error) if error.kind == Kind::Unreachable => {
-            Check::ok("identity", format!("no instance, a desk; calls go to {region}"))
+            Check::ok("identity", format!("not an EC2 instance; calls go to {region}"))
         }
         Err(error) => Check::failure(
             "identity",

@@ -1,7 +1,7 @@
 //! `lighthpc doctor`: what would go wrong, before it does. It changes nothing: rights are tried by dry runs, by conditions that
 //! cannot hold, and by an upload that is aborted.
 //!
-//! On a node it looks at all of it, at a desk at what a scheduler needs, and with `--bake` at what can be known of an image.
+//! On a node it looks at all of it, elsewhere at what a scheduler needs, and with `--bake` at what can be known of an image.
 
 mod cloud;
 mod machine;

@@ -12,7 +12,6 @@ use crate::backend::fleet::Ours;
 use crate::backend::ledger::{Cursor, OpenTask, PAGE_LEN, Partition};
 use crate::clock;
 use crate::domain::ids::{InstanceId, MissionId, SrcId};
-use crate::domain::keys::log_key;
 use crate::domain::mission::{Mission, Notified};
 use crate::domain::task::{PastAttempt, State, Task};
 use crate::domain::verdict::Verdict;
@@ -24,13 +23,16 @@ use crate::scheduler::{Scheduler, SchedulerError};
 const LAUNCHES_LOST_MAX: u64 = 5;
 
 /// How long one half of a sweep launches nodes for tasks, at two a second: the whole sweep must end within the 15 minutes of a
-/// Lambda function. That is 4 + 2 minutes for each half, and a lease in between. The next one goes on.
-const LAUNCHES_TIME_MAX: Duration = Duration::from_mins(4);
+/// Lambda function. That is 2 + 2 + 3 minutes for the first half, 2 + 3 for the second, and a lease in between. The next sweep
+/// goes on.
+const LAUNCHES_TIME_MAX: Duration = Duration::from_mins(3);
+/// How long one half of a sweep puts lost tasks back, at some 40 a second.
+const PUT_BACK_TIME_MAX: Duration = Duration::from_mins(2);
 /// How long the first look reads tasks that wait, at about 10,000 rows a second.
 const WAITING_TIME_MAX: Duration = Duration::from_mins(2);
-/// The most tasks that one sweep launches nodes for: as many as [`LAUNCHES_TIME_MAX`] allows at two a second, and a few. Each
-/// row is kept until then: 600 are about 1.5 MB.
-const WANTED_MAX: usize = 600;
+/// The most tasks that one sweep launches nodes for: as many as [`LAUNCHES_TIME_MAX`] allows at two a second. Each row is
+/// kept until then: 360 are about 1 MB.
+const WANTED_MAX: usize = 360;
 /// The most tasks that are kept from one look to the other: key and two counters are about 150 bytes, so this is 30 MB.
 const UNCONFIRMED_MAX: usize = 200_000;
 /// The rows that are read at once: 100 are about 220 kB.
@@ -94,6 +96,10 @@ pub(super) struct Sweep<'a> {
     /// What EC2 has said of holders that are not among our instances.
     gone: HashMap<String, bool>,
     counts: HashMap<MissionId, Counts>,
+    /// When no more tasks are put back in this half.
+    put_back_until: Instant,
+    /// Lost tasks that were left to the next sweep.
+    left: u64,
 }
 
 /// A part of the index that is still to be looked at.
@@ -120,6 +126,8 @@ impl<'a> Sweep<'a> {
             holders: HashSet::new(),
             gone: HashMap::new(),
             counts: HashMap::new(),
+            put_back_until: Instant::now() + PUT_BACK_TIME_MAX,
+            left: 0,
         }
     }
 
@@ -127,6 +135,9 @@ impl<'a> Sweep<'a> {
         if self.troubles > TROUBLES_MAX {
             let reason = format!("{} more could not be done or read; the log has each", self.troubles - TROUBLES_MAX);
             self.findings.push(Finding { what: What::Trouble, subject: "the rest".to_owned(), reason });
+        }
+        if self.left > 0 {
+            tracing::warn!("{} lost tasks are left to the next sweep", self.left);
         }
         self.findings
     }
@@ -210,14 +221,31 @@ impl<'a> Sweep<'a> {
     /// Looks at what runs in one partition.
     async fn look_at_running(&mut self, world: &Snapshot, part: &Part) -> Result<(), SchedulerError> {
         let partition = Partition { mission: part.mission.as_ref(), shard: part.shard };
+        self.look_at_misplaced(partition).await?;
         let mut pages = Pages::new(self.scheduler, partition, State::Running, None);
         while let Some(keys) = pages.next().await? {
+            self.odd_keys(&mut pages.odd);
             for rows in keys.chunks(ROWS_LEN) {
                 for task in self.rows(rows).await? {
                     if let Some(id) = &part.mission {
                         self.counts.entry(id.clone()).or_default().running += 1;
                     }
                     self.look_at_holder(world, &task).await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Corrects entries of the index whose `openAs` is neither a waiting nor a running task's: nothing else finds them.
+    async fn look_at_misplaced(&mut self, partition: Partition<'_>) -> Result<(), SchedulerError> {
+        let misplaced = self.scheduler.backend.ledger.misplaced(partition).await;
+        let misplaced = misplaced.map_err(SchedulerError::cloud("listing misplaced entries of the index"))?;
+        for srcs in misplaced.chunks(ROWS_LEN) {
+            for task in self.tasks(srcs).await? {
+                match task.oddity() {
+                    Some(oddity) => self.odd(task.src.as_str(), &oddity),
+                    None => self.reindex(&task).await,
                 }
             }
         }
@@ -234,7 +262,7 @@ impl<'a> Sweep<'a> {
         if let Some(mission) = mission.filter(|mission| mission.cancelled_at.is_some())
             && !task.cancelled
         {
-            let asked = self.scheduler.backend.ledger.ask_to_cancel(task, mission, &clock::now_rfc3339()).await;
+            let asked = self.scheduler.backend.ledger.ask_to_cancel(&[task], mission, &clock::now_rfc3339()).await;
             if let Err(error) = asked.map_err(SchedulerError::cloud("asking a node to stop")) {
                 self.trouble(task.src.as_str(), &error);
             }
@@ -268,6 +296,11 @@ impl<'a> Sweep<'a> {
         if !task.is_leftover() {
             return false;
         }
+        self.reindex(task).await;
+        true
+    }
+
+    async fn reindex(&mut self, task: &Task) {
         let repaired = self.scheduler.backend.ledger.repair_index(task, &clock::now_rfc3339()).await;
         match repaired.map_err(SchedulerError::cloud("correcting the index")) {
             Ok(true) => {
@@ -278,7 +311,6 @@ impl<'a> Sweep<'a> {
             Ok(false) => {}
             Err(error) => self.trouble(task.src.as_str(), &error),
         }
-        true
     }
 
     /// Looks at what waits, from the cursor on and round to it, for as long as there is time. What was left is the next sweep's.
@@ -302,9 +334,9 @@ impl<'a> Sweep<'a> {
             }
         }
         let to = match stopped {
-            Some(part) => Cursor { moved: cursor.moved, mission: part.mission, shard: part.shard, after: part.from },
+            Some(part) => Cursor { mission: part.mission, shard: part.shard, after: part.from, ..cursor.clone() },
             // All of it was looked at: the next one begins at the beginning.
-            None => Cursor { moved: cursor.moved, ..Cursor::default() },
+            None => Cursor { mission: None, shard: 0, after: None, ..cursor.clone() },
         };
         if to != cursor {
             let moved = self.scheduler.backend.ledger.move_cursor(&to).await;
@@ -337,6 +369,7 @@ impl<'a> Sweep<'a> {
         let mut pages = Pages::new(self.scheduler, partition, State::Pending, part.from.clone());
         let mut stopped = Part { ..part.clone() };
         while let Some(keys) = pages.next().await? {
+            self.odd_keys(&mut pages.odd);
             for keys in keys.chunks(ROWS_LEN) {
                 let (Some(first), Some(last)) = (keys.first(), keys.last()) else { continue };
                 if part.until.as_ref().is_some_and(|until| (&first.open_as, &first.src) > (&until.open_as, &until.src))
@@ -379,7 +412,9 @@ impl<'a> Sweep<'a> {
     }
 
     async fn fail_cancelled(&mut self, mission: &Mission, tasks: Vec<Task>) {
-        let tasks: Vec<_> = tasks.into_iter().map(|task| (task, None)).collect();
+        // A row that names another mission is that one's, whatever the index says.
+        let is_its = |task: &Task| task.mission.as_ref().is_none_or(|id| *id == mission.id);
+        let tasks: Vec<_> = tasks.into_iter().filter(is_its).map(|task| (task, None)).collect();
         let failed = self.scheduler.backend.ledger.fail(&tasks, Some(mission), Verdict::Cancelled, true).await;
         match failed.map_err(SchedulerError::cloud("failing tasks of a cancelled mission")) {
             Ok(failed) => {
@@ -409,8 +444,8 @@ impl<'a> Sweep<'a> {
     /// Notes whether an announced mission still has open tasks.
     async fn close(&mut self, mission: &Mission) {
         let counts = self.counts.get(&mission.id);
-        let is_open = counts.is_some_and(|counts| counts.running > 0 || counts.claimable > 0 || counts.is_cut);
-        if mission.notified != Notified::Yes {
+        let is_open = counts.is_some_and(|counts| counts.running > 0 || counts.claimable > 0);
+        if mission.notified != Notified::Yes || !is_open && counts.is_some_and(|counts| counts.is_cut) {
             return;
         }
         let noted = match (is_open, &mission.closed_at) {
@@ -426,7 +461,11 @@ impl<'a> Sweep<'a> {
         }
     }
 
+    /// Remembers that a task wants a node. Beyond [`WANTED_MAX`] it is the next sweep's: the row says that it waits.
     pub(super) fn want(&mut self, task: &Task, mission: Option<&Mission>, reason: &str) {
+        if self.wanted.len() >= WANTED_MAX {
+            return;
+        }
         self.wanted.push((task.clone(), mission.cloned(), reason.to_owned()));
     }
 
@@ -448,6 +487,9 @@ impl<'a> Sweep<'a> {
     pub(super) async fn second(&mut self, world: &Snapshot) -> Result<(), SchedulerError> {
         let Unconfirmed { leases, launches, publishers, .. } =
             std::mem::take(&mut self.unconfirmed).with_idle(&mut self.unconfirmed);
+        // From here on: who holds a task now.
+        self.holders.clear();
+        self.put_back_until = Instant::now() + PUT_BACK_TIME_MAX;
         let srcs: Vec<SrcId> = leases.keys().cloned().collect();
         for srcs in srcs.chunks(ROWS_LEN) {
             for task in self.tasks(srcs).await? {
@@ -462,11 +504,13 @@ impl<'a> Sweep<'a> {
         for srcs in srcs.chunks(ROWS_LEN) {
             for task in self.tasks(srcs).await? {
                 let is_same = launches.get(&task.src) == Some(&task.launch.tries) && task.launch.is_for(task.attempt);
-                if task.state == State::Pending && is_same && !world.has_node(&task) && self.wanted.len() < WANTED_MAX {
+                if task.state == State::Pending && is_same && !world.has_node(&task) {
                     self.want(&task, world.mission_of(&task), "what was launched for it is not there");
                 }
             }
         }
+        // Once more: what was put back meanwhile may have been claimed by one of them.
+        self.forget_busy().await?;
         self.terminate_idle(world).await;
         for (id, seen) in &publishers {
             if let Some(mission) = world.missions.get(id).filter(|mission| mission.notified == *seen) {
@@ -478,8 +522,7 @@ impl<'a> Sweep<'a> {
     }
 
     async fn terminate_idle(&mut self, world: &Snapshot) {
-        // A holder of the first look that has ended its task since is between two tasks, or ends itself.
-        let idle = world.idle(&HashSet::new());
+        let idle = world.idle(&self.holders);
         let is_idle = |ours: &&Ours| idle.contains_key(&ours.id) && self.unconfirmed.idle.contains_key(&ours.id);
         let instances: Vec<Ours> = world.instances.iter().filter(is_idle).cloned().collect();
         let ended = self.scheduler.backend.fleet.terminate(&instances).await;
@@ -499,7 +542,12 @@ impl<'a> Sweep<'a> {
     /// Puts a task back whose holder is gone, within its budget; it wants a node then. In a cancelled mission it ends.
     pub(super) async fn put_back(&mut self, task: &Task, mission: Option<&Mission>, reason: &str) {
         let Some(lease) = task.lease() else { return };
+        if Instant::now() >= self.put_back_until || self.stop.is_cancelled() {
+            self.left += 1;
+            return;
+        }
         let now = clock::now_rfc3339();
+        let bucket = self.scheduler.settings.result_bucket.as_deref();
         let past = PastAttempt {
             attempt: task.attempt,
             instance: lease.owner.to_string(),
@@ -507,7 +555,7 @@ impl<'a> Sweep<'a> {
             ended: now.clone(),
             verdict: Verdict::Lost,
             exit_code: None,
-            log: self.log_of(task).await,
+            log: crate::worker::log::of_lost(&self.scheduler.backend, bucket, &task.src, task.attempt).await,
         };
         if mission.is_some_and(|mission| mission.cancelled_at.is_some()) {
             let reason = format!("its mission is cancelled, and {reason}");
@@ -528,19 +576,6 @@ impl<'a> Sweep<'a> {
             // It moved after all.
             Ok(None) => {}
             Err(error) => self.trouble(task.src.as_str(), &error),
-        }
-    }
-
-    /// Returns where the log of a lost attempt is, if its node has saved one: it does while the workload runs.
-    async fn log_of(&self, task: &Task) -> Option<String> {
-        let bucket = self.scheduler.settings.result_bucket.as_deref()?;
-        let key = log_key(&task.src, task.attempt);
-        match self.scheduler.backend.store.head(bucket, &key).await {
-            Ok(found) => found.map(|_| crate::backend::store::uri(bucket, &key)),
-            Err(error) => {
-                tracing::info!("whether {key} is there is not known: {error}: {}", error.source);
-                None
-            }
         }
     }
 
@@ -644,6 +679,12 @@ impl<'a> Sweep<'a> {
         self.odd(subject, &crate::worker::words(error));
     }
 
+    fn odd_keys(&mut self, keys: &mut Vec<String>) {
+        for key in keys.drain(..) {
+            self.odd(&key, &format!("its key has {} bytes, more than a key of S3: no node claims it", key.len()));
+        }
+    }
+
     fn odd(&mut self, subject: &str, reason: &str) {
         tracing::warn!("{subject}: {reason}");
         self.troubles += 1;
@@ -697,12 +738,14 @@ struct Pages<'a> {
     partition: Partition<'a>,
     state: State,
     from: Option<OpenTask>,
+    /// Keys that cannot be a task's.
+    odd: Vec<String>,
     is_over: bool,
 }
 
 impl<'a> Pages<'a> {
     const fn new(scheduler: &'a Scheduler, partition: Partition<'a>, state: State, from: Option<OpenTask>) -> Self {
-        Self { scheduler, partition, state, from, is_over: false }
+        Self { scheduler, partition, state, from, odd: Vec::new(), is_over: false }
     }
 
     async fn next(&mut self) -> Result<Option<Vec<OpenTask>>, SchedulerError> {
@@ -713,6 +756,7 @@ impl<'a> Pages<'a> {
         let page = ledger.open_page(self.partition, self.state, PAGE_LEN, self.from.as_ref()).await;
         let page = page.map_err(SchedulerError::cloud("listing open tasks"))?;
         self.is_over = page.is_last;
+        self.odd.extend(page.odd);
         self.from = page.tasks.last().cloned();
         Ok(Some(page.tasks))
     }
@@ -740,7 +784,13 @@ mod tests {
         let all = || vec![part(None, 0), part(Some("A"), 0), part(Some("A"), 1), part(Some("B"), 0)];
         assert_eq!(names(&rotated(all(), &Cursor::default())), ["#0 ..", "A#0 ..", "A#1 ..", "B#0 .."]);
         let after = OpenTask { src: SrcId::new("x").unwrap(), open_as: "pending#1".to_owned() };
-        let cursor = Cursor { mission: Some(MissionId::new("A").unwrap()), shard: 1, after: Some(after), moved: 3 };
+        let cursor = Cursor {
+            mission: Some(MissionId::new("A").unwrap()),
+            shard: 1,
+            after: Some(after),
+            moved: 3,
+            ..Cursor::default()
+        };
         assert_eq!(names(&rotated(all(), &cursor)), ["A#1 x..", "B#0 ..", "#0 ..", "A#0 ..", "A#1 ..x"]);
         // A mission that is gone since: its place is gone on from.
         let gone = Cursor { mission: Some(MissionId::new("AA").unwrap()), ..cursor };
