@@ -115,7 +115,7 @@ impl Lab {
         self.node_on(self.cloud.launch(&tags), Faults::new())
     }
 
-    pub(crate) fn scheduler_settings(&self) -> scheduler::Settings {
+    pub(crate) fn scheduler_settings() -> scheduler::Settings {
         scheduler::Settings {
             template: Some(Template { name: "nodes".to_owned(), version: "$Default".to_owned() }),
             subnets: Vec::new(),
@@ -131,7 +131,7 @@ impl Lab {
     }
 
     pub(crate) fn scheduler(&self, faults: &Faults) -> Scheduler {
-        self.scheduler_with(faults, self.scheduler_settings())
+        self.scheduler_with(faults, Self::scheduler_settings())
     }
 
     pub(crate) fn scheduler_with(&self, faults: &Faults, settings: scheduler::Settings) -> Scheduler {

@@ -266,7 +266,7 @@ async fn a_manifest_is_gone_on_with_where_its_publisher_stopped() {
     }
     lab.set_mission_number("M", "transNumber", TASKS as u64).await;
     lab.set_mission_value("M#tally#0", "transFailed", AttributeValue::N(TASKS.to_string())).await;
-    let mut settings = lab.scheduler_settings();
+    let mut settings = Lab::scheduler_settings();
     settings.template = None;
     settings.lease = Duration::from_millis(60);
     let faults = Faults::new();
@@ -314,7 +314,7 @@ async fn a_manifest_whose_upload_is_gone_is_begun_again() {
         progress.insert(name.to_owned(), AttributeValue::N(value.to_owned()));
     }
     lab.set_mission_value("M", "manifestProgress", AttributeValue::M(progress)).await;
-    let mut settings = lab.scheduler_settings();
+    let mut settings = Lab::scheduler_settings();
     settings.template = None;
     // Each page is a reason to store a part.
     settings.lease = Duration::from_millis(3);

@@ -92,7 +92,7 @@ async fn what_is_no_task_is_refused() {
 async fn the_keys_beginning_names_the_mission_if_there_is_one() {
     let lab = Lab::new().await;
     lab.mission("M", &[]).await;
-    let mut settings = lab.scheduler_settings();
+    let mut settings = Lab::scheduler_settings();
     settings.default_mission = Some(mission_id("default"));
     let scheduler = Scheduler::new(lab.backend.clone(), settings);
     for (key, mission) in [("M/x", "M"), ("other/x", "default"), ("M", "default"), ("x", "default")] {
@@ -169,7 +169,7 @@ async fn what_has_waited_long_enough_for_spot_goes_on_demand() {
     let lab = Lab::new().await;
     let faults = Faults::new();
     faults.add(Ec2, "CreateFleet", When::First(1), no_room());
-    let mut settings = lab.scheduler_settings();
+    let mut settings = Lab::scheduler_settings();
     let wait = Some(Duration::from_mins(10));
     settings.policy = Policy { bid_mode: Some(BidMode::SpotThenOnDemand), max_wait: wait, ..Policy::default() };
     let scheduler = lab.scheduler_with(&faults, settings);
@@ -189,7 +189,7 @@ async fn what_has_waited_long_enough_for_spot_goes_on_demand() {
 async fn a_floor_of_on_demand_is_kept() {
     let lab = Lab::new().await;
     lab.mission("M", &[]).await;
-    let mut settings = lab.scheduler_settings();
+    let mut settings = Lab::scheduler_settings();
     settings.policy = Policy { bid_mode: Some(BidMode::Mix), on_demand_floor: Some(2), ..Policy::default() };
     let scheduler = Scheduler::new(lab.backend.clone(), settings);
     for n in 0..5 {
@@ -309,7 +309,7 @@ async fn a_policy_that_cannot_be_read_is_named() {
 async fn a_task_that_comes_as_its_mission_is_announced_is_swept() {
     let lab = Lab::new().await;
     lab.mission("M", &[]).await;
-    let mut settings = lab.scheduler_settings();
+    let mut settings = Lab::scheduler_settings();
     settings.template = None;
     let without_launches = Scheduler::new(lab.backend.clone(), settings);
     let mut intake = Intake::new(&without_launches);

@@ -95,7 +95,7 @@ async fn what_would_refuse_a_submission_is_found_before_anything_is_written() {
     let lab = Lab::new().await;
     let mission = async || lab.backend.ledger.mission(&mission_id("M")).await.unwrap();
     let keys = plan(&["M/a"]);
-    let mut settings = lab.scheduler_settings();
+    let mut settings = Lab::scheduler_settings();
     settings.template = None;
     let without = lab.scheduler_with(&Faults::new(), settings);
     assert!(matches!(without.check(&keys, true).await, Err(SchedulerError::NoTemplate)));
@@ -130,7 +130,7 @@ async fn what_would_refuse_a_submission_is_found_before_anything_is_written() {
         );
         assert!(lab.scheduler(&faults).check(&keys, true).await.is_err(), "{call}");
     }
-    let mut settings = lab.scheduler_settings();
+    let mut settings = Lab::scheduler_settings();
     settings.policy.bid_mode = Some(lighthpc::domain::policy::BidMode::SpotThenOnDemand);
     let incomplete = lab.scheduler_with(&Faults::new(), settings);
     assert!(matches!(incomplete.check(&keys, false).await, Err(SchedulerError::Policy { .. })));

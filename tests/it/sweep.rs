@@ -231,7 +231,7 @@ async fn a_task_whose_machines_never_boot_is_failed_in_the_end() {
 async fn interruptions_have_their_budget_in_a_sweep_too() {
     let lab = Lab::new().await;
     lab.mission("M", &["abc"]).await;
-    let mut settings = lab.scheduler_settings();
+    let mut settings = Lab::scheduler_settings();
     settings.limits.max_interruptions = 1;
     let scheduler = lab.scheduler_with(&Faults::new(), settings);
     die(&lab, "abc", true).await;

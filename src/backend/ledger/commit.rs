@@ -155,7 +155,7 @@ impl Ledger {
                 let form = Row(&row).form(name);
                 if !matches!(form, Form::Absent | Form::Number(_)) {
                     let value = Row(&row).number(name).unwrap_or(0);
-                    expression = expression.set(name, number(value)).as_it_was(name, &form);
+                    expression = expression.set(name, number(value)).if_unchanged(name, &form);
                     names.push(name);
                 }
             }

@@ -61,7 +61,7 @@ impl Ledger {
             Some(task) => expression.set(item::SRC, text(task.src.as_str())).set(item::OPEN_AS, text(&task.open_as)),
             None => expression.remove(item::SRC).remove(item::OPEN_AS),
         };
-        let expression = expression.as_it_was(MOVED, &to.seen);
+        let expression = expression.if_unchanged(MOVED, &to.seen);
         let id = MissionId::new(NAME).expect("a constant name is legal");
         self.update_mission(&id, &expression).await
     }

@@ -58,7 +58,7 @@ impl Expression {
     }
 
     /// Requires that an attribute is as it was seen, whatever wrote it.
-    pub(super) fn as_it_was(self, name: &str, form: &Form) -> Self {
+    pub(super) fn if_unchanged(self, name: &str, form: &Form) -> Self {
         match form {
             Form::Absent => self.when("attribute_not_exists({})", name, None),
             Form::Number(value) => self.when("{} = ?", name, Some(AttributeValue::N(value.clone()))),

@@ -32,17 +32,16 @@ impl Ledger {
     /// # Errors
     /// [`CloudError`]; `Ok(false)` if the row is not as it was seen.
     pub async fn reserve_launch(&self, task: &Task, now: &str) -> Result<bool, CloudError> {
-        let seen = match &task.seen {
-            Some(seen) => Expression::default()
-                .as_it_was(item::LAUNCH_AT_ATTEMPT, &seen.launch_at_attempt)
-                .as_it_was(item::LAUNCH_TRIES, &seen.launch_tries),
-            None => {
-                let form = |value: Option<u64>| value.map_or(Form::Absent, |value| Form::Number(value.to_string()));
-                let tries = Some(task.launch.tries).filter(|&tries| tries > 0);
-                Expression::default()
-                    .as_it_was(item::LAUNCH_AT_ATTEMPT, &form(task.launch.at_attempt.map(|attempt| attempt.0)))
-                    .as_it_was(item::LAUNCH_TRIES, &form(tries))
-            }
+        let seen = if let Some(seen) = &task.seen {
+            Expression::default()
+                .if_unchanged(item::LAUNCH_AT_ATTEMPT, &seen.launch_at_attempt)
+                .if_unchanged(item::LAUNCH_TRIES, &seen.launch_tries)
+        } else {
+            let form = |value: Option<u64>| value.map_or(Form::Absent, |value| Form::Number(value.to_string()));
+            let tries = Some(task.launch.tries).filter(|&tries| tries > 0);
+            Expression::default()
+                .if_unchanged(item::LAUNCH_AT_ATTEMPT, &form(task.launch.at_attempt.map(|attempt| attempt.0)))
+                .if_unchanged(item::LAUNCH_TRIES, &form(tries))
         };
         // What was launched for this very attempt is gone, if another is launched now.
         let is_lost = task.launch.is_for(task.attempt) && task.launch.instance.is_some();
@@ -268,7 +267,7 @@ impl Ledger {
         };
         let expression = as_seen(expression, task);
         let expression = match &task.seen {
-            Some(seen) => expression.as_it_was(item::OPEN_AS, &seen.open_as),
+            Some(seen) => expression.if_unchanged(item::OPEN_AS, &seen.open_as),
             None => expression,
         };
         let is_repaired = self.update_row(&task.src, &expression).await?;
@@ -326,7 +325,7 @@ impl Ledger {
             None => expression.when("attribute_not_exists({})", item::LATE, None),
         };
         let expression = match &mission.seen {
-            Some(seen) => expression.as_it_was(item::OPENED, &seen.opened),
+            Some(seen) => expression.if_unchanged(item::OPENED, &seen.opened),
             None => expression,
         };
         self.update_mission(&mission.id, &expression).await.map(|_| ())
@@ -345,7 +344,7 @@ impl Ledger {
         };
         let expression = Expression::default()
             .set(item::LAUNCH_ROUND, number(mission.launch_round + 1))
-            .as_it_was(item::LAUNCH_ROUND, &form)
+            .if_unchanged(item::LAUNCH_ROUND, &form)
             // Nothing is launched for a mission that was cancelled since.
             .when("attribute_not_exists({})", item::CANCELLED_AT, None)
             .when("attribute_exists({})", item::MISSION_KEY, None);
@@ -432,7 +431,7 @@ fn waits(expression: Expression, task: &Task) -> Expression {
 pub(super) fn as_seen(expression: Expression, task: &Task) -> Expression {
     let expression = expression.when("attribute_exists({})", item::SRC, None);
     if let Some(seen) = &task.seen {
-        return expression.as_it_was(item::STATE, &seen.state).as_it_was(item::ATTEMPT, &seen.attempt);
+        return expression.if_unchanged(item::STATE, &seen.state).if_unchanged(item::ATTEMPT, &seen.attempt);
     }
     let state = ("{} = ?", item::STATE, Some(text(task.state.as_str())));
     let attempt = ("{} = ?", item::ATTEMPT, Some(number(task.attempt.0)));
@@ -450,7 +449,7 @@ pub(super) fn as_seen(expression: Expression, task: &Task) -> Expression {
 /// Requires that the holder has not renewed its lease since the row was seen.
 pub(super) fn same_beat(expression: Expression, task: &Task) -> Expression {
     match &task.seen {
-        Some(seen) => expression.as_it_was(item::BEAT, &seen.beat),
+        Some(seen) => expression.if_unchanged(item::BEAT, &seen.beat),
         None => expression.when("{} = ?", item::BEAT, Some(number(task.beat))),
     }
 }

@@ -137,7 +137,7 @@ impl Ledger {
             // As many as were meant so far: a larger number would mean other items.
             .set_if_absent(item::TALLY_SHARDS, number(mission.tally_shards.into()));
         let expression = match &mission.seen {
-            Some(seen) => expression.as_it_was(item::TRANS_NUMBER, &seen.trans_number),
+            Some(seen) => expression.if_unchanged(item::TRANS_NUMBER, &seen.trans_number),
             None => expression,
         };
         self.update_mission(&mission.id, &expression).await
@@ -178,7 +178,7 @@ impl Ledger {
         );
         let expression = match mission.seen.as_ref().map(|seen| &seen.tally_seq) {
             // Not as this version writes it: text does not compare with a number.
-            Some(form @ (Form::Text(_) | Form::Other(_))) => expression.as_it_was(item::TALLY_SEQ, form),
+            Some(form @ (Form::Text(_) | Form::Other(_))) => expression.if_unchanged(item::TALLY_SEQ, form),
             _ => expression.when_any(vec![
                 vec![("attribute_not_exists({})", item::TALLY_SEQ, None)],
                 vec![("{} < ?", item::TALLY_SEQ, Some(number(total.seq)))],
@@ -240,9 +240,9 @@ pub(super) fn opened(expression: Expression, mission: &Mission) -> Expression {
 pub(super) fn mission_as_seen(expression: Expression, mission: &Mission) -> Expression {
     let Some(seen) = &mission.seen else {
         let cancelled = mission.cancelled_at.clone().map_or(Form::Absent, Form::Text);
-        return expression.as_it_was(item::CANCELLED_AT, &cancelled);
+        return expression.if_unchanged(item::CANCELLED_AT, &cancelled);
     };
-    expression.as_it_was(item::CANCELLED_AT, &seen.cancelled_at).as_it_was(item::OPENED, &seen.opened)
+    expression.if_unchanged(item::CANCELLED_AT, &seen.cancelled_at).if_unchanged(item::OPENED, &seen.opened)
 }
 
 /// Sets the row's counters in the row's own style.

@@ -62,13 +62,13 @@ impl Ledger {
             .set(item::NOTIFY_TOKEN, text(&publication.token))
             .set(item::NOTIFY_BEAT, number(0))
             .when("attribute_exists({})", item::MISSION_KEY, None)
-            .as_it_was(item::OPENED, &seen.opened)
-            .as_it_was(item::TRANS_NUMBER, &seen.trans_number);
+            .if_unchanged(item::OPENED, &seen.opened)
+            .if_unchanged(item::TRANS_NUMBER, &seen.trans_number);
         let expression = if is_lost {
             expression
                 .when("{} = ?", item::NOTIFIED, Some(text("Sending")))
-                .as_it_was(item::NOTIFY_TOKEN, &seen.notify_token)
-                .as_it_was(item::NOTIFY_BEAT, &seen.notify_beat)
+                .if_unchanged(item::NOTIFY_TOKEN, &seen.notify_token)
+                .if_unchanged(item::NOTIFY_BEAT, &seen.notify_beat)
         } else {
             expression.when_any(cases)
         };
