@@ -134,7 +134,7 @@ pub fn of_node(error: &NodeError) -> (Exit, Option<String>) {
         NodeError::Disk { source, .. } if is_no_room(source) => {
             (Exit::DiskFull, Some(disk_hint()))
         }
-        NodeError::Disk { .. } => (Exit::Internal, Some("name another folder with --work-dir".to_owned())),
+        NodeError::Disk { .. } => (Exit::Usage, Some("name a folder that can be written with --work-dir".to_owned())),
         NodeError::NotStarted { program, source } => (Exit::ProgramNotFound, Some(program_hint(program, source))),
         NodeError::WorkloadFailed { how } => (Exit::WorkloadFailed, Some(workload_hint(how))),
         NodeError::OutOfMemory => {

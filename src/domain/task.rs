@@ -240,8 +240,7 @@ impl Task {
     }
 
     /// Returns why nobody may claim the row, although it has not ended: a mission, a state, or an attempt that cannot be
-    /// understood. An
-    /// attempt that is not certain cannot be a fencing token.
+    /// understood. An attempt that is not certain cannot be a fencing token.
     #[must_use]
     pub fn oddity(&self) -> Option<String> {
         let seen = self.seen.as_ref()?;

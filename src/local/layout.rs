@@ -104,7 +104,9 @@ impl Layout {
         if let Some(error) = refused(dir) {
             return Err(OpenError::io(dir)(error));
         }
-        let Ok(dir) = dir.canonicalize() else { return Err(OpenError::NotFound { dir: dir.to_owned() }) };
+        let Some(dir) = dir.canonicalize().ok().filter(|dir| dir.is_dir()) else {
+            return Err(OpenError::NotFound { dir: dir.to_owned() });
+        };
         let layout = Self { dir };
         for path in [layout.own(), layout.database()] {
             if let Some(error) = refused(&path) {

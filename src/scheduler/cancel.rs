@@ -66,9 +66,9 @@ impl Scheduler {
         let mission = self.mission(id).await?.ok_or_else(|| SchedulerError::NoMission(id.to_string()))?;
         let mut cancelled = Cancelled { is_reinstated: mission.cancelled_at.is_none(), ..Cancelled::default() };
         let until = Instant::now() + patience;
-        let mut is_quiet = false;
+        let (mut is_quiet, mut odd) = (false, HashSet::new());
         while !cancelled.is_reinstated {
-            let look = self.cancel_once(&mission, &now, until).await?;
+            let look = self.cancel_once(&mission, &now, until, &mut odd).await?;
             cancelled.ended += look.ended;
             cancelled.asked += look.asked;
             cancelled.running = look.running;
@@ -95,7 +95,14 @@ impl Scheduler {
     }
 
     /// Ends what waits and asks what runs, page by page. A large mission takes many pages; `until` ends the look after at least one.
-    async fn cancel_once(&self, mission: &Mission, now: &str, until: Instant) -> Result<Look, SchedulerError> {
+    /// `odd` has the tasks whose rows cannot be understood: each is named once.
+    async fn cancel_once(
+        &self,
+        mission: &Mission,
+        now: &str,
+        until: Instant,
+        odd: &mut HashSet<SrcId>,
+    ) -> Result<Look, SchedulerError> {
         let ledger = &self.backend.ledger;
         let mut look = Look::default();
         let mut seen_running: HashSet<SrcId> = HashSet::new();
@@ -103,7 +110,7 @@ impl Scheduler {
             let misplaced = ledger.misplaced(Partition { mission: Some(&mission.id), shard }).await;
             let misplaced = misplaced.map_err(SchedulerError::cloud("listing misplaced entries of the index"))?;
             for row in ledger.tasks(&misplaced).await.map_err(SchedulerError::cloud("reading open tasks"))? {
-                look.has_changed |= row.oddity().is_none() && self.reindexed(&row, now, &mut look).await;
+                self.correct(&row, now, &mut look, odd).await;
             }
         }
         for state in [State::Pending, State::Running] {
@@ -120,7 +127,7 @@ impl Scheduler {
                         let rows = rows
                             .into_iter()
                             .filter(|row| row.state != State::Running || seen_running.insert(row.src.clone()));
-                        self.cancel_rows(mission, rows.collect(), now, &mut look).await;
+                        self.cancel_rows(mission, rows.collect(), now, &mut look, odd).await;
                         if look.has_mission_moved {
                             return Ok(look);
                         }
@@ -135,26 +142,37 @@ impl Scheduler {
         Ok(look)
     }
 
-    async fn reindexed(&self, row: &Task, now: &str, look: &mut Look) -> bool {
-        self.backend.ledger.repair_index(row, now).await.unwrap_or_else(|error| {
-            look.error = Some(error);
-            false
-        })
+    /// Corrects the index where it has another state than the row; a row that cannot be understood stays, and is named.
+    async fn correct(&self, row: &Task, now: &str, look: &mut Look, odd: &mut HashSet<SrcId>) {
+        if let Some(oddity) = row.oddity() {
+            if odd.insert(row.src.clone()) {
+                tracing::warn!(src.id = %row.src, "task {} is left as it is: {oddity}", row.src);
+            }
+            return;
+        }
+        match self.backend.ledger.repair_index(row, now).await {
+            Ok(is_repaired) => look.has_changed |= is_repaired,
+            Err(error) => look.error = Some(error),
+        }
     }
 
     /// Ends those of some tasks that wait, and asks the holders of those that run.
-    async fn cancel_rows(&self, mission: &Mission, rows: Vec<Task>, now: &str, look: &mut Look) {
+    async fn cancel_rows(
+        &self,
+        mission: &Mission,
+        rows: Vec<Task>,
+        now: &str,
+        look: &mut Look,
+        odd: &mut HashSet<SrcId>,
+    ) {
         let ledger = &self.backend.ledger;
         // A row that names another mission is that one's, whatever the index says.
         let is_its = |row: &Task| row.mission.as_ref().is_none_or(|id| *id == mission.id);
         let rows: Vec<Task> = rows.into_iter().filter(is_its).collect();
         let is_leftover = |row: &Task| row.oddity().is_some() || row.is_leftover();
-        let (odd, rows): (Vec<_>, Vec<_>) = rows.into_iter().partition(is_leftover);
-        for row in odd {
-            match row.oddity() {
-                Some(oddity) => tracing::warn!(src.id = %row.src, "task {} is left as it is: {oddity}", row.src),
-                None => look.has_changed |= self.reindexed(&row, now, look).await,
-            }
+        let (misplaced, rows): (Vec<_>, Vec<_>) = rows.into_iter().partition(is_leftover);
+        for row in &misplaced {
+            self.correct(row, now, look, odd).await;
         }
         let (running, rest): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.state == State::Running);
         let pending: Vec<_> =

@@ -294,10 +294,8 @@ impl Scheduler {
     /// The last of them to end sees all.
     async fn recount(&self, prepared: &Prepared) -> Result<(), SchedulerError> {
         let mission = self.present(&prepared.mission.id).await?;
-        let is_as_it_was =
-            mission.opened == prepared.mission.opened && mission.trans_number == prepared.mission.trans_number;
-        // Each submission to a mission that is there writes into its row.
-        if prepared.is_new && is_as_it_was {
+        // Each submission to a mission that is there opens it.
+        if prepared.is_new && mission.opened == 0 {
             return Ok(());
         }
         let is_enough = |mission: &Mission, count| mission.trans_number.is_some_and(|number| number >= count);

@@ -82,7 +82,7 @@ fn on_ec2(machine: &Machine, instance: InstanceId, holds_work_dir: bool) -> Inst
     if !is_first {
         tracing::warn!(
             owner = id.as_str(),
-            "another process runs tasks on instance {instance}, or holds the work folder: this one is named {id}, and a \
+            "another process runs tasks on instance {instance}, or the work folder cannot be locked: this one is named {id}, and a \
              sweep does not know that it needs the instance"
         );
     }

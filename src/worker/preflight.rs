@@ -23,6 +23,7 @@ const PROBE_KEY: &str = "lighthpc-probe/~";
 pub struct Preflight {
     results: OnceCell<()>,
     sources: OnceCell<()>,
+    work_dir: OnceCell<()>,
     has_read: AtomicBool,
     refused: AtomicU32,
 }
@@ -47,11 +48,20 @@ impl Preflight {
     }
 }
 
-/// Checks that the result bucket may be written, by an upload that is begun and aborted at the task's own key, and that
-/// the source bucket is there, if one is set. May be dropped at any point.
+/// Checks that the work folder can have folders, that the result bucket may be written, by an upload that is begun and
+/// aborted at the task's own key, and that the source bucket is there, if one is set. May be dropped at any point.
 pub(super) async fn check(node: &Node, bucket: &str, src: &SrcId) -> Result<(), NodeError> {
     let (store, preflight, limit) = (&node.backend.store, &node.settings.preflight, node.settings.max_idle);
     let key = result_key(src);
+    let work_dir = &node.settings.work_dir;
+    // First, for it asks nobody.
+    let tried = preflight.work_dir.get_or_try_init(|| async {
+        let folder = work_dir.clone();
+        let tried = tokio::task::spawn_blocking(move || crate::workload::try_folder(&folder)).await;
+        tried.map_err(std::io::Error::other).flatten()
+    });
+    let disk = |source| NodeError::Disk { doing: "trying the work folder", path: work_dir.clone(), source };
+    tried.await.map_err(disk)?;
     let sources = async {
         let Some(source) = &node.settings.source_bucket else { return Ok(()) };
         let check = || preflight.sources.get_or_try_init(|| store.check_bucket(source));

@@ -68,6 +68,20 @@ pub fn take(work_dir: &Path, deployment: &str) -> io::Result<(Option<File>, Vec<
     }
 }
 
+/// Tries whether attempts can have folders in a work folder: makes one with a file in it, and removes both.
+///
+/// # Errors
+/// The system's.
+pub fn try_folder(work_dir: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(work_dir)?;
+    let folder = work_dir.join(format!(".lighthpc-try-{:016x}", rand::random::<u64>()));
+    std::fs::create_dir(&folder)?;
+    let file = folder.join("file");
+    let written = std::fs::write(&file, "lighthpc tries whether it can write here\n");
+    std::fs::remove_file(&file).ok();
+    written.and(std::fs::remove_dir(&folder))
+}
+
 fn clear(work_dir: &Path, deployment: &str) -> io::Result<Vec<SrcId>> {
     let mut srcs = Vec::new();
     let (mut earlier, mut kept) = (Vec::new(), Vec::new());

@@ -47,10 +47,15 @@ async fn an_input_that_is_not_there_fails_the_task_at_once() {
 async fn a_task_that_fails_before_its_mission_is_read_is_counted() {
     let lab = Lab::new().await;
     lab.mission("M", &["abc"]).await;
-    let mut node = lab.node("abc", "M");
-    // A file stands where the attempt's folder would be made.
-    std::fs::write(lab.dir.path().join("file"), "").unwrap();
-    node.settings.work_dir = lab.dir.path().join("file");
+    let faults = Faults::new();
+    let mut node = lab.node_with("abc", "M", faults.clone());
+    // From the claim on, a file stands where the attempt's folder would be made.
+    let work = lab.dir.path().join("work");
+    node.settings.work_dir.clone_from(&work);
+    faults.before(Dynamodb, "UpdateItem", 1, move || {
+        std::fs::remove_dir_all(&work).ok();
+        std::fs::write(&work, "").unwrap();
+    });
     node.settings.limits.max_attempts = 1;
     node.run().await.ending.unwrap_err();
     assert_eq!(lab.task("abc").await.state, State::Failed);

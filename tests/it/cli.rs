@@ -486,6 +486,7 @@ fn an_unknown_mission_has_one_exit_code() {
     // A folder that was named is never a mission, though there is one of that name.
     assert_eq!(code(&project.run(&["status", "--local", "local"])), 0);
     assert_eq!(code(&project.run(&["status", "--local=local"])), 2);
+    assert_eq!(code(&project.run(&["status", "--local=a.txt"])), 2, "a file");
     let by_variable = project.command(&["status"]).env("LIGHTHPC_LOCAL", "local").output().unwrap();
     assert_eq!(code(&by_variable), 2);
 }

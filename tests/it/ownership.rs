@@ -460,7 +460,7 @@ const WRONG: &[Wrong] = &[
     (&["run"], &[("AWS_REGION", "")], 12),
     (&["run", "--src-id", "abc", "--result-bucket", "b"], &[], 11),
     (&["run", "--src-id", "abc"], &[], 2),
-    (&["run", "--src-id", "abc", "--result-bucket", "b"], &[("LIGHTHPC_WORK_DIR", "/dev/null/x")], 11),
+    (&["run", "--src-id", "abc", "--result-bucket", "b"], &[("LIGHTHPC_WORK_DIR", "/dev/null/x")], 2),
 ];
 
 fn run_wrong(instance: &StubInstance, (arguments, variables, code): &Wrong, more: &[(&str, &str)]) -> bool {

@@ -221,6 +221,31 @@ async fn two_submissions_to_a_mission_at_once_are_counted_together() {
     }
 }
 
+/// Another submission enlarges the mission just after it was made, before its maker has read it back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mission_that_is_enlarged_as_soon_as_it_is_made_is_counted_whole() {
+    let lab = Lab::new().await;
+    let (first, second) = (plan(&["a1", "a2", "a3", "a4"]), plan(&["b1", "b2", "b3"]));
+    let faults = Faults::new();
+    // The mission is looked for, made, and read.
+    let gate = faults.hold_before(Service::Dynamodb, "GetItem", When::Nth(2));
+    let maker = lab.scheduler(&faults);
+    let mut making = tokio::task::JoinSet::new();
+    making.spawn(async move {
+        let ready = maker.prepare(&first).await.unwrap();
+        maker.make_rows(&first, &ready, |_| {}).await.unwrap();
+    });
+    gate.arrived(1).await;
+
+    let scheduler = lab.scheduler(&Faults::new());
+    let ready = scheduler.prepare(&second).await.unwrap();
+    scheduler.make_rows(&second, &ready, |_| {}).await.unwrap();
+    gate.open();
+    making.join_next().await.unwrap().unwrap();
+
+    assert_eq!(lab.mission_row("M").await.trans_number, Some(7));
+}
+
 /// Two submissions find no mission, and both make it: the second enlarges the first's.
 #[tokio::test]
 async fn of_two_submissions_that_make_a_mission_the_second_enlarges_it() {

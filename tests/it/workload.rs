@@ -248,6 +248,35 @@ async fn what_was_in_the_work_folder_before_stays() {
     assert!(home.join("thesis/draft.tex").exists());
 }
 
+/// What cannot be a work folder is found before a task is claimed, and what can is left as it was.
+#[tokio::test]
+async fn a_work_folder_that_cannot_be_used_claims_nothing() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let file = lab.dir.path().join("file");
+    std::fs::write(&file, "mine").unwrap();
+    for work in [file.clone(), file.join("below"), std::path::PathBuf::from("/proc/none")] {
+        let faults = lighthpc::local::Faults::new();
+        let mut node = lab.node_with("abc", "M", faults.clone());
+        let instance = node.instance.clone();
+        node.settings.work_dir.clone_from(&work);
+
+        let life = node.run().await;
+
+        assert!(matches!(life.ending, Err(NodeError::Disk { .. })), "{}: {life:?}", work.display());
+        assert_eq!(faults.count(lighthpc::local::Service::Dynamodb, "UpdateItem"), 0, "{}", work.display());
+        assert!(lab.has_ended(&instance), "{}", work.display());
+    }
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine");
+
+    let work = lab.dir.path().join("new");
+    let mut node = lab.node("abc", "M");
+    node.settings.work_dir.clone_from(&work);
+    node.run().await.ending.unwrap();
+    let left: Vec<_> = std::fs::read_dir(&work).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(left.iter().all(|name| name == ".lock"), "{left:?}");
+}
+
 /// A file system of its own, with room for bytes and none for files; only root may mount one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
@@ -290,7 +319,8 @@ async fn no_room_for_files_is_a_full_disk() {
     node.settings.work_dir.clone_from(&work);
     let life = node.run().await;
     assert!(matches!(life.ending, Err(NodeError::Disk { .. })), "{life:?}");
-    assert_eq!(lab.task("def").await.verdict, Some(Verdict::DiskFull));
+    let row = lab.task("def").await;
+    assert_eq!((row.state, row.attempt.0), (State::Pending, 0), "it was found before the claim");
     assert!(
         std::fs::read_dir(&work).unwrap().all(|entry| !entry.unwrap().file_type().unwrap().is_dir()),
         "no folder is left"

@@ -61,8 +61,8 @@ pub enum Commit {
     NotCancelled,
 }
 
-/// How often a transaction, or the update of a mission's row, is tried that others' transactions were in the way of. The SDK's own retries
-/// come on top; each of these waits a little longer than the last.
+/// How often a transaction, or the update of a mission's row, is tried that others' transactions were in the way of. The
+/// SDK's own retries come on top; each of these waits a little longer than the last.
 pub(super) const CONFLICT_ATTEMPTS_MAX: u32 = 8;
 
 impl Ledger {

@@ -190,40 +190,27 @@ impl Ledger {
     /// [`CloudError`].
     pub async fn misplaced(&self, partition: Partition<'_>) -> Result<Vec<SrcId>, CloudError> {
         let open_in = open_partition(partition.mission, partition.shard);
-        // `"` and `$` come before and after `#`; `begins_with` has all between.
-        let between =
-            |from: &str, to: &str| ("#as BETWEEN :a AND :b", vec![(":a", from.to_owned()), (":b", to.to_owned())]);
-        let ranges = [
-            ("#as < :a", vec![(":a", "pending#".to_owned())]),
-            between("pending$", "running\"\u{10ffff}"),
-            ("#as >= :a", vec![(":a", "running$".to_owned())]),
-        ];
-        let look = |(range, values): (&'static str, Vec<(&'static str, String)>)| {
-            let query = self
-                .client
+        // `"` comes just before `#`, and `$` just after it.
+        let ranges = [("\0", "pending\"\u{10ffff}"), ("pending$", "running\"\u{10ffff}"), ("running$", "\u{10ffff}")];
+        let [first, second, third] = ranges.map(|(from, to)| {
+            self.client
                 .query()
                 .table_name(&self.tables.tasks)
                 .index_name(INDEX)
-                .key_condition_expression(format!("#in = :in AND {range}"))
+                .key_condition_expression("#in = :in AND #as BETWEEN :from AND :to")
                 .expression_attribute_names("#in", item::OPEN_IN)
                 .expression_attribute_names("#as", item::OPEN_AS)
                 .expression_attribute_values(":in", text(&open_in))
-                .limit(MISPLACED_MAX);
-            let query = values
-                .into_iter()
-                .fold(query, |query, (name, value)| query.expression_attribute_values(name, text(value)));
-            query.send()
-        };
-        let [first, second, third] = ranges.map(look);
-        let mut found = Vec::new();
-        for page in tokio::try_join!(first, second, third)
-            .map(|(a, b, c)| [a, b, c])
-            .map_err(|error| CloudError::sdk("Query", format!("index {INDEX} of {}", self.tables.tasks), error))?
-        {
-            let src = |entry: &Item| Row(entry).text(item::SRC).and_then(|src| SrcId::new(src).ok());
-            found.extend(page.items().iter().filter_map(src));
-        }
-        Ok(found)
+                .expression_attribute_values(":from", text(from))
+                .expression_attribute_values(":to", text(to))
+                .limit(MISPLACED_MAX)
+                .send()
+        });
+        let pages = tokio::try_join!(first, second, third);
+        let (first, second, third) = pages
+            .map_err(|error| CloudError::sdk("Query", format!("index {INDEX} of {}", self.tables.tasks), error))?;
+        let entries = [first.items(), second.items(), third.items()].concat();
+        Ok(entries.iter().filter_map(|entry| SrcId::new(Row(entry).text(item::SRC)?).ok()).collect())
     }
 
     /// Reads rows consistently, in no order; those that are not there are left out. A task that is named twice is read once.

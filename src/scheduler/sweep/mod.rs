@@ -13,16 +13,20 @@
 //! waits, for a bounded time; where it stops it leaves a cursor, from which the next one goes on. Nothing else is remembered, so
 //! any number of sweeps may run, on any machines, at any times.
 
+mod look;
+mod parts;
 mod repair;
 mod snapshot;
 
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Scheduler, SchedulerError};
-use crate::domain::ids::MissionId;
-use crate::domain::mission::Mission;
+use crate::domain::ids::{MissionId, SrcId};
+use crate::domain::mission::{Mission, Notified};
 use crate::domain::task::{State, Task};
-use repair::Sweep;
 
 /// What a sweep found, and did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,4 +150,117 @@ impl Scheduler {
 /// The mission that a task's end is counted in: one without a row has a tally all the same.
 pub(super) fn tally_of(task: &Task, mission: Option<&Mission>) -> Option<Mission> {
     mission.cloned().or_else(|| task.mission.clone().map(Mission::unknown))
+}
+
+/// The most findings of one kind of trouble that are listed; of the rest only the number is.
+const TROUBLES_MAX: usize = 100;
+/// The most tasks that are kept from one look to the other: key and two counters are about 150 bytes, so this is 30 MB.
+const UNCONFIRMED_MAX: usize = 200_000;
+
+/// One sweep: what it has seen, and what it has done.
+struct Sweep<'a> {
+    scheduler: &'a Scheduler,
+    stop: &'a CancellationToken,
+    findings: Vec<Finding>,
+    troubles: usize,
+    /// Cleared when EC2 refuses to launch at all: there is no use in asking it a thousand times.
+    may_launch: bool,
+    /// Missions whose launches it refuses.
+    refused: HashSet<Option<MissionId>>,
+    /// Tasks that want a node, and why. Launches are slow, so they come after everything else.
+    wanted: Vec<(Task, Option<Mission>, String)>,
+    unconfirmed: Unconfirmed,
+    /// Instances that hold a running task.
+    holders: HashSet<String>,
+    /// What EC2 has said of holders that are not among our instances.
+    gone: HashMap<String, bool>,
+    counts: HashMap<MissionId, Counts>,
+    /// When no more tasks are put back in this half.
+    put_back_until: Instant,
+    /// Lost tasks that were left to the next sweep.
+    left: u64,
+}
+
+/// What the first look leaves to the second.
+#[derive(Default)]
+struct Unconfirmed {
+    /// Leases whose holder may live: task → (attempt, beat).
+    leases: BTreeMap<SrcId, (u64, u64)>,
+    /// Instances without a live task, and their mission if they serve one.
+    idle: BTreeMap<String, Option<MissionId>>,
+    /// Launches without an instance: task → tries.
+    launches: BTreeMap<SrcId, u64>,
+    /// Publishers whose machine may live: mission → as it was.
+    publishers: BTreeMap<MissionId, Notified>,
+}
+
+impl Unconfirmed {
+    fn is_empty(&self) -> bool {
+        self.leases.is_empty() && self.idle.is_empty() && self.launches.is_empty() && self.publishers.is_empty()
+    }
+
+    fn is_full(&self) -> bool {
+        self.leases.len() + self.launches.len() >= UNCONFIRMED_MAX
+    }
+}
+
+/// What was counted of one mission.
+#[derive(Default)]
+struct Counts {
+    running: u64,
+    /// Tasks that a node could claim, as far as they were counted.
+    claimable: u64,
+    /// Since when the longest of them waits.
+    since: Option<String>,
+    /// Whether something of it was not looked at.
+    is_cut: bool,
+}
+
+impl<'a> Sweep<'a> {
+    fn new(scheduler: &'a Scheduler, stop: &'a CancellationToken) -> Self {
+        Self {
+            scheduler,
+            stop,
+            findings: Vec::new(),
+            troubles: 0,
+            may_launch: scheduler.settings.template.is_some(),
+            refused: HashSet::new(),
+            wanted: Vec::new(),
+            unconfirmed: Unconfirmed::default(),
+            holders: HashSet::new(),
+            gone: HashMap::new(),
+            counts: HashMap::new(),
+            put_back_until: Instant::now() + repair::PUT_BACK_TIME_MAX,
+            left: 0,
+        }
+    }
+
+    fn into_findings(mut self) -> Vec<Finding> {
+        if self.troubles > TROUBLES_MAX {
+            let reason = format!("{} more could not be done or read; the log has each", self.troubles - TROUBLES_MAX);
+            self.findings.push(Finding { what: What::Trouble, subject: "the rest".to_owned(), reason });
+        }
+        if self.left > 0 {
+            tracing::warn!("{} lost tasks are left to the next sweep", self.left);
+        }
+        self.findings
+    }
+
+    fn find(&mut self, what: What, subject: &str, reason: &str) {
+        tracing::info!(what = what.as_str(), "{} {subject}: {reason}", what.as_str());
+        self.findings.push(Finding { what, subject: subject.to_owned(), reason: reason.to_owned() });
+    }
+
+    fn trouble(&mut self, subject: &str, error: &SchedulerError) {
+        self.odd(subject, &crate::worker::words(error));
+    }
+
+    fn odd(&mut self, subject: &str, reason: &str) {
+        tracing::warn!("{subject}: {reason}");
+        self.troubles += 1;
+        if self.troubles <= TROUBLES_MAX {
+            let (subject, reason) = (subject.to_owned(), reason.to_owned());
+            self.findings.push(Finding { what: What::Trouble, subject, reason });
+        }
+    }
 }
