@@ -1,14 +1,13 @@
 //! One task per input file on EC2 Spot instances: nothing lost, nothing counted twice, nothing left running.
 //!
 //! The floors, each of which imports only from floors below it (`scripts/check-floors`):
-//! `command → scheduler → worker → {workload, backend} → domain`; `local` is imported by `command` alone.
+//! `command → scheduler → worker → {workload, backend} → domain`; `command` alone uses the crate `local-cloud`.
 
 pub mod backend;
 pub mod clock;
 pub mod command;
 pub mod domain;
 pub mod exit;
-pub mod local;
 pub mod logging;
 pub mod scheduler;
 pub mod worker;

@@ -741,7 +741,7 @@ mod tests {
             assert!(page.contains(&format!("`{}", code.trim_end_matches('*'))), "{code} is not in docs/FAILURES.md");
         }
         for exit in NATURES.iter().map(|nature| nature.exit) {
-            assert!(include_str!("../../README.md").contains(&format!("\n| {exit} |")), "{exit} is not in the README");
+            assert!(include_str!("../../docs/exit-codes.md").contains(&format!("\n| {exit} |")), "{exit} is not listed");
         }
     }
 

@@ -23,8 +23,8 @@ use crate::domain::keys::{INDEX_NAME, log_key};
 use crate::domain::mission::Mission;
 use crate::domain::task::{State, Task};
 use crate::exit::Exit;
-use crate::local::{LocalCloud, RESULT_BUCKET, SOURCE_BUCKET, TOPIC_ARN};
 use crate::worker::{self, Ending, Life, Node, NodeError, Preflight, Report, Settings, Stopping};
+use local_cloud::{LocalCloud, RESULT_BUCKET, SOURCE_BUCKET, TOPIC_ARN};
 
 pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
     place::note_ignored();

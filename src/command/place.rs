@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::Failure;
 use crate::backend::{Backend, Tables, Wire, machine::PowerOff};
 use crate::exit::Exit;
-use crate::local::{ACCESS_KEY, LocalCloud, OpenError, REGION, SECRET_KEY};
+use local_cloud::{ACCESS_KEY, LocalCloud, OpenError, REGION, SECRET_KEY};
 
 /// Where a local mission is kept if no folder is named.
 pub(super) const DEFAULT_DIR: &str = "lighthpc-local";

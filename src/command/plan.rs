@@ -18,8 +18,8 @@ use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::mission::{Mission, Notified};
 use crate::domain::task::{State, Task};
 use crate::exit::Exit;
-use crate::local::{LocalCloud, SOURCE_BUCKET};
 use crate::worker::Settings;
+use local_cloud::{LocalCloud, SOURCE_BUCKET};
 
 /// The mission's name if none is given: one folder, one mission.
 const DEFAULT_MISSION: &str = "local";

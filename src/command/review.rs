@@ -12,7 +12,7 @@ use crate::clock;
 use crate::domain::ids::SrcId;
 use crate::domain::keys::INDEX_NAME;
 use crate::domain::task::{State, Task};
-use crate::local::{Kept, LocalCloud, RESULT_BUCKET, SOURCE_BUCKET};
+use local_cloud::{Kept, LocalCloud, RESULT_BUCKET, SOURCE_BUCKET};
 
 /// How many changes of one kind are shown, each by a line.
 const SHOWN_MAX: u64 = 10;

@@ -15,7 +15,7 @@ use crate::domain::policy::BidMode;
 use crate::domain::task::{PastAttempt, State, Task};
 use crate::domain::verdict::Verdict;
 use crate::exit::Exit;
-use crate::local::LocalCloud;
+use local_cloud::LocalCloud;
 
 pub(super) async fn run(mut args: StatusArgs) -> Result<Exit, Failure> {
     // `status --local M001`: a word that is no folder is the mission's name. `--local=M001` is a folder.

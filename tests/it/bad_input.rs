@@ -5,9 +5,9 @@ use std::time::Duration;
 use lighthpc::backend::store::StoreError;
 use lighthpc::domain::task::State;
 use lighthpc::domain::verdict::Verdict;
-use lighthpc::local::Service::{Dynamodb, S3};
-use lighthpc::local::{Faults, SOURCE_BUCKET};
 use lighthpc::worker::{Ending, NodeError};
+use local_cloud::Service::{Dynamodb, S3};
+use local_cloud::{Faults, SOURCE_BUCKET};
 
 use crate::lab::Lab;
 
@@ -144,8 +144,8 @@ async fn a_failed_upload_leaves_no_parts_behind() {
     lab.mission("M", &["abc"]).await;
     lab.input("abc", &vec![7; 20_000_000]).await;
     let faults = Faults::new();
-    let broken = lighthpc::local::Fault::Status(403, "AccessDenied");
-    faults.add(S3, "UploadPart", lighthpc::local::When::After(1), broken);
+    let broken = local_cloud::Fault::Status(403, "AccessDenied");
+    faults.add(S3, "UploadPart", local_cloud::When::After(1), broken);
     let life =
         lab.node_with("abc", "M", faults.clone()).shell(r#"cp "$LIGHTHPC_INPUT" "$LIGHTHPC_OUTPUT""#).run().await;
     assert!(life.ending.is_err());
@@ -239,9 +239,9 @@ async fn a_table_with_another_key_is_named_as_such() {
     let tables = lighthpc::backend::Tables { tasks: "tblMission".to_owned(), missions: "tblMission".to_owned() };
     let wire = lighthpc::backend::Wire::plugged(
         lab.cloud.wire(Some(&node.instance)),
-        lighthpc::local::REGION,
-        lighthpc::local::ACCESS_KEY,
-        lighthpc::local::SECRET_KEY,
+        local_cloud::REGION,
+        local_cloud::ACCESS_KEY,
+        local_cloud::SECRET_KEY,
     );
     node.backend.ledger = lighthpc::backend::Ledger::new(&wire, tables);
     let instance = node.instance.clone();

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use lighthpc::backend::machine::EndOrder;
-use lighthpc::local::Service::{Dynamodb, Ec2, Imds, S3, Sns};
-use lighthpc::local::{Fault, Faults, Service, When};
+use local_cloud::Service::{Dynamodb, Ec2, Imds, S3, Sns};
+use local_cloud::{Fault, Faults, Service, When};
 
 use crate::lab::{Lab, PATIENCE};
 use crate::steps::{CALLS, Call};

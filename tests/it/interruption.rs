@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use lighthpc::domain::task::State;
 use lighthpc::domain::verdict::Verdict;
-use lighthpc::local::Service::{Dynamodb, S3};
-use lighthpc::local::{Fault, Faults, RESULT_BUCKET, When};
 use lighthpc::worker::Ending;
+use local_cloud::Service::{Dynamodb, S3};
+use local_cloud::{Fault, Faults, RESULT_BUCKET, When};
 use tokio::task::JoinSet;
 
 use crate::lab::{Lab, PATIENCE};

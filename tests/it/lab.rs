@@ -13,12 +13,10 @@ use lighthpc::domain::ids::{MissionId, SrcId};
 use lighthpc::domain::mission::{Mission, Notified, Tally};
 use lighthpc::domain::policy::Policy;
 use lighthpc::domain::task::Task;
-use lighthpc::local::{
-    ACCESS_KEY, Faults, Gate, LocalCloud, REGION, RESULT_BUCKET, SECRET_KEY, SOURCE_BUCKET, TOPIC_ARN,
-};
 use lighthpc::scheduler::{self, Scheduler};
 use lighthpc::worker::{self, Life, Node, Report, Settings, Stopping};
 use lighthpc::workload::{Bounds, Simulation, Workload};
+use local_cloud::{ACCESS_KEY, Faults, Gate, LocalCloud, REGION, RESULT_BUCKET, SECRET_KEY, SOURCE_BUCKET, TOPIC_ARN};
 
 /// A bound on what a test waits for; nothing here takes a tenth of it.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);

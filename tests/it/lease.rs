@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use lighthpc::domain::task::State;
 use lighthpc::domain::verdict::Verdict;
-use lighthpc::local::Service::{Dynamodb, Ec2};
-use lighthpc::local::{Fault, Faults, When};
 use lighthpc::worker::{Ending, NodeError};
+use local_cloud::Service::{Dynamodb, Ec2};
+use local_cloud::{Fault, Faults, When};
 use tokio::task::JoinSet;
 
 use crate::lab::Lab;
@@ -143,7 +143,7 @@ async fn a_task_that_ends_its_machines_is_failed_in_the_end() {
     lab.mission("M", &["abc"]).await;
     let doomed = || {
         let faults = Faults::new();
-        let gate = faults.hold_before(lighthpc::local::Service::S3, "PutObject", When::Nth(1));
+        let gate = faults.hold_before(local_cloud::Service::S3, "PutObject", When::Nth(1));
         let mut node = lab.node_with("abc", "M", faults);
         node.settings.limits.max_interruptions = 2;
         (node, gate)

@@ -8,8 +8,8 @@ use lighthpc::backend::ledger::{NewMission, Redrive};
 use lighthpc::domain::mission::Notified;
 use lighthpc::domain::task::State;
 use lighthpc::domain::verdict::Verdict;
-use lighthpc::local::{ACCESS_KEY, REGION, SECRET_KEY};
 use lighthpc::worker::{Ending, NodeError};
+use local_cloud::{ACCESS_KEY, REGION, SECRET_KEY};
 
 use crate::lab::{Lab, mission_id, src};
 
@@ -202,8 +202,8 @@ async fn a_large_missions_tally_is_spread_and_sums_up() {
 async fn a_dead_publisher_is_replaced() {
     let lab = Lab::new().await;
     lab.mission("M", &["abc"]).await;
-    let faults = lighthpc::local::Faults::new();
-    let gate = faults.hold_before(lighthpc::local::Service::Sns, "Publish", lighthpc::local::When::Nth(1));
+    let faults = local_cloud::Faults::new();
+    let gate = faults.hold_before(local_cloud::Service::Sns, "Publish", local_cloud::When::Nth(1));
     let node = lab.node_with("abc", "M", faults);
     let instance = node.instance.clone();
     node.die_at(&gate).await;

@@ -8,10 +8,10 @@ use lighthpc::backend::machine::PowerOff;
 use lighthpc::domain::mission::Notified;
 use lighthpc::domain::task::State;
 use lighthpc::domain::verdict::Verdict;
-use lighthpc::local::Service::{Dynamodb, S3, Sns};
-use lighthpc::local::{Fault, Faults, When};
 use lighthpc::scheduler::What;
 use lighthpc::worker::{Ending, NodeError};
+use local_cloud::Service::{Dynamodb, S3, Sns};
+use local_cloud::{Fault, Faults, When};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 

@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use lighthpc::backend::machine::{End, EndOrder};
 use lighthpc::domain::ids::is_ec2_instance;
-use lighthpc::local::Service::{Dynamodb, Ec2, Imds, S3};
-use lighthpc::local::{Fault, Faults, When};
 use lighthpc::worker::{Ending, NodeError};
 use lighthpc::workload::Workload;
+use local_cloud::Service::{Dynamodb, Ec2, Imds, S3};
+use local_cloud::{Fault, Faults, When};
 
 use crate::lab::{Lab, PATIENCE, REVERSE, Subject, src};
 

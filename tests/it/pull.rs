@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use lighthpc::domain::ids::MissionId;
 use lighthpc::domain::task::State;
-use lighthpc::local::Service::Dynamodb;
-use lighthpc::local::{Faults, RESULT_BUCKET, When};
 use lighthpc::scheduler::{Boarded, Intake, Upload, What};
 use lighthpc::worker::{Ending, NodeError};
+use local_cloud::Service::Dynamodb;
+use local_cloud::{Faults, RESULT_BUCKET, When};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 

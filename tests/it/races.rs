@@ -8,9 +8,9 @@ use lighthpc::domain::ids::InstanceId;
 use lighthpc::domain::mission::Notified;
 use lighthpc::domain::progress::Progress;
 use lighthpc::domain::task::Counts;
-use lighthpc::local::Service::{Dynamodb, S3};
-use lighthpc::local::{Faults, RESULT_BUCKET, When};
 use lighthpc::worker::{Ending, NodeError};
+use local_cloud::Service::{Dynamodb, S3};
+use local_cloud::{Faults, RESULT_BUCKET, When};
 use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 

@@ -17,9 +17,9 @@ use lighthpc::backend::{Backend, Scope, Tables, Wire};
 use lighthpc::domain::task::State;
 use lighthpc::domain::verdict::Verdict;
 use lighthpc::exit::{self, Exit};
-use lighthpc::local::Service::{Dynamodb, S3};
-use lighthpc::local::{ACCESS_KEY, Fault, Faults, REGION, SECRET_KEY, When};
 use lighthpc::worker::{Ending, NodeError};
+use local_cloud::Service::{Dynamodb, S3};
+use local_cloud::{ACCESS_KEY, Fault, Faults, REGION, SECRET_KEY, When};
 
 use crate::lab::{Lab, Subject};
 

@@ -11,9 +11,9 @@ use lighthpc::domain::keys::result_key;
 use lighthpc::domain::task::{Counts, State};
 use lighthpc::domain::verdict::Verdict;
 use lighthpc::exit::{self, Exit};
-use lighthpc::local::Service::S3;
-use lighthpc::local::{ACCESS_KEY, Fault, Faults, REGION, RESULT_BUCKET, SECRET_KEY, SOURCE_BUCKET, When};
 use lighthpc::worker::{Ending, NodeError, words};
+use local_cloud::Service::S3;
+use local_cloud::{ACCESS_KEY, Fault, Faults, REGION, RESULT_BUCKET, SECRET_KEY, SOURCE_BUCKET, When};
 use tokio::task::JoinSet;
 
 use crate::lab::{Lab, Subject, mission_id, src};

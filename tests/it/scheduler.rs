@@ -7,9 +7,9 @@ use lighthpc::domain::policy::{BidMode, Policy};
 use lighthpc::domain::tags;
 use lighthpc::domain::task::State;
 use lighthpc::exit::{Exit, of_scheduler};
-use lighthpc::local::Service::{Dynamodb, Ec2};
-use lighthpc::local::{Fault, Faults, RESULT_BUCKET, SOURCE_BUCKET, When};
 use lighthpc::scheduler::{Boarded, Intake, Scheduler, Upload, What};
+use local_cloud::Service::{Dynamodb, Ec2};
+use local_cloud::{Fault, Faults, RESULT_BUCKET, SOURCE_BUCKET, When};
 use tokio_util::sync::CancellationToken;
 
 use crate::lab::{Lab, mission_id, src};

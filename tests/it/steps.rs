@@ -1,8 +1,8 @@
 //! The calls of a node's life, in order: one list, from which the fault table is made. A new call that is missing here
 //! fails `the_list_is_complete`.
 
-use lighthpc::local::Faults;
-use lighthpc::local::Service::{self, Dynamodb, Ec2, Imds, S3, Sns};
+use local_cloud::Faults;
+use local_cloud::Service::{self, Dynamodb, Ec2, Imds, S3, Sns};
 
 use crate::lab::Lab;
 

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use lighthpc::local::{Fault, Faults, SOURCE_BUCKET, Service, When};
 use lighthpc::scheduler::{Boarded, Plan, SchedulerError, What};
+use local_cloud::{Fault, Faults, SOURCE_BUCKET, Service, When};
 
 use crate::lab::{Lab, mission_id, src};
 use crate::scheduler::{board, running, sweep};

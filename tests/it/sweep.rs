@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use lighthpc::domain::mission::Notified;
 use lighthpc::domain::task::State;
 use lighthpc::domain::verdict::Verdict;
-use lighthpc::local::Service::{Dynamodb, Sns};
-use lighthpc::local::{Faults, When};
 use lighthpc::scheduler::{Scheduler, What};
 use lighthpc::worker::Ending;
+use local_cloud::Service::{Dynamodb, Sns};
+use local_cloud::{Faults, When};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use lighthpc::domain::checkpoint::{earlier_folder, folder};
 use lighthpc::domain::task::State;
 use lighthpc::domain::verdict::Verdict;
-use lighthpc::local::RESULT_BUCKET;
 use lighthpc::worker::{Ending, NodeError};
 use lighthpc::workload::Workload;
+use local_cloud::RESULT_BUCKET;
 use tokio::task::JoinSet;
 
 use crate::lab::{Lab, PATIENCE, Subject, src};
@@ -256,7 +256,7 @@ async fn a_work_folder_that_cannot_be_used_claims_nothing() {
     let file = lab.dir.path().join("file");
     std::fs::write(&file, "mine").unwrap();
     for work in [file.clone(), file.join("below"), std::path::PathBuf::from("/proc/none")] {
-        let faults = lighthpc::local::Faults::new();
+        let faults = local_cloud::Faults::new();
         let mut node = lab.node_with("abc", "M", faults.clone());
         let instance = node.instance.clone();
         node.settings.work_dir.clone_from(&work);
@@ -264,7 +264,7 @@ async fn a_work_folder_that_cannot_be_used_claims_nothing() {
         let life = node.run().await;
 
         assert!(matches!(life.ending, Err(NodeError::Disk { .. })), "{}: {life:?}", work.display());
-        assert_eq!(faults.count(lighthpc::local::Service::Dynamodb, "UpdateItem"), 0, "{}", work.display());
+        assert_eq!(faults.count(local_cloud::Service::Dynamodb, "UpdateItem"), 0, "{}", work.display());
         assert!(lab.has_ended(&instance), "{}", work.display());
     }
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine");

@@ -24,7 +24,6 @@ const VERSION: &str = "1";
 
 /// Says why a local cloud could not be opened.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum OpenError {
     /// Another process has it open.
     #[error("{} is in use by another lighthpc process", dir.display())]

@@ -1,4 +1,4 @@
-//! An object's bytes on their way out, and a body that breaks off.
+//! An object's bytes on their way out.
 //!
 //! A file that shrinks or changes while it is read gives an error, never a short or mixed body: S3 would
 //! have given one version. (A file that was renamed over is still the version that was opened.)
@@ -8,12 +8,11 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead as _, ReadBuf};
 
-use super::shelf::Stat;
+use super::object_files::Stat;
 
 type StdError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -84,41 +83,5 @@ impl Body for FileBody {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.left)
-    }
-}
-
-/// A body whose connection breaks after some bytes.
-pub(crate) struct CutBody {
-    body: SdkBody,
-    left: u64,
-}
-
-impl CutBody {
-    pub(crate) fn new(body: SdkBody, left: u64) -> Self {
-        Self { body, left }
-    }
-}
-
-impl Body for CutBody {
-    type Data = Bytes;
-    type Error = StdError;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
-        let this = self.get_mut();
-        if this.left > 0 {
-            match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(mut data) => {
-                        data.truncate(usize::try_from(this.left).unwrap_or(usize::MAX));
-                        this.left -= data.len() as u64;
-                        return Poll::Ready(Some(Ok(Frame::data(data))));
-                    }
-                    Err(frame) => return Poll::Ready(Some(Ok(frame))),
-                },
-                other => return Poll::Ready(other),
-            }
-        }
-        let error = io::Error::new(io::ErrorKind::ConnectionReset, "a fault cut the body short");
-        Poll::Ready(Some(Err(error.into())))
     }
 }

@@ -13,7 +13,7 @@ use s3s::dto::{CommonPrefix, EncodingType, ListObjectsV2Input, ListObjectsV2Outp
 use s3s::{S3Result, s3_error};
 
 use super::super::keys;
-use super::shelf::{Shelf, Stat, broken};
+use super::object_files::{ObjectFiles, Stat, broken};
 
 /// S3's own page: <https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html>.
 const PAGE_KEYS_MAX: i32 = 1000;
@@ -40,8 +40,8 @@ struct Page {
 }
 
 /// Answers one page.
-pub(super) fn page(shelf: &Shelf, input: &ListObjectsV2Input) -> S3Result<ListObjectsV2Output> {
-    let root = shelf.bucket(&input.bucket)?;
+pub(super) fn page(objects: &ObjectFiles, input: &ListObjectsV2Input) -> S3Result<ListObjectsV2Output> {
+    let root = objects.bucket(&input.bucket)?;
     let token = input.continuation_token.as_deref().map(read_token).transpose()?;
     let wanted = Wanted {
         prefix: input.prefix.as_deref().unwrap_or_default(),
@@ -50,7 +50,7 @@ pub(super) fn page(shelf: &Shelf, input: &ListObjectsV2Input) -> S3Result<ListOb
         continues: token.is_some(),
         size: usize::try_from(input.max_keys.unwrap_or(PAGE_KEYS_MAX).clamp(0, PAGE_KEYS_MAX)).unwrap_or(0),
     };
-    let page = shelf.look(|| cut(&walk(&root, wanted.prefix)?, &wanted))?;
+    let page = objects.look(|| cut(&walk(&root, wanted.prefix)?, &wanted))?;
 
     let url = input.encoding_type.as_ref().is_some_and(|encoding| encoding.as_str() == EncodingType::URL);
     let name = |text: &str| if url { utf8_percent_encode(text, URL).to_string() } else { text.to_owned() };

@@ -15,14 +15,14 @@ use super::service::S3Local;
 fn service(local: S3Local) -> S3Service {
     let mut builder = S3ServiceBuilder::new(local);
     builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
-    builder.set_host(Endpoint);
+    builder.set_host(HostNames);
     builder.build()
 }
 
 /// S3's own host names, with the bucket in the path or in the host.
-struct Endpoint;
+struct HostNames;
 
-impl S3Host for Endpoint {
+impl S3Host for HostNames {
     fn parse_host_header<'a>(&'a self, host: &'a str) -> S3Result<VirtualHost<'a>> {
         if host.starts_with("s3.") {
             return Ok(VirtualHost::new(host));
@@ -36,18 +36,18 @@ impl S3Host for Endpoint {
 
 /// The service, as the wire calls it.
 #[derive(Clone)]
-pub(crate) struct Front {
+pub(crate) struct Endpoint {
     service: S3Service,
 }
 
 impl S3Local {
-    /// Puts the protocol in front.
-    pub(crate) fn front(self) -> Front {
-        Front { service: service(self) }
+    /// Returns the HTTP endpoint of this S3.
+    pub(crate) fn endpoint(self) -> Endpoint {
+        Endpoint { service: service(self) }
     }
 }
 
-impl Front {
+impl Endpoint {
     /// Answers one call.
     pub(crate) async fn answer(&self, mut request: http::Request<SdkBody>) -> http::Response<SdkBody> {
         let is_head = request.method() == Method::HEAD;

@@ -13,7 +13,7 @@ use s3s::{Body, S3Error, S3ErrorCode, S3Result, TrailingHeaders, s3_error};
 use tokio::io::AsyncWriteExt as _;
 
 use super::super::layout::Layout;
-use super::shelf::{Staged, broken};
+use super::object_files::{Staged, broken};
 
 const HEADER_PREFIX: &str = "x-amz-checksum-";
 const ALGORITHMS: [&str; 5] = ["crc32", "crc32c", "crc64nvme", "sha1", "sha256"];

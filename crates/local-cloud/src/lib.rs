@@ -15,9 +15,13 @@
 
 mod dynamo;
 mod ec2;
+#[cfg(any(test, feature = "testing"))]
 mod faults;
+#[cfg(any(test, feature = "testing"))]
+mod faulty;
 mod filter;
 mod fleet;
+#[cfg(any(test, feature = "testing"))]
 mod gate;
 mod imds;
 mod keys;
@@ -26,6 +30,8 @@ mod query;
 mod s3;
 mod snapshot;
 mod sns;
+#[cfg(any(test, feature = "testing"))]
+mod testing;
 mod wire;
 
 #[cfg(test)]
@@ -35,16 +41,18 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
 
-pub use faults::{Fault, Faults, Service, When};
+#[cfg(any(test, feature = "testing"))]
+pub use faults::{Fault, Faults, When};
 pub use fleet::Instance;
+#[cfg(any(test, feature = "testing"))]
 pub use gate::Gate;
 pub use layout::OpenError;
 pub use s3::Kept;
 pub use sns::Published;
+pub use wire::Service;
 
 use dynamo::Dynamo;
 use fleet::Fleet;
@@ -73,8 +81,8 @@ pub struct LocalCloud {
 
 struct Inner {
     dynamo: Dynamo,
-    s3: s3::Front,
-    shelf: Arc<s3::Shelf>,
+    s3: s3::Endpoint,
+    objects: Arc<s3::ObjectFiles>,
     sns: Sns,
     fleet: Fleet,
     layout: Layout,
@@ -120,9 +128,9 @@ impl LocalCloud {
     }
 
     fn of(layout: Layout, lock: Option<File>, dynamo: Dynamo, sns: Sns) -> Self {
-        let shelf = Arc::new(s3::Shelf::new(layout.clone()));
-        let s3 = s3::S3Local::new(Arc::clone(&shelf)).front();
-        Self { inner: Arc::new(Inner { dynamo, s3, shelf, sns, fleet: Fleet::default(), layout, _lock: lock }) }
+        let objects = Arc::new(s3::ObjectFiles::new(layout.clone()));
+        let s3 = s3::S3Local::new(Arc::clone(&objects)).endpoint();
+        Self { inner: Arc::new(Inner { dynamo, s3, objects, sns, fleet: Fleet::default(), layout, _lock: lock }) }
     }
 
     /// Gives the folder the cloud is kept in, as an absolute path.
@@ -139,13 +147,7 @@ impl LocalCloud {
     /// Makes the wire as `instance` sees it; `None`: as a machine that is no instance does, where IMDS answers 404.
     #[must_use]
     pub fn wire(&self, instance: Option<&str>) -> SharedHttpClient {
-        self.faulty_wire(instance, Faults::new())
-    }
-
-    /// Makes a wire with faults in front, which also keeps their journal.
-    #[must_use]
-    pub fn faulty_wire(&self, instance: Option<&str>, faults: Faults) -> SharedHttpClient {
-        SharedHttpClient::new(Wire::new(self.clone(), instance, faults))
+        SharedHttpClient::new(Wire::new(self.clone(), instance))
     }
 
     /// Gives every instance of this process, in the order of launch.
@@ -154,47 +156,10 @@ impl LocalCloud {
         self.inner.fleet.instances()
     }
 
-    /// Gives the parameters of every call of EC2's `action` that arrived, in their order.
-    #[must_use]
-    pub fn requests(&self, action: &str) -> Vec<std::collections::BTreeMap<String, String>> {
-        self.inner.fleet.requests(action)
-    }
-
-    /// Makes an instance look as if it had been launched so much earlier.
-    pub fn age_instance(&self, id: &str, by: Duration) {
-        self.inner.fleet.age(id, by);
-    }
-
-    /// Makes a machine stop, as `StopInstances` would: it can be started again, and its volumes bill.
-    pub fn halt_instance(&self, id: &str) {
-        self.inner.fleet.change(id, |machine| (machine.is_running, machine.is_stopped) = (false, true));
-    }
-
-    /// Makes a machine vanish, as a crash or a reclaimed Spot instance would: no call is recorded.
-    pub fn stop_instance(&self, id: &str) {
-        self.inner.fleet.change(id, |machine| machine.is_running = false);
-    }
-
     /// Gives every message ever published in this cloud.
     #[must_use]
     pub fn published(&self) -> Vec<Published> {
         self.inner.sns.published()
-    }
-
-    /// Sets whether IMDS shows tags; off, a client has to ask `DescribeTags`.
-    pub fn set_instance_tags_in_imds(&self, on: bool) {
-        self.inner.fleet.set_tags_in_imds(on);
-    }
-
-    /// Puts a spot notice (`terminate`, `stop`, or `hibernate`, and its time) where the instance sees it.
-    pub fn put_spot_notice(&self, id: &str, action: &str, time_rfc3339: &str) {
-        let notice = Some((action.to_owned(), time_rfc3339.to_owned()));
-        self.inner.fleet.change(id, |machine| machine.notice = notice);
-    }
-
-    /// Puts a rebalance recommendation where the instance sees it.
-    pub fn rebalance(&self, id: &str, time_rfc3339: &str) {
-        self.inner.fleet.change(id, |machine| machine.rebalance = Some(time_rfc3339.to_owned()));
     }
 
     /// Makes an object that is a person's own file (an absolute path), by a link: nothing is copied. Putting or
@@ -203,26 +168,26 @@ impl LocalCloud {
     /// # Errors
     /// When the file cannot be read as one, or the link cannot be made.
     pub fn link_object(&self, bucket: &str, key: &str, file: &Path) -> io::Result<()> {
-        self.inner.shelf.link(bucket, key, file)
+        self.inner.objects.link(bucket, key, file)
     }
 
     /// Compares an object with the `ETag` that it had once; of one whose file is another, the bytes, as long as
     /// `budget_bytes` lasts.
     #[must_use]
     pub fn kept(&self, bucket: &str, key: &str, etag: &str, budget_bytes: &mut u64) -> Kept {
-        self.inner.shelf.kept(bucket, key, etag, budget_bytes)
+        self.inner.objects.kept(bucket, key, etag, budget_bytes)
     }
 
     /// Gives an object's `ETag`, without quotes; of a linked file it changes with the file. `None`: there is none.
     #[must_use]
     pub fn object_etag(&self, bucket: &str, key: &str) -> Option<String> {
-        self.inner.shelf.etag(bucket, key)
+        self.inner.objects.etag(bucket, key)
     }
 
     /// Gives the path at which a person finds an object, or would find it.
     #[must_use]
     pub fn object_path(&self, bucket: &str, key: &str) -> PathBuf {
-        self.inner.shelf.place(bucket, key)
+        self.inner.objects.place(bucket, key)
     }
 }
 

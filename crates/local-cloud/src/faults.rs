@@ -11,21 +11,7 @@ use std::time::Duration;
 
 use super::gate::Gate;
 use super::locked;
-
-/// The services of the local cloud.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Service {
-    /// The tables.
-    Dynamodb,
-    /// The objects.
-    S3,
-    /// The notifications.
-    Sns,
-    /// The instances.
-    Ec2,
-    /// The metadata service of one instance.
-    Imds,
-}
+use super::wire::Service;
 
 /// Which of the calls that match a rule it acts on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

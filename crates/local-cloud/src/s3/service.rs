@@ -16,31 +16,31 @@ use s3s::dto::{
 use s3s::{Body, S3, S3Error, S3Request, S3Response, S3Result, s3_error};
 
 use super::super::REGION;
-use super::intake::{self, Claims};
-use super::outflow::FileBody;
-use super::shelf::{Condition, Meta, Shelf, Stat, broken};
+use super::object_files::{Condition, Meta, ObjectFiles, Stat, broken};
+use super::request_body::{self, Claims};
+use super::response_body::FileBody;
 use super::{listing, multipart};
 
 /// What S3 gives an object that was put without one.
 const CONTENT_TYPE: &str = "binary/octet-stream";
 
-/// S3's operations over a [`Shelf`].
+/// S3's operations over a [`ObjectFiles`].
 #[derive(Clone)]
 pub(crate) struct S3Local {
-    pub(super) shelf: Arc<Shelf>,
+    pub(super) objects: Arc<ObjectFiles>,
 }
 
 impl S3Local {
-    pub(crate) fn new(shelf: Arc<Shelf>) -> Self {
-        Self { shelf }
+    pub(crate) fn new(objects: Arc<ObjectFiles>) -> Self {
+        Self { objects }
     }
 
     /// Runs what waits for the disk on a blocking thread. Once begun it runs to its end.
     pub(super) async fn on_disk<T: Send + 'static>(
         &self,
-        act: impl FnOnce(&Shelf) -> S3Result<T> + Send + 'static,
+        act: impl FnOnce(&ObjectFiles) -> S3Result<T> + Send + 'static,
     ) -> S3Result<T> {
-        let objects = Arc::clone(&self.shelf);
+        let objects = Arc::clone(&self.objects);
         tokio::task::spawn_blocking(move || act(&objects)).await.map_err(S3Error::internal_error)?
     }
 }
@@ -85,12 +85,12 @@ pub(super) fn meta_of(
 impl S3 for S3Local {
     async fn get_object(&self, req: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
         let input = req.input;
-        let found = self.on_disk(move |shelf| {
-            let (mut file, stat) = shelf.open(&input.bucket, &input.key)?;
+        let found = self.on_disk(move |objects| {
+            let (mut file, stat) = objects.open(&input.bucket, &input.key)?;
             Condition { if_match: input.if_match, if_none_match: input.if_none_match }.check_read(&stat)?;
             let (first, length, content_range) = range_of(input.range, &stat)?;
             file.seek(SeekFrom::Start(first)).map_err(|e| broken("seeking", &e))?;
-            let meta = shelf.meta(&stat.etag);
+            let meta = objects.meta(&stat.etag);
             let checksum = checksum_of(input.checksum_mode.as_ref(), content_range.is_some(), &meta);
             let body = FileBody::new(file, &stat, length).map_err(|e| broken("opening", &e))?;
             Ok(GetObjectOutput {
@@ -116,10 +116,10 @@ impl S3 for S3Local {
 
     async fn head_object(&self, req: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
         let input = req.input;
-        let found = self.on_disk(move |shelf| {
-            let (_, stat) = shelf.open(&input.bucket, &input.key)?;
+        let found = self.on_disk(move |objects| {
+            let (_, stat) = objects.open(&input.bucket, &input.key)?;
             Condition { if_match: input.if_match, if_none_match: input.if_none_match }.check_read(&stat)?;
-            let meta = shelf.meta(&stat.etag);
+            let meta = objects.meta(&stat.etag);
             let checksum = checksum_of(input.checksum_mode.as_ref(), false, &meta);
             Ok(HeadObjectOutput {
                 accept_ranges: Some("bytes".to_owned()),
@@ -143,14 +143,14 @@ impl S3 for S3Local {
     async fn put_object(&self, req: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
         let claims = Claims::read(&req.headers, req.input.content_length, req.trailing_headers);
         let input = req.input;
-        self.shelf.bucket(&input.bucket)?;
-        let received = intake::receive(&self.shelf.layout, input.body, claims).await?;
+        self.objects.bucket(&input.bucket)?;
+        let received = request_body::receive(&self.objects.layout, input.body, claims).await?;
         let meta = meta_of(input.content_type, input.metadata, received.checksums);
         let condition = Condition { if_match: input.if_match, if_none_match: input.if_none_match };
         let checksum = meta.checksum();
         let etag = self
-            .on_disk(move |shelf| {
-                shelf.commit((&input.bucket, &input.key), received.staged, &condition, &meta, || Ok(()))
+            .on_disk(move |objects| {
+                objects.commit((&input.bucket, &input.key), received.staged, &condition, &meta, || Ok(()))
             })
             .await?;
         answer(PutObjectOutput {
@@ -166,7 +166,7 @@ impl S3 for S3Local {
 
     async fn delete_object(&self, req: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
         let input = req.input;
-        self.on_disk(move |shelf| shelf.remove(&input.bucket, &input.key)).await?;
+        self.on_disk(move |objects| objects.remove(&input.bucket, &input.key)).await?;
         answer(DeleteObjectOutput::default())
     }
 
@@ -174,10 +174,10 @@ impl S3 for S3Local {
         let input = req.input;
         let is_quiet = input.delete.quiet.unwrap_or(false);
         let deleted = self
-            .on_disk(move |shelf| {
+            .on_disk(move |objects| {
                 let mut deleted = Vec::new();
                 for object in input.delete.objects {
-                    shelf.remove(&input.bucket, &object.key)?;
+                    objects.remove(&input.bucket, &object.key)?;
                     deleted.push(DeletedObject { key: Some(object.key), ..DeletedObject::default() });
                 }
                 Ok(deleted)
@@ -187,18 +187,18 @@ impl S3 for S3Local {
     }
 
     async fn list_objects_v2(&self, req: S3Request<ListObjectsV2Input>) -> S3Result<S3Response<ListObjectsV2Output>> {
-        answer(self.on_disk(move |shelf| listing::page(shelf, &req.input)).await?)
+        answer(self.on_disk(move |objects| listing::page(objects, &req.input)).await?)
     }
 
     async fn head_bucket(&self, req: S3Request<HeadBucketInput>) -> S3Result<S3Response<HeadBucketOutput>> {
-        self.shelf.bucket(&req.input.bucket)?;
+        self.objects.bucket(&req.input.bucket)?;
         answer(HeadBucketOutput { bucket_region: Some(REGION.to_owned()), ..HeadBucketOutput::default() })
     }
 
     async fn create_bucket(&self, req: S3Request<CreateBucketInput>) -> S3Result<S3Response<CreateBucketOutput>> {
         let bucket = req.input.bucket;
         let location = format!("/{bucket}");
-        if self.on_disk(move |shelf| shelf.make_bucket(&bucket)).await? {
+        if self.on_disk(move |objects| objects.make_bucket(&bucket)).await? {
             return Err(s3_error!(BucketAlreadyOwnedByYou));
         }
         answer(CreateBucketOutput { location: Some(location) })

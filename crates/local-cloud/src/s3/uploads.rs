@@ -18,8 +18,8 @@ use s3s::dto::{CompletedPart, ETag};
 use s3s::{S3Error, S3Result, s3_error};
 use serde::{Deserialize, Serialize};
 
-use super::intake::{self, Received};
-use super::shelf::{Condition, Meta, Shelf, Staged, Stat, broken};
+use super::object_files::{Condition, Meta, ObjectFiles, Staged, Stat, broken};
+use super::request_body::{self, Received};
 
 /// S3's least size of a part that is not the last.
 const PART_BYTES_MIN: u64 = 5 * 1024 * 1024;
@@ -61,10 +61,10 @@ pub(super) struct Whole {
 }
 
 /// Begins an upload and gives its id.
-pub(super) fn create(shelf: &Shelf, upload: &Upload) -> S3Result<String> {
-    shelf.bucket(&upload.bucket)?;
+pub(super) fn create(objects: &ObjectFiles, upload: &Upload) -> S3Result<String> {
+    objects.bucket(&upload.bucket)?;
     let id = format!("{:032x}", rand::random::<u128>());
-    let folder = shelf.layout.uploads().join(&id);
+    let folder = objects.layout.uploads().join(&id);
     let text = serde_json::to_vec(upload).map_err(S3Error::internal_error)?;
     fs::create_dir(&folder)
         .and_then(|()| fs::write(folder.join("upload.json"), text))
@@ -73,10 +73,10 @@ pub(super) fn create(shelf: &Shelf, upload: &Upload) -> S3Result<String> {
 }
 
 /// Finds an upload that is open and is this object's; gives its folder.
-pub(super) fn find(shelf: &Shelf, id: &str, bucket: &str, key: &str) -> S3Result<(PathBuf, Upload)> {
+pub(super) fn find(objects: &ObjectFiles, id: &str, bucket: &str, key: &str) -> S3Result<(PathBuf, Upload)> {
     // The id becomes a path: only what `create` makes.
     let is_id = id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let folder = shelf.layout.uploads().join(if is_id { id } else { "none" });
+    let folder = objects.layout.uploads().join(if is_id { id } else { "none" });
     read_upload(&folder)
         .filter(|upload| upload.bucket == bucket && upload.key == key)
         .map(|upload| (folder, upload))
@@ -84,10 +84,10 @@ pub(super) fn find(shelf: &Shelf, id: &str, bucket: &str, key: &str) -> S3Result
 }
 
 /// Gives every open upload of a bucket: its key, its id, and when it began; in that order.
-pub(super) fn all(shelf: &Shelf, bucket: &str) -> S3Result<Vec<(String, String, std::time::SystemTime)>> {
-    shelf.bucket(bucket)?;
+pub(super) fn all(objects: &ObjectFiles, bucket: &str) -> S3Result<Vec<(String, String, std::time::SystemTime)>> {
+    objects.bucket(bucket)?;
     let mut uploads = Vec::new();
-    for entry in fs::read_dir(shelf.layout.uploads()).map_err(|e| broken("listing the uploads", &e))? {
+    for entry in fs::read_dir(objects.layout.uploads()).map_err(|e| broken("listing the uploads", &e))? {
         let entry = entry.map_err(|e| broken("listing the uploads", &e))?;
         let Some(upload) = read_upload(&entry.path()).filter(|upload| upload.bucket == bucket) else { continue };
         let began = fs::metadata(entry.path().join("upload.json")).and_then(|file| file.modified());
@@ -98,14 +98,14 @@ pub(super) fn all(shelf: &Shelf, bucket: &str) -> S3Result<Vec<(String, String, 
 }
 
 /// Keeps a part that has arrived, in place of an earlier one of that number.
-pub(super) fn keep_part(shelf: &Shelf, folder: &Path, number: i32, part: Received) -> S3Result<ETag> {
+pub(super) fn keep_part(objects: &ObjectFiles, folder: &Path, number: i32, part: Received) -> S3Result<ETag> {
     if !(1..=PART_NUMBER_MAX).contains(&number) {
         return Err(s3_error!(InvalidArgument, "Part number must be an integer between 1 and 10000, inclusive"));
     }
     if !folder.is_dir() {
         return Err(s3_error!(NoSuchUpload));
     }
-    let etag = shelf.keep(part.staged, &part_path(folder, number))?;
+    let etag = objects.keep(part.staged, &part_path(folder, number))?;
     let note = PartNote { etag: etag.value().to_owned(), checksums: part.checksums };
     let text = serde_json::to_vec(&note).map_err(S3Error::internal_error)?;
     fs::write(note_path(folder, number), text).map_err(|e| broken("keeping the part", &e))?;
@@ -126,27 +126,27 @@ pub(super) fn parts(folder: &Path) -> S3Result<Vec<Part>> {
 
 /// Makes the object of the parts that are named.
 pub(super) fn complete(
-    shelf: &Shelf,
+    objects: &ObjectFiles,
     (bucket, key, id): (&str, &str, &str),
     named: &[CompletedPart],
     mut whole: Whole,
 ) -> S3Result<ETag> {
-    let (folder, upload) = find(shelf, id, bucket, key)?;
+    let (folder, upload) = find(objects, id, bucket, key)?;
     let parts = choose(&folder, named)?;
     let size: u64 = parts.iter().map(|part| part.stat.size).sum();
     if whole.size.is_some_and(|wanted| u64::try_from(wanted) != Ok(size)) {
         return Err(s3_error!(InvalidRequest, "the parts have {size} bytes, not the number the request gives"));
     }
-    let staged = Staged::new(&shelf.layout)?;
+    let staged = Staged::new(&objects.layout)?;
     // Of a whole object's kind S3 computes the sum itself, named or not.
     let own = whole.is_full.then_some("crc32");
     let computed = join(&parts, &staged, whole.checksums.keys().map(String::as_str).chain(own))?;
-    intake::compare(&whole.checksums, &computed)?;
+    request_body::compare(&whole.checksums, &computed)?;
     whole.checksums.extend(computed.into_iter().filter(|(algorithm, _)| own == Some(algorithm.as_str())));
     let meta = Meta { checksums: std::mem::take(&mut whole.checksums), ..upload.meta };
-    let etag = shelf.commit((bucket, key), staged, &whole.condition, &meta, || {
+    let etag = objects.commit((bucket, key), staged, &whole.condition, &meta, || {
         // Another request may have completed or aborted it while the parts were joined.
-        find(shelf, id, bucket, key).map(drop)?;
+        find(objects, id, bucket, key).map(drop)?;
         Ok(())
     })?;
     remove(&folder)?;
@@ -179,7 +179,7 @@ fn choose(folder: &Path, named: &[CompletedPart]) -> S3Result<Vec<Part>> {
         if part.e_tag.as_ref().is_none_or(|etag| etag.value() != found.stat.etag) {
             return Err(s3_error!(InvalidPart));
         }
-        let claimed = intake::by_name(s3s::dto::Checksum {
+        let claimed = request_body::by_name(s3s::dto::Checksum {
             checksum_crc32: part.checksum_crc32.clone(),
             checksum_crc32c: part.checksum_crc32c.clone(),
             checksum_crc64nvme: part.checksum_crc64nvme.clone(),
@@ -201,7 +201,7 @@ fn join<'a>(
     staged: &Staged,
     algorithms: impl Iterator<Item = &'a str>,
 ) -> S3Result<BTreeMap<String, String>> {
-    let mut hasher = intake::hasher(algorithms);
+    let mut hasher = request_body::hasher(algorithms);
     let mut buffer = vec![0; COPY_BYTES];
     let mut whole = &staged.file;
     let mut copy = |part: &Part| -> io::Result<()> {
@@ -221,7 +221,7 @@ fn join<'a>(
     for part in parts {
         copy(part).map_err(|e| broken("joining the parts", &e))?;
     }
-    Ok(intake::by_name(hasher.finalize()))
+    Ok(request_body::by_name(hasher.finalize()))
 }
 
 fn read_upload(folder: &Path) -> Option<Upload> {

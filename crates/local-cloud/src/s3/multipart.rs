@@ -10,9 +10,9 @@ use s3s::dto::{
 };
 use s3s::{S3Request, S3Response, S3Result};
 
-use super::intake::{self, Claims};
+use super::object_files::{Condition, Meta};
+use super::request_body::{self, Claims};
 use super::service::{S3Local, answer, meta_of};
-use super::shelf::{Condition, Meta};
 use super::uploads::{self, Upload, Whole};
 
 /// S3's own pages.
@@ -28,7 +28,7 @@ pub(super) async fn create(
         key: input.key.clone(),
         meta: meta_of(input.content_type, input.metadata, BTreeMap::new()),
     };
-    let id = local.on_disk(move |shelf| uploads::create(shelf, &upload)).await?;
+    let id = local.on_disk(move |objects| uploads::create(objects, &upload)).await?;
     answer(CreateMultipartUploadOutput {
         bucket: Some(input.bucket),
         key: Some(input.key),
@@ -45,12 +45,12 @@ pub(super) async fn upload_part(
 ) -> S3Result<S3Response<UploadPartOutput>> {
     let claims = Claims::read(&req.headers, req.input.content_length, req.trailing_headers);
     let input = req.input;
-    let shelf = &local.shelf;
-    shelf.bucket(&input.bucket)?;
-    let (folder, _) = uploads::find(shelf, &input.upload_id, &input.bucket, &input.key)?;
-    let received = intake::receive(&shelf.layout, input.body, claims).await?;
+    let objects = &local.objects;
+    objects.bucket(&input.bucket)?;
+    let (folder, _) = uploads::find(objects, &input.upload_id, &input.bucket, &input.key)?;
+    let received = request_body::receive(&objects.layout, input.body, claims).await?;
     let checksum = Meta { checksums: received.checksums.clone(), ..Meta::default() }.checksum();
-    let etag = local.on_disk(move |shelf| uploads::keep_part(shelf, &folder, input.part_number, received)).await?;
+    let etag = local.on_disk(move |objects| uploads::keep_part(objects, &folder, input.part_number, received)).await?;
     answer(UploadPartOutput {
         e_tag: Some(etag),
         checksum_crc32: checksum.checksum_crc32,
@@ -67,7 +67,7 @@ pub(super) async fn complete(
     req: S3Request<CompleteMultipartUploadInput>,
 ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
     let input = req.input;
-    let claimed = intake::by_name(Checksum {
+    let claimed = request_body::by_name(Checksum {
         checksum_crc32: input.checksum_crc32,
         checksum_crc32c: input.checksum_crc32c,
         checksum_crc64nvme: input.checksum_crc64nvme,
@@ -88,7 +88,7 @@ pub(super) async fn complete(
     };
     let named = input.multipart_upload.and_then(|upload| upload.parts).unwrap_or_default();
     let (bucket, key, id) = (input.bucket.clone(), input.key.clone(), input.upload_id);
-    let etag = local.on_disk(move |shelf| uploads::complete(shelf, (&bucket, &key, &id), &named, whole)).await?;
+    let etag = local.on_disk(move |objects| uploads::complete(objects, (&bucket, &key, &id), &named, whole)).await?;
     answer(CompleteMultipartUploadOutput {
         location: Some(format!("/{}/{}", input.bucket, input.key)),
         bucket: Some(input.bucket),
@@ -109,9 +109,9 @@ pub(super) async fn abort(
 ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
     let input = req.input;
     local
-        .on_disk(move |shelf| {
-            shelf.bucket(&input.bucket)?;
-            let (folder, _) = uploads::find(shelf, &input.upload_id, &input.bucket, &input.key)?;
+        .on_disk(move |objects| {
+            objects.bucket(&input.bucket)?;
+            let (folder, _) = uploads::find(objects, &input.upload_id, &input.bucket, &input.key)?;
             uploads::remove(&folder)
         })
         .await?;
@@ -125,9 +125,9 @@ pub(super) async fn list_parts(
     let input = req.input;
     let (bucket, key, id) = (input.bucket.clone(), input.key.clone(), input.upload_id.clone());
     let mut parts = local
-        .on_disk(move |shelf| {
-            shelf.bucket(&bucket)?;
-            let (folder, _) = uploads::find(shelf, &id, &bucket, &key)?;
+        .on_disk(move |objects| {
+            objects.bucket(&bucket)?;
+            let (folder, _) = uploads::find(objects, &id, &bucket, &key)?;
             uploads::parts(&folder)
         })
         .await?;
@@ -169,7 +169,7 @@ pub(super) async fn list_uploads(
 ) -> S3Result<S3Response<ListMultipartUploadsOutput>> {
     let input = req.input;
     let bucket = input.bucket.clone();
-    let mut all = local.on_disk(move |shelf| uploads::all(shelf, &bucket)).await?;
+    let mut all = local.on_disk(move |objects| uploads::all(objects, &bucket)).await?;
     let prefix = input.prefix.as_deref().unwrap_or_default();
     let marker = (input.key_marker.as_deref().unwrap_or_default(), input.upload_id_marker.as_deref());
     all.retain(|(key, id, _)| {

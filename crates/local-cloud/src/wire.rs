@@ -4,7 +4,6 @@
 //! reach neither an account nor anything else. Faults act here, around the service.
 
 use std::fmt;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,11 +17,27 @@ use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 
-use super::faults::{Fault, Faults, Service};
+#[cfg(any(test, feature = "testing"))]
+use super::faults::Faults;
 use super::query::Form;
-use super::{LocalCloud, dynamo, ec2, imds, s3, sns};
+use super::{LocalCloud, dynamo, ec2, imds, s3};
 
-type Outcome = Result<http::Response<SdkBody>, ConnectorError>;
+pub(super) type Outcome = Result<http::Response<SdkBody>, ConnectorError>;
+
+/// The services of the local cloud.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Service {
+    /// The tables.
+    Dynamodb,
+    /// The objects.
+    S3,
+    /// The notifications.
+    Sns,
+    /// The instances.
+    Ec2,
+    /// The metadata service of one instance.
+    Imds,
+}
 
 /// One client's way into the cloud.
 #[derive(Clone)]
@@ -30,69 +45,45 @@ pub(super) struct Wire {
     cloud: LocalCloud,
     /// Who calls, for IMDS; `None`: a machine that is no instance.
     instance: Option<Arc<str>>,
-    faults: Faults,
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) faults: Faults,
     /// As the SDK's own client: from the start of a request to the head of its answer.
     read_timeout: Option<Duration>,
 }
 
 impl Wire {
-    pub(super) fn new(cloud: LocalCloud, instance: Option<&str>, faults: Faults) -> Self {
-        Self { cloud, instance: instance.map(Arc::from), faults, read_timeout: None }
+    pub(super) fn new(cloud: LocalCloud, instance: Option<&str>) -> Self {
+        Self {
+            cloud,
+            instance: instance.map(Arc::from),
+            #[cfg(any(test, feature = "testing"))]
+            faults: Faults::new(),
+            read_timeout: None,
+        }
+    }
+
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) fn with_faults(cloud: LocalCloud, instance: Option<&str>, faults: Faults) -> Self {
+        Self { faults, ..Self::new(cloud, instance) }
     }
 
     async fn answer(&self, request: HttpRequest) -> Result<HttpResponse, ConnectorError> {
         let request = request.try_into_http1x().map_err(|error| ConnectorError::user(error.into()))?;
         let service = route(request.uri())?;
-        let answer = self.answer_with_faults(service, request).await?;
+        let (parts, body) = request.into_parts();
+        // Small calls are read to be named; an object's bytes stay a stream.
+        let body = if service == Service::S3 { body } else { SdkBody::from(collect(body).await?) };
+        let operation = operation(service, &parts, &body);
+        #[cfg(any(test, feature = "testing"))]
+        let answer = self.apply_with_faults(service, &operation, (parts, body)).await?;
+        #[cfg(not(any(test, feature = "testing")))]
+        let answer = self.apply(service, &operation, (parts, body)).await?;
         answer
             .try_into()
             .map_err(|error: aws_smithy_runtime_api::http::HttpError| ConnectorError::other(error.into(), None))
     }
 
-    async fn answer_with_faults(&self, service: Service, request: http::Request<SdkBody>) -> Outcome {
-        let (parts, body) = request.into_parts();
-        // Small calls are read to be named; an object's bytes stay a stream.
-        let body = if service == Service::S3 { body } else { SdkBody::from(collect(body).await?) };
-        let operation = operation(service, &parts, &body);
-        let mut plan = self.faults.meet(service, &operation);
-        plan.before().await;
-        let request = (parts, body);
-        let outcome = match plan.fault.take() {
-            Some(Fault::FailBefore) => Err(reset("the connection broke before the request was sent (a fault)")),
-            Some(Fault::Hang) => std::future::pending().await,
-            Some(Fault::Status(status, code)) => Ok(error_reply(service, status, code)),
-            Some(Fault::Raw(status, body)) => Ok(super::query::reply(status, content_type(service), body)),
-            Some(Fault::Repeat) => self.apply_twice(service, &operation, request).await,
-            Some(Fault::CutBody(left)) => self
-                .apply(service, &operation, request)
-                .await
-                .map(|answer| answer.map(|body| SdkBody::from_body_1_x(s3::CutBody::new(body, left)))),
-            Some(Fault::FailAfter) => {
-                self.apply(service, &operation, request).await?;
-                Err(reset("the connection broke before the answer came (a fault)"))
-            }
-            Some(Fault::StatusAfter(status, code)) => {
-                self.apply(service, &operation, request).await?;
-                Ok(error_reply(service, status, code))
-            }
-            Some(Fault::HangAfter) => {
-                self.apply(service, &operation, request).await?;
-                plan.after().await;
-                std::future::pending().await
-            }
-            Some(Fault::Delay(_)) | None => self.apply(service, &operation, request).await,
-        };
-        plan.after().await;
-        outcome
-    }
-
-    async fn apply_twice(&self, service: Service, operation: &str, (parts, body): Request) -> Outcome {
-        let body = collect(body).await?;
-        self.apply(service, operation, (parts.clone(), body.clone().into())).await?;
-        self.apply(service, operation, (parts, body.into())).await
-    }
-
-    async fn apply(&self, service: Service, operation: &str, (parts, body): Request) -> Outcome {
+    pub(super) async fn apply(&self, service: Service, operation: &str, (parts, body): Request) -> Outcome {
         let cloud = &self.cloud.inner;
         Ok(match service {
             Service::S3 => cloud.s3.answer(http::Request::from_parts(parts, body)).await,
@@ -104,7 +95,7 @@ impl Wire {
     }
 }
 
-type Request = (http::request::Parts, SdkBody);
+pub(super) type Request = (http::request::Parts, SdkBody);
 
 impl fmt::Debug for Wire {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -166,32 +157,7 @@ fn operation(service: Service, parts: &http::request::Parts, body: &SdkBody) -> 
     }
 }
 
-fn error_reply(service: Service, status: u16, code: &str) -> http::Response<SdkBody> {
-    let message = "a fault on the wire";
-    match service {
-        Service::Dynamodb => dynamo::error_reply(status, code, message),
-        Service::S3 => s3::error_reply(status, code, message),
-        Service::Sns => sns::error_reply(status, code, message),
-        Service::Ec2 => ec2::error_reply(status, code, message),
-        Service::Imds => imds::text(status, message),
-    }
-}
-
-fn content_type(service: Service) -> &'static str {
-    match service {
-        Service::Dynamodb => "application/x-amz-json-1.0",
-        Service::S3 => "application/xml",
-        Service::Sns | Service::Ec2 => "text/xml",
-        Service::Imds => "text/plain",
-    }
-}
-
-/// Makes the error the SDK's own client gives for a broken connection: retried, and ambiguous.
-fn reset(text: &'static str) -> ConnectorError {
-    ConnectorError::io(io::Error::new(io::ErrorKind::ConnectionReset, text).into())
-}
-
-async fn collect(body: SdkBody) -> Result<Bytes, ConnectorError> {
+pub(super) async fn collect(body: SdkBody) -> Result<Bytes, ConnectorError> {
     let collected = body.collect().await.map_err(ConnectorError::io)?;
     Ok(collected.to_bytes())
 }

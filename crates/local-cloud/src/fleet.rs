@@ -132,12 +132,20 @@ impl Fleet {
         self.all().into_iter().map(instance).collect()
     }
 
-    pub(super) fn age(&self, id: &str, by: Duration) {
-        self.change(id, |machine| machine.launched_at = machine.launched_at.saturating_sub(by));
-    }
-
     pub(super) fn record(&self, call: BTreeMap<String, String>) {
         locked(&self.requests).push(call);
+    }
+
+    pub(super) fn shows_tags_in_imds(&self) -> bool {
+        !self.hides_tags.load(Ordering::SeqCst)
+    }
+}
+
+/// What tests alone do.
+#[cfg(any(test, feature = "testing"))]
+impl Fleet {
+    pub(super) fn age(&self, id: &str, by: Duration) {
+        self.change(id, |machine| machine.launched_at = machine.launched_at.saturating_sub(by));
     }
 
     pub(super) fn requests(&self, action: &str) -> Vec<BTreeMap<String, String>> {
@@ -147,9 +155,5 @@ impl Fleet {
 
     pub(super) fn set_tags_in_imds(&self, on: bool) {
         self.hides_tags.store(!on, Ordering::SeqCst);
-    }
-
-    pub(super) fn shows_tags_in_imds(&self) -> bool {
-        !self.hides_tags.load(Ordering::SeqCst)
     }
 }

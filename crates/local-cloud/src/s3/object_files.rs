@@ -145,13 +145,13 @@ impl Drop for Staged {
 
 /// The objects of all buckets.
 #[derive(Debug)]
-pub(crate) struct Shelf {
+pub(crate) struct ObjectFiles {
     pub(super) layout: Layout,
     /// Held for every look and change; what it guards is the time last given to a file, in nanoseconds.
     stamp: Mutex<u64>,
 }
 
-impl Shelf {
+impl ObjectFiles {
     pub(crate) fn new(layout: Layout) -> Self {
         Self { layout, stamp: Mutex::new(0) }
     }

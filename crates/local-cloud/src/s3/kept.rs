@@ -4,8 +4,8 @@
 use std::fs::File;
 use std::io::{self, Read as _};
 
-use super::intake;
-use super::shelf::{Shelf, locate, stat};
+use super::object_files::{ObjectFiles, locate, stat};
+use super::request_body;
 
 const BUFFER_BYTES: usize = 256 * 1024;
 
@@ -20,12 +20,12 @@ pub enum Kept {
     Changed,
 }
 
-impl Shelf {
+impl ObjectFiles {
     /// Compares an object with the `ETag` that it had. If that differs, only its file does, perhaps (the folder was
     /// copied to another disk, or the file was touched): then its bytes are compared by the checksum that was kept
     /// with that `ETag`, as long as `budget_bytes` lasts; what cannot be compared any more counts as the same if it
     /// is as long.
-    pub(in crate::local) fn kept(&self, bucket: &str, key: &str, etag: &str, budget_bytes: &mut u64) -> Kept {
+    pub(crate) fn kept(&self, bucket: &str, key: &str, etag: &str, budget_bytes: &mut u64) -> Kept {
         let etag = etag.trim_matches('"');
         let root = self.layout.bucket(bucket);
         let found = self.look(|| stat(&root, key).ok().flatten());
@@ -46,14 +46,14 @@ impl Shelf {
         let place = self.look(|| locate(&root, key));
         let now = place.map(|place| checksums(&place, then.keys().map(String::as_str)));
         match now {
-            Some(Ok(now)) if intake::compare(&then, &now).is_ok() => Kept::Same,
+            Some(Ok(now)) if request_body::compare(&then, &now).is_ok() => Kept::Same,
             Some(_) => Kept::Changed,
             None => Kept::Missing,
         }
     }
 
     /// Gives an object's `ETag`, if there is one.
-    pub(in crate::local) fn etag(&self, bucket: &str, key: &str) -> Option<String> {
+    pub(crate) fn etag(&self, bucket: &str, key: &str) -> Option<String> {
         let root = self.layout.bucket(bucket);
         self.look(|| stat(&root, key)).ok().flatten().map(|found| found.etag)
     }
@@ -63,13 +63,13 @@ fn checksums<'a>(
     place: &std::path::Path,
     algorithms: impl Iterator<Item = &'a str>,
 ) -> io::Result<std::collections::BTreeMap<String, String>> {
-    let mut hasher = intake::hasher(algorithms);
+    let mut hasher = request_body::hasher(algorithms);
     let mut file = File::open(place)?;
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
         let count = file.read(&mut buffer)?;
         if count == 0 {
-            return Ok(intake::by_name(hasher.finalize()));
+            return Ok(request_body::by_name(hasher.finalize()));
         }
         hasher.update(&buffer[..count]);
     }

@@ -1,0 +1,117 @@
+//! How a fault shows on the wire: the connection breaks, an answer is lost, repeated, or replaced.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use aws_smithy_runtime_api::client::result::ConnectorError;
+use aws_smithy_types::body::SdkBody;
+use bytes::Bytes;
+use http_body::{Body, Frame};
+
+use super::faults::Fault;
+use super::wire::{Outcome, Request, Service, Wire, collect};
+use super::{dynamo, ec2, imds, query, s3, sns};
+
+impl Wire {
+    pub(super) async fn apply_with_faults(&self, service: Service, operation: &str, request: Request) -> Outcome {
+        let mut plan = self.faults.meet(service, operation);
+        plan.before().await;
+        let outcome = match plan.fault.take() {
+            Some(Fault::FailBefore) => Err(reset("the connection broke before the request was sent (a fault)")),
+            Some(Fault::Hang) => std::future::pending().await,
+            Some(Fault::Status(status, code)) => Ok(error_reply(service, status, code)),
+            Some(Fault::Raw(status, body)) => Ok(query::reply(status, content_type(service), body)),
+            Some(Fault::Repeat) => self.apply_twice(service, operation, request).await,
+            Some(Fault::CutBody(left)) => self
+                .apply(service, operation, request)
+                .await
+                .map(|answer| answer.map(|body| SdkBody::from_body_1_x(CutBody::new(body, left)))),
+            Some(Fault::FailAfter) => {
+                self.apply(service, operation, request).await?;
+                Err(reset("the connection broke before the answer came (a fault)"))
+            }
+            Some(Fault::StatusAfter(status, code)) => {
+                self.apply(service, operation, request).await?;
+                Ok(error_reply(service, status, code))
+            }
+            Some(Fault::HangAfter) => {
+                self.apply(service, operation, request).await?;
+                plan.after().await;
+                std::future::pending().await
+            }
+            Some(Fault::Delay(_)) | None => self.apply(service, operation, request).await,
+        };
+        plan.after().await;
+        outcome
+    }
+
+    async fn apply_twice(&self, service: Service, operation: &str, (parts, body): Request) -> Outcome {
+        let body = collect(body).await?;
+        self.apply(service, operation, (parts.clone(), body.clone().into())).await?;
+        self.apply(service, operation, (parts, body.into())).await
+    }
+}
+
+fn error_reply(service: Service, status: u16, code: &str) -> http::Response<SdkBody> {
+    let message = "a fault on the wire";
+    match service {
+        Service::Dynamodb => dynamo::error_reply(status, code, message),
+        Service::S3 => s3::error_reply(status, code, message),
+        Service::Sns => sns::error_reply(status, code, message),
+        Service::Ec2 => ec2::error_reply(status, code, message),
+        Service::Imds => imds::text(status, message),
+    }
+}
+
+fn content_type(service: Service) -> &'static str {
+    match service {
+        Service::Dynamodb => "application/x-amz-json-1.0",
+        Service::S3 => "application/xml",
+        Service::Sns | Service::Ec2 => "text/xml",
+        Service::Imds => "text/plain",
+    }
+}
+
+/// Makes the error the SDK's own client gives for a broken connection: retried, and ambiguous.
+fn reset(text: &'static str) -> ConnectorError {
+    ConnectorError::io(io::Error::new(io::ErrorKind::ConnectionReset, text).into())
+}
+
+/// A body whose connection breaks after some bytes.
+struct CutBody {
+    body: SdkBody,
+    left: u64,
+}
+
+impl CutBody {
+    fn new(body: SdkBody, left: u64) -> Self {
+        Self { body, left }
+    }
+}
+
+type Broken = Box<dyn std::error::Error + Send + Sync>;
+
+impl Body for CutBody {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let this = self.get_mut();
+        if this.left > 0 {
+            match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(mut data) => {
+                        data.truncate(usize::try_from(this.left).unwrap_or(usize::MAX));
+                        this.left -= data.len() as u64;
+                        return Poll::Ready(Some(Ok(Frame::data(data))));
+                    }
+                    Err(frame) => return Poll::Ready(Some(Ok(frame))),
+                },
+                other => return Poll::Ready(other),
+            }
+        }
+        let error = io::Error::new(io::ErrorKind::ConnectionReset, "a fault cut the body short");
+        Poll::Ready(Some(Err(error.into())))
+    }
+}

@@ -1,0 +1,21 @@
+//! S3 over plain folders: the protocol is `s3s`'s, the objects are files a person can read.
+//!
+//! `s3s` reads the requests and checks their signatures; here each operation is taken to the [`ObjectFiles`]. Bodies are
+//! streamed both ways. What is not here (versions, copies, access lists) is answered `NotImplemented`.
+
+mod endpoint;
+mod kept;
+mod listing;
+mod multipart;
+mod object_files;
+mod request_body;
+mod response_body;
+mod service;
+mod uploads;
+
+#[cfg(any(test, feature = "testing"))]
+pub(super) use endpoint::error_reply;
+pub(super) use endpoint::{Endpoint, operation};
+pub use kept::Kept;
+pub(super) use object_files::ObjectFiles;
+pub(super) use service::S3Local;
