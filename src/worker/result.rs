@@ -1,9 +1,13 @@
 //! Step 5: the result, from the workload's output to the bucket.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::FileType;
+use rustix::io::Errno;
 use tokio::task::JoinSet;
 
 use super::execute::{Stop, Trouble, is_full};
@@ -15,6 +19,7 @@ use crate::domain::ids::KEY_BYTES_MAX;
 use crate::domain::keys::{INDEX_NAME, result_key};
 use crate::domain::verdict::Verdict;
 use crate::workload::Contract;
+use crate::workload::walk::{self, DEPTH_MAX, WalkError, open_top};
 
 /// The most files of a directory result. A commit waits for all of them, and each is a request or more.
 const FILES_MAX: usize = 100_000;
@@ -116,7 +121,7 @@ fn index_of(stored: &BTreeMap<String, Stored>, fence: &Fence) -> String {
 /// Says whose fault a failed upload is: the task's own if the result is not what S3, or this node, can take.
 fn trouble(error: StoreError) -> Trouble {
     let error = match error {
-        StoreError::Disk { path, source, .. } if is_the_workloads(source.kind()) => {
+        StoreError::Disk { path, source, .. } if is_the_workloads(&source) => {
             bad(&path, format!("it cannot be read: {source}"))
         }
         other => other,
@@ -125,10 +130,12 @@ fn trouble(error: StoreError) -> Trouble {
     Trouble::new(verdict, may_pass, NodeError::Store { doing: "uploading the result", source: error })
 }
 
-/// Returns whether a failed read of the result is the workload's doing: it took the right away, or something of it
-/// still changes its files.
-const fn is_the_workloads(kind: io::ErrorKind) -> bool {
-    matches!(kind, io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof)
+/// Returns whether a failed read of the result is the workload's doing: it took the right away, something of it still
+/// changes its files, or the output is a link whose path no system takes.
+fn is_the_workloads(error: &io::Error) -> bool {
+    let is_odd_path = matches!(Errno::from_io_error(error), Some(Errno::NAMETOOLONG | Errno::LOOP | Errno::NOTDIR));
+    let kinds = [io::ErrorKind::PermissionDenied, io::ErrorKind::NotFound, io::ErrorKind::UnexpectedEof];
+    is_odd_path || kinds.contains(&error.kind())
 }
 
 fn disk(doing: &'static str, path: &Path, source: io::Error) -> StoreError {
@@ -175,8 +182,7 @@ fn find_blocking(output: &Path, folder: &Path, key: &str) -> Result<Output, Stor
     if !meta.is_dir() {
         return Err(bad(output, "it is neither a file nor a folder"));
     }
-    let mut files = BTreeMap::new();
-    walk(&real, &format!("{key}/"), "", &mut files)?;
+    let files = walk(&real, &format!("{key}/"))?;
     if !files.is_empty() {
         check(&real, &format!("{key}/{INDEX_NAME}"), 0)?;
     }
@@ -195,37 +201,57 @@ fn check(path: &Path, key: &str, bytes: u64) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Finds the files below `folder`, which is at `below` in the result.
-fn walk(folder: &Path, prefix: &str, below: &str, files: &mut BTreeMap<String, PathBuf>) -> Result<(), StoreError> {
-    for entry in std::fs::read_dir(folder).map_err(|e| disk("reading", folder, e))? {
-        let entry = entry.map_err(|e| disk("reading", folder, e))?;
-        let path = entry.path();
-        let name = entry.file_name().into_string().map_err(|_| bad(&path, "its name is not UTF-8, as S3 keys are"))?;
-        let name = format!("{below}{name}");
-        let meta = entry.metadata().map_err(|e| disk("reading", &path, e))?;
+/// Finds the files of a result folder. `prefix` is what their keys begin with.
+fn walk(folder: &Path, prefix: &str) -> Result<BTreeMap<String, PathBuf>, StoreError> {
+    let top = open_top(folder).map_err(|error| disk("reading", folder, error.into()))?;
+    let mut files = BTreeMap::new();
+    let walked = walk::each(&top, DEPTH_MAX, |found| -> Result<(), Halt> {
+        // A folder is nothing in S3.
+        let kind = found.kind();
+        if kind == FileType::Directory {
+            return Ok(());
+        }
+        let path = folder.join(OsStr::from_bytes(found.path));
+        let name = String::from_utf8(found.path.to_vec())
+            .map_err(|_| bad(&path, "its name is not UTF-8, as S3 keys are"))?;
         if name == INDEX_NAME {
-            return Err(bad(&path, "this name is taken: lighthpc writes its own index there"));
-        } else if meta.is_dir() {
-            // A folder is nothing in S3. One that is too deep for any file is read no further than to see if it has
-            // one.
-            let below = format!("{name}/");
-            let is_too_deep = prefix.len() + below.len() >= KEY_BYTES_MAX;
-            if !is_too_deep {
-                walk(&path, prefix, &below, files)?;
-            } else if std::fs::read_dir(&path).map_err(|e| disk("reading", &path, e))?.next().is_some() {
-                check(&path, &format!("{prefix}{below}x"), 0)?;
-            }
-        } else if meta.is_file() {
-            check(&path, &format!("{prefix}{name}"), meta.len())?;
-            files.insert(name, path);
-        } else {
-            return Err(bad(&path, "it is neither a file nor a folder (links in a result folder are not followed)"));
+            return Err(bad(&path, "this name is taken: lighthpc writes its own index there").into());
         }
+        if kind != FileType::RegularFile {
+            let reason = "it is neither a file nor a folder (links in a result folder are not followed)";
+            return Err(bad(&path, reason).into());
+        }
+        check(&path, &format!("{prefix}{name}"), u64::try_from(found.meta.st_size).unwrap_or(0))?;
+        files.insert(name, path);
         if files.len() > FILES_MAX {
-            return Err(bad(folder, format!("the result has more than {FILES_MAX} files: pack them")));
+            return Err(bad(folder, format!("the result has more than {FILES_MAX} files: pack them")).into());
         }
+        Ok(())
+    });
+    match walked {
+        Ok(()) => Ok(files),
+        Err(Halt::Refused(error)) => Err(error),
+        Err(Halt::Walk(WalkError::System { path, source })) => Err(disk("reading", &folder.join(path), source)),
+        Err(Halt::Walk(error)) => Err(bad(folder, error.to_string())),
     }
-    Ok(())
+}
+
+/// Why the walk over a result folder ends early.
+enum Halt {
+    Walk(WalkError),
+    Refused(StoreError),
+}
+
+impl From<WalkError> for Halt {
+    fn from(error: WalkError) -> Self {
+        Self::Walk(error)
+    }
+}
+
+impl From<StoreError> for Halt {
+    fn from(error: StoreError) -> Self {
+        Self::Refused(error)
+    }
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ mod progress_file;
 mod remover;
 mod simulated;
 pub mod tree;
+pub mod walk;
 mod wall;
 
 pub use contract::Contract;

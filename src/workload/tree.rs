@@ -5,17 +5,18 @@
 //! files, so that no file is written through one.
 
 use std::collections::BTreeMap;
-use std::ffi::{CStr, OsStr};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, openat, readlinkat, statat};
+use rustix::fs::{FileType, Mode, OFlags, openat, readlinkat};
 use rustix::io::Errno;
 
+use super::walk::{self, DEPTH_MAX, Found, shortened};
 use crate::domain::checkpoint::{Content, MODE_KEPT, Manifest, Stamp, encode, parents};
 
 /// The most entries of a checkpoint: a save under a Spot notice has two minutes.
@@ -51,68 +52,31 @@ pub enum Seen {
 /// Returns everything below a folder, by its path. What is gone by the time it is looked at was a temporary name.
 ///
 /// # Errors
-/// The system's; and of what has no place in a checkpoint: a socket, a FIFO, a device, a path that is too long, and more
-/// entries than a save has time for. The error names it.
+/// The system's; and of what has no place in a checkpoint: a socket, a FIFO, a device, a path that is too long, folders
+/// that lie too deep, and more entries than a save has time for. The error names it.
 pub fn walk(root: &Path) -> io::Result<BTreeMap<Vec<u8>, Seen>> {
-    let top = openat(CWD, root, FOLDER, Mode::empty())?;
     let mut found = BTreeMap::new();
-    let mut folders = vec![Vec::new()];
-    while let Some(path) = folders.pop() {
-        let of_path =
-            |error: Errno| io::Error::new(io::Error::from(error).kind(), format!("{}: {error}", encode(&path)));
-        let opened = open_below(&top, &path).and_then(|folder| {
-            openat(folder, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        });
-        let folder = match opened {
-            Ok(folder) => folder,
-            Err(Errno::NOENT) if !path.is_empty() => continue,
-            Err(error) => return Err(of_path(error)),
-        };
-        for entry in Dir::read_from(&folder).map_err(of_path)? {
-            let entry = entry.map_err(of_path)?;
-            let name = entry.file_name();
-            if matches!(name.to_bytes(), b"." | b"..") {
-                continue;
-            }
-            let below = if path.is_empty() { name.to_bytes().to_vec() } else { [&path, name.to_bytes()].join(&b'/') };
-            let Some(seen) = look_at(&folder, name, &below)? else { continue };
-            if matches!(seen, Seen::Folder { .. }) {
-                folders.push(below.clone());
-            }
-            found.insert(below, seen);
-            if found.len() > ENTRIES_MAX {
-                return Err(io::Error::other(format!(
-                    "it holds more than {ENTRIES_MAX} files, folders, and links: pack them"
-                )));
-            }
+    walk::each(&walk::open_top(root)?, DEPTH_MAX, |at: Found<'_>| -> io::Result<()> {
+        if let Some(seen) = look_at(at)? {
+            found.insert(at.path.to_vec(), seen);
         }
-    }
+        if found.len() > ENTRIES_MAX {
+            let text = format!("it holds more than {ENTRIES_MAX} files, folders, and links: pack them");
+            return Err(io::Error::other(text));
+        }
+        Ok(())
+    })?;
     Ok(found)
 }
 
-const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-
-/// Opens a folder below `top`, level by level, so that no link is followed, however deep it lies.
-fn open_below(top: &OwnedFd, path: &[u8]) -> Result<OwnedFd, Errno> {
-    let mut folder = rustix::io::fcntl_dupfd_cloexec(top, 0)?;
-    for name in path.split(|&byte| byte == b'/').filter(|name| !name.is_empty()) {
-        folder = openat(&folder, name, FOLDER, Mode::empty())?;
-    }
-    Ok(folder)
-}
-
-fn look_at(folder: impl AsFd, name: &CStr, path: &[u8]) -> io::Result<Option<Seen>> {
-    let refuse = |what: &str| Err(io::Error::other(format!("{} {what}", encode(path))));
+fn look_at(at: Found<'_>) -> io::Result<Option<Seen>> {
+    let Found { parent: folder, name, path, meta } = at;
     if path.len() > PATH_BYTES_MAX {
-        return refuse(&format!("is a path of more than {PATH_BYTES_MAX} bytes"));
+        return Err(io::Error::other(format!("{} is a path of more than {PATH_BYTES_MAX} bytes", shortened(path))));
     }
-    let meta = match statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(meta) => meta,
-        Err(Errno::NOENT) => return Ok(None),
-        Err(error) => return refuse(&format!("cannot be read: {error}")),
-    };
+    let refuse = |what: &str| Err(io::Error::other(format!("{} {what}", encode(path))));
     let mode = meta.st_mode & MODE_KEPT;
-    let what = match FileType::from_raw_mode(meta.st_mode) {
+    let what = match at.kind() {
         FileType::RegularFile => {
             let bytes = u64::try_from(meta.st_size).unwrap_or(0);
             let (modified, changed) = ((meta.st_mtime, meta.st_mtime_nsec), (meta.st_ctime, meta.st_ctime_nsec));
@@ -122,7 +86,7 @@ fn look_at(folder: impl AsFd, name: &CStr, path: &[u8]) -> io::Result<Option<See
         }
         FileType::Directory => return Ok(Some(Seen::Folder { mode })),
         FileType::Symlink => {
-            return match readlinkat(&folder, name, Vec::new()) {
+            return match readlinkat(folder, name, Vec::new()) {
                 Ok(target) => Ok(Some(Seen::Link { target: target.into_bytes() })),
                 // It was replaced by something else just now; the next save has that.
                 Err(Errno::NOENT | Errno::INVAL) => Ok(None),
@@ -150,12 +114,12 @@ pub struct Pinned {
 /// The system's; and if it is no file any more, or not the owner's.
 pub fn pin(root: &Path, path: &[u8], owner: Option<u32>) -> io::Result<Option<Pinned>> {
     let refuse = |what: &str| io::Error::other(format!("{} {what}", encode(path)));
-    let top = openat(CWD, root, FOLDER, Mode::empty())?;
+    let top = walk::open_top(root)?;
     let parent = parents(path).next().unwrap_or_default();
     let name = OsStr::from_bytes(&path[if parent.is_empty() { 0 } else { parent.len() + 1 }..]);
     // A FIFO in its place must not be waited for.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = match open_below(&top, parent).and_then(|folder| openat(folder, name, flags, Mode::empty())) {
+    let file = match walk::open_below(&top, parent).and_then(|folder| openat(folder, name, flags, Mode::empty())) {
         Ok(file) => File::from(file),
         Err(Errno::NOENT) => return Ok(None),
         Err(Errno::LOOP | Errno::NOTDIR) => return Err(refuse("was replaced by something else while it was saved")),
@@ -350,7 +314,7 @@ mod tests {
             std::fs::remove_file(dir.path().join("a/odd")).unwrap();
         };
         std::fs::create_dir(dir.path().join("a")).unwrap();
-        rustix::fs::mkfifoat(CWD, dir.path().join("a/odd"), Mode::RWXU).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, dir.path().join("a/odd"), Mode::RWXU).unwrap();
         refused("FIFO");
         let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("a/odd")).unwrap();
         refused("socket");
