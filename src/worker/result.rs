@@ -204,16 +204,18 @@ fn check(path: &Path, key: &str, bytes: u64) -> Result<(), StoreError> {
 /// Finds the files of a result folder. `prefix` is what their keys begin with.
 fn walk(folder: &Path, prefix: &str) -> Result<BTreeMap<String, PathBuf>, StoreError> {
     let top = open_top(folder).map_err(|error| disk("reading", folder, error.into()))?;
-    let mut files = BTreeMap::new();
+    let (mut files, mut folders) = (BTreeMap::new(), 0);
     let walked = walk::each(&top, DEPTH_MAX, |found| -> Result<(), Halt> {
-        // A folder is nothing in S3.
         let kind = found.kind();
         if kind == FileType::Directory {
-            return Ok(());
+            // A folder is nothing in S3, and takes the time of the walk.
+            folders += 1;
+            let reason = || format!("the result has more than {FILES_MAX} folders: pack them");
+            return if folders > FILES_MAX { Err(bad(folder, reason()).into()) } else { Ok(()) };
         }
         let path = folder.join(OsStr::from_bytes(found.path));
-        let name = String::from_utf8(found.path.to_vec())
-            .map_err(|_| bad(&path, "its name is not UTF-8, as S3 keys are"))?;
+        let name =
+            String::from_utf8(found.path.to_vec()).map_err(|_| bad(&path, "its name is not UTF-8, as S3 keys are"))?;
         if name == INDEX_NAME {
             return Err(bad(&path, "this name is taken: lighthpc writes its own index there").into());
         }

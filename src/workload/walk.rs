@@ -91,8 +91,7 @@ pub fn open_top(path: &Path) -> Result<OwnedFd, Errno> {
     openat(CWD, path, FOLDER, Mode::empty())
 }
 
-pub(super) const FOLDER: OFlags =
-    OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+pub(super) const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// Opens a folder below `top`, level by level, so that no link is followed, however deep it lies.
 pub(super) fn open_below(top: &OwnedFd, path: &[u8]) -> Result<OwnedFd, Errno> {

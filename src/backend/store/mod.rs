@@ -27,7 +27,10 @@ use std::sync::{Arc, Mutex};
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{Builder, RequestChecksumCalculation, ResponseChecksumValidation};
-use aws_sdk_s3::types::{ChecksumMode, Delete, ObjectIdentifier, ObjectStorageClass, OptionalObjectAttributes};
+use aws_sdk_s3::types::{
+    ChecksumMode, Delete, EncodingType, ObjectIdentifier, ObjectStorageClass, OptionalObjectAttributes,
+};
+use percent_encoding::percent_decode_str;
 
 use tokio::sync::Semaphore;
 
@@ -248,26 +251,36 @@ impl Store {
     pub async fn list_objects(&self, bucket: &str, prefix: &str) -> Result<Vec<Listed>, CloudError> {
         let list = self.client.list_objects_v2().bucket(bucket).prefix(prefix);
         let list = list.optional_object_attributes(OptionalObjectAttributes::RestoreStatus);
+        // An XML document has no place for most control characters, and a key has.
+        let list = list.encoding_type(EncodingType::Url);
         let mut pages = list.into_paginator().send();
         let mut objects = Vec::new();
         while let Some(page) = pages.next().await {
             let page = page.map_err(|e| CloudError::sdk("ListObjectsV2", uri(bucket, prefix), e))?;
+            let is_encoded = page.encoding_type() == Some(&EncodingType::Url);
+            let key = |key: &str| if is_encoded { decode_key(key) } else { key.to_owned() };
             objects.extend(
-                page.contents().iter().filter_map(|object| {
-                    Some(Listed { key: object.key()?.to_owned(), is_archived: is_archived(object) })
-                }),
+                page.contents()
+                    .iter()
+                    .filter_map(|object| Some(Listed { key: key(object.key()?), is_archived: is_archived(object) })),
             );
         }
         Ok(objects)
     }
 
-    /// Deletes objects, one request for each thousand. May be called twice.
+    /// Deletes objects, one request for each thousand, and one for each key that an XML document cannot hold. May be
+    /// called twice.
     ///
     /// # Errors
     /// [`CloudError`].
     pub async fn delete(&self, bucket: &str, keys: &[String]) -> Result<(), CloudError> {
-        for keys in keys.chunks(1000) {
-            let objects = keys.iter().filter_map(|key| ObjectIdentifier::builder().key(key).build().ok()).collect();
+        let (plain, odd): (Vec<_>, Vec<_>) = keys.iter().partition(|key| !key.contains(is_no_xml));
+        for key in odd {
+            let answer = self.client.delete_object().bucket(bucket).key(key).send().await;
+            answer.map_err(|e| CloudError::sdk("DeleteObject", uri(bucket, key), e))?;
+        }
+        for keys in plain.chunks(1000) {
+            let objects = keys.iter().filter_map(|key| ObjectIdentifier::builder().key(*key).build().ok()).collect();
             let delete = Delete::builder().set_objects(Some(objects)).quiet(true).build();
             let delete = delete.map_err(|e| CloudError::new(Kind::Invalid, "DeleteObjects", bucket, e.to_string()))?;
             let answer = self.client.delete_objects().bucket(bucket).delete(delete).send().await;
@@ -308,6 +321,17 @@ pub struct Listed {
     /// Whether it is archived and not restored, so that a read is refused (`InvalidObjectState`). An object of
     /// Intelligent-Tiering may be archived too, but the listing does not say.
     pub is_archived: bool,
+}
+
+/// Returns whether a character has no place in an XML document, or may be read as another: control characters.
+/// Source: <https://www.w3.org/TR/xml/#charsets>.
+fn is_no_xml(character: char) -> bool {
+    character.is_control() || matches!(character, '\u{fffe}' | '\u{ffff}')
+}
+
+/// Reads a key of a listing with `encoding-type=url`: percent-encoded, with `+` for a blank.
+fn decode_key(key: &str) -> String {
+    percent_decode_str(&key.replace('+', " ")).decode_utf8_lossy().into_owned()
 }
 
 fn is_archived(object: &aws_sdk_s3::types::Object) -> bool {
