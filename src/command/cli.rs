@@ -220,6 +220,10 @@ pub(super) struct RunArgs {
     /// Whether `local` is a folder for certain: by `--local=DIR`, or by the variable.
     #[arg(skip)]
     pub(super) local_is_folder: bool,
+    /// With --local: run the program that this mission's folder names, although it is another user's or others may write
+    /// to it; several are separated by commas, and * is any
+    #[arg(long, env = "LIGHTHPC_TRUST_FOLDER", value_name = "DIR", value_delimiter = ',')]
+    pub(super) trust_folder: Vec<PathBuf>,
     /// How many tasks run at a time: with --local (default: the cores), or on a node that serves a mission which does
     /// not say (default: one)
     #[arg(long, env = "LIGHTHPC_SLOTS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]

@@ -20,6 +20,7 @@ mod signals;
 mod status;
 mod submit;
 mod sweep;
+mod trust;
 
 use std::fmt::Display;
 

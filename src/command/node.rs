@@ -11,7 +11,7 @@ use crate::domain::budget::Limits;
 use crate::domain::ids::{MissionId, SrcId};
 use crate::exit::{self, Exit};
 use crate::worker::{self, Ending, Node, Report, Settings, Stopping};
-use crate::workload::{self, Bounds, Simulation, Wall, Workload};
+use crate::workload::{self, Bounds, GroundError, Simulation, Wall, Workload};
 
 /// The time between two copies of a running workload's log: what a machine that vanishes leaves is a minute old at the most,
 /// and costs an object's put a minute, if anything was written.
@@ -34,8 +34,13 @@ pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result
         error: error.into(),
         hint: None,
     });
-    let ready = logs.and(listening).and_then(|listener| Ok((listener, settings(&args)?)));
-    let (_listener, settings) = match ready {
+    let ready = logs.and(listening).and_then(|listener| {
+        let settings = settings(&args)?;
+        let taken = workload::take(&settings.work_dir, &args.aws.tables.tables().tasks);
+        let (work_dir, left) = self::taken(taken, &settings.work_dir)?;
+        Ok((listener, Settings { left, holds_work_dir: work_dir.is_some(), ..settings }, work_dir))
+    });
+    let (_listener, settings, _work_dir) = match ready {
         Ok(ready) => ready,
         Err(failure) => {
             end_machine(args.power_off_command.as_deref(), order).await;
@@ -59,19 +64,28 @@ async fn live(args: &RunArgs, settings: Settings, stopping: Stopping) -> Result<
         }
     };
     let tables = args.aws.tables.tables();
-    let (work_dir, left) = take_work_dir(&settings.work_dir, &tables.tasks);
-    let settings = Settings { left, holds_work_dir: work_dir.is_some(), ..settings };
     let node = Node { backend: Backend::new(&wire, tables, power_off), settings: Arc::new(settings), stopping };
     conclude(worker::run(node).await)
 }
 
-/// Takes the work folder, and ends and removes what an earlier process left there. A failure is found again, and
-/// handled, when the first attempt makes its folder.
-pub(super) fn take_work_dir(work_dir: &std::path::Path, tasks_table: &str) -> (Option<std::fs::File>, Vec<SrcId>) {
-    workload::take(work_dir, tasks_table).unwrap_or_else(|error| {
-        tracing::warn!("{} could not be cleared: {error}", work_dir.display());
-        (None, Vec::new())
-    })
+/// The lock of a work folder, if this process has it, and the tasks of the attempts that were found there.
+type Taken = (Option<std::fs::File>, Vec<SrcId>);
+
+/// Returns what came of taking the work folder. One that is not certainly this user's own is a wrong setting. Any other
+/// failure is found again, and handled, before the first claim.
+pub(super) fn taken(taken: Result<Taken, GroundError>, work_dir: &std::path::Path) -> Result<Taken, Failure> {
+    match taken {
+        Ok(taken) => Ok(taken),
+        Err(error @ GroundError::Unsafe { .. }) => {
+            let hint = "name a folder of this user's own, which others cannot write to or replace, with --work-dir \
+                        (LIGHTHPC_WORK_DIR)";
+            Err(Failure::usage(format!("the work folder {} is not safe: {error}", work_dir.display()), hint))
+        }
+        Err(error) => {
+            tracing::warn!("{} could not be cleared: {error}", work_dir.display());
+            Ok((None, Vec::new()))
+        }
+    }
 }
 
 fn power_off(command: Option<&str>) -> PowerOff {

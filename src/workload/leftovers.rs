@@ -6,15 +6,18 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, TryLockError};
-use std::io;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use rustix::fs::OFlags;
+use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, unlinkat};
 use rustix::process::{Pid, Signal, getpgid, kill_process};
 
 use super::folder::{self, Proven, Refusal};
+use super::ground::{self, GroundError};
+use super::remover::open_folder;
 use crate::domain::ids::SrcId;
 
 /// How often `/proc` is gone through: a process may fork between the look and the signal.
@@ -53,18 +56,30 @@ const NAMED_MAX: usize = 5;
 /// own.
 ///
 /// # Errors
-/// The system's.
-pub fn take(work_dir: &Path, deployment: &str) -> io::Result<(Option<File>, Vec<SrcId>)> {
-    let work_dir = std::path::absolute(work_dir)?;
-    std::fs::create_dir_all(&work_dir)?;
-    // The folder may be anybody's: what has the lock's name is neither followed, nor waited for, nor written to.
-    let flags = i32::try_from((OFlags::NONBLOCK | OFlags::NOFOLLOW).bits()).unwrap_or(0);
-    let mut options = File::options();
-    let lock = options.create(true).truncate(false).write(true).custom_flags(flags).open(work_dir.join(LOCK_NAME))?;
+/// [`GroundError`]: the folder is not certainly this user's own, or the system refused.
+pub fn take(work_dir: &Path, deployment: &str) -> Result<(Option<File>, Vec<SrcId>), GroundError> {
+    take_opened(work_dir, ground::open(work_dir)?, deployment)
+}
+
+/// As [`take`], of a work folder in a folder that was found to be trusted: what is above it is not looked at.
+///
+/// # Errors
+/// As of [`take`].
+pub fn take_in_trusted(work_dir: &Path, deployment: &str) -> Result<(Option<File>, Vec<SrcId>), GroundError> {
+    take_opened(work_dir, ground::make_checked(work_dir)?, deployment)
+}
+
+fn take_opened(work_dir: &Path, folder: OwnedFd, deployment: &str) -> Result<(Option<File>, Vec<SrcId>), GroundError> {
+    let system = |source: io::Error| GroundError::System { path: work_dir.to_owned(), source };
+    let work_dir = std::path::absolute(work_dir).map_err(system)?;
+    // What has the lock's name is neither followed, nor waited for, nor written to.
+    let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let lock = openat(&folder, LOCK_NAME, flags, Mode::RUSR | Mode::WUSR).map_err(|error| system(error.into()))?;
+    let lock = File::from(lock);
     match lock.try_lock() {
-        Ok(()) => clear(&work_dir, deployment).map(|left| (Some(lock), left)),
+        Ok(()) => clear(&work_dir, deployment).map(|left| (Some(lock), left)).map_err(system),
         Err(TryLockError::WouldBlock) => Ok((None, Vec::new())),
-        Err(TryLockError::Error(error)) => Err(error),
+        Err(TryLockError::Error(error)) => Err(system(error)),
     }
 }
 
@@ -73,13 +88,15 @@ pub fn take(work_dir: &Path, deployment: &str) -> io::Result<(Option<File>, Vec<
 /// # Errors
 /// The system's.
 pub fn try_folder(work_dir: &Path) -> io::Result<()> {
-    std::fs::create_dir_all(work_dir)?;
-    let folder = work_dir.join(format!(".lighthpc-try-{:016x}", rand::random::<u64>()));
-    std::fs::create_dir(&folder)?;
-    let file = folder.join("file");
-    let written = std::fs::write(&file, "lighthpc tries whether it can write here\n");
-    std::fs::remove_file(&file).ok();
-    written.and(std::fs::remove_dir(&folder))
+    let parent = ground::make_checked(work_dir)?;
+    let name = format!(".lighthpc-try-{:016x}", rand::random::<u64>());
+    mkdirat(&parent, &name, Mode::RWXU)?;
+    let folder = open_folder(&parent, &name)?;
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = openat(&folder, "file", flags, Mode::RUSR | Mode::WUSR).map(File::from).map_err(io::Error::from);
+    let written = file.and_then(|mut file| file.write_all(b"lighthpc tries whether it can write here\n"));
+    unlinkat(&folder, "file", AtFlags::empty()).ok();
+    written.and(unlinkat(&parent, &name, AtFlags::REMOVEDIR).map_err(io::Error::from))
 }
 
 fn clear(work_dir: &Path, deployment: &str) -> io::Result<Vec<SrcId>> {

@@ -12,6 +12,7 @@
 mod contract;
 mod external;
 mod folder;
+mod ground;
 mod leftovers;
 mod log;
 mod memory;
@@ -24,7 +25,8 @@ mod wall;
 
 pub use contract::Contract;
 pub use external::is_transient_start;
-pub use leftovers::{take, try_folder};
+pub use ground::{GroundError, objection_to_mission};
+pub use leftovers::{take, take_in_trusted, try_folder};
 pub use simulated::Simulation;
 pub use wall::Wall;
 

@@ -5,6 +5,7 @@ mod bad_input;
 mod cli;
 mod faults;
 mod folders;
+mod ground;
 mod interruption;
 mod keys;
 mod lab;
