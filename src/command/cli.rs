@@ -12,6 +12,7 @@ use super::flags::{AwsArgs, SchedulerArgs, TableArgs, range, seconds};
 use super::place::{self, DEFAULT_DIR};
 use crate::backend::machine::EndOrder;
 use crate::logging::Format;
+use crate::workload::{DEVICES_DEFAULT, Devices};
 
 /// One task per input file on EC2 Spot instances: nothing lost, nothing counted twice, nothing left running.
 #[derive(Debug, Parser)]
@@ -286,6 +287,9 @@ pub(super) struct RunArgs {
         help_heading = "The node"
     )]
     pub(super) isolation: Isolation,
+    /// With --isolation unit: the devices below /dev that workloads may use, separated by commas, or none
+    #[arg(long, default_value = DEVICES_DEFAULT, env = "LIGHTHPC_DEVICES", value_name = "DEVICES", help_heading = "The node")]
+    pub(super) devices: Devices,
     /// How long an attempt's workload may take (default: no limit)
     #[arg(long, env = "LIGHTHPC_TIME_LIMIT", value_parser = seconds, value_name = "SECONDS", help_heading = "The node")]
     pub(super) time_limit: Option<Duration>,

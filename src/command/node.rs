@@ -242,7 +242,7 @@ pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
 fn wall(args: &RunArgs) -> Result<Option<Wall>, Failure> {
     match args.isolation {
         Isolation::Process => Ok(None),
-        Isolation::Unit => Wall::of_this_machine().map(Some).map_err(|error| {
+        Isolation::Unit => Wall::of_this_machine(args.devices.clone()).map(Some).map_err(|error| {
             let hint = "run scripts/provision on this machine, or set --isolation process (no wall then)";
             Failure::usage(format!("--isolation unit cannot be had: {error}"), hint)
         }),

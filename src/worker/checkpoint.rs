@@ -18,8 +18,8 @@ use super::{Node, NodeError};
 use crate::backend::ledger::{Beat, Fence};
 use crate::backend::store::{Store, StoreError, uri};
 use crate::domain::checkpoint::{Content, Entry, Manifest, Saved, earlier_folder, file_key, folder, save_folder};
-use crate::workload::Contract;
 use crate::workload::tree::{self, Seen};
+use crate::workload::{Contract, Wall};
 
 /// The name of the file that lists a checkpoint's entries; last of a save.
 const MANIFEST_NAME: &str = "_lighthpc_checkpoint.json";
@@ -140,7 +140,7 @@ impl Checkpoints {
             let got = got.map_err(|panic| disk(io::Error::other(panic)))??;
             got.map_err(|path| disk(io::Error::other(format!("{} is not as long as it was", path.display()))))?;
         }
-        let owner = node.settings.bounds.wall.map(|wall| (wall.uid, wall.gid));
+        let owner = node.settings.bounds.wall.as_ref().map(Wall::user);
         let complete = move || {
             let mut manifest = manifest;
             tree::complete(&dir, &mut manifest, owner).map(|()| manifest)
@@ -265,7 +265,7 @@ impl Checkpoints {
                 key: file_key(prefix, n),
                 root: self.contract.checkpoint(),
                 name,
-                owner: node.settings.bounds.wall.map(|wall| wall.uid),
+                owner: node.settings.bounds.wall.as_ref().map(|wall| wall.user().0),
             };
             let permits = permits.clone();
             puts.spawn(async move {

@@ -90,7 +90,7 @@ pub(super) async fn run(
 ) -> Result<i32, Stop> {
     let stops = Stops { hurry: node.stopping.hurry.clone(), ..Stops::default() };
     heartbeat.time_cost.send_modify(super::heartbeat::TimeCost::start);
-    let run = workload.run(contract, node.settings.bounds, &heartbeat.progress, &stops);
+    let run = workload.run(contract, node.settings.bounds.clone(), &heartbeat.progress, &stops);
     let watch = async {
         // Only the first of them matters, and the run is waited for in any case.
         tokio::select! {

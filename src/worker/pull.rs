@@ -33,6 +33,7 @@ use super::{Node, NodeError, one_task};
 use crate::backend::ledger::Partition;
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::task::State;
+use crate::workload::Wall;
 
 /// The entries of one page of the index at the least: a hundred keys are about 20 kB, 2.5 read units.
 const PAGE_LEN_MIN: usize = 100;
@@ -68,14 +69,9 @@ pub(super) async fn serve(
     let row = insist_unless(drain, limit, || node.backend.ledger.mission(mission)).await;
     let row = row.map_err(NodeError::cloud("reading the mission"))?;
     let row = row.ok_or_else(|| NodeError::NoMission { mission: mission.to_string() })?;
-    let slots = row.slots.or(node.settings.slots).unwrap_or(1).max(1);
+    let slots = slots_of(node, row.slots.or(node.settings.slots).unwrap_or(1).max(1));
     tracing::info!(mission = %mission, slots, "serving mission {mission}, {slots} tasks at a time");
-    let mut node = node.clone();
-    if let Some(wall) = node.settings.bounds.wall {
-        let mut settings = (*node.settings).clone();
-        settings.bounds.wall = Some(wall.shared(slots));
-        node.settings = Arc::new(settings);
-    }
+    let node = with_wall(node, |wall| wall.shared(slots));
     let server = Arc::new(Server {
         instance: instance.clone(),
         sentinel: sentinel.clone(),
@@ -94,7 +90,8 @@ pub(super) async fn serve(
     for slot in 0..slots {
         let server = server.clone();
         let span = tracing::info_span!("slot", slot, mission = %mission, instance.id = %instance.id);
-        running.spawn(async move { server.slot().await }.instrument(span));
+        let node = with_wall(&server.node, |wall| wall.of_slot(slot));
+        running.spawn(async move { server.slot(&node).await }.instrument(span));
     }
     let (mut done, mut other, mut trouble) = (0, 0, None);
     while let Some(ended) = running.join_next().await {
@@ -111,6 +108,28 @@ pub(super) async fn serve(
         }
     }
     trouble.map_or(Ok(Ending::Served { done, other }), Err)
+}
+
+/// Returns how many tasks a node works at, at a time. In a sandbox each has a user of its own, as far as there are users.
+fn slots_of(node: &Node, wanted: u16) -> u16 {
+    let most = node.settings.bounds.wall.as_ref().map_or(u16::MAX, Wall::slots_max);
+    if wanted > most {
+        tracing::warn!(
+            "{wanted} slots are asked for, and this machine has users for {most}: run scripts/provision again"
+        );
+    }
+    wanted.min(most)
+}
+
+/// Returns a node with another sandbox for its workloads, if it has one.
+fn with_wall(node: &Node, change: impl FnOnce(&Wall) -> Wall) -> Node {
+    let mut node = node.clone();
+    if let Some(wall) = &node.settings.bounds.wall {
+        let mut settings = (*node.settings).clone();
+        settings.bounds.wall = Some(change(wall));
+        node.settings = Arc::new(settings);
+    }
+    node
 }
 
 /// What one slot did.
@@ -189,7 +208,8 @@ impl Queue {
 }
 
 impl Server {
-    async fn slot(&self) -> Slot {
+    /// Does task after task; `node` is the slot's own.
+    async fn slot(&self, node: &Node) -> Slot {
         let mut slot = Slot::default();
         let mut empty = 0;
         while !self.must_end() {
@@ -215,7 +235,7 @@ impl Server {
                 }
             };
             empty = 0;
-            self.work(&src, &mut slot).await;
+            self.work(node, &src, &mut slot).await;
             self.queue.lock().await.held.remove(&src);
             self.working.fetch_sub(1, Ordering::SeqCst);
         }
@@ -226,9 +246,9 @@ impl Server {
         self.is_over.load(Ordering::SeqCst) || self.node.stopping.drain.is_cancelled() || self.sentinel.is_unwanted()
     }
 
-    async fn work(&self, src: &SrcId, slot: &mut Slot) {
+    async fn work(&self, node: &Node, src: &SrcId, slot: &mut Slot) {
         let task = Assignment { src: src.clone(), mission: Some(self.mission.clone()), is_pulled: true };
-        match one_task(&self.node, &self.instance, &self.sentinel, &task).await {
+        match one_task(node, &self.instance, &self.sentinel, &task).await {
             Ok(Ending::Committed { .. }) => slot.done += 1,
             // Another was quicker, or the index lags.
             Ok(Ending::EndedBefore(_) | Ending::HeldByOther(_)) => self.set_aside(src).await,

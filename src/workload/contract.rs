@@ -18,7 +18,7 @@ use crate::domain::keys::file_name;
 ///   .lighthpc-attempt.json      the marker, which proves that the folder is lighthpc's
 ///   log.<segment>   notes       the node's
 ///   workload/                   the workload's; behind the wall its user owns it, and sees nothing else of the work dir
-///     input/<file name>   output   progress   checkpoint/   scratch/
+///     input/<file name>   output   progress   checkpoint/   scratch/   tmp/ (behind the wall)
 /// ```
 #[derive(Clone, Debug)]
 pub struct Contract {
@@ -123,6 +123,11 @@ impl Contract {
         self.workspace().join("scratch")
     }
 
+    /// Returns what is `/tmp` and `/var/tmp` in the sandbox.
+    pub(super) fn temporary(&self) -> PathBuf {
+        self.workspace().join("tmp")
+    }
+
     /// Returns a name for this attempt that is good for a unit or a file: letters, digits, and hyphens.
     pub(super) fn mark(&self) -> String {
         self.folder.name().to_owned()
@@ -131,6 +136,7 @@ impl Contract {
     /// Gives the workspace, with all that is in it, to the workload's own user. No link is followed, and what is the
     /// user's already keeps its time of change, by which a checkpoint knows its files.
     pub(super) fn hand_over(&self, uid: u32, gid: u32) -> io::Result<()> {
+        std::fs::create_dir_all(self.temporary())?;
         let (user, group) = (Uid::from_raw(uid), Gid::from_raw(gid));
         let top = walk::open_top(&self.workspace())?;
         chownat(&top, "", Some(user), Some(group), AtFlags::EMPTY_PATH)?;
