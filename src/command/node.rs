@@ -7,7 +7,7 @@ use super::cli::{Isolation, RunArgs};
 use super::{Failure, service, signals};
 use crate::backend::machine::{self, EndOrder, PowerOff};
 use crate::backend::{Backend, Wire};
-use crate::domain::budget::Limits;
+use crate::domain::budget::{Limits, SizeLimits};
 use crate::domain::ids::{MissionId, SrcId};
 use crate::exit::{self, Exit};
 use crate::worker::{self, Ending, Node, Report, Settings, Stopping};
@@ -218,6 +218,12 @@ pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
             max_attempts: args.max_attempts,
             max_interruptions: args.max_interruptions,
             retry_app_errors: args.retry_app_errors,
+        },
+        sizes: SizeLimits {
+            result_bytes: args.max_result_bytes,
+            result_files: usize::try_from(args.max_result_files).unwrap_or(usize::MAX),
+            checkpoint_bytes: args.max_checkpoint_bytes,
+            checkpoint_files: usize::try_from(args.max_checkpoint_files).unwrap_or(usize::MAX),
         },
         preflight: Arc::default(),
         report: tokio::sync::watch::Sender::new(Report::default()),

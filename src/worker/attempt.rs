@@ -11,7 +11,7 @@ use tracing::Instrument;
 use super::checkpoint::Checkpoints;
 use super::claim::{self, Claimed, Held};
 use super::error::ending_of;
-use super::execute::{self, LAST_WORDS, Stop, Trouble, of_disk, speed};
+use super::execute::{self, LAST_WORDS, Stop, Trouble, of_disk, speed, upload_time};
 use super::finish::{self, Attempted};
 use super::heartbeat::{Heartbeat, Periods, TimeCost};
 use super::identity::{Assignment, Instance};
@@ -235,18 +235,18 @@ fn upload_given_up(
     node: &Node,
     contract: &Arc<Contract>,
 ) -> impl Fn(Instant) -> Pin<Box<dyn Future<Output = Instant> + Send>> {
-    let (store, contract) = (node.backend.store.clone(), contract.clone());
+    let (store, contract, sizes) = (node.backend.store.clone(), contract.clone(), node.settings.sizes);
     let before = store.uploaded_bytes();
     move |deadline| {
         let (store, contract) = (store.clone(), contract.clone());
         Box::pin(async move {
             let found = contract.clone();
             let bytes = tokio::task::spawn_blocking(move || result::bytes(&found)).await.unwrap_or(0);
-            let has_checkpoint = checkpoint::bytes_on_disk(&contract).await > 0;
+            let has_checkpoint = checkpoint::bytes_to_save(&contract, sizes).await > 0;
             let now = Instant::now();
             let last = deadline.checked_sub(LAST_WORDS).unwrap_or(now);
             let left = bytes.saturating_sub(store.uploaded_bytes() - before);
-            let fits = now + Duration::from_secs(left / speed(&store)) <= last;
+            let fits = upload_time(left, speed(&store)) <= last.saturating_duration_since(now);
             if fits || !has_checkpoint { last } else { now }
         })
     }

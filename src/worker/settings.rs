@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::preflight::Preflight;
 use crate::backend::machine::EndOrder;
-use crate::domain::budget::Limits;
+use crate::domain::budget::{Limits, SizeLimits};
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::progress::Progress;
 use crate::workload::{Bounds, Simulation, Workload};
@@ -107,6 +107,8 @@ pub struct Settings {
     pub bounds: Bounds,
     /// How often a task is tried again.
     pub limits: Limits,
+    /// How large results and checkpoints may be.
+    pub sizes: SizeLimits,
     /// What has been found of the deployment, by all that share it.
     pub preflight: Arc<Preflight>,
     /// Takes the node's progress, for whoever watches.

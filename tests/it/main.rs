@@ -17,6 +17,7 @@ mod races;
 mod refusals;
 mod results;
 mod scheduler;
+mod sizes;
 mod steps;
 mod submit;
 mod sweep;
