@@ -11,7 +11,7 @@ use crate::domain::budget::{Limits, SizeLimits};
 use crate::domain::ids::{MissionId, SrcId};
 use crate::exit::{self, Exit};
 use crate::worker::{self, Ending, Node, Report, Settings, Stopping};
-use crate::workload::{self, Bounds, Simulation, Wall, Workload};
+use crate::workload::{self, Bounds, Left, Simulation, Wall, Workload};
 
 /// The time between two copies of a running workload's log: what a machine that vanishes leaves is a minute old at the most,
 /// and costs an object's put a minute, if anything was written.
@@ -67,7 +67,7 @@ async fn live(args: &RunArgs, settings: Settings, stopping: Stopping) -> Result<
 
 /// Takes the work folder, and ends and removes what an earlier process left there. A failure is found again, and
 /// handled, when the first attempt makes its folder.
-pub(super) fn take_work_dir(work_dir: &std::path::Path, tasks_table: &str) -> (Option<std::fs::File>, Vec<SrcId>) {
+pub(super) fn take_work_dir(work_dir: &std::path::Path, tasks_table: &str) -> (Option<std::fs::File>, Vec<Left>) {
     workload::take(work_dir, tasks_table).unwrap_or_else(|error| {
         tracing::warn!("{} could not be cleared: {error}", work_dir.display());
         (None, Vec::new())
@@ -158,7 +158,8 @@ fn conclude(life: worker::Life) -> Result<Exit, Failure> {
             tracing::info!("served the mission: {done} tasks done here, {other} attempts that ended otherwise");
             Exit::Ok
         }
-        Ending::Drained | Ending::Interrupted | Ending::Cancelled => Exit::Interrupted,
+        // A node of one task is alone with it.
+        Ending::Suspect | Ending::Drained | Ending::Interrupted | Ending::Cancelled => Exit::Interrupted,
         Ending::TryAgain(_) => unreachable!("matched above"),
     };
     Ok(if life.end.is_err() && exit == Exit::Ok { Exit::NotTerminated } else { exit })

@@ -20,6 +20,10 @@ impl Default for Limits {
     }
 }
 
+/// How often a node may crash while a task runs alone on it; the last of these crashes fails the task. Once may be the
+/// machine's doing, and three times in a row, each on its own, is hardly chance.
+pub const CRASHES_MAX: u64 = 3;
+
 /// How large what a task stores may be. A hole of a sparse file counts: S3 stores it as zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SizeLimits {

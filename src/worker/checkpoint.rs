@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 
 use tokio::task::JoinSet;
 
+use super::checkpoint_size::{bytes_of, check_bytes};
 use super::error::words;
 use super::insist::insist;
 use super::{Node, NodeError};
 use crate::backend::ledger::{Beat, Fence};
-use crate::backend::store::{Store, StoreError, total_bytes, uri};
-use crate::domain::budget::SizeLimits;
+use crate::backend::store::{Store, StoreError, uri};
 use crate::domain::checkpoint::{Content, Entry, Manifest, Saved, earlier_folder, file_key, folder, save_folder};
 use crate::workload::Contract;
 use crate::workload::tree::{self, Seen};
@@ -25,8 +25,8 @@ const MANIFEST_NAME: &str = "_lighthpc_checkpoint.json";
 /// Files under way at once, up and down: many small ones are bound by round trips.
 const FILES_PARALLEL: usize = 8;
 
-/// The longest list of a checkpoint, in bytes: it is read into memory. One of 10,000 paths of 3,072 bytes has 30 MB, and three
-/// times that if none of them is text.
+/// The longest list of a checkpoint, in bytes: it is read into memory. One of 10,000 paths of 3,072 bytes has 30 MB,
+/// and three times that if none of them is text.
 const LIST_BYTES_MAX: u64 = 128 * 1024 * 1024;
 
 /// The checkpoints of one attempt.
@@ -395,34 +395,4 @@ impl Put {
 /// Runs what waits for the disk where waiting does not hold up the rest of the node.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other).flatten()
-}
-
-/// Returns how many bytes a save of everything would put now: none if it is refused.
-pub(super) async fn bytes_to_save(contract: &Contract, sizes: SizeLimits) -> u64 {
-    let dir = contract.checkpoint();
-    let found = blocking(move || tree::walk(&dir, sizes.checkpoint_files)).await.unwrap_or_default();
-    Some(bytes_of(&found)).filter(|&bytes| bytes <= sizes.checkpoint_bytes).unwrap_or(0)
-}
-
-/// Returns the bytes of all files, holes included. The workload may claim any size: a few of 7 EiB are more than 64 bits hold.
-fn bytes_of(found: &BTreeMap<Vec<u8>, Seen>) -> u64 {
-    let bytes = |seen: &Seen| if let Seen::File { bytes, .. } = seen { *bytes } else { 0 };
-    found.values().map(bytes).fold(0, u64::saturating_add)
-}
-
-/// Checks that a checkpoint is no larger than it may be, and than the disk that it is on: holes come back as zeros, so a sparse
-/// file that is larger than that could be saved and never be restored.
-fn check_bytes(dir: &Path, bytes: u64, sizes: SizeLimits) -> io::Result<()> {
-    let most = sizes.checkpoint_bytes;
-    if bytes > most {
-        let refusal = format!("it has {bytes} bytes, holes included, more than the {most} of --max-checkpoint-bytes");
-        return Err(io::Error::other(refusal));
-    }
-    let disk = total_bytes(dir)?;
-    if bytes > disk {
-        let refusal =
-            format!("it has {bytes} bytes, holes included, and could not be restored on a disk of {disk} bytes");
-        return Err(io::Error::other(refusal));
-    }
-    Ok(())
 }

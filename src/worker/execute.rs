@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::checkpoint::{self, Checkpoints};
+use super::checkpoint::Checkpoints;
 use super::heartbeat::Heartbeat;
 use super::interruption::Sentinel;
-use super::{Node, NodeError, log};
+use super::{Node, NodeError, checkpoint_size, log};
 use crate::backend::Store;
 use crate::backend::store::{free_bytes, free_inodes};
 use crate::domain::budget;
@@ -105,7 +105,7 @@ pub(super) async fn run(
             deadline = sentinel.noticed() => {
                 // All the time there is, less what the save and the last words need; a third of it at least.
                 let budget = deadline.saturating_duration_since(Instant::now());
-                let save_bytes = checkpoint::bytes_to_save(contract, node.settings.sizes).await;
+                let save_bytes = checkpoint_size::bytes_to_save(contract, node.settings.sizes).await;
                 let save = upload_time(save_bytes, speed(&node.backend.store));
                 let grace = budget.saturating_sub(LAST_WORDS + save).max(budget / 3);
                 stops.grace.send_replace(Some(grace));

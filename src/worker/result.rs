@@ -21,8 +21,8 @@ use crate::domain::verdict::Verdict;
 use crate::workload::Contract;
 use crate::workload::tree;
 
-/// The most bytes of all names of a folder result: they are in memory twice, and once more in its index. A hundred thousand
-/// names of 335 bytes.
+/// The most bytes of all names of a folder result: they are in memory twice, and once more in its index. A hundred
+/// thousand names of 335 bytes.
 const NAMES_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// What the workload left in `LIGHTHPC_OUTPUT`.
@@ -108,8 +108,8 @@ async fn upload_files(
     }
 }
 
-/// How the files of a result are opened: below the workload's folder, through no link, and in a sandbox only what is the
-/// workload's own. A process that nobody found may still change what is there.
+/// How the files of a result are opened: below the workload's folder, through no link, and in a sandbox only what is
+/// the workload's own. A process that nobody found may still change what is there.
 #[derive(Clone)]
 struct Pins {
     root: PathBuf,

@@ -23,7 +23,7 @@ mod wall;
 
 pub use contract::Contract;
 pub use external::is_transient_start;
-pub use leftovers::{take, try_folder};
+pub use leftovers::{Left, take, try_folder};
 pub use simulated::Simulation;
 pub use wall::Wall;
 

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod cli;
+mod crashes;
 mod faults;
 mod interruption;
 mod keys;

@@ -39,8 +39,8 @@ use super::sdk::Wire;
 const PART_BYTES: u64 = 8 * 1024 * 1024;
 /// Parts under way at once: 8 × about 90 MB/s, S3's rate per connection, fill a 5 Gbit/s link.
 const PARTS_PARALLEL: usize = 8;
-/// The memory of all files and parts that go up, in blocks: 64 MiB, as much as eight parts, for all slots of a node. The
-/// node must have it beside workloads at their limit.
+/// The memory of all files and parts that go up, in blocks: 64 MiB, as much as eight parts, for all slots of a node.
+/// The node must have it beside workloads at their limit.
 const ROOM_BLOCKS: usize = PARTS_PARALLEL * (PART_BYTES / BLOCK_BYTES) as usize;
 /// The least memory that a file on its way up is taken to need.
 const BLOCK_BYTES: u64 = 64 * 1024;
@@ -207,8 +207,8 @@ impl Store {
         }
     }
 
-    /// Waits for the memory of a file, or a part, of so many bytes; it is given back when the value is dropped. A part that is
-    /// streamed takes as much as one in memory. First come, first served, so that none waits for ever.
+    /// Waits for the memory of a file, or a part, of so many bytes; it is given back when the value is dropped. A part
+    /// that is streamed takes as much as one in memory. First come, first served, so that none waits for ever.
     async fn take_room(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
         let blocks = bytes.min(PART_BYTES).div_ceil(BLOCK_BYTES).max(1);
         // It fails only if it is closed, and nothing closes it.
