@@ -119,3 +119,52 @@ impl Queue {
 fn patience() -> Duration {
     SUSPECT_PATIENCE.mul_f64(1.0 + f64::from(rand::random::<u32>()) / f64::from(u32::MAX))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::task::Crash;
+
+    fn src(name: &str) -> SrcId {
+        SrcId::new(name).unwrap()
+    }
+
+    fn found(name: &str, crash: Option<(u64, bool)>) -> Found {
+        let crash = crash.map(|(crashes, was_alone)| Crash { crashes, was_alone });
+        Found { src: src(name), crash }
+    }
+
+    fn next(name: &str, is_suspect: bool) -> Next {
+        Next { src: src(name), is_suspect }
+    }
+
+    #[test]
+    fn a_suspect_goes_first_unless_it_has_crashed_a_node_alone() {
+        let left = vec![found("held", None), found("neighbour", Some((0, false))), found("culprit", Some((1, true)))];
+        let mut queue = Queue::new(left);
+        let now = Instant::now();
+        assert_eq!(queue.take_suspect(now, false), Some(next("neighbour", true)));
+        assert_eq!(queue.take_suspect(now, false), None);
+        assert_eq!(queue.take(now), Some(next("held", false)));
+        assert_eq!(queue.take_suspect(now, true), Some(next("culprit", true)), "a node that has nothing else takes it");
+        assert_eq!(queue.take_suspect(now, true), None);
+    }
+
+    #[test]
+    fn a_suspect_waits_for_idle_nodes_for_a_bounded_time_and_is_taken_by_one_slot() {
+        let mut queue = Queue::new(Vec::new());
+        let now = Instant::now();
+        queue.suspect(src("a"), now);
+        // Met again on the next page: its time does not begin anew.
+        queue.suspect(src("a"), now + SUSPECT_PATIENCE);
+        queue.page = [src("a"), src("b")].into();
+        assert_eq!(queue.take(now), Some(next("b", false)), "no slot asks for it again");
+        assert_eq!(queue.take_suspect(now + SUSPECT_PATIENCE.mul_f64(0.99), false), None);
+        let late = now + SUSPECT_PATIENCE * 2;
+        assert_eq!(queue.take_suspect(late, false), Some(next("a", true)));
+        queue.suspect(src("a"), now);
+        assert_eq!(queue.take_suspect(late + SUSPECT_PATIENCE, true), None, "a slot is at it");
+        queue.held.remove(&src("a"));
+        assert_eq!(queue.take_suspect(late + SUSPECT_PATIENCE, false), Some(next("a", true)));
+    }
+}
