@@ -38,7 +38,7 @@ use super::queue::{Next, PAGE_LIFE, Queue};
 use super::{Node, NodeError, one_task};
 use crate::backend::ledger::Partition;
 use crate::domain::ids::{MissionId, SrcId};
-use crate::domain::task::State;
+use crate::domain::task::{State, Task};
 
 /// The entries of one page of the index at the least: a hundred keys are about 20 kB, 2.5 read units.
 const PAGE_LEN_MIN: usize = 100;
@@ -200,7 +200,12 @@ impl Server {
                 () = tokio::time::sleep(SUSPECT_LOOK) => {}
             }
             let row = self.node.backend.ledger.task(&next.src).await;
-            if self.must_end() || row.is_ok_and(|row| row.is_none_or(|row| row.state != State::Pending)) {
+            let waits = |row: Task| match row.state {
+                State::Running => row.instance.as_ref() == Some(&self.instance.id),
+                state => state == State::Pending,
+            };
+            // What cannot be read now is read in a moment.
+            if self.must_end() || row.is_ok_and(|row| !row.is_some_and(waits)) {
                 return None;
             }
         }
