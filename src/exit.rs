@@ -212,6 +212,13 @@ pub fn of_store(error: &StoreError) -> (Exit, Option<String>) {
                     .to_owned(),
             ),
         ),
+        StoreError::TooLarge { .. } => (
+            Exit::WorkloadFailed,
+            Some(
+                "write less, pack many files into one, or raise the limit on the nodes, then redrive the task"
+                    .to_owned(),
+            ),
+        ),
         StoreError::Taken { .. } => (
             Exit::WorkloadFailed,
             Some(

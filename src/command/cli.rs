@@ -8,7 +8,7 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use super::flags::{AwsArgs, SchedulerArgs, TableArgs, range, seconds};
+use super::flags::{AwsArgs, SchedulerArgs, TableArgs, bytes, range, seconds};
 use super::place::{self, DEFAULT_DIR};
 use crate::backend::machine::EndOrder;
 use crate::logging::Format;
@@ -306,6 +306,19 @@ pub(super) struct RunArgs {
     /// How often an application's error is tried again
     #[arg(long, env = "LIGHTHPC_RETRY_APP_ERRORS", default_value = "0", value_name = "N", help_heading = "The node")]
     pub(super) retry_app_errors: u64,
+
+    /// The most bytes of a result, such as 500G or 1T; holes of sparse files count, for S3 stores them as zeros
+    #[arg(long, env = "LIGHTHPC_MAX_RESULT_BYTES", default_value = "1T", value_parser = bytes, value_name = "BYTES", help_heading = "The node")]
+    pub(super) max_result_bytes: u64,
+    /// The most files of a result that is a folder
+    #[arg(long, env = "LIGHTHPC_MAX_RESULT_FILES", default_value = "100000", value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "The node")]
+    pub(super) max_result_files: u32,
+    /// The most bytes of a checkpoint; a larger one is not saved, and the workload goes on
+    #[arg(long, env = "LIGHTHPC_MAX_CHECKPOINT_BYTES", default_value = "256G", value_parser = bytes, value_name = "BYTES", help_heading = "The node")]
+    pub(super) max_checkpoint_bytes: u64,
+    /// The most files, folders, and links of a checkpoint
+    #[arg(long, env = "LIGHTHPC_MAX_CHECKPOINT_FILES", default_value = "10000", value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "The node")]
+    pub(super) max_checkpoint_files: u32,
 
     /// Steps of the simulated workload
     #[arg(

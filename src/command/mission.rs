@@ -139,7 +139,11 @@ impl Run {
             let was_ended = matches!(&life.ending, Ok(Ending::EndedBefore(_)));
             let is_over = !matches!(
                 &life.ending,
-                Ok(Ending::Drained | Ending::Interrupted | Ending::HeldByOther(_) | Ending::Served { .. })
+                Ok(Ending::Suspect
+                    | Ending::Drained
+                    | Ending::Interrupted
+                    | Ending::HeldByOther(_)
+                    | Ending::Served { .. })
             );
             ended += u64::from(is_over && !was_ended);
             match self.line(&src, took, &life) {
@@ -193,6 +197,7 @@ impl Run {
             )),
             Ok(
                 Ending::EndedBefore(_)
+                | Ending::Suspect
                 | Ending::Drained
                 | Ending::Interrupted
                 | Ending::Cancelled

@@ -7,11 +7,11 @@ use super::cli::{Isolation, RunArgs};
 use super::{Failure, service, signals};
 use crate::backend::machine::{self, EndOrder, PowerOff};
 use crate::backend::{Backend, Wire};
-use crate::domain::budget::Limits;
+use crate::domain::budget::{Limits, SizeLimits};
 use crate::domain::ids::{MissionId, SrcId};
 use crate::exit::{self, Exit};
 use crate::worker::{self, Ending, Node, Report, Settings, Stopping};
-use crate::workload::{self, Bounds, GroundError, Simulation, Wall, Workload};
+use crate::workload::{self, Bounds, GroundError, Left, Simulation, Wall, Workload};
 
 /// The time between two copies of a running workload's log: what a machine that vanishes leaves is a minute old at the most,
 /// and costs an object's put a minute, if anything was written.
@@ -69,7 +69,7 @@ async fn live(args: &RunArgs, settings: Settings, stopping: Stopping) -> Result<
 }
 
 /// The lock of a work folder, if this process has it, and the tasks of the attempts that were found there.
-type Taken = (Option<std::fs::File>, Vec<SrcId>);
+type Taken = (Option<std::fs::File>, Vec<Left>);
 
 /// Returns what came of taking the work folder. One that is not certainly this user's own is a wrong setting. Any other
 /// failure is found again, and handled, before the first claim.
@@ -172,7 +172,8 @@ fn conclude(life: worker::Life) -> Result<Exit, Failure> {
             tracing::info!("served the mission: {done} tasks done here, {other} attempts that ended otherwise");
             Exit::Ok
         }
-        Ending::Drained | Ending::Interrupted | Ending::Cancelled => Exit::Interrupted,
+        // A node of one task is alone with it.
+        Ending::Suspect | Ending::Drained | Ending::Interrupted | Ending::Cancelled => Exit::Interrupted,
         Ending::TryAgain(_) => unreachable!("matched above"),
     };
     Ok(if life.end.is_err() && exit == Exit::Ok { Exit::NotTerminated } else { exit })
@@ -232,6 +233,12 @@ pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
             max_attempts: args.max_attempts,
             max_interruptions: args.max_interruptions,
             retry_app_errors: args.retry_app_errors,
+        },
+        sizes: SizeLimits {
+            result_bytes: args.max_result_bytes,
+            result_files: usize::try_from(args.max_result_files).unwrap_or(usize::MAX),
+            checkpoint_bytes: args.max_checkpoint_bytes,
+            checkpoint_files: usize::try_from(args.max_checkpoint_files).unwrap_or(usize::MAX),
         },
         preflight: Arc::default(),
         report: tokio::sync::watch::Sender::new(Report::default()),

@@ -184,6 +184,8 @@ fn task_json(task: &Task) -> Value {
         "inputETag": task.input_etag,
         "appFailures": task.app_failures,
         "interruptions": task.interruptions,
+        "crashes": task.crashes,
+        "suspect": task.is_suspect,
         "launchInstanceID": task.launch.instance,
         "launchError": task.launch.error,
         "launchAfter": task.launch.after,

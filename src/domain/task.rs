@@ -11,6 +11,7 @@
 //!
 //! The arrows are conditional writes in `backend/ledger`; a row can take no other way.
 
+use super::budget::CRASHES_MAX;
 use super::ids::{Attempt, InstanceId, MissionId, SrcId};
 use super::lease::Lease;
 use super::value::{Form, integer};
@@ -126,6 +127,12 @@ pub struct Task {
     pub app_failures: u64,
     /// Interruptions so far.
     pub interruptions: u64,
+    /// Crashes of nodes while the task ran alone on them.
+    pub crashes: u64,
+    /// Whether a node crashed that held the task: it runs alone on a node until it is done.
+    pub is_suspect: bool,
+    /// The claim whose attempt runs, or ran, alone on its node.
+    pub alone: Option<String>,
     /// The newest ended attempts, oldest first.
     pub history: Vec<PastAttempt>,
     /// Since when it waits, or runs, RFC 3339 UTC, by the writer's clock.
@@ -158,6 +165,8 @@ pub struct Seen {
     pub launch_tries: Form,
     /// `openAs`.
     pub open_as: Form,
+    /// `suspect`.
+    pub suspect: Form,
 }
 
 /// How often a task has ended badly, by the budget that each ending is counted in.
@@ -167,6 +176,29 @@ pub struct Counts {
     pub app_failures: u64,
     /// `interruptions`.
     pub interruptions: u64,
+    /// The crash of the node that this ending is, if it is one.
+    pub crash: Option<Crash>,
+}
+
+/// A crash of a node, as a task that it held counts it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Crash {
+    /// `crashes`, this one included if it counts.
+    pub crashes: u64,
+    /// Whether the task ran alone on the node: only then does it count.
+    pub was_alone: bool,
+}
+
+impl std::fmt::Display for Crash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.was_alone {
+            let times = if self.crashes == 1 { "once" } else { "again" };
+            let count = self.crashes;
+            write!(f, "its node crashed {times} while the task ran alone on it ({count} of {CRASHES_MAX} such crashes)")
+        } else {
+            f.write_str("its node crashed while the task ran beside others: it runs alone until it is done")
+        }
+    }
 }
 
 /// What a scheduler has launched for a task that waits.
@@ -220,6 +252,9 @@ impl Task {
             checkpoint: None,
             app_failures: 0,
             interruptions: 0,
+            crashes: 0,
+            is_suspect: false,
+            alone: None,
             history: Vec::new(),
             open_since: None,
             launch: Launch::default(),
@@ -236,6 +271,20 @@ impl Task {
         Counts {
             app_failures: self.app_failures.saturating_add(one(Budget::Application)),
             interruptions: self.interruptions.saturating_add(one(Budget::Interruption)),
+            crash: None,
+        }
+    }
+
+    /// Returns the counts after a crash of the node that holds the task. No other budget counts it.
+    #[must_use]
+    pub fn counts_after_crash(&self) -> Counts {
+        // A mark of another claim, of another version's or by hand, says nothing of this attempt.
+        let was_alone = self.alone.is_some() && self.alone == self.claim_token;
+        let crashes = self.crashes.saturating_add(u64::from(was_alone));
+        Counts {
+            app_failures: self.app_failures,
+            interruptions: self.interruptions,
+            crash: Some(Crash { crashes, was_alone }),
         }
     }
 
@@ -288,6 +337,22 @@ impl Task {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_crash_of_a_node_that_ran_the_task_alone_counts() {
+        let mut task = Task::new(SrcId::new("a").unwrap(), None);
+        (task.interruptions, task.app_failures, task.crashes) = (3, 1, 1);
+        let crash = |alone: Option<&str>, token: Option<&str>| {
+            let (alone, claim_token) = (alone.map(str::to_owned), token.map(str::to_owned));
+            let counts = Task { claim_token, alone, ..task.clone() }.counts_after_crash();
+            assert_eq!((counts.interruptions, counts.app_failures), (3, 1));
+            counts.crash.unwrap()
+        };
+        assert_eq!(crash(Some("t"), Some("t")), Crash { crashes: 2, was_alone: true });
+        for (alone, token) in [(None, None), (None, Some("t")), (Some("t"), None), (Some("old"), Some("t"))] {
+            assert_eq!(crash(alone, token), Crash { crashes: 1, was_alone: false });
+        }
+    }
 
     #[test]
     fn states_read_back_and_only_two_are_final() {

@@ -22,6 +22,8 @@ pub(super) enum Claimed {
     Ended(Box<Task>),
     /// Another holds it: it lives, or nobody waits here to learn whether it does.
     HeldByOther(Box<Task>),
+    /// It must run alone on its node, and would not here.
+    Suspect,
     /// The row cannot be claimed: why.
     Odd(String),
     /// The node is to drain.
@@ -59,6 +61,7 @@ pub(super) async fn acquire(node: &Node, instance: &Instance, task: &Assignment)
         bucket: node.settings.source_bucket.clone(),
         now: clock::now_rfc3339(),
         token: format!("{:032x}", rand::random::<u128>()),
+        is_alone: task.is_alone,
     };
     let ledger = &node.backend.ledger;
     for round in 0..ROUNDS_MAX {
@@ -78,6 +81,7 @@ pub(super) async fn acquire(node: &Node, instance: &Instance, task: &Assignment)
         let row = match claim {
             Claim::Held(row) => return Ok(Claimed::Held(Held { row, claimed_at: asked, taken_from: None })),
             Claim::Ended(row) => return Ok(Claimed::Ended(row)),
+            Claim::Suspect(_) => return Ok(Claimed::Suspect),
             Claim::Odd { row, what } => return Ok(Claimed::Odd(format!("task {}: {what}", row.src))),
             Claim::HeldByOther(row) => row,
         };

@@ -43,6 +43,8 @@ pub(super) struct Assignment {
     pub(super) mission: Option<MissionId>,
     /// Whether it was found among the mission's open tasks: another that holds it is not waited for.
     pub(super) is_pulled: bool,
+    /// Whether nothing else runs on this node until the task's attempt has ended.
+    pub(super) is_alone: bool,
 }
 
 /// Finds out which machine this is and what its task is. Hands on at once what its tags prove: if the task is not
@@ -99,7 +101,7 @@ async fn task(node: &Node, instance: &Instance, seen: &watch::Sender<Option<EndP
     let settings = &node.settings;
     if let Some(src) = &settings.src {
         let (src, mission) = (src.clone(), settings.mission.clone());
-        return Ok(Work::Task(Assignment { src, mission, is_pulled: false }));
+        return Ok(Work::Task(Assignment { src, mission, is_pulled: false, is_alone: true }));
     }
     let NodeTags { src, mission, proof } = match &instance.on_ec2 {
         Some(_) => node.backend.machine.node_tags().await.map_err(NodeError::Identity)?,
@@ -116,5 +118,5 @@ async fn task(node: &Node, instance: &Instance, seen: &watch::Sender<Option<EndP
     } else {
         SrcId::new(src)?
     };
-    Ok(Work::Task(Assignment { src, mission, is_pulled: false }))
+    Ok(Work::Task(Assignment { src, mission, is_pulled: false, is_alone: true }))
 }

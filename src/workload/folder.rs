@@ -47,6 +47,21 @@ pub(super) struct Marker {
     folder: String,
     /// The folder's own inode.
     inode: u64,
+    /// The boot in which it was made; empty in markers of earlier versions, and where the kernel does not say.
+    #[serde(default)]
+    boot: String,
+}
+
+impl Marker {
+    /// Returns whether the machine is certainly still in the boot in which the folder was made.
+    pub(super) fn is_of_this_boot(&self) -> bool {
+        !self.boot.is_empty() && self.boot == boot_id()
+    }
+}
+
+/// Returns the kernel's name for this boot, a random one; empty if it does not say. Source: `random(4)`.
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
 }
 
 /// A folder that this process made. Other processes see it as in use until the last clone is dropped.
@@ -150,6 +165,7 @@ fn mark(
         attempt: attempt.0,
         folder,
         inode,
+        boot: boot_id(),
     };
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut file = File::from(openat(&handle, MARKER_NAME, flags, Mode::RUSR | Mode::WUSR)?);

@@ -18,7 +18,18 @@ use rustix::process::{Pid, Signal, getpgid, kill_process};
 use super::folder::{self, Proven, Refusal};
 use super::ground::{self, GroundError};
 use super::remover::open_folder;
-use crate::domain::ids::SrcId;
+use crate::domain::ids::{Attempt, SrcId};
+
+/// An attempt whose process has died on this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// Its task.
+    pub src: SrcId,
+    /// The attempt.
+    pub attempt: Attempt,
+    /// Whether the machine is still in the same boot: the process alone has died.
+    pub is_same_boot: bool,
+}
 
 /// How often `/proc` is gone through: a process may fork between the look and the signal.
 const ROUNDS_MAX: u32 = 5;
@@ -48,8 +59,8 @@ const NAMED_MAX: usize = 5;
 
 /// Takes a work folder for this process. If it is the only one there, removes the folders of attempts whose process has
 /// died, and kills what still runs of them: a node that was restarted finds its earlier workload running. Returns the
-/// lock, which is held as long as it lives, and which tasks of this deployment (the name of its tasks table) those
-/// attempts had.
+/// lock, which is held as long as it lives, and those attempts whose tasks are of this deployment (the name of its
+/// tasks table).
 ///
 /// Nothing is removed that has no valid marker of lighthpc's (see `folder.rs`), and nothing of a process that lives. If
 /// another living process holds the lock, nothing is removed, and `None` is returned; attempts have folders of their
@@ -57,7 +68,7 @@ const NAMED_MAX: usize = 5;
 ///
 /// # Errors
 /// [`GroundError`]: the folder is not certainly this user's own, or the system refused.
-pub fn take(work_dir: &Path, deployment: &str) -> Result<(Option<File>, Vec<SrcId>), GroundError> {
+pub fn take(work_dir: &Path, deployment: &str) -> Result<(Option<File>, Vec<Left>), GroundError> {
     take_opened(work_dir, ground::open(work_dir)?, deployment)
 }
 
@@ -65,11 +76,11 @@ pub fn take(work_dir: &Path, deployment: &str) -> Result<(Option<File>, Vec<SrcI
 ///
 /// # Errors
 /// As of [`take`].
-pub fn take_in_trusted(work_dir: &Path, deployment: &str) -> Result<(Option<File>, Vec<SrcId>), GroundError> {
+pub fn take_in_trusted(work_dir: &Path, deployment: &str) -> Result<(Option<File>, Vec<Left>), GroundError> {
     take_opened(work_dir, ground::make_checked(work_dir)?, deployment)
 }
 
-fn take_opened(work_dir: &Path, folder: OwnedFd, deployment: &str) -> Result<(Option<File>, Vec<SrcId>), GroundError> {
+fn take_opened(work_dir: &Path, folder: OwnedFd, deployment: &str) -> Result<(Option<File>, Vec<Left>), GroundError> {
     let system = |source: io::Error| GroundError::System { path: work_dir.to_owned(), source };
     let work_dir = std::path::absolute(work_dir).map_err(system)?;
     // What has the lock's name is neither followed, nor waited for, nor written to.
@@ -99,8 +110,8 @@ pub fn try_folder(work_dir: &Path) -> io::Result<()> {
     written.and(unlinkat(&parent, &name, AtFlags::REMOVEDIR).map_err(io::Error::from))
 }
 
-fn clear(work_dir: &Path, deployment: &str) -> io::Result<Vec<SrcId>> {
-    let mut srcs = Vec::new();
+fn clear(work_dir: &Path, deployment: &str) -> io::Result<Vec<Left>> {
+    let mut left = Vec::new();
     let (mut earlier, mut kept) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir(work_dir)?.filter_map(Result::ok) {
         // A link to a folder is none.
@@ -109,7 +120,7 @@ fn clear(work_dir: &Path, deployment: &str) -> io::Result<Vec<SrcId>> {
         }
         let name = entry.file_name();
         match folder::prove(work_dir, &name).and_then(Proven::abandoned) {
-            Ok(Some(proven)) => srcs.extend(remove(&entry.path(), proven, deployment)),
+            Ok(Some(proven)) => left.extend(remove(&entry.path(), proven, deployment)),
             Ok(None) => tracing::debug!("{} is in use by another process", entry.path().display()),
             Err(Refusal::NoMarker) if is_of_an_earlier_version(&entry.path(), &name) => earlier.push(name),
             Err(Refusal::NoMarker) => {}
@@ -131,22 +142,24 @@ fn clear(work_dir: &Path, deployment: &str) -> io::Result<Vec<SrcId>> {
             named.join(", ")
         );
     }
-    Ok(srcs)
+    Ok(left)
 }
 
-/// Removes the folder of an attempt whose process has died, and kills what still runs of it. Returns its task, if the
-/// task is of this deployment.
-fn remove(path: &Path, proven: Proven, deployment: &str) -> Option<SrcId> {
+/// Removes the folder of an attempt whose process has died, and kills what still runs of it. Returns the attempt, if
+/// its task is of this deployment.
+fn remove(path: &Path, proven: Proven, deployment: &str) -> Option<Left> {
     let ended = end_below(path, None);
     if ended > 0 {
         tracing::warn!(processes = ended, "the workload of an earlier attempt still ran, and was killed");
     }
-    let src = if proven.marker.deployment == deployment { SrcId::new(&proven.marker.task).ok() } else { None };
+    let marker = &proven.marker;
+    let src = if marker.deployment == deployment { SrcId::new(&marker.task).ok() } else { None };
+    let (attempt, is_same_boot) = (Attempt(marker.attempt), marker.is_of_this_boot());
     // One that stays takes room, and must not keep the others, or their tasks, from being found.
     if let Err(error) = proven.remove() {
         tracing::warn!("{} is left behind: {error}", path.display());
     }
-    src
+    src.map(|src| Left { src, attempt, is_same_boot })
 }
 
 /// Versions before the marker named a folder by 16 hexadecimal digits and the attempt, and put a file `src` into it.
@@ -195,10 +208,13 @@ fn is_below(scratch: &Path, name: &OsStr, identity: (u64, u64)) -> bool {
 mod tests {
     use super::super::folder::{Folder, MARKER_NAME};
     use super::*;
-    use crate::domain::ids::Attempt;
     use std::os::unix::fs::symlink;
     use std::path::PathBuf;
     use std::process::{Child, Command};
+
+    fn left_of(src: &str) -> Left {
+        Left { src: SrcId::new(src).unwrap(), attempt: Attempt(1), is_same_boot: true }
+    }
 
     /// The folder of an attempt whose process has died.
     fn abandoned(work_dir: &Path, deployment: &str, src: &str) -> PathBuf {
@@ -222,7 +238,7 @@ mod tests {
 
         let (lock, left) = take(dir.path(), "table").unwrap();
         assert!(lock.is_some());
-        assert_eq!(left, [SrcId::new("in/a b").unwrap()]);
+        assert_eq!(left, [left_of("in/a b")]);
 
         assert!(!our.wait().unwrap().success());
         for other in &mut others {
@@ -262,7 +278,7 @@ mod tests {
         std::fs::create_dir(&moved).unwrap();
         std::fs::rename(&elsewhere, moved.join("kept")).unwrap();
 
-        assert_eq!(take(&work, "table").unwrap().1, [SrcId::new("a").unwrap()]);
+        assert_eq!(take(&work, "table").unwrap().1, [left_of("a")]);
         let mut found: Vec<_> = std::fs::read_dir(&work)
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -300,7 +316,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let theirs = abandoned(dir.path(), "their-table", "a");
         let ours = abandoned(dir.path(), "table", "b");
-        assert_eq!(take(dir.path(), "table").unwrap().1, [SrcId::new("b").unwrap()]);
+        assert_eq!(take(dir.path(), "table").unwrap().1, [left_of("b")]);
         assert!(!theirs.exists() && !ours.exists(), "both processes have died");
     }
 

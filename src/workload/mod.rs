@@ -27,7 +27,7 @@ mod wall;
 pub use contract::Contract;
 pub use external::is_transient_start;
 pub use ground::{GroundError, objection_to_mission};
-pub use leftovers::{take, take_in_trusted, try_folder};
+pub use leftovers::{Left, take, take_in_trusted, try_folder};
 pub use sandbox::{DEVICES_DEFAULT, Devices};
 pub use simulated::Simulation;
 pub use wall::Wall;

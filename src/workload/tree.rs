@@ -19,8 +19,6 @@ use rustix::io::Errno;
 use super::walk::{self, DEPTH_MAX, Found, shortened};
 use crate::domain::checkpoint::{Content, MODE_KEPT, Manifest, Stamp, encode, parents};
 
-/// The most entries of a checkpoint: a save under a Spot notice has two minutes.
-const ENTRIES_MAX: usize = 10_000;
 /// The longest path below the folder, in bytes. Linux allows 4,096 in all, and the folder's own path differs between
 /// machines.
 const PATH_BYTES_MAX: usize = 3072;
@@ -54,15 +52,16 @@ pub enum Seen {
 /// # Errors
 /// The system's; and of what has no place in a checkpoint: a socket, a FIFO, a device, a path that is too long, folders
 /// that lie too deep, and more entries than a save has time for. The error names it.
-pub fn walk(root: &Path) -> io::Result<BTreeMap<Vec<u8>, Seen>> {
+pub fn walk(root: &Path, entries_max: usize) -> io::Result<BTreeMap<Vec<u8>, Seen>> {
     let mut found = BTreeMap::new();
     walk::each(&walk::open_top(root)?, DEPTH_MAX, |at: Found<'_>| -> io::Result<()> {
         if let Some(seen) = look_at(at)? {
             found.insert(at.path.to_vec(), seen);
         }
-        if found.len() > ENTRIES_MAX {
-            let text = format!("it holds more than {ENTRIES_MAX} files, folders, and links: pack them");
-            return Err(io::Error::other(text));
+        if found.len() > entries_max {
+            return Err(io::Error::other(format!(
+                "it holds more than the {entries_max} files, folders, and links of --max-checkpoint-files: pack them"
+            )));
         }
         Ok(())
     })?;
@@ -224,7 +223,7 @@ mod tests {
             };
             (path, Entry { content, mode })
         };
-        let manifest = Manifest { entries: walk(from).unwrap().into_iter().map(entry).collect() };
+        let manifest = Manifest { entries: walk(from, 100).unwrap().into_iter().map(entry).collect() };
         let mut manifest = Manifest::from_json(&manifest.to_json().unwrap()).unwrap();
         make_folders(to, &manifest).unwrap();
         for (path, entry) in &manifest.entries {
@@ -269,8 +268,9 @@ mod tests {
             Seen::File { bytes, mode, .. } => Seen::File { bytes, stamp: Stamp::default(), mode },
             other => other,
         };
-        let all =
-            |dir: &Path| walk(dir).unwrap().into_iter().map(|(path, seen)| (path, strip(seen))).collect::<Vec<_>>();
+        let all = |dir: &Path| {
+            walk(dir, 100).unwrap().into_iter().map(|(path, seen)| (path, strip(seen))).collect::<Vec<_>>()
+        };
         assert_eq!(all(from.path()), all(to.path()));
         assert_eq!(all(to.path()).len(), 14);
         assert_eq!(std::fs::read(path_below(to.path(), b"not\xff\xfetext")).unwrap(), b"not\xff\xfetext");
@@ -286,7 +286,9 @@ mod tests {
         set_mode(&from.path().join("a/b"), 0o600);
         let manifest = carry_over(from.path(), to.path());
         let Content::File(saved) = &manifest.entries[b"a/b".as_slice()].content else { panic!() };
-        let Seen::File { bytes, stamp, .. } = walk(to.path()).unwrap()[b"a/b".as_slice()].clone() else { panic!() };
+        let Seen::File { bytes, stamp, .. } = walk(to.path(), 100).unwrap()[b"a/b".as_slice()].clone() else {
+            panic!()
+        };
         assert_eq!((saved.bytes, saved.stamp), (bytes, stamp));
     }
 
@@ -297,19 +299,19 @@ mod tests {
         let (path, next) = (dir.path().join("file"), dir.path().join("next"));
         std::fs::write(&path, "one").unwrap();
         let time = path.metadata().unwrap().modified().unwrap();
-        let before = walk(dir.path()).unwrap();
+        let before = walk(dir.path(), 100).unwrap();
 
         std::fs::write(&next, "two").unwrap();
         File::options().write(true).open(&next).unwrap().set_modified(time).unwrap();
         std::fs::rename(&next, &path).unwrap();
-        assert_ne!(walk(dir.path()).unwrap(), before);
+        assert_ne!(walk(dir.path(), 100).unwrap(), before);
     }
 
     #[test]
     fn what_cannot_be_saved_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let refused = |what: &str| {
-            let error = walk(dir.path()).unwrap_err().to_string();
+            let error = walk(dir.path(), 100).unwrap_err().to_string();
             assert!(error.contains(what) && error.contains("a/odd"), "{error}");
             std::fs::remove_file(dir.path().join("a/odd")).unwrap();
         };
@@ -318,7 +320,7 @@ mod tests {
         refused("FIFO");
         let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("a/odd")).unwrap();
         refused("socket");
-        assert_eq!(walk(dir.path()).unwrap().len(), 1);
+        assert_eq!(walk(dir.path(), 100).unwrap().len(), 1);
     }
 
     #[test]
@@ -327,7 +329,7 @@ mod tests {
         std::fs::write(outside.path().join("secret"), "x").unwrap();
         symlink(outside.path(), dir.path().join("folder")).unwrap();
         symlink(outside.path().join("secret"), dir.path().join("file")).unwrap();
-        assert!(walk(dir.path()).unwrap().values().all(|seen| matches!(seen, Seen::Link { .. })));
+        assert!(walk(dir.path(), 100).unwrap().values().all(|seen| matches!(seen, Seen::Link { .. })));
         assert!(pin(dir.path(), b"folder/secret", None).is_err());
         assert!(pin(dir.path(), b"file", None).is_err());
     }

@@ -8,7 +8,7 @@ use lighthpc::backend::fleet::Template;
 use lighthpc::backend::ledger::{Made, NewMission, NewTask};
 use lighthpc::backend::machine::{EndOrder, PowerOff, has_process};
 use lighthpc::backend::{Backend, Tables, Wire};
-use lighthpc::domain::budget::Limits;
+use lighthpc::domain::budget::{Limits, SizeLimits};
 use lighthpc::domain::ids::{MissionId, SrcId};
 use lighthpc::domain::mission::{Mission, Notified, Tally};
 use lighthpc::domain::policy::Policy;
@@ -101,6 +101,7 @@ impl Lab {
             simulation: Simulation::default(),
             bounds: Bounds { time_limit: None, grace: Duration::from_secs(5), echo: false, wall: None },
             limits: Limits::default(),
+            sizes: SizeLimits::default(),
             preflight: Arc::default(),
             report: tokio::sync::watch::Sender::new(Report::default()),
         };

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod cli;
+mod crashes;
 mod faults;
 mod folders;
 mod ground;
@@ -19,6 +20,7 @@ mod races;
 mod refusals;
 mod results;
 mod scheduler;
+mod sizes;
 mod steps;
 mod submit;
 mod sweep;

@@ -38,6 +38,10 @@ pub(super) const EXIT_CODE: &str = "exitCode";
 pub(super) const CHECKPOINT: &str = "checkpoint";
 pub(super) const APP_FAILURES: &str = "appFailures";
 pub(super) const INTERRUPTIONS: &str = "interruptions";
+pub(super) const CRASHES: &str = "crashes";
+pub(super) const SUSPECT: &str = "suspect";
+pub(super) const ALONE: &str = "alone";
+pub(super) const ERROR: &str = "error";
 pub(super) const HISTORY: &str = "history";
 pub(super) const OPEN_IN: &str = "openIn";
 pub(super) const OPEN_AS: &str = "openAs";
@@ -171,6 +175,18 @@ impl Row<'_> {
         }
     }
 
+    /// Returns whether a mark is there: anything but what a person would write for "no".
+    fn is_set(self, name: &str) -> bool {
+        match self.0.get(name) {
+            None | Some(AttributeValue::Null(_)) => false,
+            Some(AttributeValue::Bool(is_set)) => *is_set,
+            Some(AttributeValue::S(word) | AttributeValue::N(word)) => {
+                !matches!(word.trim().to_ascii_lowercase().as_str(), "" | "0" | "no" | "false")
+            }
+            Some(_) => true,
+        }
+    }
+
     fn list(self, name: &str) -> Vec<AttributeValue> {
         self.0.get(name).and_then(|value| value.as_l().ok()).cloned().unwrap_or_default()
     }
@@ -211,6 +227,9 @@ impl Row<'_> {
             checkpoint: self.text(CHECKPOINT),
             app_failures: self.number(APP_FAILURES).unwrap_or(0),
             interruptions: self.number(INTERRUPTIONS).unwrap_or(0),
+            crashes: self.number(CRASHES).unwrap_or(0),
+            is_suspect: self.is_set(SUSPECT),
+            alone: self.text(ALONE),
             history: self.list(HISTORY).iter().filter_map(past_attempt).collect(),
             open_since: open.map(|(_, since)| since.to_owned()),
             launch: Launch {
@@ -232,6 +251,7 @@ impl Row<'_> {
                 launch_at_attempt: self.form(LAUNCH_AT_ATTEMPT),
                 launch_tries: self.form(LAUNCH_TRIES),
                 open_as: self.form(OPEN_AS),
+                suspect: self.form(SUSPECT),
             })),
         }
     }

@@ -187,6 +187,9 @@ impl Ledger {
             .set(item::OPEN_AS, text(open_as(State::Pending, now)))
             .remove(item::APP_FAILURES)
             .remove(item::INTERRUPTIONS)
+            // What was suspect still runs alone.
+            .remove(item::CRASHES)
+            .remove(item::ERROR)
             .remove(item::LAUNCH_AT_ATTEMPT)
             .remove(item::LAUNCHES_LOST)
             .remove(item::LAUNCH_AFTER)

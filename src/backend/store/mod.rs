@@ -32,7 +32,7 @@ use aws_sdk_s3::types::{
 };
 use percent_encoding::percent_decode_str;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::error::{CloudError, Kind};
 use super::sdk::Wire;
@@ -40,9 +40,13 @@ use super::sdk::Wire;
 /// The bytes of one part, up and down. 8 MiB keeps a part's memory small and its request longer than its round trip;
 /// objects up to this size go in one piece.
 const PART_BYTES: u64 = 8 * 1024 * 1024;
-/// Parts under way at once: 8 × about 90 MB/s, S3's rate per connection, fill a 5 Gbit/s link. Those that go up share this number
-/// whatever the files, for each is in memory: 64 MiB, which the node must have beside a workload at its limit.
+/// Parts under way at once: 8 × about 90 MB/s, S3's rate per connection, fill a 5 Gbit/s link.
 const PARTS_PARALLEL: usize = 8;
+/// The memory of all files and parts that go up, in blocks: 64 MiB, as much as eight parts, for all slots of a node.
+/// The node must have it beside workloads at their limit.
+const ROOM_BLOCKS: usize = PARTS_PARALLEL * (PART_BYTES / BLOCK_BYTES) as usize;
+/// The least memory that a file on its way up is taken to need.
+const BLOCK_BYTES: u64 = 64 * 1024;
 /// The largest object: 10,000 parts of 5 GiB, 48.8 TiB. Source: Amazon S3 user guide, "Amazon S3 multipart upload
 /// limits". (It was 5 TiB until December 2025; a service that still has that limit says `EntityTooLarge`.)
 pub const OBJECT_BYTES_MAX: u64 = multipart::PARTS_MAX * 5 * 1024 * 1024 * 1024;
@@ -93,6 +97,14 @@ pub enum StoreError {
         /// Who was to put it.
         wanted_by: String,
     },
+    /// The result is larger than it may be.
+    #[error("{path}: {reason}")]
+    TooLarge {
+        /// The file or folder.
+        path: PathBuf,
+        /// How large it is, and what it may be.
+        reason: String,
+    },
     /// The result cannot be stored as it is: a name or a kind of file that has no place in S3.
     #[error("{path}: {reason}")]
     BadResult {
@@ -131,6 +143,15 @@ pub fn free_bytes(folder: &Path) -> io::Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
+/// Returns how many bytes the file system of `folder` has in all.
+///
+/// # Errors
+/// The system's, if the folder cannot be asked.
+pub fn total_bytes(folder: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(folder)?;
+    Ok(stat.f_blocks.saturating_mul(stat.f_frsize))
+}
+
 /// Returns how many files this process may still make under `folder`; `None` if the file system does not count them.
 ///
 /// # Errors
@@ -165,7 +186,8 @@ pub struct Object {
 pub struct Store {
     client: Client,
     meter: Arc<meter::Meter>,
-    parts: Arc<Semaphore>,
+    /// What is left of [`ROOM_BLOCKS`].
+    room: Arc<Semaphore>,
     /// Multipart uploads whose future was dropped under way: their parts bill until they are aborted.
     dropped: Arc<Mutex<Vec<Upload>>>,
 }
@@ -183,9 +205,17 @@ impl Store {
         Self {
             client: Client::from_conf(config),
             meter: Arc::default(),
-            parts: Arc::new(Semaphore::new(PARTS_PARALLEL)),
+            room: Arc::new(Semaphore::new(ROOM_BLOCKS)),
             dropped: Arc::default(),
         }
+    }
+
+    /// Waits for the memory of a file, or a part, of so many bytes; it is given back when the value is dropped. A part
+    /// that is streamed takes as much as one in memory. First come, first served, so that none waits for ever.
+    async fn take_room(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
+        let blocks = bytes.min(PART_BYTES).div_ceil(BLOCK_BYTES).max(1);
+        // It fails only if it is closed, and nothing closes it.
+        self.room.acquire_many(u32::try_from(blocks).unwrap_or(1)).await.ok()
     }
 
     /// Returns how fast this process's uploads have gone, in bytes per second; `None` if too little went up to say.
