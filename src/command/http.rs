@@ -15,6 +15,7 @@ use crate::clock;
 use crate::domain::ids::MissionId;
 use crate::domain::mission::tally_shards_for;
 use crate::domain::policy::Policy;
+use crate::domain::printable;
 use crate::scheduler::{Scheduler, SchedulerError};
 use crate::worker::words;
 
@@ -66,7 +67,8 @@ pub(super) async fn answer(scheduler: &Scheduler, event: &Value) -> Value {
     json!({
         "statusCode": status,
         "headers": { "content-type": "application/json" },
-        "body": body.to_string(),
+        // The same JSON, with escapes for what acts on a terminal or hides: names in it are other people's.
+        "body": printable::json(&body.to_string()),
     })
 }
 
@@ -119,6 +121,7 @@ struct NewBody {
     exec: Option<String>,
     nodes: Option<Value>,
     slots: Option<Value>,
+    uploads: Option<Value>,
     bid_mode: Option<String>,
     bid_instance_type: Option<String>,
     #[serde(rename = "maxUnitprice")]
@@ -169,9 +172,21 @@ fn read(body: &str) -> Result<NewMission, Refusal> {
         name: new.name,
         nodes: number("nodes", &new.nodes, NODES_MAX)?.and_then(|n| u32::try_from(n).ok()),
         slots: number("slots", &new.slots, 1_000)?.and_then(|n| u16::try_from(n).ok()),
+        uploads: uploads(new.uploads.as_ref())?,
         policy: policy.map_err(|error| Refusal::bad(error.to_string()))?,
         now: clock::now_rfc3339(),
     })
+}
+
+/// Whether uploads become tasks: `yes` or `no`, or a truth value; nothing is the article's way, and means that they do.
+fn uploads(value: Option<&Value>) -> Result<Option<bool>, Refusal> {
+    match value {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Bool(are_taken)) => Ok(Some(*are_taken)),
+        Some(Value::String(word)) if word == "yes" => Ok(Some(true)),
+        Some(Value::String(word)) if word == "no" => Ok(Some(false)),
+        Some(other) => Err(Refusal::bad(format!("uploads {other} is neither \"yes\" nor \"no\""))),
+    }
 }
 
 async fn show(scheduler: &Scheduler, id: &MissionId) -> Result<(u16, Value), Refusal> {
@@ -230,6 +245,8 @@ mod tests {
             (r#"{"mission": "M", "transNumber": 1, "maxUnitprice": "a lot"}"#, "a lot"),
             (r#"{"mission": "M", "transNumber": 1, "bidMode": "cheap"}"#, "cheap"),
             (r#"{"mission": "M", "transNumber": 1, "slots": -1}"#, "slots"),
+            (r#"{"mission": "M", "transNumber": 1, "uploads": "perhaps"}"#, "uploads"),
+            (r#"{"mission": "M#tally#0", "transNumber": 1}"#, "#tally#"),
         ] {
             let Refusal(status, what) = read(body).unwrap_err();
             assert!(status == 400 && what.contains(says), "{body}: {what}");

@@ -4,6 +4,7 @@
 mod bad_input;
 mod cli;
 mod faults;
+mod hostile;
 mod interruption;
 mod keys;
 mod lab;
