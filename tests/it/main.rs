@@ -10,6 +10,7 @@ mod keys;
 mod lab;
 mod lease;
 mod mission;
+mod names;
 mod odd_rows;
 mod operators;
 mod ownership;
