@@ -13,3 +13,7 @@ pub mod logging;
 pub mod scheduler;
 pub mod worker;
 pub mod workload;
+
+#[cfg(test)]
+#[path = "../tests/it/names.rs"]
+mod hostile_names;

@@ -86,7 +86,7 @@ pub struct Ours {
     pub id: String,
     /// The task it was launched for: a key, or a short name.
     pub src: Option<String>,
-    /// The mission.
+    /// The mission, as the tag names it.
     pub mission: Option<String>,
     /// Whether it is a Spot instance.
     pub is_spot: bool,
@@ -105,7 +105,13 @@ impl Ours {
     /// Returns whether it runs, or boots, and serves a whole mission, this one.
     #[must_use]
     pub fn serves(&self, mission: &MissionId) -> bool {
-        !self.is_stopped && self.src.is_none() && self.mission.as_deref() == Some(mission.as_str())
+        !self.is_stopped && self.src.is_none() && self.is_of(mission)
+    }
+
+    /// Returns whether its tag names this mission.
+    #[must_use]
+    pub fn is_of(&self, mission: &MissionId) -> bool {
+        self.mission.as_ref().is_some_and(|value| *value == tags::mission_value(mission))
     }
 }
 

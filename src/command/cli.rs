@@ -125,6 +125,10 @@ pub(super) struct SubmitArgs {
     /// With --nodes: how many tasks a node works at, at a time (default: one)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) slots: Option<u16>,
+    /// Whether objects that anybody puts under MISSION/ in the source bucket become tasks of it, too (default: no for a new
+    /// mission; one that is there stays as it is)
+    #[arg(long, env = "LIGHTHPC_UPLOADS", value_name = "yes|no", value_parser = clap::builder::BoolishValueParser::new())]
+    pub(super) uploads: Option<bool>,
     /// Make the rows and launch nothing
     #[arg(long)]
     pub(super) no_launch: bool,

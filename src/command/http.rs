@@ -15,6 +15,7 @@ use crate::clock;
 use crate::domain::ids::MissionId;
 use crate::domain::mission::tally_shards_for;
 use crate::domain::policy::Policy;
+use crate::domain::printable;
 use crate::scheduler::{Scheduler, SchedulerError};
 use crate::worker::words;
 
@@ -28,7 +29,7 @@ pub(super) const NODES_MAX: u64 = 10_000;
 
 /// What is wrong with a request, and its status.
 #[derive(Debug)]
-struct Refusal(u16, String);
+pub(super) struct Refusal(u16, String);
 
 impl Refusal {
     fn bad(what: impl Into<String>) -> Self {
@@ -66,7 +67,8 @@ pub(super) async fn answer(scheduler: &Scheduler, event: &Value) -> Value {
     json!({
         "statusCode": status,
         "headers": { "content-type": "application/json" },
-        "body": body.to_string(),
+        // The same JSON, with escapes for what acts on a terminal or hides: names in it are other people's.
+        "body": printable::json(&body.to_string()),
     })
 }
 
@@ -95,7 +97,7 @@ async fn route(scheduler: &Scheduler, event: &Value) -> Result<(u16, Value), Ref
     }
 }
 
-fn body(event: &Value) -> Result<String, Refusal> {
+pub(super) fn body(event: &Value) -> Result<String, Refusal> {
     let text = event.get("body").and_then(Value::as_str).unwrap_or_default();
     if event.get("isBase64Encoded").and_then(Value::as_bool) != Some(true) {
         return Ok(text.to_owned());
@@ -104,7 +106,7 @@ fn body(event: &Value) -> Result<String, Refusal> {
     String::from_utf8(bytes).map_err(|_| Refusal::bad("the body is not UTF-8"))
 }
 
-fn mission_id(part: &str) -> Result<MissionId, Refusal> {
+pub(super) fn mission_id(part: &str) -> Result<MissionId, Refusal> {
     let id = percent_decode_str(part).decode_utf8().map_err(|_| Refusal::bad("the mission's id is not UTF-8"))?;
     MissionId::new(id).map_err(|error| Refusal::bad(error.to_string()))
 }
@@ -119,6 +121,7 @@ struct NewBody {
     exec: Option<String>,
     nodes: Option<Value>,
     slots: Option<Value>,
+    uploads: Option<Value>,
     bid_mode: Option<String>,
     bid_instance_type: Option<String>,
     #[serde(rename = "maxUnitprice")]
@@ -138,7 +141,7 @@ async fn create(scheduler: &Scheduler, body: &str) -> Result<(u16, Value), Refus
     Ok((201, body))
 }
 
-fn read(body: &str) -> Result<NewMission, Refusal> {
+pub(super) fn read(body: &str) -> Result<NewMission, Refusal> {
     let new: NewBody = serde_json::from_str(body).map_err(|error| Refusal::bad(format!("the body: {error}")))?;
     let word = |value: &Option<Value>| match value {
         Some(Value::String(text)) => Some(text.clone()),
@@ -169,9 +172,21 @@ fn read(body: &str) -> Result<NewMission, Refusal> {
         name: new.name,
         nodes: number("nodes", &new.nodes, NODES_MAX)?.and_then(|n| u32::try_from(n).ok()),
         slots: number("slots", &new.slots, 1_000)?.and_then(|n| u16::try_from(n).ok()),
+        uploads: uploads(new.uploads.as_ref())?,
         policy: policy.map_err(|error| Refusal::bad(error.to_string()))?,
         now: clock::now_rfc3339(),
     })
+}
+
+/// Whether uploads become tasks: `yes` or `no`, or a truth value; nothing is the article's way, and means that they do.
+fn uploads(value: Option<&Value>) -> Result<Option<bool>, Refusal> {
+    match value {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Bool(are_taken)) => Ok(Some(*are_taken)),
+        Some(Value::String(word)) if word == "yes" => Ok(Some(true)),
+        Some(Value::String(word)) if word == "no" => Ok(Some(false)),
+        Some(other) => Err(Refusal::bad(format!("uploads {other} is neither \"yes\" nor \"no\""))),
+    }
 }
 
 async fn show(scheduler: &Scheduler, id: &MissionId) -> Result<(u16, Value), Refusal> {
@@ -230,6 +245,8 @@ mod tests {
             (r#"{"mission": "M", "transNumber": 1, "maxUnitprice": "a lot"}"#, "a lot"),
             (r#"{"mission": "M", "transNumber": 1, "bidMode": "cheap"}"#, "cheap"),
             (r#"{"mission": "M", "transNumber": 1, "slots": -1}"#, "slots"),
+            (r#"{"mission": "M", "transNumber": 1, "uploads": "perhaps"}"#, "uploads"),
+            (r#"{"mission": "M#tally#0", "transNumber": 1}"#, "#tally#"),
         ] {
             let Refusal(status, what) = read(body).unwrap_err();
             assert!(status == 400 && what.contains(says), "{body}: {what}");

@@ -4,6 +4,8 @@ mod cancel;
 mod cli;
 mod doctor;
 mod flags;
+#[cfg(test)]
+mod hostile;
 mod http;
 mod inputs;
 mod lambda;

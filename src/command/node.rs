@@ -209,9 +209,14 @@ pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
         (true, Some(line)) => Some(Workload::Shell(line)),
         (true, None) => None,
     };
+    let mission = text(&args.mission).map(MissionId::new).transpose().map_err(name)?;
+    if let Some((id, rule)) = mission.as_ref().and_then(|id| Some((id, id.unfit()?))) {
+        // It may be an older mission's.
+        tracing::warn!("--mission {id}: no new mission may have such an id: {rule}");
+    }
     Ok(Settings {
         src: text(&args.src_id).map(SrcId::new).transpose().map_err(name)?,
-        mission: text(&args.mission).map(MissionId::new).transpose().map_err(name)?,
+        mission,
         source_bucket: args.aws.source_bucket(),
         result_bucket: args.aws.result_bucket(),
         topic_arn: args.aws.topic_arn()?,

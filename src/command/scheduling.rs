@@ -33,7 +33,8 @@ pub(super) fn settings(args: &SchedulerArgs) -> Result<Settings, Failure> {
         _ => None,
     });
     let hint = "look at --bid-mode, --max-unit-price, --max-wait, and --on-demand-floor";
-    let default_mission = text(args.default_mission.as_deref()).map(MissionId::new).transpose();
+    // Its tasks count for it whether it has a row or not: it is made here.
+    let default_mission = text(args.default_mission.as_deref()).map(MissionId::for_a_new_mission).transpose();
     Ok(Settings {
         template: text(args.launch_template.as_deref())
             .map(|name| Template { name, version: args.launch_template_version.trim().to_owned() }),

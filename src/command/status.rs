@@ -163,6 +163,7 @@ pub(super) fn mission_json(mission: &Mission, total: Tally) -> Value {
         "name": mission.name,
         "nodes": mission.nodes,
         "slots": mission.slots,
+        "uploads": if mission.accepts_uploads { "yes" } else { "no" },
         "bidMode": policy.as_ref().and_then(|policy| policy.bid_mode).map(BidMode::as_str),
         "cancelledAt": mission.cancelled_at,
     })

@@ -76,6 +76,8 @@ pub struct Mission {
     pub nodes: Option<u32>,
     /// How many tasks such a node works at, at a time.
     pub slots: Option<u16>,
+    /// Whether objects that are put below its prefix become tasks of it; else only what is submitted counts.
+    pub accepts_uploads: bool,
     /// When it was cancelled, RFC 3339 UTC.
     pub cancelled_at: Option<String>,
     /// A mark of the last task that came after its end was announced.
@@ -162,6 +164,7 @@ impl Mission {
             name: None,
             nodes: None,
             slots: None,
+            accepts_uploads: true,
             cancelled_at: None,
             late: None,
             closed_at: None,

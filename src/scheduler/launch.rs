@@ -88,6 +88,7 @@ impl Scheduler {
             let named = self.backend.ledger.name_key(&task.src).await;
             named.map_err(SchedulerError::cloud("writing down a long key"))?;
         }
+        self.name_mission(mission).await?;
         let mut tags = self.tags(task.src.as_str(), mission);
         tags.push((tags::SRC.to_owned(), value));
         let attempt = task.attempt.to_string();
@@ -154,6 +155,7 @@ impl Scheduler {
             if count == 0 {
                 continue;
             }
+            self.name_mission(Some(mission)).await?;
             let tags = self.tags(mission.id.as_str(), Some(mission));
             let kind = if purchase == Purchase::Spot { "spot" } else { "on-demand" };
             let token = digest_hex(&["mission", self.mark(), mission.id.as_str(), round, kind], 48);
@@ -206,9 +208,17 @@ impl Scheduler {
         let mut tags =
             vec![(tags::OURS.to_owned(), self.mark().to_owned()), (tags::NAME.to_owned(), tags::name_value(name))];
         if let Some(mission) = mission {
-            tags.push((tags::MISSION.to_owned(), mission.id.to_string()));
+            tags.push((tags::MISSION.to_owned(), tags::mission_value(&mission.id)));
         }
         tags
+    }
+
+    /// Writes down the short name of a mission whose id no tag can hold.
+    async fn name_mission(&self, mission: Option<&Mission>) -> Result<(), SchedulerError> {
+        let is_short = |mission: &&Mission| tags::is_short_mission(&tags::mission_value(&mission.id));
+        let Some(mission) = mission.filter(is_short) else { return Ok(()) };
+        let named = self.backend.ledger.name_mission(&mission.id).await;
+        named.map_err(SchedulerError::cloud("writing down a mission's short name"))
     }
 
     async fn by_floor(&self, policy: &Policy, mission: Option<&Mission>) -> Result<Purchase, SchedulerError> {

@@ -47,6 +47,9 @@ pub struct Plan {
     pub nodes: Option<u32>,
     /// How many tasks such a node works at, at a time.
     pub slots: Option<u16>,
+    /// Whether objects that are put below its prefix become tasks of it, too; `None`: not of a new one, and of one that is there
+    /// as before.
+    pub uploads: Option<bool>,
 }
 
 /// What a submission did.
@@ -185,15 +188,26 @@ impl Scheduler {
             // It was there, or another submission has made it meanwhile.
             None => self.enlarge(plan, &known).await?,
         };
-        for task in &to_adopt {
-            let adopted = ledger.adopt(task, &mission, &clock::now_rfc3339()).await;
-            let is_adopted = adopted.map_err(SchedulerError::cloud("taking a row over"))?;
-            if !is_adopted && task.mission.is_none() {
-                // A node was quicker.
-                return Err(other_task(task));
+        let mission = match plan.uploads {
+            Some(are_taken) if !is_new => {
+                let set = ledger.set_uploads(&mission.id, are_taken).await;
+                set.map_err(SchedulerError::cloud("saying whether the mission takes uploads"))?;
+                Mission { accepts_uploads: are_taken, ..mission }
             }
+            _ => mission,
+        };
+        for task in &to_adopt {
+            self.take_over_row(task, &mission).await?;
         }
         Ok(Prepared { mission, is_new, known })
+    }
+
+    /// Makes a row of no mission, or one that is in no index, a task of the mission.
+    async fn take_over_row(&self, task: &Task, mission: &Mission) -> Result<(), SchedulerError> {
+        let adopted = self.backend.ledger.adopt(task, mission, &clock::now_rfc3339()).await;
+        let is_adopted = adopted.map_err(SchedulerError::cloud("taking a row over"))?;
+        // A node was quicker.
+        if is_adopted || task.mission.is_some() { Ok(()) } else { Err(other_task(task)) }
     }
 
     /// Makes the rows that are not there. `progress` hears how many are done.
@@ -215,6 +229,8 @@ impl Scheduler {
         progress(there);
         let permits = Arc::new(Semaphore::new(ROWS_PARALLEL));
         let mut rows = JoinSet::new();
+        // Made by the event of an object after the rows were looked at, and before there was the mission.
+        let mut others = Vec::new();
         let mut end = |made: Result<Result<Made, crate::backend::CloudError>, tokio::task::JoinError>| {
             let made = made.map_err(|panic| {
                 let kind = crate::backend::Kind::Invalid;
@@ -222,7 +238,10 @@ impl Scheduler {
             });
             match made.flatten().map_err(SchedulerError::cloud("making a row"))? {
                 Made::New => submitted.made += 1,
-                Made::There(_) => submitted.there += 1,
+                Made::There(task) => {
+                    submitted.there += 1;
+                    others.extend(Some(*task).filter(|task| task.mission.as_ref() != Some(&mission.id)));
+                }
             }
             progress(submitted.made + submitted.there);
             Ok::<(), SchedulerError>(())
@@ -253,6 +272,12 @@ impl Scheduler {
         while let Some(made) = rows.join_next().await {
             end(made)?;
         }
+        for task in &others {
+            if task.mission.is_some() || task.state != State::Pending || task.oddity().is_some() {
+                return Err(other_task(task));
+            }
+            self.take_over_row(task, mission).await?;
+        }
         self.recount(prepared).await?;
         Ok(submitted)
     }
@@ -266,6 +291,7 @@ impl Scheduler {
             name: plan.name.clone(),
             nodes: plan.nodes,
             slots: plan.slots,
+            uploads: Some(plan.uploads.unwrap_or(false)),
             policy: self.settings.policy.clone(),
             now: clock::now_rfc3339(),
             ..NewMission::of(plan.mission.clone(), trans_number)

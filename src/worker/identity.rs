@@ -108,7 +108,14 @@ async fn task(node: &Node, instance: &Instance, seen: &watch::Sender<Option<EndP
         None => NodeTags::default(),
     };
     seen.send_replace(proof);
-    let mission = mission.filter(|mission| !mission.is_empty()).map(MissionId::new).transpose()?;
+    let mission = match mission.filter(|mission| !mission.is_empty()) {
+        Some(value) if settings.mission.is_none() && tags::is_short_mission(&value) => {
+            let named = insist(settings.max_idle, || node.backend.ledger.mission_named(&value)).await;
+            named.map_err(NodeError::cloud("looking up the mission's name"))?
+        }
+        Some(id) => Some(MissionId::new(id)?),
+        None => None,
+    };
     let mission = settings.mission.clone().or(mission);
     let no_task = || NodeError::NoTask { instance: instance.on_ec2.as_ref().unwrap_or(&instance.id).to_string() };
     let Some(src) = src.filter(|src| !src.is_empty()) else { return mission.map(Work::Mission).ok_or_else(no_task) };

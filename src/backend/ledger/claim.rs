@@ -9,7 +9,7 @@ use super::launch::{as_seen, same_beat};
 use super::open::open_as;
 use super::{Ledger, task_key};
 use crate::backend::{CloudError, Kind};
-use crate::domain::ids::{InstanceId, MISSION_BYTES_MAX, MissionId, SrcId};
+use crate::domain::ids::{InstanceId, MISSION_BYTES_MAX, MissionId, OWN, SrcId, TALLY};
 use crate::domain::mission::open_partition;
 use crate::domain::task::{State, Task};
 use crate::domain::value::Form;
@@ -215,6 +215,9 @@ fn claim_expression(who: &Claimant) -> Expression {
                 ("attribute_type({}, ?)", item::MISSION, Some(text("S"))),
                 ("size({}) > ?", item::MISSION, Some(number(0))),
                 ("size({}) <= ?", item::MISSION, Some(number(MISSION_BYTES_MAX as u64))),
+                // The keys of other items of the missions table, which the end of such a task would change.
+                ("NOT contains({}, ?)", item::MISSION, Some(text(TALLY))),
+                ("NOT begins_with({}, ?)", item::MISSION, Some(text(OWN))),
             ],
         ])
 }

@@ -10,7 +10,7 @@ use super::open::closed;
 use super::renew::{counted, ending, is_own};
 use super::{Fence, Item, Ledger, task_key};
 use crate::backend::{CloudError, Kind};
-use crate::domain::ids::{Attempt, MissionId};
+use crate::domain::ids::{Attempt, MissionId, TALLY};
 use crate::domain::keys::digest_hex;
 use crate::domain::mission::{Mission, shard_of};
 use crate::domain::task::{Counts, PastAttempt, State};
@@ -161,9 +161,7 @@ impl Ledger {
             }
             let Some(key) = Row(&row).text(item::MISSION_KEY).filter(|_| !names.is_empty()) else { continue };
             tracing::warn!("the tally item {key} had no number in {}: repaired", names.join(", "));
-            let id = MissionId::new(key.clone());
-            let id = id.map_err(|e| CloudError::new(Kind::Invalid, "UpdateItem", key, e.to_string()))?;
-            self.update_mission(&id, &expression).await?;
+            self.update_item(&key, &expression).await?;
             is_repaired = true;
         }
         Ok(is_repaired)
@@ -260,7 +258,7 @@ fn commit_token(fence: &Fence, finish: &Finish) -> String {
 
 /// The key of a tally item: `<mission>#tally#<n>`.
 pub(super) fn tally_key(mission: &MissionId, shard: u32) -> Item {
-    Item::from([(item::MISSION_KEY.to_owned(), text(format!("{mission}#tally#{shard}")))])
+    Item::from([(item::MISSION_KEY.to_owned(), text(format!("{mission}{TALLY}{shard}")))])
 }
 
 /// One update of a transaction.

@@ -62,8 +62,7 @@ impl Ledger {
             None => expression.remove(item::SRC).remove(item::OPEN_AS),
         };
         let expression = expression.if_unchanged(MOVED, &to.seen);
-        let id = MissionId::new(NAME).expect("a constant name is legal");
-        self.update_mission(&id, &expression).await
+        self.update_item(NAME, &expression).await
     }
 }
 

@@ -78,6 +78,7 @@ pub(super) const NODES: &str = "nodes";
 pub(super) const NODES_LAUNCHED: &str = "nodesLaunched";
 pub(super) const ON_DEMAND_LAUNCHED: &str = "onDemandLaunched";
 pub(super) const SLOTS: &str = "slots";
+pub(super) const UPLOADS: &str = "uploads";
 pub(super) const CANCELLED_AT: &str = "cancelledAt";
 pub(super) const LATE: &str = "late";
 pub(super) const CLOSED: &str = "closed";
@@ -106,6 +107,7 @@ pub(super) const MISSION_NAMES: &[&str] = &[
     MISSION_NAME,
     NODES,
     SLOTS,
+    UPLOADS,
     CANCELLED_AT,
     LATE,
     CLOSED,
@@ -156,6 +158,24 @@ impl Row<'_> {
             oddities.push(format!("{name} is {}, not a number", self.form(name).shown()));
         }
         number
+    }
+
+    /// Whether a mission takes uploads: if nothing is said about it, or one says so. Other words than `yes` and `no` are for
+    /// caution's sake taken for `no`, and reported.
+    fn accepts_uploads(self, oddities: &mut Vec<String>) -> bool {
+        let word = match self.0.get(UPLOADS) {
+            None => return true,
+            Some(AttributeValue::Bool(are_taken)) => return *are_taken,
+            Some(_) => self.text(UPLOADS).unwrap_or_default().trim().to_ascii_lowercase(),
+        };
+        match word.as_str() {
+            "yes" | "true" => true,
+            "no" | "false" => false,
+            _ => {
+                oddities.push(format!("uploads is {}, neither yes nor no: none is taken", self.form(UPLOADS).shown()));
+                false
+            }
+        }
     }
 
     /// Returns the form in which an attribute stands in the row.
@@ -260,6 +280,7 @@ impl Row<'_> {
     #[must_use]
     pub fn mission(self, id: MissionId) -> Mission {
         let mut oddities = Vec::new();
+        oddities.extend(id.unfit().map(|rule| format!("its id is none that a new mission may have: {rule}")));
         let trans_number = self.expected_number(TRANS_NUMBER, &mut oddities);
         let shards = self.expected_number(TALLY_SHARDS, &mut oddities).and_then(|shards| u32::try_from(shards).ok());
         let shards = shards.filter(|shards| (1..=TALLY_SHARDS_MAX).contains(shards));
@@ -301,6 +322,7 @@ impl Row<'_> {
                 .expected_number(SLOTS, &mut oddities)
                 .filter(|&slots| slots > 0)
                 .map(|slots| u16::try_from(slots).unwrap_or(SLOTS_MAX).min(SLOTS_MAX)),
+            accepts_uploads: self.accepts_uploads(&mut oddities),
             // Whatever stands there: who wrote it meant to cancel.
             cancelled_at: self.0.contains_key(CANCELLED_AT).then(|| self.text(CANCELLED_AT).unwrap_or_default()),
             late: self.text(LATE),
@@ -535,6 +557,7 @@ mod tests {
         NODES,
         NODES_LAUNCHED,
         SLOTS,
+        UPLOADS,
         CANCELLED_AT,
         LATE,
         CLOSED,

@@ -404,6 +404,30 @@ impl Ledger {
         self.put_new(&self.tables.missions, item::MISSION_KEY, row).await.map(|_| ())
     }
 
+    /// Writes down which mission a short name stands for. May be called twice.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn name_mission(&self, id: &MissionId) -> Result<(), CloudError> {
+        let mut row = short_key(&tags::mission_value(id));
+        row.insert(item::MISSION.to_owned(), text(id.as_str()));
+        self.put_new(&self.tables.missions, item::MISSION_KEY, row).await.map(|_| ())
+    }
+
+    /// Reads which mission the value of a tag names: by its id, or by its short name. `None` if it is no mission's id, or nobody
+    /// wrote the short name down.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn mission_named(&self, value: &str) -> Result<Option<MissionId>, CloudError> {
+        if !tags::is_short_mission(value) {
+            return Ok(MissionId::new(value).ok());
+        }
+        let answer = self.client.get_item().table_name(&self.tables.missions).set_key(Some(short_key(value)));
+        let answer = answer.consistent_read(true).send().await.map_err(|e| self.missions_error("GetItem", e))?;
+        Ok(answer.item.and_then(|row| Row(&row).text(item::MISSION)).and_then(|id| MissionId::new(id).ok()))
+    }
+
     /// Reads which key a short name stands for; `None` if nobody wrote it down.
     ///
     /// # Errors

@@ -28,6 +28,9 @@ const IDLE_LOOKS: u32 = 5;
 
 impl Sweep<'_> {
     pub(super) async fn first(&mut self, world: &Snapshot) -> Result<(), SchedulerError> {
+        for (key, what) in &world.odd {
+            self.odd(key, what);
+        }
         for mission in world.missions.values() {
             for oddity in &mission.oddities {
                 self.odd(mission.id.as_str(), oddity);
@@ -47,7 +50,7 @@ impl Sweep<'_> {
         let idle = world.idle(&self.holders);
         let mission_of = |id: &str| {
             let ours = world.instances.iter().find(|ours| ours.id == id && ours.src.is_none())?;
-            MissionId::new(ours.mission.clone()?).ok()
+            world.mission_tagged(ours)
         };
         self.unconfirmed.idle = idle.into_keys().map(|id| (id.clone(), mission_of(&id))).collect();
         Ok(())

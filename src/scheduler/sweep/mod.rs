@@ -103,9 +103,13 @@ impl Scheduler {
         };
         let stop = CancellationToken::new();
         let mut sweep = Sweep::new(self, &stop);
-        let mission = match ours.mission.clone().map(MissionId::new) {
-            Some(Ok(mission)) => self.mission(&mission).await?,
-            _ => None,
+        let named = match &ours.mission {
+            Some(value) => self.backend.ledger.mission_named(value).await,
+            None => Ok(None),
+        };
+        let mission = match named.map_err(SchedulerError::cloud("looking up a mission's name"))? {
+            Some(mission) => self.mission(&mission).await?,
+            None => None,
         };
         let srcs = match (&ours.src, &mission) {
             (Some(value), _) => self.src_of(value).await?.into_iter().collect(),

@@ -25,6 +25,8 @@ pub(super) struct Snapshot {
     /// Missions that may have open tasks, or whose end may not be announced.
     pub(super) missions: HashMap<MissionId, Mission>,
     pub(super) instances: Vec<Ours>,
+    /// Rows of the missions table that cannot be missions, and why.
+    pub(super) odd: Vec<(String, String)>,
     /// The places in `instances` of those that run or boot, by their task's tag.
     by_src: HashMap<String, Vec<usize>>,
     /// The ids of those that run or boot.
@@ -50,7 +52,7 @@ impl Scheduler {
                 missions.insert(mission.id.clone(), mission);
             }
         };
-        self.backend.ledger.each_mission(each).await.map_err(SchedulerError::cloud("listing missions"))?;
+        let odd = self.backend.ledger.each_mission(each).await.map_err(SchedulerError::cloud("listing missions"))?;
         if let Some(default) = &self.settings.default_mission
             && !missions.contains_key(default)
             && self.mission(default).await?.is_none()
@@ -78,7 +80,7 @@ impl Scheduler {
             }
         }
         let alive = instances.iter().filter(|ours| !ours.is_stopped).map(|ours| ours.id.clone()).collect();
-        Ok(Snapshot { missions, instances, by_src, alive, tasks })
+        Ok(Snapshot { missions, instances, odd, by_src, alive, tasks })
     }
 
     /// Returns the task that a tag names; `None` if it cannot be one, or is a short name that nobody wrote down.
@@ -115,6 +117,12 @@ impl Brief {
 impl Snapshot {
     pub(super) fn mission_of(&self, task: &Task) -> Option<&Mission> {
         task.mission.as_ref().and_then(|id| self.missions.get(id))
+    }
+
+    /// The mission that an instance's tag names. One that is closed may be known by its short name alone.
+    pub(super) fn mission_tagged(&self, ours: &Ours) -> Option<MissionId> {
+        let known = self.missions.keys().find(|id| ours.is_of(id)).cloned();
+        known.or_else(|| MissionId::new(ours.mission.clone()?).ok())
     }
 
     /// Whether an instance of ours runs or boots.
