@@ -28,7 +28,7 @@ pub(super) const NODES_MAX: u64 = 10_000;
 
 /// What is wrong with a request, and its status.
 #[derive(Debug)]
-struct Refusal(u16, String);
+pub(super) struct Refusal(u16, String);
 
 impl Refusal {
     fn bad(what: impl Into<String>) -> Self {
@@ -95,7 +95,7 @@ async fn route(scheduler: &Scheduler, event: &Value) -> Result<(u16, Value), Ref
     }
 }
 
-fn body(event: &Value) -> Result<String, Refusal> {
+pub(super) fn body(event: &Value) -> Result<String, Refusal> {
     let text = event.get("body").and_then(Value::as_str).unwrap_or_default();
     if event.get("isBase64Encoded").and_then(Value::as_bool) != Some(true) {
         return Ok(text.to_owned());
@@ -104,7 +104,7 @@ fn body(event: &Value) -> Result<String, Refusal> {
     String::from_utf8(bytes).map_err(|_| Refusal::bad("the body is not UTF-8"))
 }
 
-fn mission_id(part: &str) -> Result<MissionId, Refusal> {
+pub(super) fn mission_id(part: &str) -> Result<MissionId, Refusal> {
     let id = percent_decode_str(part).decode_utf8().map_err(|_| Refusal::bad("the mission's id is not UTF-8"))?;
     MissionId::new(id).map_err(|error| Refusal::bad(error.to_string()))
 }
@@ -138,7 +138,7 @@ async fn create(scheduler: &Scheduler, body: &str) -> Result<(u16, Value), Refus
     Ok((201, body))
 }
 
-fn read(body: &str) -> Result<NewMission, Refusal> {
+pub(super) fn read(body: &str) -> Result<NewMission, Refusal> {
     let new: NewBody = serde_json::from_str(body).map_err(|error| Refusal::bad(format!("the body: {error}")))?;
     let word = |value: &Option<Value>| match value {
         Some(Value::String(text)) => Some(text.clone()),

@@ -81,10 +81,10 @@ async fn answer(scheduler: &Scheduler, event: &Value) -> Result<Value, String> {
 }
 
 /// An object of an event; or why there is none: nothing to do, or nonsense.
-type Parsed = Result<Upload, Unfit>;
+pub(super) type Parsed = Result<Upload, Unfit>;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Unfit {
+pub(super) enum Unfit {
     /// Not an event of ours, such as a removal.
     Other(String),
     /// It cannot be read.
@@ -92,7 +92,7 @@ enum Unfit {
 }
 
 #[derive(Debug, PartialEq)]
-enum Event {
+pub(super) enum Event {
     Http,
     Uploads(Vec<Parsed>),
     /// SQS: each message's id, and its objects.
@@ -106,7 +106,7 @@ enum Event {
 }
 
 /// Tells what an event is, by its shape.
-fn read(event: &Value) -> Event {
+pub(super) fn read(event: &Value) -> Event {
     let text = |path: &str| event.pointer(path).and_then(Value::as_str);
     if event.pointer("/requestContext/http").is_some() {
         return Event::Http;

@@ -4,6 +4,8 @@ mod cancel;
 mod cli;
 mod doctor;
 mod flags;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod http;
 mod inputs;
 mod lambda;

@@ -6,6 +6,7 @@ mod instances;
 mod multipart;
 mod objects;
 mod opening;
+mod sqlite;
 
 use aws_config::SdkConfig;
 use aws_credential_types::Credentials;
