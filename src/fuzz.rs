@@ -192,7 +192,9 @@ mod tests {
     fn run(name: &str, cases: u32) {
         let target = TARGETS.iter().find(|(it, _)| *it == name).unwrap().1;
         let seeds = corpus(name);
-        seeds.iter().for_each(|seed| target(seed));
+        for seed in &seeds {
+            target(seed);
+        }
         let edits = proptest::collection::vec(any_edit(seeds.clone()), 1..6);
         let config = Config { cases, failure_persistence: None, ..Config::default() };
         let inputs = (proptest::sample::select(seeds), edits).prop_map(|(mut bytes, edits)| {

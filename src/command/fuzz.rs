@@ -22,7 +22,9 @@ pub(crate) fn event(bytes: &[u8]) {
         }
         Event::Messages(messages) => {
             assert_eq!(messages.len(), records, "{event}");
-            messages.iter().for_each(|(_, uploads)| check(uploads));
+            for (_, uploads) in &messages {
+                check(uploads);
+            }
         }
         Event::Http | Event::Instance { .. } | Event::Schedule | Event::Nothing(_) => {}
     }

@@ -3,6 +3,7 @@
 mod dynamo;
 mod faults;
 mod instances;
+mod metadata;
 mod multipart;
 mod objects;
 mod opening;
