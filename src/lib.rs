@@ -8,6 +8,9 @@ pub mod clock;
 pub mod command;
 pub mod domain;
 pub mod exit;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod local;
 pub mod logging;
 pub mod scheduler;

@@ -4,6 +4,8 @@ mod cancel;
 mod cli;
 mod doctor;
 mod flags;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod hostile;
 mod http;

@@ -18,6 +18,8 @@ mod ec2;
 mod faults;
 mod filter;
 mod fleet;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod gate;
 mod imds;
 mod keys;

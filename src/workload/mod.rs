@@ -12,6 +12,8 @@
 mod contract;
 mod external;
 mod folder;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod ground;
 mod leftovers;
 mod log;

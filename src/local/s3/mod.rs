@@ -4,6 +4,8 @@
 //! streamed both ways. What is not here (versions, copies, access lists) is answered `NotImplemented`.
 
 mod front;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 mod intake;
 mod kept;
 mod listing;
