@@ -48,7 +48,8 @@ impl Allowed {
 
     fn read(value: impl Fn(&str) -> Option<String>) -> Self {
         let types = value("LIGHTHPC_ALLOWED_INSTANCE_TYPES").unwrap_or_default();
-        let nodes = value("LIGHTHPC_MAX_NODES").and_then(|nodes| nodes.trim().parse().ok());
+        // 0 launches nothing for now, and `none` is no limit: neither says what a mission may ask for.
+        let nodes = value("LIGHTHPC_MAX_NODES").and_then(|nodes| nodes.trim().parse().ok()).filter(|&nodes| nodes > 0);
         Self {
             instance_types: types.split(',').map(str::trim).filter(|t| !t.is_empty()).map(ToOwned::to_owned).collect(),
             nodes: nodes.unwrap_or(NODES_MAX).min(NODES_MAX),

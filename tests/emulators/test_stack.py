@@ -17,10 +17,12 @@ import subprocess
 import sys
 import tarfile
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
 
 import boto3
+import chaos_proxy
 import harness
 import pytest
 import rendering
@@ -30,6 +32,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from harness import KEYS, REGION, ROOT, wait_until
 from imds_server import ImdsServer, Instance
+from recording import NoDice
 from rendering import ACCOUNT, TEMPLATE
 
 VENV = pathlib.Path(sys.executable).parent
@@ -282,10 +285,10 @@ RIGHTS = {
         *("dynamodb:BatchGetItem", "dynamodb:ConditionCheckItem", "dynamodb:GetItem", "dynamodb:Query", "dynamodb:Scan"),
         "dynamodb:UpdateItem",
         "dynamodb:PutItem",
-        *("s3:AbortMultipartUpload", "s3:GetObject", "s3:PutObject"),
+        *("s3:AbortMultipartUpload", "s3:GetObject", "s3:ListBucket", "s3:PutObject"),
         *("ec2:CreateFleet", "ec2:CreateTags", "ec2:RunInstances", "ec2:TerminateInstances"),
         *("ec2:DescribeInstances", "ec2:DescribeLaunchTemplateVersions", "ec2:DescribeSpotPriceHistory"),
-        "ec2:DescribeSubnets",
+        *("ec2:DescribeInstanceTypeOfferings", "ec2:DescribeSubnets"),
         *("iam:CreateServiceLinkedRole", "iam:PassRole"),
         # Only if the volumes' key is the account's own.
         *("kms:CreateGrant", "kms:Decrypt", "kms:DescribeKey", "kms:GenerateDataKeyWithoutPlaintext"),
@@ -675,8 +678,6 @@ def test_a_shell_gets_the_stacks_names(account, deployed):
         "LIGHTHPC_INSTANCE_TYPES": "t3.micro,t3.small",
         "LIGHTHPC_SUBNETS": account.subnets,
         "LIGHTHPC_BID_MODE": "spot",
-        "LIGHTHPC_MAX_NODES": "1000",
-        "LIGHTHPC_MAX_NODES_PER_HOUR": "4000",
     }
 
 
@@ -976,6 +977,173 @@ def test_what_is_missing_is_named_with_its_mend(account):
     assert "no table nowhere" in said
     _, said = account.run("deploy", "--stack", "none", *required, code=1, AWS_ENDPOINT_URL="http://127.0.0.1:9")
     assert "credentials" in said
+
+
+@pytest.fixture
+def lying_aws(account, tmp_path):
+    """A path on which `aws` gives these answers, by the beginning of the command, and is the CLI for the rest."""
+
+    def path(**answers):
+        folder = tmp_path / "lying"
+        folder.mkdir(exist_ok=True)
+        cases = "".join(
+            f"\"{command.replace('__', ' ').replace('_', '-')}\"*) {'exit 255' if answer is None else f'echo {answer!r}; exit'} ;;\n"
+            for command, answer in answers.items()
+        )
+        program = folder / "aws"
+        program.write_text(f'#!/bin/sh\ncase "$*" in\n{cases}esac\nexec "{VENV}/aws" "$@"\n', encoding="utf-8")
+        program.chmod(0o755)
+        return f"{folder}:{account.environment()['PATH']}"
+
+    return path
+
+
+@SLOW
+def test_what_ec2_would_refuse_whole_is_refused_before_anything_is_done(account):
+    subnets = account.ec2.describe_subnets()["Subnets"]
+    vpc, zone = subnets[0]["VpcId"], subnets[0]["AvailabilityZone"]
+    twin = account.ec2.create_subnet(VpcId=vpc, CidrBlock="172.31.128.0/24", AvailabilityZone=zone)["Subnet"]["SubnetId"]
+    other_vpc = account.ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
+    other_zone = subnets[1]["AvailabilityZone"]
+    stranger = account.ec2.create_subnet(VpcId=other_vpc, CidrBlock="10.9.1.0/24", AvailabilityZone=other_zone)
+    first = subnets[0]["SubnetId"]
+    required = ("--stack", "refused", "--image", account.image, "--binary", account.stub)
+
+    for more, words in [
+        (("--subnets", f"{first},{twin}"), f"all in {zone}"),
+        (("--subnets", f"{first},{first}"), "named twice"),
+        (("--subnets", f"{first},{stranger['Subnet']['SubnetId']}"), "several VPCs"),
+        (("--subnets", first, "--instance-types", "t3.micro,t3.small,t3.micro"), "named twice"),
+        (("--subnets", first, "--instance-types", "t3.micro,p5.48xlarge", "--allowed-instance-types", "t3.*"), "p5.48xlarge"),
+        (("--subnets", first, "--allowed-instance-types", "t3.*"), "c7i.large"),
+    ]:
+        _, said = account.run("deploy", *required, *more, code=2)
+        assert words in said
+    _, said = account.run("deploy", *required, "--subnets", f"{first},subnet-00000000", code=1)
+    assert "subnet-00000000" in said and "--subnets" in said
+    assert account.tables("refused") + account.buckets("refused") == []
+
+
+CUSTOMER_KEY = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/00000000-1111-2222-3333-444444444444"
+
+
+@SLOW
+def test_a_key_that_would_end_each_instance_is_named_before_the_first(account, lying_aws):
+    required = ("--stack", "keyed", "--image", account.image, "--subnets", account.subnets, "--binary", account.stub)
+
+    def deploy(*more, code=0, **answers):
+        path = lying_aws(**{"ec2__get_ebs_default_kms_key_id": "alias/aws/ebs"} | answers)
+        out, said = account.run("deploy", *required, "--dry-run", *more, code=code, PATH=path)
+        return out + said
+
+    customers = {"kms__describe_key": f"CUSTOMER {CUSTOMER_KEY}"}
+    by_default = customers | {"ec2__get_ebs_default_kms_key_id": CUSTOMER_KEY}
+    of_image = customers | {
+        f"ec2__describe_images --image-ids {account.image} --output": "snap-1",
+        "ec2__describe_snapshots": CUSTOMER_KEY,
+    }
+
+    assert "UseVolumeKey" not in deploy()
+    said = deploy(code=1, **by_default)
+    assert f"--volume-key {CUSTOMER_KEY}" in said and "end at its launch" in said
+    assert f'"ParameterValue": "{CUSTOMER_KEY}"' in deploy("--volume-key", CUSTOMER_KEY, **by_default)
+    assert '"ParameterValue": "alias/aws/ebs"' in deploy("--volume-key", "alias/aws/ebs", **by_default)
+    said = deploy(code=1, **of_image)
+    assert f"encrypted with {CUSTOMER_KEY}" in said
+    deploy("--volume-key", CUSTOMER_KEY, **of_image)
+    deploy("--volume-key", "alias/aws/ebs", code=1, **of_image)
+    # AWS's own key, and what may not be seen.
+    assert "end at its launch" not in deploy(**by_default | {"kms__describe_key": f"AWS {CUSTOMER_KEY}"})
+    assert "not checked" in deploy(ec2__get_ebs_default_kms_key_id=None)
+
+
+@SLOW
+def test_after_an_update_a_shell_launches_what_the_scheduler_launches(account, binary, tmp_path):
+    first = account.deploy("newer", "--bid-mode", "on-demand", "--mission", "M7", "--instance-types", "t3.micro")
+    assert first["LaunchTemplateVersion"] == "1"
+    image = account.ec2.register_image(Name=f"lighthpc-{uuid.uuid4().hex}", RootDeviceName="/dev/sda1")["ImageId"]
+    out, _ = account.run("deploy", "--stack", "newer", "--image", image, "--binary", account.stub)
+    outputs = dict(line.split() for line in out.splitlines())
+    assert outputs["LaunchTemplateVersion"] == "2"
+    functions = account.client("lambda")
+    for name in ("FunctionName", "UploadFunctionName"):
+        settings = functions.get_function_configuration(FunctionName=outputs[name])["Environment"]["Variables"]
+        assert settings["LIGHTHPC_LAUNCH_TEMPLATE_VERSION"] == "2"
+
+    exports, _ = account.run("deploy", "--stack", "newer", "--exports")
+    (tmp_path / "one").write_text("one")
+    seen = []
+    for bucket in (outputs["SourceBucket"], outputs["ResultBucket"]):
+        account.clients.s3.delete_bucket_policy(Bucket=bucket)
+    with chaos_proxy.Proxy(account.url, NoDice(), None, rates={}) as proxy:
+        proxy.on_request = lambda service, method, path, headers, body: seen.append((service, body))
+        shell = f"{exports}\nexec '{binary}' submit {tmp_path}/one"
+        env = account.environment() | {"LIGHTHPC_MISSION": "stale", "LIGHTHPC_ON_DEMAND_FLOOR": "9"}
+        env |= {"AWS_ENDPOINT_URL_EC2": proxy.url}
+        subprocess.run(["sh", "-c", shell], env=env, capture_output=True, text=True, timeout=60)
+    forms = [dict(urllib.parse.parse_qsl(body.decode())) for service, body in seen if service == "ec2"]
+    launches = [form for form in forms if form["Action"] == "CreateFleet"]
+    assert launches, forms
+    data = account.client("ec2").describe_launch_template_versions
+    for form in launches:
+        prefix = "LaunchTemplateConfigs.1.LaunchTemplateSpecification"
+        template = {name: form[f"{prefix}.{name}"] for name in ("LaunchTemplateId", "Version")}
+        versions = data(LaunchTemplateId=template["LaunchTemplateId"], Versions=[template["Version"]])
+        assert versions["LaunchTemplateVersions"][0]["LaunchTemplateData"]["ImageId"] == image
+        assert form["TargetCapacitySpecification.DefaultTargetCapacityType"] == "on-demand"
+
+
+@SLOW
+def test_the_stack_of_an_earlier_version_is_updated_to_the_queue(account):
+    # The same template, but for the way of uploads: as it was.
+    text = TEMPLATE.read_text(encoding="utf-8")
+    old, count = re.subn(
+        r"QueueConfigurations:\n( +)- Event: (.*)\n +Queue: .*",
+        r"LambdaConfigurations:\n\1- Event: \2\n\1  Function: !GetAtt Function.Arn",
+        text,
+    )
+    assert count == 1
+    old = old.replace("DependsOn: UploadQueuePolicy", "DependsOn: SourceBucketMayInvoke")
+    old = old.replace("    Condition: AdoptsSourceBucket\n", "").replace(
+        "s3:::${ExistingSourceBucket}\n\n  SweepRule", f"s3:::older-source-{ACCOUNT}-{REGION}\n\n  SweepRule"
+    )
+    stacks = account.client("cloudformation")
+    code_bucket = f"lighthpc-code-{ACCOUNT}-{REGION}"
+    account.deploy("seed")
+    (key, *_) = [it["Key"] for it in account.clients.s3.list_objects_v2(Bucket=code_bucket, Prefix="seed/")["Contents"]]
+    parameters = {"ImageId": account.image, "Subnets": account.subnets, "CodeBucket": code_bucket, "CodeKey": key}
+    stacks.create_stack(
+        StackName="older",
+        TemplateBody=old,
+        Capabilities=["CAPABILITY_IAM"],
+        Parameters=[{"ParameterKey": name, "ParameterValue": value} for name, value in parameters.items()],
+    )
+    stacks.get_waiter("stack_create_complete").wait(StackName="older", WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+    bucket = f"older-source-{ACCOUNT}-{REGION}"
+    assert account.notified(bucket)[0].endswith(":older-scheduler")
+
+    out, _ = account.run("deploy", "--stack", "older", "--binary", account.stub)
+
+    outputs = dict(line.split() for line in out.splitlines())
+    assert account.notified(bucket) == [outputs["UploadQueueArn"]]
+    (group,) = launch_data(account, outputs)["SecurityGroupIds"]
+    made = account.client("ec2").describe_security_groups(GroupIds=[group])["SecurityGroups"][0]
+    assert (made["VpcId"], made["IpPermissions"]) == (account.ec2.describe_subnets()["Subnets"][0]["VpcId"], [])
+
+
+@SLOW
+def test_what_is_left_is_named_in_any_partition(account, lying_aws):
+    zone = account.ec2.describe_subnets()["Subnets"][0]["AvailabilityZone"]
+    tags = [{"ResourceType": "volume", "Tags": [{"Key": "lighthpc", "Value": "gone-tasks"}]}]
+    volume = account.ec2.create_volume(AvailabilityZone=zone, Size=1, TagSpecifications=tags)["VolumeId"]
+    identity = f"{ACCOUNT}\tarn:aws-us-gov:sts::{ACCOUNT}:assumed-role/a/b"
+    path = lying_aws(sts__get_caller_identity=identity)
+
+    printed, _ = account.run("teardown", "--stack", "gone", "--yes", code=1, PATH=path)
+    assert f"volume {volume}" in printed
+    account.ec2.delete_volume(VolumeId=volume)
+    printed, _ = account.run("teardown", "--stack", "gone", "--yes", PATH=path)
+    assert printed == "nothing is left that bills\n"
 
 
 # All of it together.
