@@ -16,6 +16,7 @@ mod pull;
 mod races;
 mod refusals;
 mod results;
+mod rights;
 mod scheduler;
 mod steps;
 mod submit;
