@@ -25,6 +25,7 @@ mod imds;
 mod keys;
 mod layout;
 mod query;
+mod rights;
 mod s3;
 mod snapshot;
 mod sns;
@@ -51,6 +52,7 @@ pub use sns::Published;
 use dynamo::Dynamo;
 use fleet::Fleet;
 use layout::Layout;
+use rights::Denied;
 use sns::Sns;
 use wire::Wire;
 
@@ -80,6 +82,8 @@ struct Inner {
     sns: Sns,
     fleet: Fleet,
     layout: Layout,
+    /// What instances may not do.
+    denied: Mutex<Option<Denied>>,
     /// Held open for its lock.
     _lock: Option<File>,
 }
@@ -124,7 +128,18 @@ impl LocalCloud {
     fn of(layout: Layout, lock: Option<File>, dynamo: Dynamo, sns: Sns) -> Self {
         let shelf = Arc::new(s3::Shelf::new(layout.clone()));
         let s3 = s3::S3Local::new(Arc::clone(&shelf)).front();
-        Self { inner: Arc::new(Inner { dynamo, s3, shelf, sns, fleet: Fleet::default(), layout, _lock: lock }) }
+        Self {
+            inner: Arc::new(Inner {
+                dynamo,
+                s3,
+                shelf,
+                sns,
+                fleet: Fleet::default(),
+                layout,
+                denied: Mutex::default(),
+                _lock: lock,
+            }),
+        }
     }
 
     /// Gives the folder the cloud is kept in, as an absolute path.
@@ -136,6 +151,12 @@ impl LocalCloud {
     /// Registers a running instance with these tags; returns its id, which no other process will ever give.
     pub fn launch(&self, tags: &[(&str, &str)]) -> String {
         self.inner.fleet.launch(tags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())))
+    }
+
+    /// Denies instances, as a node's role does, updates of a table that name one of these attributes, or an item whose key begins
+    /// with `~`.
+    pub fn deny_instances(&self, table: &str, names: &'static [&'static str]) {
+        *locked(&self.inner.denied) = Some(Denied::new(table, names));
     }
 
     /// Makes the wire as `instance` sees it; `None`: as a machine that is no instance does, where IMDS answers 404.

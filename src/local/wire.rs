@@ -96,7 +96,14 @@ impl Wire {
         let cloud = &self.cloud.inner;
         Ok(match service {
             Service::S3 => cloud.s3.answer(http::Request::from_parts(parts, body)).await,
-            Service::Dynamodb => cloud.dynamo.answer(operation.to_owned(), collect(body).await?).await,
+            Service::Dynamodb => {
+                let body = collect(body).await?;
+                let denied = super::locked(&cloud.denied).clone().filter(|_| self.instance.is_some());
+                match denied.and_then(|denied| denied.refusal(operation, &body)) {
+                    Some(said) => dynamo::error_reply(400, "AccessDeniedException", &said),
+                    None => cloud.dynamo.answer(operation.to_owned(), body).await,
+                }
+            }
             Service::Imds => imds::answer(&cloud.fleet, self.instance.as_deref(), &parts),
             Service::Ec2 => ec2::answer(&cloud.fleet, &Form::parse(&collect(body).await?)),
             Service::Sns => cloud.sns.answer(&Form::parse(&collect(body).await?)),

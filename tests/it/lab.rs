@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use lighthpc::backend::fleet::Template;
-use lighthpc::backend::ledger::{Made, NewMission, NewTask};
+use lighthpc::backend::ledger::{Made, NewMission, NewTask, SETTINGS};
 use lighthpc::backend::machine::{EndOrder, PowerOff, has_process};
 use lighthpc::backend::{Backend, Tables, Wire};
 use lighthpc::domain::budget::{Limits, SizeLimits};
@@ -38,6 +38,8 @@ impl Lab {
         let cloud = LocalCloud::in_memory(&dir.path().join("cloud")).unwrap();
         let backend = backend(&cloud, None, &Faults::new(), PowerOff::Never);
         backend.ledger.create_tables().await.unwrap();
+        // Each node of each test is held to this, whatever goes wrong in its life.
+        cloud.deny_instances(&backend.ledger.tables().missions, SETTINGS);
         Self { cloud, backend, dir }
     }
 

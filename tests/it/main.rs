@@ -21,6 +21,7 @@ mod pull;
 mod races;
 mod refusals;
 mod results;
+mod rights;
 mod scheduler;
 mod sizes;
 mod steps;

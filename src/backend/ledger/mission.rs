@@ -150,6 +150,30 @@ impl Ledger {
         self.update_mission(id, &expression).await.map(|_| ())
     }
 
+    /// Sets what a mission's nodes run, how many they are, and at how many tasks each works; what is `None` is removed.
+    ///
+    /// # Errors
+    /// [`CloudError`]; `Ok(false)` if there is no such mission.
+    pub async fn set_workload(
+        &self,
+        id: &MissionId,
+        exec: Option<&str>,
+        nodes: Option<u32>,
+        slots: Option<u16>,
+    ) -> Result<bool, CloudError> {
+        let values = [
+            (item::EXEC, exec.map(text)),
+            (item::NODES, nodes.map(|nodes| number(nodes.into()))),
+            (item::SLOTS, slots.map(|slots| number(slots.into()))),
+        ];
+        let expression = values.into_iter().fold(Expression::default(), |expression, (name, value)| match value {
+            Some(value) => expression.set(name, value),
+            None => expression.remove(name),
+        });
+        let expression = expression.when("attribute_exists({})", item::MISSION_KEY, None);
+        self.update_mission(id, &expression).await
+    }
+
     /// Changes how many tasks a mission has, and opens it again, on condition that it still has as many as were seen.
     ///
     /// # Errors

@@ -18,6 +18,7 @@ mod preflight;
 mod publish;
 mod renew;
 mod rows;
+mod settings;
 mod tables;
 
 pub use claim::{Claim, Claimant};
@@ -31,6 +32,7 @@ pub use preflight::TableKind;
 pub use publish::{Announcement, Publication};
 pub use renew::{Beat, Release};
 pub use rows::{Made, NewTask, Redrive};
+pub use settings::SETTINGS;
 
 use std::collections::HashMap;
 

@@ -44,7 +44,7 @@ pub(super) async fn look(args: &DoctorArgs) -> Result<Vec<Check>, Failure> {
         checks.extend(options(&backend, instance).await);
     }
     checks.push(clock(&backend).await);
-    checks.extend(tables(&backend).await);
+    checks.extend(tables(&backend, is_node).await);
     let aws = &args.scheduler.aws;
     checks.push(source(&backend, aws.source_bucket().as_deref()).await);
     checks.push(results(&backend, aws.result_bucket().as_deref(), instance.is_ok()).await);
@@ -174,13 +174,12 @@ async fn options(backend: &Backend, instance: &str) -> Vec<Check> {
     checks
 }
 
-/// What could not be seen: if for want of a right that a node itself does not need, that is no failure.
+/// What could not be seen: if for lack of a right that a node itself does not need, that is no failure.
 fn unseen(name: &'static str, error: CloudError) -> Check {
     if error.kind != Kind::AccessDenied {
         return Check::of_call(name, Err(error));
     }
-    let said = format!("not to be seen: {} is not allowed", error.operation);
-    Check::warning(name, said, format!("allow ec2:{}, or look in the console", error.operation))
+    Check::skipped(name, &format!("ec2:{}", error.operation))
 }
 
 /// Without a template nothing can be launched. A node launches nothing; an instance that is none may be a scheduler's
@@ -255,10 +254,13 @@ fn difference(a: SystemTime, b: SystemTime) -> Duration {
     a.duration_since(b).or_else(|_| b.duration_since(a)).unwrap_or_default()
 }
 
-async fn tables(backend: &Backend) -> Vec<Check> {
+async fn tables(backend: &Backend, is_node: bool) -> Vec<Check> {
     let ledger = &backend.ledger;
-    let (tasks, index, missions) =
-        tokio::join!(ledger.may_work_at(TableKind::Tasks), ledger.has_index(), ledger.may_work_at(TableKind::Missions));
+    let tasks = async {
+        // Sweeps read tasks in batches; nodes do not, and may not.
+        if is_node { ledger.may_update(TableKind::Tasks).await } else { ledger.may_work_at(TableKind::Tasks).await }
+    };
+    let (tasks, index, missions) = tokio::join!(tasks, ledger.has_index(), ledger.may_work_at(TableKind::Missions));
     let names = ledger.tables();
     let said = |name: &str| format!("{name}: its key is right, and it may be read and written");
     vec![
@@ -310,11 +312,7 @@ async fn topic(backend: &Backend, topic: Option<&str>) -> Check {
         return Check::warning(name, "none is set, so nobody is told of a mission's end", "set LIGHTHPC_TOPIC_ARN");
     };
     match backend.notifier.look(topic).await {
-        Err(error) if error.kind == Kind::AccessDenied => Check::warning(
-            name,
-            format!("{topic}: it may be there, but sns:GetTopicAttributes is not allowed"),
-            "SNS has no dry run: `aws sns publish` shows whether sns:Publish is allowed",
-        ),
+        Err(error) if error.kind == Kind::AccessDenied => Check::skipped(name, "sns:GetTopicAttributes"),
         // SNS refuses the topic of another account, or none, with a parameter error.
         Err(error) if error.kind == Kind::Invalid => {
             Check::failure(name, format!("{error}: {}", error.source), "look at LIGHTHPC_TOPIC_ARN")
