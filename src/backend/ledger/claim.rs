@@ -235,6 +235,7 @@ fn claimed(who: &Claimant) -> Expression {
         .set(item::OPEN_AS, text(open_as(State::Running, &who.now)))
         .remove(item::LAUNCHES_LOST)
         .remove(item::CANCELLED)
+        .remove(item::LAUNCH_REQUEST)
         .remove(item::LAUNCH_ERROR);
     // By the claim's name: no later claim, of whatever version, is taken for one that runs alone.
     expression =

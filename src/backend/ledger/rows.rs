@@ -33,8 +33,6 @@ pub struct NewTask {
     pub trigger_time: String,
     /// What made the row.
     pub trigger: String,
-    /// Whether the caller launches a node for it at once: the row is made with that reserved.
-    pub is_launched: bool,
 }
 
 /// What became of a new row.
@@ -81,11 +79,6 @@ impl Ledger {
         }
         if let Some((mission, _)) = &new.mission {
             row.insert(item::MISSION.to_owned(), text(mission.as_str()));
-        }
-        if new.is_launched {
-            row.insert(item::LAUNCH_AT_ATTEMPT.to_owned(), item::number(0));
-            row.insert(item::LAUNCH_TRIES.to_owned(), item::number(1));
-            row.insert(item::LAUNCH_AT.to_owned(), text(&new.now));
         }
         let put = self.client.put_item().table_name(&self.tables.tasks).set_item(Some(row));
         let put = put.condition_expression("attribute_not_exists(#k)").expression_attribute_names("#k", item::SRC);
@@ -192,6 +185,7 @@ impl Ledger {
             .remove(item::ERROR)
             .remove(item::LAUNCH_AT_ATTEMPT)
             .remove(item::LAUNCHES_LOST)
+            .remove(item::LAUNCH_REQUEST)
             .remove(item::LAUNCH_AFTER)
             .remove(item::CANCELLED);
         if task.state != State::Failed {
