@@ -30,7 +30,7 @@ pub(crate) fn event(bytes: &[u8]) {
     }
 }
 
-/// Reads the body of a request for a new mission, as it is and in base64, and the same bytes as a mission's id in a path.
+/// Reads the body of a request for a new mission, as it is and in base64, and of one that sets a workload.
 pub(crate) fn http(bytes: &[u8]) {
     let encoded = json!({ "body": aws_smithy_types::base64::encode(bytes), "isBase64Encoded": true });
     let decoded = http::body(&encoded).ok();
@@ -42,10 +42,9 @@ pub(crate) fn http(bytes: &[u8]) {
     assert_eq!(http::body(&json!({ "body": text })).ok().as_deref(), Some(text));
     // The bytes in the place of the base64, too: refused or read, and no more.
     drop(http::body(&json!({ "body": text, "isBase64Encoded": true })));
-    drop(http::mission_id(text));
+    drop(http::Workload::read(text, &http::Allowed::of_environment()));
     if let Ok(new) = http::read(text) {
         assert!(MissionId::for_a_new_mission(new.id.as_str()).is_ok(), "{new:?}");
-        assert!(new.nodes.is_none_or(|nodes| (1..=http::NODES_MAX).contains(&u64::from(nodes))), "{new:?}");
-        assert!(new.trans_number > 0 && new.slots != Some(0), "{new:?}");
+        assert!(new.trans_number > 0 && new.nodes.is_none() && new.slots.is_none(), "{new:?}");
     }
 }

@@ -255,14 +255,14 @@ fn number(name: &str, value: Option<&Value>, most: u64) -> Result<Option<u64>, R
 
 /// What a mission's nodes run, and how many they are: the whole of it, so what is absent is removed.
 #[derive(Debug, PartialEq, Eq)]
-struct Workload {
+pub(super) struct Workload {
     exec: Option<String>,
     nodes: Option<u32>,
     slots: Option<u16>,
 }
 
 impl Workload {
-    fn read(body: &str, allowed: &Allowed) -> Result<Self, Refusal> {
+    pub(super) fn read(body: &str, allowed: &Allowed) -> Result<Self, Refusal> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Body {

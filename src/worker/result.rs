@@ -124,7 +124,7 @@ impl Pins {
         let root = contract.workspace();
         // As the files' paths, which have no link in them.
         let root = root.canonicalize().unwrap_or(root);
-        Self { root, owner: node.settings.bounds.wall.map(|wall| wall.uid) }
+        Self { root, owner: node.settings.bounds.wall.as_ref().map(|wall| wall.user().0) }
     }
 
     /// Puts a file of the result. One that grows, shrinks, or is written to meanwhile is none.
@@ -140,7 +140,7 @@ impl Pins {
         let (pins, path) = (self.clone(), file.to_owned());
         let pinned = tokio::task::spawn_blocking(move || {
             let below = path.strip_prefix(&pins.root).map_err(io::Error::other)?;
-            tree::pin(&pins.root, below.as_os_str().as_bytes(), pins.owner)
+            crate::workload::tree::pin(&pins.root, below.as_os_str().as_bytes(), pins.owner)
         });
         let pinned = pinned.await.map_err(io::Error::other).flatten().map_err(|error| bad(file, error.to_string()))?;
         let pinned = pinned.ok_or_else(changed)?;
