@@ -225,8 +225,8 @@ pub(super) struct RunArgs {
     /// Whether `local` is a folder for certain: by `--local=DIR`, or by the variable.
     #[arg(skip)]
     pub(super) local_is_folder: bool,
-    /// With --local: run the program that this mission's folder names, although it is another user's or others may write
-    /// to it; several are separated by commas, and * is any
+    /// With --local: run the program that this mission's folder names, although it is another user's or others may
+    /// write to it; several are separated by commas, and * is any
     #[arg(long, env = "LIGHTHPC_TRUST_FOLDER", value_name = "DIR", value_delimiter = ',')]
     pub(super) trust_folder: Vec<PathBuf>,
     /// How many tasks run at a time: with --local (default: the cores), or on a node that serves a mission which does
@@ -292,7 +292,13 @@ pub(super) struct RunArgs {
     )]
     pub(super) isolation: Isolation,
     /// With --isolation unit: the devices below /dev that workloads may use, separated by commas, or none
-    #[arg(long, default_value = DEVICES_DEFAULT, env = "LIGHTHPC_DEVICES", value_name = "DEVICES", help_heading = "The node")]
+    #[arg(
+        long,
+        default_value = DEVICES_DEFAULT,
+        env = "LIGHTHPC_DEVICES",
+        value_name = "DEVICES",
+        help_heading = "The node"
+    )]
     pub(super) devices: Devices,
     /// How long an attempt's workload may take (default: no limit)
     #[arg(long, env = "LIGHTHPC_TIME_LIMIT", value_parser = seconds, value_name = "SECONDS", help_heading = "The node")]

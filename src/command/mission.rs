@@ -78,7 +78,8 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
     run.conclude(&backend, review, told_before, started.elapsed()).await
 }
 
-/// Returns where attempts have their folders. In a mission of another user, who is trusted, this user has one of its own.
+/// Returns where attempts have their folders. In a mission of another user, who is trusted, this user has one of its
+/// own.
 fn work_dir(dir: &Path) -> PathBuf {
     let work = dir.join(".lighthpc/work");
     let uid = rustix::process::geteuid().as_raw();

@@ -111,7 +111,8 @@ pub(super) async fn serve(
     trouble.map_or(Ok(Ending::Served { done, other }), Err)
 }
 
-/// Returns how many tasks a node works at, at a time. In a sandbox each has a user of its own, as far as there are users.
+/// Returns how many tasks a node works at, at a time. In a sandbox each has a user of its own, as far as there are
+/// users.
 fn slots_of(node: &Node, wanted: u16) -> u16 {
     let most = node.settings.bounds.wall.as_ref().map_or(u16::MAX, Wall::slots_max);
     if wanted > most {

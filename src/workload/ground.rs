@@ -202,8 +202,8 @@ impl Who {
 
     /// Returns why a folder may not be above the work folder, if so.
     fn objection_to_parent(&self, meta: &Stat) -> Option<String> {
-        // Only root is kept away from a folder of another user or of a group, as projects have them: any other user finds
-        // a folder of its own there, or is refused.
+        // Only root is kept away from a folder of another user or of a group, as projects have them: any other user
+        // finds a folder of its own there, or is refused.
         if self.uid == 0 && !self.trusts(meta.st_uid) {
             return Some(format!("is user {}'s, who can replace what is in it", meta.st_uid));
         }

@@ -12,7 +12,8 @@ pub(super) const PROPERTIES: &[&str] = &[
     // With this type a signal is never a success, so that half a result is never taken for a whole one.
     "Type=oneshot",
     "CollectMode=inactive",
-    // What is around the program is tried once before it: then an exit code from 200 to 245 is the program's own, not systemd's.
+    // What is around the program is tried once before it: then an exit code from 200 to 245 is the program's own, not
+    // systemd's.
     "ExecStartPre=/bin/true",
     // The node asks with SIGTERM itself; what systemd ends has had its time.
     "KillSignal=SIGKILL",
@@ -46,7 +47,7 @@ pub(super) const PROPERTIES: &[&str] = &[
     "DevicePolicy=closed",
     "KeyringMode=private",
     "RemoveIPC=yes",
-    // Of /run nothing is there but what is bound back: no socket of systemd, D-Bus, the journal, or a daemon that is to come.
+    // Of /run nothing is there but what is bound back: no socket of systemd, D-Bus, the journal, or another daemon.
     "TemporaryFileSystem=/dev/shm:mode=1777 /run:ro,mode=0755",
     "InaccessiblePaths=-/etc/lighthpc -/var/lib/cloud",
     "UMask=0077",
@@ -63,12 +64,12 @@ pub(super) const PROPERTIES: &[&str] = &[
     "SystemCallErrorNumber=EPERM",
 ];
 
-/// What ties a workload to the node, where the node is the service: it ends with it, and at power-off the node stops first, and
-/// hands its task back.
+/// What ties a workload to the node, where the node is the service: it ends with it, and at power-off the node stops
+/// first, and hands its task back.
 pub(super) const BOUND: &[&str] = &["BindsTo=lighthpc.service", "Before=lighthpc.service"];
 
-/// The devices that workloads may use unless the settings say otherwise: GPUs of NVIDIA and AMD, AWS's own accelerators,
-/// and the network adapters that MPI uses. A machine has few of them or none.
+/// The devices that workloads may use unless the settings say otherwise: GPUs of NVIDIA and AMD, AWS's own
+/// accelerators, and the network adapters that MPI uses. A machine has few of them or none.
 pub const DEVICES_DEFAULT: &str = "/dev/nvidia*,/dev/dri,/dev/kfd,/dev/neuron*,/dev/infiniband";
 /// The most device nodes of one unit: a machine with 16 GPUs and 32 adapters has about 100.
 const NODES_MAX: usize = 512;

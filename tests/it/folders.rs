@@ -29,7 +29,8 @@ fn left_in(work_dir: &Path) -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_result_that_is_too_deep_fails_its_task_with_a_text_of_its_own() {
-    for levels in [201, 3000, 20_000] {
+    // Twenty thousand are tried beside the walker, in memory: a disk takes its time for them.
+    for levels in [201, 3000] {
         let lab = Lab::new().await;
         lab.mission("M", &["abc"]).await;
         let made = chain(lab.dir.path(), levels);
@@ -47,10 +48,10 @@ async fn a_result_that_is_too_deep_fails_its_task_with_a_text_of_its_own() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deep_folders_elsewhere_fail_no_task_and_are_removed() {
-    for (place, levels) in [("$LIGHTHPC_SCRATCH", 20_000), ("$LIGHTHPC_CHECKPOINT_DIR", 3000)] {
+    for place in ["$LIGHTHPC_SCRATCH", "$LIGHTHPC_CHECKPOINT_DIR"] {
         let lab = Lab::new().await;
         lab.mission("M", &["abc"]).await;
-        let made = chain(lab.dir.path(), levels);
+        let made = chain(lab.dir.path(), 3000);
         let line = format!("mv '{}' \"{place}\"; echo whole > \"$LIGHTHPC_OUTPUT\"", made.display());
         let node = lab.node("abc", "M").shell(&line);
         let work_dir = node.settings.work_dir.clone();

@@ -200,6 +200,7 @@ async fn an_older_mission_with_an_unfit_id_is_worked_at_and_reported() {
         for nodes in [0, 1] {
             let lab = Lab::new().await;
             lab.set_mission_number(id, "transNumber", 1).await;
+            lab.set_mission_value(id, "rsltList", AttributeValue::L(vec![text("rsltList")])).await;
             if nodes > 0 {
                 lab.set_mission_number(id, "nodes", nodes).await;
             }

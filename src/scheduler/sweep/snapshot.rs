@@ -126,10 +126,13 @@ impl Snapshot {
         task.mission.as_ref().and_then(|id| self.missions.get(id))
     }
 
-    /// The mission that an instance's tag names. One that is closed may be known by its short name alone.
+    /// The mission that an instance's tag names; of a short name, if the mission is among those that are looked at.
     pub(super) fn mission_tagged(&self, ours: &Ours) -> Option<MissionId> {
-        let known = self.missions.keys().find(|id| ours.is_of(id)).cloned();
-        known.or_else(|| MissionId::new(ours.mission.clone()?).ok())
+        let value = ours.mission.as_deref()?;
+        if tags::is_short_mission(value) {
+            return self.missions.keys().find(|id| ours.is_of(id)).cloned();
+        }
+        MissionId::new(value).ok()
     }
 
     /// Whether an instance of ours runs or boots.
