@@ -80,7 +80,7 @@ pub struct Shown<'a> {
     /// How many live.
     pub alive: u64,
     /// How many of an epoch show.
-    pub of_epoch: &'a dyn Fn(u64) -> u64,
+    pub of_epoch: &'a (dyn Fn(u64) -> u64 + Sync),
 }
 
 impl Ledger {
