@@ -30,7 +30,7 @@ pub(crate) fn event(bytes: &[u8]) {
     }
 }
 
-/// Reads the body of a request for a new mission, as it is and in base64, and the same bytes as a mission's id in a path.
+/// Reads the body of a request for a new mission, as it is and in base64, and the same bytes as an id in a path.
 pub(crate) fn http(bytes: &[u8]) {
     let encoded = json!({ "body": aws_smithy_types::base64::encode(bytes), "isBase64Encoded": true });
     let decoded = http::body(&encoded).ok();
