@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use super::progress_file::{ProgressFile, Text};
 use crate::domain::progress::Progress;
 
-/// Reads a progress file. Its last valid line counts, whether it is read at once or was read while it grew; and no line is
-/// reported twice.
+/// Reads a progress file. Its last valid line counts, whether it is read at once or was read while it grew; and no
+/// line is reported twice.
 pub(crate) fn progress(bytes: &[u8]) {
     let text = |end: usize| Text { bytes: bytes[..end].to_vec(), start: 0 };
     let mut whole = ProgressFile::new(PathBuf::new());
