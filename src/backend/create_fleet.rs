@@ -13,7 +13,7 @@ use crate::domain::request::Request;
 
 /// The most pools (instance type × subnet) that one request names. Source: EC2 user guide, "EC2 Fleet quotas": 300 launch
 /// specifications and overrides per fleet.
-pub(super) const POOLS_MAX: usize = 300;
+const POOLS_MAX: usize = 300;
 
 /// Makes the call of a launch.
 pub(super) fn build(fleet: CreateFleetFluentBuilder, request: &Request) -> CreateFleetFluentBuilder {

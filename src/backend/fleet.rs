@@ -7,7 +7,7 @@ use aws_sdk_ec2::Client;
 use aws_sdk_ec2::config::Builder;
 use aws_sdk_ec2::types::{
     Filter, InstanceStateName, InstanceType, LaunchTemplateHttpTokensState, LaunchTemplateInstanceMetadataOptions,
-    LaunchTemplateInstanceMetadataTagsState, ShutdownBehavior, Tag,
+    LaunchTemplateInstanceMetadataTagsState, Reservation, ShutdownBehavior, Tag,
 };
 
 use super::create_fleet::{build, is_shortfall};
@@ -34,7 +34,7 @@ pub struct Terms {
 
 /// One attempt of a launch: EC2 answers when it has launched all instances, which takes seconds for one and more than a
 /// minute for thousands.
-const LAUNCH_TIMEOUT: Duration = Duration::from_secs(120);
+const LAUNCH_TIMEOUT: Duration = Duration::from_mins(2);
 /// A launch with its repeats: one that hung for the whole of [`LAUNCH_TIMEOUT`] has 30 s to find what became of it.
 const LAUNCH_WITH_REPEATS: Duration = Duration::from_secs(150);
 /// The longest reason that is kept, in characters.
@@ -261,14 +261,17 @@ impl Fleet {
                 Err(error) if error.kind == Kind::NotFound => None,
                 Err(error) => return Err(error),
             };
-            let instance = answer.iter().flat_map(|answer| answer.reservations()).find_map(|r| r.instances().first());
+            let first = |reservation: &Reservation| reservation.instances().first().cloned();
+            let instance = answer.and_then(|answer| answer.reservations().iter().find_map(first));
             let is_marked = |tag: &Tag| tag.key() == Some(tags::OURS) && tag.value() == Some(mark);
-            let found = instance.and_then(ours);
-            match (instance, found) {
+            // Those of AWS, such as the fleet's, are there first.
+            let is_set = |tag: &Tag| tag.key().is_some_and(|key| !key.starts_with("aws:"));
+            let found = instance.as_ref().and_then(ours);
+            match (&instance, found) {
                 (Some(instance), found) if instance.tags().iter().any(is_marked) => return Ok(found),
                 // Another's, or one that has had the time to show its tags.
                 (Some(instance), found)
-                    if !instance.tags().is_empty() || found.as_ref().is_some_and(|found| found.age >= YOUNG) =>
+                    if instance.tags().iter().any(is_set) || found.as_ref().is_some_and(|found| found.age >= YOUNG) =>
                 {
                     return Ok(None);
                 }
@@ -284,7 +287,7 @@ impl Fleet {
         let mut found = Vec::new();
         while let Some(page) = pages.next().await {
             let page = page.map_err(|e| CloudError::sdk("DescribeInstances", "instances of ours", e))?;
-            let instances = page.reservations().iter().flat_map(aws_sdk_ec2::types::Reservation::instances);
+            let instances = page.reservations().iter().flat_map(Reservation::instances);
             found.extend(instances.filter_map(ours));
         }
         Ok(found)

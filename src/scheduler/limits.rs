@@ -84,13 +84,22 @@ impl Scheduler {
         Ok(Grant { count: 0, ticket: None, why: Some(why) })
     }
 
-    /// Takes nodes for a launch that is repeated, unless those that were taken for it are still counted.
+    /// Takes nodes for a launch that is repeated, unless those that were taken for it are still counted, and do not show: the
+    /// epoch in the row is not believed alone.
     pub(super) async fn take_nodes_again(&self, n: u32, epoch: Option<u64>) -> Result<Grant, SchedulerError> {
-        if let (Some(epoch), Some(count)) = (epoch, self.node_count().await?)
-            && count.epoch.checked_sub(epoch).is_some_and(|age| age <= 1)
-        {
-            let ticket = Ticket { epoch, hour: String::new() };
-            return Ok(Grant { count: n, ticket: Some(ticket), why: None });
+        if let (Some(epoch), Some(count)) = (epoch, self.node_count().await?) {
+            let taken = match count.epoch.checked_sub(epoch) {
+                Some(0) => count.in_epoch,
+                Some(1) => count.in_last_epoch,
+                _ => 0,
+            };
+            let instances = self.backend.fleet.all_of_ours(self.mark()).await;
+            let instances = instances.map_err(SchedulerError::cloud("listing our instances"))?;
+            let shown = instances.iter().filter(|ours| ours.epoch == Some(epoch)).count();
+            if taken.saturating_sub(i64::try_from(shown).unwrap_or(i64::MAX)) >= i64::from(n) {
+                let ticket = Ticket { epoch, hour: String::new() };
+                return Ok(Grant { count: n, ticket: Some(ticket), why: None });
+            }
         }
         let grant = self.take_nodes(n).await?;
         if grant.count < n {
@@ -151,10 +160,11 @@ impl Scheduler {
             }
         };
         let alive = instances.iter().filter(|ours| !ours.is_ended).count() as u64;
-        let of_epoch = |epoch| instances.iter().filter(|ours| ours.epoch == Some(epoch)).count() as u64;
+        let of =
+            |epoch: Option<u64>| instances.iter().filter(|ours| epoch.is_some() && ours.epoch == epoch).count() as u64;
+        let shown = Shown { alive, in_epoch: of(Some(seen.epoch)), in_last_epoch: of(seen.epoch.checked_sub(1)) };
         let limits = [own.at_a_time.stores(), own.per_hour.stores()];
-        let shown = Shown { alive, of_epoch: &of_epoch };
-        let corrected = self.backend.ledger.correct_node_count(&seen, &shown, limits);
+        let corrected = self.backend.ledger.correct_node_count(&seen, shown, limits);
         corrected.await.map(drop).map_err(SchedulerError::cloud("correcting the count of nodes"))
     }
 }

@@ -64,17 +64,13 @@ impl Scheduler {
     ) -> Result<Launched, SchedulerError> {
         let (mut mission, mut instances) = (mission.clone(), instances.to_vec());
         for _ in 0..ROUNDS_MAX {
-            match self.launch_round(&mission, lack, &instances).await? {
-                Some(launched) => return Ok(launched),
-                // The next number, for what is missing by now.
-                None => {
-                    instances = self.list_ours().await?;
-                    mission = match self.mission(&mission.id).await? {
-                        Some(mission) => mission,
-                        None => return Ok(Launched::default()),
-                    };
-                }
+            if let Some(launched) = self.launch_round(&mission, lack, &instances).await? {
+                return Ok(launched);
             }
+            // The next number, for what is missing by now.
+            instances = self.list_ours().await?;
+            let Some(now) = self.mission(&mission.id).await? else { return Ok(Launched::default()) };
+            mission = now;
         }
         let why = format!("EC2 says {ROUNDS_MAX} times that a launch's token was used for another one");
         Ok(Launched { instances: Vec::new(), shortfall: vec![why] })
@@ -195,13 +191,14 @@ impl Scheduler {
             let tags = self.tags(mission.id.as_str(), Some(mission));
             let token = reserved.token.clone();
             let now = self.request(policy, reserved.purchase, reserved.count, tags, token).await?;
-            let is_its = reserved.number == mission.launch_round && reserved.count <= mission.nodes.unwrap_or(0);
+            let is_its = reserved.number == mission.launch_round;
             match reserved.again(now, policy, &self.settings.subnets).filter(|_| is_its) {
                 Some(request) => again.push(request),
                 None => return Ok(Vec::new()),
             }
         }
-        Ok(again)
+        let total: u64 = again.iter().map(|request| u64::from(request.count)).sum();
+        Ok(if total <= mission.nodes.unwrap_or(0).into() { again } else { Vec::new() })
     }
 
     /// The requests of a launch: On-Demand and Spot nodes, so many of each.

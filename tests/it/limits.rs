@@ -246,7 +246,8 @@ async fn racing_schedulers_never_exceed_the_limit() {
                 }
             });
         }
-        for scheduler in schedulers[..2].iter().cloned() {
+        for scheduler in &schedulers[..2] {
+            let scheduler = scheduler.clone();
             work.spawn(async move {
                 let stop = CancellationToken::new();
                 stop.cancel();
@@ -258,7 +259,9 @@ async fn racing_schedulers_never_exceed_the_limit() {
         }
         while !work.is_empty() {
             assert!(running(&lab).len() <= 5);
-            let _ = tokio::time::timeout(Duration::from_millis(5), work.join_next()).await;
+            if let Ok(Some(ended)) = tokio::time::timeout(Duration::from_millis(5), work.join_next()).await {
+                ended.unwrap();
+            }
         }
         assert!(running(&lab).len() <= 5);
     }

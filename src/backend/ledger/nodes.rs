@@ -75,12 +75,15 @@ pub struct Ticket {
     pub hour: String,
 }
 
-/// What of our instances is counted: those that live, and, by epoch, those that show, whether they live or have ended.
-pub struct Shown<'a> {
-    /// How many live.
+/// How many of our instances EC2 shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// Those that live.
     pub alive: u64,
-    /// How many of an epoch show.
-    pub of_epoch: &'a (dyn Fn(u64) -> u64 + Sync),
+    /// Those that were taken in the newest epoch, whether they live or have ended.
+    pub in_epoch: u64,
+    /// Those of the epoch before.
+    pub in_last_epoch: u64,
 }
 
 impl Ledger {
@@ -202,16 +205,15 @@ impl Ledger {
     pub async fn correct_node_count(
         &self,
         seen: &NodeCount,
-        shown: &Shown<'_>,
+        shown: Shown,
         limits: [Option<Option<u64>>; 2],
     ) -> Result<bool, CloudError> {
         let now = self.seconds().await?;
         let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-        let hidden =
-            |taken: i64, epoch: Option<u64>| (taken - epoch.map_or(0, |epoch| count((shown.of_epoch)(epoch)))).max(0);
+        let hidden = |taken: i64, shown: u64| (taken - count(shown)).max(0);
         let is_new = now.saturating_sub(seen.epoch_since) >= EPOCH_MIN.as_secs();
-        let last = if is_new { 0 } else { hidden(seen.in_last_epoch, seen.epoch.checked_sub(1)) };
-        let most = count(shown.alive) + hidden(seen.in_epoch, Some(seen.epoch)) + last;
+        let last = if is_new { 0 } else { hidden(seen.in_last_epoch, shown.in_last_epoch) };
+        let most = count(shown.alive) + hidden(seen.in_epoch, shown.in_epoch) + last;
         let mut expression = Expression::default().add(TAKEN, most - seen.taken).add(COUNTED, 1);
         if is_new {
             expression = expression
