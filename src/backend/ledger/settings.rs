@@ -11,6 +11,8 @@ pub const SETTINGS: &[&str] = &[
     "container",
     "env",
     item::EXEC,
+    item::LAUNCH_ERROR,
+    item::LAUNCH_REQUESTS,
     item::LAUNCH_ROUND,
     "maxAttempts",
     "maxCost",
