@@ -620,7 +620,8 @@ def names(outputs):
 def launch_data(account, outputs):
     """What the stack's launch template holds."""
     versions = account.client("ec2").describe_launch_template_versions(LaunchTemplateId=outputs["LaunchTemplateId"])
-    return versions["LaunchTemplateVersions"][-1]["LaunchTemplateData"]
+    newest = max(versions["LaunchTemplateVersions"], key=lambda version: version["VersionNumber"])
+    return newest["LaunchTemplateData"]
 
 
 @SLOW
