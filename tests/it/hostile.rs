@@ -10,6 +10,7 @@ use lighthpc::domain::task::State;
 use lighthpc::local::Faults;
 use lighthpc::scheduler::{Boarded, Finding, Intake, Plan, What};
 use lighthpc::worker::{Ending, NodeError};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::lab::{Lab, mission_id, src, text};
@@ -127,49 +128,52 @@ async fn the_tally_of_a_mission_is_no_mission() {
 #[tokio::test]
 async fn a_row_that_names_an_item_as_its_mission_counts_for_none() {
     let reserved = ITEMS.iter().map(|key| text(key));
+    let mut cases = JoinSet::new();
     for value in reserved.chain(other_types()) {
         for state in ["pending", "running", "failed", "done"] {
-            if state != "pending" && !matches!(value, AttributeValue::S(_)) {
-                continue;
+            if state == "pending" || matches!(value, AttributeValue::S(_)) {
+                cases.spawn(counts_for_none(value.clone(), state));
             }
-            let lab = Lab::new().await;
-            lab.mission("M", &["abc", "odd"]).await;
-            lab.set_mission_number("M", "transNumber", 1).await;
-            lab.set_value("odd", "missionID", value.clone()).await;
-            lab.set_attribute("odd", "state", state).await;
-            let context = format!("{state} {value:?}");
-
-            let alone = lab.node("odd", "M").run().await;
-            let is_open = ["pending", "running"].contains(&state);
-            assert_eq!(
-                matches!(alone.ending, Err(NodeError::OddRow { .. })),
-                is_open && !is_number(&value),
-                "{context}: {alone:?}"
-            );
-            let found = sweep(&lab).await;
-            if is_open && !is_number(&value) {
-                assert_eq!(of(&found, What::Trouble), ["odd"], "{context}: {found:?}");
-            }
-            let serves = lab.node_on(lab.cloud.launch(&[("missionID", "M")]), Faults::new()).run().await;
-            assert!(matches!(serves.ending, Ok(Ending::Served { .. })), "{context}: {serves:?}");
-            let scheduler = lab.scheduler(&Faults::new());
-            let redriven = scheduler.redrive(&mission_id("M"), None, &[src("odd")]).await.unwrap();
-            assert_eq!(redriven.put_back, 0, "{context}");
-            scheduler.cancel(&mission_id("M"), std::time::Duration::ZERO).await.unwrap();
-
-            let tally = lab.tally("M").await;
-            assert_eq!(
-                (tally.ok, tally.failed, lab.mission_row("M").await.notified),
-                (1, 0, Notified::Yes),
-                "{context}"
-            );
-            if !is_number(&value) {
-                let row = lab.row_of("odd").await;
-                assert_eq!((&row["missionID"], &row["state"]), (&value, &text(state)), "{context}");
-            }
-            assert_eq!(lab.backend.ledger.missions().await.unwrap().len(), 1, "{context}");
         }
     }
+    while let Some(case) = cases.join_next().await {
+        case.unwrap();
+    }
+}
+
+async fn counts_for_none(value: AttributeValue, state: &'static str) {
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc", "odd"]).await;
+    lab.set_mission_number("M", "transNumber", 1).await;
+    lab.set_value("odd", "missionID", value.clone()).await;
+    lab.set_attribute("odd", "state", state).await;
+    let context = format!("{state} {value:?}");
+
+    let alone = lab.node("odd", "M").run().await;
+    let is_open = ["pending", "running"].contains(&state);
+    assert_eq!(
+        matches!(alone.ending, Err(NodeError::OddRow { .. })),
+        is_open && !is_number(&value),
+        "{context}: {alone:?}"
+    );
+    let found = sweep(&lab).await;
+    if is_open && !is_number(&value) {
+        assert_eq!(of(&found, What::Trouble), ["odd"], "{context}: {found:?}");
+    }
+    let serves = lab.node_on(lab.cloud.launch(&[("missionID", "M")]), Faults::new()).run().await;
+    assert!(matches!(serves.ending, Ok(Ending::Served { .. })), "{context}: {serves:?}");
+    let scheduler = lab.scheduler(&Faults::new());
+    let redriven = scheduler.redrive(&mission_id("M"), None, &[src("odd")]).await.unwrap();
+    assert_eq!(redriven.put_back, 0, "{context}");
+    scheduler.cancel(&mission_id("M"), std::time::Duration::ZERO).await.unwrap();
+
+    let tally = lab.tally("M").await;
+    assert_eq!((tally.ok, tally.failed, lab.mission_row("M").await.notified), (1, 0, Notified::Yes), "{context}");
+    if !is_number(&value) {
+        let row = lab.row_of("odd").await;
+        assert_eq!((&row["missionID"], &row["state"]), (&value, &text(state)), "{context}");
+    }
+    assert_eq!(lab.backend.ledger.missions().await.unwrap().len(), 1, "{context}");
 }
 
 /// A number is read as its digits, which may be a mission's id.
@@ -196,30 +200,39 @@ async fn a_mission_that_can_be_none_is_reported() {
 #[tokio::test]
 async fn an_older_mission_with_an_unfit_id_is_worked_at_and_reported() {
     let long = "x".repeat(1_000);
+    let mut cases = JoinSet::new();
     for id in ["a/b", "a#b", "a~b%?", "new\nline", " a ", "aws:a", "..", "-rf", "a\u{202e}b", &long] {
         for nodes in [0, 1] {
-            let lab = Lab::new().await;
-            lab.set_mission_number(id, "transNumber", 1).await;
-            lab.set_mission_value(id, "rsltList", AttributeValue::L(vec![text("rsltList")])).await;
-            if nodes > 0 {
-                lab.set_mission_number(id, "nodes", nodes).await;
-            }
-            lab.input("abc", b"abc").await;
-            lab.row("abc", &mission_id(id)).await;
-
-            let found = sweep(&lab).await;
-
-            assert_eq!(of(&found, What::Trouble), [id], "{found:?}");
-            let [instance] = &lab.cloud.instances()[..] else { panic!("{id:?}: {found:?}") };
-            let tag = instance.tags.iter().find(|(key, _)| key == "missionID").map(|(_, value)| value.as_str());
-            assert!(tag.is_some_and(|tag| tag.chars().count() <= 256 && !tag.contains(char::is_control)), "{tag:?}");
-            // A node that is there is seen: no second is launched.
-            assert!(of(&sweep(&lab).await, What::Launched).is_empty(), "{id:?}");
-            lab.node_on(instance.id.clone(), Faults::new()).run().await.ending.unwrap();
-            lab.assert_done("abc", id, id).await;
-            lab.scheduler(&Faults::new()).cancel(&mission_id(id), std::time::Duration::ZERO).await.unwrap();
+            cases.spawn(is_worked_at(id.to_owned(), nodes));
         }
     }
+    while let Some(case) = cases.join_next().await {
+        case.unwrap();
+    }
+}
+
+async fn is_worked_at(id: String, nodes: u64) {
+    let id = id.as_str();
+    let lab = Lab::new().await;
+    lab.set_mission_number(id, "transNumber", 1).await;
+    lab.set_mission_value(id, "rsltList", AttributeValue::L(vec![text("rsltList")])).await;
+    if nodes > 0 {
+        lab.set_mission_number(id, "nodes", nodes).await;
+    }
+    lab.input("abc", b"abc").await;
+    lab.row("abc", &mission_id(id)).await;
+
+    let found = sweep(&lab).await;
+
+    assert_eq!(of(&found, What::Trouble), [id], "{found:?}");
+    let [instance] = &lab.cloud.instances()[..] else { panic!("{id:?}: {found:?}") };
+    let tag = instance.tags.iter().find(|(key, _)| key == "missionID").map(|(_, value)| value.as_str());
+    assert!(tag.is_some_and(|tag| tag.chars().count() <= 256 && !tag.contains(char::is_control)), "{tag:?}");
+    // A node that is there is seen: no second is launched.
+    assert!(of(&sweep(&lab).await, What::Launched).is_empty(), "{id:?}");
+    lab.node_on(instance.id.clone(), Faults::new()).run().await.ending.unwrap();
+    lab.assert_done("abc", id, id).await;
+    lab.scheduler(&Faults::new()).cancel(&mission_id(id), std::time::Duration::ZERO).await.unwrap();
 }
 
 fn plan(uploads: Option<bool>, keys: &[&str]) -> Plan {
