@@ -208,6 +208,7 @@ fn describe_instances(fleet: &Fleet, form: &Form) -> Result<Xml, Refusal> {
     if let Some(name) = filters.unknown(is_instance_field) {
         return Err(Refusal::new("InvalidParameterValue", format!("The filter '{name}' is invalid")));
     }
+    fleet.recall(&ids);
     known(fleet, &ids)?;
     refuse_dry_run(form)?;
     let mut machines = fleet.all();

@@ -1,7 +1,8 @@
 //! The instances of the local cloud: what they are tagged with, what EC2 and IMDS have to say about them.
 //!
-//! They live in this process alone. An id from an earlier process is unknown to EC2, which is the truth: the
-//! process that was that machine is gone. An instance is `running` until it is terminated; there is nothing between.
+//! They live in this process alone. In a folder that outlives its processes, an instance of an earlier process is
+//! `terminated`: the process that was that machine has ended, or this one would not have the folder's lock. An instance is
+//! `running` until it is terminated; there is nothing between.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
@@ -26,7 +27,7 @@ pub struct Instance {
 }
 
 /// What is known of one machine.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Machine {
     pub(super) tags: BTreeMap<String, String>,
     pub(super) is_running: bool,
@@ -64,6 +65,8 @@ pub(super) struct Fleet {
     machines: Mutex<BTreeMap<String, Machine>>,
     tokens: Mutex<BTreeMap<String, Launched>>,
     hides_tags: AtomicBool,
+    /// Whether earlier processes had instances, too.
+    has_earlier: AtomicBool,
     /// The zones of subnets. One that is not here is in a zone of its own.
     zones: Mutex<BTreeMap<String, String>>,
     /// The instance types that the region offers; `None`: all.
@@ -80,17 +83,28 @@ impl Fleet {
         let machine = Machine {
             tags: tags.into_iter().collect(),
             is_running: true,
-            is_stopped: false,
             launched: machines.len() as u64,
             launched_at: UNIX_EPOCH.elapsed().unwrap_or_default(),
-            terminate_calls: 0,
-            notice: None,
-            rebalance: None,
-            reason: None,
-            is_hidden: false,
+            ..Machine::default()
         };
         machines.insert(id.clone(), machine);
         id
+    }
+
+    /// Says that earlier processes had instances in the same folder, and that all of them have ended.
+    pub(super) fn follow_earlier(&self) {
+        self.has_earlier.store(true, Ordering::SeqCst);
+    }
+
+    /// Notes instances that this process does not know, and that an earlier one may have had, as terminated.
+    pub(super) fn recall(&self, ids: &[String]) {
+        let is_ours = |id: &String| id.len() == 19 && id.starts_with("i-0");
+        if self.has_earlier.load(Ordering::SeqCst) {
+            let mut machines = locked(&self.machines);
+            for id in ids.iter().filter(|id| is_ours(id)) {
+                machines.entry(id.clone()).or_default();
+            }
+        }
     }
 
     /// Launches once for one client token, as EC2 does; `Err`: the token was used for another call.

@@ -98,7 +98,9 @@ impl LocalCloud {
     pub fn open(dir: &Path) -> Result<Self, OpenError> {
         let (layout, lock) = Layout::open(dir)?;
         let (dynamo, sns) = (Dynamo::on_disk(&layout)?, Sns::open(&layout)?);
-        Ok(Self::of(layout, Some(lock), dynamo, sns))
+        let cloud = Self::of(layout, Some(lock), dynamo, sns);
+        cloud.inner.fleet.follow_earlier();
+        Ok(cloud)
     }
 
     /// Opens an existing cloud beside the process that has it open: to look at, not to work in. Nothing in the folder

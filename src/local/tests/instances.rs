@@ -83,6 +83,21 @@ async fn tags_are_found_by_filter() {
 }
 
 #[tokio::test]
+async fn an_instance_of_an_earlier_process_in_the_same_folder_is_terminated() {
+    let dir = TempDir::new().unwrap();
+    let earlier = LocalCloud::open(dir.path()).unwrap().launch(&[("lighthpc", "node")]);
+    let cloud = LocalCloud::open(dir.path()).unwrap();
+
+    let answer = ec2(&cloud).describe_instances().instance_ids(&earlier).send().await.unwrap();
+
+    let instance = &answer.reservations()[0].instances()[0];
+    assert_eq!(instance.instance_id(), Some(earlier.as_str()));
+    assert_eq!(instance.state().unwrap().name(), Some(&InstanceStateName::Terminated));
+    let unknown = ec2(&cloud).describe_instances().instance_ids("i-1").send().await.unwrap_err();
+    assert_eq!(code(&unknown), "InvalidInstanceID.NotFound");
+}
+
+#[tokio::test]
 async fn an_instance_runs_until_it_is_terminated() {
     let sky = Sky::new();
     let ids = [sky.cloud.launch(&[("lighthpc", "node")]), sky.cloud.launch(&[])];
