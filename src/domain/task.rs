@@ -134,8 +134,6 @@ pub struct Task {
     pub crashes: u64,
     /// Whether a node crashed that held the task: it runs alone on a node until it is done.
     pub is_suspect: bool,
-    /// The claim whose attempt runs, or ran, alone on its node.
-    pub alone: Option<String>,
     /// The newest ended attempts, oldest first.
     pub history: Vec<PastAttempt>,
     /// Since when it waits, or runs, RFC 3339 UTC, by the writer's clock.
@@ -182,6 +180,10 @@ pub struct Counts {
     /// The crash of the node that this ending is, if it is one.
     pub crash: Option<Crash>,
 }
+
+/// How a claim's token begins whose attempt runs alone on its node. A later claim, of whatever version, brings its own token;
+/// those of other versions are hexadecimal.
+pub const ALONE: &str = "alone-";
 
 /// A crash of a node, as a task that it held counts it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -260,7 +262,6 @@ impl Task {
             interruptions: 0,
             crashes: 0,
             is_suspect: false,
-            alone: None,
             history: Vec::new(),
             open_since: None,
             launch: Launch::default(),
@@ -284,8 +285,7 @@ impl Task {
     /// Returns the counts after a crash of the node that holds the task. No other budget counts it.
     #[must_use]
     pub fn counts_after_crash(&self) -> Counts {
-        // A mark of another claim, of another version's or by hand, says nothing of this attempt.
-        let was_alone = self.alone.is_some() && self.alone == self.claim_token;
+        let was_alone = self.claim_token.as_ref().is_some_and(|token| token.starts_with(ALONE));
         let crashes = self.crashes.saturating_add(u64::from(was_alone));
         Counts {
             app_failures: self.app_failures,
@@ -348,15 +348,15 @@ mod tests {
     fn only_a_crash_of_a_node_that_ran_the_task_alone_counts() {
         let mut task = Task::new(SrcId::new("a").unwrap(), None);
         (task.interruptions, task.app_failures, task.crashes) = (3, 1, 1);
-        let crash = |alone: Option<&str>, token: Option<&str>| {
-            let (alone, claim_token) = (alone.map(str::to_owned), token.map(str::to_owned));
-            let counts = Task { claim_token, alone, ..task.clone() }.counts_after_crash();
+        let crash = |token: Option<&str>| {
+            let claim_token = token.map(str::to_owned);
+            let counts = Task { claim_token, ..task.clone() }.counts_after_crash();
             assert_eq!((counts.interruptions, counts.app_failures), (3, 1));
             counts.crash.unwrap()
         };
-        assert_eq!(crash(Some("t"), Some("t")), Crash { crashes: 2, was_alone: true });
-        for (alone, token) in [(None, None), (None, Some("t")), (Some("t"), None), (Some("old"), Some("t"))] {
-            assert_eq!(crash(alone, token), Crash { crashes: 1, was_alone: false });
+        assert_eq!(crash(Some("alone-0a")), Crash { crashes: 2, was_alone: true });
+        for token in [None, Some(""), Some("0a"), Some("Alone-0a"), Some("0a alone-")] {
+            assert_eq!(crash(token), Crash { crashes: 1, was_alone: false });
         }
     }
 

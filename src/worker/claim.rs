@@ -11,7 +11,7 @@ use crate::backend::ledger::{Claim, Claimant};
 use crate::clock;
 use crate::domain::ids::InstanceId;
 use crate::domain::lease::{Lease, Sight, Watch};
-use crate::domain::task::Task;
+use crate::domain::task::{ALONE, Task};
 
 /// What became of the claim.
 #[derive(Debug)]
@@ -60,7 +60,12 @@ pub(super) async fn acquire(node: &Node, instance: &Instance, task: &Assignment)
         mission: task.mission.clone(),
         bucket: node.settings.source_bucket.clone(),
         now: clock::now_rfc3339(),
-        token: format!("{:032x}", rand::random::<u128>()),
+        // Both have 32 characters: a row may be almost full.
+        token: if task.is_alone {
+            format!("{ALONE}{:026x}", rand::random::<u128>() >> 24)
+        } else {
+            format!("{:032x}", rand::random::<u128>())
+        },
         is_alone: task.is_alone,
     };
     let ledger = &node.backend.ledger;

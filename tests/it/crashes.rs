@@ -114,7 +114,7 @@ async fn after_a_crash_all_run_alone_and_the_culprit_fails_at_its_third() {
         let row = lab.task(task).await;
         assert_eq!((row.state, row.attempt.0, counts(&row)), (State::Done, 2, (0, false, 0, 0)), "{task}");
         let row = lab.row_of(task).await;
-        assert!(["suspect", "alone", "error"].iter().all(|name| !row.contains_key(*name)), "{row:?}");
+        assert!(["suspect", "error"].iter().all(|name| !row.contains_key(*name)), "{row:?}");
     }
     let tally = lab.tally("M").await;
     assert_eq!((tally.ok, tally.failed, lab.cloud.published().len()), (3, 1, 1));
@@ -252,7 +252,6 @@ async fn marks_that_others_wrote_are_understood() {
         let lab = Lab::new().await;
         lab.mission("M", &["abc", "def"]).await;
         lab.set_value("abc", "suspect", value.clone()).await;
-        lab.set_value("abc", "alone", value.clone()).await;
         lab.set_value("abc", "crashes", text(" 2 ")).await;
         lab.set_value("def", "crashes", AttributeValue::Bool(true)).await;
         assert_eq!((lab.task("abc").await.is_suspect, lab.task("abc").await.crashes), (is_suspect, 2), "{value:?}");

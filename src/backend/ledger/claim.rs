@@ -237,9 +237,6 @@ fn claimed(who: &Claimant) -> Expression {
         .remove(item::CANCELLED)
         .remove(item::LAUNCH_REQUEST)
         .remove(item::LAUNCH_ERROR);
-    // By the claim's name: no later claim, of whatever version, is taken for one that runs alone.
-    expression =
-        if who.is_alone { expression.set(item::ALONE, text(&who.token)) } else { expression.remove(item::ALONE) };
     if let Some(mission) = &who.mission {
         expression = expression.set_if_absent(item::MISSION, text(mission.as_str()));
     }

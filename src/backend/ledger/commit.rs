@@ -225,7 +225,6 @@ fn finish_expression(finish: &Finish, attempt: Attempt) -> Expression {
             let done = expression
                 .remove(item::CHECKPOINT)
                 .remove(item::SUSPECT)
-                .remove(item::ALONE)
                 .remove(item::ERROR)
                 .set(item::PROGRESS, text("100%"))
                 .set(item::RESULT, text(result))

@@ -40,7 +40,6 @@ pub(super) const APP_FAILURES: &str = "appFailures";
 pub(super) const INTERRUPTIONS: &str = "interruptions";
 pub(super) const CRASHES: &str = "crashes";
 pub(super) const SUSPECT: &str = "suspect";
-pub(super) const ALONE: &str = "alone";
 pub(super) const ERROR: &str = "error";
 pub(super) const HISTORY: &str = "history";
 pub(super) const OPEN_IN: &str = "openIn";
@@ -254,7 +253,6 @@ impl Row<'_> {
             interruptions: self.number(INTERRUPTIONS).unwrap_or(0),
             crashes: self.number(CRASHES).unwrap_or(0),
             is_suspect: self.is_set(SUSPECT),
-            alone: self.text(ALONE),
             history: self.list(HISTORY).iter().filter_map(past_attempt).collect(),
             open_since: open.map(|(_, since)| since.to_owned()),
             launch: Launch {
