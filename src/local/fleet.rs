@@ -3,7 +3,7 @@
 //! They live in this process alone. An id from an earlier process is unknown to EC2, which is the truth: the
 //! process that was that machine is gone. An instance is `running` until it is terminated; there is nothing between.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
@@ -39,6 +39,10 @@ pub(super) struct Machine {
     pub(super) notice: Option<(String, String)>,
     /// The time of the rebalance recommendation.
     pub(super) rebalance: Option<String>,
+    /// Why its state changed: code and message.
+    pub(super) reason: Option<(String, String)>,
+    /// Whether EC2 does not show it yet.
+    pub(super) is_hidden: bool,
 }
 
 impl Machine {
@@ -60,6 +64,10 @@ pub(super) struct Fleet {
     machines: Mutex<BTreeMap<String, Machine>>,
     tokens: Mutex<BTreeMap<String, Launched>>,
     hides_tags: AtomicBool,
+    /// The zones of subnets. One that is not here is in a zone of its own.
+    zones: Mutex<BTreeMap<String, String>>,
+    /// The instance types that the region offers; `None`: all.
+    offered: Mutex<Option<BTreeSet<String>>>,
     /// Every call, as it was asked.
     requests: Mutex<Vec<BTreeMap<String, String>>>,
 }
@@ -78,6 +86,8 @@ impl Fleet {
             terminate_calls: 0,
             notice: None,
             rebalance: None,
+            reason: None,
+            is_hidden: false,
         };
         machines.insert(id.clone(), machine);
         id
@@ -107,7 +117,7 @@ impl Fleet {
     /// Gives the first id that is not known.
     pub(super) fn unknown<'a>(&self, ids: &'a [String]) -> Option<&'a str> {
         let machines = locked(&self.machines);
-        ids.iter().find(|id| !machines.contains_key(*id)).map(String::as_str)
+        ids.iter().find(|id| machines.get(*id).is_none_or(|machine| machine.is_hidden)).map(String::as_str)
     }
 
     pub(super) fn all(&self) -> Vec<(String, Machine)> {
@@ -134,6 +144,23 @@ impl Fleet {
 
     pub(super) fn age(&self, id: &str, by: Duration) {
         self.change(id, |machine| machine.launched_at = machine.launched_at.saturating_sub(by));
+    }
+
+    pub(super) fn put_subnet(&self, id: &str, zone: &str) {
+        locked(&self.zones).insert(id.to_owned(), zone.to_owned());
+    }
+
+    /// The subnets that are known, with their zones.
+    pub(super) fn subnets(&self) -> BTreeMap<String, String> {
+        locked(&self.zones).clone()
+    }
+
+    pub(super) fn offer(&self, types: &[&str]) {
+        *locked(&self.offered) = Some(types.iter().map(|name| (*name).to_owned()).collect());
+    }
+
+    pub(super) fn offers(&self, instance_type: &str) -> bool {
+        locked(&self.offered).as_ref().is_none_or(|offered| offered.contains(instance_type))
     }
 
     pub(super) fn record(&self, call: BTreeMap<String, String>) {

@@ -175,6 +175,29 @@ impl LocalCloud {
         self.inner.fleet.change(id, |machine| machine.is_running = false);
     }
 
+    /// Makes EC2 end a machine for a reason of its own: code and message.
+    pub fn fail_instance(&self, id: &str, code: &str, message: &str) {
+        self.inner.fleet.change(id, |machine| {
+            machine.is_running = false;
+            machine.reason = Some((code.to_owned(), message.to_owned()));
+        });
+    }
+
+    /// Sets whether EC2 shows a machine: a new one may be unknown for a while.
+    pub fn show_instance(&self, id: &str, is_shown: bool) {
+        self.inner.fleet.change(id, |machine| machine.is_hidden = !is_shown);
+    }
+
+    /// Says in which availability zone a subnet is. One of which nothing is said is in a zone of its own.
+    pub fn put_subnet(&self, id: &str, zone: &str) {
+        self.inner.fleet.put_subnet(id, zone);
+    }
+
+    /// Says which instance types the region offers; before that, all.
+    pub fn offer_types(&self, types: &[&str]) {
+        self.inner.fleet.offer(types);
+    }
+
     /// Gives every message ever published in this cloud.
     #[must_use]
     pub fn published(&self) -> Vec<Published> {
