@@ -142,7 +142,12 @@ const REQUEST_EXPIRED: &str = "RequestExpired";
 /// Amazon EC2 API"; KMS's errors come through S3 with the prefix `KMS.` and through SNS with `KMS`.
 pub(super) const ANSWERS: &[Answer] = &[
     answer(
-        &["ConditionalCheckFailedException", "PreconditionFailed", "ConditionalRequestConflict"],
+        &[
+            "ConditionalCheckFailedException",
+            "PreconditionFailed",
+            "ConditionalRequestConflict",
+            "IdempotentParameterMismatch",
+        ],
         "",
         Kind::Precondition,
     ),

@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::Failure;
 use crate::backend::Tables;
+use crate::domain::node_limit::NodeLimit;
 
 /// Where the tables are.
 #[derive(Clone, Debug, Args)]
@@ -80,11 +81,11 @@ pub(super) struct SchedulerArgs {
     /// The launch template of nodes, by id or name
     #[arg(long, env = "LIGHTHPC_LAUNCH_TEMPLATE", value_name = "TEMPLATE", help_heading = "Launching")]
     pub(super) launch_template: Option<String>,
-    /// Its version
+    /// Its version: a number, $Latest, or $Default (which `CloudFormation` never moves)
     #[arg(
         long,
         env = "LIGHTHPC_LAUNCH_TEMPLATE_VERSION",
-        default_value = "$Default",
+        default_value = "$Latest",
         value_name = "VERSION",
         help_heading = "Launching"
     )]
@@ -108,6 +109,12 @@ pub(super) struct SchedulerArgs {
     /// With mix: how many nodes are On-Demand at least
     #[arg(long, env = "LIGHTHPC_ON_DEMAND_FLOOR", value_name = "N", help_heading = "Launching")]
     pub(super) on_demand_floor: Option<String>,
+    /// The most nodes of the deployment at a time, or none (default: what its function has stored; 0 stops all launches)
+    #[arg(long, env = "LIGHTHPC_MAX_NODES", default_value = "", hide_default_value = true, value_parser = NodeLimit::parse, value_name = "N", help_heading = "Launching")]
+    pub(super) max_nodes: NodeLimit,
+    /// The most nodes that are launched in one hour of the clock, or none (default: what the function has stored)
+    #[arg(long, env = "LIGHTHPC_MAX_NODES_PER_HOUR", default_value = "", hide_default_value = true, value_parser = NodeLimit::parse, value_name = "N", help_heading = "Launching")]
+    pub(super) max_nodes_per_hour: NodeLimit,
     /// The mission of uploads whose key names none
     #[arg(long = "default-mission", env = "LIGHTHPC_MISSION", value_name = "ID", help_heading = "Tasks")]
     pub(super) default_mission: Option<String>,

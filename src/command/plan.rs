@@ -167,7 +167,6 @@ pub(super) async fn add_tasks(
             now: clock::now_rfc3339(),
             trigger_time: clock::now_rfc3339(),
             trigger: "lighthpc run --local".to_owned(),
-            is_launched: false,
         };
         while writes.len() >= ROWS_PARALLEL
             && let Some(made) = writes.join_next().await

@@ -8,7 +8,7 @@ use crate::backend::{Backend, Wire};
 use crate::domain::budget::Limits;
 use crate::domain::ids::MissionId;
 use crate::domain::policy::{Policy, words};
-use crate::scheduler::{PER_SECOND, Scheduler, Settings};
+use crate::scheduler::{OwnLimits, PER_SECOND, Scheduler, Settings};
 
 /// Makes a scheduler over AWS.
 pub(super) async fn scheduler(args: &SchedulerArgs) -> Result<Scheduler, Failure> {
@@ -45,6 +45,7 @@ pub(super) fn settings(args: &SchedulerArgs) -> Result<Settings, Failure> {
         default_mission: default_mission.map_err(|error| Failure::usage(error, "look at LIGHTHPC_MISSION"))?,
         lease: args.lease,
         limits: Limits { max_interruptions: args.max_interruptions, ..Limits::default() },
+        node_limits: OwnLimits { at_a_time: args.max_nodes, per_hour: args.max_nodes_per_hour },
         pace: PER_SECOND,
     })
 }

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use super::ids::{MissionId, SrcId};
 use super::policy::{Policy, PolicyError};
+use super::request::Reserved;
 use super::value::Form;
 
 /// The counters of a mission, summed over its tally items.
@@ -84,6 +85,10 @@ pub struct Mission {
     pub closed_at: Option<String>,
     /// How often nodes were launched for it by a sweep or a submission.
     pub launch_round: u64,
+    /// The launches of the newest round whose answers are not known yet.
+    pub requests: Vec<Reserved>,
+    /// Why its last launch of nodes got fewer than it wanted, or why a node ended as it was launched.
+    pub launch_error: Option<String>,
     /// When it was made or configured: `timeCfg`.
     pub made_at: Option<String>,
     /// What it may cost; an error if the row's words cannot be read.
@@ -166,6 +171,8 @@ impl Mission {
             late: None,
             closed_at: None,
             launch_round: 0,
+            requests: Vec::new(),
+            launch_error: None,
             made_at: None,
             policy: Ok(Policy::default()),
             opened: 0,

@@ -12,6 +12,9 @@ pub const OURS: &str = "lighthpc";
 /// The tag that EC2's console shows as the instance's name.
 pub const NAME: &str = "Name";
 
+/// The tag that says in which epoch of the nodes' count an instance was taken; only where nodes are limited.
+pub const EPOCH: &str = "lighthpc-epoch";
+
 /// The longest value of a tag, in characters. Source: EC2 user guide, "Tag your resources", "Tag restrictions".
 const VALUE_CHARS_MAX: usize = 256;
 /// How a short name begins. No S3 key that begins so goes by itself.

@@ -13,6 +13,7 @@
 
 use super::ids::{Attempt, InstanceId, MissionId, SrcId};
 use super::lease::Lease;
+use super::request::Reserved;
 use super::value::{Form, integer};
 use super::verdict::{Budget, Verdict};
 
@@ -94,6 +95,8 @@ pub struct Task {
     pub mission: Option<MissionId>,
     /// The bucket of the input, as the scheduler wrote it.
     pub bucket: Option<String>,
+    /// When the row was made: `timeBoarding`.
+    pub made_at: Option<String>,
     /// The state.
     pub state: State,
     /// How often it was claimed.
@@ -182,7 +185,9 @@ pub struct Launch {
     pub instance: Option<String>,
     /// Instances that were launched since the last claim and are gone without one.
     pub lost: u64,
-    /// Why there is none.
+    /// The launch whose answer is not known yet.
+    pub request: Option<Reserved>,
+    /// Why there is none, or why the last one ended before it claimed.
     pub error: Option<String>,
     /// Not before this is the next try made, RFC 3339 UTC, by the scheduler's clock.
     pub after: Option<String>,
@@ -204,6 +209,7 @@ impl Task {
             src,
             mission,
             bucket: None,
+            made_at: None,
             state: State::Pending,
             attempt: Attempt(0),
             beat: 0,

@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use super::{Node, Scheduler, SchedulerError};
 use crate::backend::ledger::{Made, NewTask};
 use crate::clock;
-use crate::domain::ids::{Attempt, MissionId, SrcId};
+use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::mission::{Mission, Notified};
-use crate::domain::task::{Launch, State, Task};
+use crate::domain::task::{State, Task};
 use crate::worker::words;
 
 /// An object that was put into a bucket.
@@ -78,7 +78,6 @@ impl<'a> Intake<'a> {
             return Ok(Boarded::Refused("its mission is cancelled"));
         }
         let by_nodes = mission.as_ref().and_then(|mission| mission.nodes);
-        let is_launched = by_nodes.is_none() && settings.template.is_some();
         let now = clock::now_rfc3339();
         let new = NewTask {
             src: upload.src.clone(),
@@ -87,7 +86,6 @@ impl<'a> Intake<'a> {
             now: now.clone(),
             trigger_time: upload.time.clone(),
             trigger: upload.trigger.clone(),
-            is_launched,
         };
         let ledger = &self.scheduler.backend.ledger;
         let made = ledger.create_task(&new).await.map_err(SchedulerError::cloud("making the task's row"))?;
@@ -111,12 +109,12 @@ impl<'a> Intake<'a> {
         }
         let launched = match (by_nodes, mission) {
             (Some(most), Some(mission)) => self.one_node(&mission, most).await,
-            (_, mission) if is_launched => {
-                let launch = Launch { at_attempt: Some(Attempt(0)), tries: 1, at: now, ..Launch::default() };
-                let task = Task { launch, ..Task::new(upload.src.clone(), mission.as_ref().map(|m| m.id.clone())) };
-                self.scheduler.launch_reserved(&task, mission.as_ref()).await.map(|node| match node {
+            (_, mission) if self.scheduler.settings.template.is_some() => {
+                let task = Task::new(upload.src.clone(), mission.as_ref().map(|m| m.id.clone()));
+                let task = Task { made_at: Some(now.clone()), open_since: Some(now), ..task };
+                self.scheduler.launch_for(&task, mission.as_ref()).await.map(|node| match node {
                     Node::Launched(instance) => Boarded::Launched(instance),
-                    Node::Waits(why) => Boarded::Waits(why),
+                    Node::Waits(why) | Node::Held(why) => Boarded::Waits(why),
                     Node::NotNeeded => Boarded::Duplicate,
                 })
             }
@@ -143,7 +141,7 @@ impl<'a> Intake<'a> {
         };
         let on_demand = u32::try_from(number - 1).unwrap_or(u32::MAX);
         let round = format!("node {number}");
-        let launched = self.scheduler.launch_nodes(mission, 1, on_demand, std::time::Duration::ZERO, &round).await?;
+        let launched = self.scheduler.launch_nodes(mission, 1, on_demand, &round).await?;
         Ok(match launched.instances.into_iter().next() {
             Some(instance) => Boarded::Launched(instance),
             None => Boarded::Waits(launched.shortfall.join("; ")),

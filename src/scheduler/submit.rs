@@ -120,7 +120,7 @@ impl Scheduler {
                 ledger.may_work_at(TableKind::Missions)
             );
             index.map(drop).and(tasks).and(missions).map_err(SchedulerError::cloud("looking at the tables"))?;
-            checked.requests = self.requests(plan, checked.mission.as_ref())?;
+            checked.requests = self.requests(plan, checked.mission.as_ref()).await?;
             self.check_launch(&checked.requests).await?;
         }
         Ok(checked)
@@ -242,7 +242,6 @@ impl Scheduler {
                 now: now.clone(),
                 trigger_time: now,
                 trigger: "lighthpc submit".to_owned(),
-                is_launched: false,
             };
             let (ledger, permits) = (ledger.clone(), permits.clone());
             rows.spawn(async move {
@@ -363,7 +362,7 @@ impl Scheduler {
                 match self.launch_for(&task, Some(mission)).await {
                     Ok(Node::Launched(_)) => submitted.launched += 1,
                     Ok(Node::NotNeeded) => {}
-                    Ok(Node::Waits(why)) => {
+                    Ok(Node::Waits(why) | Node::Held(why)) => {
                         submitted.waiting += 1;
                         remember(&mut submitted.waits, why);
                     }
@@ -383,7 +382,7 @@ impl Scheduler {
     ///
     /// # Errors
     /// [`SchedulerError`]: no template, or a policy that cannot be read.
-    fn requests(&self, plan: &Plan, mission: Option<&Mission>) -> Result<Vec<Request>, SchedulerError> {
+    async fn requests(&self, plan: &Plan, mission: Option<&Mission>) -> Result<Vec<Request>, SchedulerError> {
         let new = Mission { nodes: plan.nodes, slots: plan.slots, ..Mission::unknown(plan.mission.clone()) };
         let mission = mission.cloned().unwrap_or(new);
         let policy = self.policy(Some(&mission))?;
@@ -392,14 +391,17 @@ impl Scheduler {
             let (on_demand, spot) = policy.split(count, 0, std::time::Duration::ZERO);
             let of = [(Purchase::OnDemand, on_demand), (Purchase::Spot, spot)];
             let tags = self.tags(plan.mission.as_str(), Some(&mission));
-            let request = |(purchase, count)| self.request(&policy, purchase, count, tags.clone(), String::new());
-            return of.into_iter().filter(|(_, count)| *count > 0).map(request).collect();
+            let mut requests = Vec::new();
+            for (purchase, count) in of.into_iter().filter(|(_, count)| *count > 0) {
+                requests.push(self.request(&policy, purchase, count, tags.clone(), String::new()).await?);
+            }
+            return Ok(requests);
         }
         let Some(src) = plan.srcs.first() else { return Ok(Vec::new()) };
         let mut tags = self.tags(src.as_str(), Some(&mission));
         tags.push((tags::SRC.to_owned(), tags::src_value(src)));
         let purchase = policy.purchase(std::time::Duration::ZERO).unwrap_or(Purchase::OnDemand);
-        self.request(&policy, purchase, 1, tags, String::new()).map(|request| vec![request])
+        self.request(&policy, purchase, 1, tags, String::new()).await.map(|request| vec![request])
     }
 }
 

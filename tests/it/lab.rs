@@ -60,7 +60,6 @@ impl Lab {
             now: "2026-01-01T00:00:00Z".to_owned(),
             trigger_time: "2026-01-01T00:00:00Z".to_owned(),
             trigger: "test".to_owned(),
-            is_launched: false,
         };
         assert_eq!(self.backend.ledger.create_task(&new).await.unwrap(), Made::New);
     }
@@ -117,7 +116,7 @@ impl Lab {
 
     pub(crate) fn scheduler_settings() -> scheduler::Settings {
         scheduler::Settings {
-            template: Some(Template { name: "nodes".to_owned(), version: "$Default".to_owned() }),
+            template: Some(Template { name: "nodes".to_owned(), version: "$Latest".to_owned() }),
             subnets: Vec::new(),
             policy: Policy::default(),
             source_bucket: Some(SOURCE_BUCKET.to_owned()),
@@ -126,6 +125,7 @@ impl Lab {
             default_mission: None,
             lease: Duration::from_millis(1500),
             limits: Limits::default(),
+            node_limits: scheduler::OwnLimits::default(),
             pace: 1e6,
         }
     }

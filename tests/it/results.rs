@@ -188,7 +188,6 @@ async fn deployments_that_share_a_bucket_do_not_overwrite_each_other() {
         now: "2026-01-01T00:00:00Z".to_owned(),
         trigger_time: String::new(),
         trigger: "test".to_owned(),
-        is_launched: false,
     };
     assert_eq!(backend.ledger.create_task(&new).await.unwrap(), Made::New);
     let other = Subject { instance, backend: backend.clone(), settings, stopping };

@@ -221,6 +221,7 @@ fn claimed(who: &Claimant) -> Expression {
         .set(item::OPEN_AS, text(open_as(State::Running, &who.now)))
         .remove(item::LAUNCHES_LOST)
         .remove(item::CANCELLED)
+        .remove(item::LAUNCH_REQUEST)
         .remove(item::LAUNCH_ERROR);
     if let Some(mission) = &who.mission {
         expression = expression.set_if_absent(item::MISSION, text(mission.as_str()));

@@ -68,7 +68,7 @@ impl Ledger {
 }
 
 /// The key of the cursor's item in the missions table. No mission can have it: an id that is given may not begin with `~`.
-pub(super) const NAME: &str = "~sweep";
+const NAME: &str = "~sweep";
 
 fn key() -> Item {
     Item::from([(item::MISSION_KEY.to_owned(), text(NAME))])

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 
-use super::Item;
+use super::{Item, request};
 use crate::domain::ids::{Attempt, InstanceId, MissionId, SrcId};
 use crate::domain::mission::{
     ManifestPart, ManifestProgress, Mission, Notified, SeenMission, TALLY_SHARDS_MAX, Tally, tally_shards_for,
@@ -47,6 +47,7 @@ pub(super) const LAUNCH_AT: &str = "launchAt";
 pub(super) const LAUNCH_INSTANCE: &str = "launchInstanceID";
 pub(super) const LAUNCHES_LOST: &str = "launchesLost";
 pub(super) const LAUNCH_ERROR: &str = "launchError";
+pub(super) const LAUNCH_REQUEST: &str = "launchRequest";
 pub(super) const LAUNCH_AFTER: &str = "launchAfter";
 pub(super) const CANCELLED: &str = "cancelled";
 
@@ -79,6 +80,7 @@ pub(super) const LATE: &str = "late";
 pub(super) const CLOSED: &str = "closed";
 pub(super) const LAUNCH_ROUND: &str = "launchRound";
 pub(super) const TIME_CFG: &str = "timeCfg";
+pub(super) const LAUNCH_REQUESTS: &str = "launchRequests";
 
 /// The attributes of a mission's row that are read, but for `rsltList`, which may be large.
 pub(super) const MISSION_NAMES: &[&str] = &[
@@ -106,6 +108,8 @@ pub(super) const MISSION_NAMES: &[&str] = &[
     LATE,
     CLOSED,
     LAUNCH_ROUND,
+    LAUNCH_REQUESTS,
+    LAUNCH_ERROR,
     TIME_CFG,
     "bidMode",
     "bidInstanceType",
@@ -140,7 +144,7 @@ impl Row<'_> {
         self.signed(name).and_then(|value| u64::try_from(value).ok())
     }
 
-    fn signed(self, name: &str) -> Option<i64> {
+    pub(super) fn signed(self, name: &str) -> Option<i64> {
         integer(&self.text(name)?)
     }
 
@@ -195,6 +199,7 @@ impl Row<'_> {
             src,
             mission: self.text(MISSION).and_then(|id| MissionId::new(id).ok()),
             bucket: self.text(BUCKET),
+            made_at: self.text(TIME_BOARDING),
             state,
             attempt: Attempt(self.number(ATTEMPT).unwrap_or(0)),
             beat: self.number(BEAT).unwrap_or(0),
@@ -219,6 +224,7 @@ impl Row<'_> {
                 at: self.text(LAUNCH_AT).unwrap_or_default(),
                 instance: self.text(LAUNCH_INSTANCE),
                 lost: self.number(LAUNCHES_LOST).unwrap_or(0),
+                request: self.0.get(LAUNCH_REQUEST).and_then(request::read),
                 error: self.text(LAUNCH_ERROR),
                 after: self.text(LAUNCH_AFTER),
             },
@@ -286,6 +292,8 @@ impl Row<'_> {
             late: self.text(LATE),
             closed_at: self.text(CLOSED),
             launch_round: self.number(LAUNCH_ROUND).unwrap_or(0),
+            requests: self.list(LAUNCH_REQUESTS).iter().filter_map(request::read).collect(),
+            launch_error: self.text(LAUNCH_ERROR),
             made_at: self.text(TIME_CFG),
             policy: Policy::read(|name| match self.0.get(name)? {
                 AttributeValue::S(value) | AttributeValue::N(value) => Some(value.as_str()),
@@ -495,6 +503,8 @@ mod tests {
         LAUNCH_INSTANCE,
         LAUNCHES_LOST,
         LAUNCH_ERROR,
+        LAUNCH_REQUEST,
+        LAUNCH_REQUESTS,
         LAUNCH_AFTER,
         CANCELLED,
         TRANS_NUMBER,

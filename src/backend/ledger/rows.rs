@@ -33,8 +33,6 @@ pub struct NewTask {
     pub trigger_time: String,
     /// What made the row.
     pub trigger: String,
-    /// Whether the caller launches a node for it at once: the row is made with that reserved.
-    pub is_launched: bool,
 }
 
 /// What became of a new row.
@@ -81,11 +79,6 @@ impl Ledger {
         }
         if let Some((mission, _)) = &new.mission {
             row.insert(item::MISSION.to_owned(), text(mission.as_str()));
-        }
-        if new.is_launched {
-            row.insert(item::LAUNCH_AT_ATTEMPT.to_owned(), item::number(0));
-            row.insert(item::LAUNCH_TRIES.to_owned(), item::number(1));
-            row.insert(item::LAUNCH_AT.to_owned(), text(&new.now));
         }
         let put = self.client.put_item().table_name(&self.tables.tasks).set_item(Some(row));
         let put = put.condition_expression("attribute_not_exists(#k)").expression_attribute_names("#k", item::SRC);
@@ -189,6 +182,7 @@ impl Ledger {
             .remove(item::INTERRUPTIONS)
             .remove(item::LAUNCH_AT_ATTEMPT)
             .remove(item::LAUNCHES_LOST)
+            .remove(item::LAUNCH_REQUEST)
             .remove(item::LAUNCH_AFTER)
             .remove(item::CANCELLED);
         if task.state != State::Failed {
@@ -282,8 +276,10 @@ impl Ledger {
                 .table_name(&self.tables.missions)
                 .consistent_read(true)
                 .set_exclusive_start_key(from)
-                // Neither tally items, nor long keys' short names, nor the sweeps' cursor.
-                .filter_expression("NOT contains(#m, :tally) AND attribute_not_exists(#src) AND #m <> :cursor")
+                // Neither tally items, nor long keys' short names, nor the items that lighthpc keeps for itself.
+                .filter_expression(
+                    "NOT contains(#m, :tally) AND attribute_not_exists(#src) AND NOT begins_with(#m, :own)",
+                )
                 .projection_expression(
                     item::MISSION_NAMES
                         .iter()
@@ -294,7 +290,7 @@ impl Ledger {
                 )
                 .set_expression_attribute_names(Some(mission_names()))
                 .expression_attribute_values(":tally", text("#tally#"))
-                .expression_attribute_values(":cursor", text(super::cursor::NAME));
+                .expression_attribute_values(":own", text("~"));
             let page = scan.send().await.map_err(|error| self.missions_error("Scan", error))?;
             for row in page.items() {
                 if let Some(id) = Row(row).text(item::MISSION_KEY).and_then(|id| MissionId::new(id).ok()) {
