@@ -16,7 +16,6 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use super::expression::Expression;
 use super::item::{self, Row, number, text};
 use super::{CloudError, Item, Ledger};
-use crate::domain::ids::MissionId;
 use crate::domain::node_limit::NodeLimits;
 use crate::domain::value::Form;
 
@@ -139,7 +138,7 @@ impl Ledger {
             .remove(IN_HOUR)
             .if_unchanged(TAKEN, taken)
             .if_unchanged(COUNTED, counted);
-        self.update_mission(&id(), &expression).await.map(|_| ())
+        self.update_item(NAME, &expression).await.map(|_| ())
     }
 
     /// Takes `n` nodes in an hour, if the count is as it was read where that matters, and they fit into `limits`.
@@ -173,7 +172,7 @@ impl Ledger {
             expression = expression.set(HOUR, text(hour)).set(IN_HOUR, number(n.into()));
             hour
         };
-        let is_taken = self.update_mission(&id(), &expression).await?;
+        let is_taken = self.update_item(NAME, &expression).await?;
         Ok(is_taken.then(|| Ticket { epoch: seen.epoch, hour: hour.to_owned() }))
     }
 
@@ -194,7 +193,7 @@ impl Ledger {
             .if_unchanged(HOUR, &seen.hour_form)
             .when("attribute_exists({})", TAKEN, None);
         let expression = if seen.hour == ticket.hour { expression.add(IN_HOUR, less) } else { expression };
-        self.update_mission(&id(), &expression).await
+        self.update_item(NAME, &expression).await
     }
 
     /// Corrects the count by what EC2 shows, which must have been listed after the count was read; begins a new epoch when it is
@@ -234,7 +233,7 @@ impl Ledger {
             TAKEN,
             Some(text("N")),
         );
-        self.update_mission(&id(), &expression).await
+        self.update_item(NAME, &expression).await
     }
 
     /// Seconds of DynamoDB's clock, the one clock that all schedulers share; of this machine's, if an emulator tells none.
@@ -242,10 +241,6 @@ impl Ledger {
         let now = self.time().await?.unwrap_or_else(crate::clock::now);
         Ok(now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
     }
-}
-
-fn id() -> MissionId {
-    MissionId::new(NAME).expect("a constant name is legal")
 }
 
 fn key() -> Item {
