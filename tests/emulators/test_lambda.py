@@ -112,6 +112,7 @@ def test_an_upload_is_a_task_and_its_node_finishes_the_mission(invoke, account):
     assert tags == {
         "Name": "lighthpc M001/a b+ü.txt",
         "lighthpc": account.tasks.name,
+        "lighthpc-epoch": "1",  # there is a limit of nodes
         "missionID": "M001",
         "srcID": "M001/a b+ü.txt",
     }

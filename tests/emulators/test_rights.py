@@ -366,8 +366,9 @@ def test_the_scene_has_every_call_that_the_program_can_make(scene):
     made = {re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower() for name in made}
 
     assert len(calls) > 20
-    # Tables are made by the stack, and by the program for its cloud in the process alone.
-    assert calls - made == {"create_table"}
+    # Tables are made by the stack, and by the program for its cloud in the process alone. DeleteObject needs the right that
+    # DeleteObjects needs, and is for keys that XML cannot hold, which no emulator takes.
+    assert calls - made == {"create_table", "delete_object"}
 
 
 @SLOW

@@ -236,8 +236,6 @@ async fn a_table_with_another_key_is_named_as_such() {
     let lab = Lab::new().await;
     lab.mission("M", &["abc"]).await;
     let mut node = lab.node("abc", "M");
-    // The missions table stands in for it, and is here no mission's.
-    lab.cloud.deny_instances("tblMission", &[]);
     let tables = lighthpc::backend::Tables { tasks: "tblMission".to_owned(), missions: "tblMission".to_owned() };
     let wire = lighthpc::backend::Wire::plugged(
         lab.cloud.wire(Some(&node.instance)),

@@ -11,7 +11,6 @@ pub const SETTINGS: &[&str] = &[
     "container",
     "env",
     item::EXEC,
-    item::LAUNCH_ERROR,
     item::LAUNCH_REQUESTS,
     item::LAUNCH_ROUND,
     "maxAttempts",
@@ -59,6 +58,8 @@ mod tests {
         item::LATE,
         item::CLOSED,
         item::TIME_CFG,
+        // A text for people. A task has an attribute of the same name.
+        item::LAUNCH_ERROR,
     ];
 
     #[test]
