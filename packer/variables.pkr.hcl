@@ -73,7 +73,7 @@ variable "instance_profile" {
 variable "kms_key_id" {
   type        = string
   default     = ""
-  description = "KMS key that the image is encrypted with; empty: the account's key for EBS."
+  description = "KMS key that the image is encrypted with; empty: the account's key for EBS. One of your own must also be given to scripts/deploy, by --volume-key: else each instance ends at its launch."
 }
 
 variable "volume_gib" {

@@ -2,6 +2,7 @@
 
 use crate::backend::store::{StoreError, is_no_room};
 use crate::backend::{CloudError, Kind};
+use crate::domain::printable;
 use crate::scheduler::SchedulerError;
 use crate::worker::NodeError;
 use crate::workload::is_transient_start;
@@ -128,7 +129,10 @@ pub fn of_node(error: &NodeError) -> (Exit, Option<String>) {
         NodeError::Setting { hint, .. } => (Exit::Usage, Some((*hint).to_owned())),
         NodeError::MissingInput { uri } => (
             Exit::MissingInput,
-            Some(format!("look with `aws s3 ls '{uri}'`; a key from an S3 event must be URL-decoded first")),
+            Some(format!(
+                "look with `aws s3 ls {}`; a key from an S3 event must be URL-decoded first",
+                printable::shell(uri)
+            )),
         ),
         NodeError::Store { source, .. } | NodeError::InputsRefused { source } => of_store(source),
         NodeError::Disk { source, .. } if is_no_room(source) => {
@@ -209,6 +213,13 @@ pub fn of_store(error: &StoreError) -> (Exit, Option<String>) {
             Exit::WorkloadFailed,
             Some(
                 "the result must be a file, or a folder of files and folders with UTF-8 names, at $LIGHTHPC_OUTPUT"
+                    .to_owned(),
+            ),
+        ),
+        StoreError::TooLarge { .. } => (
+            Exit::WorkloadFailed,
+            Some(
+                "write less, pack many files into one, or raise the limit on the nodes, then redrive the task"
                     .to_owned(),
             ),
         ),

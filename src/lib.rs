@@ -8,7 +8,14 @@ pub mod clock;
 pub mod command;
 pub mod domain;
 pub mod exit;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod logging;
 pub mod scheduler;
 pub mod worker;
 pub mod workload;
+
+#[cfg(test)]
+#[path = "../tests/it/names.rs"]
+mod hostile_names;

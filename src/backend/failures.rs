@@ -142,7 +142,12 @@ const REQUEST_EXPIRED: &str = "RequestExpired";
 /// Amazon EC2 API"; KMS's errors come through S3 with the prefix `KMS.` and through SNS with `KMS`.
 pub(super) const ANSWERS: &[Answer] = &[
     answer(
-        &["ConditionalCheckFailedException", "PreconditionFailed", "ConditionalRequestConflict"],
+        &[
+            "ConditionalCheckFailedException",
+            "PreconditionFailed",
+            "ConditionalRequestConflict",
+            "IdempotentParameterMismatch",
+        ],
         "",
         Kind::Precondition,
     ),
@@ -741,7 +746,10 @@ mod tests {
             assert!(page.contains(&format!("`{}", code.trim_end_matches('*'))), "{code} is not in docs/FAILURES.md");
         }
         for exit in NATURES.iter().map(|nature| nature.exit) {
-            assert!(include_str!("../../docs/exit-codes.md").contains(&format!("\n| {exit} |")), "{exit} is not listed");
+            assert!(
+                include_str!("../../docs/exit-codes.md").contains(&format!("\n| {exit} |")),
+                "{exit} is not listed"
+            );
         }
     }
 

@@ -5,57 +5,19 @@ use std::time::Duration;
 
 use aws_sdk_ec2::Client;
 use aws_sdk_ec2::config::Builder;
-use aws_sdk_ec2::operation::create_fleet::builders::CreateFleetFluentBuilder;
 use aws_sdk_ec2::types::{
-    DefaultTargetCapacityType, Filter, FleetLaunchTemplateConfigRequest, FleetLaunchTemplateOverridesRequest,
-    FleetLaunchTemplateSpecificationRequest, FleetOnDemandAllocationStrategy, FleetType, InstanceStateName,
-    InstanceType, LaunchTemplateHttpTokensState, LaunchTemplateInstanceMetadataOptions,
-    LaunchTemplateInstanceMetadataTagsState, OnDemandOptionsRequest, ResourceType, ShutdownBehavior,
-    SpotAllocationStrategy, SpotInstanceInterruptionBehavior, SpotOptionsRequest, Tag, TagSpecification,
-    TargetCapacitySpecificationRequest,
+    Filter, InstanceStateName, InstanceType, LaunchTemplateHttpTokensState, LaunchTemplateInstanceMetadataOptions,
+    LaunchTemplateInstanceMetadataTagsState, Reservation, ShutdownBehavior, Tag,
 };
 
+use super::create_fleet::{build, is_shortfall};
 use super::error::{CloudError, Kind};
 use super::machine::Options;
-use super::sdk::Wire;
+use super::sdk::{Wire, timeouts};
 use crate::clock;
 use crate::domain::ids::MissionId;
-use crate::domain::policy::{Price, Purchase};
-use crate::domain::tags;
-
-/// The most pools (instance type × subnet) that one request names. Source: EC2 user guide, "EC2 Fleet quotas": 300 launch
-/// specifications and overrides per fleet.
-pub const POOLS_MAX: usize = 300;
-
-/// A launch template, by id (`lt-…`) or by name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Template {
-    /// Its id or name.
-    pub name: String,
-    /// Its version: a number, `$Default`, or `$Latest`.
-    pub version: String,
-}
-
-/// One launch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Request {
-    /// The template.
-    pub template: Template,
-    /// The instance types, any of which will do; empty: the template's.
-    pub instance_types: Vec<String>,
-    /// The subnets, any of which will do; empty: the template's.
-    pub subnets: Vec<String>,
-    /// How it is paid for.
-    pub purchase: Purchase,
-    /// The most a Spot instance may cost, in USD for an hour.
-    pub max_price: Option<Price>,
-    /// How many instances.
-    pub count: u32,
-    /// The instances' tags.
-    pub tags: Vec<(String, String)>,
-    /// The same for a repeat of the same launch: EC2 then launches once.
-    pub token: String,
-}
+pub use crate::domain::request::{Request, Template};
+use crate::domain::{printable, tags};
 
 /// What a launch template says, as far as nodes depend on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +32,14 @@ pub struct Terms {
     pub metadata: Options,
 }
 
+/// One attempt of a launch: EC2 answers when it has launched all instances, which takes seconds for one and more than a
+/// minute for thousands.
+const LAUNCH_TIMEOUT: Duration = Duration::from_mins(2);
+/// A launch with its repeats: one that hung for the whole of [`LAUNCH_TIMEOUT`] has 30 s to find what became of it.
+const LAUNCH_WITH_REPEATS: Duration = Duration::from_secs(150);
+/// The longest reason that is kept, in characters.
+const REASON_CHARS_MAX: usize = 300;
+
 /// What came of a launch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Launched {
@@ -79,14 +49,41 @@ pub struct Launched {
     pub shortfall: Vec<String>,
 }
 
-/// An instance of ours that has not ended.
+/// Why EC2 ended an instance, or did not start it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reason {
+    /// EC2's code, such as `Client.InternalError`.
+    pub code: String,
+    /// EC2's words, made plain.
+    pub words: String,
+}
+
+impl Reason {
+    /// Returns whether the instance was ended on purpose: by a person, by itself, or as Spot.
+    /// Source: EC2 API reference, `StateReason`.
+    #[must_use]
+    pub fn is_usual(&self) -> bool {
+        const USUAL: [&str; 7] = [
+            "Client.UserInitiatedShutdown",
+            "Client.UserInitiatedHibernate",
+            "Client.InstanceInitiatedShutdown",
+            "Client.InstanceTerminated",
+            "Server.SpotInstanceShutdown",
+            "Server.SpotInstanceTermination",
+            "Server.ScheduledStop",
+        ];
+        USUAL.contains(&self.code.as_str())
+    }
+}
+
+/// An instance of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ours {
     /// Its id.
     pub id: String,
     /// The task it was launched for: a key, or a short name.
     pub src: Option<String>,
-    /// The mission.
+    /// The mission, as the tag names it.
     pub mission: Option<String>,
     /// Whether it is a Spot instance.
     pub is_spot: bool,
@@ -94,6 +91,12 @@ pub struct Ours {
     pub age: Duration,
     /// Whether it is stopped, or on its way there: it does no work any more, and its volumes bill.
     pub is_stopped: bool,
+    /// Whether it is terminated, or on its way there.
+    pub is_ended: bool,
+    /// Why EC2 changed its state, if it says so.
+    pub reason: Option<Reason>,
+    /// The epoch of the nodes' count in which it was taken.
+    pub epoch: Option<u64>,
     _found: Found,
 }
 
@@ -102,10 +105,25 @@ pub struct Ours {
 struct Found;
 
 impl Ours {
+    /// Returns why it has ended, in a sentence.
+    #[must_use]
+    pub fn end_words(&self) -> String {
+        match &self.reason {
+            Some(reason) => format!("its instance {} has ended: {}", self.id, reason.words),
+            None => format!("its instance {} has ended", self.id),
+        }
+    }
+
     /// Returns whether it runs, or boots, and serves a whole mission, this one.
     #[must_use]
     pub fn serves(&self, mission: &MissionId) -> bool {
-        !self.is_stopped && self.src.is_none() && self.mission.as_deref() == Some(mission.as_str())
+        !self.is_stopped && !self.is_ended && self.src.is_none() && self.is_of(mission)
+    }
+
+    /// Returns whether its tag names this mission.
+    #[must_use]
+    pub fn is_of(&self, mission: &MissionId) -> bool {
+        self.mission.as_ref().is_some_and(|value| *value == tags::mission_value(mission))
     }
 }
 
@@ -122,20 +140,27 @@ impl Fleet {
         Self { client: Client::from_conf(Builder::from(&wire.config).retry_classifier(wire.renewal.clone()).build()) }
     }
 
+    pub(super) const fn client(&self) -> &Client {
+        &self.client
+    }
+
     /// Launches instances by an instant fleet: EC2 chooses among the pools, Spot by `price-capacity-optimized`.
     ///
     /// May be repeated: the same token launches once.
     ///
     /// # Errors
-    /// [`CloudError`]: `Invalid`, `NotFound`, or `AccessDenied` if EC2 does not accept the request, whatever the capacity.
+    /// [`CloudError`]: `Invalid`, `NotFound`, or `AccessDenied` if EC2 does not accept the request, whatever the capacity;
+    /// `Precondition` if the token was used for another request.
     /// That there is no capacity, or that a quota is reached, is a shortfall, not an error.
     pub async fn launch(&self, request: &Request) -> Result<Launched, CloudError> {
         let resource = format!("launch template {}", request.template.name);
-        let answer = build(self.client.create_fleet(), request).send().await;
+        let timeouts = timeouts(LAUNCH_TIMEOUT).to_builder().operation_timeout(LAUNCH_WITH_REPEATS).build();
+        let own = Builder::new().timeout_config(timeouts);
+        let answer = build(self.client.create_fleet(), request).customize().config_override(own).send().await;
         let answer = match answer.map_err(|e| CloudError::sdk("CreateFleet", &resource, e)) {
             Ok(answer) => answer,
-            // A quota that EC2 looks at before it makes the fleet.
-            Err(error) if is_shortfall(&error.source.to_string()) => {
+            // A quota that EC2 looks at before it makes the fleet. What may have been launched all the same is no shortfall.
+            Err(error) if !error.is_retryable() && is_shortfall(&error.source.to_string()) => {
                 return Ok(Launched { instances: Vec::new(), shortfall: vec![error.source.to_string()] });
             }
             Err(error) => return Err(error),
@@ -210,40 +235,59 @@ impl Fleet {
     /// # Errors
     /// [`CloudError`].
     pub async fn ours(&self, mark: &str) -> Result<Vec<Ours>, CloudError> {
-        let filter = |name: String, values: &[&str]| {
-            Filter::builder().name(name).set_values(Some(values.iter().map(|v| (*v).to_owned()).collect())).build()
-        };
-        self.describe(
-            vec![
-                filter(format!("tag:{}", tags::OURS), &[mark]),
-                filter("instance-state-name".to_owned(), &["pending", "running", "stopping", "stopped"]),
-            ],
-            None,
-        )
-        .await
+        let states = ["pending", "running", "stopping", "stopped"].map(ToOwned::to_owned).to_vec();
+        let states = Filter::builder().name("instance-state-name").set_values(Some(states)).build();
+        self.describe(vec![marked(mark), states]).await
     }
 
-    /// Reads one instance, ended or not, if it is ours; `None` if it is not, or if EC2 knows it no more.
+    /// Lists the instances of ours in every state. EC2 shows those that have ended for about an hour.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn all_of_ours(&self, mark: &str) -> Result<Vec<Ours>, CloudError> {
+        self.describe(vec![marked(mark)]).await
+    }
+
+    /// Reads one instance, ended or not, if it is ours; `None` if it is not, or if EC2 knows it no more. EC2 may show a new
+    /// instance late, and its tags later: one that is unknown, or young and without tags, is asked for [`YOUNG_LOOKS`] times.
     ///
     /// # Errors
     /// [`CloudError`].
     pub async fn one_of_ours(&self, id: &str, mark: &str) -> Result<Option<Ours>, CloudError> {
-        let filter = Filter::builder().name(format!("tag:{}", tags::OURS)).values(mark).build();
-        match self.describe(vec![filter], Some(id)).await {
-            Ok(mut found) => Ok(found.pop()),
-            Err(error) if error.kind == Kind::NotFound => Ok(None),
-            Err(error) => Err(error),
+        for look in 1..=YOUNG_LOOKS {
+            let answer = self.client.describe_instances().instance_ids(id).send().await;
+            let answer = match answer.map_err(|e| CloudError::sdk("DescribeInstances", id, e)) {
+                Ok(answer) => Some(answer),
+                Err(error) if error.kind == Kind::NotFound => None,
+                Err(error) => return Err(error),
+            };
+            let first = |reservation: &Reservation| reservation.instances().first().cloned();
+            let instance = answer.and_then(|answer| answer.reservations().iter().find_map(first));
+            let is_marked = |tag: &Tag| tag.key() == Some(tags::OURS) && tag.value() == Some(mark);
+            // Those of AWS, such as the fleet's, are there first.
+            let is_set = |tag: &Tag| tag.key().is_some_and(|key| !key.starts_with("aws:"));
+            let found = instance.as_ref().and_then(ours);
+            match (&instance, found) {
+                (Some(instance), found) if instance.tags().iter().any(is_marked) => return Ok(found),
+                // Another's, or one that has had the time to show its tags.
+                (Some(instance), found)
+                    if instance.tags().iter().any(is_set) || found.as_ref().is_some_and(|found| found.age >= YOUNG) =>
+                {
+                    return Ok(None);
+                }
+                _ if look == YOUNG_LOOKS => return Ok(None),
+                _ => tokio::time::sleep(YOUNG_PAUSE).await,
+            }
         }
+        Ok(None)
     }
 
-    async fn describe(&self, filters: Vec<Filter>, id: Option<&str>) -> Result<Vec<Ours>, CloudError> {
-        let describe = self.client.describe_instances().set_filters(Some(filters));
-        let describe = describe.set_instance_ids(id.map(|id| vec![id.to_owned()]));
-        let mut pages = describe.into_paginator().send();
+    async fn describe(&self, filters: Vec<Filter>) -> Result<Vec<Ours>, CloudError> {
+        let mut pages = self.client.describe_instances().set_filters(Some(filters)).into_paginator().send();
         let mut found = Vec::new();
         while let Some(page) = pages.next().await {
             let page = page.map_err(|e| CloudError::sdk("DescribeInstances", "instances of ours", e))?;
-            let instances = page.reservations().iter().flat_map(aws_sdk_ec2::types::Reservation::instances);
+            let instances = page.reservations().iter().flat_map(Reservation::instances);
             found.extend(instances.filter_map(ours));
         }
         Ok(found)
@@ -309,91 +353,24 @@ impl Fleet {
     }
 }
 
-fn build(fleet: CreateFleetFluentBuilder, request: &Request) -> CreateFleetFluentBuilder {
-    let by_id = request.template.name.starts_with("lt-");
-    let name = Some(request.template.name.clone());
-    let template = FleetLaunchTemplateSpecificationRequest::builder()
-        .set_launch_template_id(name.clone().filter(|_| by_id))
-        .set_launch_template_name(name.filter(|_| !by_id))
-        .version(&request.template.version)
-        .build();
-    let none_or = |list: &[String]| -> Vec<Option<String>> {
-        if list.is_empty() { vec![None] } else { list.iter().cloned().map(Some).collect() }
-    };
-    let max_price = request.max_price.as_ref().filter(|_| request.purchase == Purchase::Spot);
-    let pool = |instance_type: &Option<String>, subnet: &Option<String>| {
-        FleetLaunchTemplateOverridesRequest::builder()
-            .set_instance_type(instance_type.as_deref().map(InstanceType::from))
-            .set_subnet_id(subnet.clone())
-            .set_max_price(max_price.map(ToString::to_string))
-            .build()
-    };
-    let (types, subnets) = (none_or(&request.instance_types), none_or(&request.subnets));
-    let pools = types.iter().flat_map(|t| subnets.iter().map(move |s| pool(t, s))).take(POOLS_MAX).collect();
-    let has_pools = max_price.is_some() || types[0].is_some() || subnets[0].is_some();
-    let config = FleetLaunchTemplateConfigRequest::builder()
-        .launch_template_specification(template)
-        .set_overrides(has_pools.then_some(pools))
-        .build();
-    let count = i32::try_from(request.count).unwrap_or(i32::MAX);
-    let capacity = TargetCapacitySpecificationRequest::builder().total_target_capacity(count);
-    let tags = request.tags.iter().map(|(key, value)| Tag::builder().key(key).value(value).build()).collect();
-    let fleet = fleet
-        .r#type(FleetType::Instant)
-        .client_token(&request.token)
-        .launch_template_configs(config)
-        .tag_specifications(
-            TagSpecification::builder().resource_type(ResourceType::Instance).set_tags(Some(tags)).build(),
-        );
-    match request.purchase {
-        Purchase::Spot => fleet
-            .target_capacity_specification(
-                capacity
-                    .spot_target_capacity(count)
-                    .default_target_capacity_type(DefaultTargetCapacityType::Spot)
-                    .build(),
-            )
-            .spot_options(
-                SpotOptionsRequest::builder()
-                    .allocation_strategy(SpotAllocationStrategy::PriceCapacityOptimized)
-                    .instance_interruption_behavior(SpotInstanceInterruptionBehavior::Terminate)
-                    .build(),
-            ),
-        Purchase::OnDemand => fleet
-            .target_capacity_specification(
-                capacity
-                    .on_demand_target_capacity(count)
-                    .default_target_capacity_type(DefaultTargetCapacityType::OnDemand)
-                    .build(),
-            )
-            .on_demand_options(
-                OnDemandOptionsRequest::builder()
-                    .allocation_strategy(FleetOnDemandAllocationStrategy::LowestPrice)
-                    .build(),
-            ),
-    }
+fn marked(mark: &str) -> Filter {
+    Filter::builder().name(format!("tag:{}", tags::OURS)).values(mark).build()
 }
 
-/// Returns whether EC2's word means that there is no room, or no quota, now. Source: EC2 API reference, "Error codes", and
-/// the EC2 Fleet user guide's launch errors. `Unsupported` is a type that a zone does not offer.
-fn is_shortfall(word: &str) -> bool {
-    const WORDS: [&str; 14] = [
-        "InsufficientInstanceCapacity",
-        "InsufficientHostCapacity",
-        "InsufficientCapacity",
-        "InsufficientFreeAddressesInSubnet",
-        "UnfulfillableCapacity",
-        "MaxSpotInstanceCountExceeded",
-        "SpotMaxPriceTooLow",
-        "InstanceLimitExceeded",
-        "VcpuLimitExceeded",
-        "MaxConfigLimitExceededException",
-        "RequestLimitExceeded",
-        "RequestResourceCountExceeded",
-        "Server.InternalError",
-        "InternalError",
-    ];
-    WORDS.iter().any(|known| word.contains(known))
+/// How long EC2 may not show an instance that it has launched, or its tags.
+const YOUNG: Duration = Duration::from_mins(5);
+/// How often a new instance is looked for, and the pause between: 9 s, of a function that is called for its end.
+const YOUNG_LOOKS: u32 = 4;
+const YOUNG_PAUSE: Duration = Duration::from_secs(3);
+
+/// Why EC2 changed an instance's state, in one plain line.
+fn reason_of(instance: &aws_sdk_ec2::types::Instance) -> Option<Reason> {
+    let reason = instance.state_reason()?;
+    let (code, message) = (reason.code().unwrap_or_default(), reason.message().unwrap_or_default());
+    // The message mostly begins with the code.
+    let words = if message.starts_with(code) { message.to_owned() } else { format!("{code}: {message}") };
+    let words: String = printable::one_line(words.trim_end_matches(": ")).chars().take(REASON_CHARS_MAX).collect();
+    (!words.is_empty()).then(|| Reason { code: code.to_owned(), words })
 }
 
 fn ours(instance: &aws_sdk_ec2::types::Instance) -> Option<Ours> {
@@ -401,16 +378,17 @@ fn ours(instance: &aws_sdk_ec2::types::Instance) -> Option<Ours> {
         let found = instance.tags().iter().find(|tag| tag.key() == Some(key));
         found.and_then(|tag| tag.value()).filter(|value| !value.is_empty()).map(ToOwned::to_owned)
     };
+    let state = instance.state().and_then(|state| state.name());
     Some(Ours {
         id: instance.instance_id()?.to_owned(),
         src: tag(tags::SRC),
         mission: tag(tags::MISSION),
         is_spot: instance.instance_lifecycle().is_some(),
         age: instance.launch_time().and_then(|time| clock::since_time(*time)).unwrap_or_default(),
-        is_stopped: instance
-            .state()
-            .and_then(|state| state.name())
-            .is_some_and(|state| matches!(state, InstanceStateName::Stopping | InstanceStateName::Stopped)),
+        is_stopped: state.is_some_and(|s| matches!(s, InstanceStateName::Stopping | InstanceStateName::Stopped)),
+        is_ended: state.is_some_and(|s| matches!(s, InstanceStateName::ShuttingDown | InstanceStateName::Terminated)),
+        reason: reason_of(instance),
+        epoch: tag(tags::EPOCH).and_then(|epoch| epoch.parse().ok()),
         _found: Found,
     })
 }

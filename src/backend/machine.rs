@@ -20,6 +20,7 @@ use tokio::process::Command;
 
 use super::error::{CloudError, Kind};
 use super::sdk::Wire;
+use super::unknown::Unknown;
 use crate::domain::{backoff, ids, tags};
 
 /// How this machine is switched off if EC2 does not end it. An [`EndProof`] is needed as well.
@@ -215,6 +216,8 @@ pub struct Machine {
     own: Arc<OnceLock<String>>,
     /// This process's place on the instance.
     place: Arc<Mutex<Option<UnixDatagram>>>,
+    /// Instances that EC2 did not know.
+    unknown: Unknown,
 }
 
 impl Machine {
@@ -223,7 +226,15 @@ impl Machine {
     pub fn new(wire: &Wire, power_off: PowerOff) -> Self {
         let client = Client::from_conf(Builder::from(&wire.config).retry_classifier(wire.renewal.clone()).build());
         let own = Arc::new(OnceLock::new());
-        Self { client, imds: wire.imds.clone(), imds_is_real: wire.imds_is_real, power_off, own, place: Arc::default() }
+        Self {
+            client,
+            imds: wire.imds.clone(),
+            imds_is_real: wire.imds_is_real,
+            power_off,
+            own,
+            place: Arc::default(),
+            unknown: Unknown::default(),
+        }
     }
 
     /// Reads this machine's instance id from IMDS (version 2 only).
@@ -375,8 +386,11 @@ impl Machine {
         super::error::dry_run(answer.map_err(|e| CloudError::sdk("TerminateInstances", instance, e)))
     }
 
-    /// Asks EC2 whether an instance is gone for good: terminated, on its way there, stopped, or unknown. Of an owner
-    /// that is no instance EC2 knows nothing, so it is not gone: its lease must run out.
+    /// Asks EC2 whether an instance is gone for good: terminated, on its way there, or stopped. Of an owner that is no
+    /// instance EC2 knows nothing, so it is not gone: its lease must run out.
+    ///
+    /// That EC2 does not know an instance is believed when it was so for [`UNKNOWN_MIN`](super::unknown::UNKNOWN_MIN) of this process's monotonic clock:
+    /// it may show a new one late. Source: EC2 developer guide, "Eventual consistency".
     ///
     /// # Errors
     /// [`CloudError`].
@@ -387,23 +401,21 @@ impl Machine {
         let answer = self.client.describe_instances().instance_ids(instance).send().await;
         let answer = match answer.map_err(|e| CloudError::sdk("DescribeInstances", instance, e)) {
             Ok(answer) => answer,
-            Err(error) if error.kind == Kind::NotFound => return Ok(true),
+            Err(error) if error.kind == Kind::NotFound => return Ok(self.unknown.is_believed(instance)),
             Err(error) => return Err(error),
         };
-        let mut states = answer
-            .reservations()
-            .iter()
-            .flat_map(aws_sdk_ec2::types::Reservation::instances)
-            .filter_map(|instance| instance.state()?.name());
-        Ok(states.all(|state| {
-            matches!(
-                state,
-                InstanceStateName::ShuttingDown
-                    | InstanceStateName::Terminated
-                    | InstanceStateName::Stopping
-                    | InstanceStateName::Stopped
-            )
-        }))
+        let mut instances = answer.reservations().iter().flat_map(aws_sdk_ec2::types::Reservation::instances);
+        let Some(state) = instances.find_map(|instance| instance.state()?.name()) else {
+            return Ok(self.unknown.is_believed(instance));
+        };
+        self.unknown.forget(instance);
+        Ok(matches!(
+            state,
+            InstanceStateName::ShuttingDown
+                | InstanceStateName::Terminated
+                | InstanceStateName::Stopping
+                | InstanceStateName::Stopped
+        ))
     }
 
     /// Ends this machine, if it may be ended: by EC2, and if EC2 does not, by power-off. `seen` is what its tags have

@@ -5,15 +5,18 @@
 //! for `--local` and in tests over the cloud in this process ([`Wire::plugged`]). The conditional
 //! expressions are written once, and nothing here knows which of the two it is.
 
+mod create_fleet;
 pub mod error;
 mod failures;
 pub mod fleet;
 pub mod ledger;
 pub mod machine;
 pub mod notifier;
+mod pools;
 mod renewal;
 pub mod sdk;
 pub mod store;
+mod unknown;
 
 pub use error::{CloudError, Kind, Scope};
 pub use fleet::Fleet;

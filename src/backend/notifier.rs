@@ -5,6 +5,7 @@ use aws_sdk_sns::config::Builder;
 
 use super::error::CloudError;
 use super::sdk::Wire;
+use crate::domain::printable;
 
 /// The most characters SNS takes in a subject ("less than 100"), which must be ASCII without line breaks.
 /// Source: Amazon SNS API reference, `Publish`.
@@ -15,7 +16,7 @@ const SUBJECT_LEN_MAX: usize = 99;
 pub struct Message {
     /// A line for the e-mail's subject.
     pub subject: String,
-    /// The text.
+    /// The text, of several lines. Names in it must be of one line; what else could act on its reader is escaped.
     pub text: String,
     /// Groups messages of a FIFO topic: the mission.
     pub group: String,
@@ -52,8 +53,8 @@ impl Notifier {
     /// # Errors
     /// [`CloudError`]; `NotFound` if there is no such topic.
     pub async fn publish(&self, topic_arn: &str, message: &Message) -> Result<(), CloudError> {
-        let mut publish =
-            self.client.publish().topic_arn(topic_arn).subject(subject(&message.subject)).message(&message.text);
+        let text = printable::lines(&message.text);
+        let mut publish = self.client.publish().topic_arn(topic_arn).subject(subject(&message.subject)).message(text);
         // In an ARN the suffix is `.fifo`, in these letters.
         if topic_arn.rsplit('.').next() == Some("fifo") {
             publish = publish

@@ -8,10 +8,11 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use super::flags::{AwsArgs, SchedulerArgs, TableArgs, range, seconds};
+use super::flags::{AwsArgs, SchedulerArgs, TableArgs, bytes, range, seconds};
 use super::place::{self, DEFAULT_DIR};
 use crate::backend::machine::EndOrder;
 use crate::logging::Format;
+use crate::workload::{DEVICES_DEFAULT, Devices};
 
 /// One task per input file on EC2 Spot instances: nothing lost, nothing counted twice, nothing left running.
 #[derive(Debug, Parser)]
@@ -124,6 +125,10 @@ pub(super) struct SubmitArgs {
     /// With --nodes: how many tasks a node works at, at a time (default: one)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) slots: Option<u16>,
+    /// Whether objects that anybody puts under MISSION/ in the source bucket become tasks of it, too (default: no for a new
+    /// mission; one that is there stays as it is)
+    #[arg(long, env = "LIGHTHPC_UPLOADS", value_name = "yes|no", value_parser = clap::builder::BoolishValueParser::new())]
+    pub(super) uploads: Option<bool>,
     /// Make the rows and launch nothing
     #[arg(long)]
     pub(super) no_launch: bool,
@@ -220,6 +225,10 @@ pub(super) struct RunArgs {
     /// Whether `local` is a folder for certain: by `--local=DIR`, or by the variable.
     #[arg(skip)]
     pub(super) local_is_folder: bool,
+    /// With --local: run the program that this mission's folder names, although it is another user's or others may
+    /// write to it; several are separated by commas, and * is any
+    #[arg(long, env = "LIGHTHPC_TRUST_FOLDER", value_name = "DIR", value_delimiter = ',')]
+    pub(super) trust_folder: Vec<PathBuf>,
     /// How many tasks run at a time: with --local (default: the cores), or on a node that serves a mission which does
     /// not say (default: one)
     #[arg(long, env = "LIGHTHPC_SLOTS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
@@ -282,6 +291,15 @@ pub(super) struct RunArgs {
         help_heading = "The node"
     )]
     pub(super) isolation: Isolation,
+    /// With --isolation unit: the devices below /dev that workloads may use, separated by commas, or none
+    #[arg(
+        long,
+        default_value = DEVICES_DEFAULT,
+        env = "LIGHTHPC_DEVICES",
+        value_name = "DEVICES",
+        help_heading = "The node"
+    )]
+    pub(super) devices: Devices,
     /// How long an attempt's workload may take (default: no limit)
     #[arg(long, env = "LIGHTHPC_TIME_LIMIT", value_parser = seconds, value_name = "SECONDS", help_heading = "The node")]
     pub(super) time_limit: Option<Duration>,
@@ -298,6 +316,19 @@ pub(super) struct RunArgs {
     /// How often an application's error is tried again
     #[arg(long, env = "LIGHTHPC_RETRY_APP_ERRORS", default_value = "0", value_name = "N", help_heading = "The node")]
     pub(super) retry_app_errors: u64,
+
+    /// The most bytes of a result, such as 500G or 1T; holes of sparse files count, for S3 stores them as zeros
+    #[arg(long, env = "LIGHTHPC_MAX_RESULT_BYTES", default_value = "1T", value_parser = bytes, value_name = "BYTES", help_heading = "The node")]
+    pub(super) max_result_bytes: u64,
+    /// The most files of a result that is a folder
+    #[arg(long, env = "LIGHTHPC_MAX_RESULT_FILES", default_value = "100000", value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "The node")]
+    pub(super) max_result_files: u32,
+    /// The most bytes of a checkpoint; a larger one is not saved, and the workload goes on
+    #[arg(long, env = "LIGHTHPC_MAX_CHECKPOINT_BYTES", default_value = "256G", value_parser = bytes, value_name = "BYTES", help_heading = "The node")]
+    pub(super) max_checkpoint_bytes: u64,
+    /// The most files, folders, and links of a checkpoint
+    #[arg(long, env = "LIGHTHPC_MAX_CHECKPOINT_FILES", default_value = "10000", value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "The node")]
+    pub(super) max_checkpoint_files: u32,
 
     /// Steps of the simulated workload
     #[arg(

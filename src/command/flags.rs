@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::Failure;
 use crate::backend::Tables;
+use crate::domain::node_limit::NodeLimit;
 
 /// Where the tables are.
 #[derive(Clone, Debug, Args)]
@@ -80,11 +81,11 @@ pub(super) struct SchedulerArgs {
     /// The launch template of nodes, by id or name
     #[arg(long, env = "LIGHTHPC_LAUNCH_TEMPLATE", value_name = "TEMPLATE", help_heading = "Launching")]
     pub(super) launch_template: Option<String>,
-    /// Its version
+    /// Its version: a number, $Latest, or $Default (which `CloudFormation` never moves)
     #[arg(
         long,
         env = "LIGHTHPC_LAUNCH_TEMPLATE_VERSION",
-        default_value = "$Default",
+        default_value = "$Latest",
         value_name = "VERSION",
         help_heading = "Launching"
     )]
@@ -108,6 +109,12 @@ pub(super) struct SchedulerArgs {
     /// With mix: how many nodes are On-Demand at least
     #[arg(long, env = "LIGHTHPC_ON_DEMAND_FLOOR", value_name = "N", help_heading = "Launching")]
     pub(super) on_demand_floor: Option<String>,
+    /// The most nodes of the deployment at a time, or none (default: what its function has stored; 0 stops all launches)
+    #[arg(long, env = "LIGHTHPC_MAX_NODES", default_value = "", hide_default_value = true, value_parser = NodeLimit::parse, value_name = "N", help_heading = "Launching")]
+    pub(super) max_nodes: NodeLimit,
+    /// The most nodes that are launched in one hour of the clock, or none (default: what the function has stored)
+    #[arg(long, env = "LIGHTHPC_MAX_NODES_PER_HOUR", default_value = "", hide_default_value = true, value_parser = NodeLimit::parse, value_name = "N", help_heading = "Launching")]
+    pub(super) max_nodes_per_hour: NodeLimit,
     /// The mission of uploads whose key names none
     #[arg(long = "default-mission", env = "LIGHTHPC_MISSION", value_name = "ID", help_heading = "Tasks")]
     pub(super) default_mission: Option<String>,
@@ -130,6 +137,26 @@ pub(super) fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Reads a number of bytes: alone, or with `K`, `M`, `G`, or `T` for powers of 1,024 (`KiB` and the like, too).
+pub(super) fn bytes(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(end);
+    let shift = match unit.trim().to_ascii_uppercase().as_str() {
+        "" | "B" => Some(0),
+        "K" | "KIB" => Some(10),
+        "M" | "MIB" => Some(20),
+        "G" | "GIB" => Some(30),
+        "T" | "TIB" => Some(40),
+        _ => None,
+    };
+    let number: Option<u64> = digits.parse().ok();
+    match number.zip(shift).and_then(|(number, shift)| number.checked_mul(1 << shift)) {
+        Some(bytes) if bytes > 0 => Ok(bytes),
+        _ => Err("a number of bytes is needed, such as 500G or 1T (powers of 1,024)".to_owned()),
+    }
+}
+
 /// Reads `A..B`, or `A` for `A..A`: numbers of seconds, not falling.
 pub(super) fn range(text: &str) -> Result<(f64, f64), String> {
     const DAY: f64 = 86_400.0;
@@ -145,6 +172,16 @@ pub(super) fn range(text: &str) -> Result<(f64, f64), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_are_read() {
+        for (text, read) in [("1", 1), ("10K", 10 << 10), ("2 MiB", 2 << 20), ("500g", 500 << 30), ("1T", 1 << 40)] {
+            assert_eq!(bytes(text), Ok(read), "{text}");
+        }
+        for bad in ["", "0", "-1", "1.5G", "G", "1E", "1TB", "99999999999999T", "x"] {
+            assert!(bytes(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn seconds_and_ranges_are_read() {

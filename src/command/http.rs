@@ -1,11 +1,11 @@
 //! The HTTP interface: missions are made, read, listed, and cancelled, as the article's was meant to be.
 //!
 //! API Gateway's payload 2.0 comes in. Never open: a request that no authoriser has let through is refused here, too, should
-//! somebody have left it away.
+//! somebody have omitted it. What a mission's nodes run, and how many they are, has a route of its own, because it is a right of
+//! its own: to run code in the account. IAM tells routes apart, but not the fields of a body.
 
 use std::time::Duration;
 
-use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -13,8 +13,8 @@ use super::status;
 use crate::backend::ledger::NewMission;
 use crate::clock;
 use crate::domain::ids::MissionId;
-use crate::domain::mission::tally_shards_for;
 use crate::domain::policy::Policy;
+use crate::domain::printable;
 use crate::scheduler::{Scheduler, SchedulerError};
 use crate::worker::words;
 
@@ -23,12 +23,66 @@ const CANCEL_PATIENCE: Duration = Duration::from_secs(10);
 /// The most missions of a list.
 const LIST_LEN_MAX: usize = 1_000;
 
+/// The most tasks at a time on a node.
+const SLOTS_MAX: u64 = 1_000;
 /// The most nodes of a mission: one fleet takes no more. Source: EC2 user guide, "EC2 Fleet quotas".
 pub(super) const NODES_MAX: u64 = 10_000;
 
+/// What a workload is: fields that `POST /missions` refuses.
+const WORKLOAD: [&str; 3] = ["exec", "nodes", "slots"];
+
+/// What the deployment allows, as the stack says it to its function. IAM refuses the rest at the launch; here a request is told
+/// at once.
+#[derive(Clone, Debug)]
+pub(super) struct Allowed {
+    /// Instance types, with `*` and `?` as wildcards.
+    instance_types: Vec<String>,
+    /// The most nodes at a time.
+    nodes: u64,
+}
+
+impl Allowed {
+    /// Reads the function's environment; what it does not name is allowed, up to EC2's own limit.
+    pub(super) fn of_environment() -> Self {
+        Self::read(|name| std::env::var(name).ok())
+    }
+
+    fn read(value: impl Fn(&str) -> Option<String>) -> Self {
+        let types = value("LIGHTHPC_ALLOWED_INSTANCE_TYPES").unwrap_or_default();
+        // 0 launches nothing for now, and `none` is no limit: neither says what a mission may ask for.
+        let nodes = value("LIGHTHPC_MAX_NODES").and_then(|nodes| nodes.trim().parse().ok()).filter(|&nodes| nodes > 0);
+        Self {
+            instance_types: types.split(',').map(str::trim).filter(|t| !t.is_empty()).map(ToOwned::to_owned).collect(),
+            nodes: nodes.unwrap_or(NODES_MAX).min(NODES_MAX),
+        }
+    }
+
+    fn check_types(&self, types: &[String]) -> Result<(), Refusal> {
+        let is_allowed = |name: &String| self.instance_types.iter().any(|pattern| matches(pattern, name));
+        match types.iter().find(|name| !self.instance_types.is_empty() && !is_allowed(name)) {
+            None => Ok(()),
+            Some(name) => Err(Refusal::bad(format!(
+                "bidInstanceType {name} is not among the types that this deployment allows: {}",
+                self.instance_types.join(", ")
+            ))),
+        }
+    }
+}
+
+/// Returns whether a pattern with `*` (any characters) and `?` (one) covers a name, as IAM's `StringLike` does.
+fn matches(pattern: &str, name: &str) -> bool {
+    let Some(first) = pattern.chars().next() else { return name.is_empty() };
+    let rest = &pattern[first.len_utf8()..];
+    match first {
+        // Types are short, and patterns come from the stack: trying each place costs nothing.
+        '*' => name.char_indices().map(|(at, _)| at).chain([name.len()]).any(|at| matches(rest, &name[at..])),
+        _ => name.chars().next().is_some_and(|c| (first == '?' || first == c) && matches(rest, &name[c.len_utf8()..])),
+    }
+}
+
 /// What is wrong with a request, and its status.
 #[derive(Debug)]
-struct Refusal(u16, String);
+pub(super) struct Refusal(u16, String);
 
 impl Refusal {
     fn bad(what: impl Into<String>) -> Self {
@@ -55,8 +109,8 @@ impl From<crate::backend::CloudError> for Refusal {
 }
 
 /// Answers one request, always.
-pub(super) async fn answer(scheduler: &Scheduler, event: &Value) -> Value {
-    let (status, body) = match route(scheduler, event).await {
+pub(super) async fn answer(scheduler: &Scheduler, allowed: &Allowed, event: &Value) -> Value {
+    let (status, body) = match route(scheduler, allowed, event).await {
         Ok((status, body)) => (status, body),
         Err(Refusal(status, what)) => {
             tracing::warn!("answered {status}: {what}");
@@ -66,11 +120,12 @@ pub(super) async fn answer(scheduler: &Scheduler, event: &Value) -> Value {
     json!({
         "statusCode": status,
         "headers": { "content-type": "application/json" },
-        "body": body.to_string(),
+        // The same JSON, with escapes for what acts on a terminal or hides: names in it are other people's.
+        "body": printable::json(&body.to_string()),
     })
 }
 
-async fn route(scheduler: &Scheduler, event: &Value) -> Result<(u16, Value), Refusal> {
+async fn route(scheduler: &Scheduler, allowed: &Allowed, event: &Value) -> Result<(u16, Value), Refusal> {
     let text = |path: &str| event.pointer(path).and_then(Value::as_str);
     let is_let_through = event.pointer("/requestContext/authorizer").and_then(Value::as_object);
     if is_let_through.is_none_or(serde_json::Map::is_empty) {
@@ -81,32 +136,37 @@ async fn route(scheduler: &Scheduler, event: &Value) -> Result<(u16, Value), Ref
     let stage = format!("/{}", text("/requestContext/stage").unwrap_or_default());
     let path = path.strip_prefix(&stage).filter(|rest| rest.starts_with('/')).unwrap_or(path);
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+    // An HTTP API has decoded both: decoding again would make `a%41` another mission.
+    // Source: API Gateway developer guide, "Lambda proxy integrations", payload format 2.0.
+    let id = |part: &str| {
+        let id = text("/pathParameters/mission").unwrap_or(part);
+        MissionId::new(id).map_err(|error| Refusal::bad(error.to_string()))
+    };
     match (method, parts.as_slice()) {
         ("GET", ["missions"]) => list(scheduler).await,
-        ("POST", ["missions"]) => create(scheduler, &body(event)?).await,
-        ("GET", ["missions", id]) => show(scheduler, &mission_id(id)?).await,
-        ("POST", ["missions", id, "cancel"]) => cancel(scheduler, &mission_id(id)?).await,
-        (_, ["missions"] | ["missions", _] | ["missions", _, "cancel"]) => {
+        ("POST", ["missions"]) => create(scheduler, allowed, &body(event)?).await,
+        ("GET", ["missions", part]) => show(scheduler, &id(part)?).await,
+        ("PUT", ["missions", part, "workload"]) => set_workload(scheduler, allowed, &id(part)?, &body(event)?).await,
+        ("POST", ["missions", part, "cancel"]) => cancel(scheduler, &id(part)?).await,
+        (_, ["missions"] | ["missions", _] | ["missions", _, "cancel" | "workload"]) => {
             Err(Refusal(405, format!("{method} is not for {path}")))
         }
-        _ => {
-            Err(Refusal(404, format!("there is no {path}: there are /missions, /missions/ID, and /missions/ID/cancel")))
-        }
+        _ => Err(Refusal(
+            404,
+            format!(
+                "there is no {path}: there are /missions, /missions/ID, /missions/ID/workload, and /missions/ID/cancel"
+            ),
+        )),
     }
 }
 
-fn body(event: &Value) -> Result<String, Refusal> {
+pub(super) fn body(event: &Value) -> Result<String, Refusal> {
     let text = event.get("body").and_then(Value::as_str).unwrap_or_default();
     if event.get("isBase64Encoded").and_then(Value::as_bool) != Some(true) {
         return Ok(text.to_owned());
     }
     let bytes = aws_smithy_types::base64::decode(text).map_err(|error| Refusal::bad(format!("the body: {error}")))?;
     String::from_utf8(bytes).map_err(|_| Refusal::bad("the body is not UTF-8"))
-}
-
-fn mission_id(part: &str) -> Result<MissionId, Refusal> {
-    let id = percent_decode_str(part).decode_utf8().map_err(|_| Refusal::bad("the mission's id is not UTF-8"))?;
-    MissionId::new(id).map_err(|error| Refusal::bad(error.to_string()))
 }
 
 /// A mission to be made; numbers may be written as text, as the first version did.
@@ -116,9 +176,7 @@ struct NewBody {
     mission: String,
     name: Option<String>,
     trans_number: Value,
-    exec: Option<String>,
-    nodes: Option<Value>,
-    slots: Option<Value>,
+    uploads: Option<Value>,
     bid_mode: Option<String>,
     bid_instance_type: Option<String>,
     #[serde(rename = "maxUnitprice")]
@@ -127,8 +185,9 @@ struct NewBody {
     on_demand_floor: Option<Value>,
 }
 
-async fn create(scheduler: &Scheduler, body: &str) -> Result<(u16, Value), Refusal> {
+async fn create(scheduler: &Scheduler, allowed: &Allowed, body: &str) -> Result<(u16, Value), Refusal> {
     let new = read(body)?;
+    allowed.check_types(&new.policy.instance_types)?;
     // What the row leaves open comes from the settings; together they must make sense.
     new.policy.clone().or(&scheduler.settings.policy).check().map_err(|error| Refusal::bad(error.to_string()))?;
     if !scheduler.backend.ledger.create_mission(&new).await? {
@@ -138,20 +197,22 @@ async fn create(scheduler: &Scheduler, body: &str) -> Result<(u16, Value), Refus
     Ok((201, body))
 }
 
-fn read(body: &str) -> Result<NewMission, Refusal> {
-    let new: NewBody = serde_json::from_str(body).map_err(|error| Refusal::bad(format!("the body: {error}")))?;
+pub(super) fn read(body: &str) -> Result<NewMission, Refusal> {
+    let value: Value = serde_json::from_str(body).map_err(not_read)?;
+    if let Some(name) = WORKLOAD.iter().find(|name| value.get(name).is_some()) {
+        return Err(Refusal::bad(format!(
+            "{name} is not set here: make the mission, then PUT /missions/ID/workload with {{\"{name}\": …}}, which is a right \
+             of its own"
+        )));
+    }
+    let new: NewBody = serde_json::from_value(value).map_err(not_read)?;
     let word = |value: &Option<Value>| match value {
         Some(Value::String(text)) => Some(text.clone()),
         Some(Value::Number(number)) => Some(number.to_string()),
         _ => None,
     };
-    let number = |name: &str, value: &Option<Value>, most: u64| -> Result<Option<u64>, Refusal> {
-        let Some(value) = value else { return Ok(None) };
-        let n = value.as_u64().or_else(|| value.as_str()?.trim().parse().ok()).filter(|n| (1..=most).contains(n));
-        n.map(Some).ok_or_else(|| Refusal::bad(format!("{name} {value} is not a number from 1 to {most}")))
-    };
     let id = MissionId::for_a_new_mission(&new.mission).map_err(|error| Refusal::bad(error.to_string()))?;
-    let trans_number = number("transNumber", &Some(new.trans_number), 100_000_000)?.unwrap_or(1);
+    let trans_number = number("transNumber", Some(&new.trans_number), 100_000_000)?.unwrap_or(1);
     let (price, wait, floor) = (word(&new.max_unit_price), word(&new.max_wait_time), word(&new.on_demand_floor));
     let policy = Policy::read(|name| match name {
         "bidMode" => new.bid_mode.as_deref(),
@@ -162,16 +223,75 @@ fn read(body: &str) -> Result<NewMission, Refusal> {
         _ => None,
     });
     Ok(NewMission {
-        id,
-        trans_number,
-        tally_shards: tally_shards_for(trans_number),
-        exec: new.exec.filter(|exec| !exec.trim().is_empty()),
         name: new.name,
-        nodes: number("nodes", &new.nodes, NODES_MAX)?.and_then(|n| u32::try_from(n).ok()),
-        slots: number("slots", &new.slots, 1_000)?.and_then(|n| u16::try_from(n).ok()),
+        uploads: uploads(new.uploads.as_ref())?,
         policy: policy.map_err(|error| Refusal::bad(error.to_string()))?,
         now: clock::now_rfc3339(),
+        ..NewMission::of(id, trans_number)
     })
+}
+
+/// Whether uploads become tasks: `yes` or `no`, or a truth value; nothing is the article's way, and means that they do.
+fn uploads(value: Option<&Value>) -> Result<Option<bool>, Refusal> {
+    match value {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Bool(are_taken)) => Ok(Some(*are_taken)),
+        Some(Value::String(word)) if word == "yes" => Ok(Some(true)),
+        Some(Value::String(word)) if word == "no" => Ok(Some(false)),
+        Some(other) => Err(Refusal::bad(format!("uploads {other} is neither \"yes\" nor \"no\""))),
+    }
+}
+
+fn not_read(error: serde_json::Error) -> Refusal {
+    Refusal::bad(format!("the body: {error}"))
+}
+
+/// Reads a number, which may be written as text; `null` is none.
+fn number(name: &str, value: Option<&Value>, most: u64) -> Result<Option<u64>, Refusal> {
+    let Some(value) = value.filter(|value| !value.is_null()) else { return Ok(None) };
+    let n = value.as_u64().or_else(|| value.as_str()?.trim().parse().ok()).filter(|n| (1..=most).contains(n));
+    n.map(Some).ok_or_else(|| Refusal::bad(format!("{name} {value} is not a number from 1 to {most}")))
+}
+
+/// What a mission's nodes run, and how many they are: the whole of it, so what is absent is removed.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Workload {
+    exec: Option<String>,
+    nodes: Option<u32>,
+    slots: Option<u16>,
+}
+
+impl Workload {
+    pub(super) fn read(body: &str, allowed: &Allowed) -> Result<Self, Refusal> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Body {
+            exec: Option<String>,
+            nodes: Option<Value>,
+            slots: Option<Value>,
+        }
+        let body: Body = serde_json::from_str(body).map_err(not_read)?;
+        let nodes = number("nodes", body.nodes.as_ref(), allowed.nodes)?;
+        let slots = number("slots", body.slots.as_ref(), SLOTS_MAX)?;
+        Ok(Self {
+            exec: body.exec.filter(|exec| !exec.trim().is_empty()),
+            nodes: nodes.and_then(|n| u32::try_from(n).ok()),
+            slots: slots.and_then(|n| u16::try_from(n).ok()),
+        })
+    }
+}
+
+async fn set_workload(
+    scheduler: &Scheduler,
+    allowed: &Allowed,
+    id: &MissionId,
+    body: &str,
+) -> Result<(u16, Value), Refusal> {
+    let Workload { exec, nodes, slots } = Workload::read(body, allowed)?;
+    if !scheduler.backend.ledger.set_workload(id, exec.as_deref(), nodes, slots).await? {
+        return Err(Refusal(404, format!("there is no mission {id}")));
+    }
+    show(scheduler, id).await
 }
 
 async fn show(scheduler: &Scheduler, id: &MissionId) -> Result<(u16, Value), Refusal> {
@@ -208,10 +328,10 @@ mod tests {
     fn a_body_is_read_as_the_first_version_wrote_it_and_as_json_has_it() {
         let new = read(
             r#"{"mission": "M001", "bidMode": "lowerPrice", "bidInstanceType": "m4.large", "maxUnitprice": "0.08",
-                "maxWaitTime": 600, "transNumber": "10", "nodes": 3}"#,
+                "maxWaitTime": 600, "transNumber": "10"}"#,
         )
         .unwrap();
-        assert_eq!((new.trans_number, new.nodes, new.slots), (10, Some(3), None));
+        assert_eq!((new.trans_number, new.nodes, new.slots, new.exec), (10, None, None, None));
         assert_eq!(new.policy.bid_mode, Some(BidMode::Spot));
         assert_eq!(new.policy.max_wait, Some(Duration::from_mins(10)));
     }
@@ -229,10 +349,58 @@ mod tests {
             (r#"{"mission": "M", "transNumber": 1, "price": 1}"#, "price"),
             (r#"{"mission": "M", "transNumber": 1, "maxUnitprice": "a lot"}"#, "a lot"),
             (r#"{"mission": "M", "transNumber": 1, "bidMode": "cheap"}"#, "cheap"),
-            (r#"{"mission": "M", "transNumber": 1, "slots": -1}"#, "slots"),
+            (r#"{"mission": "M", "transNumber": 1, "slots": 1}"#, "PUT /missions/ID/workload"),
+            (r#"{"mission": "M", "transNumber": 1, "nodes": null}"#, "PUT /missions/ID/workload"),
+            (r#"{"mission": "M", "transNumber": 1, "exec": "id"}"#, "PUT /missions/ID/workload"),
+            (r#"{"mission": "M", "transNumber": 1, "uploads": "perhaps"}"#, "uploads"),
+            (r#"{"mission": "M#tally#0", "transNumber": 1}"#, "#tally#"),
         ] {
             let Refusal(status, what) = read(body).unwrap_err();
             assert!(status == 400 && what.contains(says), "{body}: {what}");
         }
+    }
+    #[test]
+    fn a_workload_is_read_whole_and_within_the_deployments_limits() {
+        let allowed = Allowed::read(|name| (name == "LIGHTHPC_MAX_NODES").then(|| "50".to_owned()));
+        let read = |body: &str| Workload::read(body, &allowed);
+
+        let whole = Workload { exec: Some("wc -l".to_owned()), nodes: Some(50), slots: Some(4) };
+        assert_eq!(read(r#"{"exec": "wc -l", "nodes": "50", "slots": 4}"#).unwrap(), whole);
+        let nothing = Workload { exec: None, nodes: None, slots: None };
+        assert_eq!(read(r#"{"exec": " ", "nodes": null}"#).unwrap(), nothing);
+        for (body, says) in [
+            (r#"{"nodes": 51}"#, "from 1 to 50"),
+            (r#"{"nodes": 0}"#, "nodes 0"),
+            (r#"{"slots": 1001}"#, "slots 1001"),
+            (r#"{"exec": ["id"]}"#, "body"),
+            (r#"{"bidMode": "on-demand"}"#, "bidMode"),
+            ("", "body"),
+        ] {
+            let Refusal(status, what) = read(body).unwrap_err();
+            assert!(status == 400 && what.contains(says), "{body}: {what}");
+        }
+    }
+
+    #[test]
+    fn types_that_the_deployment_does_not_allow_are_refused_at_once() {
+        let allowed = |types: &str| Allowed::read(|name| name.contains("TYPES").then(|| types.to_owned()));
+        let is_allowed = |types: &str, name: &str| allowed(types).check_types(&[name.to_owned()]).is_ok();
+
+        for (types, name) in
+            [("*", "p5.48xlarge"), ("c7*,m7i.large", "c7g.xlarge"), ("c?i.large", "c7i.large"), ("", "t3.micro")]
+        {
+            assert!(is_allowed(types, name), "{types}: {name}");
+        }
+        for (types, name) in [
+            ("c7*,m7i.large", "m7i.xlarge"),
+            ("c?i.large", "c77i.large"),
+            ("c7", "c7i.large"),
+            ("*.large", "C7i.Large"),
+        ] {
+            assert!(!is_allowed(types, name), "{types}: {name}");
+        }
+        let Refusal(status, what) =
+            allowed("c7*").check_types(&["c7i.large".to_owned(), "p5.48xlarge".to_owned()]).unwrap_err();
+        assert!(status == 400 && what.contains("p5.48xlarge") && what.contains("c7*"), "{what}");
     }
 }

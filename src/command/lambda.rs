@@ -1,9 +1,9 @@
 //! `lighthpc lambda`: the AWS Lambda function. It tells one event from another, and calls the scheduler.
 //!
 //! ```text
-//!   S3: Records[] ─────────────┐
-//!   EventBridge: Object Created ├─► uploads ─► Intake::board, each for itself
-//!   SQS: Records[].body of these┘              (SQS: what failed is reported by message, the rest is done)
+//!   SQS: Records[].body of these┐              (SQS: what failed is reported by message, the rest is done)
+//!   S3: Records[] ──────────────├─► uploads ─► Intake::board, each for itself
+//!   EventBridge: Object Created ┘
 //!   EventBridge: an instance's state ─► Scheduler::instance_gone      a schedule ─► Scheduler::sweep
 //!   API Gateway, payload 2.0 ─► http.rs
 //! ```
@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::flags::SchedulerArgs;
+use super::http::Allowed;
 use super::{Failure, http, scheduling};
 use crate::clock;
 use crate::domain::ids::SrcId;
@@ -44,10 +45,11 @@ pub(super) async fn run(args: SchedulerArgs) -> Result<Exit, Failure> {
         ));
     }
     let scheduler = scheduling::scheduler(&args).await?;
+    let allowed = Allowed::of_environment();
     let handler = |event: LambdaEvent<Value>| {
-        let scheduler = scheduler.clone();
+        let (scheduler, allowed) = (scheduler.clone(), allowed.clone());
         async move {
-            let answer = answer(&scheduler, &event.payload).await;
+            let answer = answer(&scheduler, &allowed, &event.payload).await;
             answer.map_err(|error_message| Diagnostic { error_type: "Scheduler".to_owned(), error_message })
         }
     };
@@ -57,10 +59,10 @@ pub(super) async fn run(args: SchedulerArgs) -> Result<Exit, Failure> {
 }
 
 /// Answers one invocation. An error makes Lambda invoke again, and keep the event if that does not help.
-async fn answer(scheduler: &Scheduler, event: &Value) -> Result<Value, String> {
+async fn answer(scheduler: &Scheduler, allowed: &Allowed, event: &Value) -> Result<Value, String> {
     let said = |error: SchedulerError| words(&error);
     match read(event) {
-        Event::Http => Ok(http::answer(scheduler, event).await),
+        Event::Http => Ok(http::answer(scheduler, allowed, event).await),
         Event::Uploads(uploads) => direct(scheduler, uploads).await,
         Event::Messages(messages) => Ok(batch(scheduler, messages).await),
         Event::Instance { id, state } => {
@@ -81,10 +83,10 @@ async fn answer(scheduler: &Scheduler, event: &Value) -> Result<Value, String> {
 }
 
 /// An object of an event; or why there is none: nothing to do, or nonsense.
-type Parsed = Result<Upload, Unfit>;
+pub(super) type Parsed = Result<Upload, Unfit>;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Unfit {
+pub(super) enum Unfit {
     /// Not an event of ours, such as a removal.
     Other(String),
     /// It cannot be read.
@@ -92,7 +94,7 @@ enum Unfit {
 }
 
 #[derive(Debug, PartialEq)]
-enum Event {
+pub(super) enum Event {
     Http,
     Uploads(Vec<Parsed>),
     /// SQS: each message's id, and its objects.
@@ -106,7 +108,7 @@ enum Event {
 }
 
 /// Tells what an event is, by its shape.
-fn read(event: &Value) -> Event {
+pub(super) fn read(event: &Value) -> Event {
     let text = |path: &str| event.pointer(path).and_then(Value::as_str);
     if event.pointer("/requestContext/http").is_some() {
         return Event::Http;

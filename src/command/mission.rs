@@ -4,6 +4,7 @@
 //! time. Nothing is remembered here: what is to be done is read from the tables, so a run that was interrupted or
 //! killed goes on where it was.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use super::inputs::{self, Known};
 use super::plan::{self, Plan};
 use super::review::{Review, shown};
 use super::screen::{self, Screen};
-use super::{Failure, node, place, signals};
+use super::{Failure, node, place, signals, trust};
 use crate::backend::Backend;
 use crate::backend::machine::EndOrder;
 use crate::domain::ids::SrcId;
@@ -24,6 +25,7 @@ use crate::domain::mission::Mission;
 use crate::domain::task::{State, Task};
 use crate::exit::Exit;
 use crate::worker::{self, Ending, Life, Node, NodeError, Preflight, Report, Settings, Stopping};
+use crate::workload;
 use local_cloud::{LocalCloud, RESULT_BUCKET, SOURCE_BUCKET, TOPIC_ARN};
 
 pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
@@ -32,6 +34,7 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
     let started = Instant::now();
     let local = args.local.as_deref().unwrap_or(Path::new(place::DEFAULT_DIR));
     let (dir, files) = place::split(local, args.local_is_folder, &args.files)?;
+    trust::check(&dir, &args.trust_folder)?;
     let mut settings = node::settings(&args)?;
     if !dir.join(".lighthpc").exists() && inputs::read(&files, &Known::new())?.is_empty() {
         // Nothing is made for a mission that cannot be.
@@ -57,8 +60,9 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
     settings.end_order = EndOrder::IfNode;
     settings.holds_work_dir = true;
     settings.bounds.echo = false;
-    settings.work_dir = cloud.dir().join(".lighthpc/work");
-    let _work_dir = node::take_work_dir(&settings.work_dir, &backend.ledger.tables().tasks);
+    settings.work_dir = work_dir(cloud.dir());
+    let tasks = &backend.ledger.tables().tasks;
+    let _work_dir = node::taken(workload::take_in_trusted(&settings.work_dir, tasks), &settings.work_dir)?;
 
     let stopping = Stopping::default();
     let _listener = signals::listen(stopping.clone()).map_err(|error| Failure {
@@ -72,6 +76,15 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
     let review = run.all(plan, slots).await;
     run.screen.close();
     run.conclude(&backend, review, told_before, started.elapsed()).await
+}
+
+/// Returns where attempts have their folders. In a mission of another user, who is trusted, this user has one of its
+/// own.
+fn work_dir(dir: &Path) -> PathBuf {
+    let work = dir.join(".lighthpc/work");
+    let uid = rustix::process::geteuid().as_raw();
+    let is_anothers = work.symlink_metadata().is_ok_and(|meta| meta.uid() != uid);
+    if is_anothers { dir.join(format!(".lighthpc/work-{uid}")) } else { work }
 }
 
 fn cores() -> usize {
@@ -127,7 +140,11 @@ impl Run {
             let was_ended = matches!(&life.ending, Ok(Ending::EndedBefore(_)));
             let is_over = !matches!(
                 &life.ending,
-                Ok(Ending::Drained | Ending::Interrupted | Ending::HeldByOther(_) | Ending::Served { .. })
+                Ok(Ending::Suspect
+                    | Ending::Drained
+                    | Ending::Interrupted
+                    | Ending::HeldByOther(_)
+                    | Ending::Served { .. })
             );
             ended += u64::from(is_over && !was_ended);
             match self.line(&src, took, &life) {
@@ -181,6 +198,7 @@ impl Run {
             )),
             Ok(
                 Ending::EndedBefore(_)
+                | Ending::Suspect
                 | Ending::Drained
                 | Ending::Interrupted
                 | Ending::Cancelled

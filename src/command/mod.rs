@@ -4,6 +4,10 @@ mod cancel;
 mod cli;
 mod doctor;
 mod flags;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+#[cfg(test)]
+mod hostile;
 mod http;
 mod inputs;
 mod lambda;
@@ -20,6 +24,7 @@ mod signals;
 mod status;
 mod submit;
 mod sweep;
+mod trust;
 
 use std::fmt::Display;
 

@@ -7,11 +7,11 @@ use super::cli::{Isolation, RunArgs};
 use super::{Failure, service, signals};
 use crate::backend::machine::{self, EndOrder, PowerOff};
 use crate::backend::{Backend, Wire};
-use crate::domain::budget::Limits;
+use crate::domain::budget::{Limits, SizeLimits};
 use crate::domain::ids::{MissionId, SrcId};
 use crate::exit::{self, Exit};
 use crate::worker::{self, Ending, Node, Report, Settings, Stopping};
-use crate::workload::{self, Bounds, Simulation, Wall, Workload};
+use crate::workload::{self, Bounds, GroundError, Left, Simulation, Wall, Workload};
 
 /// The time between two copies of a running workload's log: what a machine that vanishes leaves is a minute old at the most,
 /// and costs an object's put a minute, if anything was written.
@@ -34,8 +34,13 @@ pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result
         error: error.into(),
         hint: None,
     });
-    let ready = logs.and(listening).and_then(|listener| Ok((listener, settings(&args)?)));
-    let (_listener, settings) = match ready {
+    let ready = logs.and(listening).and_then(|listener| {
+        let settings = settings(&args)?;
+        let taken = workload::take(&settings.work_dir, &args.aws.tables.tables().tasks);
+        let (work_dir, left) = self::taken(taken, &settings.work_dir)?;
+        Ok((listener, Settings { left, holds_work_dir: work_dir.is_some(), ..settings }, work_dir))
+    });
+    let (_listener, settings, _work_dir) = match ready {
         Ok(ready) => ready,
         Err(failure) => {
             end_machine(args.power_off_command.as_deref(), order).await;
@@ -59,19 +64,28 @@ async fn live(args: &RunArgs, settings: Settings, stopping: Stopping) -> Result<
         }
     };
     let tables = args.aws.tables.tables();
-    let (work_dir, left) = take_work_dir(&settings.work_dir, &tables.tasks);
-    let settings = Settings { left, holds_work_dir: work_dir.is_some(), ..settings };
     let node = Node { backend: Backend::new(&wire, tables, power_off), settings: Arc::new(settings), stopping };
     conclude(worker::run(node).await)
 }
 
-/// Takes the work folder, and ends and removes what an earlier process left there. A failure is found again, and
-/// handled, when the first attempt makes its folder.
-pub(super) fn take_work_dir(work_dir: &std::path::Path, tasks_table: &str) -> (Option<std::fs::File>, Vec<SrcId>) {
-    workload::take(work_dir, tasks_table).unwrap_or_else(|error| {
-        tracing::warn!("{} could not be cleared: {error}", work_dir.display());
-        (None, Vec::new())
-    })
+/// The lock of a work folder, if this process has it, and the tasks of the attempts that were found there.
+type Taken = (Option<std::fs::File>, Vec<Left>);
+
+/// Returns what came of taking the work folder. One that is not certainly this user's own is a wrong setting. Any other
+/// failure is found again, and handled, before the first claim.
+pub(super) fn taken(taken: Result<Taken, GroundError>, work_dir: &std::path::Path) -> Result<Taken, Failure> {
+    match taken {
+        Ok(taken) => Ok(taken),
+        Err(error @ GroundError::Unsafe { .. }) => {
+            let hint = "name a folder of this user's own, which others cannot write to or replace, with --work-dir \
+                        (LIGHTHPC_WORK_DIR)";
+            Err(Failure::usage(format!("the work folder {} is not safe: {error}", work_dir.display()), hint))
+        }
+        Err(error) => {
+            tracing::warn!("{} could not be cleared: {error}", work_dir.display());
+            Ok((None, Vec::new()))
+        }
+    }
 }
 
 fn power_off(command: Option<&str>) -> PowerOff {
@@ -158,7 +172,8 @@ fn conclude(life: worker::Life) -> Result<Exit, Failure> {
             tracing::info!("served the mission: {done} tasks done here, {other} attempts that ended otherwise");
             Exit::Ok
         }
-        Ending::Drained | Ending::Interrupted | Ending::Cancelled => Exit::Interrupted,
+        // A node of one task is alone with it.
+        Ending::Suspect | Ending::Drained | Ending::Interrupted | Ending::Cancelled => Exit::Interrupted,
         Ending::TryAgain(_) => unreachable!("matched above"),
     };
     Ok(if life.end.is_err() && exit == Exit::Ok { Exit::NotTerminated } else { exit })
@@ -194,9 +209,14 @@ pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
         (true, Some(line)) => Some(Workload::Shell(line)),
         (true, None) => None,
     };
+    let mission = text(&args.mission).map(MissionId::new).transpose().map_err(name)?;
+    if let Some((id, rule)) = mission.as_ref().and_then(|id| Some((id, id.unfit()?))) {
+        // It may be an older mission's.
+        tracing::warn!("--mission {id}: no new mission may have such an id: {rule}");
+    }
     Ok(Settings {
         src: text(&args.src_id).map(SrcId::new).transpose().map_err(name)?,
-        mission: text(&args.mission).map(MissionId::new).transpose().map_err(name)?,
+        mission,
         source_bucket: args.aws.source_bucket(),
         result_bucket: args.aws.result_bucket(),
         topic_arn: args.aws.topic_arn()?,
@@ -219,6 +239,12 @@ pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
             max_interruptions: args.max_interruptions,
             retry_app_errors: args.retry_app_errors,
         },
+        sizes: SizeLimits {
+            result_bytes: args.max_result_bytes,
+            result_files: usize::try_from(args.max_result_files).unwrap_or(usize::MAX),
+            checkpoint_bytes: args.max_checkpoint_bytes,
+            checkpoint_files: usize::try_from(args.max_checkpoint_files).unwrap_or(usize::MAX),
+        },
         preflight: Arc::default(),
         report: tokio::sync::watch::Sender::new(Report::default()),
     })
@@ -228,7 +254,7 @@ pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
 fn wall(args: &RunArgs) -> Result<Option<Wall>, Failure> {
     match args.isolation {
         Isolation::Process => Ok(None),
-        Isolation::Unit => Wall::of_this_machine().map(Some).map_err(|error| {
+        Isolation::Unit => Wall::of_this_machine(args.devices.clone()).map(Some).map_err(|error| {
             let hint = "run scripts/provision on this machine, or set --isolation process (no wall then)";
             Failure::usage(format!("--isolation unit cannot be had: {error}"), hint)
         }),

@@ -14,7 +14,7 @@ pub(super) const DEFAULT_DIR: &str = "lighthpc-local";
 /// The variables that a local mission does not read: an account's names, which `scripts/deploy --exports` sets, and a
 /// node's, which an image's environment file sets. What is about the workload (`LIGHTHPC_EXEC`, `LIGHTHPC_SLOTS`,
 /// `LIGHTHPC_TIME_LIMIT`, `LIGHTHPC_LEASE`, and so on) applies here too. Flags always apply, or are refused.
-const IGNORED: [&str; 13] = [
+const IGNORED: [&str; 14] = [
     "LIGHTHPC_SRC_ID",
     "LIGHTHPC_MISSION",
     "LIGHTHPC_TASKS_TABLE",
@@ -28,6 +28,7 @@ const IGNORED: [&str; 13] = [
     "LIGHTHPC_NO_TERMINATE",
     "LIGHTHPC_POWER_OFF_COMMAND",
     "LIGHTHPC_ISOLATION",
+    "LIGHTHPC_DEVICES",
 ];
 
 /// Returns whether a variable means nothing to a local mission.

@@ -85,6 +85,8 @@ pub(super) async fn find_or_make(
     if inputs.is_empty() {
         return Err(no_mission(dir, settings.mission.as_ref()));
     }
+    let id = MissionId::for_a_new_mission(id.as_str())
+        .map_err(|error| Failure::usage(error, "give another id with --mission"))?;
     let trans_number = inputs.len() as u64;
     let new = NewMission { exec, now: clock::now_rfc3339(), ..NewMission::of(id.clone(), trans_number) };
     backend.ledger.create_mission(&new).await?;
@@ -167,7 +169,6 @@ pub(super) async fn add_tasks(
             now: clock::now_rfc3339(),
             trigger_time: clock::now_rfc3339(),
             trigger: "lighthpc run --local".to_owned(),
-            is_launched: false,
         };
         while writes.len() >= ROWS_PARALLEL
             && let Some(made) = writes.join_next().await

@@ -8,7 +8,7 @@ use crate::backend::{Backend, Wire};
 use crate::domain::budget::Limits;
 use crate::domain::ids::MissionId;
 use crate::domain::policy::{Policy, words};
-use crate::scheduler::{PER_SECOND, Scheduler, Settings};
+use crate::scheduler::{OwnLimits, PER_SECOND, Scheduler, Settings};
 
 /// Makes a scheduler over AWS.
 pub(super) async fn scheduler(args: &SchedulerArgs) -> Result<Scheduler, Failure> {
@@ -33,7 +33,8 @@ pub(super) fn settings(args: &SchedulerArgs) -> Result<Settings, Failure> {
         _ => None,
     });
     let hint = "look at --bid-mode, --max-unit-price, --max-wait, and --on-demand-floor";
-    let default_mission = text(args.default_mission.as_deref()).map(MissionId::new).transpose();
+    // Its tasks count for it whether it has a row or not: it is made here.
+    let default_mission = text(args.default_mission.as_deref()).map(MissionId::for_a_new_mission).transpose();
     Ok(Settings {
         template: text(args.launch_template.as_deref())
             .map(|name| Template { name, version: args.launch_template_version.trim().to_owned() }),
@@ -45,6 +46,7 @@ pub(super) fn settings(args: &SchedulerArgs) -> Result<Settings, Failure> {
         default_mission: default_mission.map_err(|error| Failure::usage(error, "look at LIGHTHPC_MISSION"))?,
         lease: args.lease,
         limits: Limits { max_interruptions: args.max_interruptions, ..Limits::default() },
+        node_limits: OwnLimits { at_a_time: args.max_nodes, per_hour: args.max_nodes_per_hour },
         pace: PER_SECOND,
     })
 }

@@ -163,6 +163,7 @@ pub(super) fn mission_json(mission: &Mission, total: Tally) -> Value {
         "name": mission.name,
         "nodes": mission.nodes,
         "slots": mission.slots,
+        "uploads": if mission.accepts_uploads { "yes" } else { "no" },
         "bidMode": policy.as_ref().and_then(|policy| policy.bid_mode).map(BidMode::as_str),
         "cancelledAt": mission.cancelled_at,
     })
@@ -184,6 +185,8 @@ fn task_json(task: &Task) -> Value {
         "inputETag": task.input_etag,
         "appFailures": task.app_failures,
         "interruptions": task.interruptions,
+        "crashes": task.crashes,
+        "suspect": task.is_suspect,
         "launchInstanceID": task.launch.instance,
         "launchError": task.launch.error,
         "launchAfter": task.launch.after,

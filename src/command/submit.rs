@@ -72,6 +72,7 @@ pub(super) async fn run(args: SubmitArgs) -> Result<Exit, Failure> {
         exec: exec(&args),
         nodes: args.nodes,
         slots: args.slots,
+        uploads: args.uploads,
     };
     // All that could refuse the submission comes first, and is the same with and without --dry-run.
     check_bucket(&scheduler, &plan.bucket, files.first()).await?;
@@ -135,11 +136,11 @@ fn warn_of_archived(bucket: &str, all: usize, archived: &[SrcId]) {
     let more = if archived.len() > SHOWN { format!(", and {} more", archived.len() - SHOWN) } else { String::new() };
     screen::to_stderr(&format!(
         "warning: {} of {all} inputs are archived (GLACIER or DEEP_ARCHIVE), and their tasks will fail: {}{more}\n\
-         hint: restore each first: aws s3api restore-object --bucket {} --key {} --restore-request Days=7\n",
+         hint: restore each first: aws s3api restore-object --bucket={} --key={} --restore-request Days=7\n",
         archived.len(),
         some.join(", "),
-        shell_words::quote(bucket),
-        screen::plain(&shell_words::quote(first.as_str())),
+        printable::shell(bucket),
+        printable::shell(first.as_str()),
     ));
 }
 
@@ -315,7 +316,7 @@ fn say(args: &SubmitArgs, plan: &Plan, submitted: &Submitted, archived: usize) {
         screen::plain(plan.mission.as_str()),
         plan.srcs.len(),
         if *waiting > 0 { format!(", {waiting} tasks wait") } else { String::new() },
-        screen::plain(&shell_words::quote(plan.mission.as_str())),
+        printable::shell(plan.mission.as_str()),
     ));
     for why in waits {
         screen::to_stderr(&format!("some wait for a node: {}\n", screen::plain(why)));
@@ -358,7 +359,8 @@ async fn dry_run(
         return Ok(Exit::Ok);
     }
     let mission = screen::plain(plan.mission.as_str());
-    let mut text = format!("mission {mission} would have {} tasks in s3://{}:\n", plan.srcs.len(), plan.bucket);
+    let mut text =
+        format!("mission {mission} would have {} tasks in s3://{}:\n", plan.srcs.len(), screen::plain(&plan.bucket));
     for src in plan.srcs.iter().take(SHOWN) {
         text.push_str(&format!("  {}\n", screen::plain(src.as_str())));
     }

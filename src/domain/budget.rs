@@ -20,6 +20,29 @@ impl Default for Limits {
     }
 }
 
+/// How often a node may crash while a task runs alone on it; the last of these crashes fails the task. Once may be the
+/// machine's doing, and three times in a row, each on its own, is hardly chance.
+pub const CRASHES_MAX: u64 = 3;
+
+/// How large what a task stores may be. A hole of a sparse file counts: S3 stores it as zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SizeLimits {
+    /// The bytes of a result. Default 1 TiB: half an hour at the 5 Gbit/s of eight connections, and 23 USD a month.
+    pub result_bytes: u64,
+    /// The files of a folder result. Default 100,000: a commit waits for all of them, and each is a request or more.
+    pub result_files: usize,
+    /// The bytes of a checkpoint. Default 256 GiB: seven minutes at 5 Gbit/s, when a save is begun every five.
+    pub checkpoint_bytes: u64,
+    /// The files, folders, and links of a checkpoint. Default 10,000: a save under a Spot notice has two minutes.
+    pub checkpoint_files: usize,
+}
+
+impl Default for SizeLimits {
+    fn default() -> Self {
+        Self { result_bytes: 1 << 40, result_files: 100_000, checkpoint_bytes: 256 << 30, checkpoint_files: 10_000 }
+    }
+}
+
 /// How an attempt ended, as far as trying again is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ending {

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::printable;
+
 /// The longest S3 key, in bytes of UTF-8.
 /// Source: Amazon S3 user guide, "Creating object key names".
 pub const KEY_BYTES_MAX: usize = 1024;
@@ -9,6 +11,16 @@ pub const KEY_BYTES_MAX: usize = 1024;
 /// The longest id of a mission, in bytes of UTF-8: it leaves room for `#tally#<n>` in a key of the missions table.
 /// Source: `DynamoDB` developer guide, "Quotas": a partition key has 2,048 bytes at most.
 pub const MISSION_BYTES_MAX: usize = 1900;
+
+/// The longest id of a new mission, in bytes of UTF-8: below the 256 characters of a tag's value, and short enough that the
+/// keys of its inputs have room for their own names.
+pub const NEW_MISSION_BYTES_MAX: usize = 200;
+
+/// What the key of a tally item has after the mission's id, before the item's number.
+pub const TALLY: &str = "#tally#";
+
+/// What the keys of all other items of the missions table begin with that are no missions.
+pub const OWN: &str = "~";
 
 /// Why a name was refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -29,10 +41,10 @@ pub enum IdError {
         /// The limit in bytes.
         max: usize,
     },
-    /// The name has a form that a new mission's must not have.
+    /// The name has a form that a mission's must not have.
     #[error("{id:?} cannot be a mission's id: {rule}")]
     Form {
-        /// The name.
+        /// The name, or its beginning.
         id: String,
         /// The rule that it breaks.
         rule: &'static str,
@@ -40,7 +52,7 @@ pub enum IdError {
 }
 
 macro_rules! name {
-    ($(#[$doc:meta])* $name:ident, $what:literal, $max:expr) => {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $max:expr, $rule:expr) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(String);
@@ -49,7 +61,7 @@ macro_rules! name {
             /// Checks and takes a name.
             ///
             /// # Errors
-            /// [`IdError`] if the name is empty or longer than the service behind it takes.
+            /// [`IdError`] if the name is empty, longer than the service behind it takes, or not a name of this kind.
             pub fn new(name: impl Into<String>) -> Result<Self, IdError> {
                 let name = name.into();
                 if name.is_empty() {
@@ -57,6 +69,10 @@ macro_rules! name {
                 }
                 if name.len() > $max {
                     return Err(IdError::TooLong { what: $what, bytes: name.len(), max: $max });
+                }
+                let broken: Option<&'static str> = $rule(&name);
+                if let Some(rule) = broken {
+                    return Err(IdError::Form { id: beginning(&name), rule });
                 }
                 Ok(Self(name))
             }
@@ -80,47 +96,88 @@ name!(
     /// A task's name: the decoded S3 key of its input, 1 to 1,024 bytes of any UTF-8.
     SrcId,
     "the task's srcID",
-    KEY_BYTES_MAX
+    KEY_BYTES_MAX,
+    |_: &str| None
 );
 name!(
-    /// A mission's name: the value of `timePush`, of up to [`MISSION_BYTES_MAX`] bytes.
+    /// A mission's name: the value of `timePush`, of up to [`MISSION_BYTES_MAX`] bytes. Never the key of an item of that table
+    /// that is no mission: of a part of a tally, or of one that lighthpc keeps for itself. So no text, wherever it comes from,
+    /// makes such an item a mission.
     MissionId,
     "the mission's id",
-    MISSION_BYTES_MAX
+    MISSION_BYTES_MAX,
+    broken_by_any
 );
 name!(
     /// The owner of an attempt: the id of an EC2 instance, or the name of one process, made by [`process_owner`].
     InstanceId,
     "the instance's id",
-    256
+    256,
+    |_: &str| None
 );
 
 impl MissionId {
     /// Checks the id of a mission that is about to be made. Stricter than [`Self::new`], which must read every row that
-    /// there is: keys of S3, keys of the missions table and a tag of the nodes are made of the id.
+    /// there is: keys of S3, keys of the missions table, paths of the HTTP interface, a tag of the nodes, and words of
+    /// command lines are made of the id.
     ///
     /// # Errors
     /// [`IdError`] with the rule that the id breaks.
     pub fn for_a_new_mission(id: impl Into<String>) -> Result<Self, IdError> {
-        let id = id.into();
-        let rule = if id.contains('/') {
-            "it has a `/`, which ends the id in the keys of its inputs"
-        } else if id.contains("#tally#") {
-            "it contains `#tally#`, as the keys of the parts of a tally do"
-        } else if id.starts_with('~') {
-            "it begins with `~`, as the items do that lighthpc keeps for itself"
-        // Source: EC2 user guide, "Tag your Amazon EC2 resources", "Tag restrictions".
-        } else if id.chars().count() > 256 {
-            "it has more than 256 characters, and its nodes have it in a tag"
-        } else if id.chars().any(char::is_control) || id.trim() != id {
-            "it has control characters, or blanks around it, and its nodes have it in a tag"
-        } else if id.starts_with("aws:") {
-            "it begins with `aws:`, and its nodes have it in a tag"
-        } else {
-            return Self::new(id);
-        };
-        Err(IdError::Form { id, rule })
+        let id = Self::new(id)?;
+        match id.unfit() {
+            None => Ok(id),
+            Some(rule) => Err(IdError::Form { id: beginning(&id.0), rule }),
+        }
     }
+
+    /// Returns the rule for ids of new missions that this one breaks. An older row may have such an id, and is worked at.
+    #[must_use]
+    pub fn unfit(&self) -> Option<&'static str> {
+        let id = self.as_str();
+        let rules: [(bool, &'static str); 9] = [
+            (id.len() > NEW_MISSION_BYTES_MAX, "it has more than 200 bytes"),
+            (id.contains('/'), "it has a `/`, which ends the id in the keys of its inputs"),
+            (id.contains('#'), "it has a `#`, which ends the id in keys of the tables"),
+            (id.contains(OWN), "it has a `~`, which marks what lighthpc keeps for itself, and cut names"),
+            (
+                id.contains(['%', '?']),
+                "it has a `%` or a `?`, which mean something else in the paths of the HTTP interface",
+            ),
+            (id.trim() != id, "it has blanks around it"),
+            (
+                id.contains(|c| printable::is_unsafe(c) || printable::is_joiner(c) || c.is_control()),
+                "it has characters that are not seen",
+            ),
+            (id == "." || id == ".." || id.starts_with('-'), "it is `.` or `..`, or begins with `-` as an option does"),
+            (
+                id.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("aws:")),
+                "it begins with `aws:`, and its nodes have it in a tag",
+            ),
+        ];
+        rules.into_iter().find(|(is_broken, _)| *is_broken).map(|(_, rule)| rule)
+    }
+}
+
+/// Returns the rule that no mission's id breaks, a new one's or an old one's.
+fn broken_by_any(id: &str) -> Option<&'static str> {
+    if id.contains(TALLY) {
+        Some("it contains `#tally#`, as the keys of the parts of a tally do")
+    } else if id.starts_with(OWN) {
+        Some("it begins with `~`, as the items do that lighthpc keeps for itself")
+    } else {
+        None
+    }
+}
+
+/// Returns as much of a refused name as a message shows.
+fn beginning(name: &str) -> String {
+    const CHARS_MAX: usize = 60;
+    let mut shown: String = name.chars().take(CHARS_MAX).collect();
+    if shown.len() < name.len() {
+        shown.push('…');
+    }
+    shown
 }
 
 /// The longest part of a host's name in an owner's: enough to find the machine, and short in a table.
@@ -170,12 +227,45 @@ mod tests {
 
     #[test]
     fn a_new_missions_id_fits_all_that_is_made_of_it() {
-        for id in ["a/b", "a#tally#1", "~sweep", "~", "a\nb", " a", "a ", "aws:a", &"x".repeat(257), ""] {
+        let unfit = [
+            "a/b",
+            "a#b",
+            "a~",
+            "a%b",
+            "a?",
+            "a\nb",
+            " a",
+            "a\u{a0}",
+            "aws:a",
+            "AWS:a",
+            ".",
+            "..",
+            "-a",
+            "a\u{202e}b",
+            "a\u{200b}",
+            "a\u{200d}b",
+            "a\u{3164}",
+            "a\u{0}",
+            &"x".repeat(201),
+            &"ü".repeat(101),
+        ];
+        for id in unfit {
             assert!(MissionId::for_a_new_mission(id).is_err(), "{id:?}");
+            // Of an older row it is read, and reported.
+            assert!(MissionId::new(id).unwrap().unfit().is_some(), "{id:?}");
         }
-        for id in ["2026-11-26T08-00-00Z", "a b", "a~", "ü", "a#b", &"ü".repeat(256)] {
-            assert!(MissionId::for_a_new_mission(id).is_ok(), "{id:?}");
+        for id in ["2026-11-26T08-00-00Z", "a b", "ü", "a.b", "a:b", "M001", "文件", &"x".repeat(200)] {
+            assert_eq!(MissionId::for_a_new_mission(id).map(|id| id.unfit()), Ok(None), "{id:?}");
         }
+    }
+
+    #[test]
+    fn an_item_that_is_no_mission_never_becomes_one() {
+        for key in ["", "a#tally#1", "#tally#", "M001#tally#0", "~sweep", "~", "~key:0", "~nodes"] {
+            assert!(MissionId::new(key).is_err() && MissionId::for_a_new_mission(key).is_err(), "{key:?}");
+        }
+        let Err(IdError::Form { id, .. }) = MissionId::new(format!("~{}", "x".repeat(1800))) else { panic!() };
+        assert!(id.len() < 100);
     }
 
     #[test]

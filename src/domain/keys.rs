@@ -16,8 +16,9 @@ const FILE_NAME_BYTES_MAX: usize = 200;
 /// Returns the key of a task's result: `rslt_<srcFilename>`.
 ///
 /// A key may have 1,024 bytes, so a source key of more than 1,019 has no such result key. It gets its beginning, `~`,
-/// and 16 hexadecimal digits of its SHA-256 instead: still one key for one source. A source key that looks like such a
-/// cut one is cut itself, so that no name is another's shortened form.
+/// and the 64 hexadecimal digits of its SHA-256 instead: still one key for one source, whoever chooses the names. A source key
+/// that looks like such a cut one is cut itself, so that no name is another's shortened form. Earlier versions cut to 16
+/// digits; names that look like that are cut, too. What they stored is found by its name in the row.
 #[must_use]
 pub fn result_key(src: &SrcId) -> String {
     bounded("rslt_", src.as_str(), "")
@@ -45,18 +46,22 @@ fn bounded(prefix: &str, name: &str, suffix: &str) -> String {
     format!("{prefix}{head}~{digest}{suffix}")
 }
 
-/// The digits that a cut name ends with.
-const CUT_DIGITS: usize = 16;
+/// The digits that a cut name ends with: all of them. Of 16, somebody who may choose names finds two that are equal in 2^32 tries.
+const CUT_DIGITS: usize = 64;
+/// And as many as earlier versions gave it.
+const CUT_DIGITS_BEFORE: usize = 16;
 
 /// Returns whether a name could be what another is cut to: it fills the room, but for a character that did not fit
 /// whole, and ends with `~` and digits.
 fn looks_cut(name: &str, room: usize) -> bool {
     // The head ends at a whole character of at most 4 bytes.
     let is_as_long = name.len() + 3 >= room;
-    let tail = name.len().checked_sub(CUT_DIGITS + 1).and_then(|at| name.get(at..));
-    let digits = tail.and_then(|tail| tail.strip_prefix('~'));
     let is_digit = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
-    is_as_long && digits.is_some_and(|digits| digits.bytes().all(is_digit))
+    let ends_so = |digits: usize| {
+        let tail = name.len().checked_sub(digits + 1).and_then(|at| name.get(at..));
+        tail.and_then(|tail| tail.strip_prefix('~')).is_some_and(|digits| digits.bytes().all(is_digit))
+    };
+    is_as_long && (ends_so(CUT_DIGITS) || ends_so(CUT_DIGITS_BEFORE))
 }
 
 /// Returns the first `digits` hexadecimal digits of the SHA-256 over the parts, each ended by a zero byte.
@@ -132,6 +137,9 @@ mod tests {
                 assert_ne!(log_key(&src(literal), Attempt(attempt)), log);
             }
         }
+        // What an earlier version cut a name to is the key of no other task, either.
+        let before = format!("{}~{}", "x".repeat(1024 - 5 - 17), "0".repeat(16));
+        assert_ne!(result_key(&src(&before)), format!("rslt_{before}"));
         // A short one keeps its name, whatever it ends with.
         assert_eq!(result_key(&src("a~0123456789abcdef")), "rslt_a~0123456789abcdef");
         let mission = MissionId::new("m".repeat(1500)).unwrap();
@@ -155,6 +163,47 @@ mod tests {
             let name = file_name(&key);
             prop_assert!(!name.is_empty() && name.len() <= FILE_NAME_BYTES_MAX);
             prop_assert!(!name.contains('/') && name != "." && name != ".." && !name.contains('\0'));
+        }
+
+        /// Long names that differ a little, and names that are made of the keys of others: each has keys of its own.
+        #[test]
+        fn no_two_names_have_one_key(
+            head in 0..8_usize,
+            unit in prop::sample::select(vec!["x", "é", "文", "😀", "~", "0", "/", "a/"]),
+            bytes in 940..1024_usize,
+            tail in "[0-9a-f~]{0,3}",
+            attempt in prop::sample::select(vec![1_u64, 9, 10, 12_345]),
+        ) {
+            let mut names = vec![format!("{}{}{tail}", "h".repeat(head), unit.repeat(bytes / unit.len()))];
+            names.push(format!("{}{}", names[0], "y"));
+            names.push(names[0].replacen(unit, "z", 1));
+            let keys_of = |name: &str| {
+                let name = src(name);
+                [result_key(&name), log_key(&name, Attempt(attempt))]
+            };
+            // What the key of one says, taken for a name; and that once more.
+            for round in 0..2 {
+                for name in names.clone() {
+                    if SrcId::new(&name).is_ok() {
+                        let [result, log] = keys_of(&name);
+                        names.push(result.strip_prefix("rslt_").unwrap().to_owned());
+                        let end = format!(".{attempt}.log");
+                        names.push(log.strip_prefix("logs/").and_then(|log| log.strip_suffix(&end)).unwrap().to_owned());
+                    }
+                }
+                prop_assert!(names.len() < 100, "{round}");
+            }
+            names.retain(|name| SrcId::new(name).is_ok());
+            names.sort();
+            names.dedup();
+            let mut seen = std::collections::HashMap::new();
+            for name in &names {
+                for key in keys_of(name) {
+                    prop_assert!(key.len() <= KEY_BYTES_MAX);
+                    let other = seen.insert(key.clone(), name);
+                    prop_assert!(other.is_none(), "{other:?} and {name:?} at {key}");
+                }
+            }
         }
 
         #[test]

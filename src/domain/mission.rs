@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use super::ids::{MissionId, SrcId};
 use super::policy::{Policy, PolicyError};
+use super::request::Reserved;
 use super::value::Form;
 
 /// The counters of a mission, summed over its tally items.
@@ -76,6 +77,8 @@ pub struct Mission {
     pub nodes: Option<u32>,
     /// How many tasks such a node works at, at a time.
     pub slots: Option<u16>,
+    /// Whether objects that are put below its prefix become tasks of it; else only what is submitted counts.
+    pub accepts_uploads: bool,
     /// When it was cancelled, RFC 3339 UTC.
     pub cancelled_at: Option<String>,
     /// A mark of the last task that came after its end was announced.
@@ -84,6 +87,10 @@ pub struct Mission {
     pub closed_at: Option<String>,
     /// How often nodes were launched for it by a sweep or a submission.
     pub launch_round: u64,
+    /// The launches of the newest round whose answers are not known yet.
+    pub requests: Vec<Reserved>,
+    /// Why its last launch of nodes got fewer than it wanted, or why a node ended as it was launched.
+    pub launch_error: Option<String>,
     /// When it was made or configured: `timeCfg`.
     pub made_at: Option<String>,
     /// What it may cost; an error if the row's words cannot be read.
@@ -162,10 +169,13 @@ impl Mission {
             name: None,
             nodes: None,
             slots: None,
+            accepts_uploads: true,
             cancelled_at: None,
             late: None,
             closed_at: None,
             launch_round: 0,
+            requests: Vec::new(),
+            launch_error: None,
             made_at: None,
             policy: Ok(Policy::default()),
             opened: 0,

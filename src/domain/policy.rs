@@ -60,6 +60,23 @@ pub enum Purchase {
     OnDemand,
 }
 
+impl Purchase {
+    /// Returns the word that is written in the table.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Spot => "spot",
+            Self::OnDemand => "on-demand",
+        }
+    }
+
+    /// Reads that word.
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Self> {
+        [Self::Spot, Self::OnDemand].into_iter().find(|purchase| purchase.as_str() == word)
+    }
+}
+
 /// A price in USD for an instance-hour, as it was written: positive, with up to 6 digits after the point.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Price(String);
@@ -196,10 +213,16 @@ impl Policy {
     }
 }
 
-/// Splits a list at its commas.
+/// Splits a list at its commas; of what is named twice, only the first stays.
 #[must_use]
 pub fn words(list: &str) -> Vec<String> {
-    list.split(',').map(str::trim).filter(|word| !word.is_empty()).map(str::to_owned).collect()
+    let mut words: Vec<String> = Vec::new();
+    for word in list.split(',').map(str::trim).filter(|word| !word.is_empty()) {
+        if !words.iter().any(|known| known == word) {
+            words.push(word.to_owned());
+        }
+    }
+    words
 }
 
 #[cfg(test)]

@@ -11,8 +11,10 @@
 //!
 //! The arrows are conditional writes in `backend/ledger`; a row can take no other way.
 
+use super::budget::CRASHES_MAX;
 use super::ids::{Attempt, InstanceId, MissionId, SrcId};
 use super::lease::Lease;
+use super::request::Reserved;
 use super::value::{Form, integer};
 use super::verdict::{Budget, Verdict};
 
@@ -94,6 +96,8 @@ pub struct Task {
     pub mission: Option<MissionId>,
     /// The bucket of the input, as the scheduler wrote it.
     pub bucket: Option<String>,
+    /// When the row was made: `timeBoarding`.
+    pub made_at: Option<String>,
     /// The state.
     pub state: State,
     /// How often it was claimed.
@@ -126,6 +130,10 @@ pub struct Task {
     pub app_failures: u64,
     /// Interruptions so far.
     pub interruptions: u64,
+    /// Crashes of nodes while the task ran alone on them.
+    pub crashes: u64,
+    /// Whether a node crashed that held the task: it runs alone on a node until it is done.
+    pub is_suspect: bool,
     /// The newest ended attempts, oldest first.
     pub history: Vec<PastAttempt>,
     /// Since when it waits, or runs, RFC 3339 UTC, by the writer's clock.
@@ -158,6 +166,8 @@ pub struct Seen {
     pub launch_tries: Form,
     /// `openAs`.
     pub open_as: Form,
+    /// `suspect`.
+    pub suspect: Form,
 }
 
 /// How often a task has ended badly, by the budget that each ending is counted in.
@@ -167,6 +177,33 @@ pub struct Counts {
     pub app_failures: u64,
     /// `interruptions`.
     pub interruptions: u64,
+    /// The crash of the node that this ending is, if it is one.
+    pub crash: Option<Crash>,
+}
+
+/// How a claim's token begins whose attempt runs alone on its node. A later claim, of whatever version, brings its own token;
+/// those of other versions are hexadecimal.
+pub const ALONE: &str = "alone-";
+
+/// A crash of a node, as a task that it held counts it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Crash {
+    /// `crashes`, this one included if it counts.
+    pub crashes: u64,
+    /// Whether the task ran alone on the node: only then does it count.
+    pub was_alone: bool,
+}
+
+impl std::fmt::Display for Crash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.was_alone {
+            let times = if self.crashes == 1 { "once" } else { "again" };
+            let count = self.crashes;
+            write!(f, "its node crashed {times} while the task ran alone on it ({count} of {CRASHES_MAX} such crashes)")
+        } else {
+            f.write_str("its node crashed while the task ran beside others: it runs alone until it is done")
+        }
+    }
 }
 
 /// What a scheduler has launched for a task that waits.
@@ -182,7 +219,9 @@ pub struct Launch {
     pub instance: Option<String>,
     /// Instances that were launched since the last claim and are gone without one.
     pub lost: u64,
-    /// Why there is none.
+    /// The launch whose answer is not known yet.
+    pub request: Option<Reserved>,
+    /// Why there is none, or why the last one ended before it claimed.
     pub error: Option<String>,
     /// Not before this is the next try made, RFC 3339 UTC, by the scheduler's clock.
     pub after: Option<String>,
@@ -204,6 +243,7 @@ impl Task {
             src,
             mission,
             bucket: None,
+            made_at: None,
             state: State::Pending,
             attempt: Attempt(0),
             beat: 0,
@@ -220,6 +260,8 @@ impl Task {
             checkpoint: None,
             app_failures: 0,
             interruptions: 0,
+            crashes: 0,
+            is_suspect: false,
             history: Vec::new(),
             open_since: None,
             launch: Launch::default(),
@@ -236,6 +278,19 @@ impl Task {
         Counts {
             app_failures: self.app_failures.saturating_add(one(Budget::Application)),
             interruptions: self.interruptions.saturating_add(one(Budget::Interruption)),
+            crash: None,
+        }
+    }
+
+    /// Returns the counts after a crash of the node that holds the task. No other budget counts it.
+    #[must_use]
+    pub fn counts_after_crash(&self) -> Counts {
+        let was_alone = self.claim_token.as_ref().is_some_and(|token| token.starts_with(ALONE));
+        let crashes = self.crashes.saturating_add(u64::from(was_alone));
+        Counts {
+            app_failures: self.app_failures,
+            interruptions: self.interruptions,
+            crash: Some(Crash { crashes, was_alone }),
         }
     }
 
@@ -288,6 +343,22 @@ impl Task {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_crash_of_a_node_that_ran_the_task_alone_counts() {
+        let mut task = Task::new(SrcId::new("a").unwrap(), None);
+        (task.interruptions, task.app_failures, task.crashes) = (3, 1, 1);
+        let crash = |token: Option<&str>| {
+            let claim_token = token.map(str::to_owned);
+            let counts = Task { claim_token, ..task.clone() }.counts_after_crash();
+            assert_eq!((counts.interruptions, counts.app_failures), (3, 1));
+            counts.crash.unwrap()
+        };
+        assert_eq!(crash(Some("alone-0a")), Crash { crashes: 2, was_alone: true });
+        for token in [None, Some(""), Some("0a"), Some("Alone-0a"), Some("0a alone-")] {
+            assert_eq!(crash(token), Crash { crashes: 1, was_alone: false });
+        }
+    }
 
     #[test]
     fn states_read_back_and_only_two_are_final() {

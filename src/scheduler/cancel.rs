@@ -200,8 +200,7 @@ impl Scheduler {
     async fn end_instances(&self, id: &MissionId) -> Result<Vec<String>, SchedulerError> {
         let instances = self.backend.fleet.ours(self.mark()).await;
         let instances = instances.map_err(SchedulerError::cloud("listing our instances"))?;
-        let its: Vec<Ours> =
-            instances.into_iter().filter(|ours| ours.mission.as_deref() == Some(id.as_str())).collect();
+        let its: Vec<Ours> = instances.into_iter().filter(|ours| ours.is_of(id)).collect();
         self.backend.fleet.terminate(&its).await.map_err(SchedulerError::cloud("terminating instances"))?;
         Ok(its.into_iter().map(|ours| ours.id).collect())
     }

@@ -1,13 +1,16 @@
 //! An object has arrived: its row, and its node.
 
 use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::{Node, Scheduler, SchedulerError};
 use crate::backend::ledger::{Made, NewTask};
 use crate::clock;
-use crate::domain::ids::{Attempt, MissionId, SrcId};
+use crate::domain::ids::{IdError, MissionId, SrcId};
 use crate::domain::mission::{Mission, Notified};
-use crate::domain::task::{Launch, State, Task};
+use crate::domain::task::{State, Task};
 use crate::worker::words;
 
 /// An object that was put into a bucket.
@@ -40,11 +43,19 @@ pub enum Boarded {
     Refused(&'static str),
 }
 
-/// Takes objects in. Missions are read once, so it is for one event or one invocation.
+/// How old a mission's row may be by which an object is judged: an invocation of the function may take minutes, and its owner
+/// may cancel the mission or close it for uploads meanwhile. Of a thousand objects a second one row is read every five seconds.
+const MISSION_AGE_MAX: Duration = Duration::from_secs(5);
+
+/// Why an object is refused whose mission takes no uploads.
+const NO_UPLOADS: &str =
+    "its mission takes only tasks that are submitted (`uploads` is `no`): `lighthpc submit --uploads yes` opens it";
+
+/// Takes objects in. Missions' rows are kept for [`MISSION_AGE_MAX`].
 #[derive(Debug)]
 pub struct Intake<'a> {
     scheduler: &'a Scheduler,
-    missions: HashMap<MissionId, Option<Mission>>,
+    missions: HashMap<MissionId, (Instant, Option<Mission>)>,
 }
 
 impl<'a> Intake<'a> {
@@ -57,7 +68,9 @@ impl<'a> Intake<'a> {
     /// Makes the object's row, and launches its node. May be called twice: the second time finds the row.
     ///
     /// A task counts for the mission that its key begins with (`MISSION/…`), if there is such a mission; else for the default
-    /// mission, if one is set; else for none.
+    /// mission, if one is set; else for none. A key that begins with that of another item of the missions table (`M#tally#0/…`,
+    /// `~sweep/…`) counts for none. A mission that takes no uploads gets none: neither a row nor a node; what was submitted has
+    /// its row already, or gets it from `submit`.
     ///
     /// # Errors
     /// [`SchedulerError`] if the row could not be made, or may not have been. If it [may pass](SchedulerError::may_pass), call
@@ -78,7 +91,6 @@ impl<'a> Intake<'a> {
             return Ok(Boarded::Refused("its mission is cancelled"));
         }
         let by_nodes = mission.as_ref().and_then(|mission| mission.nodes);
-        let is_launched = by_nodes.is_none() && settings.template.is_some();
         let now = clock::now_rfc3339();
         let new = NewTask {
             src: upload.src.clone(),
@@ -87,10 +99,15 @@ impl<'a> Intake<'a> {
             now: now.clone(),
             trigger_time: upload.time.clone(),
             trigger: upload.trigger.clone(),
-            is_launched,
         };
         let ledger = &self.scheduler.backend.ledger;
-        let made = ledger.create_task(&new).await.map_err(SchedulerError::cloud("making the task's row"))?;
+        let made = if mission.as_ref().is_none_or(|mission| mission.accepts_uploads) {
+            ledger.create_task(&new).await.map_err(SchedulerError::cloud("making the task's row"))?
+        } else {
+            let there = ledger.task(&upload.src).await.map_err(SchedulerError::cloud("looking for the task's row"))?;
+            let Some(task) = there else { return Ok(Boarded::Refused(NO_UPLOADS)) };
+            Made::There(Box::new(task))
+        };
         let is_new = made == Made::New;
         let waits = match &made {
             Made::New => true,
@@ -111,12 +128,12 @@ impl<'a> Intake<'a> {
         }
         let launched = match (by_nodes, mission) {
             (Some(most), Some(mission)) => self.one_node(&mission, most).await,
-            (_, mission) if is_launched => {
-                let launch = Launch { at_attempt: Some(Attempt(0)), tries: 1, at: now, ..Launch::default() };
-                let task = Task { launch, ..Task::new(upload.src.clone(), mission.as_ref().map(|m| m.id.clone())) };
-                self.scheduler.launch_reserved(&task, mission.as_ref()).await.map(|node| match node {
+            (_, mission) if self.scheduler.settings.template.is_some() => {
+                let task = Task::new(upload.src.clone(), mission.as_ref().map(|m| m.id.clone()));
+                let task = Task { made_at: Some(now.clone()), open_since: Some(now), ..task };
+                self.scheduler.launch_for(&task, mission.as_ref()).await.map(|node| match node {
                     Node::Launched(instance) => Boarded::Launched(instance),
-                    Node::Waits(why) => Boarded::Waits(why),
+                    Node::Waits(why) | Node::Held(why) => Boarded::Waits(why),
                     Node::NotNeeded => Boarded::Duplicate,
                 })
             }
@@ -143,7 +160,7 @@ impl<'a> Intake<'a> {
         };
         let on_demand = u32::try_from(number - 1).unwrap_or(u32::MAX);
         let round = format!("node {number}");
-        let launched = self.scheduler.launch_nodes(mission, 1, on_demand, std::time::Duration::ZERO, &round).await?;
+        let launched = self.scheduler.launch_nodes(mission, 1, on_demand, &round).await?;
         Ok(match launched.instances.into_iter().next() {
             Some(instance) => Boarded::Launched(instance),
             None => Boarded::Waits(launched.shortfall.join("; ")),
@@ -151,11 +168,20 @@ impl<'a> Intake<'a> {
     }
 
     async fn mission_of(&mut self, src: &SrcId) -> Result<Option<Mission>, SchedulerError> {
-        if let Some((name, _)) = src.as_str().split_once('/')
-            && let Ok(id) = MissionId::new(name)
-            && let Some(mission) = self.mission(&id).await?
-        {
-            return Ok(Some(mission));
+        if let Some((name, _)) = src.as_str().split_once('/') {
+            match MissionId::new(name) {
+                Ok(id) => {
+                    if let Some(mission) = self.mission(&id).await? {
+                        return Ok(Some(mission));
+                    }
+                }
+                Err(error @ IdError::Form { .. }) => {
+                    tracing::warn!(src.id = %src, "{src} counts for no mission: {error}");
+                    return Ok(None);
+                }
+                // As no name of a mission: `/a`.
+                Err(IdError::Empty { .. } | IdError::TooLong { .. }) => {}
+            }
         }
         let Some(default) = self.scheduler.settings.default_mission.clone() else { return Ok(None) };
         let mission = self.mission(&default).await?;
@@ -163,11 +189,14 @@ impl<'a> Intake<'a> {
     }
 
     async fn mission(&mut self, id: &MissionId) -> Result<Option<Mission>, SchedulerError> {
-        if let Some(mission) = self.missions.get(id) {
+        let asked = Instant::now();
+        if let Some((read_at, mission)) = self.missions.get(id)
+            && asked.duration_since(*read_at) < MISSION_AGE_MAX
+        {
             return Ok(mission.clone());
         }
         let mission = self.scheduler.mission(id).await?;
-        self.missions.insert(id.clone(), mission.clone());
+        self.missions.insert(id.clone(), (asked, mission.clone()));
         Ok(mission)
     }
 }

@@ -1,16 +1,20 @@
-//! Launches: a node for a task, or nodes for a mission. The row and the launch belong together; see
-//! [`crate::backend::ledger`] on reservations.
+//! Launches: a node for a task. The row and the launch belong together; see `backend/ledger/reserve.rs` on reservations. Nodes
+//! for a mission: `rounds.rs`.
 
 use std::time::Duration;
 
+use super::limits::Grant;
 use super::{Scheduler, SchedulerError};
-use crate::backend::fleet::{Launched, Ours, Request};
+use crate::backend::fleet::{Launched, Request};
+use crate::backend::ledger::Note;
+use crate::backend::{CloudError, Kind};
 use crate::clock;
 use crate::domain::keys::digest_hex;
 use crate::domain::mission::Mission;
-use crate::domain::policy::{Policy, Purchase};
+use crate::domain::policy::{BidMode, Policy, Purchase};
+use crate::domain::request::Reserved;
 use crate::domain::tags;
-use crate::domain::task::{Launch, State, Task};
+use crate::domain::task::{Launch, Task};
 
 /// What came of a launch for a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +23,8 @@ pub enum Node {
     Launched(String),
     /// There is none: the row says why, and a sweep tries again.
     Waits(String),
+    /// There is none, for a limit of the deployment holds it back, as it does others: the row says so.
+    Held(String),
     /// Another scheduler was quicker, or the task waits no more.
     NotNeeded,
 }
@@ -27,6 +33,8 @@ pub enum Node {
 const AGAIN_FIRST: Duration = Duration::from_mins(1);
 /// The longest: capacity comes back within minutes, or not today.
 const AGAIN_LAST: Duration = Duration::from_mins(30);
+/// How many numbers are tried in one go, should EC2 know the token of each from another request.
+const NUMBERS_MAX: u32 = 3;
 
 impl Scheduler {
     /// Launches a node for a task that waits, if nobody else does.
@@ -34,142 +42,234 @@ impl Scheduler {
     /// # Errors
     /// [`SchedulerError`]; what EC2 refuses for good is in the row, too.
     pub async fn launch_for(&self, task: &Task, mission: Option<&Mission>) -> Result<Node, SchedulerError> {
+        self.launch_after(task, mission, None).await
+    }
+
+    /// As [`Self::launch_for`]; `lost` says why the instance that was launched for the task before is gone.
+    pub(super) async fn launch_after(
+        &self,
+        task: &Task,
+        mission: Option<&Mission>,
+        lost: Option<&str>,
+    ) -> Result<Node, SchedulerError> {
         if self.settings.template.is_none() {
             return Err(SchedulerError::NoTemplate);
         }
-        let now = clock::now_rfc3339();
-        let reserved = self.backend.ledger.reserve_launch(task, &now).await;
-        if !reserved.map_err(SchedulerError::cloud("reserving a launch"))? {
-            return Ok(Node::NotNeeded);
-        }
-        let launch = Launch { at_attempt: Some(task.attempt), tries: task.launch.tries + 1, ..Launch::default() };
-        self.launch_reserved(&Task { launch, ..task.clone() }, mission).await
-    }
-
-    /// Launches the node that the row reserves. May be called again for the same reservation: EC2 launches once.
-    pub(super) async fn launch_reserved(&self, task: &Task, mission: Option<&Mission>) -> Result<Node, SchedulerError> {
-        let request = match self.request_for(task, mission).await {
-            Ok(request) => request,
+        let policy = match self.policy(mission) {
+            Ok(policy) => policy,
             Err(error) => {
-                self.note_none(task, &crate::worker::words(&error)).await?;
+                self.note_held(task, &crate::worker::words(&error)).await?;
                 return Err(error);
             }
         };
-        self.pacer.turn().await;
-        let launched = self.backend.fleet.launch(&request).await;
-        let why = match &launched {
-            Ok(Launched { instances, .. }) if !instances.is_empty() => {
-                let noted = self.backend.ledger.note_launch(task, &instances[0]).await;
-                noted.map_err(SchedulerError::cloud("noting a launch"))?;
-                tracing::info!(src.id = %task.src, "launched {} for {}", instances[0], task.src);
-                return Ok(Node::Launched(instances[0].clone()));
-            }
-            Ok(Launched { shortfall, .. }) => shortfall.join("; "),
-            Err(error) => error.source.to_string(),
-        };
-        self.note_none(task, &why).await?;
-        match launched {
-            Err(error) if !error.is_retryable() => Err(SchedulerError::cloud("launching a node")(error)),
-            _ => Ok(Node::Waits(why)),
+        let is_open = |reserved: &&Reserved| reserved.number == task.attempt.0 && reserved.count == 1;
+        let open = task.launch.request.as_ref().filter(is_open).filter(|_| task.launch.instance.is_none());
+        match open {
+            Some(reserved) => self.repeat(task, mission, &policy, reserved).await,
+            None => self.launch_next(task, mission, &policy, lost).await,
         }
     }
 
-    async fn note_none(&self, task: &Task, why: &str) -> Result<(), SchedulerError> {
+    /// Repeats a launch whose answer was lost: EC2 launches once. If the request would be another one by now, an instance that
+    /// bears the task's name is looked for instead; only if there is none, another one is launched.
+    async fn repeat(
+        &self,
+        task: &Task,
+        mission: Option<&Mission>,
+        policy: &Policy,
+        reserved: &Reserved,
+    ) -> Result<Node, SchedulerError> {
+        let now = self.request_for(task, mission, policy, reserved.purchase, &reserved.token).await?;
+        let request = reserved.again(now, policy, &self.settings.subnets);
+        let grant = match &request {
+            Some(_) => self.take_nodes_again(1, reserved.epoch).await?,
+            None => Grant { count: 1, ..Grant::default() },
+        };
+        if grant.count == 0 {
+            return self.hold(task, grant).await;
+        }
+        let Some(task) = self.reserve(task, task.launch.tries, reserved, None).await? else {
+            return Ok(Node::NotNeeded);
+        };
+        if let Some(request) = request
+            && let Some(node) = self.ask(&task, &request, &grant).await?
+        {
+            return Ok(node);
+        }
+        match self.find_node(&task).await? {
+            Some(node) => Ok(node),
+            None => self.launch_next(&task, mission, policy, None).await,
+        }
+    }
+
+    /// Launches under the next number.
+    async fn launch_next(
+        &self,
+        task: &Task,
+        mission: Option<&Mission>,
+        policy: &Policy,
+        lost: Option<&str>,
+    ) -> Result<Node, SchedulerError> {
+        let mut task = task.clone();
+        for _ in 0..NUMBERS_MAX {
+            let grant = self.take_nodes(1).await?;
+            if grant.count == 0 {
+                return self.hold(&task, grant).await;
+            }
+            let (request, reserved) = match self.new_request(&task, mission, policy, &grant).await {
+                Ok(both) => both,
+                Err(error) => {
+                    self.give_nodes_back(1, &grant).await;
+                    return Err(error);
+                }
+            };
+            let Some(mine) = self.reserve(&task, task.launch.tries + 1, &reserved, lost).await? else {
+                self.give_nodes_back(1, &grant).await;
+                self.give_floor_back(policy, mission, request.purchase).await?;
+                return Ok(Node::NotNeeded);
+            };
+            task = mine;
+            if let Some(node) = self.ask(&task, &request, &grant).await? {
+                return Ok(node);
+            }
+            // Another deployment's, or a row's that was made anew: never two nodes for one task.
+            if let Some(node) = self.find_node(&task).await? {
+                return Ok(node);
+            }
+        }
+        let why = format!("EC2 says {NUMBERS_MAX} times that the launch's token was used for another one");
+        self.note_none(&task, &why, false).await?;
+        Ok(Node::Waits(why))
+    }
+
+    /// Reserves a launch in the row; returns the task as it is then, or `None` if another scheduler was quicker.
+    async fn reserve(
+        &self,
+        task: &Task,
+        tries: u64,
+        reserved: &Reserved,
+        lost: Option<&str>,
+    ) -> Result<Option<Task>, SchedulerError> {
+        let now = clock::now_rfc3339();
+        let is_ours = self.backend.ledger.reserve_launch(task, &now, tries, reserved, lost).await;
+        let launch = Launch { at_attempt: Some(task.attempt), tries, at: now, ..Launch::default() };
+        let is_ours = is_ours.map_err(SchedulerError::cloud("reserving a launch"))?;
+        Ok(is_ours.then(|| Task { launch, seen: None, ..task.clone() }))
+    }
+
+    /// Asks EC2 for the node that the row reserves; `None`: the token was used for another request.
+    async fn ask(&self, task: &Task, request: &Request, grant: &Grant) -> Result<Option<Node>, SchedulerError> {
+        self.pacer.turn().await;
+        let (why, error) = match self.backend.fleet.launch(request).await {
+            Ok(Launched { instances, .. }) if !instances.is_empty() => {
+                return self.note_launch(task, &instances[0]).await.map(Some);
+            }
+            Ok(Launched { shortfall, .. }) => (shortfall.join("; "), None),
+            Err(error) if error.kind == Kind::Precondition => {
+                tracing::warn!(src.id = %task.src, "a launch for {} is not repeated: {}", task.src, error.source);
+                return Ok(None);
+            }
+            Err(error) => (error.source.to_string(), Some(error)),
+        };
+        // It may have been launched: the request stays in the row, and what was taken for it stays taken.
+        let is_open = error.as_ref().is_some_and(CloudError::is_retryable);
+        self.note_none(task, &why, is_open).await?;
+        if !is_open {
+            self.give_nodes_back(1, grant).await;
+        }
+        match error {
+            Some(error) if !is_open => Err(SchedulerError::cloud("launching a node")(error)),
+            _ => Ok(Some(Node::Waits(why))),
+        }
+    }
+
+    async fn note_launch(&self, task: &Task, instance: &str) -> Result<Node, SchedulerError> {
+        let noted = self.backend.ledger.note_launch(task, instance).await;
+        noted.map_err(SchedulerError::cloud("noting a launch"))?;
+        tracing::info!(src.id = %task.src, "launched {instance} for {}", task.src);
+        Ok(Node::Launched(instance.to_owned()))
+    }
+
+    /// Looks for a living instance that bears the task's name, and notes it as the one that was launched.
+    async fn find_node(&self, task: &Task) -> Result<Option<Node>, SchedulerError> {
+        let instances = self.backend.fleet.ours(self.mark()).await;
+        let instances = instances.map_err(SchedulerError::cloud("listing our instances"))?;
+        let value = tags::src_value(&task.src);
+        let found = instances.into_iter().find(|ours| !ours.is_stopped && ours.src.as_deref() == Some(&value));
+        match found {
+            Some(ours) => self.note_launch(task, &ours.id).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Says in the row that a limit holds the task back: a sweep launches for it later.
+    async fn hold(&self, task: &Task, grant: Grant) -> Result<Node, SchedulerError> {
+        let why = grant.why.unwrap_or_else(|| "a limit of nodes is reached".to_owned());
+        self.note_held(task, &why).await?;
+        Ok(Node::Held(why))
+    }
+
+    /// Says in the row why nothing is launched for a task, unless it says so.
+    pub(super) async fn note_held(&self, task: &Task, why: &str) -> Result<(), SchedulerError> {
+        if task.launch.error.as_deref() == Some(why) && task.launch.after.is_none() {
+            return Ok(());
+        }
+        tracing::info!(src.id = %task.src, "no node for {} yet: {why}", task.src);
+        let noted = self.backend.ledger.note_held(task, why).await;
+        noted.map_err(SchedulerError::cloud("noting that a task waits"))
+    }
+
+    async fn note_none(&self, task: &Task, why: &str, is_open: bool) -> Result<(), SchedulerError> {
         let after = clock::later(again_after(task.launch.tries, rand::random()));
         tracing::warn!(src.id = %task.src, "no node for {} before {after}: {why}", task.src);
-        let noted = self.backend.ledger.note_no_launch(task, why, &after).await;
+        let note = Note { why: why.to_owned(), after: Some(after), is_open };
+        let noted = self.backend.ledger.note_no_launch(task, &note).await;
         noted.map_err(SchedulerError::cloud("noting that a launch failed"))
     }
 
-    async fn request_for(&self, task: &Task, mission: Option<&Mission>) -> Result<Request, SchedulerError> {
-        let policy = self.policy(mission)?;
+    /// Makes the request of a task's next launch, and what the row keeps of it.
+    async fn new_request(
+        &self,
+        task: &Task,
+        mission: Option<&Mission>,
+        policy: &Policy,
+        grant: &Grant,
+    ) -> Result<(Request, Reserved), SchedulerError> {
+        let attempt = task.attempt.to_string();
+        let tries = (task.launch.tries + 1).to_string();
+        // A row that was removed and made again is another task.
+        let made_at = task.made_at.as_deref().unwrap_or_default();
+        let token = digest_hex(&["task", self.mark(), task.src.as_str(), made_at, &attempt, &tries], 48);
+        let purchase = match policy.purchase(waited(task)) {
+            Some(purchase) => purchase,
+            None => self.by_floor(policy, mission).await?,
+        };
+        let request = self.request_for(task, mission, policy, purchase, &token).await?.in_epoch(grant.epoch());
+        let reserved = request.reserved(task.attempt.0, grant.epoch());
+        Ok((request, reserved))
+    }
+
+    async fn request_for(
+        &self,
+        task: &Task,
+        mission: Option<&Mission>,
+        policy: &Policy,
+        purchase: Purchase,
+        token: &str,
+    ) -> Result<Request, SchedulerError> {
         let value = tags::src_value(&task.src);
         if tags::is_short(&value) {
             let named = self.backend.ledger.name_key(&task.src).await;
             named.map_err(SchedulerError::cloud("writing down a long key"))?;
         }
+        self.name_mission(mission).await?;
         let mut tags = self.tags(task.src.as_str(), mission);
         tags.push((tags::SRC.to_owned(), value));
-        let attempt = task.attempt.to_string();
-        let tries = task.launch.tries.to_string();
-        let token = digest_hex(&["task", self.mark(), task.src.as_str(), &attempt, &tries], 48);
-        let purchase = match policy.purchase(waited(task)) {
-            Some(purchase) => purchase,
-            None => self.by_floor(&policy, mission).await?,
-        };
-        self.request(&policy, purchase, 1, tags, token)
-    }
-
-    /// Launches what a mission lacks of its own nodes, as tables and EC2 have it now.
-    pub(super) async fn launch_own(&self, mission: &Mission) -> Result<Launched, SchedulerError> {
-        // More than its nodes can take need not be counted.
-        let most = u64::from(mission.nodes.unwrap_or(0)) * u64::from(mission.slots.unwrap_or(1)).max(1);
-        let mut open = 0;
-        for state in [State::Pending, State::Running] {
-            let counted = self.backend.ledger.count_open(Some(&mission.id), mission.tally_shards, state, most).await;
-            open += counted.map_err(SchedulerError::cloud("counting open tasks"))?;
-        }
-        let instances = self.backend.fleet.ours(self.mark()).await;
-        let instances = instances.map_err(SchedulerError::cloud("listing our instances"))?;
-        self.launch_missing(mission, open, Duration::ZERO, &instances).await
-    }
-
-    /// Launches what a mission with so many `open` tasks lacks of its own nodes among `instances`; nothing if another
-    /// scheduler is at it. `waited` is how long its tasks have waited.
-    pub(super) async fn launch_missing(
-        &self,
-        mission: &Mission,
-        open: u64,
-        waited: Duration,
-        instances: &[Ours],
-    ) -> Result<Launched, SchedulerError> {
-        let nodes: Vec<&Ours> = instances.iter().filter(|ours| ours.serves(&mission.id)).collect();
-        let count = |nodes: usize| u32::try_from(nodes).unwrap_or(u32::MAX);
-        let missing = mission.nodes_wanted(open).saturating_sub(count(nodes.len()));
-        if missing == 0 {
-            return Ok(Launched::default());
-        }
-        let on_demand = count(nodes.iter().filter(|ours| !ours.is_spot).count());
-        let reserved = self.backend.ledger.reserve_round(mission).await;
-        match reserved.map_err(SchedulerError::cloud("reserving a launch of nodes"))? {
-            Some(round) => self.launch_nodes(mission, missing, on_demand, waited, &format!("round {round}")).await,
-            None => Ok(Launched::default()),
-        }
-    }
-
-    /// Launches `count` nodes that serve a mission. `on_demand` of those that run are On-Demand; `waited` is how long its
-    /// tasks have waited; `round` tells this launch from others of the mission.
-    pub(super) async fn launch_nodes(
-        &self,
-        mission: &Mission,
-        count: u32,
-        on_demand: u32,
-        waited: Duration,
-        round: &str,
-    ) -> Result<Launched, SchedulerError> {
-        let policy = self.policy(Some(mission))?;
-        let (on_demand, spot) = policy.split(count, on_demand, waited);
-        let mut all = Launched::default();
-        for (purchase, count) in [(Purchase::OnDemand, on_demand), (Purchase::Spot, spot)] {
-            if count == 0 {
-                continue;
-            }
-            let tags = self.tags(mission.id.as_str(), Some(mission));
-            let kind = if purchase == Purchase::Spot { "spot" } else { "on-demand" };
-            let token = digest_hex(&["mission", self.mark(), mission.id.as_str(), round, kind], 48);
-            let request = self.request(&policy, purchase, count, tags, token)?;
-            self.pacer.turn().await;
-            let launched = self.backend.fleet.launch(&request).await;
-            let launched = launched.map_err(SchedulerError::cloud("launching nodes"))?;
-            all.instances.extend(launched.instances);
-            all.shortfall.extend(launched.shortfall);
-        }
-        tracing::info!(mission = %mission.id, "launched {} of {count} nodes for mission {}", all.instances.len(), mission.id);
-        Ok(all)
+        self.request(policy, purchase, 1, tags, token.to_owned()).await
     }
 
     /// The request of one launch, as it would be sent: for `--dry-run`, too.
-    pub(super) fn request(
+    pub(super) async fn request(
         &self,
         policy: &Policy,
         purchase: Purchase,
@@ -177,10 +277,13 @@ impl Scheduler {
         tags: Vec<(String, String)>,
         token: String,
     ) -> Result<Request, SchedulerError> {
+        let fleet = &self.backend.fleet;
+        let dice = digest_hex(&[&token], 8);
+        let dice = usize::from_str_radix(&dice, 16).unwrap_or(0);
         Ok(Request {
             template: self.settings.template.clone().ok_or(SchedulerError::NoTemplate)?,
-            instance_types: policy.instance_types.clone(),
-            subnets: self.settings.subnets.clone(),
+            instance_types: self.offers.types(fleet, &policy.instance_types).await,
+            subnets: self.offers.subnets(fleet, &self.settings.subnets, dice).await,
             purchase,
             max_price: policy.max_price.clone(),
             count,
@@ -206,9 +309,17 @@ impl Scheduler {
         let mut tags =
             vec![(tags::OURS.to_owned(), self.mark().to_owned()), (tags::NAME.to_owned(), tags::name_value(name))];
         if let Some(mission) = mission {
-            tags.push((tags::MISSION.to_owned(), mission.id.to_string()));
+            tags.push((tags::MISSION.to_owned(), tags::mission_value(&mission.id)));
         }
         tags
+    }
+
+    /// Writes down the short name of a mission whose id no tag can hold.
+    pub(super) async fn name_mission(&self, mission: Option<&Mission>) -> Result<(), SchedulerError> {
+        let is_short = |mission: &&Mission| tags::is_short_mission(&tags::mission_value(&mission.id));
+        let Some(mission) = mission.filter(is_short) else { return Ok(()) };
+        let named = self.backend.ledger.name_mission(&mission.id).await;
+        named.map_err(SchedulerError::cloud("writing down a mission's short name"))
     }
 
     async fn by_floor(&self, policy: &Policy, mission: Option<&Mission>) -> Result<Purchase, SchedulerError> {
@@ -217,6 +328,21 @@ impl Scheduler {
         let taken = self.backend.ledger.take_on_demand(&mission.id, floor).await;
         let taken = taken.map_err(SchedulerError::cloud("counting an On-Demand launch"))?;
         Ok(if taken { Purchase::OnDemand } else { Purchase::Spot })
+    }
+
+    /// Gives back what [`Self::by_floor`] took, for a launch that another scheduler makes.
+    async fn give_floor_back(
+        &self,
+        policy: &Policy,
+        mission: Option<&Mission>,
+        purchase: Purchase,
+    ) -> Result<(), SchedulerError> {
+        let Some(mission) = mission.filter(|_| policy.bid_mode == Some(BidMode::Mix)) else { return Ok(()) };
+        if purchase != Purchase::OnDemand {
+            return Ok(());
+        }
+        let given = self.backend.ledger.give_on_demand_back(&mission.id).await;
+        given.map_err(SchedulerError::cloud("counting an On-Demand launch"))
     }
 }
 

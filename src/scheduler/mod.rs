@@ -14,8 +14,11 @@ mod cancel;
 mod error;
 mod intake;
 mod launch;
+mod limits;
 mod pacer;
+mod pools;
 mod redrive;
+mod rounds;
 mod submit;
 mod sweep;
 
@@ -23,6 +26,7 @@ pub use cancel::Cancelled;
 pub use error::SchedulerError;
 pub use intake::{Boarded, Intake, Upload};
 pub use launch::Node;
+pub use limits::OwnLimits;
 pub use pacer::PER_SECOND;
 pub use redrive::Redriven;
 pub use submit::{Checked, Plan, Prepared, Submitted};
@@ -38,6 +42,7 @@ use crate::domain::ids::{InstanceId, MissionId};
 use crate::domain::policy::Policy;
 use crate::worker::Announcer;
 use pacer::Pacer;
+use pools::Offers;
 
 /// What a scheduler is told.
 #[derive(Clone, Debug)]
@@ -60,6 +65,8 @@ pub struct Settings {
     pub lease: Duration,
     /// How often a task is tried again; the same as the nodes'.
     pub limits: Limits,
+    /// How many nodes the deployment may have.
+    pub node_limits: OwnLimits,
     /// Launches a second, after the first few; [`PER_SECOND`] is what EC2 bears.
     pub pace: f64,
 }
@@ -72,6 +79,7 @@ pub struct Scheduler {
     /// The settings.
     pub settings: Arc<Settings>,
     pacer: Arc<Pacer>,
+    offers: Arc<Offers>,
     me: InstanceId,
 }
 
@@ -82,7 +90,7 @@ impl Scheduler {
         let name = format!("scheduler-{:016x}", rand::random::<u64>());
         let me = InstanceId::new(name).expect("a constant form is legal");
         let pacer = Arc::new(Pacer::new(settings.pace));
-        Self { backend, settings: Arc::new(settings), pacer, me }
+        Self { backend, settings: Arc::new(settings), pacer, offers: Arc::default(), me }
     }
 
     /// The value of the tag that marks instances as ours.

@@ -81,7 +81,7 @@ impl Scheduler {
             let pending = Task { state: State::Pending, open_since: Some(now), launch, seen: None, ..task };
             match self.launch_for(&pending, Some(&mission)).await {
                 Ok(Node::Launched(_)) => redriven.launched += 1,
-                Ok(Node::Waits(why)) => remember(&mut redriven.waits, why),
+                Ok(Node::Waits(why) | Node::Held(why)) => remember(&mut redriven.waits, why),
                 Ok(Node::NotNeeded) => {}
                 // The rest is put back all the same; a sweep launches for it.
                 Err(error) => {

@@ -47,6 +47,9 @@ pub struct Plan {
     pub nodes: Option<u32>,
     /// How many tasks such a node works at, at a time.
     pub slots: Option<u16>,
+    /// Whether objects that are put below its prefix become tasks of it, too; `None`: not of a new one, and of one that is there
+    /// as before.
+    pub uploads: Option<bool>,
 }
 
 /// What a submission did.
@@ -120,7 +123,7 @@ impl Scheduler {
                 ledger.may_work_at(TableKind::Missions)
             );
             index.map(drop).and(tasks).and(missions).map_err(SchedulerError::cloud("looking at the tables"))?;
-            checked.requests = self.requests(plan, checked.mission.as_ref())?;
+            checked.requests = self.requests(plan, checked.mission.as_ref()).await?;
             self.check_launch(&checked.requests).await?;
         }
         Ok(checked)
@@ -185,15 +188,26 @@ impl Scheduler {
             // It was there, or another submission has made it meanwhile.
             None => self.enlarge(plan, &known).await?,
         };
-        for task in &to_adopt {
-            let adopted = ledger.adopt(task, &mission, &clock::now_rfc3339()).await;
-            let is_adopted = adopted.map_err(SchedulerError::cloud("taking a row over"))?;
-            if !is_adopted && task.mission.is_none() {
-                // A node was quicker.
-                return Err(other_task(task));
+        let mission = match plan.uploads {
+            Some(are_taken) if !is_new => {
+                let set = ledger.set_uploads(&mission.id, are_taken).await;
+                set.map_err(SchedulerError::cloud("saying whether the mission takes uploads"))?;
+                Mission { accepts_uploads: are_taken, ..mission }
             }
+            _ => mission,
+        };
+        for task in &to_adopt {
+            self.take_over_row(task, &mission).await?;
         }
         Ok(Prepared { mission, is_new, known })
+    }
+
+    /// Makes a row of no mission, or one that is in no index, a task of the mission.
+    async fn take_over_row(&self, task: &Task, mission: &Mission) -> Result<(), SchedulerError> {
+        let adopted = self.backend.ledger.adopt(task, mission, &clock::now_rfc3339()).await;
+        let is_adopted = adopted.map_err(SchedulerError::cloud("taking a row over"))?;
+        // A node was quicker.
+        if is_adopted || task.mission.is_some() { Ok(()) } else { Err(other_task(task)) }
     }
 
     /// Makes the rows that are not there. `progress` hears how many are done.
@@ -215,6 +229,8 @@ impl Scheduler {
         progress(there);
         let permits = Arc::new(Semaphore::new(ROWS_PARALLEL));
         let mut rows = JoinSet::new();
+        // Made by the event of an object after the rows were looked at, and before there was the mission.
+        let mut others = Vec::new();
         let mut end = |made: Result<Result<Made, crate::backend::CloudError>, tokio::task::JoinError>| {
             let made = made.map_err(|panic| {
                 let kind = crate::backend::Kind::Invalid;
@@ -222,7 +238,10 @@ impl Scheduler {
             });
             match made.flatten().map_err(SchedulerError::cloud("making a row"))? {
                 Made::New => submitted.made += 1,
-                Made::There(_) => submitted.there += 1,
+                Made::There(task) => {
+                    submitted.there += 1;
+                    others.extend(Some(*task).filter(|task| task.mission.as_ref() != Some(&mission.id)));
+                }
             }
             progress(submitted.made + submitted.there);
             Ok::<(), SchedulerError>(())
@@ -242,7 +261,6 @@ impl Scheduler {
                 now: now.clone(),
                 trigger_time: now,
                 trigger: "lighthpc submit".to_owned(),
-                is_launched: false,
             };
             let (ledger, permits) = (ledger.clone(), permits.clone());
             rows.spawn(async move {
@@ -252,6 +270,12 @@ impl Scheduler {
         }
         while let Some(made) = rows.join_next().await {
             end(made)?;
+        }
+        for task in &others {
+            if task.mission.is_some() || task.state != State::Pending || task.oddity().is_some() {
+                return Err(other_task(task));
+            }
+            self.take_over_row(task, mission).await?;
         }
         self.recount(prepared).await?;
         Ok(submitted)
@@ -266,6 +290,7 @@ impl Scheduler {
             name: plan.name.clone(),
             nodes: plan.nodes,
             slots: plan.slots,
+            uploads: Some(plan.uploads.unwrap_or(false)),
             policy: self.settings.policy.clone(),
             now: clock::now_rfc3339(),
             ..NewMission::of(plan.mission.clone(), trans_number)
@@ -363,7 +388,7 @@ impl Scheduler {
                 match self.launch_for(&task, Some(mission)).await {
                     Ok(Node::Launched(_)) => submitted.launched += 1,
                     Ok(Node::NotNeeded) => {}
-                    Ok(Node::Waits(why)) => {
+                    Ok(Node::Waits(why) | Node::Held(why)) => {
                         submitted.waiting += 1;
                         remember(&mut submitted.waits, why);
                     }
@@ -383,7 +408,7 @@ impl Scheduler {
     ///
     /// # Errors
     /// [`SchedulerError`]: no template, or a policy that cannot be read.
-    fn requests(&self, plan: &Plan, mission: Option<&Mission>) -> Result<Vec<Request>, SchedulerError> {
+    async fn requests(&self, plan: &Plan, mission: Option<&Mission>) -> Result<Vec<Request>, SchedulerError> {
         let new = Mission { nodes: plan.nodes, slots: plan.slots, ..Mission::unknown(plan.mission.clone()) };
         let mission = mission.cloned().unwrap_or(new);
         let policy = self.policy(Some(&mission))?;
@@ -392,14 +417,17 @@ impl Scheduler {
             let (on_demand, spot) = policy.split(count, 0, std::time::Duration::ZERO);
             let of = [(Purchase::OnDemand, on_demand), (Purchase::Spot, spot)];
             let tags = self.tags(plan.mission.as_str(), Some(&mission));
-            let request = |(purchase, count)| self.request(&policy, purchase, count, tags.clone(), String::new());
-            return of.into_iter().filter(|(_, count)| *count > 0).map(request).collect();
+            let mut requests = Vec::new();
+            for (purchase, count) in of.into_iter().filter(|(_, count)| *count > 0) {
+                requests.push(self.request(&policy, purchase, count, tags.clone(), String::new()).await?);
+            }
+            return Ok(requests);
         }
         let Some(src) = plan.srcs.first() else { return Ok(Vec::new()) };
         let mut tags = self.tags(src.as_str(), Some(&mission));
         tags.push((tags::SRC.to_owned(), tags::src_value(src)));
         let purchase = policy.purchase(std::time::Duration::ZERO).unwrap_or(Purchase::OnDemand);
-        self.request(&policy, purchase, 1, tags, String::new()).map(|request| vec![request])
+        self.request(&policy, purchase, 1, tags, String::new()).await.map(|request| vec![request])
     }
 }
 

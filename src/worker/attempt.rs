@@ -11,13 +11,14 @@ use tracing::Instrument;
 use super::checkpoint::Checkpoints;
 use super::claim::{self, Claimed, Held};
 use super::error::ending_of;
-use super::execute::{self, LAST_WORDS, Stop, Trouble, of_disk, speed};
+use super::execute::{self, LAST_WORDS, Stop, Trouble, of_disk, speed, upload_time};
 use super::finish::{self, Attempted};
 use super::heartbeat::{Heartbeat, Periods, TimeCost};
 use super::identity::{Assignment, Instance};
 use super::insist::insist;
 use super::interruption::Sentinel;
-use super::{Announcer, Node, NodeError, Step, checkpoint, preflight, result, step};
+use super::panic::caught;
+use super::{Announcer, Node, NodeError, Step, checkpoint_size, preflight, result, step};
 use crate::backend::Kind;
 use crate::backend::ledger::{Fence, Outcome};
 use crate::backend::store::{Downloaded, StoreError, uri};
@@ -41,6 +42,8 @@ pub enum Ending {
     EndedBefore(State),
     /// Another instance holds it and lives.
     HeldByOther(InstanceId),
+    /// It was not claimed: it is suspect of a crash, and would not run alone here.
+    Suspect,
     /// It is handed back, because the node was told to drain.
     Drained,
     /// It is handed back, because EC2 takes the instance back.
@@ -87,6 +90,7 @@ pub(super) async fn run(
         Claimed::Held(held) => held,
         Claimed::Ended(row) => return ended_before(node, instance, &row, task.is_pulled).await,
         Claimed::HeldByOther(row) => return Ok(held_by_other(node, &row).await),
+        Claimed::Suspect => return Ok(Ending::Suspect),
         Claimed::Odd(what) => return Err(NodeError::OddRow { what }),
         Claimed::Drained => return Ok(Ending::Drained),
     };
@@ -109,7 +113,8 @@ async fn hold(node: &Node, instance: &Instance, sentinel: &Sentinel, held: Held)
         return finish::give_up(node, &attempted, &mut heartbeat).await;
     }
     let mut checkpoints = None;
-    let outcome = work(node, &mut attempted, &heartbeat, sentinel, &mut checkpoints).await;
+    let worked = caught(work(node, &mut attempted, &heartbeat, sentinel, &mut checkpoints)).await;
+    let outcome = worked.unwrap_or_else(|panic| Err(infra(NodeError::Panicked(panic))));
     // Saved while the lease is still renewed: a large checkpoint takes its time.
     if let (Err(stop), Some(checkpoints)) = (&outcome, &mut checkpoints) {
         finish::save_last(node, checkpoints, stop).await;
@@ -235,18 +240,18 @@ fn upload_given_up(
     node: &Node,
     contract: &Arc<Contract>,
 ) -> impl Fn(Instant) -> Pin<Box<dyn Future<Output = Instant> + Send>> {
-    let (store, contract) = (node.backend.store.clone(), contract.clone());
+    let (store, contract, sizes) = (node.backend.store.clone(), contract.clone(), node.settings.sizes);
     let before = store.uploaded_bytes();
     move |deadline| {
         let (store, contract) = (store.clone(), contract.clone());
         Box::pin(async move {
             let found = contract.clone();
             let bytes = tokio::task::spawn_blocking(move || result::bytes(&found)).await.unwrap_or(0);
-            let has_checkpoint = checkpoint::bytes_on_disk(&contract).await > 0;
+            let has_checkpoint = checkpoint_size::bytes_to_save(&contract, sizes).await > 0;
             let now = Instant::now();
             let last = deadline.checked_sub(LAST_WORDS).unwrap_or(now);
             let left = bytes.saturating_sub(store.uploaded_bytes() - before);
-            let fits = now + Duration::from_secs(left / speed(&store)) <= last;
+            let fits = upload_time(left, speed(&store)) <= last.saturating_duration_since(now);
             if fits || !has_checkpoint { last } else { now }
         })
     }

@@ -7,24 +7,27 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use super::checkpoint_size::{bytes_of, check_bytes};
 use super::error::words;
 use super::insist::insist;
 use super::{Node, NodeError};
 use crate::backend::ledger::{Beat, Fence};
 use crate::backend::store::{Store, StoreError, uri};
 use crate::domain::checkpoint::{Content, Entry, Manifest, Saved, earlier_folder, file_key, folder, save_folder};
-use crate::workload::Contract;
 use crate::workload::tree::{self, Seen};
+use crate::workload::{Contract, Wall};
 
 /// The name of the file that lists a checkpoint's entries; last of a save.
 const MANIFEST_NAME: &str = "_lighthpc_checkpoint.json";
 /// Files under way at once, up and down: many small ones are bound by round trips.
 const FILES_PARALLEL: usize = 8;
+
+/// The longest list of a checkpoint, in bytes: it is read into memory. One of 10,000 paths of 3,072 bytes has 30 MB,
+/// and three times that if none of them is text.
+const LIST_BYTES_MAX: u64 = 128 * 1024 * 1024;
 
 /// The checkpoints of one attempt.
 #[derive(Debug)]
@@ -117,6 +120,13 @@ impl Checkpoints {
         let (disk, dir) = (self.disk(), self.contract.checkpoint());
         let get = Get { store: node.backend.store.clone(), bucket: self.bucket.clone(), limit: node.settings.lease };
         let list = self.contract.folder().join("checkpoint-manifest");
+        // The row may name anything: what is no list is neither fetched nor read.
+        let head = insist(get.limit, || get.store.head(&self.bucket, key)).await;
+        let head = head.map_err(NodeError::cloud("looking at the checkpoint"))?;
+        if let Some(bytes) = head.map(|list| list.bytes).filter(|&bytes| bytes > LIST_BYTES_MAX) {
+            let refusal = format!("its list has {bytes} bytes, more than the {LIST_BYTES_MAX} that one may have");
+            return Err(disk(io::Error::other(refusal)));
+        }
         get.file(key, &list).await?;
         let text = tokio::fs::read(&list).await.map_err(&disk)?;
         let manifest = Manifest::from_json(&text).map_err(|error| disk(io::Error::other(error)))?;
@@ -124,23 +134,27 @@ impl Checkpoints {
 
         let (made, root) = (manifest.clone(), dir.clone());
         blocking(move || tree::make_folders(&root, &made)).await.map_err(&disk)?;
-        let permits = Arc::new(Semaphore::new(FILES_PARALLEL));
+        let mut files = manifest.entries.iter().filter_map(|(name, entry)| match &entry.content {
+            Content::File(saved) => Some((name, saved)),
+            Content::Folder | Content::Link(_) => None,
+        });
         let mut gets = JoinSet::new();
-        for (name, entry) in &manifest.entries {
-            let Content::File(saved) = &entry.content else { continue };
-            let (path, saved) = (tree::path_below(&dir, name), saved.clone());
-            let (get, permits) = (get.clone(), permits.clone());
-            gets.spawn(async move {
-                let _permit = permits.acquire_owned().await;
-                let bytes = get.file(&saved.key, &path).await?;
-                Ok::<_, NodeError>((bytes == saved.bytes).then_some(()).ok_or(path))
-            });
-        }
-        while let Some(got) = gets.join_next().await {
+        loop {
+            // Made as earlier ones end: a list may have very many.
+            while gets.len() < FILES_PARALLEL
+                && let Some((name, saved)) = files.next()
+            {
+                let (get, path, saved) = (get.clone(), tree::path_below(&dir, name), saved.clone());
+                gets.spawn(async move {
+                    let bytes = get.file(&saved.key, &path).await?;
+                    Ok::<_, NodeError>((bytes == saved.bytes).then_some(()).ok_or(path))
+                });
+            }
+            let Some(got) = gets.join_next().await else { break };
             let got = got.map_err(|panic| disk(io::Error::other(panic)))??;
             got.map_err(|path| disk(io::Error::other(format!("{} is not as long as it was", path.display()))))?;
         }
-        let owner = node.settings.bounds.wall.map(|wall| (wall.uid, wall.gid));
+        let owner = node.settings.bounds.wall.as_ref().map(Wall::user);
         let complete = move || {
             let mut manifest = manifest;
             tree::complete(&dir, &mut manifest, owner).map(|()| manifest)
@@ -182,8 +196,13 @@ impl Checkpoints {
     /// # Errors
     /// [`NodeError`]; nothing is lost by one but this save.
     pub(super) async fn save(&mut self, node: &Node) -> Result<Save, NodeError> {
-        let (disk, dir) = (self.disk(), self.contract.checkpoint());
-        let found = blocking(move || tree::walk(&dir)).await.map_err(&disk)?;
+        let (disk, dir, sizes) = (self.disk(), self.contract.checkpoint(), node.settings.sizes);
+        let found = blocking(move || {
+            let found = tree::walk(&dir, sizes.checkpoint_files)?;
+            check_bytes(&dir, bytes_of(&found), sizes)?;
+            Ok(found)
+        });
+        let found = found.await.map_err(&disk)?;
         if found.len() == self.newest.entries.len() && found.iter().all(|(name, seen)| self.kept(name, seen).is_some())
         {
             return Ok(Save::Unchanged);
@@ -213,6 +232,10 @@ impl Checkpoints {
 
         let key = format!("{prefix}{MANIFEST_NAME}");
         let text = manifest.to_json().map_err(|error| disk(io::Error::other(error)))?;
+        if text.len() as u64 > LIST_BYTES_MAX {
+            let refusal = format!("its list would have {} bytes, more than {LIST_BYTES_MAX}", text.len());
+            return Err(disk(io::Error::other(refusal)));
+        }
         let put = node.backend.store.put_bytes(&self.bucket, &key, text).await;
         put.map_err(|source| NodeError::Store { doing: "saving the checkpoint", source })?;
         let named = node.backend.ledger.name_checkpoint(&self.fence, &uri(&self.bucket, &key)).await;
@@ -256,26 +279,25 @@ impl Checkpoints {
         prefix: &str,
         names: Vec<Vec<u8>>,
     ) -> Result<BTreeMap<Vec<u8>, Entry>, NodeError> {
-        let permits = Arc::new(Semaphore::new(FILES_PARALLEL));
-        let mut puts = JoinSet::new();
-        for (n, name) in names.into_iter().enumerate() {
-            let put = Put {
-                store: node.backend.store.clone(),
-                bucket: self.bucket.clone(),
-                key: file_key(prefix, n),
-                root: self.contract.checkpoint(),
-                name,
-                owner: node.settings.bounds.wall.map(|wall| wall.uid),
-            };
-            let permits = permits.clone();
-            puts.spawn(async move {
-                let _permit = permits.acquire_owned().await;
-                let name = put.name.clone();
-                put.run().await.map(|entry| Some((name, entry?)))
-            });
-        }
-        let mut saved = BTreeMap::new();
-        while let Some(put) = puts.join_next().await {
+        let (mut names, mut puts, mut saved) = (names.into_iter().enumerate(), JoinSet::new(), BTreeMap::new());
+        loop {
+            while puts.len() < FILES_PARALLEL
+                && let Some((n, name)) = names.next()
+            {
+                let put = Put {
+                    store: node.backend.store.clone(),
+                    bucket: self.bucket.clone(),
+                    key: file_key(prefix, n),
+                    root: self.contract.checkpoint(),
+                    name,
+                    owner: node.settings.bounds.wall.as_ref().map(|wall| wall.user().0),
+                };
+                puts.spawn(async move {
+                    let name = put.name.clone();
+                    put.run().await.map(|entry| Some((name, entry?)))
+                });
+            }
+            let Some(put) = puts.join_next().await else { break };
             saved.extend(put.map_err(|panic| self.disk()(io::Error::other(panic)))??);
         }
         Ok(saved)
@@ -373,12 +395,4 @@ impl Put {
 /// Runs what waits for the disk where waiting does not hold up the rest of the node.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other).flatten()
-}
-
-/// Returns how many bytes a save of everything would put now.
-pub(super) async fn bytes_on_disk(contract: &Contract) -> u64 {
-    let dir = contract.checkpoint();
-    let found = blocking(move || tree::walk(&dir)).await.unwrap_or_default();
-    let bytes = |seen: &Seen| if let Seen::File { bytes, .. } = seen { *bytes } else { 0 };
-    found.values().map(bytes).sum()
 }

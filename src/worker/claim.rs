@@ -11,7 +11,7 @@ use crate::backend::ledger::{Claim, Claimant};
 use crate::clock;
 use crate::domain::ids::InstanceId;
 use crate::domain::lease::{Lease, Sight, Watch};
-use crate::domain::task::Task;
+use crate::domain::task::{ALONE, Task};
 
 /// What became of the claim.
 #[derive(Debug)]
@@ -22,6 +22,8 @@ pub(super) enum Claimed {
     Ended(Box<Task>),
     /// Another holds it: it lives, or nobody waits here to learn whether it does.
     HeldByOther(Box<Task>),
+    /// It must run alone on its node, and would not here.
+    Suspect,
     /// The row cannot be claimed: why.
     Odd(String),
     /// The node is to drain.
@@ -58,7 +60,13 @@ pub(super) async fn acquire(node: &Node, instance: &Instance, task: &Assignment)
         mission: task.mission.clone(),
         bucket: node.settings.source_bucket.clone(),
         now: clock::now_rfc3339(),
-        token: format!("{:032x}", rand::random::<u128>()),
+        // Both have 32 characters: a row may be almost full.
+        token: if task.is_alone {
+            format!("{ALONE}{:026x}", rand::random::<u128>() >> 24)
+        } else {
+            format!("{:032x}", rand::random::<u128>())
+        },
+        is_alone: task.is_alone,
     };
     let ledger = &node.backend.ledger;
     for round in 0..ROUNDS_MAX {
@@ -78,6 +86,7 @@ pub(super) async fn acquire(node: &Node, instance: &Instance, task: &Assignment)
         let row = match claim {
             Claim::Held(row) => return Ok(Claimed::Held(Held { row, claimed_at: asked, taken_from: None })),
             Claim::Ended(row) => return Ok(Claimed::Ended(row)),
+            Claim::Suspect(_) => return Ok(Claimed::Suspect),
             Claim::Odd { row, what } => return Ok(Claimed::Odd(format!("task {}: {what}", row.src))),
             Claim::HeldByOther(row) => row,
         };

@@ -147,7 +147,9 @@ pub fn words(error: &dyn std::error::Error) -> String {
 pub(super) fn ending_of(error: &StoreError) -> (Verdict, bool) {
     match error {
         StoreError::DiskFull { .. } => (Verdict::DiskFull, true),
-        StoreError::BadResult { .. } | StoreError::Taken { .. } => (Verdict::AppError, false),
+        StoreError::BadResult { .. } | StoreError::TooLarge { .. } | StoreError::Taken { .. } => {
+            (Verdict::AppError, false)
+        }
         StoreError::Changed { .. } | StoreError::Disk { .. } => (Verdict::Infra, true),
         StoreError::Cloud(error) => match error.kind {
             Kind::DiskFull => (Verdict::DiskFull, true),
@@ -171,7 +173,10 @@ impl NodeError {
             | Self::Exhausted { .. }
             | Self::OddRow { .. } => true,
             Self::Store { source, .. } => match source {
-                StoreError::BadResult { .. } | StoreError::Taken { .. } | StoreError::Changed { .. } => true,
+                StoreError::BadResult { .. }
+                | StoreError::TooLarge { .. }
+                | StoreError::Taken { .. }
+                | StoreError::Changed { .. } => true,
                 StoreError::Cloud(error) => error.scope() == Scope::Task,
                 StoreError::DiskFull { .. } | StoreError::Disk { .. } => false,
             },

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::checkpoint::{self, Checkpoints};
+use super::checkpoint::Checkpoints;
 use super::heartbeat::Heartbeat;
 use super::interruption::Sentinel;
-use super::{Node, NodeError, log};
+use super::{Node, NodeError, checkpoint_size, log};
 use crate::backend::Store;
 use crate::backend::store::{free_bytes, free_inodes};
 use crate::domain::budget;
@@ -78,6 +78,11 @@ pub(super) fn speed(store: &Store) -> u64 {
     store.upload_speed().unwrap_or(SPEED_ASSUMED)
 }
 
+/// Returns how long so many bytes take; ten years are as good as more, which no sum of times must overflow.
+pub(super) fn upload_time(bytes: u64, speed: u64) -> Duration {
+    Duration::from_secs((bytes / speed.max(1)).min(315_360_000))
+}
+
 /// Runs the workload to its end, to the loss of the lease, to the drain, or to a Spot notice; saves checkpoints on the way.
 /// Returns its exit code, which is 0.
 pub(super) async fn run(
@@ -90,7 +95,7 @@ pub(super) async fn run(
 ) -> Result<i32, Stop> {
     let stops = Stops { hurry: node.stopping.hurry.clone(), ..Stops::default() };
     heartbeat.time_cost.send_modify(super::heartbeat::TimeCost::start);
-    let run = workload.run(contract, node.settings.bounds, &heartbeat.progress, &stops);
+    let run = workload.run(contract, node.settings.bounds.clone(), &heartbeat.progress, &stops);
     let watch = async {
         // Only the first of them matters, and the run is waited for in any case.
         tokio::select! {
@@ -100,8 +105,8 @@ pub(super) async fn run(
             deadline = sentinel.noticed() => {
                 // All the time there is, less what the save and the last words need; a third of it at least.
                 let budget = deadline.saturating_duration_since(Instant::now());
-                let save_bytes = checkpoint::bytes_on_disk(contract).await;
-                let save = Duration::from_secs(save_bytes / speed(&node.backend.store));
+                let save_bytes = checkpoint_size::bytes_to_save(contract, node.settings.sizes).await;
+                let save = upload_time(save_bytes, speed(&node.backend.store));
                 let grace = budget.saturating_sub(LAST_WORDS + save).max(budget / 3);
                 stops.grace.send_replace(Some(grace));
             }

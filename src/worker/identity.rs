@@ -43,6 +43,8 @@ pub(super) struct Assignment {
     pub(super) mission: Option<MissionId>,
     /// Whether it was found among the mission's open tasks: another that holds it is not waited for.
     pub(super) is_pulled: bool,
+    /// Whether nothing else runs on this node until the task's attempt has ended.
+    pub(super) is_alone: bool,
 }
 
 /// Finds out which machine this is and what its task is. Hands on at once what its tags prove: if the task is not
@@ -99,14 +101,21 @@ async fn task(node: &Node, instance: &Instance, seen: &watch::Sender<Option<EndP
     let settings = &node.settings;
     if let Some(src) = &settings.src {
         let (src, mission) = (src.clone(), settings.mission.clone());
-        return Ok(Work::Task(Assignment { src, mission, is_pulled: false }));
+        return Ok(Work::Task(Assignment { src, mission, is_pulled: false, is_alone: true }));
     }
     let NodeTags { src, mission, proof } = match &instance.on_ec2 {
         Some(_) => node.backend.machine.node_tags().await.map_err(NodeError::Identity)?,
         None => NodeTags::default(),
     };
     seen.send_replace(proof);
-    let mission = mission.filter(|mission| !mission.is_empty()).map(MissionId::new).transpose()?;
+    let mission = match mission.filter(|mission| !mission.is_empty()) {
+        Some(value) if settings.mission.is_none() && tags::is_short_mission(&value) => {
+            let named = insist(settings.max_idle, || node.backend.ledger.mission_named(&value)).await;
+            named.map_err(NodeError::cloud("looking up the mission's name"))?
+        }
+        Some(id) => Some(MissionId::new(id)?),
+        None => None,
+    };
     let mission = settings.mission.clone().or(mission);
     let no_task = || NodeError::NoTask { instance: instance.on_ec2.as_ref().unwrap_or(&instance.id).to_string() };
     let Some(src) = src.filter(|src| !src.is_empty()) else { return mission.map(Work::Mission).ok_or_else(no_task) };
@@ -116,5 +125,5 @@ async fn task(node: &Node, instance: &Instance, seen: &watch::Sender<Option<EndP
     } else {
         SrcId::new(src)?
     };
-    Ok(Work::Task(Assignment { src, mission, is_pulled: false }))
+    Ok(Work::Task(Assignment { src, mission, is_pulled: false, is_alone: true }))
 }

@@ -13,7 +13,9 @@
 
 mod attempt;
 mod checkpoint;
+mod checkpoint_size;
 mod claim;
+mod crash;
 mod error;
 mod execute;
 mod finish;
@@ -23,8 +25,10 @@ mod insist;
 mod interruption;
 pub(crate) mod log;
 mod notify;
+mod panic;
 mod preflight;
 mod pull;
+mod queue;
 mod result;
 mod settings;
 
@@ -114,11 +118,13 @@ async fn life(node: Node, proof: watch::Sender<Option<EndProof>>) -> Result<Endi
     let (instance, work) = step(&node, Step::Identify, identity::find(&node, &proof)).await?;
     // Stopped before it began: nothing is claimed, so nothing has to be handed back.
     let Some(work) = work else { return Ok(Ending::Drained) };
+    // What an earlier process held is settled first: a claim would take it for handed back.
+    let left = crash::report(&node, &instance).await?;
     let (sentinel, mut looks) =
         Sentinel::start(node.backend.machine.clone(), node.backend.ledger.clone(), instance.is_on_ec2());
     let ending = match work {
         Work::Task(task) => one_task(&node, &instance, &sentinel, &task).await,
-        Work::Mission(mission) => pull::serve(&node, &instance, &sentinel, &mission).await,
+        Work::Mission(mission) => pull::serve(&node, &instance, &sentinel, &mission, left).await,
     };
     looks.shutdown().await;
     ending

@@ -19,6 +19,7 @@ use crate::clock;
 use crate::domain::ids::{InstanceId, MissionId};
 use crate::domain::keys::{digest_hex, manifest_key};
 use crate::domain::mission::{ManifestProgress, Mission, Notified, RESULT_LIST_LEN_MAX, Tally, result_list};
+use crate::domain::printable;
 use crate::domain::task::{State, Task};
 
 /// What it takes to look whether a mission is over, and to announce it.
@@ -332,9 +333,11 @@ impl List {
 /// The message, in the article's words, with what the article left out.
 fn message(mission: &Mission, total: Tally, manifest: &str, now: &str) -> Message {
     let id = &mission.id;
+    // A name of several lines must not add some to the message.
+    let (shown, manifest) = (printable::one_line(id.as_str()), printable::one_line(manifest));
     let failed = if total.failed > 0 { format!(" with {} failed", total.failed) } else { String::new() };
     let text = format!(
-        "HPC mission {id} accomplished at {now}{failed}.\n\n\
+        "HPC mission {shown} accomplished at {now}{failed}.\n\n\
          tasks: {}\nok: {}\nfailed: {}\ntime cost: {} s of workload time\nmanifest: {manifest}\n",
         mission.trans_number.unwrap_or_else(|| total.ended()),
         total.ok,
@@ -343,7 +346,7 @@ fn message(mission: &Mission, total: Tally, manifest: &str, now: &str) -> Messag
     );
     // A mission that is opened again (redriven, enlarged) and ends again has another count of changes: another message.
     let deduplication = digest_hex(&[id.as_str(), &total.seq.to_string()], 64);
-    Message { subject: format!("HPC mission {id} accomplished{failed}"), text, group: id.to_string(), deduplication }
+    Message { subject: format!("HPC mission {shown} accomplished{failed}"), text, group: id.to_string(), deduplication }
 }
 
 #[cfg(test)]
@@ -364,5 +367,15 @@ mod tests {
             "HPC mission M001 accomplished at 2026-02-03T04:05:06Z with 1 failed.\n\n\
              tasks: 3\nok: 2\nfailed: 1\ntime cost: 31 s of workload time\nmanifest: s3://r/manifests/M001.json\n"
         );
+    }
+
+    #[test]
+    fn a_name_of_several_lines_adds_none_to_the_message() {
+        let id = MissionId::new("M\r\nmanifest: https://evil.example\u{1b}[2J\u{202e}").unwrap();
+        let total = Tally { ok: 1, failed: 0, time_cost_s: 0, seq: 1 };
+        let message = message(&Mission::unknown(id), total, "s3://r/manifests/M\nx.json", "2026-02-03T04:05:06Z");
+        assert_eq!(message.text.lines().count(), 7, "{}", message.text);
+        let is_plain = |text: &str| !text.contains(|c| c != '\n' && printable::is_unsafe(c));
+        assert!(is_plain(&message.text) && is_plain(&message.subject), "{message:?}");
     }
 }

@@ -10,50 +10,49 @@
 //! as for a task of one's own, so a page that is out of date costs a refused write and nothing else. Of a page, the tasks are tried in
 //! random order: many nodes look at the same page. The page is of those that wait longest, so no task is passed over for ever.
 //!
+//! A task that is suspect of having crashed a node (`crash.rs`) runs alone: the slot that takes it waits until no other
+//! slot has a task, and none begins one until it has ended. A node that has other work to do leaves it to nodes that
+//! have none, for a quarter of an hour at least; then it takes it all the same, so that it does not wait for ever. The
+//! locks are granted in the order in which they are asked for, so several suspects and the rest follow one another.
+//!
 //! A task that could not be claimed is set aside for a while, twice as long each time: whatever the index says of it, no slot
 //! asks for it again at once. A node that finds only such tasks pauses, and ends, as if there were none.
 
-use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rand::seq::SliceRandom;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::Instrument;
 
 use super::attempt::Ending;
+use super::crash::Found;
 use super::error::words;
 use super::identity::{Assignment, Instance};
 use super::insist::insist_unless;
 use super::interruption::Sentinel;
+use super::queue::{Next, PAGE_LIFE, Queue};
 use super::{Node, NodeError, one_task};
 use crate::backend::ledger::Partition;
 use crate::domain::ids::{MissionId, SrcId};
-use crate::domain::task::State;
+use crate::domain::task::{State, Task};
+use crate::workload::Wall;
 
 /// The entries of one page of the index at the least: a hundred keys are about 20 kB, 2.5 read units.
 const PAGE_LEN_MIN: usize = 100;
 /// And at the most: 200 kB, 25 read units.
 const PAGE_LEN_MAX: usize = 1_000;
-/// How many tasks of a page may be found taken before it is thrown away: others have been through it.
-const TAKEN_MAX: u32 = 5;
-/// How long a page is used: by then, others have taken most of it.
-const PAGE_LIFE: Duration = Duration::from_secs(10);
 /// How often a slot must find nothing before it takes that for true: an index lags, by much less than a second as a rule.
 const EMPTY_LOOKS: u32 = 3;
 /// The pause after such a look; three of them are six seconds.
 const EMPTY_PAUSE: Duration = Duration::from_secs(2);
 /// The pause between looks of a slot without work while others of this node have some.
 const IDLE_PAUSE: Duration = Duration::from_secs(15);
-/// How long a task that could not be claimed is set aside at first: longer than an index lags, and than a page is used.
-const ASIDE_FIRST: Duration = Duration::from_secs(10);
-/// And at the most. A row that is odd for longer is reported by the sweep.
-const ASIDE_LAST: Duration = Duration::from_mins(10);
-/// The most tasks that are remembered as set aside: about 150 bytes each. Above that, those of the shortest time are forgotten.
-const ASIDE_LEN_MAX: usize = 10_000;
+/// How often a slot that waits for the others asks whether the suspect task still waits for it.
+const SUSPECT_LOOK: Duration = Duration::from_secs(10);
 /// The most pages that one look reads of a partition whose first pages hold nothing but tasks that are set aside.
 const PAGES_MAX: usize = 20;
 
@@ -63,19 +62,15 @@ pub(super) async fn serve(
     instance: &Instance,
     sentinel: &Sentinel,
     mission: &MissionId,
+    left: Vec<Found>,
 ) -> Result<Ending, NodeError> {
     let (drain, limit) = (&node.stopping.drain, node.settings.max_idle);
     let row = insist_unless(drain, limit, || node.backend.ledger.mission(mission)).await;
     let row = row.map_err(NodeError::cloud("reading the mission"))?;
     let row = row.ok_or_else(|| NodeError::NoMission { mission: mission.to_string() })?;
-    let slots = row.slots.or(node.settings.slots).unwrap_or(1).max(1);
+    let slots = slots_of(node, row.slots.or(node.settings.slots).unwrap_or(1).max(1));
     tracing::info!(mission = %mission, slots, "serving mission {mission}, {slots} tasks at a time");
-    let mut node = node.clone();
-    if let Some(wall) = node.settings.bounds.wall {
-        let mut settings = (*node.settings).clone();
-        settings.bounds.wall = Some(wall.shared(slots));
-        node.settings = Arc::new(settings);
-    }
+    let node = with_wall(node, |wall| wall.shared(slots));
     let server = Arc::new(Server {
         instance: instance.clone(),
         sentinel: sentinel.clone(),
@@ -85,7 +80,9 @@ pub(super) async fn serve(
         page_len: usize::try_from(2 * row.nodes.unwrap_or(1) * u32::from(slots) / row.tally_shards.max(1))
             .unwrap_or(PAGE_LEN_MAX)
             .clamp(PAGE_LEN_MIN, PAGE_LEN_MAX),
-        queue: Mutex::new(Queue::new(&node.settings.left)),
+        queue: Mutex::new(Queue::new(left)),
+        slots,
+        turns: RwLock::new(()),
         node,
         working: AtomicUsize::new(0),
         is_over: AtomicBool::new(row.cancelled_at.is_some()),
@@ -94,7 +91,8 @@ pub(super) async fn serve(
     for slot in 0..slots {
         let server = server.clone();
         let span = tracing::info_span!("slot", slot, mission = %mission, instance.id = %instance.id);
-        running.spawn(async move { server.slot().await }.instrument(span));
+        let node = with_wall(&server.node, |wall| wall.of_slot(slot));
+        running.spawn(async move { server.slot(&node).await }.instrument(span));
     }
     let (mut done, mut other, mut trouble) = (0, 0, None);
     while let Some(ended) = running.join_next().await {
@@ -113,6 +111,29 @@ pub(super) async fn serve(
     trouble.map_or(Ok(Ending::Served { done, other }), Err)
 }
 
+/// Returns how many tasks a node works at, at a time. In a sandbox each has a user of its own, as far as there are
+/// users.
+fn slots_of(node: &Node, wanted: u16) -> u16 {
+    let most = node.settings.bounds.wall.as_ref().map_or(u16::MAX, Wall::slots_max);
+    if wanted > most {
+        tracing::warn!(
+            "{wanted} slots are asked for, and this machine has users for {most}: run scripts/provision again"
+        );
+    }
+    wanted.min(most)
+}
+
+/// Returns a node with another sandbox for its workloads, if it has one.
+fn with_wall(node: &Node, change: impl FnOnce(&Wall) -> Wall) -> Node {
+    let mut node = node.clone();
+    if let Some(wall) = &node.settings.bounds.wall {
+        let mut settings = (*node.settings).clone();
+        settings.bounds.wall = Some(change(wall));
+        node.settings = Arc::new(settings);
+    }
+    node
+}
+
 /// What one slot did.
 #[derive(Debug, Default)]
 struct Slot {
@@ -129,75 +150,33 @@ struct Server {
     shards: u32,
     page_len: usize,
     queue: Mutex<Queue>,
+    slots: u16,
+    /// Shared by slots at ordinary tasks; taken alone by one at a suspect task.
+    turns: RwLock<()>,
     /// Slots that have a task.
     working: AtomicUsize,
     /// Set when no slot may begin another task.
     is_over: AtomicBool,
 }
 
-/// What is known to wait.
-#[derive(Debug)]
-struct Queue {
-    page: VecDeque<SrcId>,
-    read_at: Option<Instant>,
-    /// Tasks that slots of this process are at: the claim would take them for left by an earlier process of this machine.
-    held: HashSet<SrcId>,
-    /// Tasks of this page that others had taken.
-    taken: u32,
-    /// Tasks that could not be claimed: until when they are left alone, and for how long that is.
-    aside: HashMap<SrcId, (Instant, Duration)>,
-}
-
-impl Queue {
-    /// What an earlier process was at goes first: it is still held by this machine.
-    fn new(left: &[SrcId]) -> Self {
-        let page = left.iter().cloned().collect();
-        Self { page, read_at: Some(Instant::now()), held: HashSet::new(), taken: 0, aside: HashMap::new() }
-    }
-
-    /// Leaves a task alone that could not be claimed.
-    fn set_aside(&mut self, src: SrcId, now: Instant) {
-        self.taken += 1;
-        if self.taken >= TAKEN_MAX {
-            self.page.clear();
-        }
-        if self.aside.len() >= ASIDE_LEN_MAX {
-            self.aside.retain(|_, (until, time)| *until > now && *time > ASIDE_FIRST);
-        }
-        let time = self.aside.get(&src).map_or(ASIDE_FIRST, |(_, time)| (*time * 2).min(ASIDE_LAST));
-        self.aside.insert(src, (now + time, time));
-    }
-
-    fn is_aside(&self, src: &SrcId, now: Instant) -> bool {
-        self.aside.get(src).is_some_and(|(until, _)| *until > now)
-    }
-
-    /// Takes the next task that no other slot is at.
-    fn take(&mut self, now: Instant) -> Option<SrcId> {
-        while let Some(src) = self.page.pop_front() {
-            if !self.is_aside(&src, now) && self.held.insert(src.clone()) {
-                return Some(src);
-            }
-        }
-        None
-    }
-
-    /// Forgets tasks that may be tried again since so long that a new failure would be another story.
-    fn forget_old(&mut self, now: Instant) {
-        self.aside.retain(|_, (until, _)| *until + ASIDE_LAST > now);
-    }
+/// A slot's right to work, for as long as it is kept.
+#[expect(dead_code, reason = "a lock is kept for what its drop does")]
+enum Turn<'a> {
+    Shared(RwLockReadGuard<'a, ()>),
+    Alone(RwLockWriteGuard<'a, ()>),
 }
 
 impl Server {
-    async fn slot(&self) -> Slot {
+    /// Does task after task; `node` is the slot's own.
+    async fn slot(&self, node: &Node) -> Slot {
         let mut slot = Slot::default();
         let mut empty = 0;
         while !self.must_end() {
             // Counted before the look: a slot that is about to work must not look idle to the others.
             self.working.fetch_add(1, Ordering::SeqCst);
             let next = self.next().await;
-            let src = match next {
-                Ok(Some(src)) => src,
+            let next = match next {
+                Ok(Some(next)) => next,
                 Ok(None) => {
                     let others = self.working.fetch_sub(1, Ordering::SeqCst) - 1;
                     empty += 1;
@@ -215,8 +194,8 @@ impl Server {
                 }
             };
             empty = 0;
-            self.work(&src, &mut slot).await;
-            self.queue.lock().await.held.remove(&src);
+            self.work(node, &next, &mut slot).await;
+            self.queue.lock().await.held.remove(&next.src);
             self.working.fetch_sub(1, Ordering::SeqCst);
         }
         slot
@@ -226,12 +205,44 @@ impl Server {
         self.is_over.load(Ordering::SeqCst) || self.node.stopping.drain.is_cancelled() || self.sentinel.is_unwanted()
     }
 
-    async fn work(&self, src: &SrcId, slot: &mut Slot) {
-        let task = Assignment { src: src.clone(), mission: Some(self.mission.clone()), is_pulled: true };
-        match one_task(&self.node, &self.instance, &self.sentinel, &task).await {
+    /// Waits for a slot's turn. `None` if a suspect task does not wait any more, or the node is to end.
+    async fn turn(&self, next: &Next) -> Option<Turn<'_>> {
+        if !next.is_suspect {
+            return Some(Turn::Shared(self.turns.read().await)).filter(|_| !self.must_end());
+        }
+        tracing::info!(src.id = %next.src, "task {} is suspect of a crash: it waits until it is alone here", next.src);
+        let turn = self.turns.write();
+        tokio::pin!(turn);
+        loop {
+            // The look may be dropped: it only reads. The place in the queue for the lock is kept.
+            tokio::select! {
+                turn = &mut turn => return Some(Turn::Alone(turn)).filter(|_| !self.must_end()),
+                () = self.node.stopping.drain.cancelled() => return None,
+                () = tokio::time::sleep(SUSPECT_LOOK) => {}
+            }
+            let row = self.node.backend.ledger.task(&next.src).await;
+            let waits = |row: Task| match row.state {
+                State::Running => row.instance.as_ref() == Some(&self.instance.id),
+                state => state == State::Pending,
+            };
+            // What cannot be read now is read in a moment.
+            if self.must_end() || row.is_ok_and(|row| !row.is_some_and(waits)) {
+                return None;
+            }
+        }
+    }
+
+    async fn work(&self, node: &Node, next: &Next, slot: &mut Slot) {
+        let src = &next.src;
+        // Held until the attempt has ended.
+        let Some(turn) = self.turn(next).await else { return };
+        let is_alone = self.slots == 1 || matches!(turn, Turn::Alone(_));
+        let task = Assignment { src: src.clone(), mission: Some(self.mission.clone()), is_pulled: true, is_alone };
+        match one_task(node, &self.instance, &self.sentinel, &task).await {
             Ok(Ending::Committed { .. }) => slot.done += 1,
             // Another was quicker, or the index lags.
             Ok(Ending::EndedBefore(_) | Ending::HeldByOther(_)) => self.set_aside(src).await,
+            Ok(Ending::Suspect) => self.queue.lock().await.suspect(src.clone(), Instant::now()),
             Ok(Ending::Cancelled) => {
                 slot.other += 1;
                 self.is_over.store(true, Ordering::SeqCst);
@@ -264,11 +275,14 @@ impl Server {
 
     /// Finds the next task that waits. Reads one page as a rule, and at the most [`PAGES_MAX`] of each of the mission's
     /// partitions: that many only where all that comes first is set aside.
-    async fn next(&self) -> Result<Option<SrcId>, NodeError> {
+    async fn next(&self) -> Result<Option<Next>, NodeError> {
         let mut queue = self.queue.lock().await;
+        if let Some(next) = queue.take_suspect(Instant::now(), false) {
+            return Ok(Some(next));
+        }
         let is_fresh = queue.read_at.is_some_and(|read_at| read_at.elapsed() < PAGE_LIFE);
-        if is_fresh && let Some(src) = queue.take(Instant::now()) {
-            return Ok(Some(src));
+        if is_fresh && let Some(next) = queue.take(Instant::now()) {
+            return Ok(Some(next));
         }
         queue.forget_old(Instant::now());
         let first: u32 = rand::random();
@@ -293,8 +307,8 @@ impl Server {
                 queue.page = srcs.into();
                 queue.read_at = Some(Instant::now());
                 queue.taken = 0;
-                if let Some(src) = queue.take(Instant::now()) {
-                    return Ok(Some(src));
+                if let Some(next) = queue.take(Instant::now()) {
+                    return Ok(Some(next));
                 }
                 match last {
                     Some(last) => from = Some(last),
@@ -302,7 +316,9 @@ impl Server {
                 }
             }
         }
-        Ok(None)
+        // Idle is a node of which no other slot has a task, or looks for one.
+        let is_idle = self.working.load(Ordering::SeqCst) <= 1;
+        Ok(queue.take_suspect(Instant::now(), is_idle))
     }
 
     /// Waits, a fifth shorter or longer by chance, unless the node is to end.

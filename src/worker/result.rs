@@ -1,23 +1,32 @@
 //! Step 5: the result, from the workload's output to the bucket.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use rustix::fs::FileType;
+use rustix::io::Errno;
 use tokio::task::JoinSet;
 
 use super::execute::{Stop, Trouble, is_full};
 use super::insist::insist;
 use super::{Node, NodeError};
+use crate::backend::Backend;
 use crate::backend::ledger::{Fence, Outcome};
 use crate::backend::store::{Body, OBJECT_BYTES_MAX, Put, StoreError, Stored, uri};
+use crate::domain::budget::SizeLimits;
 use crate::domain::ids::KEY_BYTES_MAX;
 use crate::domain::keys::{INDEX_NAME, result_key};
 use crate::domain::verdict::Verdict;
 use crate::workload::Contract;
+use crate::workload::walk::{self, DEPTH_MAX, WalkError, open_top};
 
-/// The most files of a directory result. A commit waits for all of them, and each is a request or more.
-const FILES_MAX: usize = 100_000;
+/// The most bytes of all names of a folder result: they are in memory twice, and once more in its index. A hundred
+/// thousand names of 335 bytes.
+const NAMES_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// What the workload left in `LIGHTHPC_OUTPUT`.
 #[derive(Debug, PartialEq, Eq)]
@@ -38,7 +47,7 @@ const FILES_PARALLEL: usize = 8;
 pub(super) async fn upload(node: &Node, contract: &Contract, fence: &Fence, bucket: &str) -> Result<Outcome, Stop> {
     let key = result_key(&contract.src);
     let (ledger, store, limit) = (&node.backend.ledger, &node.backend.store, node.settings.lease);
-    match find(contract).await.map_err(trouble)? {
+    match find(contract, node.settings.sizes).await.map_err(trouble)? {
         // A program that ignores its failed writes ends with 0.
         Output::Nothing if is_full(contract.folder()) => {
             Err(Trouble::new(Verdict::DiskFull, true, NodeError::WorkloadDiskFull).into())
@@ -48,13 +57,15 @@ pub(super) async fn upload(node: &Node, contract: &Contract, fence: &Fence, buck
             Err(Trouble { exit_code: Some(0), ..Trouble::new(Verdict::NoResult, false, error) }.into())
         }
         Output::File(file) => {
-            let put = insist(limit, || store.put_result(ledger, fence, bucket, &key, &file)).await.map_err(trouble)?;
+            let pins = Pins::of(node, contract);
+            let put = pins.put(&node.backend, fence, (bucket, &key), &file, limit).await.map_err(trouble)?;
             let Put::Stored(Stored { etag, bytes }) = put else { return Err(Stop::LeaseLost) };
             Ok(Outcome::Done { result: uri(bucket, &key), etag, bytes })
         }
         Output::Files(files) => {
             let prefix = format!("{key}/");
-            let Some(stored) = upload_files(node, fence, bucket, &prefix, files).await.map_err(trouble)? else {
+            let pins = Pins::of(node, contract);
+            let Some(stored) = upload_files(node, fence, pins, (bucket, &prefix), files).await.map_err(trouble)? else {
                 return Err(Stop::LeaseLost);
             };
             let index = Body::Bytes(index_of(&stored, fence).into());
@@ -62,7 +73,7 @@ pub(super) async fn upload(node: &Node, contract: &Contract, fence: &Fence, buck
             let put = insist(limit, || store.put_result(ledger, fence, bucket, &index_key, index.clone()));
             let put = put.await.map_err(trouble)?;
             let Put::Stored(Stored { etag, .. }) = put else { return Err(Stop::LeaseLost) };
-            let bytes = stored.values().map(|file| file.bytes).sum();
+            let bytes = sum(stored.values().map(|file| file.bytes));
             Ok(Outcome::Done { result: uri(bucket, &prefix), etag, bytes })
         }
     }
@@ -73,8 +84,8 @@ pub(super) async fn upload(node: &Node, contract: &Contract, fence: &Fence, buck
 async fn upload_files(
     node: &Node,
     fence: &Fence,
-    bucket: &str,
-    prefix: &str,
+    pins: Pins,
+    (bucket, prefix): (&str, &str),
     files: BTreeMap<String, PathBuf>,
 ) -> Result<Option<BTreeMap<String, Stored>>, StoreError> {
     let (mut files, mut puts, mut stored) = (files.into_iter(), JoinSet::new(), BTreeMap::new());
@@ -84,10 +95,10 @@ async fn upload_files(
             && let Some((name, file)) = files.next()
         {
             let (backend, fence, limit) = (node.backend.clone(), fence.clone(), node.settings.lease);
-            let (bucket, key) = (bucket.to_owned(), format!("{prefix}{name}"));
+            let (pins, bucket, key) = (pins.clone(), bucket.to_owned(), format!("{prefix}{name}"));
             puts.spawn(async move {
-                let put = || backend.store.put_result(&backend.ledger, &fence, &bucket, &key, &file);
-                (name, insist(limit, put).await)
+                let put = pins.put(&backend, &fence, (&bucket, &key), &file, limit).await;
+                (name, put)
             });
         }
         // Losing the rest on an error is safe: without an index there is no result.
@@ -97,6 +108,56 @@ async fn upload_files(
             Put::Stored(object) => stored.insert(name, object),
             Put::LeaseLost => return Ok(None),
         };
+    }
+}
+
+/// How the files of a result are opened: below the workload's folder, through no link, and in a sandbox only what is
+/// the workload's own. A process that nobody found may still change what is there.
+#[derive(Clone)]
+struct Pins {
+    root: PathBuf,
+    owner: Option<u32>,
+}
+
+impl Pins {
+    fn of(node: &Node, contract: &Contract) -> Self {
+        let root = contract.workspace();
+        // As the files' paths, which have no link in them.
+        let root = root.canonicalize().unwrap_or(root);
+        Self { root, owner: node.settings.bounds.wall.as_ref().map(|wall| wall.user().0) }
+    }
+
+    /// Puts a file of the result. One that grows, shrinks, or is written to meanwhile is none.
+    async fn put(
+        &self,
+        backend: &Backend,
+        fence: &Fence,
+        (bucket, key): (&str, &str),
+        file: &Path,
+        limit: Duration,
+    ) -> Result<Put, StoreError> {
+        let changed = || bad(file, "something of the workload still wrote to it while it was uploaded");
+        let (pins, path) = (self.clone(), file.to_owned());
+        let pinned = tokio::task::spawn_blocking(move || {
+            let below = path.strip_prefix(&pins.root).map_err(io::Error::other)?;
+            crate::workload::tree::pin(&pins.root, below.as_os_str().as_bytes(), pins.owner)
+        });
+        let pinned = pinned.await.map_err(io::Error::other).flatten().map_err(|error| bad(file, error.to_string()))?;
+        let pinned = pinned.ok_or_else(changed)?;
+        let state = || pinned.read_state().map_err(|error| disk("reading", file, error));
+        let (bytes, stamp, _) = state()?;
+        let pin = pinned.path();
+        let put = insist(limit, || backend.store.put_result(&backend.ledger, fence, bucket, key, &pin)).await;
+        let put = put.map_err(|error| match error {
+            // By the name that people know.
+            StoreError::Disk { doing, source, .. } => StoreError::Disk { doing, path: file.to_owned(), source },
+            other => other,
+        })?;
+        let (bytes_now, stamp_now, _) = state()?;
+        if (bytes_now, stamp_now.modified) != (bytes, stamp.modified) {
+            return Err(changed());
+        }
+        Ok(put)
     }
 }
 
@@ -116,7 +177,7 @@ fn index_of(stored: &BTreeMap<String, Stored>, fence: &Fence) -> String {
 /// Says whose fault a failed upload is: the task's own if the result is not what S3, or this node, can take.
 fn trouble(error: StoreError) -> Trouble {
     let error = match error {
-        StoreError::Disk { path, source, .. } if is_the_workloads(source.kind()) => {
+        StoreError::Disk { path, source, .. } if is_the_workloads(&source) => {
             bad(&path, format!("it cannot be read: {source}"))
         }
         other => other,
@@ -125,10 +186,12 @@ fn trouble(error: StoreError) -> Trouble {
     Trouble::new(verdict, may_pass, NodeError::Store { doing: "uploading the result", source: error })
 }
 
-/// Returns whether a failed read of the result is the workload's doing: it took the right away, or something of it
-/// still changes its files.
-const fn is_the_workloads(kind: io::ErrorKind) -> bool {
-    matches!(kind, io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof)
+/// Returns whether a failed read of the result is the workload's doing: it took the right away, something of it still
+/// changes its files, or the output is a link whose path no system takes.
+fn is_the_workloads(error: &io::Error) -> bool {
+    let is_odd_path = matches!(Errno::from_io_error(error), Some(Errno::NAMETOOLONG | Errno::LOOP | Errno::NOTDIR));
+    let kinds = [io::ErrorKind::PermissionDenied, io::ErrorKind::NotFound, io::ErrorKind::UnexpectedEof];
+    is_odd_path || kinds.contains(&error.kind())
 }
 
 fn disk(doing: &'static str, path: &Path, source: io::Error) -> StoreError {
@@ -141,23 +204,29 @@ fn bad(path: &Path, reason: impl Into<String>) -> StoreError {
 
 /// Returns how many bytes the result has, as far as it can be read.
 pub(super) fn bytes(contract: &Contract) -> u64 {
-    let size = |path: &PathBuf| path.metadata().map_or(0, |meta| meta.len());
-    match find_blocking(&contract.output(), &contract.workspace(), &result_key(&contract.src)) {
+    let size = |path: &PathBuf| path.symlink_metadata().map_or(0, |meta| meta.len());
+    match find_blocking(&contract.output(), &contract.workspace(), &result_key(&contract.src), SizeLimits::default()) {
         Ok(Output::File(file)) => size(&file),
-        Ok(Output::Files(files)) => files.values().map(size).sum(),
+        Ok(Output::Files(files)) => sum(files.values().map(size)),
         Ok(Output::Nothing) | Err(_) => 0,
     }
 }
 
-async fn find(contract: &Contract) -> Result<Output, StoreError> {
+/// Adds sizes up. The workload may claim any: a few files of 7 EiB are more than 64 bits hold.
+fn sum(sizes: impl Iterator<Item = u64>) -> u64 {
+    sizes.fold(0, u64::saturating_add)
+}
+
+async fn find(contract: &Contract, sizes: SizeLimits) -> Result<Output, StoreError> {
     let (output, folder, key) = (contract.output(), contract.workspace(), result_key(&contract.src));
-    let found = tokio::task::spawn_blocking(move || find_blocking(&output, &folder, &key)).await;
+    let found = tokio::task::spawn_blocking(move || find_blocking(&output, &folder, &key, sizes)).await;
     found.map_err(|panic| disk("reading", &contract.output(), io::Error::other(panic)))?
 }
 
 /// Looks at the output. The workload may have made it a link; it must still lead into the attempt's own folder, for the
-/// node may read what the workload may not. `key` is the result's: S3 has to take it, and each file's below it.
-fn find_blocking(output: &Path, folder: &Path, key: &str) -> Result<Output, StoreError> {
+/// node may read what the workload may not. `key` is the result's: S3 has to take it, and each file's below it. What is
+/// larger than it may be is found here, before anything goes up.
+fn find_blocking(output: &Path, folder: &Path, key: &str, sizes: SizeLimits) -> Result<Output, StoreError> {
     let real = match output.canonicalize() {
         Ok(real) => real,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Output::Nothing),
@@ -169,18 +238,35 @@ fn find_blocking(output: &Path, folder: &Path, key: &str) -> Result<Output, Stor
     }
     let meta = real.metadata().map_err(|e| disk("reading", &real, e))?;
     if meta.is_file() {
+        check_bytes(output, meta.len(), sizes)?;
         check(&real, key, meta.len())?;
         return Ok(Output::File(real));
     }
     if !meta.is_dir() {
         return Err(bad(output, "it is neither a file nor a folder"));
     }
-    let mut files = BTreeMap::new();
-    walk(&real, &format!("{key}/"), "", &mut files)?;
+    let files = walk(&real, &format!("{key}/"), sizes.result_files)?;
+    let names = files.keys().map(String::len).sum::<usize>();
+    if names > NAMES_BYTES_MAX {
+        let reason = format!("the names of its files have {names} bytes, more than {NAMES_BYTES_MAX} in all");
+        return Err(StoreError::TooLarge { path: output.to_owned(), reason });
+    }
+    let size = |path: &PathBuf| path.symlink_metadata().map_or(0, |meta| meta.len());
+    check_bytes(output, sum(files.values().map(size)), sizes)?;
     if !files.is_empty() {
         check(&real, &format!("{key}/{INDEX_NAME}"), 0)?;
     }
     Ok(if files.is_empty() { Output::Nothing } else { Output::Files(files) })
+}
+
+/// Checks the size of the whole. A hole of a sparse file counts, for its zeros would go up.
+fn check_bytes(output: &Path, bytes: u64, sizes: SizeLimits) -> Result<(), StoreError> {
+    let most = sizes.result_bytes;
+    if bytes <= most {
+        return Ok(());
+    }
+    let reason = format!("the result has {bytes} bytes, holes included, more than the {most} of --max-result-bytes");
+    Err(StoreError::TooLarge { path: output.to_owned(), reason })
 }
 
 /// Checks what S3 takes: a key of 1,024 bytes, an object of 48.8 TiB.
@@ -190,42 +276,68 @@ fn check(path: &Path, key: &str, bytes: u64) -> Result<(), StoreError> {
         return Err(bad(path, reason));
     }
     if bytes > OBJECT_BYTES_MAX {
-        return Err(bad(path, format!("it has {bytes} bytes, more than the {OBJECT_BYTES_MAX} that S3 takes")));
+        let reason = format!("it has {bytes} bytes, more than the {OBJECT_BYTES_MAX} that S3 takes");
+        return Err(StoreError::TooLarge { path: path.to_owned(), reason });
     }
     Ok(())
 }
 
-/// Finds the files below `folder`, which is at `below` in the result.
-fn walk(folder: &Path, prefix: &str, below: &str, files: &mut BTreeMap<String, PathBuf>) -> Result<(), StoreError> {
-    for entry in std::fs::read_dir(folder).map_err(|e| disk("reading", folder, e))? {
-        let entry = entry.map_err(|e| disk("reading", folder, e))?;
-        let path = entry.path();
-        let name = entry.file_name().into_string().map_err(|_| bad(&path, "its name is not UTF-8, as S3 keys are"))?;
-        let name = format!("{below}{name}");
-        let meta = entry.metadata().map_err(|e| disk("reading", &path, e))?;
+/// Finds the files of a result folder. `prefix` is what their keys begin with.
+fn walk(folder: &Path, prefix: &str, files_max: usize) -> Result<BTreeMap<String, PathBuf>, StoreError> {
+    let top = open_top(folder).map_err(|error| disk("reading", folder, error.into()))?;
+    let too_many = |what: &str| {
+        let reason = format!("the result has more than the {files_max} {what} of --max-result-files");
+        StoreError::TooLarge { path: folder.to_owned(), reason }
+    };
+    let (mut files, mut folders) = (BTreeMap::new(), 0);
+    let walked = walk::each(&top, DEPTH_MAX, |found| -> Result<(), Halt> {
+        let kind = found.kind();
+        if kind == FileType::Directory {
+            // A folder is nothing in S3, and takes the time of the walk.
+            folders += 1;
+            return if folders > files_max { Err(too_many("folders").into()) } else { Ok(()) };
+        }
+        let path = folder.join(OsStr::from_bytes(found.path));
+        let name =
+            String::from_utf8(found.path.to_vec()).map_err(|_| bad(&path, "its name is not UTF-8, as S3 keys are"))?;
         if name == INDEX_NAME {
-            return Err(bad(&path, "this name is taken: lighthpc writes its own index there"));
-        } else if meta.is_dir() {
-            // A folder is nothing in S3. One that is too deep for any file is read no further than to see if it has
-            // one.
-            let below = format!("{name}/");
-            let is_too_deep = prefix.len() + below.len() >= KEY_BYTES_MAX;
-            if !is_too_deep {
-                walk(&path, prefix, &below, files)?;
-            } else if std::fs::read_dir(&path).map_err(|e| disk("reading", &path, e))?.next().is_some() {
-                check(&path, &format!("{prefix}{below}x"), 0)?;
-            }
-        } else if meta.is_file() {
-            check(&path, &format!("{prefix}{name}"), meta.len())?;
-            files.insert(name, path);
-        } else {
-            return Err(bad(&path, "it is neither a file nor a folder (links in a result folder are not followed)"));
+            return Err(bad(&path, "this name is taken: lighthpc writes its own index there").into());
         }
-        if files.len() > FILES_MAX {
-            return Err(bad(folder, format!("the result has more than {FILES_MAX} files: pack them")));
+        if kind != FileType::RegularFile {
+            let reason = "it is neither a file nor a folder (links in a result folder are not followed)";
+            return Err(bad(&path, reason).into());
         }
+        check(&path, &format!("{prefix}{name}"), u64::try_from(found.meta.st_size).unwrap_or(0))?;
+        files.insert(name, path);
+        if files.len() > files_max {
+            return Err(too_many("files").into());
+        }
+        Ok(())
+    });
+    match walked {
+        Ok(()) => Ok(files),
+        Err(Halt::Refused(error)) => Err(error),
+        Err(Halt::Walk(WalkError::System { path, source })) => Err(disk("reading", &folder.join(path), source)),
+        Err(Halt::Walk(error)) => Err(bad(folder, error.to_string())),
     }
-    Ok(())
+}
+
+/// Why the walk over a result folder ends early.
+enum Halt {
+    Walk(WalkError),
+    Refused(StoreError),
+}
+
+impl From<WalkError> for Halt {
+    fn from(error: WalkError) -> Self {
+        Self::Walk(error)
+    }
+}
+
+impl From<StoreError> for Halt {
+    fn from(error: StoreError) -> Self {
+        Self::Refused(error)
+    }
 }
 
 #[cfg(test)]
@@ -243,9 +355,15 @@ mod tests {
     #[test]
     fn no_output_and_an_empty_folder_are_no_result() {
         let (_dir, contract) = contract();
-        assert_eq!(find_blocking(&contract.output(), &contract.workspace(), "rslt_a").unwrap(), Output::Nothing);
+        assert_eq!(
+            find_blocking(&contract.output(), &contract.workspace(), "rslt_a", SizeLimits::default()).unwrap(),
+            Output::Nothing
+        );
         std::fs::create_dir(contract.output()).unwrap();
-        assert_eq!(find_blocking(&contract.output(), &contract.workspace(), "rslt_a").unwrap(), Output::Nothing);
+        assert_eq!(
+            find_blocking(&contract.output(), &contract.workspace(), "rslt_a", SizeLimits::default()).unwrap(),
+            Output::Nothing
+        );
     }
 
     #[test]
@@ -253,7 +371,7 @@ mod tests {
         let (_dir, contract) = contract();
         symlink("/etc/hostname", contract.output()).unwrap();
         assert!(matches!(
-            find_blocking(&contract.output(), &contract.workspace(), "rslt_a"),
+            find_blocking(&contract.output(), &contract.workspace(), "rslt_a", SizeLimits::default()),
             Err(StoreError::BadResult { .. })
         ));
 
@@ -261,7 +379,10 @@ mod tests {
         let real = contract.scratch().join("out");
         std::fs::write(&real, "x").unwrap();
         symlink(&real, contract.output()).unwrap();
-        assert!(matches!(find_blocking(&contract.output(), &contract.workspace(), "rslt_a"), Ok(Output::File(_))));
+        assert!(matches!(
+            find_blocking(&contract.output(), &contract.workspace(), "rslt_a", SizeLimits::default()),
+            Ok(Output::File(_))
+        ));
     }
 
     #[test]
@@ -270,14 +391,16 @@ mod tests {
         std::fs::create_dir_all(contract.output().join("b/c")).unwrap();
         std::fs::write(contract.output().join("a.txt"), "1").unwrap();
         std::fs::write(contract.output().join("b/c/ü d"), "2").unwrap();
-        let Output::Files(files) = find_blocking(&contract.output(), &contract.workspace(), "rslt_a").unwrap() else {
+        let Output::Files(files) =
+            find_blocking(&contract.output(), &contract.workspace(), "rslt_a", SizeLimits::default()).unwrap()
+        else {
             panic!()
         };
         assert_eq!(files.keys().collect::<Vec<_>>(), ["a.txt", "b/c/ü d"]);
 
         std::fs::write(contract.output().join(INDEX_NAME), "x").unwrap();
         assert!(matches!(
-            find_blocking(&contract.output(), &contract.workspace(), "rslt_a"),
+            find_blocking(&contract.output(), &contract.workspace(), "rslt_a", SizeLimits::default()),
             Err(StoreError::BadResult { .. })
         ));
     }

@@ -8,10 +8,10 @@ use tokio::sync::watch;
 
 use super::preflight::Preflight;
 use crate::backend::machine::EndOrder;
-use crate::domain::budget::Limits;
+use crate::domain::budget::{Limits, SizeLimits};
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::progress::Progress;
-use crate::workload::{Bounds, Simulation, Workload};
+use crate::workload::{Bounds, Left, Simulation, Workload};
 
 /// A step of a node's life.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -89,8 +89,8 @@ pub struct Settings {
     pub log_every: Duration,
     /// How many tasks a node that serves a mission works at, at a time, if the mission does not say.
     pub slots: Option<u16>,
-    /// Tasks that an earlier process of this machine was at when it died.
-    pub left: Vec<SrcId>,
+    /// Attempts that an earlier process of this machine was at when it died.
+    pub left: Vec<Left>,
     /// How long a node may wait for tables that do not answer before it ends.
     pub max_idle: Duration,
     /// How long a node may live; then it drains.
@@ -107,6 +107,8 @@ pub struct Settings {
     pub bounds: Bounds,
     /// How often a task is tried again.
     pub limits: Limits,
+    /// How large results and checkpoints may be.
+    pub sizes: SizeLimits,
     /// What has been found of the deployment, by all that share it.
     pub preflight: Arc<Preflight>,
     /// Takes the node's progress, for whoever watches.

@@ -2,11 +2,12 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, Gid, Uid, chownat};
+
 use super::folder::Folder;
-use super::log;
+use super::{log, walk};
 use crate::domain::ids::{Attempt, MissionId, SrcId};
 use crate::domain::keys::file_name;
 
@@ -17,7 +18,7 @@ use crate::domain::keys::file_name;
 ///   .lighthpc-attempt.json      the marker, which proves that the folder is lighthpc's
 ///   log.<segment>   notes       the node's
 ///   workload/                   the workload's; behind the wall its user owns it, and sees nothing else of the work dir
-///     input/<file name>   output   progress   checkpoint/   scratch/
+///     input/<file name>   output   progress   checkpoint/   scratch/   tmp/ (behind the wall)
 /// ```
 #[derive(Clone, Debug)]
 pub struct Contract {
@@ -122,6 +123,11 @@ impl Contract {
         self.workspace().join("scratch")
     }
 
+    /// Returns what is `/tmp` and `/var/tmp` in the sandbox.
+    pub(super) fn temporary(&self) -> PathBuf {
+        self.workspace().join("tmp")
+    }
+
     /// Returns a name for this attempt that is good for a unit or a file: letters, digits, and hyphens.
     pub(super) fn mark(&self) -> String {
         self.folder.name().to_owned()
@@ -130,19 +136,17 @@ impl Contract {
     /// Gives the workspace, with all that is in it, to the workload's own user. No link is followed, and what is the
     /// user's already keeps its time of change, by which a checkpoint knows its files.
     pub(super) fn hand_over(&self, uid: u32, gid: u32) -> io::Result<()> {
-        let mut left = vec![self.workspace()];
-        while let Some(path) = left.pop() {
-            let meta = path.symlink_metadata()?;
-            if meta.is_dir() {
-                for entry in std::fs::read_dir(&path)? {
-                    left.push(entry?.path());
-                }
+        std::fs::create_dir_all(self.temporary())?;
+        let (user, group) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        let top = walk::open_top(&self.workspace())?;
+        chownat(&top, "", Some(user), Some(group), AtFlags::EMPTY_PATH)?;
+        // Of any depth: a checkpoint of an earlier version had no limit, and nothing of the workload runs yet.
+        walk::each(&top, usize::MAX, |found| -> io::Result<()> {
+            if (found.meta.st_uid, found.meta.st_gid) != (uid, gid) {
+                chownat(found.parent, found.name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
             }
-            if (meta.uid(), meta.gid()) != (uid, gid) {
-                std::os::unix::fs::lchown(&path, Some(uid), Some(gid))?;
-            }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Reads what the workload has written to its standard output and error so far: the beginning, a line about what was

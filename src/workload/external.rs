@@ -66,14 +66,14 @@ const START_PAUSES_MS: [u64; 6] = [100, 200, 400, 800, 1600, 3200];
 pub(super) async fn run(
     argv: &[String],
     contract: &Contract,
-    bounds: Bounds,
+    bounds: &Bounds,
     progress: &watch::Sender<Progress>,
     stops: &Stops,
 ) -> io::Result<Ended> {
     let program = argv.first().cloned().unwrap_or_default();
-    if let Some(wall) = bounds.wall {
+    if let Some((uid, gid)) = bounds.wall.as_ref().map(wall::Wall::user) {
         let contract = contract.clone();
-        let handed = tokio::task::spawn_blocking(move || contract.hand_over(wall.uid, wall.gid));
+        let handed = tokio::task::spawn_blocking(move || contract.hand_over(uid, gid));
         handed.await.map_err(io::Error::other).flatten()?;
     }
     let mut pauses = START_PAUSES_MS.iter();
@@ -159,7 +159,7 @@ async fn attend(
     mut running: Running,
     output: pipe::Receiver,
     contract: &Contract,
-    bounds: Bounds,
+    bounds: &Bounds,
     progress: &watch::Sender<Progress>,
     stops: &Stops,
 ) -> io::Result<Result<Ended, StartFailure>> {
@@ -189,11 +189,11 @@ async fn attend(
 }
 
 /// Starts the program, and returns it with its output.
-fn start(argv: &[String], contract: &Contract, bounds: Bounds) -> Result<(Running, pipe::Receiver), StartFailure> {
+fn start(argv: &[String], contract: &Contract, bounds: &Bounds) -> Result<(Running, pipe::Receiver), StartFailure> {
     let before = Kills::read();
     let (reader, output) = io::pipe().map_err(StartFailure::of_machine)?;
     let reader = pipe::Receiver::from_owned_fd(reader.into()).map_err(StartFailure::of_machine)?;
-    let (mut command, unit) = match bounds.wall {
+    let (mut command, unit) = match &bounds.wall {
         None => (plain(argv, contract).map_err(StartFailure::of_machine)?, None),
         Some(wall) => {
             wall::check_program(argv.first().map_or("", String::as_str)).map_err(StartFailure::of_program)?;
@@ -356,7 +356,7 @@ async fn look(mut file: ProgressFile, progress: watch::Sender<Progress>, over: C
     }
 }
 
-fn grace(stops: &Stops, bounds: Bounds) -> Duration {
+fn grace(stops: &Stops, bounds: &Bounds) -> Duration {
     stops.grace.borrow().unwrap_or(bounds.grace)
 }
 
@@ -398,7 +398,7 @@ mod tests {
 
     async fn run_it(program: &Path, contract: &Contract, stops: &Stops) -> Ended {
         let argv = [program.display().to_string()];
-        run(&argv, contract, BOUNDS, &watch::Sender::new(Progress::default()), stops).await.unwrap()
+        run(&argv, contract, &BOUNDS, &watch::Sender::new(Progress::default()), stops).await.unwrap()
     }
 
     #[test]

@@ -15,10 +15,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fstat, openat, unlinkat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, fstat, mkdirat, openat, unlinkat};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::ground;
 use super::remover::{Remover, open_folder};
 use crate::domain::ids::{Attempt, SrcId};
 use crate::domain::keys::digest_hex;
@@ -46,6 +47,21 @@ pub(super) struct Marker {
     folder: String,
     /// The folder's own inode.
     inode: u64,
+    /// The boot in which it was made; empty in markers of earlier versions, and where the kernel does not say.
+    #[serde(default)]
+    boot: String,
+}
+
+impl Marker {
+    /// Returns whether the machine is certainly still in the boot in which the folder was made.
+    pub(super) fn is_of_this_boot(&self) -> bool {
+        !self.boot.is_empty() && self.boot == boot_id()
+    }
+}
+
+/// Returns the kernel's name for this boot, a random one; empty if it does not say. Source: `random(4)`.
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
 }
 
 /// A folder that this process made. Other processes see it as in use until the last clone is dropped.
@@ -60,23 +76,26 @@ pub(super) struct Folder {
 impl Folder {
     /// Makes a folder of a name that no other attempt of any process has, with its marker in it.
     pub(super) fn create(work_dir: &Path, deployment: &str, src: &SrcId, attempt: Attempt) -> io::Result<Self> {
-        std::fs::create_dir_all(work_dir)?;
+        let parent = ground::make_checked(work_dir)?;
         let digest = digest_hex(&[deployment, src.as_str()], 16);
         let mut tries = 0;
         let (name, path) = loop {
             let name = format!("{digest}-{attempt}-{:08x}", rand::random::<u32>());
             let path = work_dir.join(&name);
-            match std::fs::create_dir(&path) {
+            // For this user alone, whatever the umask: inputs and results are nobody else's business.
+            match mkdirat(&parent, &name, Mode::RWXU) {
                 Ok(()) => break (name, path),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && tries < NAMES_MAX => tries += 1,
-                Err(error) => return Err(error),
+                Err(Errno::EXIST) if tries < NAMES_MAX => tries += 1,
+                Err(error) => return Err(error.into()),
             }
         };
-        let marked = mark(&path, name, deployment, src, attempt);
+        let marked = mark(&parent, name.clone(), deployment, src, attempt);
         let (marker, lock) = marked.inspect_err(|_| {
             // Both are this call's own. Neither can be removed by anything that looks at the marker.
-            std::fs::remove_file(path.join(MARKER_NAME)).ok();
-            std::fs::remove_dir(&path).ok();
+            if let Ok(folder) = open_folder(&parent, &name) {
+                unlinkat(folder, MARKER_NAME, AtFlags::empty()).ok();
+            }
+            unlinkat(&parent, &name, AtFlags::REMOVEDIR).ok();
         })?;
         Ok(Self { work_dir: work_dir.to_owned(), path, marker, _lock: Arc::new(lock) })
     }
@@ -130,8 +149,14 @@ fn refused(path: &Path, why: &str) -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, format!("{} is not removed: {why}", path.display()))
 }
 
-fn mark(path: &Path, folder: String, deployment: &str, src: &SrcId, attempt: Attempt) -> io::Result<(Marker, File)> {
-    let handle = open_folder(CWD, path)?;
+fn mark(
+    parent: &OwnedFd,
+    folder: String,
+    deployment: &str,
+    src: &SrcId,
+    attempt: Attempt,
+) -> io::Result<(Marker, File)> {
+    let handle = open_folder(parent, &folder)?;
     let inode = fstat(&handle)?.st_ino;
     let marker = Marker {
         lighthpc: MARKER_KIND.to_owned(),
@@ -140,13 +165,14 @@ fn mark(path: &Path, folder: String, deployment: &str, src: &SrcId, attempt: Att
         attempt: attempt.0,
         folder,
         inode,
+        boot: boot_id(),
     };
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut file = File::from(openat(&handle, MARKER_NAME, flags, Mode::RUSR | Mode::WUSR)?);
     // Locked before it says anything: another process that looks at it now finds no valid marker, and lets go at once.
     // A file system without locks refuses them to that process too.
     if let Err(error) = file.lock() {
-        tracing::debug!("{} cannot be locked: {error}", path.display());
+        tracing::debug!("{} cannot be locked: {error}", marker.folder);
     }
     file.write_all(&serde_json::to_vec(&marker)?)?;
     Ok((marker, file))
@@ -184,7 +210,7 @@ pub(super) struct Proven {
 
 /// Reads the marker of a direct sub-folder of `work_dir`.
 pub(super) fn prove(work_dir: &Path, name: &OsStr) -> Result<Proven, Refusal> {
-    let parent = openat(CWD, work_dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let parent = ground::open_checked(work_dir).map_err(io::Error::from)?;
     let folder = open_folder(&parent, name)?;
     // A FIFO must not be waited for, and a link not be followed.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -325,7 +351,7 @@ mod tests {
         std::fs::write(dir.path().join("elsewhere"), &text).unwrap();
         symlink(dir.path().join("elsewhere"), &marker).unwrap();
         refuses("a link for a marker");
-        rustix::fs::mkfifoat(CWD, &marker, Mode::RUSR).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, &marker, Mode::RUSR).unwrap();
         refuses("a FIFO for a marker");
 
         std::fs::write(&marker, text).unwrap();
@@ -421,7 +447,7 @@ mod tests {
     fn however_deep_and_however_many() {
         let dir = tempfile::tempdir().unwrap();
         let folder = create(dir.path());
-        let mut at = openat(CWD, folder.path(), OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
+        let mut at = openat(rustix::fs::CWD, folder.path(), OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
         for _ in 0..DEPTH_MAX * 5 {
             rustix::fs::mkdirat(&at, "a-level-of-a-tree-that-is-too-deep-for-a-path", Mode::RWXU).unwrap();
             at = open_folder(&at, "a-level-of-a-tree-that-is-too-deep-for-a-path").unwrap();

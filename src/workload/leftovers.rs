@@ -6,16 +6,30 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, TryLockError};
-use std::io;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use rustix::fs::OFlags;
+use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, unlinkat};
 use rustix::process::{Pid, Signal, getpgid, kill_process};
 
 use super::folder::{self, Proven, Refusal};
-use crate::domain::ids::SrcId;
+use super::ground::{self, GroundError};
+use super::remover::open_folder;
+use crate::domain::ids::{Attempt, SrcId};
+
+/// An attempt whose process has died on this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// Its task.
+    pub src: SrcId,
+    /// The attempt.
+    pub attempt: Attempt,
+    /// Whether the machine is still in the same boot: the process alone has died.
+    pub is_same_boot: bool,
+}
 
 /// How often `/proc` is gone through: a process may fork between the look and the signal.
 const ROUNDS_MAX: u32 = 5;
@@ -45,26 +59,38 @@ const NAMED_MAX: usize = 5;
 
 /// Takes a work folder for this process. If it is the only one there, removes the folders of attempts whose process has
 /// died, and kills what still runs of them: a node that was restarted finds its earlier workload running. Returns the
-/// lock, which is held as long as it lives, and which tasks of this deployment (the name of its tasks table) those
-/// attempts had.
+/// lock, which is held as long as it lives, and those attempts whose tasks are of this deployment (the name of its
+/// tasks table).
 ///
 /// Nothing is removed that has no valid marker of lighthpc's (see `folder.rs`), and nothing of a process that lives. If
 /// another living process holds the lock, nothing is removed, and `None` is returned; attempts have folders of their
 /// own.
 ///
 /// # Errors
-/// The system's.
-pub fn take(work_dir: &Path, deployment: &str) -> io::Result<(Option<File>, Vec<SrcId>)> {
-    let work_dir = std::path::absolute(work_dir)?;
-    std::fs::create_dir_all(&work_dir)?;
-    // The folder may be anybody's: what has the lock's name is neither followed, nor waited for, nor written to.
-    let flags = i32::try_from((OFlags::NONBLOCK | OFlags::NOFOLLOW).bits()).unwrap_or(0);
-    let mut options = File::options();
-    let lock = options.create(true).truncate(false).write(true).custom_flags(flags).open(work_dir.join(LOCK_NAME))?;
+/// [`GroundError`]: the folder is not certainly this user's own, or the system refused.
+pub fn take(work_dir: &Path, deployment: &str) -> Result<(Option<File>, Vec<Left>), GroundError> {
+    take_opened(work_dir, ground::open(work_dir)?, deployment)
+}
+
+/// As [`take`], of a work folder in a folder that was found to be trusted: what is above it is not looked at.
+///
+/// # Errors
+/// As of [`take`].
+pub fn take_in_trusted(work_dir: &Path, deployment: &str) -> Result<(Option<File>, Vec<Left>), GroundError> {
+    take_opened(work_dir, ground::make_checked(work_dir)?, deployment)
+}
+
+fn take_opened(work_dir: &Path, folder: OwnedFd, deployment: &str) -> Result<(Option<File>, Vec<Left>), GroundError> {
+    let system = |source: io::Error| GroundError::System { path: work_dir.to_owned(), source };
+    let work_dir = std::path::absolute(work_dir).map_err(system)?;
+    // What has the lock's name is neither followed, nor waited for, nor written to.
+    let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let lock = openat(&folder, LOCK_NAME, flags, Mode::RUSR | Mode::WUSR).map_err(|error| system(error.into()))?;
+    let lock = File::from(lock);
     match lock.try_lock() {
-        Ok(()) => clear(&work_dir, deployment).map(|left| (Some(lock), left)),
+        Ok(()) => clear(&work_dir, deployment).map(|left| (Some(lock), left)).map_err(system),
         Err(TryLockError::WouldBlock) => Ok((None, Vec::new())),
-        Err(TryLockError::Error(error)) => Err(error),
+        Err(TryLockError::Error(error)) => Err(system(error)),
     }
 }
 
@@ -73,17 +99,19 @@ pub fn take(work_dir: &Path, deployment: &str) -> io::Result<(Option<File>, Vec<
 /// # Errors
 /// The system's.
 pub fn try_folder(work_dir: &Path) -> io::Result<()> {
-    std::fs::create_dir_all(work_dir)?;
-    let folder = work_dir.join(format!(".lighthpc-try-{:016x}", rand::random::<u64>()));
-    std::fs::create_dir(&folder)?;
-    let file = folder.join("file");
-    let written = std::fs::write(&file, "lighthpc tries whether it can write here\n");
-    std::fs::remove_file(&file).ok();
-    written.and(std::fs::remove_dir(&folder))
+    let parent = ground::make_checked(work_dir)?;
+    let name = format!(".lighthpc-try-{:016x}", rand::random::<u64>());
+    mkdirat(&parent, &name, Mode::RWXU)?;
+    let folder = open_folder(&parent, &name)?;
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = openat(&folder, "file", flags, Mode::RUSR | Mode::WUSR).map(File::from).map_err(io::Error::from);
+    let written = file.and_then(|mut file| file.write_all(b"lighthpc tries whether it can write here\n"));
+    unlinkat(&folder, "file", AtFlags::empty()).ok();
+    written.and(unlinkat(&parent, &name, AtFlags::REMOVEDIR).map_err(io::Error::from))
 }
 
-fn clear(work_dir: &Path, deployment: &str) -> io::Result<Vec<SrcId>> {
-    let mut srcs = Vec::new();
+fn clear(work_dir: &Path, deployment: &str) -> io::Result<Vec<Left>> {
+    let mut left = Vec::new();
     let (mut earlier, mut kept) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir(work_dir)?.filter_map(Result::ok) {
         // A link to a folder is none.
@@ -92,7 +120,7 @@ fn clear(work_dir: &Path, deployment: &str) -> io::Result<Vec<SrcId>> {
         }
         let name = entry.file_name();
         match folder::prove(work_dir, &name).and_then(Proven::abandoned) {
-            Ok(Some(proven)) => srcs.extend(remove(&entry.path(), proven, deployment)),
+            Ok(Some(proven)) => left.extend(remove(&entry.path(), proven, deployment)),
             Ok(None) => tracing::debug!("{} is in use by another process", entry.path().display()),
             Err(Refusal::NoMarker) if is_of_an_earlier_version(&entry.path(), &name) => earlier.push(name),
             Err(Refusal::NoMarker) => {}
@@ -114,22 +142,24 @@ fn clear(work_dir: &Path, deployment: &str) -> io::Result<Vec<SrcId>> {
             named.join(", ")
         );
     }
-    Ok(srcs)
+    Ok(left)
 }
 
-/// Removes the folder of an attempt whose process has died, and kills what still runs of it. Returns its task, if the
-/// task is of this deployment.
-fn remove(path: &Path, proven: Proven, deployment: &str) -> Option<SrcId> {
+/// Removes the folder of an attempt whose process has died, and kills what still runs of it. Returns the attempt, if
+/// its task is of this deployment.
+fn remove(path: &Path, proven: Proven, deployment: &str) -> Option<Left> {
     let ended = end_below(path, None);
     if ended > 0 {
         tracing::warn!(processes = ended, "the workload of an earlier attempt still ran, and was killed");
     }
-    let src = if proven.marker.deployment == deployment { SrcId::new(&proven.marker.task).ok() } else { None };
+    let marker = &proven.marker;
+    let src = if marker.deployment == deployment { SrcId::new(&marker.task).ok() } else { None };
+    let (attempt, is_same_boot) = (Attempt(marker.attempt), marker.is_of_this_boot());
     // One that stays takes room, and must not keep the others, or their tasks, from being found.
     if let Err(error) = proven.remove() {
         tracing::warn!("{} is left behind: {error}", path.display());
     }
-    src
+    src.map(|src| Left { src, attempt, is_same_boot })
 }
 
 /// Versions before the marker named a folder by 16 hexadecimal digits and the attempt, and put a file `src` into it.
@@ -178,10 +208,13 @@ fn is_below(scratch: &Path, name: &OsStr, identity: (u64, u64)) -> bool {
 mod tests {
     use super::super::folder::{Folder, MARKER_NAME};
     use super::*;
-    use crate::domain::ids::Attempt;
     use std::os::unix::fs::symlink;
     use std::path::PathBuf;
     use std::process::{Child, Command};
+
+    fn left_of(src: &str) -> Left {
+        Left { src: SrcId::new(src).unwrap(), attempt: Attempt(1), is_same_boot: true }
+    }
 
     /// The folder of an attempt whose process has died.
     fn abandoned(work_dir: &Path, deployment: &str, src: &str) -> PathBuf {
@@ -205,7 +238,7 @@ mod tests {
 
         let (lock, left) = take(dir.path(), "table").unwrap();
         assert!(lock.is_some());
-        assert_eq!(left, [SrcId::new("in/a b").unwrap()]);
+        assert_eq!(left, [left_of("in/a b")]);
 
         assert!(!our.wait().unwrap().success());
         for other in &mut others {
@@ -245,7 +278,7 @@ mod tests {
         std::fs::create_dir(&moved).unwrap();
         std::fs::rename(&elsewhere, moved.join("kept")).unwrap();
 
-        assert_eq!(take(&work, "table").unwrap().1, [SrcId::new("a").unwrap()]);
+        assert_eq!(take(&work, "table").unwrap().1, [left_of("a")]);
         let mut found: Vec<_> = std::fs::read_dir(&work)
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -283,7 +316,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let theirs = abandoned(dir.path(), "their-table", "a");
         let ours = abandoned(dir.path(), "table", "b");
-        assert_eq!(take(dir.path(), "table").unwrap().1, [SrcId::new("b").unwrap()]);
+        assert_eq!(take(dir.path(), "table").unwrap().1, [left_of("b")]);
         assert!(!theirs.exists() && !ours.exists(), "both processes have died");
     }
 

@@ -5,10 +5,12 @@
 //! whoever reads them at any moment has the beginning, the end, and by the segments' numbers what was dropped between.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::fs::OFlags;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::time::Instant;
@@ -17,6 +19,8 @@ use crate::domain::printable::Stream;
 
 /// The bytes of a segment. Three of them are 6 MiB, about a second's upload.
 const SEGMENT_BYTES: u64 = 2 * 1024 * 1024;
+/// The most segments that are there at once.
+const SEGMENTS_MAX: usize = 4;
 /// The bytes that are repeated on standard error, for the journal, which keeps them for good.
 const ECHO_BYTES: u64 = 1024 * 1024;
 /// How long the pipe is read after the workload's end: only a descendant that left the process group can still hold it.
@@ -57,11 +61,15 @@ pub(super) async fn drain(mut source: pipe::Receiver, folder: &Path, echo: bool,
 pub(super) fn read(folder: &Path) -> io::Result<Vec<u8>> {
     let mut numbers: Vec<u64> = std::fs::read_dir(folder)?.filter_map(|entry| number_of(&entry.ok()?.path())).collect();
     numbers.sort_unstable();
+    // The first and the newest two are kept, and one more for a moment; what else has such a name is the workload's.
+    if numbers.len() > SEGMENTS_MAX {
+        numbers.drain(1..numbers.len() + 1 - SEGMENTS_MAX);
+    }
     let mut text = Vec::new();
     let mut expected = 0;
     for number in numbers {
         // One that is gone was dropped between the look and this: the next one counts it.
-        let Ok(segment) = std::fs::read(segment(folder, number)) else { continue };
+        let Ok(segment) = read_file(&segment(folder, number), SEGMENT_BYTES) else { continue };
         if number > expected {
             let dropped = (number - expected) * SEGMENT_BYTES;
             text.extend_from_slice(format!("\n[lighthpc: {dropped} bytes of output were dropped here]\n").as_bytes());
@@ -69,13 +77,25 @@ pub(super) fn read(folder: &Path) -> io::Result<Vec<u8>> {
         text.extend_from_slice(&segment);
         expected = number + 1;
     }
-    if let Ok(notes) = std::fs::read(folder.join(NOTES_NAME)) {
+    if let Ok(notes) = read_file(&folder.join(NOTES_NAME), 2 * NOTES_BYTES_MAX) {
         if !text.is_empty() && !text.ends_with(b"\n") {
             text.push(b'\n');
         }
         text.extend_from_slice(&notes);
     }
     Ok(text)
+}
+
+/// Reads a file of the folder, up to its bound: a workload without a sandbox can put anything there.
+fn read_file(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    // A FIFO must not be waited for.
+    let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    let mut bytes = Vec::new();
+    if file.metadata()?.is_file() {
+        file.take(most).read_to_end(&mut bytes)?;
+    }
+    Ok(bytes)
 }
 
 /// The file of what lighthpc itself has to say, which stands at the log's end.

@@ -12,18 +12,25 @@
 mod contract;
 mod external;
 mod folder;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+mod ground;
 mod leftovers;
 mod log;
 mod memory;
 mod progress_file;
 mod remover;
+mod sandbox;
 mod simulated;
 pub mod tree;
+pub mod walk;
 mod wall;
 
 pub use contract::Contract;
 pub use external::is_transient_start;
-pub use leftovers::{take, try_folder};
+pub use ground::{GroundError, objection_to_mission};
+pub use leftovers::{Left, take, take_in_trusted, try_folder};
+pub use sandbox::{DEVICES_DEFAULT, Devices};
 pub use simulated::Simulation;
 pub use wall::Wall;
 
@@ -47,7 +54,7 @@ pub enum Workload {
 }
 
 /// The bounds of a run.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Bounds {
     /// The time limit; none by default.
     pub time_limit: Option<Duration>,
@@ -111,10 +118,10 @@ impl Workload {
         stops: &Stops,
     ) -> io::Result<Ended> {
         match self {
-            Self::Program(argv) => external::run(argv, contract, bounds, progress, stops).await,
+            Self::Program(argv) => external::run(argv, contract, &bounds, progress, stops).await,
             Self::Shell(line) => {
                 let argv = ["/bin/sh".to_owned(), "-c".to_owned(), line.clone()];
-                external::run(&argv, contract, bounds, progress, stops).await
+                external::run(&argv, contract, &bounds, progress, stops).await
             }
             Self::Simulated(simulation) => simulation.run(contract, bounds, progress, &stops.stop).await,
         }

@@ -42,10 +42,10 @@ struct Stamp {
 }
 
 /// The end of the file as a look read it.
-struct Text {
-    bytes: Vec<u8>,
+pub(super) struct Text {
+    pub(super) bytes: Vec<u8>,
     /// Where it begins in the file.
-    start: u64,
+    pub(super) start: u64,
 }
 
 impl ProgressFile {
@@ -94,7 +94,7 @@ impl ProgressFile {
         Ok(meta.is_file().then_some((stamp, file)))
     }
 
-    fn newest_of(&mut self, text: &Text, last: bool, is_same: bool) -> Option<Progress> {
+    pub(super) fn newest_of(&mut self, text: &Text, last: bool, is_same: bool) -> Option<Progress> {
         let mut newest = None;
         let mut start = text.start;
         let mut rest = text.bytes.as_slice();

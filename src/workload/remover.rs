@@ -7,21 +7,61 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, StatxAttributes, StatxFlags, fstat, openat, renameat, statx, unlinkat};
-use rustix::io::Errno;
+use rustix::fs::{AtFlags, Dir, Mode, StatxAttributes, StatxFlags, fstat, openat, renameat, statx, unlinkat};
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
+
+use super::walk::{FOLDER, readable};
 
 /// Opens a folder by its name, whatever its mode, unless it is a link.
 pub(super) fn open_folder(parent: impl AsFd, name: impl rustix::path::Arg) -> Result<OwnedFd, Errno> {
-    openat(parent, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+    openat(parent, name, FOLDER, Mode::empty())
 }
 
 /// How many names of a folder are read at a time: an attempt may leave millions of files.
 pub(super) const NAMES_AT_ONCE: usize = 4096;
 /// The levels that are open at once. What lies deeper is moved up to the top first, so that neither the open files nor
 /// the stack have to grow with it.
-pub(super) const DEPTH_MAX: u32 = 64;
+pub(super) const DEPTH_MAX: usize = 64;
 /// How often the top is gone through: as many levels as a disk could hold, and an end all the same.
 const PASSES_MAX: u32 = 100_000;
+/// How often the names of one folder are read: 400 million names, and an end if somebody makes new ones all the time.
+const READS_MAX: u32 = 100_000;
+
+/// A folder that is being emptied.
+struct Level {
+    folder: OwnedFd,
+    /// Its name in the folder above.
+    name: CString,
+    /// Names that were read and are still to be removed.
+    names: std::vec::IntoIter<CString>,
+    /// Whether it has more names than were read.
+    is_cut: bool,
+    /// How many of the names are gone.
+    removed: usize,
+    reads: u32,
+}
+
+impl Level {
+    fn read(folder: OwnedFd, name: CString, kept: Option<&[u8]>) -> Result<Self, Errno> {
+        let mut level = Self { folder, name, names: Vec::new().into_iter(), is_cut: false, removed: 0, reads: 0 };
+        level.read_on(kept)?;
+        Ok(level)
+    }
+
+    fn read_on(&mut self, kept: Option<&[u8]>) -> Result<(), Errno> {
+        let names = names_of(self.folder.as_fd(), kept)?;
+        (self.is_cut, self.removed, self.reads) = (names.len() == NAMES_AT_ONCE, 0, self.reads + 1);
+        self.names = names.into_iter();
+        Ok(())
+    }
+}
+
+/// What became of an entry.
+enum Entry {
+    Gone,
+    /// It is a folder, and has to be emptied first.
+    Folder(OwnedFd),
+}
 
 /// Removes what is below one folder.
 pub(super) struct Remover {
@@ -35,15 +75,14 @@ pub(super) struct Remover {
 impl Remover {
     pub(super) fn new(folder: &OwnedFd) -> io::Result<Self> {
         let device = fstat(folder)?.st_dev;
-        Ok(Self { top: readable(folder)?, device, has_moved: false, first_error: None })
+        Ok(Self { top: writable(folder)?, device, has_moved: false, first_error: None })
     }
 
     /// Removes everything in the folder but `kept`.
     pub(super) fn empty(&mut self, kept: Option<&[u8]>) -> io::Result<()> {
         for _ in 0..PASSES_MAX {
             self.has_moved = false;
-            let top = self.top.try_clone()?;
-            self.pass(top.as_fd(), 0, kept);
+            self.pass(kept)?;
             if !self.has_moved || self.first_error.is_some() {
                 break;
             }
@@ -56,7 +95,7 @@ impl Remover {
         match open_folder(parent, name) {
             Ok(folder) if fstat(&folder)?.st_dev != self.device || is_mount(&folder) => return Err(Errno::BUSY.into()),
             Ok(folder) => {
-                self.top = readable(&folder)?;
+                self.top = writable(&folder)?;
                 self.empty(None)?;
                 unlinkat(parent, name, AtFlags::REMOVEDIR)?;
             }
@@ -66,57 +105,62 @@ impl Remover {
         Ok(())
     }
 
-    fn pass(&mut self, folder: BorrowedFd<'_>, depth: u32, kept: Option<&[u8]>) {
-        loop {
-            let names = match names_of(folder, kept) {
-                Ok(names) => names,
-                Err(error) => return self.note(error),
-            };
-            let removed = names.iter().filter(|name| self.entry(folder, name, depth)).count();
-            if removed == 0 || names.len() < NAMES_AT_ONCE {
-                return;
+    /// Goes through the top once, without recursion: the levels that are open are a list.
+    fn pass(&mut self, kept: Option<&[u8]>) -> Result<(), Errno> {
+        let top = fcntl_dupfd_cloexec(&self.top, 0)?;
+        let mut levels = vec![Level::read(top, CString::default(), kept)?];
+        while let Some(depth) = levels.len().checked_sub(1) {
+            let level = &mut levels[depth];
+            if let Some(name) = level.names.next() {
+                match self.entry(level, &name, depth) {
+                    Ok(Entry::Gone) => level.removed += 1,
+                    Ok(Entry::Folder(folder)) => match Level::read(folder, name, None) {
+                        Ok(below) => levels.push(below),
+                        Err(error) => self.note(error),
+                    },
+                    Err(error) => self.note(error),
+                }
+                continue;
+            }
+            if level.is_cut && level.removed > 0 && level.reads < READS_MAX {
+                level.read_on(kept.filter(|_| depth == 0))?;
+                continue;
+            }
+            let Some(done) = levels.pop() else { break };
+            let Some(parent) = levels.last_mut() else { break };
+            match unlinkat(&parent.folder, &done.name, AtFlags::REMOVEDIR) {
+                Ok(()) | Err(Errno::NOENT) => parent.removed += 1,
+                // What is in it has said why it stays.
+                Err(Errno::NOTEMPTY | Errno::EXIST) if self.first_error.is_some() => {}
+                Err(error) => self.note(error),
             }
         }
+        Ok(())
     }
 
-    /// Returns whether the entry is gone.
-    fn entry(&mut self, parent: BorrowedFd<'_>, name: &CString, depth: u32) -> bool {
-        let unlinked = match unlinkat(parent, name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => return true,
+    /// Removes an entry, or opens it for its own entries to be removed first.
+    fn entry(&mut self, parent: &Level, name: &CString, depth: usize) -> Result<Entry, Errno> {
+        let unlinked = match unlinkat(&parent.folder, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => return Ok(Entry::Gone),
             // What says of a folder that it is one depends on the file system.
             Err(error) => error,
         };
-        let removed = match open_folder(parent, name) {
-            Ok(folder) => self.folder(parent, name, &folder, depth),
-            Err(Errno::NOENT) => Ok(()),
-            Err(_) => Err(unlinked),
+        let folder = match open_folder(&parent.folder, name) {
+            Ok(folder) => folder,
+            Err(Errno::NOENT) => return Ok(Entry::Gone),
+            Err(_) => return Err(unlinked),
         };
-        match removed {
-            Ok(()) | Err(Errno::NOENT) => true,
-            Err(error) => {
-                self.note(error);
-                false
-            }
-        }
-    }
-
-    fn folder(&mut self, parent: BorrowedFd<'_>, name: &CString, folder: &OwnedFd, depth: u32) -> Result<(), Errno> {
-        if fstat(folder)?.st_dev != self.device || is_mount(folder) {
+        if fstat(&folder)?.st_dev != self.device || is_mount(&folder) {
             // What is mounted here is not the attempt's.
             return Err(Errno::BUSY);
         }
-        let inside = readable(folder)?;
+        let inside = writable(&folder)?;
         if depth == DEPTH_MAX {
-            renameat(parent, name, &self.top, format!(".deep-{:016x}", rand::random::<u64>()))?;
+            renameat(&parent.folder, name, &self.top, format!(".deep-{:016x}", rand::random::<u64>()))?;
             self.has_moved = true;
-            return Ok(());
+            return Ok(Entry::Gone);
         }
-        self.pass(inside.as_fd(), depth + 1, None);
-        match unlinkat(parent, name, AtFlags::REMOVEDIR) {
-            // What is in it has said why it stays.
-            Err(Errno::NOTEMPTY | Errno::EXIST) if self.first_error.is_some() => Ok(()),
-            done => done,
-        }
+        Ok(Entry::Folder(inside))
     }
 
     fn note(&mut self, error: Errno) {
@@ -125,14 +169,14 @@ impl Remover {
 }
 
 /// Opens a folder for reading, and makes it writable if it is not: a workload may have made it read-only.
-fn readable(folder: &OwnedFd) -> Result<OwnedFd, Errno> {
+fn writable(folder: &OwnedFd) -> Result<OwnedFd, Errno> {
     let mode = fstat(folder)?.st_mode;
     if mode & 0o700 != 0o700 {
         // By the descriptor: whatever has that name by now is not touched. A refusal shows in what follows.
         let by_descriptor = format!("/proc/self/fd/{}", folder.as_raw_fd());
         std::fs::set_permissions(by_descriptor, std::fs::Permissions::from_mode(mode & 0o7777 | 0o700)).ok();
     }
-    openat(folder, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+    readable(folder)
 }
 
 /// Returns whether something is mounted here, also if it is of the same file system. A kernel before 5.8 does not say;

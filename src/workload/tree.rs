@@ -5,21 +5,20 @@
 //! files, so that no file is written through one.
 
 use std::collections::BTreeMap;
-use std::ffi::{CStr, OsStr};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, openat, readlinkat, statat};
+use rustix::fs::{FileType, Mode, OFlags, openat, readlinkat};
 use rustix::io::Errno;
 
+use super::walk::{self, DEPTH_MAX, Found, shortened};
 use crate::domain::checkpoint::{Content, MODE_KEPT, Manifest, Stamp, encode, parents};
 
-/// The most entries of a checkpoint: a save under a Spot notice has two minutes.
-const ENTRIES_MAX: usize = 10_000;
 /// The longest path below the folder, in bytes. Linux allows 4,096 in all, and the folder's own path differs between
 /// machines.
 const PATH_BYTES_MAX: usize = 3072;
@@ -51,68 +50,32 @@ pub enum Seen {
 /// Returns everything below a folder, by its path. What is gone by the time it is looked at was a temporary name.
 ///
 /// # Errors
-/// The system's; and of what has no place in a checkpoint: a socket, a FIFO, a device, a path that is too long, and more
-/// entries than a save has time for. The error names it.
-pub fn walk(root: &Path) -> io::Result<BTreeMap<Vec<u8>, Seen>> {
-    let top = openat(CWD, root, FOLDER, Mode::empty())?;
+/// The system's; and of what has no place in a checkpoint: a socket, a FIFO, a device, a path that is too long, folders
+/// that lie too deep, and more entries than a save has time for. The error names it.
+pub fn walk(root: &Path, entries_max: usize) -> io::Result<BTreeMap<Vec<u8>, Seen>> {
     let mut found = BTreeMap::new();
-    let mut folders = vec![Vec::new()];
-    while let Some(path) = folders.pop() {
-        let of_path =
-            |error: Errno| io::Error::new(io::Error::from(error).kind(), format!("{}: {error}", encode(&path)));
-        let opened = open_below(&top, &path).and_then(|folder| {
-            openat(folder, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        });
-        let folder = match opened {
-            Ok(folder) => folder,
-            Err(Errno::NOENT) if !path.is_empty() => continue,
-            Err(error) => return Err(of_path(error)),
-        };
-        for entry in Dir::read_from(&folder).map_err(of_path)? {
-            let entry = entry.map_err(of_path)?;
-            let name = entry.file_name();
-            if matches!(name.to_bytes(), b"." | b"..") {
-                continue;
-            }
-            let below = if path.is_empty() { name.to_bytes().to_vec() } else { [&path, name.to_bytes()].join(&b'/') };
-            let Some(seen) = look_at(&folder, name, &below)? else { continue };
-            if matches!(seen, Seen::Folder { .. }) {
-                folders.push(below.clone());
-            }
-            found.insert(below, seen);
-            if found.len() > ENTRIES_MAX {
-                return Err(io::Error::other(format!(
-                    "it holds more than {ENTRIES_MAX} files, folders, and links: pack them"
-                )));
-            }
+    walk::each(&walk::open_top(root)?, DEPTH_MAX, |at: Found<'_>| -> io::Result<()> {
+        if let Some(seen) = look_at(at)? {
+            found.insert(at.path.to_vec(), seen);
         }
-    }
+        if found.len() > entries_max {
+            return Err(io::Error::other(format!(
+                "it holds more than the {entries_max} files, folders, and links of --max-checkpoint-files: pack them"
+            )));
+        }
+        Ok(())
+    })?;
     Ok(found)
 }
 
-const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-
-/// Opens a folder below `top`, level by level, so that no link is followed, however deep it lies.
-fn open_below(top: &OwnedFd, path: &[u8]) -> Result<OwnedFd, Errno> {
-    let mut folder = rustix::io::fcntl_dupfd_cloexec(top, 0)?;
-    for name in path.split(|&byte| byte == b'/').filter(|name| !name.is_empty()) {
-        folder = openat(&folder, name, FOLDER, Mode::empty())?;
-    }
-    Ok(folder)
-}
-
-fn look_at(folder: impl AsFd, name: &CStr, path: &[u8]) -> io::Result<Option<Seen>> {
-    let refuse = |what: &str| Err(io::Error::other(format!("{} {what}", encode(path))));
+fn look_at(at: Found<'_>) -> io::Result<Option<Seen>> {
+    let Found { parent: folder, name, path, meta } = at;
     if path.len() > PATH_BYTES_MAX {
-        return refuse(&format!("is a path of more than {PATH_BYTES_MAX} bytes"));
+        return Err(io::Error::other(format!("{} is a path of more than {PATH_BYTES_MAX} bytes", shortened(path))));
     }
-    let meta = match statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(meta) => meta,
-        Err(Errno::NOENT) => return Ok(None),
-        Err(error) => return refuse(&format!("cannot be read: {error}")),
-    };
+    let refuse = |what: &str| Err(io::Error::other(format!("{} {what}", encode(path))));
     let mode = meta.st_mode & MODE_KEPT;
-    let what = match FileType::from_raw_mode(meta.st_mode) {
+    let what = match at.kind() {
         FileType::RegularFile => {
             let bytes = u64::try_from(meta.st_size).unwrap_or(0);
             let (modified, changed) = ((meta.st_mtime, meta.st_mtime_nsec), (meta.st_ctime, meta.st_ctime_nsec));
@@ -122,7 +85,7 @@ fn look_at(folder: impl AsFd, name: &CStr, path: &[u8]) -> io::Result<Option<See
         }
         FileType::Directory => return Ok(Some(Seen::Folder { mode })),
         FileType::Symlink => {
-            return match readlinkat(&folder, name, Vec::new()) {
+            return match readlinkat(folder, name, Vec::new()) {
                 Ok(target) => Ok(Some(Seen::Link { target: target.into_bytes() })),
                 // It was replaced by something else just now; the next save has that.
                 Err(Errno::NOENT | Errno::INVAL) => Ok(None),
@@ -150,12 +113,12 @@ pub struct Pinned {
 /// The system's; and if it is no file any more, or not the owner's.
 pub fn pin(root: &Path, path: &[u8], owner: Option<u32>) -> io::Result<Option<Pinned>> {
     let refuse = |what: &str| io::Error::other(format!("{} {what}", encode(path)));
-    let top = openat(CWD, root, FOLDER, Mode::empty())?;
+    let top = walk::open_top(root)?;
     let parent = parents(path).next().unwrap_or_default();
     let name = OsStr::from_bytes(&path[if parent.is_empty() { 0 } else { parent.len() + 1 }..]);
     // A FIFO in its place must not be waited for.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = match open_below(&top, parent).and_then(|folder| openat(folder, name, flags, Mode::empty())) {
+    let file = match walk::open_below(&top, parent).and_then(|folder| openat(folder, name, flags, Mode::empty())) {
         Ok(file) => File::from(file),
         Err(Errno::NOENT) => return Ok(None),
         Err(Errno::LOOP | Errno::NOTDIR) => return Err(refuse("was replaced by something else while it was saved")),
@@ -260,7 +223,7 @@ mod tests {
             };
             (path, Entry { content, mode })
         };
-        let manifest = Manifest { entries: walk(from).unwrap().into_iter().map(entry).collect() };
+        let manifest = Manifest { entries: walk(from, 100).unwrap().into_iter().map(entry).collect() };
         let mut manifest = Manifest::from_json(&manifest.to_json().unwrap()).unwrap();
         make_folders(to, &manifest).unwrap();
         for (path, entry) in &manifest.entries {
@@ -305,8 +268,9 @@ mod tests {
             Seen::File { bytes, mode, .. } => Seen::File { bytes, stamp: Stamp::default(), mode },
             other => other,
         };
-        let all =
-            |dir: &Path| walk(dir).unwrap().into_iter().map(|(path, seen)| (path, strip(seen))).collect::<Vec<_>>();
+        let all = |dir: &Path| {
+            walk(dir, 100).unwrap().into_iter().map(|(path, seen)| (path, strip(seen))).collect::<Vec<_>>()
+        };
         assert_eq!(all(from.path()), all(to.path()));
         assert_eq!(all(to.path()).len(), 14);
         assert_eq!(std::fs::read(path_below(to.path(), b"not\xff\xfetext")).unwrap(), b"not\xff\xfetext");
@@ -322,7 +286,9 @@ mod tests {
         set_mode(&from.path().join("a/b"), 0o600);
         let manifest = carry_over(from.path(), to.path());
         let Content::File(saved) = &manifest.entries[b"a/b".as_slice()].content else { panic!() };
-        let Seen::File { bytes, stamp, .. } = walk(to.path()).unwrap()[b"a/b".as_slice()].clone() else { panic!() };
+        let Seen::File { bytes, stamp, .. } = walk(to.path(), 100).unwrap()[b"a/b".as_slice()].clone() else {
+            panic!()
+        };
         assert_eq!((saved.bytes, saved.stamp), (bytes, stamp));
     }
 
@@ -333,28 +299,28 @@ mod tests {
         let (path, next) = (dir.path().join("file"), dir.path().join("next"));
         std::fs::write(&path, "one").unwrap();
         let time = path.metadata().unwrap().modified().unwrap();
-        let before = walk(dir.path()).unwrap();
+        let before = walk(dir.path(), 100).unwrap();
 
         std::fs::write(&next, "two").unwrap();
         File::options().write(true).open(&next).unwrap().set_modified(time).unwrap();
         std::fs::rename(&next, &path).unwrap();
-        assert_ne!(walk(dir.path()).unwrap(), before);
+        assert_ne!(walk(dir.path(), 100).unwrap(), before);
     }
 
     #[test]
     fn what_cannot_be_saved_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let refused = |what: &str| {
-            let error = walk(dir.path()).unwrap_err().to_string();
+            let error = walk(dir.path(), 100).unwrap_err().to_string();
             assert!(error.contains(what) && error.contains("a/odd"), "{error}");
             std::fs::remove_file(dir.path().join("a/odd")).unwrap();
         };
         std::fs::create_dir(dir.path().join("a")).unwrap();
-        rustix::fs::mkfifoat(CWD, dir.path().join("a/odd"), Mode::RWXU).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, dir.path().join("a/odd"), Mode::RWXU).unwrap();
         refused("FIFO");
         let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("a/odd")).unwrap();
         refused("socket");
-        assert_eq!(walk(dir.path()).unwrap().len(), 1);
+        assert_eq!(walk(dir.path(), 100).unwrap().len(), 1);
     }
 
     #[test]
@@ -363,7 +329,7 @@ mod tests {
         std::fs::write(outside.path().join("secret"), "x").unwrap();
         symlink(outside.path(), dir.path().join("folder")).unwrap();
         symlink(outside.path().join("secret"), dir.path().join("file")).unwrap();
-        assert!(walk(dir.path()).unwrap().values().all(|seen| matches!(seen, Seen::Link { .. })));
+        assert!(walk(dir.path(), 100).unwrap().values().all(|seen| matches!(seen, Seen::Link { .. })));
         assert!(pin(dir.path(), b"folder/secret", None).is_err());
         assert!(pin(dir.path(), b"file", None).is_err());
     }

@@ -18,9 +18,13 @@ use rustix::process::Signal;
 use tokio::process::Command;
 
 use super::contract::{Contract, is_withheld};
+use super::sandbox::{BOUND, Devices, PROPERTIES, name_servers};
 
-/// The system user of workloads, which `scripts/provision` makes.
+/// The system user of workloads, which `scripts/provision` makes: of the first slot. The others have `lighthpc-task-1`
+/// and so on, so that the tasks of one node cannot read each other's files or signal each other's processes.
 const USER: &str = "lighthpc-task";
+/// The most users that are looked for; `scripts/provision` makes 256, more than an instance has cores for tasks.
+const USERS_MAX: u16 = 1024;
 /// The slice that all workloads are in.
 const SLICE: &str = "lighthpc.slice";
 
@@ -31,106 +35,96 @@ const RESERVE_DIVISOR: u64 = 50;
 /// The least that a workload may have, whatever the machine.
 const MEMORY_BYTES_MIN: u64 = 64 * 1024 * 1024;
 
-/// The wall's properties that do not depend on the attempt. `docs/SEMANTICS.md` says what each is for.
-const PROPERTIES: &[&str] = &[
-    // With this type a signal is never a success, so that half a result is never taken for a whole one.
-    "Type=oneshot",
-    "CollectMode=inactive",
-    // What is around the program is tried once before it: then an exit code from 200 to 245 is the program's own, not systemd's.
-    "ExecStartPre=/bin/true",
-    // The node asks with SIGTERM itself; what systemd ends has had its time.
-    "KillSignal=SIGKILL",
-    "OOMPolicy=kill",
-    "OOMScoreAdjust=500",
-    "MemorySwapMax=0",
-    "TasksMax=25%",
-    "LimitCORE=0",
-    "NoNewPrivileges=yes",
-    "CapabilityBoundingSet=",
-    "RestrictNamespaces=yes",
-    "RestrictSUIDSGID=yes",
-    "RestrictRealtime=yes",
-    "ProtectSystem=strict",
-    "ProtectHome=yes",
-    "ProtectProc=invisible",
-    "ProtectControlGroups=yes",
-    "ProtectKernelModules=yes",
-    "ProtectKernelTunables=yes",
-    "ProtectKernelLogs=yes",
-    "ProtectClock=yes",
-    "ProtectHostname=yes",
-    "PrivateTmp=yes",
-    "PrivateIPC=yes",
-    "KeyringMode=private",
-    "TemporaryFileSystem=/dev/shm:mode=1777",
-    "InaccessiblePaths=-/etc/lighthpc -/var/lib/cloud -/run/dbus -/run/systemd/private -/run/systemd/notify",
-    "UMask=0077",
-    // The second lock on the role's door; nftables is the first, and answers at once.
-    "IPAddressDeny=169.254.169.254 169.254.170.2 169.254.170.23 fd00:ec2::254 fd00:ec2::23",
-];
-
-/// What ties a workload to the node, where the node is the service: it ends with it, and at power-off the node stops first, and
-/// hands its task back.
-const BOUND: &[&str] = &["BindsTo=lighthpc.service", "Before=lighthpc.service"];
-
 /// What a workload's unit is given.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wall {
-    /// The workload's user.
-    pub uid: u32,
-    /// Its group.
-    pub gid: u32,
+    /// The users of the slots: each with its own id, and its group.
+    users: Vec<(u32, u32)>,
+    /// The slot whose workloads run in this sandbox.
+    slot: u16,
     /// The most memory of one workload, in bytes.
     pub memory_bytes: u64,
     /// Whether this process is `lighthpc.service`, which the workload must not outlive.
     pub is_bound: bool,
+    /// The devices that workloads may use.
+    pub devices: Devices,
 }
 
 impl Wall {
-    /// Makes the wall of this machine: the user that was provisioned, and all the memory that workloads may have.
+    /// Makes the wall of this machine: the users that were provisioned, and all the memory that workloads may have.
     ///
     /// # Errors
     /// The system's; `NotFound` if there is no such user.
-    pub fn of_this_machine() -> io::Result<Self> {
-        let users = std::fs::read_to_string("/etc/passwd")?;
-        let (uid, gid) = ids_of(USER, &users).ok_or_else(|| {
-            io::Error::new(io::ErrorKind::NotFound, format!("this machine has no user {USER}: it is not provisioned"))
-        })?;
+    pub fn of_this_machine(devices: Devices) -> io::Result<Self> {
+        let users = users_of(&std::fs::read_to_string("/etc/passwd")?);
+        if users.is_empty() {
+            let text = format!("this machine has no user {USER}: it is not provisioned");
+            return Err(io::Error::new(io::ErrorKind::NotFound, text));
+        }
         let memory = std::fs::read_to_string("/proc/meminfo")?;
         let total = total_bytes(&memory).ok_or_else(|| io::Error::other("/proc/meminfo has no MemTotal"))?;
         let is_bound =
             std::fs::read_to_string("/proc/self/cgroup").is_ok_and(|groups| groups.contains("/lighthpc.service"));
-        Ok(Self { uid, gid, memory_bytes: share(total), is_bound })
+        Ok(Self { users, slot: 0, memory_bytes: share(total), is_bound, devices })
+    }
+
+    /// Returns the workload's user and group.
+    #[must_use]
+    pub fn user(&self) -> (u32, u32) {
+        self.users[usize::from(self.slot) % self.users.len()]
+    }
+
+    /// Returns how many workloads can run side by side, each with a user of its own.
+    #[must_use]
+    pub fn slots_max(&self) -> u16 {
+        u16::try_from(self.users.len()).unwrap_or(u16::MAX)
     }
 
     /// Returns the wall of each of `slots` workloads that run side by side.
     #[must_use]
-    pub fn shared(self, slots: u16) -> Self {
-        Self { memory_bytes: (self.memory_bytes / u64::from(slots.max(1))).max(MEMORY_BYTES_MIN), ..self }
+    pub fn shared(&self, slots: u16) -> Self {
+        let memory_bytes = (self.memory_bytes / u64::from(slots.max(1))).max(MEMORY_BYTES_MIN);
+        Self { memory_bytes, ..self.clone() }
+    }
+
+    /// Returns the wall of one slot, whose user is no other slot's below [`Self::slots_max`].
+    #[must_use]
+    pub fn of_slot(&self, slot: u16) -> Self {
+        Self { slot, ..self.clone() }
+    }
+
+    /// Returns the properties of the unit of an attempt, each as `systemd-run -p` takes it.
+    fn properties(&self, contract: &Contract) -> Vec<String> {
+        let mut all: Vec<String> = PROPERTIES
+            .iter()
+            .chain(if self.is_bound { BOUND } else { &[] })
+            .map(|&property| property.to_owned())
+            .collect();
+        let (uid, gid) = self.user();
+        all.extend([format!("User={uid}"), format!("Group={gid}"), format!("MemoryMax={}", self.memory_bytes)]);
+        // Of the work folder nothing is seen but the attempt's own part.
+        if let Some(work_dir) = contract.folder().parent() {
+            all.push(format!("TemporaryFileSystem={}:ro", work_dir.display()));
+        }
+        // Its temporary files count as its own: they are on the work folder's disk, and go with the attempt.
+        let (workspace, temporary) = (contract.workspace(), contract.temporary());
+        let (workspace, temporary) = (workspace.display(), temporary.display());
+        all.push(format!("BindPaths={workspace} {temporary}:/tmp {temporary}:/var/tmp"));
+        all.push(format!("WorkingDirectory={}", contract.scratch().display()));
+        all.extend(name_servers());
+        all.extend(self.devices.properties());
+        all
     }
 
     /// Returns the command that runs a program behind the wall, with the workload's end for its own, and the unit's name.
-    pub(super) fn command(self, argv: &[String], contract: &Contract) -> io::Result<(Command, String)> {
+    pub(super) fn command(&self, argv: &[String], contract: &Contract) -> io::Result<(Command, String)> {
         let (program, arguments) = argv.split_first().ok_or_else(|| io::Error::other("no program is named"))?;
         let unit = format!("lighthpc-task-{}.service", contract.mark());
-        let workspace = contract.workspace();
         let mut command = Command::new("systemd-run");
         command.args(["--wait", "--pipe", "--quiet"]).arg(format!("--unit={unit}")).arg(format!("--slice={SLICE}"));
-        for property in PROPERTIES.iter().chain(if self.is_bound { BOUND } else { &[] }) {
+        for property in self.properties(contract) {
             command.arg("-p").arg(property);
         }
-        let mut property = |name: &str, value: &dyn std::fmt::Display| {
-            command.arg("-p").arg(format!("{name}={value}"));
-        };
-        property("User", &self.uid);
-        property("Group", &self.gid);
-        property("MemoryMax", &self.memory_bytes);
-        // Of the work folder nothing is seen but the attempt's own part.
-        if let Some(work_dir) = contract.folder().parent() {
-            property("TemporaryFileSystem", &format!("{}:ro", work_dir.display()));
-        }
-        property("BindPaths", &workspace.display());
-        property("WorkingDirectory", &contract.scratch().display());
         for (name, value) in variables(contract) {
             // By name alone: a value on a command line could be read by everybody.
             command.arg("--setenv").arg(&name).env(name, value);
@@ -149,6 +143,12 @@ fn variables(contract: &Contract) -> Vec<(OsString, OsString)> {
     let contract_s = contract.variables().into_iter().map(|(name, value)| (name.into(), value));
     let home = ("HOME".into(), contract.scratch().into());
     inherited.chain(contract_s).chain([home]).collect()
+}
+
+/// Finds the users of the slots, in order, up to the first that is missing.
+fn users_of(users: &str) -> Vec<(u32, u32)> {
+    let name = |slot: u16| if slot == 0 { USER.to_owned() } else { format!("{USER}-{slot}") };
+    (0..USERS_MAX).map_while(|slot| ids_of(&name(slot), users)).collect()
 }
 
 fn ids_of(user: &str, users: &str) -> Option<(u32, u32)> {
@@ -322,15 +322,57 @@ mod tests {
         assert_eq!(share(gib), gib - gib / 50 - RESERVE_BYTES);
         assert_eq!(share(400 * 1024 * 1024), 200 * 1024 * 1024);
         assert_eq!(total_bytes("MemTotal:        1000 kB\nMemFree: 3 kB\n"), Some(1_024_000));
-        let wall = Wall { uid: 1, gid: 2, memory_bytes: 4 * gib, is_bound: true };
+        let wall = Wall { memory_bytes: 4 * gib, ..wall(1) };
         assert_eq!(wall.shared(4).memory_bytes, gib);
         assert_eq!(wall.shared(1000).memory_bytes, MEMORY_BYTES_MIN);
     }
 
+    fn wall(users: u32) -> Wall {
+        let users = (0..users).map(|n| (60_600 + n, 990)).collect();
+        Wall { users, slot: 0, memory_bytes: 1 << 30, is_bound: true, devices: Devices::default() }
+    }
+
     #[test]
-    fn the_workloads_user_is_found_by_its_whole_name() {
-        let users = "root:x:0:0::/:/bin/sh\nlighthpc-tasks:x:7:7::/:\nlighthpc-task:x:990:985::/:/usr/sbin/nologin\n";
-        assert_eq!(ids_of(USER, users), Some((990, 985)));
-        assert_eq!(ids_of("nobody", users), None);
+    fn the_workloads_users_are_found_by_their_whole_names() {
+        let users = "root:x:0:0::/:/bin/sh\nlighthpc-tasks:x:7:7::/:\nlighthpc-task:x:990:985::/:/usr/sbin/nologin\n\
+                     lighthpc-task-2:x:602:985::/:\nlighthpc-task-1:x:601:985::/:\nlighthpc-task-4:x:604:985::/:\n";
+        assert_eq!(users_of(users), [(990, 985), (601, 985), (602, 985)]);
+        assert_eq!(users_of("nobody:x:1:1::/:\n"), []);
+    }
+
+    #[test]
+    fn no_two_slots_have_one_user() {
+        let wall = wall(4).shared(4);
+        let users: std::collections::BTreeSet<_> =
+            (0..wall.slots_max()).map(|slot| wall.of_slot(slot).user()).collect();
+        assert_eq!(users.len(), 4);
+    }
+
+    /// What the score of 2.5 or less leaves is listed in `docs/SEMANTICS.md`, each with its reason.
+    #[test]
+    #[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
+    fn the_units_exposure_is_at_most_2_5() {
+        let dir = tempfile::tempdir().unwrap();
+        let src = crate::domain::ids::SrcId::new("a").unwrap();
+        let contract = Contract::prepare(dir.path(), "t", src, None, crate::domain::ids::Attempt(1)).unwrap();
+        for devices in ["none", "/dev/null,/dev/zero"] {
+            let properties = Wall { devices: devices.parse().unwrap(), ..wall(1) }.properties(&contract);
+            let (of_unit, of_service): (Vec<_>, Vec<_>) =
+                properties.into_iter().partition(|property| BOUND.contains(&property.as_str()));
+            let text = format!(
+                "[Unit]\n{}\n[Service]\nExecStart=/bin/true\n{}\n",
+                of_unit.join("\n"),
+                of_service.join("\n").replace("CollectMode=inactive\n", "")
+            );
+            let file = dir.path().join("lighthpc-task-test.service");
+            std::fs::write(&file, text).unwrap();
+            let arguments = ["security", "--offline=true", "--threshold=25", "--no-pager"];
+            let analyzed = std::process::Command::new("systemd-analyze").args(arguments).arg(&file).output();
+            let Ok(output) = analyzed else { return eprintln!("skipped: there is no systemd-analyze here") };
+            let said =
+                format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            assert!(output.status.success(), "{said}");
+            assert!(!said.contains("gnoring") && !said.contains("Unknown"), "{said}");
+        }
     }
 }

@@ -62,7 +62,7 @@ class Image:
                 parents = list(pathlib.PurePosixPath(name).parents)[-2::-1]
                 commands += [f"mkdir {parent}" for parent in parents]
                 if text.startswith("->"):
-                    commands.append(f"symlink {name} {text[2:]}")
+                    commands += [f"rm {name}", f"symlink {name} {text[2:]}"]
                     continue
                 source = pathlib.Path(folder) / str(number)
                 source.write_text(text, encoding="utf-8")

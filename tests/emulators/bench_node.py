@@ -264,7 +264,7 @@ def main():
     asked = arguments()
     binary = pathlib.Path(os.environ.get("LIGHTHPC_BIN") or harness.ROOT / "target/release/lighthpc").absolute()
     if not os.access(binary, os.X_OK):
-        sys.exit(f"bench: no program at {binary}: run cargo build --release, or set LIGHTHPC_BIN")
+        sys.exit(f"bench: no program at {binary}: run cargo build --locked --release, or set LIGHTHPC_BIN")
     if asked.aws_cli and not shutil.which("aws"):
         sys.exit("bench: --aws-cli needs the program aws (AWS CLI) on the PATH")
     adopt_orphans()

@@ -59,7 +59,7 @@ def main():
     asked = arguments()
     binary = pathlib.Path(os.environ.get("LIGHTHPC_BIN") or harness.ROOT / "target/release/lighthpc").absolute()
     if not os.access(binary, os.X_OK):
-        sys.exit(f"bench: no program at {binary}: run cargo build --release, or set LIGHTHPC_BIN")
+        sys.exit(f"bench: no program at {binary}: run cargo build --locked --release, or set LIGHTHPC_BIN")
     bench_node.adopt_orphans()
     bench_node.RUN_S_MAX = 900  # half a million rows
     with tempfile.TemporaryDirectory(prefix="lighthpc-bench-") as temporary:

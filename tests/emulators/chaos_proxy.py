@@ -57,6 +57,7 @@ class Proxy:
         self.requests = 0
         self._outages = {}  # service -> monotonic begin and end
         self.on_publish = None  # what is to befall one Publish: when ("before", "after", "lose"), and what to call then
+        self.on_request = None  # called with each request: service, method, path, headers, and body if it is small
         self._mutex = threading.Lock()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _request_class(self))
         self._http.daemon_threads = True
@@ -125,6 +126,8 @@ def _request_class(proxy):
                 body = self.rfile.read(length)
             if service == "sns" and body and b"Action=Publish" in body:
                 action = "Publish"
+            if proxy.on_request:
+                proxy.on_request(service, self.command, self.path, self.headers, body)
             kind, dice = proxy.decide(service)
             if kind == "repeat" and body is None:
                 kind = None

@@ -21,7 +21,7 @@ def binary():
     """The program under test: $LIGHTHPC_BIN, or the release build."""
     path = pathlib.Path(os.environ.get("LIGHTHPC_BIN") or harness.ROOT / "target/release/lighthpc").absolute()
     if not os.access(path, os.X_OK):
-        pytest.exit(f"no program at {path}: run cargo build --release, or set LIGHTHPC_BIN", returncode=2)
+        pytest.exit(f"no program at {path}: run cargo build --locked --release, or set LIGHTHPC_BIN", returncode=2)
     return str(path)
 
 

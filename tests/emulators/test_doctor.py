@@ -155,6 +155,19 @@ def test_a_missing_right_is_named(cloud):
     assert (status, "not authorized" in said, "allow GetItem" in mend) == ("failure", True, True)
 
 
+def test_what_only_a_person_may_see_is_not_checked_on_a_node(cloud):
+    instance = cloud.launch_instance(srcID="in/a", lighthpc=cloud.tasks.name)
+    denied = {"Content-Type": "text/xml"}
+    body = "<ErrorResponse><Error><Type>Sender</Type><Code>AuthorizationError</Code><Message>no</Message></Error></ErrorResponse>"
+    with harness.refusing_ec2() as ec2, harness.Stub(403, body, denied) as sns:
+        checks = examine(cloud, instance, AWS_ENDPOINT_URL_EC2=ec2.url, AWS_ENDPOINT_URL_SNS=sns.url)
+
+    for name, right in [("shutdown", "ec2:DescribeInstanceAttribute"), ("topic", "sns:GetTopicAttributes")]:
+        assert checks[name][0] == "skipped"
+        assert checks[name][1].startswith(f"not checked: needs {right}")
+    assert checks["tasks table"][0] == "ok"
+
+
 def test_without_credentials_that_alone_is_said(cloud):
     checks = examine(cloud, code=UNFIT, AWS_ACCESS_KEY_ID=None, AWS_SECRET_ACCESS_KEY=None)
 

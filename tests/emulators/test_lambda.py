@@ -70,6 +70,7 @@ def invoke(account):  # noqa: F811
     )
     env |= {"AWS_LAMBDA_FUNCTION_NAME": "f", "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "256"}
     env |= {"AWS_LAMBDA_FUNCTION_VERSION": "1", "AWS_LAMBDA_LOG_GROUP_NAME": "g", "AWS_LAMBDA_LOG_STREAM_NAME": "s"}
+    env |= {"LIGHTHPC_MAX_NODES": "50", "LIGHTHPC_ALLOWED_INSTANCE_TYPES": "t3.*,c7i.large"}
     node = Node([str(program)], env, account.folder / "function")
 
     def call(event, error=False, timeout_s=40):
@@ -111,6 +112,7 @@ def test_an_upload_is_a_task_and_its_node_finishes_the_mission(invoke, account):
     assert tags == {
         "Name": "lighthpc M001/a b+ü.txt",
         "lighthpc": account.tasks.name,
+        "lighthpc-epoch": "1",  # there is a limit of nodes
         "missionID": "M001",
         "srcID": "M001/a b+ü.txt",
     }
@@ -196,12 +198,14 @@ def test_a_schedule_sweeps_and_an_instances_end_heals_its_task(invoke, account):
     assert len(instances(account)) == 1 and account.task("a")["launchesLost"] == 2
 
 
-def request(method, path, body=None, authorizer=True):
-    """A request as API Gateway hands it on, payload 2.0."""
+def request(method, path, body=None, authorizer=True, mission=None):
+    """A request as an HTTP API hands it on, payload 2.0: path and parameters are decoded already."""
     context = {"http": {"method": method, "path": path}, "stage": "$default"}
     if authorizer:
         context["authorizer"] = {"iam": {"userArn": "arn:aws:iam::0:user/a"}}
     event = {"version": "2.0", "rawPath": path, "requestContext": context, "isBase64Encoded": False}
+    if mission:
+        event["pathParameters"] = {"mission": mission}
     return event | ({"body": body if isinstance(body, str) else json.dumps(body)} if body is not None else {})
 
 
@@ -217,10 +221,11 @@ def test_missions_by_http(invoke, account):  # noqa: F811
     row = account.mission("M 1")
     assert (row["bidMode"], row["maxUnitprice"], row["maxWaitTime"]) == ("spot", "0.08", "600")
     assert ask("POST", "/missions", new)[0] == 409
-    assert ask("GET", "/missions/M%201")[1]["transNumber"] == 2
+    assert ask("GET", "/missions/M 1")[1]["transNumber"] == 2
+    assert ask("GET", "/missions/M 1", mission="M 1")[1]["transNumber"] == 2
     assert [it["mission"] for it in ask("GET", "/missions")[1]["missions"]] == ["M 1"]
     assert ask("GET", "/missions/none")[0] == 404
-    assert ask("DELETE", "/missions/M%201")[0] == 405
+    assert ask("DELETE", "/missions/M 1")[0] == 405
     assert ask("GET", "/elsewhere")[0] == 404
     for body, says in [
         ("no json", "body"),
@@ -228,18 +233,59 @@ def test_missions_by_http(invoke, account):  # noqa: F811
         ({"mission": "M2", "transNumber": 1, "maxUnitprice": "a lot"}, "a lot"),
         ({"mission": "M2", "transNumber": 1, "surprise": 1}, "surprise"),
         ({"mission": "M2", "transNumber": 1, "bidMode": "mix"}, "onDemandFloor"),
+        ({"mission": "M2", "transNumber": 1, "bidInstanceType": "t3.micro,p5.48xlarge"}, "p5.48xlarge"),
     ]:
         status, answer = ask("POST", "/missions", body)
         assert status == 400 and says in answer["error"], answer
     assert account.mission("M2") is None
 
     assert invoke({"Records": [record(account, "M 1/a")]}) == {"tasks": 1}
-    status, answer = ask("POST", "/missions/M%201/cancel")
+    status, answer = ask("POST", "/missions/M 1/cancel")
     assert (status, answer["ended"], len(answer["instancesEnded"])) == (200, 1, 1)
-    assert ask("GET", "/missions/M%201")[1]["transFailed"] == 1
+    assert ask("GET", "/missions/M 1")[1]["transFailed"] == 1
     assert ask("POST", "/missions/none/cancel")[0] == 404
-    for arguments in [("GET", "/missions"), ("POST", "/missions", new), ("POST", "/missions/M%201/cancel")]:
+    for arguments in [
+        *(("GET", "/missions"), ("POST", "/missions", new), ("POST", "/missions/M 1/cancel")),
+        ("PUT", "/missions/M 1/workload", {"exec": "id"}),
+    ]:
         assert ask(*arguments, authorizer=False)[0] == 403
+    assert "exec" not in account.mission("M 1")
+
+
+def test_what_nodes_run_is_set_by_a_route_of_its_own(invoke, account):  # noqa: F811
+    def ask(*arguments, **more):
+        answer = invoke(request(*arguments, **more))
+        return answer["statusCode"], json.loads(answer["body"])
+
+    for name, value in [("exec", "id"), ("nodes", 1), ("slots", 1)]:
+        status, answer = ask("POST", "/missions", {"mission": "M1", "transNumber": 1, name: value})
+        assert status == 400 and "PUT /missions/ID/workload" in answer["error"], answer
+    assert account.mission("M1") is None
+    assert ask("PUT", "/missions/M1/workload", {"exec": "id"})[0] == 404
+    assert account.mission("M1") is None, "it makes no mission"
+
+    assert ask("POST", "/missions", {"mission": "M1", "transNumber": 1})[0] == 201
+    for body, says in [({"nodes": 51}, "from 1 to 50"), ({"slots": 0}, "slots 0"), ({"bidMode": "spot"}, "bidMode")]:
+        status, answer = ask("PUT", "/missions/M1/workload", body)
+        assert status == 400 and says in answer["error"], answer
+    before = account.mission("M1")
+    assert ask("PUT", "/missions/M1/workload", {"exec": "wc -l", "nodes": 3, "slots": "2"})[0] == 200
+    assert account.mission("M1") == before | {"exec": "wc -l", "nodes": 3, "slots": 2}
+    # It is the whole of it, and may be said twice.
+    for _ in range(2):
+        assert ask("PUT", "/missions/M1/workload", {"exec": "wc -c"})[0] == 200
+        assert account.mission("M1") == before | {"exec": "wc -c"}
+    assert ask("POST", "/missions/M1/workload", {"exec": "id"})[0] == 405
+
+
+def test_a_path_is_decoded_once_and_not_here(invoke, account):  # noqa: F811
+    # As earlier versions let missions be called.
+    for id in ("50%25", "a%41", "aA", "50%", "%2e%2e", "a+b"):
+        account.put_mission(id, 1)
+    for id in ("50%25", "a%41", "aA", "50%", "%2e%2e", "a+b"):
+        for event in (request("GET", f"/missions/{id}"), request("GET", "/missions/any", mission=id)):
+            answer = invoke(event)
+            assert (answer["statusCode"], json.loads(answer["body"])["mission"]) == (200, id)
 
 
 def test_an_event_without_a_row_is_not_given_up(invoke, account):  # noqa: F811

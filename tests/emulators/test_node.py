@@ -882,7 +882,7 @@ def test_a_workload_that_fills_its_disk_has_that_verdict(cloud):
     """A small disk of its own, as a node's volume may be; only root may mount one."""
     work = cloud.folder / "work"
     work.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", work], capture_output=True, text=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m,mode=0700", "tmpfs", work], capture_output=True, text=True)
     if mounted.returncode != 0:
         pytest.skip(f"no disk can be mounted here: {mounted.stderr.strip()}")
     try:

@@ -17,23 +17,24 @@ import subprocess
 import sys
 import tarfile
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
 
 import boto3
+import chaos_proxy
 import harness
 import pytest
+import rendering
 import yaml
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
-from cfnlint.decode import cfn_yaml
 from harness import KEYS, REGION, ROOT, wait_until
 from imds_server import ImdsServer, Instance
-from ministack.core import iam_evaluator
+from recording import NoDice
+from rendering import ACCOUNT, TEMPLATE
 
-TEMPLATE = ROOT / "cloudformation" / "stack.yaml"
-ACCOUNT = "000000000000"
 VENV = pathlib.Path(sys.executable).parent
 # The AWS CLI compiles half a second of Python at every call, unless it may keep what it compiled.
 PYCACHE = os.environ.get("PYTHONPYCACHEPREFIX") or str(ROOT / "target" / "pycache")
@@ -50,7 +51,7 @@ WORKLOAD = r"""tr a-z A-Z <"$LIGHTHPC_INPUT" >"$LIGHTHPC_OUTPUT"; : `true` '\' $
 @pytest.fixture(scope="module")
 def template():
     """The template, with the short forms of functions as {"Fn::Sub": …}."""
-    return cfn_yaml.load(str(TEMPLATE))
+    return rendering.template()
 
 
 def of_type(template, kind):
@@ -180,6 +181,7 @@ def test_every_route_wants_a_signature(template):
         "GET /missions/{mission}",
         "POST /missions",
         "POST /missions/{mission}/cancel",
+        "PUT /missions/{mission}/workload",
     ]
     assert (stage["Properties"]["StageName"], stage["Properties"]["AutoDeploy"]) == ("$default", True)
     limits = stage["Properties"]["DefaultRouteSettings"]
@@ -189,13 +191,65 @@ def test_every_route_wants_a_signature(template):
 
 def test_an_event_is_tried_three_times_and_kept(template):
     (retries,) = of_type(template, "Lambda::EventInvokeConfig").values()
-    (queue,) = of_type(template, "SQS::Queue").values()
+    queue = of_type(template, "SQS::Queue")["FailedEvents"]
 
     assert retries["Properties"]["MaximumRetryAttempts"] == 2
     assert retries["Properties"]["DestinationConfig"]["OnFailure"]["Destination"] == {
         "Fn::GetAtt": ["FailedEvents", "Arn"]
     }
     assert queue["Properties"]["MessageRetentionPeriod"] == 14 * 86_400
+
+
+def test_uploads_wait_in_a_queue_that_a_few_functions_empty(template):
+    queues = of_type(template, "SQS::Queue")
+    queue, dead = queues["UploadQueue"]["Properties"], queues["FailedUploads"]["Properties"]
+    (source,) = [it["Properties"] for it in of_type(template, "Lambda::EventSourceMapping").values()]
+    functions = {name: it["Properties"] for name, it in of_type(template, "Lambda::Function").items()}
+    bucket = of_type(template, "S3::Bucket")["SourceBucket"]
+
+    # AWS's advice: six times the function's timeout, and five tries at least.
+    assert queue["VisibilityTimeout"] >= 6 * functions["UploadFunction"]["Timeout"]
+    assert functions["UploadFunction"]["Timeout"] < functions["Function"]["Timeout"]
+    assert queue["RedrivePolicy"]["maxReceiveCount"] >= 5
+    assert queue["RedrivePolicy"]["deadLetterTargetArn"] == {"Fn::GetAtt": ["FailedUploads", "Arn"]}
+    # A dead letter's age counts from its first day in the queue.
+    assert dead["MessageRetentionPeriod"] > queue["MessageRetentionPeriod"]
+    assert source["ScalingConfig"] == {"MaximumConcurrency": 2}
+    assert source["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
+    assert source["FunctionName"] == {"Ref": "UploadFunction"}
+    assert bucket["Properties"]["NotificationConfiguration"] == {
+        "QueueConfigurations": [{"Event": "s3:ObjectCreated:*", "Queue": {"Fn::GetAtt": ["UploadQueue", "Arn"]}}]
+    }
+    # One program, one role, one environment.
+    for name in ("Runtime", "Handler", "Architectures", "Role", "Code", "Environment"):
+        assert functions["UploadFunction"][name] == functions["Function"][name]
+    for it in (queue, dead):
+        assert it["SqsManagedSseEnabled"] is True
+    # A bucket is told of the queue once the queue may be sent to.
+    assert bucket["DependsOn"] == "UploadQueuePolicy"
+
+
+@pytest.mark.parametrize("existing", [{}, {"ExistingSourceBucket": "theirs"}])
+def test_only_the_source_bucket_of_this_account_may_send_to_the_queue(template, existing):
+    bucket = existing.get("ExistingSourceBucket") or f"lab-source-{ACCOUNT}-{REGION}"
+    (policy,) = of_type(template, "SQS::QueuePolicy").values()
+    (allow,) = rendering.resolved(template, policy["Properties"]["PolicyDocument"]["Statement"], existing)
+
+    assert (allow["Effect"], allow["Principal"]) == ("Allow", {"Service": "s3.amazonaws.com"})
+    assert allow["Action"] == "sqs:SendMessage"
+    assert allow["Condition"] == {
+        "StringEquals": {"aws:SourceAccount": ACCOUNT},
+        "ArnEquals": {"aws:SourceArn": f"arn:aws:s3:::{bucket}"},
+    }
+
+
+def test_nodes_have_a_security_group_of_their_own_without_a_way_in(template):
+    (group,) = of_type(template, "EC2::SecurityGroup").values()
+
+    assert group["Condition"] == "MakeSecurityGroup"
+    assert group["Properties"]["VpcId"] == {"Ref": "VpcId"}
+    assert "SecurityGroupIngress" not in group["Properties"]
+    assert "EC2::SecurityGroupIngress" not in {it["Type"].removeprefix("AWS::") for it in template["Resources"].values()}
 
 
 def test_nobody_but_ours_may_call_the_function(template):
@@ -210,11 +264,12 @@ def test_nobody_but_ours_may_call_the_function(template):
 
 def test_no_role_may_change_what_it_cannot_name(template):
     for role, it in policies(template):
-        assert it["Effect"] == "Allow"
         assert not [action for action in listed(it["Action"]) if "*" in action], (role, it["Sid"])
         if listed(it["Resource"]) == ["*"]:
             # EC2 cannot restrict these: they only look.
             assert all(action.startswith("ec2:Describe") for action in it["Action"]), (role, it["Sid"])
+            # These show the user data of other instances, and their passwords.
+            assert not {"ec2:DescribeInstanceAttribute", "ec2:GetPasswordData"} & set(it["Action"])
 
 
 # In full, so that a new right is a decision. docs/TABLES.md says what each of the node's is for.
@@ -224,74 +279,36 @@ RIGHTS = {
         "dynamodb:UpdateItem",
         *("s3:AbortMultipartUpload", "s3:DeleteObject", "s3:GetObject", "s3:ListBucket", "s3:PutObject"),
         *("ec2:DescribeInstances", "ec2:DescribeTags", "ec2:TerminateInstances"),
-        *("ec2:DescribeInstanceAttribute", "sns:GetTopicAttributes"),
         "sns:Publish",
     },
     "FunctionRole": {
         *("dynamodb:BatchGetItem", "dynamodb:ConditionCheckItem", "dynamodb:GetItem", "dynamodb:Query", "dynamodb:Scan"),
         "dynamodb:UpdateItem",
         "dynamodb:PutItem",
-        *("s3:AbortMultipartUpload", "s3:GetObject", "s3:PutObject"),
+        *("s3:AbortMultipartUpload", "s3:GetObject", "s3:ListBucket", "s3:PutObject"),
         *("ec2:CreateFleet", "ec2:CreateTags", "ec2:RunInstances", "ec2:TerminateInstances"),
-        *("ec2:DescribeInstances", "ec2:DescribeSpotPriceHistory"),
+        *("ec2:DescribeInstances", "ec2:DescribeLaunchTemplateVersions", "ec2:DescribeSpotPriceHistory"),
+        *("ec2:DescribeInstanceTypeOfferings", "ec2:DescribeSubnets"),
         *("iam:CreateServiceLinkedRole", "iam:PassRole"),
+        # Only if the volumes' key is the account's own.
+        *("kms:CreateGrant", "kms:Decrypt", "kms:DescribeKey", "kms:GenerateDataKeyWithoutPlaintext"),
+        *("kms:ReEncryptFrom", "kms:ReEncryptTo"),
         *("logs:CreateLogStream", "logs:PutLogEvents"),
         *("sns:Publish", "sqs:SendMessage"),
+        *("sqs:DeleteMessage", "sqs:GetQueueAttributes", "sqs:ReceiveMessage"),
     },
 }
 
 
 @pytest.mark.parametrize("role", RIGHTS)
 def test_a_role_has_these_rights_and_no_other(template, role):
-    has = {action for name, it in policies(template) if name == role for action in listed(it["Action"])}
+    allowed = [it for name, it in policies(template) if name == role and it["Effect"] == "Allow"]
+    has = {action for it in allowed for action in listed(it["Action"])}
 
     assert has == RIGHTS[role]
 
 
 OWN, OTHER = "i-0123456789abcdef0", "i-0fedcba9876543210"
-NAMES = {"AWS::Partition": "aws", "AWS::Region": REGION, "AWS::AccountId": ACCOUNT, "TasksTable": "lab-tasks"}
-
-
-def resolved(value):
-    """A value of the template as CloudFormation makes it, in a stack that makes all of its own."""
-    if isinstance(value, list):
-        return [resolved(it) for it in value]
-    if not isinstance(value, dict):
-        return value
-    match next(iter(value.items())):
-        case ("Ref", name) if len(value) == 1:
-            return NAMES.get(name, name)
-        case ("Fn::GetAtt", path):
-            return "arn:" + ".".join(path)
-        case ("Fn::If", [condition, yes, no]):
-            return resolved(yes if condition.startswith("Make") else no)
-        case ("Fn::Sub", text):
-            text, names = text if isinstance(text, list) else (text, {})
-            names = NAMES | {name: resolved(it) for name, it in names.items()}
-            text = re.sub(r"\$\{([^!}]+)\}", lambda found: names.get(found[1], found[1]), text)
-            return text.replace("${!", "${")
-    return {key: resolved(it) for key, it in value.items()}
-
-
-def may(template, role, action, resource, **context):
-    """Whether a role may do something, by ministack's evaluator. It knows no policy variables: they are put in here."""
-    statements = [resolved(it) for name, it in policies(template) if name == role]
-    policy = json.dumps({"Version": "2012-10-17", "Statement": statements})
-    keys = {name.lower(): value for name, value in context.items()}
-    policy = re.sub(r"\$\{([^}]+)\}", lambda found: keys.get(found[1].lower(), "no such key"), policy)
-    request = iam_evaluator.EvalContext(
-        principal_arn=f"arn:aws:sts::{ACCOUNT}:assumed-role/role/session",
-        principal_type="AssumedRole",
-        principal_account=ACCOUNT,
-        action=action,
-        resource_arn=resource,
-        region=REGION,
-        source_ip="127.0.0.1",
-        secure_transport=True,
-        service_context=keys,
-        principal_keys={"aws:userid": keys.get("aws:userid")},
-    )
-    return iam_evaluator.evaluate(request, [iam_evaluator.parse_policy_document(policy)]).decision == "Allow"
 
 
 @pytest.mark.parametrize(
@@ -311,14 +328,14 @@ def may(template, role, action, resource, **context):
         ("FunctionRole", "lab-scheduler", OTHER, None, False),
     ],
 )
-def test_a_node_ends_only_itself_and_the_scheduler_only_nodes(template, role, session, instance, tag, is_allowed):
+def test_a_node_ends_only_itself_and_the_scheduler_only_nodes(role, session, instance, tag, is_allowed):
     context = {"aws:userid": f"AROAEXAMPLE:{session}", "ec2:InstanceID": instance}
     if tag:
         context["ec2:ResourceTag/lighthpc"] = tag
     arn = f"arn:aws:ec2:{REGION}:{ACCOUNT}:instance/{instance}"
 
-    assert may(template, role, "ec2:TerminateInstances", arn, **context) is is_allowed
-    assert not may(template, role, "ec2:StopInstances", arn, **context)
+    assert rendering.Role(role).may("ec2:TerminateInstances", arn, **context) is is_allowed
+    assert not rendering.Role(role).may("ec2:StopInstances", arn, **context)
 
 
 @pytest.mark.parametrize("role", ["NodeRole", "FunctionRole"])
@@ -341,7 +358,7 @@ def test_the_scheduler_launches_only_what_bears_the_mark(template):
     ]
 
     assert launch["Resource"]["Fn::Sub"].endswith(":instance/*")
-    assert launch["Condition"] == {"StringEquals": {"aws:RequestTag/lighthpc": TASKS_TABLE}}
+    assert launch["Condition"]["StringEquals"] == {"aws:RequestTag/lighthpc": TASKS_TABLE}
     assert tag["Condition"]["StringEquals"]["aws:RequestTag/lighthpc"] == TASKS_TABLE
     assert tag["Condition"]["StringEquals"]["ec2:CreateAction"] == ["CreateFleet", "RunInstances"]
     assert give["Resource"] == {"Fn::GetAtt": ["NodeRole", "Arn"]}
@@ -440,9 +457,10 @@ class Account:
         return sorted(name for name in names if name.startswith(stack + "-"))
 
     def notified(self, bucket):
-        """The functions that a bucket calls."""
+        """The functions that a bucket calls, and the queues that it sends to."""
         settings = self.clients.s3.get_bucket_notification_configuration(Bucket=bucket)
-        return [entry["LambdaFunctionArn"] for entry in settings.get("LambdaFunctionConfigurations", [])]
+        functions = [entry["LambdaFunctionArn"] for entry in settings.get("LambdaFunctionConfigurations", [])]
+        return functions + [entry["QueueArn"] for entry in settings.get("QueueConfigurations", [])]
 
 
 def queue_for(sqs, service):
@@ -499,7 +517,7 @@ def test_deploy_makes_the_tables_the_buckets_and_the_trigger(account, deployed):
     for table in (tasks, missions):
         assert table["BillingModeSummary"]["BillingMode"] == "PAY_PER_REQUEST"
     assert deployed["SourceBucket"] == f"lab-source-{ACCOUNT}-{REGION}"
-    assert account.notified(deployed["SourceBucket"]) == [deployed["FunctionArn"]]
+    assert account.notified(deployed["SourceBucket"]) == [deployed["UploadQueueArn"]]
     assert account.clients.s3.get_bucket_versioning(Bucket=deployed["ResultBucket"])["Status"] == "Enabled"
     for name in ("SourceBucket", "ResultBucket"):
         blocked = account.clients.s3.get_public_access_block(Bucket=deployed[name])["PublicAccessBlockConfiguration"]
@@ -523,7 +541,17 @@ def test_deploy_makes_the_scheduler_and_what_wakes_it(account, deployed):
         "LIGHTHPC_MAX_WAIT": "",
         "LIGHTHPC_ON_DEMAND_FLOOR": "",
         "LIGHTHPC_MISSION": "",
+        "LIGHTHPC_MAX_NODES": "1000",
+        "LIGHTHPC_MAX_NODES_PER_HOUR": "4000",
+        "LIGHTHPC_ALLOWED_INSTANCE_TYPES": "*",
     }
+    uploads = account.client("lambda").get_function(FunctionName=deployed["UploadFunctionName"])["Configuration"]
+    for name in ("CodeSha256", "Environment", "Handler", "Role", "Runtime"):
+        assert uploads[name] == function[name]
+    (source,) = account.client("lambda").list_event_source_mappings(FunctionName=uploads["FunctionName"])[
+        "EventSourceMappings"
+    ]
+    assert source["EventSourceArn"] == deployed["UploadQueueArn"]
     rules = [rule for rule in events.list_rules()["Rules"] if rule["Name"].startswith("lab-")]
     targets = [events.list_targets_by_rule(Rule=rule["Name"])["Targets"] for rule in rules]
     assert [[target["Arn"] for target in some] for some in targets] == [[deployed["FunctionArn"]]] * 3
@@ -535,8 +563,8 @@ def test_deploy_makes_the_scheduler_and_what_wakes_it(account, deployed):
     ]
     (api,) = [it for it in account.client("apigatewayv2").get_apis()["Items"] if it["Name"] == "lab"]
     assert api["ProtocolType"] == "HTTP"
-    (group,) = account.client("logs").describe_log_groups(logGroupNamePrefix="/aws/lambda/lab-")["logGroups"]
-    assert group["retentionInDays"] == 30
+    groups = account.client("logs").describe_log_groups(logGroupNamePrefix="/aws/lambda/lab-")["logGroups"]
+    assert [group["retentionInDays"] for group in groups] == [30, 30]
 
 
 @SLOW
@@ -592,7 +620,8 @@ def names(outputs):
 def launch_data(account, outputs):
     """What the stack's launch template holds."""
     versions = account.client("ec2").describe_launch_template_versions(LaunchTemplateId=outputs["LaunchTemplateId"])
-    return versions["LaunchTemplateVersions"][-1]["LaunchTemplateData"]
+    newest = max(versions["LaunchTemplateVersions"], key=lambda version: version["VersionNumber"])
+    return newest["LaunchTemplateData"]
 
 
 @SLOW
@@ -646,8 +675,10 @@ def test_a_shell_gets_the_stacks_names(account, deployed):
     assert variables == names(deployed) | {
         "AWS_REGION": REGION,
         "LIGHTHPC_LAUNCH_TEMPLATE": deployed["LaunchTemplateId"],
+        "LIGHTHPC_LAUNCH_TEMPLATE_VERSION": "$Latest",
         "LIGHTHPC_INSTANCE_TYPES": "t3.micro,t3.small",
         "LIGHTHPC_SUBNETS": account.subnets,
+        "LIGHTHPC_BID_MODE": "spot",
     }
 
 
@@ -709,7 +740,10 @@ def test_nodes_that_are_not_baked_install_the_bundle_or_end(account, tmp_path):
 
 @SLOW
 def test_an_event_that_fails_is_not_lost(account, deployed):
-    account.clients.s3.put_object(Bucket=deployed["SourceBucket"], Key="M001/a b", Body=b"x")
+    # What EventBridge and schedules send, the program here fails at.
+    account.client("lambda").invoke(
+        FunctionName=deployed["FunctionName"], InvocationType="Event", Payload=b'{"lighthpc": "sweep"}'
+    )
     sqs = account.clients.sqs
 
     def kept():
@@ -717,8 +751,25 @@ def test_an_event_that_fails_is_not_lost(account, deployed):
         return [json.loads(message["Body"]) for message in got.get("Messages", [])]
 
     (event,) = wait_until(kept, 30, "the event is kept")
-    assert event["requestPayload"]["Records"][0]["s3"]["object"]["key"] == "M001/a+b"
+    assert event["requestPayload"] == {"lighthpc": "sweep"}
     assert event["requestContext"]["approximateInvokeCount"] == 3
+
+
+@SLOW
+def test_an_upload_that_fails_comes_again_and_is_not_lost(account, deployed):
+    sqs = account.clients.sqs
+    url = sqs.get_queue_url(QueueName="lab-uploads")["QueueUrl"]
+    # Twenty minutes are long for a test: what is tried here is that a failure is seen as one, and comes again.
+    sqs.set_queue_attributes(QueueUrl=url, Attributes={"VisibilityTimeout": "1"})
+
+    account.clients.s3.put_object(Bucket=deployed["SourceBucket"], Key="M001/a b", Body=b"x")
+
+    def kept():
+        got = sqs.receive_message(QueueUrl=deployed["FailedUploadsUrl"], MaxNumberOfMessages=10)
+        return [json.loads(message["Body"]) for message in got.get("Messages", [])]
+
+    (event,) = wait_until(kept, 60, "the upload is kept")
+    assert event["Records"][0]["s3"]["object"]["key"] == "M001/a+b"
 
 
 @SLOW
@@ -737,12 +788,14 @@ def test_deploy_again_changes_what_is_named_and_nothing_else(account, deployed):
     assert "would run: aws cloudformation update-stack" in printed
     assert settings() == before
 
-    # As a teardown that was broken off leaves it.
-    function.put_function_concurrency(FunctionName=deployed["FunctionName"], ReservedConcurrentExecutions=0)
+    # As a teardown that was broken off leaves them.
+    for name in ("FunctionName", "UploadFunctionName"):
+        function.put_function_concurrency(FunctionName=deployed[name], ReservedConcurrentExecutions=0)
     account.run("deploy", "--stack", "lab", "--binary", account.stub, "--mission", "M7")
     assert settings() == before | {"LIGHTHPC_MISSION": "M7"}
-    left = function.get_function_concurrency(FunctionName=deployed["FunctionName"])
-    assert "ReservedConcurrentExecutions" not in left
+    for name in ("FunctionName", "UploadFunctionName"):
+        left = function.get_function_concurrency(FunctionName=deployed[name])
+        assert "ReservedConcurrentExecutions" not in left
     account.run("deploy", "--stack", "lab", "--binary", account.stub, "--mission", "")
     assert settings() == before
 
@@ -772,7 +825,7 @@ def test_teardown_keeps_the_data_and_the_next_deploy_takes_it_over(account):
 
     assert (again["SourceBucket"], again["TasksTable"]) == (source, "kept-tasks")
     assert account.clients.tables.Table("kept-tasks").get_item(Key={"srcFilename": "a"})["Item"]
-    assert account.notified(source) == [again["FunctionArn"]]
+    assert account.notified(source) == [again["UploadQueueArn"]]
 
     printed, _ = account.run("teardown", "--stack", "kept", "--yes", "--delete-data")
 
@@ -815,15 +868,23 @@ def test_tables_and_buckets_of_others_are_used_and_never_deleted(account):
     (index,) = dynamodb.describe_table(TableName="tblTrans2")["Table"]["GlobalSecondaryIndexes"]
     assert index["IndexName"] == "open"
     assert index["ProvisionedThroughput"]["WriteCapacityUnits"] == 3
-    assert account.notified("their-inputs") == [outputs["FunctionArn"]]
-    assert their_queues() == [queue_arn]
+    assert their_queues() == [queue_arn, outputs["UploadQueueArn"]]
+    # As an earlier version left it: one call takes the function away and adds the queue, and theirs stays.
+    theirs = {"QueueArn": queue_arn, "Events": ["s3:ObjectRemoved:*"]}
+    function = {"LambdaFunctionArn": outputs["FunctionArn"], "Events": ["s3:ObjectCreated:*"]}
+    s3.put_bucket_notification_configuration(
+        Bucket="their-inputs",
+        NotificationConfiguration={"QueueConfigurations": [theirs], "LambdaFunctionConfigurations": [function]},
+    )
+    account.run("deploy", "--stack", "adopt", "--binary", account.stub)
+    assert account.notified("their-inputs") == [queue_arn, outputs["UploadQueueArn"]]
     assert account.tables("adopt") + account.buckets("adopt") == []
 
     printed, _ = account.run("teardown", "--stack", "adopt", "--yes", "--delete-data")
 
     assert "never deleted here: tblTrans2" in printed
     assert {"tblTrans2", "tblMission"} <= set(dynamodb.list_tables()["TableNames"])
-    assert (account.notified("their-inputs"), their_queues()) == ([], [queue_arn])
+    assert account.notified("their-inputs") == [queue_arn]
 
 
 @SLOW
@@ -919,6 +980,173 @@ def test_what_is_missing_is_named_with_its_mend(account):
     assert "credentials" in said
 
 
+@pytest.fixture
+def lying_aws(account, tmp_path):
+    """A path on which `aws` gives these answers, by the beginning of the command, and is the CLI for the rest."""
+
+    def path(**answers):
+        folder = tmp_path / "lying"
+        folder.mkdir(exist_ok=True)
+        cases = "".join(
+            f"\"{command.replace('__', ' ').replace('_', '-')}\"*) {'exit 255' if answer is None else f'echo {answer!r}; exit'} ;;\n"
+            for command, answer in answers.items()
+        )
+        program = folder / "aws"
+        program.write_text(f'#!/bin/sh\ncase "$*" in\n{cases}esac\nexec "{VENV}/aws" "$@"\n', encoding="utf-8")
+        program.chmod(0o755)
+        return f"{folder}:{account.environment()['PATH']}"
+
+    return path
+
+
+@SLOW
+def test_what_ec2_would_refuse_whole_is_refused_before_anything_is_done(account):
+    subnets = account.ec2.describe_subnets()["Subnets"]
+    vpc, zone = subnets[0]["VpcId"], subnets[0]["AvailabilityZone"]
+    twin = account.ec2.create_subnet(VpcId=vpc, CidrBlock="172.31.128.0/24", AvailabilityZone=zone)["Subnet"]["SubnetId"]
+    other_vpc = account.ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
+    other_zone = subnets[1]["AvailabilityZone"]
+    stranger = account.ec2.create_subnet(VpcId=other_vpc, CidrBlock="10.9.1.0/24", AvailabilityZone=other_zone)
+    first = subnets[0]["SubnetId"]
+    required = ("--stack", "refused", "--image", account.image, "--binary", account.stub)
+
+    for more, words in [
+        (("--subnets", f"{first},{twin}"), f"all in {zone}"),
+        (("--subnets", f"{first},{first}"), "named twice"),
+        (("--subnets", f"{first},{stranger['Subnet']['SubnetId']}"), "several VPCs"),
+        (("--subnets", first, "--instance-types", "t3.micro,t3.small,t3.micro"), "named twice"),
+        (("--subnets", first, "--instance-types", "t3.micro,p5.48xlarge", "--allowed-instance-types", "t3.*"), "p5.48xlarge"),
+        (("--subnets", first, "--allowed-instance-types", "t3.*"), "c7i.large"),
+    ]:
+        _, said = account.run("deploy", *required, *more, code=2)
+        assert words in said
+    _, said = account.run("deploy", *required, "--subnets", f"{first},subnet-00000000", code=1)
+    assert "subnet-00000000" in said and "--subnets" in said
+    assert account.tables("refused") + account.buckets("refused") == []
+
+
+CUSTOMER_KEY = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/00000000-1111-2222-3333-444444444444"
+
+
+@SLOW
+def test_a_key_that_would_end_each_instance_is_named_before_the_first(account, lying_aws):
+    required = ("--stack", "keyed", "--image", account.image, "--subnets", account.subnets, "--binary", account.stub)
+
+    def deploy(*more, code=0, **answers):
+        path = lying_aws(**{"ec2__get_ebs_default_kms_key_id": "alias/aws/ebs"} | answers)
+        out, said = account.run("deploy", *required, "--dry-run", *more, code=code, PATH=path)
+        return out + said
+
+    customers = {"kms__describe_key": f"CUSTOMER {CUSTOMER_KEY}"}
+    by_default = customers | {"ec2__get_ebs_default_kms_key_id": CUSTOMER_KEY}
+    of_image = customers | {
+        f"ec2__describe_images --image-ids {account.image} --output": "snap-1",
+        "ec2__describe_snapshots": CUSTOMER_KEY,
+    }
+
+    assert "UseVolumeKey" not in deploy()
+    said = deploy(code=1, **by_default)
+    assert f"--volume-key {CUSTOMER_KEY}" in said and "end at its launch" in said
+    assert f'"ParameterValue": "{CUSTOMER_KEY}"' in deploy("--volume-key", CUSTOMER_KEY, **by_default)
+    assert '"ParameterValue": "alias/aws/ebs"' in deploy("--volume-key", "alias/aws/ebs", **by_default)
+    said = deploy(code=1, **of_image)
+    assert f"encrypted with {CUSTOMER_KEY}" in said
+    deploy("--volume-key", CUSTOMER_KEY, **of_image)
+    deploy("--volume-key", "alias/aws/ebs", code=1, **of_image)
+    # AWS's own key, and what may not be seen.
+    assert "end at its launch" not in deploy(**by_default | {"kms__describe_key": f"AWS {CUSTOMER_KEY}"})
+    assert "not checked" in deploy(ec2__get_ebs_default_kms_key_id=None)
+
+
+@SLOW
+def test_after_an_update_a_shell_launches_what_the_scheduler_launches(account, binary, tmp_path):
+    first = account.deploy("newer", "--bid-mode", "on-demand", "--mission", "M7", "--instance-types", "t3.micro")
+    assert first["LaunchTemplateVersion"] == "1"
+    image = account.ec2.register_image(Name=f"lighthpc-{uuid.uuid4().hex}", RootDeviceName="/dev/sda1")["ImageId"]
+    out, _ = account.run("deploy", "--stack", "newer", "--image", image, "--binary", account.stub)
+    outputs = dict(line.split() for line in out.splitlines())
+    assert outputs["LaunchTemplateVersion"] == "2"
+    functions = account.client("lambda")
+    for name in ("FunctionName", "UploadFunctionName"):
+        settings = functions.get_function_configuration(FunctionName=outputs[name])["Environment"]["Variables"]
+        assert settings["LIGHTHPC_LAUNCH_TEMPLATE_VERSION"] == "2"
+
+    exports, _ = account.run("deploy", "--stack", "newer", "--exports")
+    (tmp_path / "one").write_text("one")
+    seen = []
+    for bucket in (outputs["SourceBucket"], outputs["ResultBucket"]):
+        account.clients.s3.delete_bucket_policy(Bucket=bucket)
+    with chaos_proxy.Proxy(account.url, NoDice(), None, rates={}) as proxy:
+        proxy.on_request = lambda service, method, path, headers, body: seen.append((service, body))
+        shell = f"{exports}\nexec '{binary}' submit {tmp_path}/one"
+        env = account.environment() | {"LIGHTHPC_MISSION": "stale", "LIGHTHPC_ON_DEMAND_FLOOR": "9"}
+        env |= {"AWS_ENDPOINT_URL_EC2": proxy.url}
+        subprocess.run(["sh", "-c", shell], env=env, capture_output=True, text=True, timeout=60)
+    forms = [dict(urllib.parse.parse_qsl(body.decode())) for service, body in seen if service == "ec2"]
+    launches = [form for form in forms if form["Action"] == "CreateFleet"]
+    assert launches, forms
+    data = account.client("ec2").describe_launch_template_versions
+    for form in launches:
+        prefix = "LaunchTemplateConfigs.1.LaunchTemplateSpecification"
+        template = {name: form[f"{prefix}.{name}"] for name in ("LaunchTemplateId", "Version")}
+        versions = data(LaunchTemplateId=template["LaunchTemplateId"], Versions=[template["Version"]])
+        assert versions["LaunchTemplateVersions"][0]["LaunchTemplateData"]["ImageId"] == image
+        assert form["TargetCapacitySpecification.DefaultTargetCapacityType"] == "on-demand"
+
+
+@SLOW
+def test_the_stack_of_an_earlier_version_is_updated_to_the_queue(account):
+    # The same template, but for the way of uploads: as it was.
+    text = TEMPLATE.read_text(encoding="utf-8")
+    old, count = re.subn(
+        r"QueueConfigurations:\n( +)- Event: (.*)\n +Queue: .*",
+        r"LambdaConfigurations:\n\1- Event: \2\n\1  Function: !GetAtt Function.Arn",
+        text,
+    )
+    assert count == 1
+    old = old.replace("DependsOn: UploadQueuePolicy", "DependsOn: SourceBucketMayInvoke")
+    old = old.replace("    Condition: AdoptsSourceBucket\n", "").replace(
+        "s3:::${ExistingSourceBucket}\n\n  SweepRule", f"s3:::older-source-{ACCOUNT}-{REGION}\n\n  SweepRule"
+    )
+    stacks = account.client("cloudformation")
+    code_bucket = f"lighthpc-code-{ACCOUNT}-{REGION}"
+    account.deploy("seed")
+    (key, *_) = [it["Key"] for it in account.clients.s3.list_objects_v2(Bucket=code_bucket, Prefix="seed/")["Contents"]]
+    parameters = {"ImageId": account.image, "Subnets": account.subnets, "CodeBucket": code_bucket, "CodeKey": key}
+    stacks.create_stack(
+        StackName="older",
+        TemplateBody=old,
+        Capabilities=["CAPABILITY_IAM"],
+        Parameters=[{"ParameterKey": name, "ParameterValue": value} for name, value in parameters.items()],
+    )
+    stacks.get_waiter("stack_create_complete").wait(StackName="older", WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+    bucket = f"older-source-{ACCOUNT}-{REGION}"
+    assert account.notified(bucket)[0].endswith(":older-scheduler")
+
+    out, _ = account.run("deploy", "--stack", "older", "--binary", account.stub)
+
+    outputs = dict(line.split() for line in out.splitlines())
+    assert account.notified(bucket) == [outputs["UploadQueueArn"]]
+    (group,) = launch_data(account, outputs)["SecurityGroupIds"]
+    made = account.client("ec2").describe_security_groups(GroupIds=[group])["SecurityGroups"][0]
+    assert (made["VpcId"], made["IpPermissions"]) == (account.ec2.describe_subnets()["Subnets"][0]["VpcId"], [])
+
+
+@SLOW
+def test_what_is_left_is_named_in_any_partition(account, lying_aws):
+    zone = account.ec2.describe_subnets()["Subnets"][0]["AvailabilityZone"]
+    tags = [{"ResourceType": "volume", "Tags": [{"Key": "lighthpc", "Value": "gone-tasks"}]}]
+    volume = account.ec2.create_volume(AvailabilityZone=zone, Size=1, TagSpecifications=tags)["VolumeId"]
+    identity = f"{ACCOUNT}\tarn:aws-us-gov:sts::{ACCOUNT}:assumed-role/a/b"
+    path = lying_aws(sts__get_caller_identity=identity)
+
+    printed, _ = account.run("teardown", "--stack", "gone", "--yes", code=1, PATH=path)
+    assert f"volume {volume}" in printed
+    account.ec2.delete_volume(VolumeId=volume)
+    printed, _ = account.run("teardown", "--stack", "gone", "--yes", PATH=path)
+    assert printed == "nothing is left that bills\n"
+
+
 # All of it together.
 
 
@@ -965,7 +1193,9 @@ def node_credentials(account, stack, session="node"):
 
 def said_by(account, outputs):
     """What the scheduler wrote into its log."""
-    events = account.client("logs").filter_log_events(logGroupName=f"/aws/lambda/{outputs['FunctionName']}")["events"]
+    logs = account.client("logs")
+    groups = [f"/aws/lambda/{outputs[name]}" for name in ("FunctionName", "UploadFunctionName")]
+    events = [event for group in groups for event in logs.filter_log_events(logGroupName=group)["events"]]
     return "".join(event["message"].rstrip() + "\n" for event in events)[-6000:]
 
 
@@ -998,13 +1228,14 @@ def test_from_an_uploaded_file_to_a_finished_mission(account, scheduler, tmp_pat
     )["LaunchTemplate"]
     functions = account.client("lambda")
     settings = functions.get_function_configuration(FunctionName=outputs["FunctionName"])["Environment"]["Variables"]
-    functions.update_function_configuration(
-        FunctionName=outputs["FunctionName"],
-        Environment={"Variables": settings | {"LIGHTHPC_LAUNCH_TEMPLATE": twin["LaunchTemplateId"]}},
-    )
-    functions.get_waiter("function_updated_v2").wait(
-        FunctionName=outputs["FunctionName"], WaiterConfig={"Delay": 1, "MaxAttempts": 30}
-    )
+    for name in (outputs["FunctionName"], outputs["UploadFunctionName"]):
+        functions.update_function_configuration(
+            FunctionName=name,
+            Environment={"Variables": settings | {"LIGHTHPC_LAUNCH_TEMPLATE": twin["LaunchTemplateId"]}},
+        )
+        functions.get_waiter("function_updated_v2").wait(
+            FunctionName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 30}
+        )
     try:
         cloud.put_mission("M001", 1)
 
@@ -1043,7 +1274,8 @@ def test_from_an_uploaded_file_to_a_finished_mission(account, scheduler, tmp_pat
         assert "M001" in note["Subject"] + note["Message"]
         cloud.assert_terminated(instance_id)
         assert len(launched()) == 1, "one file, one instance"
-        kept = account.clients.sqs.receive_message(QueueUrl=outputs["FailedEventsUrl"]).get("Messages", [])
-        assert kept == [], "no event failed"
+        for name in ("FailedEventsUrl", "FailedUploadsUrl"):
+            kept = account.clients.sqs.receive_message(QueueUrl=outputs[name]).get("Messages", [])
+            assert kept == [], "no event failed"
     finally:
         cloud.close()

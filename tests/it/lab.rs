@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use lighthpc::backend::fleet::Template;
-use lighthpc::backend::ledger::{Made, NewMission, NewTask};
+use lighthpc::backend::ledger::{Made, NewMission, NewTask, SETTINGS};
 use lighthpc::backend::machine::{EndOrder, PowerOff, has_process};
 use lighthpc::backend::{Backend, Tables, Wire};
-use lighthpc::domain::budget::Limits;
+use lighthpc::domain::budget::{Limits, SizeLimits};
 use lighthpc::domain::ids::{MissionId, SrcId};
 use lighthpc::domain::mission::{Mission, Notified, Tally};
 use lighthpc::domain::policy::Policy;
@@ -36,6 +36,8 @@ impl Lab {
         let cloud = LocalCloud::in_memory(&dir.path().join("cloud")).unwrap();
         let backend = backend(&cloud, None, &Faults::new(), PowerOff::Never);
         backend.ledger.create_tables().await.unwrap();
+        // Each node of each test is held to this, whatever goes wrong in its life.
+        cloud.deny_instances(&backend.ledger.tables().missions, SETTINGS);
         Self { cloud, backend, dir }
     }
 
@@ -58,7 +60,6 @@ impl Lab {
             now: "2026-01-01T00:00:00Z".to_owned(),
             trigger_time: "2026-01-01T00:00:00Z".to_owned(),
             trigger: "test".to_owned(),
-            is_launched: false,
         };
         assert_eq!(self.backend.ledger.create_task(&new).await.unwrap(), Made::New);
     }
@@ -99,6 +100,7 @@ impl Lab {
             simulation: Simulation::default(),
             bounds: Bounds { time_limit: None, grace: Duration::from_secs(5), echo: false, wall: None },
             limits: Limits::default(),
+            sizes: SizeLimits::default(),
             preflight: Arc::default(),
             report: tokio::sync::watch::Sender::new(Report::default()),
         };
@@ -115,7 +117,7 @@ impl Lab {
 
     pub(crate) fn scheduler_settings() -> scheduler::Settings {
         scheduler::Settings {
-            template: Some(Template { name: "nodes".to_owned(), version: "$Default".to_owned() }),
+            template: Some(Template { name: "nodes".to_owned(), version: "$Latest".to_owned() }),
             subnets: Vec::new(),
             policy: Policy::default(),
             source_bucket: Some(SOURCE_BUCKET.to_owned()),
@@ -124,6 +126,7 @@ impl Lab {
             default_mission: None,
             lease: Duration::from_millis(1500),
             limits: Limits::default(),
+            node_limits: scheduler::OwnLimits::default(),
             pace: 1e6,
         }
     }

@@ -310,6 +310,7 @@ const NAMES: &[&str] = &[
     "launchInstanceID",
     "launchesLost",
     "launchError",
+    "launchRequest",
     "launchAfter",
     "cancelled",
     "missionID",

@@ -23,6 +23,7 @@ fn claimant(instance: &str) -> Claimant {
         bucket: None,
         now: "now".to_owned(),
         token: format!("token of {instance}"),
+        is_alone: true,
     }
 }
 

@@ -6,12 +6,13 @@ use lighthpc::backend::ledger::{Claim, Claimant, Commit, Fence, Finish, Made, Ne
 use lighthpc::backend::machine::PowerOff;
 use lighthpc::backend::store::{Mark, Put, StoreError};
 use lighthpc::backend::{Backend, Tables, Wire};
-use lighthpc::domain::ids::InstanceId;
+use lighthpc::domain::ids::{Attempt, InstanceId};
 use lighthpc::domain::keys::result_key;
 use lighthpc::domain::task::{Counts, State};
 use lighthpc::domain::verdict::Verdict;
 use lighthpc::exit::{self, Exit};
 use lighthpc::worker::{Ending, NodeError, words};
+use lighthpc::workload::Left;
 use local_cloud::Service::S3;
 use local_cloud::{ACCESS_KEY, Fault, Faults, REGION, RESULT_BUCKET, SECRET_KEY, SOURCE_BUCKET, When};
 use tokio::task::JoinSet;
@@ -43,6 +44,7 @@ async fn claim(backend: &Backend, task: &str, instance: &str) -> Fence {
         bucket: None,
         now: "2026-01-01T00:00:00Z".to_owned(),
         token: format!("{instance} {task}"),
+        is_alone: true,
     };
     let row = match backend.ledger.claim(&src(task), &who).await.unwrap() {
         Claim::Held(row) => row,
@@ -85,6 +87,11 @@ async fn two_names_with_one_key_never_share_an_object() {
     }
 }
 
+/// What an earlier process would have left of a task's first attempt.
+fn left_of(task: &str) -> Left {
+    Left { src: src(task), attempt: Attempt(1), is_same_boot: true }
+}
+
 /// On one node both are attempt 1 of the same instance: that must not look like a put whose answer was lost.
 #[tokio::test]
 async fn on_one_node_a_foreign_object_is_not_adopted() {
@@ -93,7 +100,7 @@ async fn on_one_node_a_foreign_object_is_not_adopted() {
         lab.mission("M", &order).await;
         let instance = lab.cloud.launch(&[("missionID", "M")]);
         let mut node = lab.node_on(instance, Faults::new()).shell(WORK);
-        node.settings.left = order.iter().map(|task| src(task)).collect();
+        node.settings.left = order.iter().map(|task| left_of(task)).collect();
 
         let life = node.run().await;
 
@@ -188,7 +195,6 @@ async fn deployments_that_share_a_bucket_do_not_overwrite_each_other() {
         now: "2026-01-01T00:00:00Z".to_owned(),
         trigger_time: String::new(),
         trigger: "test".to_owned(),
-        is_launched: false,
     };
     assert_eq!(backend.ledger.create_task(&new).await.unwrap(), Made::New);
     let other = Subject { instance, backend: backend.clone(), settings, stopping };

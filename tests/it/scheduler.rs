@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::lab::{Lab, mission_id, src};
 
-fn upload(key: &str) -> Upload {
+pub(crate) fn upload(key: &str) -> Upload {
     Upload {
         bucket: SOURCE_BUCKET.to_owned(),
         src: src(key),

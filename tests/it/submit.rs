@@ -17,37 +17,50 @@ fn plan(keys: &[&str]) -> Plan {
         exec: None,
         nodes: None,
         slots: None,
+        uploads: None,
     }
 }
 
-/// An object is a task as soon as it is there: whatever order object and submission come in, it counts for the mission once.
+/// Whatever order object and submission come in, each object that is submitted counts for the mission once; one that is not
+/// submitted counts only if the mission takes uploads.
 #[tokio::test]
 async fn a_submission_and_its_objects_events_meet_in_any_order() {
-    let lab = Lab::new().await;
-    let scheduler = lab.scheduler(&Faults::new());
-    board(&scheduler, "M/before").await;
-    assert_eq!(lab.task("M/before").await.mission, None);
-    let plan = plan(&["M/before", "M/between", "M/after"]);
+    for uploads in [None, Some(false), Some(true)] {
+        let is_open = uploads == Some(true);
+        let lab = Lab::new().await;
+        let scheduler = lab.scheduler(&Faults::new());
+        board(&scheduler, "M/before").await;
+        assert_eq!(lab.task("M/before").await.mission, None);
+        let keys = ["M/before", "M/while", "M/between", "M/after"];
+        let plan = Plan { uploads, ..plan(&keys) };
 
-    let prepared = scheduler.prepare(&plan).await.unwrap();
-    board(&scheduler, "M/between").await;
-    let submitted = scheduler.make_rows(&plan, &prepared, |_| {}).await.unwrap();
-    assert_eq!(board(&scheduler, "M/after").await, Boarded::Duplicate);
+        // The rows are looked at, an object comes, the mission is made.
+        let checked = scheduler.check(&plan, false).await.unwrap();
+        board(&scheduler, "M/while").await;
+        let prepared = scheduler.prepare_checked(&plan, checked).await.unwrap();
+        let between = board(&scheduler, "M/between").await;
+        assert_eq!(matches!(between, Boarded::Refused(_)), !is_open, "{uploads:?}: {between:?}");
+        let submitted = scheduler.make_rows(&plan, &prepared, |_| {}).await.unwrap();
+        for key in keys {
+            assert_eq!(board(&scheduler, key).await, Boarded::Duplicate, "{key}");
+        }
 
-    assert!(submitted.is_new);
-    assert_eq!((submitted.made, submitted.there), (1, 2));
-    assert_eq!(lab.mission_row("M").await.trans_number, Some(3));
-    for key in ["M/before", "M/between", "M/after"] {
-        assert_eq!(lab.task(key).await.mission, Some(mission_id("M")), "{key}");
+        assert!(submitted.is_new);
+        assert_eq!(submitted.made + submitted.there, 4, "{submitted:?}");
+        assert_eq!(lab.mission_row("M").await.trans_number, Some(4));
+        for key in keys {
+            assert_eq!(lab.task(key).await.mission, Some(mission_id("M")), "{key}");
+        }
+        let again = scheduler.prepare(&plan).await.unwrap();
+        assert!(!again.is_new && again.known.len() == 4);
+        assert_eq!(again.mission.trans_number, Some(4));
+
+        // A later upload is a task of the mission if it takes any, and a later submission counts it.
+        board(&scheduler, "M/uploaded").await;
+        let larger = Plan { srcs: vec![src("M/more")], ..plan };
+        let larger = scheduler.prepare(&larger).await.unwrap();
+        assert_eq!(larger.mission.trans_number, Some(if is_open { 6 } else { 5 }));
     }
-    let again = scheduler.prepare(&plan).await.unwrap();
-    assert!(!again.is_new && again.known.len() == 3);
-    assert_eq!(again.mission.trans_number, Some(3));
-
-    // A later upload is a task of the mission, and a later submission counts it.
-    board(&scheduler, "M/uploaded").await;
-    let larger = Plan { srcs: vec![src("M/more")], ..plan };
-    assert_eq!(scheduler.prepare(&larger).await.unwrap().mission.trans_number, Some(5));
 }
 
 #[tokio::test]
@@ -72,8 +85,8 @@ async fn a_missions_nodes_are_launched_once_however_many_look() {
     lab.set_mission_number("M", "nodes", 2).await;
     let seen = lab.mission_row("M").await;
 
-    let first = lab.backend.ledger.reserve_round(&seen).await.unwrap();
-    assert_eq!((first, lab.backend.ledger.reserve_round(&seen).await.unwrap()), (Some(1), None));
+    let first = lab.backend.ledger.reserve_round(&seen, 1, &[]).await.unwrap();
+    assert_eq!((first, lab.backend.ledger.reserve_round(&seen, 1, &[]).await.unwrap()), (true, false));
 
     // Whoever reserved has died: the next sweep launches, and the one after finds nothing missing.
     let scheduler = lab.scheduler(&Faults::new());

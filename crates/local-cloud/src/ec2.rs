@@ -1,7 +1,8 @@
 //! EC2: launches, tags, lists, and ends the instances of [`Fleet`], and records that it was asked to.
 //!
-//! It never starts a process: whoever plays the machine does that. Launch templates, prices, and capacity are not
-//! modelled; a call for them is refused by name, not answered with something invented.
+//! It never starts a process: whoever plays the machine does that. It refuses what EC2 refuses of a fleet's pools, and launches
+//! once for one client token (for as long as the process lives; EC2 for a day at least). Launch templates, prices, and capacity
+//! are not modelled; a call for them is refused by name, not answered with something invented.
 
 use aws_smithy_types::body::SdkBody;
 
@@ -24,6 +25,8 @@ pub(super) fn answer(fleet: &Fleet, form: &Form) -> http::Response<SdkBody> {
         "TerminateInstances" => terminate_instances(fleet, form),
         "DescribeTags" => describe_tags(fleet, form),
         "CreateTags" => create_tags(fleet, form),
+        "DescribeSubnets" => describe_subnets(fleet, form),
+        "DescribeInstanceTypeOfferings" => describe_offerings(fleet, form),
         other => Err(Refusal::new("InvalidAction", format!("The action {other} is not valid for this web service."))),
     };
     match outcome {
@@ -123,6 +126,7 @@ fn create_fleet(fleet: &Fleet, form: &Form) -> Result<Xml, Refusal> {
         return Err(Refusal::new("InvalidParameterValue", "the local cloud has fleets of type instant only"));
     }
     let count = count(form, "TargetCapacitySpecification.TotalTargetCapacity")?;
+    refuse_pools(fleet, form)?;
     refuse_dry_run(form)?;
     let ids = launch(fleet, form, count)?;
     let mut xml = Xml::default();
@@ -140,17 +144,78 @@ fn create_fleet(fleet: &Fleet, form: &Form) -> Result<Xml, Refusal> {
     Ok(xml)
 }
 
+/// Refuses a request that names a pool (instance type and zone) twice, or a type that the region does not have: as a whole.
+fn refuse_pools(fleet: &Fleet, form: &Form) -> Result<(), Refusal> {
+    let zones = fleet.subnets();
+    let mut pools = std::collections::BTreeSet::new();
+    for config in form.indexes("LaunchTemplateConfigs") {
+        for pool in form.indexes(&format!("{config}.Overrides")) {
+            let field = |name: &str| form.get(&format!("{pool}.{name}")).unwrap_or_default();
+            let (instance_type, subnet) = (field("InstanceType"), field("SubnetId"));
+            if !instance_type.is_empty() && !fleet.offers(instance_type) {
+                let message = format!("Invalid value '{instance_type}' for InstanceType.");
+                return Err(Refusal::new("InvalidParameterValue", message));
+            }
+            let zone = zones.get(subnet).cloned().unwrap_or_else(|| subnet.to_owned());
+            if !pools.insert((instance_type.to_owned(), zone)) {
+                let message = "The fleet configuration contains duplicate instance pools";
+                return Err(Refusal::new("InvalidFleetConfig", message));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn describe_subnets(fleet: &Fleet, form: &Form) -> Result<Xml, Refusal> {
+    let filters = Filters::read(form);
+    if let Some(name) = filters.unknown(|name| name == "subnet-id") {
+        return Err(Refusal::new("InvalidParameterValue", format!("The filter '{name}' is invalid")));
+    }
+    refuse_dry_run(form)?;
+    let mut xml = Xml::default();
+    xml.node("subnetSet", |xml| {
+        for (id, zone) in fleet.subnets() {
+            if filters.all_match(|_| vec![id.clone()]) {
+                xml.node("item", |xml| {
+                    xml.text("subnetId", &id).text("availabilityZone", zone);
+                });
+            }
+        }
+    });
+    Ok(xml)
+}
+
+/// Says which of the types that are asked for the region offers; it has no list of its own.
+fn describe_offerings(fleet: &Fleet, form: &Form) -> Result<Xml, Refusal> {
+    refuse_dry_run(form)?;
+    if form.get("Filter.1.Name") != Some("instance-type") {
+        return Err(Refusal::new("InvalidParameterValue", "the local cloud needs the filter instance-type"));
+    }
+    let mut xml = Xml::default();
+    xml.node("instanceTypeOfferingSet", |xml| {
+        for name in form.list("Filter.1.Value").iter().filter(|name| fleet.offers(name)) {
+            xml.node("item", |xml| {
+                xml.text("instanceType", name).text("locationType", "region").text("location", REGION);
+            });
+        }
+    });
+    Ok(xml)
+}
+
 fn describe_instances(fleet: &Fleet, form: &Form) -> Result<Xml, Refusal> {
     let ids = form.list("InstanceId");
     let filters = Filters::read(form);
     if let Some(name) = filters.unknown(is_instance_field) {
         return Err(Refusal::new("InvalidParameterValue", format!("The filter '{name}' is invalid")));
     }
+    fleet.recall(&ids);
     known(fleet, &ids)?;
     refuse_dry_run(form)?;
     let mut machines = fleet.all();
     machines.retain(|(id, machine)| {
-        (ids.is_empty() || ids.contains(id)) && filters.all_match(|name| instance_field(name, id, machine))
+        !machine.is_hidden
+            && (ids.is_empty() || ids.contains(id))
+            && filters.all_match(|name| instance_field(name, id, machine))
     });
     let mut xml = Xml::default();
     xml.node("reservationSet", |xml| {
@@ -190,6 +255,11 @@ fn instance_item(xml: &mut Xml, id: &str, machine: &Machine) {
             xml.text("availabilityZone", format!("{REGION}a"));
         });
         xml.text("instanceLifecycle", "spot");
+        if let Some((code, message)) = &machine.reason {
+            xml.node("stateReason", |xml| {
+                xml.text("code", code).text("message", message);
+            });
+        }
         xml.node("tagSet", |xml| {
             for (key, value) in &machine.tags {
                 xml.node("item", |xml| {
@@ -220,6 +290,8 @@ fn terminate_instances(fleet: &Fleet, form: &Form) -> Result<Xml, Refusal> {
                 let before = machine.state();
                 machine.terminate_calls += 1;
                 (machine.is_running, machine.is_stopped) = (false, false);
+                let code = "Client.UserInitiatedShutdown";
+                machine.reason.get_or_insert_with(|| (code.to_owned(), format!("{code}: User initiated shutdown")));
                 before
             });
             xml.node("item", |xml| {

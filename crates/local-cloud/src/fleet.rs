@@ -1,9 +1,10 @@
 //! The instances of the local cloud: what they are tagged with, what EC2 and IMDS have to say about them.
 //!
-//! They live in this process alone. An id from an earlier process is unknown to EC2, which is the truth: the
-//! process that was that machine is gone. An instance is `running` until it is terminated; there is nothing between.
+//! They live in this process alone. In a folder that outlives its processes, an instance of an earlier process is
+//! `terminated`: the process that was that machine has ended, or this one would not have the folder's lock. An instance is
+//! `running` until it is terminated; there is nothing between.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
@@ -26,7 +27,7 @@ pub struct Instance {
 }
 
 /// What is known of one machine.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Machine {
     pub(super) tags: BTreeMap<String, String>,
     pub(super) is_running: bool,
@@ -39,6 +40,10 @@ pub(super) struct Machine {
     pub(super) notice: Option<(String, String)>,
     /// The time of the rebalance recommendation.
     pub(super) rebalance: Option<String>,
+    /// Why its state changed: code and message.
+    pub(super) reason: Option<(String, String)>,
+    /// Whether EC2 does not show it yet.
+    pub(super) is_hidden: bool,
 }
 
 impl Machine {
@@ -60,6 +65,12 @@ pub(super) struct Fleet {
     machines: Mutex<BTreeMap<String, Machine>>,
     tokens: Mutex<BTreeMap<String, Launched>>,
     hides_tags: AtomicBool,
+    /// Whether earlier processes had instances, too.
+    has_earlier: AtomicBool,
+    /// The zones of subnets. One that is not here is in a zone of its own.
+    zones: Mutex<BTreeMap<String, String>>,
+    /// The instance types that the region offers; `None`: all.
+    offered: Mutex<Option<BTreeSet<String>>>,
     /// Every call, as it was asked.
     requests: Mutex<Vec<BTreeMap<String, String>>>,
 }
@@ -72,15 +83,28 @@ impl Fleet {
         let machine = Machine {
             tags: tags.into_iter().collect(),
             is_running: true,
-            is_stopped: false,
             launched: machines.len() as u64,
             launched_at: UNIX_EPOCH.elapsed().unwrap_or_default(),
-            terminate_calls: 0,
-            notice: None,
-            rebalance: None,
+            ..Machine::default()
         };
         machines.insert(id.clone(), machine);
         id
+    }
+
+    /// Says that earlier processes had instances in the same folder, and that all of them have ended.
+    pub(super) fn follow_earlier(&self) {
+        self.has_earlier.store(true, Ordering::SeqCst);
+    }
+
+    /// Notes instances that this process does not know, and that an earlier one may have had, as terminated.
+    pub(super) fn recall(&self, ids: &[String]) {
+        let is_ours = |id: &String| id.len() == 19 && id.starts_with("i-0");
+        if self.has_earlier.load(Ordering::SeqCst) {
+            let mut machines = locked(&self.machines);
+            for id in ids.iter().filter(|id| is_ours(id)) {
+                machines.entry(id.clone()).or_default();
+            }
+        }
     }
 
     /// Launches once for one client token, as EC2 does; `Err`: the token was used for another call.
@@ -107,7 +131,7 @@ impl Fleet {
     /// Gives the first id that is not known.
     pub(super) fn unknown<'a>(&self, ids: &'a [String]) -> Option<&'a str> {
         let machines = locked(&self.machines);
-        ids.iter().find(|id| !machines.contains_key(*id)).map(String::as_str)
+        ids.iter().find(|id| machines.get(*id).is_none_or(|machine| machine.is_hidden)).map(String::as_str)
     }
 
     pub(super) fn all(&self) -> Vec<(String, Machine)> {
@@ -130,6 +154,15 @@ impl Fleet {
             terminate_calls: machine.terminate_calls,
         };
         self.all().into_iter().map(instance).collect()
+    }
+
+    /// The subnets that are known, with their zones.
+    pub(super) fn subnets(&self) -> BTreeMap<String, String> {
+        locked(&self.zones).clone()
+    }
+
+    pub(super) fn offers(&self, instance_type: &str) -> bool {
+        locked(&self.offered).as_ref().is_none_or(|offered| offered.contains(instance_type))
     }
 
     pub(super) fn record(&self, call: BTreeMap<String, String>) {
@@ -155,5 +188,13 @@ impl Fleet {
 
     pub(super) fn set_tags_in_imds(&self, on: bool) {
         self.hides_tags.store(!on, Ordering::SeqCst);
+    }
+
+    pub(super) fn put_subnet(&self, id: &str, zone: &str) {
+        locked(&self.zones).insert(id.to_owned(), zone.to_owned());
+    }
+
+    pub(super) fn offer(&self, types: &[&str]) {
+        *locked(&self.offered) = Some(types.iter().map(|name| (*name).to_owned()).collect());
     }
 }

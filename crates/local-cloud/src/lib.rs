@@ -21,12 +21,17 @@ mod faults;
 mod faulty;
 mod filter;
 mod fleet;
+#[cfg(any(test, fuzzing, feature = "testing"))]
+#[doc(hidden)]
+pub mod fuzz;
 #[cfg(any(test, feature = "testing"))]
 mod gate;
 mod imds;
 mod keys;
 mod layout;
 mod query;
+#[cfg(any(test, feature = "testing"))]
+mod rights;
 mod s3;
 mod snapshot;
 mod sns;
@@ -57,6 +62,8 @@ pub use wire::Service;
 use dynamo::Dynamo;
 use fleet::Fleet;
 use layout::Layout;
+#[cfg(any(test, feature = "testing"))]
+use rights::Denied;
 use sns::Sns;
 use wire::Wire;
 
@@ -86,6 +93,9 @@ struct Inner {
     sns: Sns,
     fleet: Fleet,
     layout: Layout,
+    /// What instances may not do.
+    #[cfg(any(test, feature = "testing"))]
+    denied: Mutex<Option<Denied>>,
     /// Held open for its lock.
     _lock: Option<File>,
 }
@@ -100,7 +110,9 @@ impl LocalCloud {
     pub fn open(dir: &Path) -> Result<Self, OpenError> {
         let (layout, lock) = Layout::open(dir)?;
         let (dynamo, sns) = (Dynamo::on_disk(&layout)?, Sns::open(&layout)?);
-        Ok(Self::of(layout, Some(lock), dynamo, sns))
+        let cloud = Self::of(layout, Some(lock), dynamo, sns);
+        cloud.inner.fleet.follow_earlier();
+        Ok(cloud)
     }
 
     /// Opens an existing cloud beside the process that has it open: to look at, not to work in. Nothing in the folder
@@ -130,7 +142,19 @@ impl LocalCloud {
     fn of(layout: Layout, lock: Option<File>, dynamo: Dynamo, sns: Sns) -> Self {
         let objects = Arc::new(s3::ObjectFiles::new(layout.clone()));
         let s3 = s3::S3Local::new(Arc::clone(&objects)).endpoint();
-        Self { inner: Arc::new(Inner { dynamo, s3, objects, sns, fleet: Fleet::default(), layout, _lock: lock }) }
+        Self {
+            inner: Arc::new(Inner {
+                dynamo,
+                s3,
+                objects,
+                sns,
+                fleet: Fleet::default(),
+                layout,
+                #[cfg(any(test, feature = "testing"))]
+                denied: Mutex::default(),
+                _lock: lock,
+            }),
+        }
     }
 
     /// Gives the folder the cloud is kept in, as an absolute path.

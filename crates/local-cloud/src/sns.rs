@@ -143,7 +143,7 @@ fn refusal(message: &Published) -> Option<&'static str> {
 }
 
 /// Reads the messages, and how many bytes of the file hold whole ones.
-fn read_back(path: &Path) -> Result<(Vec<Published>, u64), OpenError> {
+pub(super) fn read_back(path: &Path) -> Result<(Vec<Published>, u64), OpenError> {
     let text = match fs::read(path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), 0)),

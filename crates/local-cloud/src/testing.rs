@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
 
-use super::LocalCloud;
 use super::faults::Faults;
+use super::rights::Denied;
 use super::wire::Wire;
+use super::{LocalCloud, locked};
 
 impl LocalCloud {
     /// Makes a wire with faults in front, which also keeps their journal.
@@ -30,6 +31,35 @@ impl LocalCloud {
     /// Makes a machine stop, as `StopInstances` would: it can be started again, and its volumes bill.
     pub fn halt_instance(&self, id: &str) {
         self.inner.fleet.change(id, |machine| (machine.is_running, machine.is_stopped) = (false, true));
+    }
+
+    /// Makes EC2 end a machine for a reason of its own: code and message.
+    pub fn fail_instance(&self, id: &str, code: &str, message: &str) {
+        self.inner.fleet.change(id, |machine| {
+            machine.is_running = false;
+            machine.reason = Some((code.to_owned(), message.to_owned()));
+        });
+    }
+
+    /// Sets whether EC2 shows a machine: a new one may be unknown for a while.
+    pub fn show_instance(&self, id: &str, is_shown: bool) {
+        self.inner.fleet.change(id, |machine| machine.is_hidden = !is_shown);
+    }
+
+    /// Says in which availability zone a subnet is. One of which nothing is said is in a zone of its own.
+    pub fn put_subnet(&self, id: &str, zone: &str) {
+        self.inner.fleet.put_subnet(id, zone);
+    }
+
+    /// Says which instance types the region offers; before that, all.
+    pub fn offer_types(&self, types: &[&str]) {
+        self.inner.fleet.offer(types);
+    }
+
+    /// Denies instances, as a node's role does, updates of a table that name one of these attributes, or an item whose key begins
+    /// with `~`.
+    pub fn deny_instances(&self, table: &str, names: &'static [&'static str]) {
+        *locked(&self.inner.denied) = Some(Denied::new(table, names));
     }
 
     /// Makes a machine vanish, as a crash or a reclaimed Spot instance would: no call is recorded.

@@ -42,9 +42,9 @@ pub enum Service {
 /// One client's way into the cloud.
 #[derive(Clone)]
 pub(super) struct Wire {
-    cloud: LocalCloud,
+    pub(super) cloud: LocalCloud,
     /// Who calls, for IMDS; `None`: a machine that is no instance.
-    instance: Option<Arc<str>>,
+    pub(super) instance: Option<Arc<str>>,
     #[cfg(any(test, feature = "testing"))]
     pub(super) faults: Faults,
     /// As the SDK's own client: from the start of a request to the head of its answer.
@@ -85,6 +85,10 @@ impl Wire {
 
     pub(super) async fn apply(&self, service: Service, operation: &str, (parts, body): Request) -> Outcome {
         let cloud = &self.cloud.inner;
+        #[cfg(any(test, feature = "testing"))]
+        if let Some(said) = self.denial(service, operation, &body) {
+            return Ok(dynamo::error_reply(400, "AccessDeniedException", &said));
+        }
         Ok(match service {
             Service::S3 => cloud.s3.answer(http::Request::from_parts(parts, body)).await,
             Service::Dynamodb => cloud.dynamo.answer(operation.to_owned(), collect(body).await?).await,

@@ -9,7 +9,7 @@ use super::launch::{as_seen, same_beat};
 use super::open::open_as;
 use super::{Ledger, task_key};
 use crate::backend::{CloudError, Kind};
-use crate::domain::ids::{InstanceId, MISSION_BYTES_MAX, MissionId, SrcId};
+use crate::domain::ids::{InstanceId, MISSION_BYTES_MAX, MissionId, OWN, SrcId, TALLY};
 use crate::domain::mission::open_partition;
 use crate::domain::task::{State, Task};
 use crate::domain::value::Form;
@@ -27,6 +27,9 @@ pub struct Claimant {
     pub now: String,
     /// Names this claim among all: the same however often it is sent.
     pub token: String,
+    /// Whether nothing else runs on the claimant's node until the attempt has ended. Without that, a suspect task is
+    /// not claimed.
+    pub is_alone: bool,
 }
 
 /// What became of a claim.
@@ -38,6 +41,8 @@ pub enum Claim {
     Ended(Box<Task>),
     /// Somebody else holds it; the row as it was seen.
     HeldByOther(Box<Task>),
+    /// The task must run alone on its node, and this claim does not promise that; the row as it was seen.
+    Suspect(Box<Task>),
     /// The row cannot be claimed, and nobody holds it: it has a state or an attempt that this version does not understand.
     Odd {
         /// The row as it was seen.
@@ -74,6 +79,7 @@ impl Ledger {
             State::Running if is_own && is_this_claim && has_plain_attempt(&row) => Ok(Claim::Held(row)),
             State::Running if !is_own => Ok(Claim::HeldByOther(row)),
             State::Done | State::Failed => Ok(Claim::Ended(row)),
+            State::Pending | State::Running if row.is_suspect && !who.is_alone => Ok(Claim::Suspect(row)),
             State::Pending | State::Running => match self.claim_as_seen(&row, who, row.interruptions).await? {
                 Some(task) => Ok(Claim::Held(task)),
                 None => self.look_again(src, who).await,
@@ -109,6 +115,9 @@ impl Ledger {
             .set(item::INTERRUPTIONS, number(interruptions));
         if row.state == State::Running {
             expression = same_beat(expression, row);
+        }
+        if let Some(seen) = row.seen.as_ref().filter(|_| !who.is_alone) {
+            expression = expression.if_unchanged(item::SUSPECT, &seen.suspect);
         }
         match self.try_claim(&row.src, &expression).await? {
             Tried::Held(task) => Ok(Some(task)),
@@ -190,8 +199,10 @@ fn claim_expression(who: &Claimant) -> Expression {
             ("(attribute_not_exists({}) OR {} <> ?)", item::CLAIM_TOKEN, Some(text(&who.token))),
         ],
     ];
-    claimed(who)
-        .add(item::ATTEMPT, 1)
+    let claim = claimed(who).add(item::ATTEMPT, 1);
+    // One that only looks suspect is claimed as it was seen.
+    let claim = if who.is_alone { claim } else { claim.when("attribute_not_exists({})", item::SUSPECT, None) };
+    claim
         .when_any(cases)
         .when_any(vec![
             vec![("attribute_not_exists({})", item::ATTEMPT, None)],
@@ -204,6 +215,9 @@ fn claim_expression(who: &Claimant) -> Expression {
                 ("attribute_type({}, ?)", item::MISSION, Some(text("S"))),
                 ("size({}) > ?", item::MISSION, Some(number(0))),
                 ("size({}) <= ?", item::MISSION, Some(number(MISSION_BYTES_MAX as u64))),
+                // The keys of other items of the missions table, which the end of such a task would change.
+                ("NOT contains({}, ?)", item::MISSION, Some(text(TALLY))),
+                ("NOT begins_with({}, ?)", item::MISSION, Some(text(OWN))),
             ],
         ])
 }
@@ -221,6 +235,7 @@ fn claimed(who: &Claimant) -> Expression {
         .set(item::OPEN_AS, text(open_as(State::Running, &who.now)))
         .remove(item::LAUNCHES_LOST)
         .remove(item::CANCELLED)
+        .remove(item::LAUNCH_REQUEST)
         .remove(item::LAUNCH_ERROR);
     if let Some(mission) = &who.mission {
         expression = expression.set_if_absent(item::MISSION, text(mission.as_str()));

@@ -7,10 +7,10 @@ use super::expression::Expression;
 use super::item::{self, Row, number, text};
 use super::mission::{mission_as_seen, mission_key};
 use super::open::closed;
-use super::renew::{ending, is_own};
+use super::renew::{counted, ending, is_own};
 use super::{Fence, Item, Ledger, task_key};
 use crate::backend::{CloudError, Kind};
-use crate::domain::ids::MissionId;
+use crate::domain::ids::{Attempt, MissionId, TALLY};
 use crate::domain::keys::digest_hex;
 use crate::domain::mission::{Mission, shard_of};
 use crate::domain::task::{Counts, PastAttempt, State};
@@ -161,9 +161,7 @@ impl Ledger {
             }
             let Some(key) = Row(&row).text(item::MISSION_KEY).filter(|_| !names.is_empty()) else { continue };
             tracing::warn!("the tally item {key} had no number in {}: repaired", names.join(", "));
-            let id = MissionId::new(key.clone());
-            let id = id.map_err(|e| CloudError::new(Kind::Invalid, "UpdateItem", key, e.to_string()))?;
-            self.update_mission(&id, &expression).await?;
+            self.update_item(&key, &expression).await?;
             is_repaired = true;
         }
         Ok(is_repaired)
@@ -185,7 +183,7 @@ impl Ledger {
         mission: Option<&Mission>,
         finish: &Finish,
     ) -> Result<Vec<TransactWriteItem>, CloudError> {
-        let task = finish_expression(finish).fence(fence.attempt);
+        let task = finish_expression(finish, fence.attempt).fence(fence.attempt);
         let mut items = vec![update(&self.tables.tasks, task_key(&fence.src), &task)?];
         if let Some(mission) = mission {
             let counter = match finish.outcome {
@@ -214,7 +212,7 @@ impl Ledger {
     }
 }
 
-fn finish_expression(finish: &Finish) -> Expression {
+fn finish_expression(finish: &Finish, attempt: Attempt) -> Expression {
     let (verdict, state) = match &finish.outcome {
         Outcome::Done { .. } => (Verdict::Ok, State::Done),
         Outcome::Failed(verdict) => (*verdict, State::Failed),
@@ -222,10 +220,12 @@ fn finish_expression(finish: &Finish) -> Expression {
     let expression = closed(ending(verdict, finish.exit_code, finish.time_cost_s, &finish.history))
         .set(item::STATE, text(state.as_str()));
     match &finish.outcome {
-        // Its checkpoints are removed; a failed task keeps them, for it may be redriven.
+        // Its checkpoints are removed; a failed task keeps them, for it may be redriven. It is suspect no more.
         Outcome::Done { result, etag, bytes } => {
             let done = expression
                 .remove(item::CHECKPOINT)
+                .remove(item::SUSPECT)
+                .remove(item::ERROR)
                 .set(item::PROGRESS, text("100%"))
                 .set(item::RESULT, text(result))
                 .set(item::RESULT_ETAG, text(etag))
@@ -235,9 +235,7 @@ fn finish_expression(finish: &Finish) -> Expression {
                 None => done.remove(item::INPUT_ETAG),
             }
         }
-        Outcome::Failed(_) => expression
-            .set(item::APP_FAILURES, number(finish.counts.app_failures))
-            .set(item::INTERRUPTIONS, number(finish.counts.interruptions)),
+        Outcome::Failed(_) => counted(expression, finish.counts, attempt),
     }
 }
 
@@ -259,7 +257,7 @@ fn commit_token(fence: &Fence, finish: &Finish) -> String {
 
 /// The key of a tally item: `<mission>#tally#<n>`.
 pub(super) fn tally_key(mission: &MissionId, shard: u32) -> Item {
-    Item::from([(item::MISSION_KEY.to_owned(), text(format!("{mission}#tally#{shard}")))])
+    Item::from([(item::MISSION_KEY.to_owned(), text(format!("{mission}{TALLY}{shard}")))])
 }
 
 /// One update of a transaction.

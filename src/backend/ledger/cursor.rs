@@ -62,13 +62,12 @@ impl Ledger {
             None => expression.remove(item::SRC).remove(item::OPEN_AS),
         };
         let expression = expression.if_unchanged(MOVED, &to.seen);
-        let id = MissionId::new(NAME).expect("a constant name is legal");
-        self.update_mission(&id, &expression).await
+        self.update_item(NAME, &expression).await
     }
 }
 
 /// The key of the cursor's item in the missions table. No mission can have it: an id that is given may not begin with `~`.
-pub(super) const NAME: &str = "~sweep";
+const NAME: &str = "~sweep";
 
 fn key() -> Item {
     Item::from([(item::MISSION_KEY.to_owned(), text(NAME))])

@@ -29,6 +29,13 @@ impl Expression {
         self
     }
 
+    /// Sets an attribute to what another one is before the update.
+    pub(super) fn set_from(mut self, name: &str, other: &str) -> Self {
+        let (name, other) = (self.name(name), self.name(other));
+        self.sets.push(format!("{name} = {other}"));
+        self
+    }
+
     /// Sets an attribute only if the item does not have it yet.
     pub(super) fn set_if_absent(mut self, name: &str, value: AttributeValue) -> Self {
         let (name, value) = (self.name(name), self.value(value));

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 
-use super::Item;
+use super::{Item, request};
 use crate::domain::ids::{Attempt, InstanceId, MissionId, SrcId};
 use crate::domain::mission::{
     ManifestPart, ManifestProgress, Mission, Notified, SeenMission, TALLY_SHARDS_MAX, Tally, tally_shards_for,
@@ -38,6 +38,9 @@ pub(super) const EXIT_CODE: &str = "exitCode";
 pub(super) const CHECKPOINT: &str = "checkpoint";
 pub(super) const APP_FAILURES: &str = "appFailures";
 pub(super) const INTERRUPTIONS: &str = "interruptions";
+pub(super) const CRASHES: &str = "crashes";
+pub(super) const SUSPECT: &str = "suspect";
+pub(super) const ERROR: &str = "error";
 pub(super) const HISTORY: &str = "history";
 pub(super) const OPEN_IN: &str = "openIn";
 pub(super) const OPEN_AS: &str = "openAs";
@@ -47,6 +50,7 @@ pub(super) const LAUNCH_AT: &str = "launchAt";
 pub(super) const LAUNCH_INSTANCE: &str = "launchInstanceID";
 pub(super) const LAUNCHES_LOST: &str = "launchesLost";
 pub(super) const LAUNCH_ERROR: &str = "launchError";
+pub(super) const LAUNCH_REQUEST: &str = "launchRequest";
 pub(super) const LAUNCH_AFTER: &str = "launchAfter";
 pub(super) const CANCELLED: &str = "cancelled";
 
@@ -74,11 +78,13 @@ pub(super) const NODES: &str = "nodes";
 pub(super) const NODES_LAUNCHED: &str = "nodesLaunched";
 pub(super) const ON_DEMAND_LAUNCHED: &str = "onDemandLaunched";
 pub(super) const SLOTS: &str = "slots";
+pub(super) const UPLOADS: &str = "uploads";
 pub(super) const CANCELLED_AT: &str = "cancelledAt";
 pub(super) const LATE: &str = "late";
 pub(super) const CLOSED: &str = "closed";
 pub(super) const LAUNCH_ROUND: &str = "launchRound";
 pub(super) const TIME_CFG: &str = "timeCfg";
+pub(super) const LAUNCH_REQUESTS: &str = "launchRequests";
 
 /// The attributes of a mission's row that are read, but for `rsltList`, which may be large.
 pub(super) const MISSION_NAMES: &[&str] = &[
@@ -102,10 +108,13 @@ pub(super) const MISSION_NAMES: &[&str] = &[
     MISSION_NAME,
     NODES,
     SLOTS,
+    UPLOADS,
     CANCELLED_AT,
     LATE,
     CLOSED,
     LAUNCH_ROUND,
+    LAUNCH_REQUESTS,
+    LAUNCH_ERROR,
     TIME_CFG,
     "bidMode",
     "bidInstanceType",
@@ -140,7 +149,7 @@ impl Row<'_> {
         self.signed(name).and_then(|value| u64::try_from(value).ok())
     }
 
-    fn signed(self, name: &str) -> Option<i64> {
+    pub(super) fn signed(self, name: &str) -> Option<i64> {
         integer(&self.text(name)?)
     }
 
@@ -152,6 +161,24 @@ impl Row<'_> {
             oddities.push(format!("{name} is {}, not a number", self.form(name).shown()));
         }
         number
+    }
+
+    /// Whether a mission takes uploads: if nothing is said about it, or one says so. Other words than `yes` and `no` are for
+    /// caution's sake taken for `no`, and reported.
+    fn accepts_uploads(self, oddities: &mut Vec<String>) -> bool {
+        let word = match self.0.get(UPLOADS) {
+            None => return true,
+            Some(AttributeValue::Bool(are_taken)) => return *are_taken,
+            Some(_) => self.text(UPLOADS).unwrap_or_default().trim().to_ascii_lowercase(),
+        };
+        match word.as_str() {
+            "yes" | "true" => true,
+            "no" | "false" => false,
+            _ => {
+                oddities.push(format!("uploads is {}, neither yes nor no: none is taken", self.form(UPLOADS).shown()));
+                false
+            }
+        }
     }
 
     /// Returns the form in which an attribute stands in the row.
@@ -168,6 +195,18 @@ impl Row<'_> {
             Some(AttributeValue::Ss(_)) => Form::Other("SS"),
             Some(AttributeValue::Ns(_)) => Form::Other("NS"),
             Some(_) => Form::Other("BS"),
+        }
+    }
+
+    /// Returns whether a mark is there: anything but what a person would write for "no".
+    fn is_set(self, name: &str) -> bool {
+        match self.0.get(name) {
+            None | Some(AttributeValue::Null(_)) => false,
+            Some(AttributeValue::Bool(is_set)) => *is_set,
+            Some(AttributeValue::S(word) | AttributeValue::N(word)) => {
+                !matches!(word.trim().to_ascii_lowercase().as_str(), "" | "0" | "no" | "false")
+            }
+            Some(_) => true,
         }
     }
 
@@ -195,6 +234,7 @@ impl Row<'_> {
             src,
             mission: self.text(MISSION).and_then(|id| MissionId::new(id).ok()),
             bucket: self.text(BUCKET),
+            made_at: self.text(TIME_BOARDING),
             state,
             attempt: Attempt(self.number(ATTEMPT).unwrap_or(0)),
             beat: self.number(BEAT).unwrap_or(0),
@@ -211,6 +251,8 @@ impl Row<'_> {
             checkpoint: self.text(CHECKPOINT),
             app_failures: self.number(APP_FAILURES).unwrap_or(0),
             interruptions: self.number(INTERRUPTIONS).unwrap_or(0),
+            crashes: self.number(CRASHES).unwrap_or(0),
+            is_suspect: self.is_set(SUSPECT),
             history: self.list(HISTORY).iter().filter_map(past_attempt).collect(),
             open_since: open.map(|(_, since)| since.to_owned()),
             launch: Launch {
@@ -219,6 +261,7 @@ impl Row<'_> {
                 at: self.text(LAUNCH_AT).unwrap_or_default(),
                 instance: self.text(LAUNCH_INSTANCE),
                 lost: self.number(LAUNCHES_LOST).unwrap_or(0),
+                request: self.0.get(LAUNCH_REQUEST).and_then(request::read),
                 error: self.text(LAUNCH_ERROR),
                 after: self.text(LAUNCH_AFTER),
             },
@@ -232,6 +275,7 @@ impl Row<'_> {
                 launch_at_attempt: self.form(LAUNCH_AT_ATTEMPT),
                 launch_tries: self.form(LAUNCH_TRIES),
                 open_as: self.form(OPEN_AS),
+                suspect: self.form(SUSPECT),
             })),
         }
     }
@@ -240,6 +284,7 @@ impl Row<'_> {
     #[must_use]
     pub fn mission(self, id: MissionId) -> Mission {
         let mut oddities = Vec::new();
+        oddities.extend(id.unfit().map(|rule| format!("its id is none that a new mission may have: {rule}")));
         let trans_number = self.expected_number(TRANS_NUMBER, &mut oddities);
         let shards = self.expected_number(TALLY_SHARDS, &mut oddities).and_then(|shards| u32::try_from(shards).ok());
         let shards = shards.filter(|shards| (1..=TALLY_SHARDS_MAX).contains(shards));
@@ -281,11 +326,14 @@ impl Row<'_> {
                 .expected_number(SLOTS, &mut oddities)
                 .filter(|&slots| slots > 0)
                 .map(|slots| u16::try_from(slots).unwrap_or(SLOTS_MAX).min(SLOTS_MAX)),
+            accepts_uploads: self.accepts_uploads(&mut oddities),
             // Whatever stands there: who wrote it meant to cancel.
             cancelled_at: self.0.contains_key(CANCELLED_AT).then(|| self.text(CANCELLED_AT).unwrap_or_default()),
             late: self.text(LATE),
             closed_at: self.text(CLOSED),
             launch_round: self.number(LAUNCH_ROUND).unwrap_or(0),
+            requests: self.list(LAUNCH_REQUESTS).iter().filter_map(request::read).collect(),
+            launch_error: self.text(LAUNCH_ERROR),
             made_at: self.text(TIME_CFG),
             policy: Policy::read(|name| match self.0.get(name)? {
                 AttributeValue::S(value) | AttributeValue::N(value) => Some(value.as_str()),
@@ -495,6 +543,8 @@ mod tests {
         LAUNCH_INSTANCE,
         LAUNCHES_LOST,
         LAUNCH_ERROR,
+        LAUNCH_REQUEST,
+        LAUNCH_REQUESTS,
         LAUNCH_AFTER,
         CANCELLED,
         TRANS_NUMBER,
@@ -515,6 +565,7 @@ mod tests {
         NODES,
         NODES_LAUNCHED,
         SLOTS,
+        UPLOADS,
         CANCELLED_AT,
         LATE,
         CLOSED,

@@ -1,12 +1,5 @@
-//! What a scheduler writes: launches that are reserved, tasks that are put back or ended without a holder, missions that
+//! What a scheduler writes besides launches (`reserve.rs`): tasks that are put back or ended without a holder, missions that
 //! are cancelled.
-//!
-//! ```text
-//!   a launch:  reserve (one winner) ─► CreateFleet with a token of task, attempt, and try ─► note the instance
-//!                                                                                    └─► note why there is none, and when again
-//! ```
-//!
-//! A scheduler that dies between two of these leaves a reservation without an instance, which a sweep finds.
 
 use std::collections::BTreeMap;
 
@@ -23,64 +16,9 @@ use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::mission::{Mission, open_partition, shard_of};
 use crate::domain::tags;
 use crate::domain::task::{PastAttempt, State, Task};
-use crate::domain::value::Form;
 use crate::domain::verdict::{Budget, Verdict};
 
 impl Ledger {
-    /// Reserves the launch of a node for a task that waits, as the row was seen. Of many callers one gets it.
-    ///
-    /// # Errors
-    /// [`CloudError`]; `Ok(false)` if the row is not as it was seen.
-    pub async fn reserve_launch(&self, task: &Task, now: &str) -> Result<bool, CloudError> {
-        let seen = if let Some(seen) = &task.seen {
-            Expression::default()
-                .if_unchanged(item::LAUNCH_AT_ATTEMPT, &seen.launch_at_attempt)
-                .if_unchanged(item::LAUNCH_TRIES, &seen.launch_tries)
-        } else {
-            let form = |value: Option<u64>| value.map_or(Form::Absent, |value| Form::Number(value.to_string()));
-            let tries = Some(task.launch.tries).filter(|&tries| tries > 0);
-            Expression::default()
-                .if_unchanged(item::LAUNCH_AT_ATTEMPT, &form(task.launch.at_attempt.map(|attempt| attempt.0)))
-                .if_unchanged(item::LAUNCH_TRIES, &form(tries))
-        };
-        // What was launched for this very attempt is gone, if another is launched now.
-        let is_lost = task.launch.is_for(task.attempt) && task.launch.instance.is_some();
-        let seen = if is_lost { seen.set(item::LAUNCHES_LOST, number(task.launch.lost + 1)) } else { seen };
-        let expression = waits(seen, task)
-            .set(item::LAUNCH_AT_ATTEMPT, number(task.attempt.0))
-            .set(item::LAUNCH_AT, text(now))
-            .set(item::LAUNCH_TRIES, number(task.launch.tries + 1))
-            .remove(item::LAUNCH_INSTANCE)
-            .remove(item::LAUNCH_ERROR)
-            .remove(item::LAUNCH_AFTER);
-        self.update_row(&task.src, &expression).await
-    }
-
-    /// Notes the instance that was launched. A row that has gone on meanwhile stays as it is.
-    ///
-    /// # Errors
-    /// [`CloudError`].
-    pub async fn note_launch(&self, task: &Task, instance: &str) -> Result<(), CloudError> {
-        let expression = Expression::default()
-            .set(item::LAUNCH_INSTANCE, text(instance))
-            .remove(item::LAUNCH_ERROR)
-            .when("{} = ?", item::LAUNCH_AT_ATTEMPT, Some(number(task.attempt.0)));
-        self.update_row(&task.src, &expression).await.map(|_| ())
-    }
-
-    /// Notes why no instance was launched, and not before when the next try is made; the reservation is given up.
-    ///
-    /// # Errors
-    /// [`CloudError`].
-    pub async fn note_no_launch(&self, task: &Task, why: &str, after: &str) -> Result<(), CloudError> {
-        let expression = waits(Expression::default(), task)
-            .remove(item::LAUNCH_AT_ATTEMPT)
-            .set(item::LAUNCH_ERROR, text(why))
-            .set(item::LAUNCH_AFTER, text(after))
-            .when("{} = ?", item::LAUNCH_AT_ATTEMPT, Some(number(task.attempt.0)));
-        self.update_row(&task.src, &expression).await.map(|_| ())
-    }
-
     /// Takes over a waiting row of no mission, or one that is in no index: of the first version, made by hand, or made by an
     /// upload before there was the mission.
     ///
@@ -331,27 +269,6 @@ impl Ledger {
         self.update_mission(&mission.id, &expression).await.map(|_| ())
     }
 
-    /// Reserves a launch of a mission's nodes, as the row was seen: of many callers one gets it, with a number that no other
-    /// launch of the mission has.
-    ///
-    /// # Errors
-    /// [`CloudError`]; `Ok(None)` if another was quicker.
-    pub async fn reserve_round(&self, mission: &Mission) -> Result<Option<u64>, CloudError> {
-        let form = match &mission.seen {
-            Some(seen) => seen.launch_round.clone(),
-            None if mission.launch_round == 0 => Form::Absent,
-            None => Form::Number(mission.launch_round.to_string()),
-        };
-        let expression = Expression::default()
-            .set(item::LAUNCH_ROUND, number(mission.launch_round + 1))
-            .if_unchanged(item::LAUNCH_ROUND, &form)
-            // Nothing is launched for a mission that was cancelled since.
-            .when("attribute_not_exists({})", item::CANCELLED_AT, None)
-            .when("attribute_exists({})", item::MISSION_KEY, None);
-        let is_ours = self.update_mission(&mission.id, &expression).await?;
-        Ok(is_ours.then_some(mission.launch_round + 1))
-    }
-
     /// Takes one of the launches of nodes that serve the whole mission; its number, from 1. `None` if all `most` are taken.
     ///
     /// # Errors
@@ -366,6 +283,16 @@ impl Ledger {
     /// [`CloudError`].
     pub async fn take_on_demand(&self, id: &MissionId, floor: u32) -> Result<bool, CloudError> {
         self.take(id, item::ON_DEMAND_LAUNCHED, floor).await.map(|taken| taken.is_some())
+    }
+
+    /// Gives back one of the mission's On-Demand launches, which was not made.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn give_on_demand_back(&self, id: &MissionId) -> Result<(), CloudError> {
+        let name = item::ON_DEMAND_LAUNCHED;
+        let expression = Expression::default().add(name, -1).when("{} > ?", name, Some(number(0)));
+        self.update_mission(id, &expression).await.map(|_| ())
     }
 
     /// Counts an attribute of the mission's row up, if it is below `most`; returns what it is then.
@@ -404,6 +331,30 @@ impl Ledger {
         self.put_new(&self.tables.missions, item::MISSION_KEY, row).await.map(|_| ())
     }
 
+    /// Writes down which mission a short name stands for. May be called twice.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn name_mission(&self, id: &MissionId) -> Result<(), CloudError> {
+        let mut row = short_key(&tags::mission_value(id));
+        row.insert(item::MISSION.to_owned(), text(id.as_str()));
+        self.put_new(&self.tables.missions, item::MISSION_KEY, row).await.map(|_| ())
+    }
+
+    /// Reads which mission the value of a tag names: by its id, or by its short name. `None` if it is no mission's id, or nobody
+    /// wrote the short name down.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn mission_named(&self, value: &str) -> Result<Option<MissionId>, CloudError> {
+        if !tags::is_short_mission(value) {
+            return Ok(MissionId::new(value).ok());
+        }
+        let answer = self.client.get_item().table_name(&self.tables.missions).set_key(Some(short_key(value)));
+        let answer = answer.consistent_read(true).send().await.map_err(|e| self.missions_error("GetItem", e))?;
+        Ok(answer.item.and_then(|row| Row(&row).text(item::MISSION)).and_then(|id| MissionId::new(id).ok()))
+    }
+
     /// Reads which key a short name stands for; `None` if nobody wrote it down.
     ///
     /// # Errors
@@ -420,7 +371,7 @@ fn short_key(short: &str) -> Item {
 }
 
 /// Requires that the task waits, at the attempt that was seen.
-fn waits(expression: Expression, task: &Task) -> Expression {
+pub(super) fn waits(expression: Expression, task: &Task) -> Expression {
     if task.state == State::Pending {
         return as_seen(expression, task);
     }

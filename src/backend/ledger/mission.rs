@@ -31,6 +31,8 @@ pub struct NewMission {
     pub nodes: Option<u32>,
     /// How many tasks such a node works at, at a time.
     pub slots: Option<u16>,
+    /// Whether objects that are put below its prefix become tasks of it; `None`: they do, as for the first version.
+    pub uploads: Option<bool>,
     /// What it may cost.
     pub policy: Policy,
     /// Now, RFC 3339 UTC.
@@ -49,6 +51,7 @@ impl NewMission {
             name: None,
             nodes: None,
             slots: None,
+            uploads: None,
             policy: Policy::default(),
             now: String::new(),
         }
@@ -76,8 +79,17 @@ impl Ledger {
     /// Makes a mission's row; `false` if there is one already, which stays as it is.
     ///
     /// # Errors
-    /// [`CloudError`].
+    /// [`CloudError`]; `Invalid` if the id is not fit for a new mission: whoever asks a person for it has checked it before.
     pub async fn create_mission(&self, new: &NewMission) -> Result<bool, CloudError> {
+        if let Some(rule) = new.id.unfit() {
+            let resource = format!("table {}", self.tables.missions);
+            return Err(CloudError::new(
+                Kind::Invalid,
+                "PutItem",
+                resource,
+                format!("the id of a new mission: {rule}"),
+            ));
+        }
         let mut row = mission_key(&new.id);
         row.insert(item::TRANS_NUMBER.to_owned(), number(new.trans_number));
         row.insert(item::TRANS_OK.to_owned(), number(0));
@@ -90,6 +102,7 @@ impl Ledger {
         let words = [
             (item::EXEC, new.exec.clone()),
             (item::MISSION_NAME, new.name.clone()),
+            (item::UPLOADS, new.uploads.map(|are_taken| if are_taken { "yes" } else { "no" }.to_owned())),
             (item::TIME_CFG, Some(new.now.clone()).filter(|now| !now.is_empty())),
             ("bidMode", policy.bid_mode.map(|mode| mode.as_str().to_owned())),
             ("bidInstanceType", Some(policy.instance_types.join(",")).filter(|types| !types.is_empty())),
@@ -125,6 +138,40 @@ impl Ledger {
         };
         let expression = expression.when("attribute_exists({})", item::MISSION_KEY, None);
         self.update_mission(id, &expression).await.map(|_| ())
+    }
+
+    /// Says whether objects that are put below a mission's prefix become tasks of it from now on.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn set_uploads(&self, id: &MissionId, are_taken: bool) -> Result<(), CloudError> {
+        let expression = Expression::default().set(item::UPLOADS, text(if are_taken { "yes" } else { "no" }));
+        let expression = expression.when("attribute_exists({})", item::MISSION_KEY, None);
+        self.update_mission(id, &expression).await.map(|_| ())
+    }
+
+    /// Sets what a mission's nodes run, how many they are, and at how many tasks each works; what is `None` is removed.
+    ///
+    /// # Errors
+    /// [`CloudError`]; `Ok(false)` if there is no such mission.
+    pub async fn set_workload(
+        &self,
+        id: &MissionId,
+        exec: Option<&str>,
+        nodes: Option<u32>,
+        slots: Option<u16>,
+    ) -> Result<bool, CloudError> {
+        let values = [
+            (item::EXEC, exec.map(text)),
+            (item::NODES, nodes.map(|nodes| number(nodes.into()))),
+            (item::SLOTS, slots.map(|slots| number(slots.into()))),
+        ];
+        let expression = values.into_iter().fold(Expression::default(), |expression, (name, value)| match value {
+            Some(value) => expression.set(name, value),
+            None => expression.remove(name),
+        });
+        let expression = expression.when("attribute_exists({})", item::MISSION_KEY, None);
+        self.update_mission(id, &expression).await
     }
 
     /// Changes how many tasks a mission has, and opens it again, on condition that it still has as many as were seen.
@@ -187,13 +234,19 @@ impl Ledger {
         self.update_mission(&mission.id, &expression).await.map(|_| ())
     }
 
-    /// Updates a mission's row; `false` if the condition did not hold. Again and again while transactions are in its way, those
-    /// that check the row included.
+    /// Updates a mission's row; `false` if the condition did not hold.
     pub(super) async fn update_mission(&self, id: &MissionId, expression: &Expression) -> Result<bool, CloudError> {
+        self.update_item(id.as_str(), expression).await
+    }
+
+    /// Updates an item of the missions table, a mission's or another; `false` if the condition did not hold. Again and again
+    /// while transactions are in its way, those that check the item included.
+    pub(super) async fn update_item(&self, key: &str, expression: &Expression) -> Result<bool, CloudError> {
         let mut tries = 0;
         loop {
+            let key = Item::from([(item::MISSION_KEY.to_owned(), text(key))]);
             let answer = expression
-                .on(self.client.update_item().table_name(&self.tables.missions).set_key(Some(mission_key(id))))
+                .on(self.client.update_item().table_name(&self.tables.missions).set_key(Some(key)))
                 .send()
                 .await;
             tries += 1;

@@ -13,11 +13,15 @@ mod expression;
 mod item;
 mod launch;
 mod mission;
+mod nodes;
 mod open;
 mod preflight;
 mod publish;
 mod renew;
+mod request;
+mod reserve;
 mod rows;
+mod settings;
 mod tables;
 
 pub use claim::{Claim, Claimant};
@@ -26,11 +30,14 @@ pub use cursor::Cursor;
 pub use item::Row;
 pub use launch::Failed;
 pub use mission::NewMission;
+pub use nodes::{NodeCount, Shown, Ticket};
 pub use open::{INDEX, OpenPage, OpenTask, PAGE_LEN, Partition};
 pub use preflight::TableKind;
 pub use publish::{Announcement, Publication};
 pub use renew::{Beat, Release};
+pub use reserve::Note;
 pub use rows::{Made, NewTask, Redrive};
+pub use settings::SETTINGS;
 
 use std::collections::HashMap;
 

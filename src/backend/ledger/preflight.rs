@@ -16,24 +16,30 @@ use super::open::Partition;
 use super::{CloudError, INDEX, Ledger};
 use crate::backend::Kind;
 
-/// The key that is asked for; no object's, and no mission's.
-const NOBODY: &str = "~doctor";
+/// The key that is asked for; no object's, and no mission's. It does not begin with `~`: a node's role may not update such items.
+const NOBODY: &str = "#doctor";
 
 impl Ledger {
+    /// Tries what [`Self::may_update`] does, and reads a batch of rows that are not there.
+    ///
+    /// # Errors
+    /// As of [`Self::may_update`].
+    pub async fn may_work_at(&self, table: TableKind) -> Result<(), CloudError> {
+        self.may_update(table).await?;
+        let (name, key) = self.table(table);
+        self.batch_get(name, vec![super::Item::from([(key.to_owned(), text(NOBODY))])]).await.map(drop)
+    }
+
     /// Reads a row that is not there, and tries an update whose condition cannot hold: that the first finds nothing and the
     /// second is refused for its condition shows both rights, and the table's key.
     ///
     /// # Errors
     /// [`CloudError`]: `NoTable`, `TableKey`, `AccessDenied` with the operation.
-    pub async fn may_work_at(&self, table: TableKind) -> Result<(), CloudError> {
-        let (name, key) = match table {
-            TableKind::Tasks => (&self.tables.tasks, item::SRC),
-            TableKind::Missions => (&self.tables.missions, item::MISSION_KEY),
-        };
+    pub async fn may_update(&self, table: TableKind) -> Result<(), CloudError> {
+        let (name, key) = self.table(table);
         let resource = format!("table {name}");
         let get = self.client.get_item().table_name(name).key(key, text(NOBODY)).consistent_read(true).send().await;
         get.map_err(|e| CloudError::sdk("GetItem", &resource, e))?;
-        self.batch_get(name, vec![super::Item::from([(key.to_owned(), text(NOBODY))])]).await?;
         let update = self.client.update_item().table_name(name).key(key, text(NOBODY));
         let update = update
             .update_expression("REMOVE #none")
@@ -46,12 +52,20 @@ impl Ledger {
         }
     }
 
+    fn table(&self, table: TableKind) -> (&str, &'static str) {
+        match table {
+            TableKind::Tasks => (&self.tables.tasks, item::SRC),
+            TableKind::Missions => (&self.tables.missions, item::MISSION_KEY),
+        }
+    }
+
     /// Reads a page of the index of open tasks, for a mission that is not there.
     ///
     /// # Errors
     /// [`CloudError`]; `Invalid` if the table has no such index.
     pub async fn has_index(&self) -> Result<&'static str, CloudError> {
-        let nobody = crate::domain::ids::MissionId::new(NOBODY).expect("a constant name is valid");
+        // Should there be such a mission, one entry of it is read.
+        let nobody = crate::domain::ids::MissionId::new("lighthpc doctor").expect("a constant name is valid");
         let partition = Partition { mission: Some(&nobody), shard: 0 };
         self.open_page(partition, crate::domain::task::State::Pending, 1, None).await?;
         Ok(INDEX)

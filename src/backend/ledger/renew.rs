@@ -12,6 +12,7 @@ use super::item::{self, Row, history, number, text};
 use super::open::open_as;
 use super::{Fence, Ledger, task_key};
 use crate::backend::CloudError;
+use crate::domain::ids::Attempt;
 use crate::domain::progress::Progress;
 use crate::domain::task::{Counts, PastAttempt, State, Task};
 use crate::domain::verdict::Verdict;
@@ -119,10 +120,8 @@ impl Ledger {
     async fn release_once(&self, fence: &Fence, release: &Release) -> Result<bool, CloudError> {
         let expression = ending(release.verdict, release.exit_code, release.time_cost_s, &release.history)
             .set(item::STATE, text(State::Pending.as_str()))
-            .set(item::OPEN_AS, text(open_as(State::Pending, &release.now)))
-            .set(item::APP_FAILURES, number(release.counts.app_failures))
-            .set(item::INTERRUPTIONS, number(release.counts.interruptions))
-            .fence(fence.attempt);
+            .set(item::OPEN_AS, text(open_as(State::Pending, &release.now)));
+        let expression = counted(expression, release.counts, fence.attempt).fence(fence.attempt);
         match self.update_task(fence, &expression, None).await {
             Ok(_) => Ok(true),
             Err(error) => {
@@ -170,6 +169,20 @@ impl Ledger {
 /// Returns whether a row shows what this very attempt wrote last.
 pub(super) fn is_own(task: &Task, state: State, fence: &Fence) -> bool {
     task.state == state && task.attempt == fence.attempt && task.instance.as_ref() == Some(&fence.owner)
+}
+
+/// What every ending without a result writes. After a crash the task is suspect.
+pub(super) fn counted(expression: Expression, counts: Counts, attempt: Attempt) -> Expression {
+    let counted = expression
+        .set(item::APP_FAILURES, number(counts.app_failures))
+        .set(item::INTERRUPTIONS, number(counts.interruptions));
+    match counts.crash {
+        Some(crash) => counted
+            .set(item::CRASHES, number(crash.crashes))
+            .set(item::SUSPECT, number(attempt.0))
+            .set(item::ERROR, text(crash.to_string())),
+        None => counted.remove(item::ERROR),
+    }
 }
 
 /// What every ending of an attempt writes.

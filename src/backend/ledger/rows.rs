@@ -14,7 +14,7 @@ use super::mission::{mission_key, opened};
 use super::open::open_as;
 use super::{Item, Ledger, task_key};
 use crate::backend::{CloudError, Kind};
-use crate::domain::ids::{MissionId, SrcId};
+use crate::domain::ids::{MissionId, OWN, SrcId, TALLY};
 use crate::domain::mission::{Mission, open_partition, shard_of};
 use crate::domain::task::{State, Task};
 
@@ -33,8 +33,6 @@ pub struct NewTask {
     pub trigger_time: String,
     /// What made the row.
     pub trigger: String,
-    /// Whether the caller launches a node for it at once: the row is made with that reserved.
-    pub is_launched: bool,
 }
 
 /// What became of a new row.
@@ -81,11 +79,6 @@ impl Ledger {
         }
         if let Some((mission, _)) = &new.mission {
             row.insert(item::MISSION.to_owned(), text(mission.as_str()));
-        }
-        if new.is_launched {
-            row.insert(item::LAUNCH_AT_ATTEMPT.to_owned(), item::number(0));
-            row.insert(item::LAUNCH_TRIES.to_owned(), item::number(1));
-            row.insert(item::LAUNCH_AT.to_owned(), text(&new.now));
         }
         let put = self.client.put_item().table_name(&self.tables.tasks).set_item(Some(row));
         let put = put.condition_expression("attribute_not_exists(#k)").expression_attribute_names("#k", item::SRC);
@@ -187,8 +180,12 @@ impl Ledger {
             .set(item::OPEN_AS, text(open_as(State::Pending, now)))
             .remove(item::APP_FAILURES)
             .remove(item::INTERRUPTIONS)
+            // What was suspect still runs alone.
+            .remove(item::CRASHES)
+            .remove(item::ERROR)
             .remove(item::LAUNCH_AT_ATTEMPT)
             .remove(item::LAUNCHES_LOST)
+            .remove(item::LAUNCH_REQUEST)
             .remove(item::LAUNCH_AFTER)
             .remove(item::CANCELLED);
         if task.state != State::Failed {
@@ -258,23 +255,29 @@ impl Ledger {
         Ok((tasks, last))
     }
 
-    /// Lists the missions, without their tally items, and without their `results`, which may be 300 kB each.
+    /// Lists the missions, without their tally items, and without their `results`, which may be 300 kB each. A row that cannot
+    /// be a mission is warned of.
     ///
     /// # Errors
     /// [`CloudError`].
     pub async fn missions(&self) -> Result<Vec<Mission>, CloudError> {
         let mut missions = Vec::new();
-        self.each_mission(|mission| missions.push(mission)).await?;
+        let odd = self.each_mission(|mission| missions.push(mission)).await?;
+        for (key, what) in odd {
+            tracing::warn!("table {} has {key}: {what}", self.tables.missions);
+        }
         missions.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(missions)
     }
 
-    /// Hands every mission to `each`, page by page, in no order, without its `results`.
+    /// Hands every mission to `each`, page by page, in no order, without its `results`. Returns the rows that were meant as
+    /// missions, for they have a `transNumber`, and cannot be: each by its key, with the reason.
     ///
     /// # Errors
     /// [`CloudError`].
-    pub async fn each_mission(&self, mut each: impl FnMut(Mission)) -> Result<(), CloudError> {
+    pub async fn each_mission(&self, mut each: impl FnMut(Mission)) -> Result<Vec<(String, String)>, CloudError> {
         let mut from: Option<Item> = None;
+        let mut odd = Vec::new();
         loop {
             let scan = self
                 .client
@@ -282,8 +285,8 @@ impl Ledger {
                 .table_name(&self.tables.missions)
                 .consistent_read(true)
                 .set_exclusive_start_key(from)
-                // Neither tally items, nor long keys' short names, nor the sweeps' cursor.
-                .filter_expression("NOT contains(#m, :tally) AND attribute_not_exists(#src) AND #m <> :cursor")
+                // Neither tally items nor what lighthpc keeps for itself.
+                .filter_expression("attribute_exists(#n) OR NOT contains(#m, :tally) AND NOT begins_with(#m, :own)")
                 .projection_expression(
                     item::MISSION_NAMES
                         .iter()
@@ -293,17 +296,19 @@ impl Ledger {
                         .join(", "),
                 )
                 .set_expression_attribute_names(Some(mission_names()))
-                .expression_attribute_values(":tally", text("#tally#"))
-                .expression_attribute_values(":cursor", text(super::cursor::NAME));
+                .expression_attribute_values(":tally", text(TALLY))
+                .expression_attribute_values(":own", text(OWN));
             let page = scan.send().await.map_err(|error| self.missions_error("Scan", error))?;
             for row in page.items() {
-                if let Some(id) = Row(row).text(item::MISSION_KEY).and_then(|id| MissionId::new(id).ok()) {
-                    each(Row(row).mission(id));
+                let Some(key) = Row(row).text(item::MISSION_KEY) else { continue };
+                match MissionId::new(&key) {
+                    Ok(id) => each(Row(row).mission(id)),
+                    Err(error) => odd.push((key, format!("no task counts for it: {error}"))),
                 }
             }
             match page.last_evaluated_key {
                 Some(key) if !key.is_empty() => from = Some(key),
-                _ => return Ok(()),
+                _ => return Ok(odd),
             }
         }
     }
@@ -312,6 +317,6 @@ impl Ledger {
 /// The names of a mission's attributes, for a projection, and of those that the filter asks for.
 fn mission_names() -> HashMap<String, String> {
     let projected = item::MISSION_NAMES.iter().enumerate().map(|(n, name)| (format!("#p{n}"), (*name).to_owned()));
-    let filtered = [("#m", item::MISSION_KEY), ("#src", item::SRC)];
+    let filtered = [("#m", item::MISSION_KEY), ("#n", item::TRANS_NUMBER)];
     projected.chain(filtered.map(|(place, name)| (place.to_owned(), name.to_owned()))).collect()
 }

@@ -82,12 +82,20 @@ pub(super) async fn section(
         let stream = stream.buffer_size(CHUNK_BYTES).build().await;
         return Ok((stream.map_err(|e| disk("reading", std::io::Error::other(e)))?, crc));
     }
-    let mut source = File::open(file).await.map_err(|e| disk("opening", e))?;
-    source.seek(SeekFrom::Start(start)).await.map_err(|e| disk("seeking in", e))?;
-    let mut body = vec![0; usize::try_from(bytes).unwrap_or(usize::MAX)];
-    source.read_exact(&mut body).await.map_err(|e| disk("reading", e))?;
+    let body = read_section(file, start, bytes).await?;
     let crc = checksum(algorithm, &body);
     Ok((ByteStream::from(body), crc))
+}
+
+/// Reads a section of a file, of [`PART_BYTES`] at the most, into memory.
+pub(super) async fn read_section(file: &Path, start: u64, bytes: u64) -> Result<Bytes, StoreError> {
+    let disk = |doing, error| StoreError::disk(doing, file, error);
+    debug_assert!(bytes <= PART_BYTES, "a larger section is streamed");
+    let mut source = File::open(file).await.map_err(|e| disk("opening", e))?;
+    source.seek(SeekFrom::Start(start)).await.map_err(|e| disk("seeking in", e))?;
+    let mut body = vec![0; usize::try_from(bytes.min(PART_BYTES)).unwrap_or(0)];
+    source.read_exact(&mut body).await.map_err(|e| disk("reading", e))?;
+    Ok(body.into())
 }
 
 async fn checksum_of_section(file: &Path, start: u64, bytes: u64, algorithm: CrcAlgorithm) -> Result<u64, StoreError> {

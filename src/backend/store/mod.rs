@@ -27,9 +27,12 @@ use std::sync::{Arc, Mutex};
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{Builder, RequestChecksumCalculation, ResponseChecksumValidation};
-use aws_sdk_s3::types::{ChecksumMode, Delete, ObjectIdentifier, ObjectStorageClass, OptionalObjectAttributes};
+use aws_sdk_s3::types::{
+    ChecksumMode, Delete, EncodingType, ObjectIdentifier, ObjectStorageClass, OptionalObjectAttributes,
+};
+use percent_encoding::percent_decode_str;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::error::{CloudError, Kind};
 use super::sdk::Wire;
@@ -37,9 +40,13 @@ use super::sdk::Wire;
 /// The bytes of one part, up and down. 8 MiB keeps a part's memory small and its request longer than its round trip;
 /// objects up to this size go in one piece.
 const PART_BYTES: u64 = 8 * 1024 * 1024;
-/// Parts under way at once: 8 × about 90 MB/s, S3's rate per connection, fill a 5 Gbit/s link. Those that go up share this number
-/// whatever the files, for each is in memory: 64 MiB, which the node must have beside a workload at its limit.
+/// Parts under way at once: 8 × about 90 MB/s, S3's rate per connection, fill a 5 Gbit/s link.
 const PARTS_PARALLEL: usize = 8;
+/// The memory of all files and parts that go up, in blocks: 64 MiB, as much as eight parts, for all slots of a node.
+/// The node must have it beside workloads at their limit.
+const ROOM_BLOCKS: usize = PARTS_PARALLEL * (PART_BYTES / BLOCK_BYTES) as usize;
+/// The least memory that a file on its way up is taken to need.
+const BLOCK_BYTES: u64 = 64 * 1024;
 /// The largest object: 10,000 parts of 5 GiB, 48.8 TiB. Source: Amazon S3 user guide, "Amazon S3 multipart upload
 /// limits". (It was 5 TiB until December 2025; a service that still has that limit says `EntityTooLarge`.)
 pub const OBJECT_BYTES_MAX: u64 = multipart::PARTS_MAX * 5 * 1024 * 1024 * 1024;
@@ -90,6 +97,14 @@ pub enum StoreError {
         /// Who was to put it.
         wanted_by: String,
     },
+    /// The result is larger than it may be.
+    #[error("{path}: {reason}")]
+    TooLarge {
+        /// The file or folder.
+        path: PathBuf,
+        /// How large it is, and what it may be.
+        reason: String,
+    },
     /// The result cannot be stored as it is: a name or a kind of file that has no place in S3.
     #[error("{path}: {reason}")]
     BadResult {
@@ -128,6 +143,15 @@ pub fn free_bytes(folder: &Path) -> io::Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
+/// Returns how many bytes the file system of `folder` has in all.
+///
+/// # Errors
+/// The system's, if the folder cannot be asked.
+pub fn total_bytes(folder: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(folder)?;
+    Ok(stat.f_blocks.saturating_mul(stat.f_frsize))
+}
+
 /// Returns how many files this process may still make under `folder`; `None` if the file system does not count them.
 ///
 /// # Errors
@@ -162,7 +186,8 @@ pub struct Object {
 pub struct Store {
     client: Client,
     meter: Arc<meter::Meter>,
-    parts: Arc<Semaphore>,
+    /// What is left of [`ROOM_BLOCKS`].
+    room: Arc<Semaphore>,
     /// Multipart uploads whose future was dropped under way: their parts bill until they are aborted.
     dropped: Arc<Mutex<Vec<Upload>>>,
 }
@@ -180,9 +205,17 @@ impl Store {
         Self {
             client: Client::from_conf(config),
             meter: Arc::default(),
-            parts: Arc::new(Semaphore::new(PARTS_PARALLEL)),
+            room: Arc::new(Semaphore::new(ROOM_BLOCKS)),
             dropped: Arc::default(),
         }
+    }
+
+    /// Waits for the memory of a file, or a part, of so many bytes; it is given back when the value is dropped. A part
+    /// that is streamed takes as much as one in memory. First come, first served, so that none waits for ever.
+    async fn take_room(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
+        let blocks = bytes.min(PART_BYTES).div_ceil(BLOCK_BYTES).max(1);
+        // It fails only if it is closed, and nothing closes it.
+        self.room.acquire_many(u32::try_from(blocks).unwrap_or(1)).await.ok()
     }
 
     /// Returns how fast this process's uploads have gone, in bytes per second; `None` if too little went up to say.
@@ -248,26 +281,36 @@ impl Store {
     pub async fn list_objects(&self, bucket: &str, prefix: &str) -> Result<Vec<Listed>, CloudError> {
         let list = self.client.list_objects_v2().bucket(bucket).prefix(prefix);
         let list = list.optional_object_attributes(OptionalObjectAttributes::RestoreStatus);
+        // An XML document has no place for most control characters, and a key has.
+        let list = list.encoding_type(EncodingType::Url);
         let mut pages = list.into_paginator().send();
         let mut objects = Vec::new();
         while let Some(page) = pages.next().await {
             let page = page.map_err(|e| CloudError::sdk("ListObjectsV2", uri(bucket, prefix), e))?;
+            let is_encoded = page.encoding_type() == Some(&EncodingType::Url);
+            let key = |key: &str| if is_encoded { decode_key(key) } else { key.to_owned() };
             objects.extend(
-                page.contents().iter().filter_map(|object| {
-                    Some(Listed { key: object.key()?.to_owned(), is_archived: is_archived(object) })
-                }),
+                page.contents()
+                    .iter()
+                    .filter_map(|object| Some(Listed { key: key(object.key()?), is_archived: is_archived(object) })),
             );
         }
         Ok(objects)
     }
 
-    /// Deletes objects, one request for each thousand. May be called twice.
+    /// Deletes objects, one request for each thousand, and one for each key that an XML document cannot hold. May be
+    /// called twice.
     ///
     /// # Errors
     /// [`CloudError`].
     pub async fn delete(&self, bucket: &str, keys: &[String]) -> Result<(), CloudError> {
-        for keys in keys.chunks(1000) {
-            let objects = keys.iter().filter_map(|key| ObjectIdentifier::builder().key(key).build().ok()).collect();
+        let (plain, odd): (Vec<_>, Vec<_>) = keys.iter().partition(|key| !key.contains(is_no_xml));
+        for key in odd {
+            let answer = self.client.delete_object().bucket(bucket).key(key).send().await;
+            answer.map_err(|e| CloudError::sdk("DeleteObject", uri(bucket, key), e))?;
+        }
+        for keys in plain.chunks(1000) {
+            let objects = keys.iter().filter_map(|key| ObjectIdentifier::builder().key(*key).build().ok()).collect();
             let delete = Delete::builder().set_objects(Some(objects)).quiet(true).build();
             let delete = delete.map_err(|e| CloudError::new(Kind::Invalid, "DeleteObjects", bucket, e.to_string()))?;
             let answer = self.client.delete_objects().bucket(bucket).delete(delete).send().await;
@@ -308,6 +351,17 @@ pub struct Listed {
     /// Whether it is archived and not restored, so that a read is refused (`InvalidObjectState`). An object of
     /// Intelligent-Tiering may be archived too, but the listing does not say.
     pub is_archived: bool,
+}
+
+/// Returns whether a character has no place in an XML document, or may be read as another: control characters.
+/// Source: <https://www.w3.org/TR/xml/#charsets>.
+fn is_no_xml(character: char) -> bool {
+    character.is_control() || matches!(character, '\u{fffe}' | '\u{ffff}')
+}
+
+/// Reads a key of a listing with `encoding-type=url`: percent-encoded, with `+` for a blank.
+fn decode_key(key: &str) -> String {
+    percent_decode_str(&key.replace('+', " ")).decode_utf8_lossy().into_owned()
 }
 
 fn is_archived(object: &aws_sdk_s3::types::Object) -> bool {

@@ -168,8 +168,7 @@ impl Store {
         file: &Path,
         (start, bytes): (u64, u64),
     ) -> Result<Part, StoreError> {
-        // All files' parts share the permits: each is in memory.
-        let _permit = self.parts.acquire().await;
+        let _room = self.take_room(bytes).await;
         let (body, crc) = section(file, start, bytes, CRC).await?;
         let completed = self.put_part(upload, number, body, (bytes, crc)).await?;
         Ok(Part { completed, start, bytes, crc })

@@ -10,7 +10,7 @@ use aws_sdk_s3::types::ChecksumAlgorithm;
 use aws_smithy_types::base64;
 use crc_fast::{CrcAlgorithm, checksum};
 
-use super::body::Body;
+use super::body::{Body, read_section};
 use super::mark::{Found, Mark};
 use super::{CloudError, Kind, OBJECT_BYTES_MAX, Object, PART_BYTES, Store, StoreError, uri};
 use crate::backend::Ledger;
@@ -225,14 +225,16 @@ impl Store {
         let bytes = body.bytes().await?;
         match body {
             Body::Bytes(bytes) => self.put_whole(target, bytes.clone(), condition).await,
-            Body::File(file) if bytes > OBJECT_BYTES_MAX => Err(StoreError::BadResult {
+            Body::File(file) if bytes > OBJECT_BYTES_MAX => Err(StoreError::TooLarge {
                 path: file.to_path_buf(),
                 reason: format!("it has {bytes} bytes, more than the {OBJECT_BYTES_MAX} that S3 takes"),
             }),
             Body::File(file) if bytes > PART_BYTES => self.put_parts(target, file, bytes, condition).await,
             Body::File(file) => {
-                let body = tokio::fs::read(file).await.map_err(|e| StoreError::disk("reading", file, e))?;
-                self.put_whole(target, body.into(), condition).await
+                let _room = self.take_room(bytes).await;
+                // No more than it had: a file that grows must not fill the memory.
+                let body = read_section(file, 0, bytes).await?;
+                self.put_whole(target, body, condition).await
             }
         }
     }

@@ -1,5 +1,6 @@
 //! What a node, or a scheduler, needs of AWS.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use super::super::cli::DoctorArgs;
@@ -10,7 +11,7 @@ use crate::backend::ledger::TableKind;
 use crate::backend::machine::PowerOff;
 use crate::backend::{Backend, CloudError, Kind, Wire};
 use crate::clock;
-use crate::domain::policy::Purchase;
+use crate::domain::policy::{Purchase, words};
 use crate::domain::tags;
 
 /// AWS refuses a signature that is 5 minutes off for most services (15 for S3); a fifth of that is worth a word.
@@ -44,7 +45,7 @@ pub(super) async fn look(args: &DoctorArgs) -> Result<Vec<Check>, Failure> {
         checks.extend(options(&backend, instance).await);
     }
     checks.push(clock(&backend).await);
-    checks.extend(tables(&backend).await);
+    checks.extend(tables(&backend, is_node).await);
     let aws = &args.scheduler.aws;
     checks.push(source(&backend, aws.source_bucket().as_deref()).await);
     checks.push(results(&backend, aws.result_bucket().as_deref(), instance.is_ok()).await);
@@ -54,10 +55,12 @@ pub(super) async fn look(args: &DoctorArgs) -> Result<Vec<Check>, Failure> {
     }
     if let Some(template) = settings.template {
         checks.push(terms(&backend, &template).await);
+        checks.extend(pools(&backend, args.scheduler.instance_types.as_deref(), &settings.subnets).await);
         let request = Request {
             template,
             instance_types: settings.policy.instance_types.clone(),
-            subnets: settings.subnets,
+            // One is enough to ask whether EC2 would launch: two of one zone would be refused.
+            subnets: settings.subnets.into_iter().take(1).collect(),
             purchase: Purchase::Spot,
             max_price: None,
             count: 1,
@@ -174,13 +177,12 @@ async fn options(backend: &Backend, instance: &str) -> Vec<Check> {
     checks
 }
 
-/// What could not be seen: if for want of a right that a node itself does not need, that is no failure.
+/// What could not be seen: if for lack of a right that a node itself does not need, that is no failure.
 fn unseen(name: &'static str, error: CloudError) -> Check {
     if error.kind != Kind::AccessDenied {
         return Check::of_call(name, Err(error));
     }
-    let said = format!("not to be seen: {} is not allowed", error.operation);
-    Check::warning(name, said, format!("allow ec2:{}, or look in the console", error.operation))
+    Check::skipped(name, &format!("ec2:{}", error.operation))
 }
 
 /// Without a template nothing can be launched. A node launches nothing; an instance that is none may be a scheduler's
@@ -191,6 +193,47 @@ fn no_template(is_on_ec2: bool) -> Check {
         "set LIGHTHPC_LAUNCH_TEMPLATE (`scripts/deploy --exports` prints it), or --launch-template",
     );
     if is_on_ec2 { Check::warning("template", said, hint) } else { Check::failure("template", said, hint) }
+}
+
+/// What of the instance types and subnets EC2 would refuse a launch for: it launches without it. Types as they were written.
+async fn pools(backend: &Backend, types: Option<&str>, subnets: &[String]) -> Vec<Check> {
+    let mut warnings = Vec::new();
+    let written: Vec<&str> = types.into_iter().flat_map(|types| types.split(',')).map(str::trim).collect();
+    let types = words(&written.join(","));
+    for name in types.iter().filter(|name| written.iter().filter(|word| *word == name).count() > 1) {
+        warnings.push(format!("instance type {name} is named more than once"));
+    }
+    let mut checks = Vec::new();
+    match backend.fleet.zones(subnets).await {
+        Ok(zones) => {
+            let mut by_zone: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+            for subnet in subnets {
+                match zones.get(subnet) {
+                    Some(zone) => by_zone.entry(zone).or_default().push(subnet),
+                    None => warnings.push(format!("there is no subnet {subnet} in this region")),
+                }
+            }
+            let shared = by_zone.iter().filter(|(_, some)| some.len() > 1);
+            warnings.extend(shared.map(|(zone, some)| format!("{} are all in zone {zone}", some.join(" and "))));
+        }
+        Err(error) => checks.push(unseen("zones", error)),
+    }
+    match backend.fleet.offered(&types).await {
+        Ok(offered) => {
+            let missing = types.iter().filter(|name| !offered.contains(*name));
+            warnings.extend(missing.map(|name| format!("the region does not offer instance type {name}")));
+        }
+        Err(error) => checks.push(unseen("offered types", error)),
+    }
+    if !warnings.is_empty() {
+        let mend = "a launch names each type once and one subnet of each zone, and leaves out what is not there; \
+             correct LIGHTHPC_INSTANCE_TYPES and LIGHTHPC_SUBNETS";
+        checks.push(Check::warning("pools", warnings.join("; "), mend));
+    } else if checks.is_empty() && (!types.is_empty() || !subnets.is_empty()) {
+        let said = format!("{} instance types, {} subnets, each in a zone of its own", types.len(), subnets.len());
+        checks.push(Check::ok("pools", said));
+    }
+    checks
 }
 
 /// Whether the nodes of a launch template can work, and can end.
@@ -255,10 +298,13 @@ fn difference(a: SystemTime, b: SystemTime) -> Duration {
     a.duration_since(b).or_else(|_| b.duration_since(a)).unwrap_or_default()
 }
 
-async fn tables(backend: &Backend) -> Vec<Check> {
+async fn tables(backend: &Backend, is_node: bool) -> Vec<Check> {
     let ledger = &backend.ledger;
-    let (tasks, index, missions) =
-        tokio::join!(ledger.may_work_at(TableKind::Tasks), ledger.has_index(), ledger.may_work_at(TableKind::Missions));
+    let tasks = async {
+        // Sweeps read tasks in batches; nodes do not, and may not.
+        if is_node { ledger.may_update(TableKind::Tasks).await } else { ledger.may_work_at(TableKind::Tasks).await }
+    };
+    let (tasks, index, missions) = tokio::join!(tasks, ledger.has_index(), ledger.may_work_at(TableKind::Missions));
     let names = ledger.tables();
     let said = |name: &str| format!("{name}: its key is right, and it may be read and written");
     vec![
@@ -310,11 +356,7 @@ async fn topic(backend: &Backend, topic: Option<&str>) -> Check {
         return Check::warning(name, "none is set, so nobody is told of a mission's end", "set LIGHTHPC_TOPIC_ARN");
     };
     match backend.notifier.look(topic).await {
-        Err(error) if error.kind == Kind::AccessDenied => Check::warning(
-            name,
-            format!("{topic}: it may be there, but sns:GetTopicAttributes is not allowed"),
-            "SNS has no dry run: `aws sns publish` shows whether sns:Publish is allowed",
-        ),
+        Err(error) if error.kind == Kind::AccessDenied => Check::skipped(name, "sns:GetTopicAttributes"),
         // SNS refuses the topic of another account, or none, with a parameter error.
         Err(error) if error.kind == Kind::Invalid => {
             Check::failure(name, format!("{error}: {}", error.source), "look at LIGHTHPC_TOPIC_ARN")

@@ -27,6 +27,8 @@ const ENV_READ: &str = "LIGHTHPC_DOCTOR_ENV_READ";
 #[serde(rename_all = "lowercase")]
 enum Status {
     Ok,
+    /// Not looked at, for lack of a right that only a person needs.
+    Skipped,
     Warning,
     Failure,
 }
@@ -51,6 +53,12 @@ impl Check {
 
     fn failure(name: &'static str, said: impl Into<String>, mend: impl Into<String>) -> Self {
         Self { name, status: Status::Failure, said: said.into(), mend: Some(mend.into()) }
+    }
+
+    /// What cannot be looked at by whoever asks, and which right would show it.
+    fn skipped(name: &'static str, right: &str) -> Self {
+        let said = format!("not checked: needs {right}, which a node's role does not have");
+        Self { name, status: Status::Skipped, said, mend: None }
     }
 
     /// What a call came to; of a failed one the mend is the hint that a node would give.
@@ -94,6 +102,7 @@ fn text(checks: &[Check]) -> String {
     for check in checks {
         let status = match check.status {
             Status::Ok => "ok",
+            Status::Skipped => "skipped",
             Status::Warning => "warning",
             Status::Failure => "FAILURE",
         };

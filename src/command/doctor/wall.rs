@@ -11,6 +11,7 @@ use super::{Check, ENV_FILE, Failure, machine};
 use crate::domain::ids::{Attempt, SrcId};
 use crate::domain::progress::Progress;
 use crate::exit::Exit;
+use crate::workload::Devices;
 use crate::workload::{Bounds, Contract, Ended, Stops, Wall, Workload};
 
 /// The instance metadata service. Source: EC2 user guide, "Access instance metadata".
@@ -26,7 +27,7 @@ const NAME: &str = "wall";
 const MEND: &str = "run scripts/provision again, and look at `journalctl -u 'lighthpc-task-*'`";
 
 pub(super) async fn look(work_dir: &Path, is_baking: bool) -> Check {
-    let wall = match Wall::of_this_machine() {
+    let wall = match Wall::of_this_machine(Devices::default()) {
         Ok(wall) => wall,
         Err(error) => return Check::failure(NAME, error.to_string(), "run scripts/provision again"),
     };
@@ -53,7 +54,7 @@ pub(super) async fn look(work_dir: &Path, is_baking: bool) -> Check {
     if runs && !is_loaded && !is_baking {
         return Check::failure(NAME, "the node runs, and the rules of nftables are not loaded", MEND);
     }
-    match from_inside(wall, work_dir).await {
+    match from_inside(wall.clone(), work_dir).await {
         Ok(open) if open.is_empty() => {
             let memory_mib = wall.memory_bytes / 1024 / 1024;
             Check::ok(

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::parts::{Pages, Part, parts_of, rotated};
 use super::repair::{PUT_BACK_TIME_MAX, WANTED_MAX};
-use super::snapshot::Snapshot;
+use super::snapshot::{BOOT_MAX, Snapshot};
 use super::{Sweep, Unconfirmed, What};
 use crate::backend::ledger::{Cursor, OpenTask, Partition};
 use crate::clock;
@@ -28,6 +28,9 @@ const IDLE_LOOKS: u32 = 5;
 
 impl Sweep<'_> {
     pub(super) async fn first(&mut self, world: &Snapshot) -> Result<(), SchedulerError> {
+        for (key, what) in &world.odd {
+            self.odd(key, what);
+        }
         for mission in world.missions.values() {
             for oddity in &mission.oddities {
                 self.odd(mission.id.as_str(), oddity);
@@ -47,7 +50,7 @@ impl Sweep<'_> {
         let idle = world.idle(&self.holders);
         let mission_of = |id: &str| {
             let ours = world.instances.iter().find(|ours| ours.id == id && ours.src.is_none())?;
-            MissionId::new(ours.mission.clone()?).ok()
+            world.mission_tagged(ours)
         };
         self.unconfirmed.idle = idle.into_keys().map(|id| (id.clone(), mission_of(&id))).collect();
         Ok(())
@@ -157,6 +160,14 @@ impl Sweep<'_> {
         } else if !self.unconfirmed.is_full() {
             self.unconfirmed.leases.insert(task.src.clone(), (task.attempt.0, task.beat));
         }
+    }
+
+    /// Whether an instance that was launched for a task, and is not among ours, may still appear: EC2 shows a new one, and its
+    /// tags, late. By the time that the row has, which costs a boot at the most if a clock is wrong, that is over.
+    async fn may_appear(&mut self, task: &Task) -> bool {
+        let Some(instance) = task.launch.instance.as_deref() else { return false };
+        let is_young = clock::since(&task.launch.at).is_some_and(|age| age < BOOT_MAX);
+        is_young && !self.is_gone(instance).await
     }
 
     async fn is_gone(&mut self, owner: &str) -> bool {
@@ -317,7 +328,9 @@ impl Sweep<'_> {
         if world.has_node(task) || is_early {
             return;
         }
-        if task.launch.is_for(task.attempt) {
+        if let Some(reason) = world.end_of_node(task) {
+            self.want(task, world.mission_of(task), &reason);
+        } else if task.launch.is_for(task.attempt) {
             // Launched, or about to be: an instance shows within a minute.
             self.unconfirmed.launches.insert(task.src.clone(), task.launch.tries);
         } else {
@@ -332,6 +345,7 @@ impl Sweep<'_> {
         self.unconfirmed.idle = idle;
         // From here on: who holds a task now.
         self.holders.clear();
+        self.held = None;
         self.put_back_until = Instant::now() + PUT_BACK_TIME_MAX;
         let srcs: Vec<SrcId> = leases.keys().cloned().collect();
         for srcs in srcs.chunks(ROWS_LEN) {
@@ -348,7 +362,12 @@ impl Sweep<'_> {
             for task in self.tasks(srcs).await? {
                 let is_same = launches.get(&task.src) == Some(&task.launch.tries) && task.launch.is_for(task.attempt);
                 if task.state == State::Pending && is_same && !world.has_node(&task) {
-                    self.want(&task, world.mission_of(&task), "what was launched for it is not there");
+                    let reason = match world.end_of_node(&task) {
+                        Some(reason) => reason,
+                        None if self.may_appear(&task).await => continue,
+                        None => "what was launched for it is not there".to_owned(),
+                    };
+                    self.want(&task, world.mission_of(&task), &reason);
                 }
             }
         }

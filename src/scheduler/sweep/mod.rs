@@ -103,9 +103,13 @@ impl Scheduler {
         };
         let stop = CancellationToken::new();
         let mut sweep = Sweep::new(self, &stop);
-        let mission = match ours.mission.clone().map(MissionId::new) {
-            Some(Ok(mission)) => self.mission(&mission).await?,
-            _ => None,
+        let named = match &ours.mission {
+            Some(value) => self.backend.ledger.mission_named(value).await,
+            None => Ok(None),
+        };
+        let mission = match named.map_err(SchedulerError::cloud("looking up a mission's name"))? {
+            Some(mission) => self.mission(&mission).await?,
+            None => None,
         };
         let srcs = match (&ours.src, &mission) {
             (Some(value), _) => self.src_of(value).await?.into_iter().collect(),
@@ -126,9 +130,15 @@ impl Scheduler {
                 if held && is_over {
                     sweep.put_back(&task, mission.as_ref(), "EC2 says that its instance is gone").await;
                 } else if was_for_it && ours.src.is_some() {
-                    sweep.want(&task, mission.as_ref(), "its instance is gone");
+                    sweep.want(&task, mission.as_ref(), &ours.end_words());
                 }
             }
+        }
+        if let Some(mission) =
+            mission.filter(|_| ours.src.is_none() && ours.reason.as_ref().is_some_and(|r| !r.is_usual()))
+        {
+            self.note_mission(&mission, &ours.end_words()).await?;
+            sweep.find(What::NoNode, mission.id.as_str(), &ours.end_words());
         }
         sweep.launch_wanted().await;
         Ok(sweep.into_findings())
@@ -165,6 +175,8 @@ struct Sweep<'a> {
     troubles: usize,
     /// Cleared when EC2 refuses to launch at all: there is no use in asking it a thousand times.
     may_launch: bool,
+    /// The limit of nodes that holds launches back, once it did in this half.
+    held: Option<String>,
     /// Missions whose launches it refuses.
     refused: HashSet<Option<MissionId>>,
     /// Tasks that want a node, and why. Launches are slow, so they come after everything else.
@@ -224,6 +236,7 @@ impl<'a> Sweep<'a> {
             findings: Vec::new(),
             troubles: 0,
             may_launch: scheduler.settings.template.is_some(),
+            held: None,
             refused: HashSet::new(),
             wanted: Vec::new(),
             unconfirmed: Unconfirmed::default(),

@@ -14,20 +14,21 @@ use crate::domain::task::{PastAttempt, Task};
 use crate::domain::verdict::Verdict;
 use crate::scheduler::SchedulerError;
 use crate::scheduler::launch::{Node, waited_since};
+use crate::scheduler::rounds::Lack;
 
 /// How many instances that were launched for one attempt may vanish without a claim before the task is failed: each has
 /// cost a boot, and an image that cannot boot will not learn to.
 const LAUNCHES_LOST_MAX: u64 = 5;
 
 /// How long one half of a sweep launches nodes for tasks, at two a second: the whole sweep must end within the 15 minutes of a
-/// Lambda function. That is 2 + 2 + 3 minutes for the first half, 2 + 3 for the second, and a lease in between. The next sweep
-/// goes on.
-const LAUNCHES_TIME_MAX: Duration = Duration::from_mins(3);
+/// Lambda function. That is 2 + 2 + 2 minutes for the first half, 2 + 2 for the second, and a lease in between; the last launch
+/// of each half may take 2.5 minutes more, if EC2 does not answer. The next sweep goes on, also if this one is ended.
+const LAUNCHES_TIME_MAX: Duration = Duration::from_mins(2);
 /// How long one half of a sweep puts lost tasks back, at some 40 a second.
 pub(super) const PUT_BACK_TIME_MAX: Duration = Duration::from_mins(2);
 /// The most tasks that one sweep launches nodes for: as many as [`LAUNCHES_TIME_MAX`] allows at two a second. Each row is
-/// kept until then: 360 are about 1 MB.
-pub(super) const WANTED_MAX: usize = 360;
+/// kept until then: 240 are about 700 kB.
+pub(super) const WANTED_MAX: usize = 240;
 
 impl Sweep<'_> {
     /// Notes whether an announced mission still has open tasks.
@@ -132,17 +133,32 @@ impl Sweep<'_> {
 
     async fn launch(&mut self, task: &Task, mission: Option<&Mission>, reason: &str) {
         if task.launch.is_for(task.attempt) && task.launch.lost + 1 >= LAUNCHES_LOST_MAX {
-            let reason = format!("{LAUNCHES_LOST_MAX} instances for it have ended before they claimed it");
+            let reason =
+                format!("{LAUNCHES_LOST_MAX} instances for it have ended before they claimed it, the last: {reason}");
+            if let Err(error) = self.scheduler.note_held(task, &reason).await {
+                self.trouble(task.src.as_str(), &error);
+            }
             return self.fail(task, mission, Verdict::Infra, None, &reason).await;
         }
         if !self.may_launch || self.refused.contains(&task.mission) {
             return;
         }
-        match self.scheduler.launch_for(task, mission).await {
+        if let Some(why) = self.held.clone() {
+            // The row says why; whether there is room again is the next sweep's question.
+            if let Err(error) = self.scheduler.note_held(task, &why).await {
+                self.trouble(task.src.as_str(), &error);
+            }
+            return;
+        }
+        match self.scheduler.launch_after(task, mission, Some(reason)).await {
             Ok(Node::Launched(instance)) => {
                 self.find(What::Launched, task.src.as_str(), &format!("{reason}: {instance}"));
             }
             Ok(Node::Waits(why)) => self.find(What::NoNode, task.src.as_str(), &why),
+            Ok(Node::Held(why)) => {
+                self.find(What::NoNode, task.src.as_str(), &why);
+                self.held = Some(why);
+            }
             Ok(Node::NotNeeded) => {}
             Err(error) => {
                 self.refuse(task.mission.clone(), &error);
@@ -168,10 +184,16 @@ impl Sweep<'_> {
         let Some(counts) = self.counts.get(&mission.id).filter(|counts| counts.claimable > 0) else { return };
         let (claimable, open) = (counts.claimable, counts.claimable + counts.running);
         let longest = waited_since(counts.since.as_deref());
-        match self.scheduler.launch_missing(mission, open, longest, &world.instances).await {
+        let lost = world.odd_end(&mission.id);
+        if let Some(lost) = &lost {
+            tracing::warn!(mission = %mission.id, "mission {}: {lost}", mission.id);
+        }
+        let lack = Lack { open, waited: longest, lost: lost.as_deref() };
+        match self.scheduler.launch_missing(mission, lack, &world.instances).await {
             Ok(launched) => {
                 for instance in &launched.instances {
                     let reason = format!("{claimable} tasks of mission {} wait, or more", mission.id);
+                    let reason = lost.iter().fold(reason, |reason, lost| format!("{reason}; {lost}"));
                     self.find(What::Launched, instance, &reason);
                 }
                 if !launched.shortfall.is_empty() {

@@ -14,7 +14,7 @@ use crate::scheduler::{Scheduler, SchedulerError};
 
 /// How long an instance may run without a task of its own: a boot takes one or two minutes, a large image a few more. What
 /// is older and holds nothing when it is looked at twice does not work.
-const BOOT_MAX: Duration = Duration::from_mins(15);
+pub(super) const BOOT_MAX: Duration = Duration::from_mins(15);
 
 /// How long an announced mission is still looked at after it was seen to have no open task: the index lags, usually by less
 /// than a second, and this is a few sweeps.
@@ -25,6 +25,10 @@ pub(super) struct Snapshot {
     /// Missions that may have open tasks, or whose end may not be announced.
     pub(super) missions: HashMap<MissionId, Mission>,
     pub(super) instances: Vec<Ours>,
+    /// Rows of the missions table that cannot be missions, and why.
+    pub(super) odd: Vec<(String, String)>,
+    /// Instances of ours that have ended, as long as EC2 shows them: by their ids.
+    ended: HashMap<String, Ours>,
     /// The places in `instances` of those that run or boot, by their task's tag.
     by_src: HashMap<String, Vec<usize>>,
     /// The ids of those that run or boot.
@@ -50,7 +54,7 @@ impl Scheduler {
                 missions.insert(mission.id.clone(), mission);
             }
         };
-        self.backend.ledger.each_mission(each).await.map_err(SchedulerError::cloud("listing missions"))?;
+        let odd = self.backend.ledger.each_mission(each).await.map_err(SchedulerError::cloud("listing missions"))?;
         if let Some(default) = &self.settings.default_mission
             && !missions.contains_key(default)
             && self.mission(default).await?.is_none()
@@ -58,8 +62,13 @@ impl Scheduler {
             // Tasks may count for it although nobody has made it.
             missions.insert(default.clone(), Mission::unknown(default.clone()));
         }
-        let instances = self.backend.fleet.ours(self.mark()).await;
-        let instances = instances.map_err(SchedulerError::cloud("listing our instances"))?;
+        // Before the instances: what is taken after this is counted by itself.
+        let count = self.node_count().await?;
+        let all = self.backend.fleet.all_of_ours(self.mark()).await;
+        let all = all.map_err(SchedulerError::cloud("listing our instances"))?;
+        self.correct_node_count(count, &all).await?;
+        let (ended, instances): (Vec<Ours>, Vec<Ours>) = all.into_iter().partition(|ours| ours.is_ended);
+        let ended = ended.into_iter().map(|ours| (ours.id.clone(), ours)).collect();
         let mut tasks = HashMap::new();
         // Their tasks are looked at whether the index has them or not: it lags, and of rows of the first version has none.
         for some in instances.chunks(100) {
@@ -78,7 +87,7 @@ impl Scheduler {
             }
         }
         let alive = instances.iter().filter(|ours| !ours.is_stopped).map(|ours| ours.id.clone()).collect();
-        Ok(Snapshot { missions, instances, by_src, alive, tasks })
+        Ok(Snapshot { missions, instances, odd, ended, by_src, alive, tasks })
     }
 
     /// Returns the task that a tag names; `None` if it cannot be one, or is a short name that nobody wrote down.
@@ -117,6 +126,15 @@ impl Snapshot {
         task.mission.as_ref().and_then(|id| self.missions.get(id))
     }
 
+    /// The mission that an instance's tag names; of a short name, if the mission is among those that are looked at.
+    pub(super) fn mission_tagged(&self, ours: &Ours) -> Option<MissionId> {
+        let value = ours.mission.as_deref()?;
+        if tags::is_short_mission(value) {
+            return self.missions.keys().find(|id| ours.is_of(id)).cloned();
+        }
+        MissionId::new(value).ok()
+    }
+
     /// Whether an instance of ours runs or boots.
     pub(super) fn is_alive(&self, id: &str) -> bool {
         self.alive.contains(id)
@@ -127,6 +145,20 @@ impl Snapshot {
         let (value, brief) = (tags::src_value(&task.src), Brief::of(task));
         let places = self.by_src.get(&value);
         places.into_iter().flatten().any(|place| brief.is_node(&self.instances[*place]))
+    }
+
+    /// Why the instance has ended that was launched for the task's next attempt; `None` if EC2 does not say that it has.
+    pub(super) fn end_of_node(&self, task: &Task) -> Option<String> {
+        let id = task.launch.instance.as_ref().filter(|_| task.launch.is_for(task.attempt))?;
+        self.ended.get(id).map(Ours::end_words)
+    }
+
+    /// Why a node of a mission has ended that was not meant to, such as one that EC2 could not start.
+    pub(super) fn odd_end(&self, mission: &MissionId) -> Option<String> {
+        let is_its = |ours: &&Ours| ours.src.is_none() && ours.mission.as_deref() == Some(mission.as_str());
+        let is_odd = |ours: &&Ours| ours.reason.as_ref().is_some_and(|reason| !reason.is_usual());
+        // The youngest.
+        self.ended.values().filter(is_its).filter(is_odd).min_by_key(|ours| ours.age).map(Ours::end_words)
     }
 
     /// Instances that have nothing to do, with the reason: their task has ended or is another's, or they hold none of their

@@ -4,6 +4,8 @@
 //! streamed both ways. What is not here (versions, copies, access lists) is answered `NotImplemented`.
 
 mod endpoint;
+#[cfg(any(test, fuzzing, feature = "testing"))]
+pub(super) mod fuzz;
 mod kept;
 mod listing;
 mod multipart;

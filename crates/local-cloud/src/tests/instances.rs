@@ -83,6 +83,21 @@ async fn tags_are_found_by_filter() {
 }
 
 #[tokio::test]
+async fn an_instance_of_an_earlier_process_in_the_same_folder_is_terminated() {
+    let dir = TempDir::new().unwrap();
+    let earlier = LocalCloud::open(dir.path()).unwrap().launch(&[("lighthpc", "node")]);
+    let cloud = LocalCloud::open(dir.path()).unwrap();
+
+    let answer = ec2(&cloud).describe_instances().instance_ids(&earlier).send().await.unwrap();
+
+    let instance = &answer.reservations()[0].instances()[0];
+    assert_eq!(instance.instance_id(), Some(earlier.as_str()));
+    assert_eq!(instance.state().unwrap().name(), Some(&InstanceStateName::Terminated));
+    let unknown = ec2(&cloud).describe_instances().instance_ids("i-1").send().await.unwrap_err();
+    assert_eq!(code(&unknown), "InvalidInstanceID.NotFound");
+}
+
+#[tokio::test]
 async fn an_instance_runs_until_it_is_terminated() {
     let sky = Sky::new();
     let ids = [sky.cloud.launch(&[("lighthpc", "node")]), sky.cloud.launch(&[])];
@@ -164,4 +179,63 @@ async fn what_sns_would_refuse_is_refused() {
         deduplication_id: Some("d".into()),
     };
     assert_eq!(sky.cloud.published(), [expected]);
+}
+
+/// As EC2 does: a pool is an instance type and a zone, and none may be named twice.
+#[tokio::test]
+async fn a_fleet_with_a_pool_twice_is_refused_as_a_whole() {
+    use aws_sdk_ec2::types::{
+        FleetLaunchTemplateConfigRequest, FleetLaunchTemplateOverridesRequest, FleetType, InstanceType,
+        TargetCapacitySpecificationRequest,
+    };
+    let sky = Sky::new();
+    for (subnet, zone) in [("subnet-a1", "a"), ("subnet-a2", "a"), ("subnet-b", "b")] {
+        sky.cloud.put_subnet(subnet, zone);
+    }
+    sky.cloud.offer_types(&["m5.large", "c5.large"]);
+    let ec2 = ec2(&sky.cloud);
+    let launch = |pools: &[(&str, &str)]| {
+        let pool = |(name, subnet): &(&str, &str)| {
+            let pool = FleetLaunchTemplateOverridesRequest::builder().instance_type(InstanceType::from(*name));
+            pool.subnet_id(*subnet).build()
+        };
+        let config = FleetLaunchTemplateConfigRequest::builder();
+        let config = config.set_overrides(Some(pools.iter().map(pool).collect())).build();
+        let capacity = TargetCapacitySpecificationRequest::builder().total_target_capacity(1).build();
+        let fleet = ec2.create_fleet().r#type(FleetType::Instant).launch_template_configs(config);
+        fleet.target_capacity_specification(capacity).send()
+    };
+    for (pools, refusal) in [
+        (&[("m5.large", "subnet-a1"), ("m5.large", "subnet-a1")][..], "InvalidFleetConfig"),
+        (&[("m5.large", "subnet-a1"), ("m5.large", "subnet-a2")], "InvalidFleetConfig"),
+        (&[("m5.large", "subnet-a1"), ("x1.old", "subnet-a1")], "InvalidParameterValue"),
+    ] {
+        assert_eq!(code(&launch(pools).await.unwrap_err()), refusal, "{pools:?}");
+    }
+    launch(&[("m5.large", "subnet-a1"), ("m5.large", "subnet-b"), ("c5.large", "subnet-a2")]).await.unwrap();
+    assert_eq!(sky.cloud.instances().len(), 1);
+
+    let found = ec2.describe_subnets().filters(filter("subnet-id", "subnet-a2")).send().await.unwrap();
+    assert_eq!(found.subnets()[0].availability_zone(), Some("a"));
+    let offered = ec2.describe_instance_type_offerings();
+    let wanted = Filter::builder().name("instance-type").values("m5.large").values("x1.old").build();
+    assert_eq!(offered.filters(wanted).send().await.unwrap().instance_type_offerings().len(), 1);
+}
+
+#[tokio::test]
+async fn ec2_says_why_an_instance_has_ended_and_may_show_it_late() {
+    let sky = Sky::new();
+    let id = sky.cloud.launch(&[("lighthpc", "node")]);
+    let ec2 = ec2(&sky.cloud);
+    sky.cloud.show_instance(&id, false);
+    let unknown = ec2.describe_instances().instance_ids(&id).send().await.unwrap_err();
+    assert_eq!(code(&unknown), "InvalidInstanceID.NotFound");
+    assert!(ec2.describe_instances().send().await.unwrap().reservations().is_empty());
+
+    sky.cloud.show_instance(&id, true);
+    sky.cloud.fail_instance(&id, "Client.InternalError", "Client.InternalError: Client error on launch");
+    let found = ec2.describe_instances().instance_ids(&id).send().await.unwrap();
+    let instance = &found.reservations()[0].instances()[0];
+    assert_eq!(instance.state_reason().and_then(|reason| reason.code()), Some("Client.InternalError"));
+    assert_eq!(instance.state().unwrap().name(), Some(&InstanceStateName::Terminated));
 }

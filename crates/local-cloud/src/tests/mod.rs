@@ -3,9 +3,11 @@
 mod dynamo;
 mod faults;
 mod instances;
+mod metadata;
 mod multipart;
 mod objects;
 mod opening;
+mod sqlite;
 
 use aws_config::SdkConfig;
 use aws_credential_types::Credentials;

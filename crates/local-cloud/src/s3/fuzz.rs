@@ -1,0 +1,39 @@
+//! What is fuzzed here: what is kept of an object, of an upload, and of its parts.
+
+use std::fs;
+
+use super::super::layout::Layout;
+use super::object_files::{ObjectFiles, stat};
+use super::{Kept, uploads};
+
+/// Looks at an object whose metadata are these bytes, and at an unfinished upload of which the same is true.
+pub(crate) fn metadata(layout: Layout, bucket: &str, bytes: &[u8]) {
+    let write = |path: std::path::PathBuf, bytes: &[u8]| fs::write(path, bytes).expect("the folder can be written");
+    let objects = ObjectFiles::new(layout);
+    let root = objects.layout.bucket(bucket);
+    write(root.join("a"), b"object");
+    let etag = stat(&root, "a").ok().flatten().expect("the object is there").etag;
+    write(objects.layout.meta().join(format!("{etag}.json")), bytes);
+    drop(objects.meta(&etag).checksum());
+    // The same object under another ETag, as after its folder was copied.
+    let copied = format!("0-0-{:x}", b"object".len());
+    write(objects.layout.meta().join(format!("{copied}.json")), bytes);
+    let kept = |etag: &str| objects.kept(bucket, "a", etag, &mut 1_000);
+    assert_eq!(kept(&etag), Kept::Same);
+    assert_ne!(kept(&copied), Kept::Missing);
+    if let Ok(etag) = std::str::from_utf8(bytes) {
+        assert_ne!(kept(&etag.replace(['/', '\0'], "")), Kept::Missing);
+    }
+
+    let id = "0123456789abcdef0123456789abcdef";
+    let upload = objects.layout.uploads().join(id);
+    fs::create_dir(&upload).expect("the folder can be written");
+    write(upload.join("upload.json"), bytes);
+    write(upload.join("part-00001"), b"part");
+    write(upload.join("note-00001.json"), bytes);
+    let open = uploads::all(&objects, bucket).expect("the folder can be read");
+    for (key, found, _) in &open {
+        assert!(found == id && uploads::find(&objects, id, bucket, key).is_ok());
+    }
+    assert_eq!(uploads::parts(&upload).expect("the folder can be read").len(), 1);
+}

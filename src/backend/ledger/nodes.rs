@@ -1,0 +1,248 @@
+//! The count of the deployment's nodes, against which a launch is taken before it is asked for.
+//!
+//! ```text
+//!   take (nodes + n, on condition that they fit) ─► launch ─► give back what EC2 did not launch
+//!   sweep: read ─► list our instances ─► nodes := what lives + what was taken and may not show yet
+//! ```
+//!
+//! What was taken is counted by epoch, and the instances bear their epoch in a tag, so that a sweep sees which of them show. A
+//! sweep begins a new epoch when the newest is ten minutes old; two epochs later, what never showed (a scheduler died between
+//! take and launch) is forgotten. All writes are differences, so that a sweep and a launch at the same moment add up.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use aws_sdk_dynamodb::types::AttributeValue;
+
+use super::expression::Expression;
+use super::item::{self, Row, number, text};
+use super::{CloudError, Item, Ledger};
+use crate::domain::node_limit::NodeLimits;
+use crate::domain::value::Form;
+
+/// The key of the item in the missions table. No mission can have it: an id that is given may not begin with `~`.
+const NAME: &str = "~nodes";
+
+const MAX: &str = "maxNodes";
+const MAX_PER_HOUR: &str = "maxNodesPerHour";
+const TAKEN: &str = "nodes";
+const EPOCH: &str = "epoch";
+const EPOCH_SINCE: &str = "epochSince";
+const IN_EPOCH: &str = "nodesInEpoch";
+const IN_LAST_EPOCH: &str = "nodesInLastEpoch";
+const HOUR: &str = "hour";
+const IN_HOUR: &str = "nodesInHour";
+const COUNTED: &str = "counted";
+
+/// How long an epoch lasts at least: a launch takes up to 150 s, and EC2 shows an instance within minutes (the rule for an
+/// unknown instance is 5). So what was taken an epoch ago shows, or will never.
+const EPOCH_MIN: Duration = Duration::from_mins(10);
+
+/// The count, as it was read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeCount {
+    /// Whether it cannot be counted on: a person has edited it. It must be made again.
+    pub is_spoilt: bool,
+    /// The limits that are stored for the whole deployment.
+    pub limits: NodeLimits,
+    /// Nodes that run, or are taken.
+    pub taken: i64,
+    /// The newest epoch.
+    pub epoch: u64,
+    /// Nodes that were taken in it.
+    pub in_epoch: i64,
+    /// Nodes that were taken in the epoch before.
+    pub in_last_epoch: i64,
+    /// The hour that is counted, such as `2026-01-01T07`.
+    pub hour: String,
+    /// Nodes that were taken in it.
+    pub in_hour: i64,
+    /// When the epoch began, in seconds of DynamoDB's clock.
+    epoch_since: u64,
+    /// How often the nodes were counted.
+    counted: Form,
+    taken_form: Form,
+    hour_form: Form,
+    epoch_form: Form,
+}
+
+/// Says when nodes were taken, so that they can be given back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ticket {
+    /// The epoch.
+    pub epoch: u64,
+    /// The hour.
+    pub hour: String,
+}
+
+/// How many of our instances EC2 shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// Those that live.
+    pub alive: u64,
+    /// Those that were taken in the newest epoch, whether they live or have ended.
+    pub in_epoch: u64,
+    /// Those of the epoch before.
+    pub in_last_epoch: u64,
+}
+
+impl Ledger {
+    /// Reads the count; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn node_count(&self) -> Result<Option<NodeCount>, CloudError> {
+        let get = self.client.get_item().table_name(&self.tables.missions).set_key(Some(key())).consistent_read(true);
+        let row = get.send().await.map_err(|error| self.missions_error("GetItem", error))?.item.unwrap_or_default();
+        let row = Row(&row);
+        if row.0.is_empty() {
+            return Ok(None);
+        }
+        // A limit that cannot be read is one that holds everything back, until a person corrects it.
+        let most = |name: &str| row.number(name).or((row.form(name) != Form::Absent).then_some(0));
+        let signed = |name: &str| row.signed(name).unwrap_or(0);
+        let is_number = |name: &str| matches!(row.form(name), Form::Number(_)) && row.signed(name).is_some();
+        let is_spoilt = ![TAKEN, EPOCH, IN_EPOCH, IN_LAST_EPOCH, COUNTED].into_iter().all(is_number)
+            || row.form(HOUR) != Form::Absent && !is_number(IN_HOUR);
+        Ok(Some(NodeCount {
+            is_spoilt,
+            limits: NodeLimits { at_a_time: most(MAX), per_hour: most(MAX_PER_HOUR) },
+            taken: signed(TAKEN),
+            epoch: row.number(EPOCH).unwrap_or(0),
+            in_epoch: signed(IN_EPOCH),
+            in_last_epoch: signed(IN_LAST_EPOCH),
+            hour: row.text(HOUR).unwrap_or_default(),
+            in_hour: signed(IN_HOUR),
+            epoch_since: row.number(EPOCH_SINCE).unwrap_or(0),
+            counted: row.form(COUNTED),
+            taken_form: row.form(TAKEN),
+            hour_form: row.form(HOUR),
+            epoch_form: row.form(EPOCH),
+        }))
+    }
+
+    /// Makes the count, of `alive` nodes, unless another has since it was `seen`.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn make_node_count(&self, seen: Option<&NodeCount>, alive: u64) -> Result<(), CloudError> {
+        let since = self.seconds().await?;
+        let (taken, counted) = seen.map_or((&Form::Absent, &Form::Absent), |seen| (&seen.taken_form, &seen.counted));
+        let expression = Expression::default()
+            .set(TAKEN, number(alive))
+            .set(EPOCH, number(seen.map_or(0, |seen| seen.epoch) + 1))
+            .set(EPOCH_SINCE, number(since))
+            .set(IN_EPOCH, number(0))
+            .set(IN_LAST_EPOCH, number(0))
+            .set(COUNTED, number(1))
+            .remove(HOUR)
+            .remove(IN_HOUR)
+            .if_unchanged(TAKEN, taken)
+            .if_unchanged(COUNTED, counted);
+        self.update_item(NAME, &expression).await.map(|_| ())
+    }
+
+    /// Takes `n` nodes in an hour, if the count is as it was read where that matters, and they fit into `limits`.
+    ///
+    /// # Errors
+    /// [`CloudError`]; `Ok(None)` if they do not fit, or the count has moved.
+    pub async fn take_nodes(
+        &self,
+        seen: &NodeCount,
+        n: u32,
+        hour: &str,
+        limits: NodeLimits,
+    ) -> Result<Option<Ticket>, CloudError> {
+        let fits = |most: u64| AttributeValue::N((i128::from(most) - i128::from(n)).to_string());
+        let mut expression =
+            Expression::default().add(TAKEN, n.into()).add(IN_EPOCH, n.into()).if_unchanged(EPOCH, &seen.epoch_form);
+        if let Some(most) = limits.at_a_time {
+            expression = expression.when("{} <= ?", TAKEN, Some(fits(most)));
+        } else {
+            expression = expression.when("attribute_exists({})", TAKEN, None);
+        }
+        expression = expression.if_unchanged(HOUR, &seen.hour_form);
+        // The hour of a clock that is ahead counts until all clocks are there: a new one never begins in the past.
+        let hour = if seen.hour.as_str() >= hour {
+            expression = expression.add(IN_HOUR, n.into());
+            if let Some(most) = limits.per_hour {
+                expression = expression.when("{} <= ?", IN_HOUR, Some(fits(most)));
+            }
+            &seen.hour
+        } else {
+            expression = expression.set(HOUR, text(hour)).set(IN_HOUR, number(n.into()));
+            hour
+        };
+        let is_taken = self.update_item(NAME, &expression).await?;
+        Ok(is_taken.then(|| Ticket { epoch: seen.epoch, hour: hour.to_owned() }))
+    }
+
+    /// Gives `n` nodes back that were taken and not launched. Of an epoch that is forgotten there is nothing to give back.
+    ///
+    /// # Errors
+    /// [`CloudError`]; `Ok(false)` if the count has moved since it was read.
+    pub async fn give_nodes_back(&self, seen: &NodeCount, n: u32, ticket: &Ticket) -> Result<bool, CloudError> {
+        let less = -i64::from(n);
+        let expression = match seen.epoch.checked_sub(ticket.epoch) {
+            Some(0) => Expression::default().add(IN_EPOCH, less),
+            Some(1) => Expression::default().add(IN_LAST_EPOCH, less),
+            _ => return Ok(true),
+        };
+        let expression = expression
+            .add(TAKEN, less)
+            .if_unchanged(EPOCH, &seen.epoch_form)
+            .if_unchanged(HOUR, &seen.hour_form)
+            .when("attribute_exists({})", TAKEN, None);
+        let expression = if seen.hour == ticket.hour { expression.add(IN_HOUR, less) } else { expression };
+        self.update_item(NAME, &expression).await
+    }
+
+    /// Corrects the count by what EC2 shows, which must have been listed after the count was read; begins a new epoch when it is
+    /// time. Stores `limits`, where they are given: `Some(None)` removes one.
+    ///
+    /// # Errors
+    /// [`CloudError`]; `Ok(false)` if another sweep was quicker.
+    pub async fn correct_node_count(
+        &self,
+        seen: &NodeCount,
+        shown: Shown,
+        limits: [Option<Option<u64>>; 2],
+    ) -> Result<bool, CloudError> {
+        let now = self.seconds().await?;
+        let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let hidden = |taken: i64, shown: u64| (taken - count(shown)).max(0);
+        let is_new = now.saturating_sub(seen.epoch_since) >= EPOCH_MIN.as_secs();
+        let last = if is_new { 0 } else { hidden(seen.in_last_epoch, shown.in_last_epoch) };
+        let most = count(shown.alive) + hidden(seen.in_epoch, shown.in_epoch) + last;
+        let mut expression = Expression::default().add(TAKEN, most - seen.taken).add(COUNTED, 1);
+        if is_new {
+            expression = expression
+                .set_from(IN_LAST_EPOCH, IN_EPOCH)
+                .set(IN_EPOCH, number(0))
+                .set(EPOCH, number(seen.epoch + 1))
+                .set(EPOCH_SINCE, number(now));
+        }
+        for (name, limit) in [MAX, MAX_PER_HOUR].into_iter().zip(limits) {
+            expression = match limit {
+                Some(Some(most)) => expression.set(name, number(most)),
+                Some(None) => expression.remove(name),
+                None => expression,
+            };
+        }
+        let expression = expression.if_unchanged(COUNTED, &seen.counted).if_unchanged(EPOCH, &seen.epoch_form).when(
+            "attribute_type({}, ?)",
+            TAKEN,
+            Some(text("N")),
+        );
+        self.update_item(NAME, &expression).await
+    }
+
+    /// Seconds of DynamoDB's clock, the one clock that all schedulers share; of this machine's, if an emulator tells none.
+    async fn seconds(&self) -> Result<u64, CloudError> {
+        let now = self.time().await?.unwrap_or_else(crate::clock::now);
+        Ok(now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
+    }
+}
+
+fn key() -> Item {
+    Item::from([(item::MISSION_KEY.to_owned(), text(NAME))])
+}

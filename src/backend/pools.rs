@@ -1,0 +1,54 @@
+//! What EC2 offers where: the zones of subnets, and the instance types of the region.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use aws_sdk_ec2::types::{Filter, LocationType};
+
+use super::error::CloudError;
+use super::fleet::Fleet;
+
+/// The values that one filter takes. Source: EC2 API reference, "Filtering", 200 values for a request.
+const FILTER_VALUES_MAX: usize = 200;
+
+impl Fleet {
+    /// Reads the availability zones of subnets; of those that EC2 does not know there is none.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn zones(&self, subnets: &[String]) -> Result<BTreeMap<String, String>, CloudError> {
+        let mut zones = BTreeMap::new();
+        for some in subnets.chunks(FILTER_VALUES_MAX) {
+            // By a filter: one unknown id would refuse the whole call.
+            let filter = Filter::builder().name("subnet-id").set_values(Some(some.to_vec())).build();
+            let mut pages = self.client().describe_subnets().filters(filter).into_paginator().send();
+            while let Some(page) = pages.next().await {
+                let page = page.map_err(|e| CloudError::sdk("DescribeSubnets", subnets.join(", "), e))?;
+                let zone = |subnet: &aws_sdk_ec2::types::Subnet| {
+                    Some((subnet.subnet_id()?.to_owned(), subnet.availability_zone()?.to_owned()))
+                };
+                zones.extend(page.subnets().iter().filter_map(zone));
+            }
+        }
+        Ok(zones)
+    }
+
+    /// Reads which of these instance types the region offers.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn offered(&self, instance_types: &[String]) -> Result<BTreeSet<String>, CloudError> {
+        let mut offered = BTreeSet::new();
+        for some in instance_types.chunks(FILTER_VALUES_MAX) {
+            let filter = Filter::builder().name("instance-type").set_values(Some(some.to_vec())).build();
+            let describe = self.client().describe_instance_type_offerings().location_type(LocationType::Region);
+            let mut pages = describe.filters(filter).into_paginator().send();
+            while let Some(page) = pages.next().await {
+                let page =
+                    page.map_err(|e| CloudError::sdk("DescribeInstanceTypeOfferings", instance_types.join(", "), e))?;
+                let names = page.instance_type_offerings().iter().filter_map(|offering| offering.instance_type());
+                offered.extend(names.map(|name| name.as_str().to_owned()));
+            }
+        }
+        Ok(offered)
+    }
+}

@@ -1,0 +1,170 @@
+//! What a node that serves a mission knows to wait: a page of the index, what could not be claimed, and what must run
+//! alone.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::crash::Found;
+use crate::domain::ids::SrcId;
+
+/// How many tasks of a page may be found taken before it is thrown away: others have been through it.
+const TAKEN_MAX: u32 = 5;
+/// How long a page is used: by then, others have taken most of it.
+pub(super) const PAGE_LIFE: Duration = Duration::from_secs(10);
+/// How long a task that could not be claimed is set aside at first: longer than an index lags, and than a page is used.
+const ASIDE_FIRST: Duration = Duration::from_secs(10);
+/// And at the most. A row that is odd for longer is reported by the sweep.
+const ASIDE_LAST: Duration = Duration::from_mins(10);
+/// The most tasks that are remembered as set aside: about 150 bytes each. Above that, those of the shortest time are
+/// forgotten.
+const ASIDE_LEN_MAX: usize = 10_000;
+/// How long at least, and up to twice as long, a suspect task is left to nodes that have nothing else to do. A node
+/// that takes it must let its slots run empty, which costs as much as its longest task.
+const SUSPECT_PATIENCE: Duration = Duration::from_mins(15);
+
+/// What is known to wait.
+#[derive(Debug)]
+pub(super) struct Queue {
+    pub(super) page: VecDeque<SrcId>,
+    pub(super) read_at: Option<Instant>,
+    /// Tasks that slots of this process are at: the claim would take them for left by an earlier process of this
+    /// machine.
+    pub(super) held: HashSet<SrcId>,
+    /// Tasks of this page that others had taken.
+    pub(super) taken: u32,
+    /// Tasks that could not be claimed: until when they are left alone, and for how long that is.
+    aside: HashMap<SrcId, (Instant, Duration)>,
+    /// Tasks that must run alone, and from when on they do not wait for this node to be idle.
+    suspects: HashMap<SrcId, Instant>,
+}
+
+/// The next task of a slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Next {
+    pub(super) src: SrcId,
+    pub(super) is_suspect: bool,
+}
+
+impl Queue {
+    /// What an earlier process was at goes first: it is still held by this machine, or this node is as idle as any. A
+    /// task that has crashed a node on its own waits: the next crash may end this machine.
+    pub(super) fn new(left: Vec<Found>) -> Self {
+        let now = Instant::now();
+        let (suspects, held): (Vec<_>, Vec<_>) = left.into_iter().partition(|found| found.crash.is_some());
+        let due =
+            |found: &Found| if found.crash.is_some_and(|crash| crash.crashes > 0) { now + patience() } else { now };
+        Self {
+            page: held.into_iter().map(|found| found.src).collect(),
+            read_at: Some(now),
+            held: HashSet::new(),
+            taken: 0,
+            aside: HashMap::new(),
+            suspects: suspects.into_iter().map(|found| (found.src.clone(), due(&found))).collect(),
+        }
+    }
+
+    /// Remembers a task that must run alone. Those beyond the bound are met again.
+    pub(super) fn suspect(&mut self, src: SrcId, now: Instant) {
+        if self.suspects.len() < ASIDE_LEN_MAX {
+            self.suspects.entry(src).or_insert_with(|| now + patience());
+        }
+    }
+
+    /// Takes the suspect task that waits longest for this node, once its time has come, or the node has nothing else.
+    pub(super) fn take_suspect(&mut self, now: Instant, is_idle: bool) -> Option<Next> {
+        let waits = self.suspects.iter().filter(|(src, due)| (is_idle || **due <= now) && !self.held.contains(*src));
+        let src = waits.min_by_key(|(_, due)| **due)?.0.clone();
+        self.suspects.remove(&src);
+        self.held.insert(src.clone());
+        Some(Next { src, is_suspect: true })
+    }
+
+    /// Leaves a task alone that could not be claimed.
+    pub(super) fn set_aside(&mut self, src: SrcId, now: Instant) {
+        self.taken += 1;
+        if self.taken >= TAKEN_MAX {
+            self.page.clear();
+        }
+        if self.aside.len() >= ASIDE_LEN_MAX {
+            self.aside.retain(|_, (until, time)| *until > now && *time > ASIDE_FIRST);
+        }
+        let time = self.aside.get(&src).map_or(ASIDE_FIRST, |(_, time)| (*time * 2).min(ASIDE_LAST));
+        self.aside.insert(src, (now + time, time));
+    }
+
+    fn is_aside(&self, src: &SrcId, now: Instant) -> bool {
+        self.aside.get(src).is_some_and(|(until, _)| *until > now)
+    }
+
+    /// Takes the next task that no other slot is at.
+    pub(super) fn take(&mut self, now: Instant) -> Option<Next> {
+        while let Some(src) = self.page.pop_front() {
+            let is_left = self.is_aside(&src, now) || self.suspects.contains_key(&src);
+            if !is_left && self.held.insert(src.clone()) {
+                return Some(Next { src, is_suspect: false });
+            }
+        }
+        None
+    }
+
+    /// Forgets tasks that may be tried again since so long that a new failure would be another story.
+    pub(super) fn forget_old(&mut self, now: Instant) {
+        self.aside.retain(|_, (until, _)| *until + ASIDE_LAST > now);
+    }
+}
+
+/// Returns how long a suspect task is left to others: not the same on all nodes, which would all run empty for it.
+fn patience() -> Duration {
+    SUSPECT_PATIENCE.mul_f64(1.0 + f64::from(rand::random::<u32>()) / f64::from(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::task::Crash;
+
+    fn src(name: &str) -> SrcId {
+        SrcId::new(name).unwrap()
+    }
+
+    fn found(name: &str, crash: Option<(u64, bool)>) -> Found {
+        let crash = crash.map(|(crashes, was_alone)| Crash { crashes, was_alone });
+        Found { src: src(name), crash }
+    }
+
+    fn next(name: &str, is_suspect: bool) -> Next {
+        Next { src: src(name), is_suspect }
+    }
+
+    #[test]
+    fn a_suspect_goes_first_unless_it_has_crashed_a_node_alone() {
+        let left = vec![found("held", None), found("neighbour", Some((0, false))), found("culprit", Some((1, true)))];
+        let mut queue = Queue::new(left);
+        let now = Instant::now();
+        assert_eq!(queue.take_suspect(now, false), Some(next("neighbour", true)));
+        assert_eq!(queue.take_suspect(now, false), None);
+        assert_eq!(queue.take(now), Some(next("held", false)));
+        assert_eq!(queue.take_suspect(now, true), Some(next("culprit", true)), "a node that has nothing else takes it");
+        assert_eq!(queue.take_suspect(now, true), None);
+    }
+
+    #[test]
+    fn a_suspect_waits_for_idle_nodes_for_a_bounded_time_and_is_taken_by_one_slot() {
+        let mut queue = Queue::new(Vec::new());
+        let now = Instant::now();
+        queue.suspect(src("a"), now);
+        // Met again on the next page: its time does not begin anew.
+        queue.suspect(src("a"), now + SUSPECT_PATIENCE);
+        queue.page = [src("a"), src("b")].into();
+        assert_eq!(queue.take(now), Some(next("b", false)), "no slot asks for it again");
+        assert_eq!(queue.take_suspect(now + SUSPECT_PATIENCE.mul_f64(0.99), false), None);
+        let late = now + SUSPECT_PATIENCE * 2;
+        assert_eq!(queue.take_suspect(late, false), Some(next("a", true)));
+        queue.suspect(src("a"), now);
+        assert_eq!(queue.take_suspect(late + SUSPECT_PATIENCE, true), None, "a slot is at it");
+        queue.held.remove(&src("a"));
+        assert_eq!(queue.take_suspect(late + SUSPECT_PATIENCE, false), Some(next("a", true)));
+    }
+}

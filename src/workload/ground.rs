@@ -1,0 +1,370 @@
+//! The work folder: whose it is, and who else could put something into it or in its place.
+//!
+//! It is opened component by component, and every component is checked, so that another user of the machine can neither
+//! choose where this process writes nor read what it fetches. A link is followed only if root or this user made it.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, mkdirat, openat, readlinkat, statat};
+use rustix::io::Errno;
+
+use super::walk::FOLDER;
+
+/// The longest path of a work folder. Linux takes 4,096 bytes, and a checkpoint's file has up to 3,072 below it.
+const PATH_BYTES_MAX: usize = 512;
+/// The most links on the way; the kernel's own limit.
+const LINKS_MAX: u32 = 40;
+const OTHERS_WRITE: u32 = 0o002;
+const GROUP_WRITES: u32 = 0o020;
+const STICKY: u32 = 0o1000;
+
+/// Why a folder is not used as a work folder.
+#[derive(Debug, thiserror::Error)]
+pub enum GroundError {
+    /// Somebody else has, or could have, made what is there.
+    #[error("{} {why}", path.display())]
+    Unsafe {
+        /// The folder, the link, or one of the folders above it.
+        path: PathBuf,
+        /// Why it is refused.
+        why: String,
+    },
+    /// The system refused.
+    #[error("{}: {source}", path.display())]
+    System {
+        /// The folder, or one of the folders above it.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl From<GroundError> for io::Error {
+    fn from(error: GroundError) -> Self {
+        match error {
+            // With its number, by which a full disk is known.
+            GroundError::System { source, .. } => source,
+            GroundError::Unsafe { .. } => Self::new(io::ErrorKind::PermissionDenied, error.to_string()),
+        }
+    }
+}
+
+/// Opens a work folder, and makes it (0700) with the folders above it as far as they are missing.
+///
+/// # Errors
+/// [`GroundError::Unsafe`] if the folder is another user's, if others may write to it, if others may replace it or a
+/// folder above it, or if a link on the way is another user's; else the system's.
+pub(super) fn open(work_dir: &Path) -> Result<OwnedFd, GroundError> {
+    let path = std::path::absolute(work_dir).map_err(|source| system(work_dir, source))?;
+    if path.as_os_str().len() > PATH_BYTES_MAX {
+        let why = format!("is a path of more than {PATH_BYTES_MAX} bytes");
+        return Err(GroundError::Unsafe { path, why });
+    }
+    let who = Who::this_process();
+    let mut way = Way { folder: root()?, path: PathBuf::from("/"), rest: parts_of(&path), links: 0 };
+    loop {
+        let meta = fstat(&way.folder).map_err(|error| system(&way.path, error))?;
+        let Some(name) = way.rest.pop() else {
+            return match who.objection_to_folder(&meta) {
+                None => Ok(way.folder),
+                Some(why) => Err(GroundError::Unsafe { path: way.path, why }),
+            };
+        };
+        if let Some(why) = who.objection_to_parent(&meta) {
+            return Err(GroundError::Unsafe { path: way.path, why });
+        }
+        way.step(name, &who)?;
+    }
+}
+
+/// Opens a work folder that was checked when this process took it, or that is in a trusted folder. There the mode is
+/// not looked at: some file systems show any mode.
+///
+/// # Errors
+/// [`GroundError::Unsafe`] if it is another user's by now; else the system's.
+pub(super) fn open_checked(work_dir: &Path) -> Result<OwnedFd, GroundError> {
+    let folder = openat(CWD, work_dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let folder = folder.map_err(|error| system(work_dir, error))?;
+    let owner = fstat(&folder).map_err(|error| system(work_dir, error))?.st_uid;
+    if Who::this_process().trusts(owner) {
+        return Ok(folder);
+    }
+    Err(GroundError::Unsafe { path: work_dir.to_owned(), why: format!("is user {owner}'s") })
+}
+
+/// As [`open_checked`]; makes the folder (0700) if it is missing.
+///
+/// # Errors
+/// As of [`open_checked`].
+pub(super) fn make_checked(work_dir: &Path) -> Result<OwnedFd, GroundError> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(work_dir);
+    made.map_err(|source| system(work_dir, source))?;
+    open_checked(work_dir)
+}
+
+fn root() -> Result<OwnedFd, GroundError> {
+    openat(CWD, "/", FOLDER, Mode::empty()).map_err(|error| system(Path::new("/"), error))
+}
+
+fn system(path: &Path, source: impl Into<io::Error>) -> GroundError {
+    GroundError::System { path: path.to_owned(), source: source.into() }
+}
+
+/// Returns the components below the root, the last one first.
+fn parts_of(path: &Path) -> Vec<OsString> {
+    let part = |component: Component| match component {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        _ => None,
+    };
+    path.components().rev().filter_map(part).collect()
+}
+
+/// How far a path is opened.
+struct Way {
+    folder: OwnedFd,
+    /// Where `folder` is, for people.
+    path: PathBuf,
+    /// What is still to be opened, the last component first.
+    rest: Vec<OsString>,
+    links: u32,
+}
+
+impl Way {
+    fn step(&mut self, name: OsString, who: &Who) -> Result<(), GroundError> {
+        let path =
+            if name == ".." { self.path.parent().unwrap_or(Path::new("/")).into() } else { self.path.join(&name) };
+        let meta = match statat(&self.folder, &name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => {
+                // Of two processes that make it at once, both find it.
+                match mkdirat(&self.folder, &name, Mode::RWXU) {
+                    Ok(()) | Err(Errno::EXIST) => {}
+                    Err(error) => return Err(system(&path, error)),
+                }
+                statat(&self.folder, &name, AtFlags::SYMLINK_NOFOLLOW)
+            }
+            found => found,
+        };
+        let meta = meta.map_err(|error| system(&path, error))?;
+        if FileType::from_raw_mode(meta.st_mode) != FileType::Symlink {
+            self.folder = openat(&self.folder, &name, FOLDER, Mode::empty()).map_err(|error| system(&path, error))?;
+            self.path = path;
+            return Ok(());
+        }
+        self.links += 1;
+        if self.links > LINKS_MAX {
+            return Err(system(&path, Errno::LOOP));
+        }
+        if !who.trusts(meta.st_uid) {
+            let why = format!("is a link that user {} made", meta.st_uid);
+            return Err(GroundError::Unsafe { path, why });
+        }
+        let target = readlinkat(&self.folder, &name, Vec::new()).map_err(|error| system(&path, error))?;
+        let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
+        if target.is_absolute() {
+            (self.folder, self.path) = (root()?, PathBuf::from("/"));
+        }
+        self.rest.extend(parts_of(&target));
+        Ok(())
+    }
+}
+
+/// Whom this process trusts with its files.
+#[derive(Debug)]
+struct Who {
+    uid: u32,
+    /// In a user namespace that does not know root, the number that stands for root, and for everybody else.
+    unknown: Option<u32>,
+    /// The group that has no other member, if there is one.
+    private_group: Option<u32>,
+}
+
+impl Who {
+    fn this_process() -> Self {
+        let uid = rustix::process::geteuid().as_raw();
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let unknown = if maps_root(&read("/proc/self/uid_map")) {
+            None
+        } else {
+            read("/proc/sys/kernel/overflowuid").trim().parse().ok()
+        };
+        Self { uid, unknown, private_group: is_private_group(uid, &read("/etc/group")).then_some(uid) }
+    }
+
+    fn trusts(&self, uid: u32) -> bool {
+        uid == 0 || uid == self.uid || Some(uid) == self.unknown
+    }
+
+    /// Returns why a folder may not be above the work folder, if so.
+    fn objection_to_parent(&self, meta: &Stat) -> Option<String> {
+        // Only root is kept away from a folder of another user or of a group, as projects have them: any other user
+        // finds a folder of its own there, or is refused.
+        if self.uid == 0 && !self.trusts(meta.st_uid) {
+            return Some(format!("is user {}'s, who can replace what is in it", meta.st_uid));
+        }
+        // In a sticky folder only the owner of an entry replaces it.
+        let is_groups = self.uid == 0 && meta.st_mode & GROUP_WRITES != 0 && meta.st_gid != 0;
+        let is_open = meta.st_mode & STICKY == 0 && (meta.st_mode & OTHERS_WRITE != 0 || is_groups);
+        is_open.then(|| "can be written to by other users, who can replace what is in it".to_owned())
+    }
+
+    /// Returns why a folder may not be the work folder, if so.
+    fn objection_to_folder(&self, meta: &Stat) -> Option<String> {
+        if meta.st_uid != self.uid {
+            return Some(format!("is user {}'s, and this process runs as user {}", meta.st_uid, self.uid));
+        }
+        let is_groups = meta.st_mode & GROUP_WRITES != 0 && Some(meta.st_gid) != self.private_group;
+        (is_groups || meta.st_mode & OTHERS_WRITE != 0).then(|| "can be written to by other users".to_owned())
+    }
+}
+
+/// Returns whether root of this namespace's machine has a number in it. A line is: first inside, first outside, count.
+fn maps_root(uid_map: &str) -> bool {
+    uid_map.is_empty() || uid_map.lines().any(|line| line.split_whitespace().nth(1) == Some("0"))
+}
+
+/// Returns whether the group that has a user's own number is that user's alone. On most systems each user gets such a
+/// group, and its files are writable for it.
+pub(super) fn is_private_group(uid: u32, groups: &str) -> bool {
+    groups.lines().all(|line| {
+        let fields: Vec<&str> = line.split(':').collect();
+        let is_it = fields.get(2).and_then(|gid| gid.parse().ok()) == Some(uid);
+        // The members are those beside the user whose own group it is; a user may be named in it once more.
+        !is_it || fields.get(3).is_none_or(|members| members.is_empty() || Some(members) == fields.first())
+    })
+}
+
+/// Returns why the program that a folder names should not be run, if so: whoever may write to the folder chooses it.
+/// `path` is looked at itself, whatever it is; what is not there is nobody's.
+///
+/// # Errors
+/// The system's.
+pub fn objection_to_mission(path: &Path, trusted_uid: Option<u32>) -> io::Result<Option<String>> {
+    let meta = match statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(meta) => meta,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let who = Who::this_process();
+    if !who.trusts(meta.st_uid) && Some(meta.st_uid) != trusted_uid {
+        return Ok(Some(format!("belongs to user {}, and this process runs as user {}", meta.st_uid, who.uid)));
+    }
+    // The mode of a link says nothing.
+    let is_link = FileType::from_raw_mode(meta.st_mode) == FileType::Symlink;
+    let is_private = Some(meta.st_gid) == who.private_group
+        || trusted_uid.is_some_and(|uid| uid == meta.st_gid && is_private_group(uid, &read_groups()));
+    let is_groups = meta.st_mode & GROUP_WRITES != 0 && !is_private && meta.st_gid != 0;
+    let is_open = !is_link && (is_groups || meta.st_mode & OTHERS_WRITE != 0);
+    Ok(is_open.then(|| "can be written to by other users".to_owned()))
+}
+
+fn read_groups() -> String {
+    std::fs::read_to_string("/etc/group").unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+    fn chmod(path: &Path, mode: u32) {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn refused(path: &Path) -> String {
+        match open(path) {
+            Err(GroundError::Unsafe { why, .. }) => why,
+            other => panic!("{}: {other:?}", path.display()),
+        }
+    }
+
+    #[test]
+    fn a_new_folder_is_closed_to_others_whatever_the_umask() {
+        let dir = tempfile::tempdir().unwrap();
+        let work = dir.path().join("a/b/work");
+        open(&work).unwrap();
+        open(&work).unwrap();
+        for folder in [work.as_path(), work.parent().unwrap()] {
+            assert_eq!(folder.metadata().unwrap().mode() & 0o7777, 0o700);
+        }
+    }
+
+    #[test]
+    fn a_folder_that_others_may_write_to_or_replace_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let work = dir.path().join("parent/work");
+        std::fs::create_dir_all(&work).unwrap();
+        for (parent, own, is_good) in [
+            (0o755, 0o755, true),
+            (0o755, 0o777, false),
+            (0o755, 0o1777, false),
+            (0o777, 0o700, false),
+            (0o1777, 0o700, true),
+        ] {
+            chmod(&work, own);
+            chmod(work.parent().unwrap(), parent);
+            assert_eq!(open(&work).is_ok(), is_good, "{parent:o} {own:o}");
+        }
+    }
+
+    #[test]
+    fn links_are_followed_if_they_are_ones_own() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("disk")).unwrap();
+        symlink("disk", dir.path().join("relative")).unwrap();
+        symlink(dir.path().join("relative"), dir.path().join("absolute")).unwrap();
+        symlink("round", dir.path().join("round")).unwrap();
+        open(&dir.path().join("absolute/work")).unwrap();
+        assert!(dir.path().join("disk/work").is_dir());
+        assert!(matches!(open(&dir.path().join("round/work")), Err(GroundError::System { .. })));
+    }
+
+    /// Another user comes first: with a folder, and with a link to one of this user's.
+    #[test]
+    #[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
+    fn what_another_user_made_is_refused() {
+        if !rustix::process::geteuid().is_root() {
+            return eprintln!("skipped: only root can make what is another user's");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        chmod(dir.path(), 0o1777);
+        let (theirs, link, secret) = (dir.path().join("theirs"), dir.path().join("link"), dir.path().join("secret"));
+        std::fs::create_dir(&theirs).unwrap();
+        std::fs::create_dir(&secret).unwrap();
+        symlink(&secret, &link).unwrap();
+        for path in [&theirs, &link] {
+            std::os::unix::fs::lchown(path, Some(65_534), Some(65_534)).unwrap();
+        }
+        assert!(refused(&theirs).contains("65534"));
+        assert!(refused(&theirs.join("below")).contains("65534"));
+        assert!(refused(&link).contains("link"));
+        assert!(refused(&link.join("below")).contains("link"));
+        assert_eq!(std::fs::read_dir(&secret).unwrap().count() + std::fs::read_dir(&theirs).unwrap().count(), 0);
+        std::fs::create_dir(dir.path().join("group")).unwrap();
+        std::os::unix::fs::chown(dir.path().join("group"), Some(0), Some(65_534)).unwrap();
+        chmod(&dir.path().join("group"), 0o770);
+        assert!(refused(&dir.path().join("group")).contains("written"));
+        assert!(refused(&dir.path().join("group/work")).contains("written"));
+    }
+
+    #[test]
+    fn a_group_of_ones_own_is_nobody_elses() {
+        let groups = "root:x:0:\nme:x:1000:\nyou:x:1001:you\nwe:x:1002:me,you\n";
+        let private = |uid| is_private_group(uid, groups);
+        assert_eq!([private(1000), private(1001), private(1002)], [true, true, false]);
+        assert!(maps_root("         0          0 4294967295\n") && !maps_root("1000 1000 1\n"));
+        // As in a container that knows no user but this one: the system's folders are of an unknown user.
+        let who = Who { uid: 1000, unknown: Some(65_534), private_group: None };
+        assert!(who.trusts(65_534) && !who.trusts(1001));
+    }
+
+    #[test]
+    fn a_path_that_leaves_no_room_for_a_checkpoints_is_refused() {
+        assert!(refused(Path::new(&format!("/tmp/{}", "n/".repeat(300)))).contains("512"));
+    }
+}
