@@ -10,8 +10,8 @@ use tokio::time::Instant;
 /// guide, "Eventual consistency": a caller backs off for up to five minutes.
 pub(super) const UNKNOWN_MIN: Duration = Duration::from_mins(5);
 
-/// The most instances that are remembered: 1,000 are about 100 kB. Beyond that, all but the new one are forgotten, and their
-/// time begins anew.
+/// The most instances that are remembered: 1,000 are about 100 kB. Beyond that, all but the new one are forgotten, and
+/// their time starts again.
 const REMEMBERED_MAX: usize = 1_000;
 
 /// Since when EC2 does not know which instance. A clone shares what is remembered.

@@ -31,8 +31,8 @@ pub(super) const NODES_MAX: u64 = 10_000;
 /// What a workload is: fields that `POST /missions` refuses.
 const WORKLOAD: [&str; 3] = ["exec", "nodes", "slots"];
 
-/// What the deployment allows, as the stack says it to its function. IAM refuses the rest at the launch; here a request is told
-/// at once.
+/// What the deployment allows, from the function's environment. IAM refuses the rest at the launch; this check refuses it
+/// when the request arrives.
 #[derive(Clone, Debug)]
 pub(super) struct Allowed {
     /// Instance types, with `*` and `?` as wildcards.

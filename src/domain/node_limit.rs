@@ -17,7 +17,7 @@ pub enum NodeLimit {
     Stored,
     /// `none`: there is no limit, and a sweep removes a stored one.
     Unlimited,
-    /// At most so many; 0 stops all launches.
+    /// The most nodes; 0 stops all launches.
     Most(u64),
 }
 

@@ -35,13 +35,14 @@ MADE = {
     "Topic": (f"arn:aws:sns:{REGION}:{ACCOUNT}:{STACK}-topic",) * 2,
     "NodeRole": ("node-role", f"arn:aws:iam::{ACCOUNT}:role/node-role"),
     "LaunchTemplate": ("lt-0123456789abcdef0", None),
-    "UploadQueue": ("https://queue", f"arn:aws:sqs:{REGION}:{ACCOUNT}:{STACK}-uploads"),
+    "UploadQueue": ("https://queue", f"arn:aws:sqs:{REGION}:{ACCOUNT}:{STACK}-UploadQueue-1"),
     "FailedEvents": ("https://failed", f"arn:aws:sqs:{REGION}:{ACCOUNT}:{STACK}-failed"),
     "FunctionLog": ("log", f"arn:aws:logs:{REGION}:{ACCOUNT}:log-group:/aws/lambda/{STACK}-scheduler:*"),
     "UploadLog": ("log", f"arn:aws:logs:{REGION}:{ACCOUNT}:log-group:/aws/lambda/{STACK}-uploads:*"),
 }
 PSEUDO = {
     "AWS::Partition": "aws",
+    "AWS::URLSuffix": "amazonaws.com",
     "AWS::Region": REGION,
     "AWS::AccountId": ACCOUNT,
     "AWS::StackName": STACK,

@@ -362,7 +362,9 @@ def test_the_scheduler_launches_only_what_bears_the_mark(template):
     assert tag["Condition"]["StringEquals"]["aws:RequestTag/lighthpc"] == TASKS_TABLE
     assert tag["Condition"]["StringEquals"]["ec2:CreateAction"] == ["CreateFleet", "RunInstances"]
     assert give["Resource"] == {"Fn::GetAtt": ["NodeRole", "Arn"]}
-    assert give["Condition"] == {"StringEquals": {"iam:PassedToService": "ec2.amazonaws.com"}}
+    assert give["Condition"] == {
+        "StringEquals": {"iam:PassedToService": ["ec2.amazonaws.com", {"Fn::Sub": "ec2.${AWS::URLSuffix}"}]}
+    }
     assert image.endswith(":image/${ImageId}")
     for role, it in policies(template):
         actions = set(listed(it["Action"]))
@@ -463,9 +465,9 @@ class Account:
         return functions + [entry["QueueArn"] for entry in settings.get("QueueConfigurations", [])]
 
 
-def queue_for(sqs, service):
+def queue_for(sqs, service, name=None):
     """Makes a queue that a service may send to; returns (URL, ARN)."""
-    url = sqs.create_queue(QueueName=f"queue-{uuid.uuid4().hex}")["QueueUrl"]
+    url = sqs.create_queue(QueueName=name or f"queue-{uuid.uuid4().hex}")["QueueUrl"]
     arn = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
     allow = {"Effect": "Allow", "Principal": {"Service": service}, "Action": "sqs:SendMessage", "Resource": arn}
     policy = json.dumps({"Version": "2012-10-17", "Statement": [allow]})
@@ -758,7 +760,7 @@ def test_an_event_that_fails_is_not_lost(account, deployed):
 @SLOW
 def test_an_upload_that_fails_comes_again_and_is_not_lost(account, deployed):
     sqs = account.clients.sqs
-    url = sqs.get_queue_url(QueueName="lab-uploads")["QueueUrl"]
+    url = sqs.get_queue_url(QueueName=deployed["UploadQueueArn"].rpartition(":")[2])["QueueUrl"]
     # Twenty minutes are long for a test: what is tried here is that a failure is seen as one, and comes again.
     sqs.set_queue_attributes(QueueUrl=url, Attributes={"VisibilityTimeout": "1"})
 
@@ -809,9 +811,18 @@ def test_teardown_keeps_the_data_and_the_next_deploy_takes_it_over(account):
     account.clients.s3.put_object(Bucket=result, Key="rslt_a ü", Body=b"2")
     account.clients.s3.delete_object(Bucket=result, Key="rslt_a ü")
     ours, others = account.launch("kept-tasks"), account.launch("other-tasks")
+    account.clients.sqs.send_message(QueueUrl=outputs["FailedUploadsUrl"], MessageBody="{}")
 
-    printed, _ = account.run("teardown", "--stack", "kept", "--yes")
+    _, said = account.run("teardown", "--stack", "kept", "--yes", code=1)
 
+    # The message of this test, and S3's own one, for the stub fails at it.
+    assert "2 upload(s) are not in the tables yet" in said
+    assert account.state(ours) == "running"
+    assert account.notified(source) == [outputs["UploadQueueArn"]]
+
+    printed, said = account.run("teardown", "--stack", "kept", "--yes", "--forget-uploads")
+
+    assert f"2 upload(s) go with their queues, and are in no table; their objects stay in {source}" in said
     assert account.tables("kept") == ["kept-missions", "kept-tasks"]
     assert account.buckets("kept") == sorted([source, result])
     assert {line.strip() for line in printed.splitlines()} >= {"table kept-tasks", f"bucket {result}"}
@@ -878,6 +889,18 @@ def test_tables_and_buckets_of_others_are_used_and_never_deleted(account):
     )
     account.run("deploy", "--stack", "adopt", "--binary", account.stub)
     assert account.notified("their-inputs") == [queue_arn, outputs["UploadQueueArn"]]
+    # As an update leaves it that has replaced the queue: what they have set for it stays.
+    _, earlier = queue_for(account.clients.sqs, "s3.amazonaws.com", outputs["UploadQueueArn"].rpartition(":")[2] + "1")
+    replaced = {"QueueArn": earlier, "Events": ["s3:ObjectCreated:Put"]}
+    s3.put_bucket_notification_configuration(
+        Bucket="their-inputs", NotificationConfiguration={"QueueConfigurations": [theirs, replaced]}
+    )
+    account.run("deploy", "--stack", "adopt", "--binary", account.stub)
+    settings = s3.get_bucket_notification_configuration(Bucket="their-inputs")["QueueConfigurations"]
+    assert [(it["QueueArn"], it["Events"]) for it in settings] == [
+        (queue_arn, ["s3:ObjectRemoved:*"]),
+        (outputs["UploadQueueArn"], ["s3:ObjectCreated:Put"]),
+    ]
     assert account.tables("adopt") + account.buckets("adopt") == []
 
     printed, _ = account.run("teardown", "--stack", "adopt", "--yes", "--delete-data")

@@ -210,7 +210,7 @@ impl Store {
         }
     }
 
-    /// Waits for the memory of a file, or a part, of so many bytes; it is given back when the value is dropped. A part
+    /// Waits for the memory of a file or part of this size in bytes; it is returned when the value is dropped. A part
     /// that is streamed takes as much as one in memory. First come, first served, so that none waits for ever.
     async fn take_room(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
         let blocks = bytes.min(PART_BYTES).div_ceil(BLOCK_BYTES).max(1);

@@ -226,9 +226,9 @@ async fn pools(backend: &Backend, types: Option<&str>, subnets: &[String]) -> Ve
         Err(error) => checks.push(unseen("offered types", error)),
     }
     if !warnings.is_empty() {
-        let mend = "a launch names each type once and one subnet of each zone, and leaves out what is not there; \
+        let fix = "a launch names each type once and one subnet of each zone, and leaves out what is not there; \
              correct LIGHTHPC_INSTANCE_TYPES and LIGHTHPC_SUBNETS";
-        checks.push(Check::warning("pools", warnings.join("; "), mend));
+        checks.push(Check::warning("pools", warnings.join("; "), fix));
     } else if checks.is_empty() && (!types.is_empty() || !subnets.is_empty()) {
         let said = format!("{} instance types, {} subnets, each in a zone of its own", types.len(), subnets.len());
         checks.push(Check::ok("pools", said));
