@@ -31,12 +31,12 @@ pub const TARGETS: [(&str, Target); 7] = [
 
 /// Reads an event of Lambda.
 pub fn event(bytes: &[u8]) {
-    crate::command::fuzz::event(bytes);
+    crate::lambda::fuzz::event(bytes);
 }
 
 /// Reads the body of an HTTP request.
 pub fn http(bytes: &[u8]) {
-    crate::command::fuzz::http(bytes);
+    crate::lambda::fuzz::http(bytes);
 }
 
 /// Reads a workload's progress file.

@@ -7,11 +7,12 @@ pub mod backend;
 pub mod clock;
 pub mod command;
 pub mod domain;
-pub mod exit;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
+pub mod lambda;
 pub mod logging;
+pub mod render;
 pub mod scheduler;
 pub mod worker;
 pub mod workload;

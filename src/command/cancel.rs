@@ -2,8 +2,8 @@
 
 use super::cli::CancelArgs;
 use super::{Failure, scheduling, screen};
+use crate::command::exit::Exit;
 use crate::domain::ids::MissionId;
-use crate::exit::Exit;
 
 pub(super) async fn run(args: CancelArgs) -> Result<Exit, Failure> {
     let mission = MissionId::new(&args.mission).map_err(|error| Failure::usage(error, "name the mission"))?;

@@ -3,12 +3,8 @@
 mod cancel;
 mod cli;
 mod doctor;
+pub mod exit;
 mod flags;
-#[cfg(any(test, fuzzing))]
-pub(crate) mod fuzz;
-#[cfg(test)]
-mod hostile;
-mod http;
 mod inputs;
 mod lambda;
 mod mission;
@@ -29,9 +25,9 @@ mod trust;
 use std::fmt::Display;
 
 use cli::{Cli, Command};
+use exit::Exit;
 use tracing::level_filters::LevelFilter;
 
-use crate::exit::{self, Exit};
 use crate::logging;
 
 /// A failure as its user sees it: cause, hint, exit code.

@@ -7,9 +7,9 @@ use super::cli::{Isolation, RunArgs};
 use super::{Failure, service, signals};
 use crate::backend::machine::{self, EndOrder, PowerOff};
 use crate::backend::{Backend, Wire};
+use crate::command::exit::{self, Exit};
 use crate::domain::budget::{Limits, SizeLimits};
 use crate::domain::ids::{MissionId, SrcId};
-use crate::exit::{self, Exit};
 use crate::worker::{self, Ending, Node, Report, Settings, Stopping};
 use crate::workload::{self, Bounds, GroundError, Left, Simulation, Wall, Workload};
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::Failure;
 use crate::backend::{Backend, Tables, Wire, machine::PowerOff};
-use crate::exit::Exit;
+use crate::command::exit::Exit;
 use local_cloud::{ACCESS_KEY, LocalCloud, OpenError, REGION, SECRET_KEY};
 
 /// Where a local mission is kept if no folder is named.

@@ -14,10 +14,10 @@ use super::screen::{self, Preparation};
 use crate::backend::ledger::{Made, NewMission, NewTask, Redrive};
 use crate::backend::{Backend, CloudError};
 use crate::clock;
+use crate::command::exit::Exit;
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::mission::{Mission, Notified};
 use crate::domain::task::{State, Task};
-use crate::exit::Exit;
 use crate::worker::Settings;
 use local_cloud::{LocalCloud, SOURCE_BUCKET};
 

@@ -2,9 +2,9 @@
 
 use super::cli::RedriveArgs;
 use super::{Failure, scheduling, screen};
+use crate::command::exit::Exit;
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::verdict::Verdict;
-use crate::exit::Exit;
 
 pub(super) async fn run(args: RedriveArgs) -> Result<Exit, Failure> {
     let mission = MissionId::new(&args.mission).map_err(|error| Failure::usage(error, "name the mission"))?;

@@ -9,8 +9,8 @@ use serde_json::Value;
 use unicode_width::UnicodeWidthStr;
 
 use super::Failure;
+use crate::command::exit::Exit;
 use crate::domain::printable;
-use crate::exit::Exit;
 use crate::logging;
 use crate::worker::{Report, Step};
 

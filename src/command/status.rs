@@ -9,12 +9,13 @@ use super::review::Review;
 use super::{Failure, place, screen};
 use crate::backend::machine::PowerOff;
 use crate::backend::{Backend, Wire};
+use crate::command::exit::Exit;
 use crate::domain::ids::MissionId;
 use crate::domain::mission::{Mission, Notified, Tally};
 use crate::domain::policy::BidMode;
 use crate::domain::task::{PastAttempt, State, Task};
 use crate::domain::verdict::Verdict;
-use crate::exit::Exit;
+use crate::render::mission_json;
 use local_cloud::LocalCloud;
 
 pub(super) async fn run(mut args: StatusArgs) -> Result<Exit, Failure> {
@@ -149,26 +150,6 @@ fn detail_json(mission: &Mission, total: Tally, tasks: &[Task]) -> Value {
     value
 }
 
-pub(super) fn mission_json(mission: &Mission, total: Tally) -> Value {
-    let policy = mission.policy.as_ref().ok();
-    json!({
-        "mission": mission.id.as_str(),
-        "transNumber": mission.trans_number,
-        "transOK": total.ok,
-        "transFailed": total.failed,
-        "timeCost": total.time_cost_s,
-        "notifyEmail": word(&mission.notified),
-        "notifiedTo": mission.notified_to,
-        "exec": mission.exec,
-        "name": mission.name,
-        "nodes": mission.nodes,
-        "slots": mission.slots,
-        "uploads": if mission.accepts_uploads { "yes" } else { "no" },
-        "bidMode": policy.as_ref().and_then(|policy| policy.bid_mode).map(BidMode::as_str),
-        "cancelledAt": mission.cancelled_at,
-    })
-}
-
 fn task_json(task: &Task) -> Value {
     json!({
         "srcFilename": task.src.as_str(),
@@ -232,16 +213,7 @@ fn verdict(task: &Task) -> Option<&'static str> {
 fn told(mission: &Mission) -> &'static str {
     match (&mission.notified, mission.notified_to.as_deref()) {
         (Notified::Yes, Some("none")) => "none (no topic)",
-        (notified, _) => word(notified),
-    }
-}
-
-/// The word that the row has.
-const fn word(notified: &Notified) -> &'static str {
-    match notified {
-        Notified::No => "No",
-        Notified::Sending { .. } => "Sending",
-        Notified::Yes => "Yes",
+        (notified, _) => notified.as_str(),
     }
 }
 

@@ -17,10 +17,10 @@ use crate::backend::Kind;
 use crate::backend::fleet::Request;
 use crate::backend::store::StoreError;
 use crate::clock;
+use crate::command::exit::{self, Exit};
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::policy::Purchase;
 use crate::domain::printable;
-use crate::exit::{self, Exit};
 use crate::scheduler::{Checked, Plan, Scheduler, Submitted};
 
 /// Files under way at once.

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::cli::SweepArgs;
 use super::{Failure, scheduling, screen, signals};
-use crate::exit::Exit;
+use crate::command::exit::Exit;
 use crate::scheduler::{Finding, What};
 use crate::worker::Stopping;
 

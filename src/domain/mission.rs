@@ -46,6 +46,18 @@ pub enum Notified {
     Yes,
 }
 
+impl Notified {
+    /// Returns the value of the mission's attribute `notifyEmail`.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::No => "No",
+            Self::Sending { .. } => "Sending",
+            Self::Yes => "Yes",
+        }
+    }
+}
+
 /// A mission's row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mission {

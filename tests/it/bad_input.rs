@@ -246,8 +246,8 @@ async fn a_table_with_another_key_is_named_as_such() {
     node.backend.ledger = lighthpc::backend::Ledger::new(&wire, tables);
     let instance = node.instance.clone();
     let life = node.run().await;
-    let (exit, hint) = lighthpc::exit::of_node(&life.ending.unwrap_err());
-    assert_eq!(exit, lighthpc::exit::Exit::TableKey);
+    let (exit, hint) = lighthpc::command::exit::of_node(&life.ending.unwrap_err());
+    assert_eq!(exit, lighthpc::command::exit::Exit::TableKey);
     assert!(hint.unwrap().contains("srcFilename"));
     assert!(lab.has_ended(&instance));
 }

@@ -6,11 +6,11 @@ use lighthpc::backend::ledger::{Claim, Claimant, Commit, Fence, Finish, Made, Ne
 use lighthpc::backend::machine::PowerOff;
 use lighthpc::backend::store::{Mark, Put, StoreError};
 use lighthpc::backend::{Backend, Tables, Wire};
+use lighthpc::command::exit::{self, Exit};
 use lighthpc::domain::ids::{Attempt, InstanceId};
 use lighthpc::domain::keys::result_key;
 use lighthpc::domain::task::{Counts, State};
 use lighthpc::domain::verdict::Verdict;
-use lighthpc::exit::{self, Exit};
 use lighthpc::worker::{Ending, NodeError, words};
 use lighthpc::workload::Left;
 use local_cloud::Service::S3;

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
+use lighthpc::command::exit::{Exit, of_scheduler};
 use lighthpc::domain::ids::SrcId;
 use lighthpc::domain::policy::{BidMode, Policy};
 use lighthpc::domain::tags;
 use lighthpc::domain::task::State;
-use lighthpc::exit::{Exit, of_scheduler};
 use lighthpc::scheduler::{Boarded, Intake, Scheduler, Upload, What};
 use local_cloud::Service::{Dynamodb, Ec2};
 use local_cloud::{Fault, Faults, RESULT_BUCKET, SOURCE_BUCKET, When};

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lighthpc::backend::store::StoreError;
+use lighthpc::command::exit::{self, Exit};
 use lighthpc::domain::budget::SizeLimits;
 use lighthpc::domain::task::State;
 use lighthpc::domain::verdict::Verdict;
-use lighthpc::exit::{self, Exit};
 use lighthpc::worker::{Ending, NodeError};
 use local_cloud::Service::S3;
 use local_cloud::{Faults, RESULT_BUCKET, When};

@@ -15,7 +15,7 @@ use serde::Serialize;
 use super::cli::DoctorArgs;
 use super::{Failure, screen};
 use crate::backend::CloudError;
-use crate::exit::{self, Exit};
+use crate::command::exit::{self, Exit};
 
 /// The settings of this machine's node. A person's shell does not have them, so they are read from here.
 const ENV_FILE: &str = "/etc/lighthpc/lighthpc.env";

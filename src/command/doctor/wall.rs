@@ -8,9 +8,9 @@ use tokio::sync::watch;
 
 use super::super::screen;
 use super::{Check, ENV_FILE, Failure, machine};
+use crate::command::exit::Exit;
 use crate::domain::ids::{Attempt, SrcId};
 use crate::domain::progress::Progress;
-use crate::exit::Exit;
 use crate::workload::Devices;
 use crate::workload::{Bounds, Contract, Ended, Stops, Wall, Workload};
 

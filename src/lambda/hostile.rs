@@ -3,8 +3,7 @@
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 
-use super::http;
-use super::lambda::{self, Event};
+use super::{self as lambda, Event, http};
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::printable;
 use crate::domain::tags;

@@ -2,8 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::http;
-use super::lambda::{self, Event, Parsed};
+use super::{self as lambda, Event, Parsed, http};
 use crate::domain::ids::{KEY_BYTES_MAX, MissionId};
 
 /// Reads an event of Lambda. Each record of it gives exactly one object, or the reason why there is none.

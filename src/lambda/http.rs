@@ -9,12 +9,12 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::status;
 use crate::backend::ledger::NewMission;
 use crate::clock;
 use crate::domain::ids::MissionId;
 use crate::domain::policy::Policy;
 use crate::domain::printable;
+use crate::render::mission_json;
 use crate::scheduler::{Scheduler, SchedulerError};
 use crate::worker::words;
 
@@ -26,7 +26,7 @@ const LIST_LEN_MAX: usize = 1_000;
 /// The most tasks at a time on a node.
 const SLOTS_MAX: u64 = 1_000;
 /// The most nodes of a mission: one fleet takes no more. Source: EC2 user guide, "EC2 Fleet quotas".
-pub(super) const NODES_MAX: u64 = 10_000;
+pub(crate) const NODES_MAX: u64 = 10_000;
 
 /// What a workload is: fields that `POST /missions` refuses.
 const WORKLOAD: [&str; 3] = ["exec", "nodes", "slots"];
@@ -34,7 +34,7 @@ const WORKLOAD: [&str; 3] = ["exec", "nodes", "slots"];
 /// What the deployment allows, from the function's environment. IAM refuses the rest at the launch; this check refuses it
 /// when the request arrives.
 #[derive(Clone, Debug)]
-pub(super) struct Allowed {
+pub(crate) struct Allowed {
     /// Instance types, with `*` and `?` as wildcards.
     instance_types: Vec<String>,
     /// The most nodes at a time.
@@ -43,7 +43,7 @@ pub(super) struct Allowed {
 
 impl Allowed {
     /// Reads the function's environment; what it does not name is allowed, up to EC2's own limit.
-    pub(super) fn of_environment() -> Self {
+    pub(crate) fn of_environment() -> Self {
         Self::read(|name| std::env::var(name).ok())
     }
 
@@ -82,7 +82,7 @@ fn matches(pattern: &str, name: &str) -> bool {
 
 /// What is wrong with a request, and its status.
 #[derive(Debug)]
-pub(super) struct Refusal(u16, String);
+pub(crate) struct Refusal(u16, String);
 
 impl Refusal {
     fn bad(what: impl Into<String>) -> Self {
@@ -109,7 +109,7 @@ impl From<crate::backend::CloudError> for Refusal {
 }
 
 /// Answers one request, always.
-pub(super) async fn answer(scheduler: &Scheduler, allowed: &Allowed, event: &Value) -> Value {
+pub(crate) async fn answer(scheduler: &Scheduler, allowed: &Allowed, event: &Value) -> Value {
     let (status, body) = match route(scheduler, allowed, event).await {
         Ok((status, body)) => (status, body),
         Err(Refusal(status, what)) => {
@@ -160,7 +160,7 @@ async fn route(scheduler: &Scheduler, allowed: &Allowed, event: &Value) -> Resul
     }
 }
 
-pub(super) fn body(event: &Value) -> Result<String, Refusal> {
+pub(crate) fn body(event: &Value) -> Result<String, Refusal> {
     let text = event.get("body").and_then(Value::as_str).unwrap_or_default();
     if event.get("isBase64Encoded").and_then(Value::as_bool) != Some(true) {
         return Ok(text.to_owned());
@@ -197,7 +197,7 @@ async fn create(scheduler: &Scheduler, allowed: &Allowed, body: &str) -> Result<
     Ok((201, body))
 }
 
-pub(super) fn read(body: &str) -> Result<NewMission, Refusal> {
+pub(crate) fn read(body: &str) -> Result<NewMission, Refusal> {
     let value: Value = serde_json::from_str(body).map_err(not_read)?;
     if let Some(name) = WORKLOAD.iter().find(|name| value.get(name).is_some()) {
         return Err(Refusal::bad(format!(
@@ -255,14 +255,14 @@ fn number(name: &str, value: Option<&Value>, most: u64) -> Result<Option<u64>, R
 
 /// What a mission's nodes run, and how many they are: the whole of it, so what is absent is removed.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Workload {
+pub(crate) struct Workload {
     exec: Option<String>,
     nodes: Option<u32>,
     slots: Option<u16>,
 }
 
 impl Workload {
-    pub(super) fn read(body: &str, allowed: &Allowed) -> Result<Self, Refusal> {
+    pub(crate) fn read(body: &str, allowed: &Allowed) -> Result<Self, Refusal> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Body {
@@ -299,13 +299,13 @@ async fn show(scheduler: &Scheduler, id: &MissionId) -> Result<(u16, Value), Ref
     let mission = ledger.mission(id).await?;
     let mission = mission.ok_or_else(|| Refusal(404, format!("there is no mission {id}")))?;
     let total = mission.total(ledger.tally(&mission).await?);
-    Ok((200, status::mission_json(&mission, total)))
+    Ok((200, mission_json(&mission, total)))
 }
 
 async fn list(scheduler: &Scheduler) -> Result<(u16, Value), Refusal> {
     let missions = scheduler.backend.ledger.missions().await?;
     let shown: Vec<Value> =
-        missions.iter().rev().take(LIST_LEN_MAX).map(|mission| status::mission_json(mission, mission.rolled)).collect();
+        missions.iter().rev().take(LIST_LEN_MAX).map(|mission| mission_json(mission, mission.rolled)).collect();
     Ok((200, json!({ "missions": shown, "count": missions.len() })))
 }
 
