@@ -1,7 +1,8 @@
 //! `lighthpc cancel`: ends a mission.
 
 use super::cli::CancelArgs;
-use super::{Failure, scheduling, screen};
+use super::failure::Failure;
+use super::{scheduling, screen};
 use crate::command::exit::Exit;
 use crate::domain::ids::MissionId;
 

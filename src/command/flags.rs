@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::Failure;
+use super::failure::Failure;
 use crate::backend::Tables;
 use crate::domain::node_limit::NodeLimit;
 

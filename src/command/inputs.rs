@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::{Component, Path, PathBuf};
 
-use super::Failure;
+use super::failure::Failure;
 use crate::domain::ids::SrcId;
 
 /// An input file and its key in the source bucket.

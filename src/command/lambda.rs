@@ -4,8 +4,9 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use super::exit::Exit;
+use super::failure::Failure;
 use super::flags::SchedulerArgs;
-use super::{Failure, scheduling};
+use super::scheduling;
 use crate::lambda;
 
 /// The variable by which Lambda names its runtime interface. Source: Lambda developer guide, "Using the Lambda runtime API".

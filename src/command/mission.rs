@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use super::cli::RunArgs;
+use super::failure::Failure;
 use super::inputs::{self, Known};
 use super::plan::{self, Plan};
 use super::review::{Review, shown};
 use super::screen::{self, Screen};
-use super::{Failure, node, place, signals, trust};
+use super::{node, place, signals, trust};
 use crate::backend::Backend;
 use crate::backend::machine::EndOrder;
 use crate::command::exit::Exit;

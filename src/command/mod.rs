@@ -4,6 +4,7 @@ mod cancel;
 mod cli;
 mod doctor;
 pub mod exit;
+mod failure;
 mod flags;
 mod inputs;
 mod lambda;
@@ -22,48 +23,12 @@ mod submit;
 mod sweep;
 mod trust;
 
-use std::fmt::Display;
-
 use cli::{Cli, Command};
 use exit::Exit;
+use failure::Failure;
 use tracing::level_filters::LevelFilter;
 
 use crate::logging;
-
-/// A failure as its user sees it: cause, hint, exit code.
-#[derive(Debug)]
-struct Failure {
-    exit: Exit,
-    error: anyhow::Error,
-    hint: Option<String>,
-}
-
-impl Failure {
-    fn usage(message: impl Display, hint: impl Into<String>) -> Self {
-        Self { exit: Exit::Usage, error: anyhow::anyhow!("{message}"), hint: Some(hint.into()) }
-    }
-}
-
-impl From<crate::backend::CloudError> for Failure {
-    fn from(error: crate::backend::CloudError) -> Self {
-        let (exit, hint) = exit::of_cloud(&error);
-        Self { exit, error: error.into(), hint }
-    }
-}
-
-impl From<crate::worker::NodeError> for Failure {
-    fn from(error: crate::worker::NodeError) -> Self {
-        let (exit, hint) = exit::of_node(&error);
-        Self { exit, error: error.into(), hint }
-    }
-}
-
-impl From<crate::scheduler::SchedulerError> for Failure {
-    fn from(error: crate::scheduler::SchedulerError) -> Self {
-        let (exit, hint) = exit::of_scheduler(&error);
-        Self { exit, error: error.into(), hint }
-    }
-}
 
 /// Reads the command line, runs the command to its end, and returns the program's exit code.
 #[must_use]
@@ -160,7 +125,7 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
 /// while a folder of many files is removed on the one, the other tells systemd's watchdog that this process lives.
 const THREADS: usize = 2;
 
-/// Says what failed: the cause, what caused that, and the next step; to a machine in its own language.
+/// Prints a failure: the error, its causes, and the hint. In the JSON log format it is one record.
 fn report(failure: &Failure, is_json: bool) {
     let mut causes = failure.error.chain().map(ToString::to_string);
     if is_json {

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::cli::{Isolation, RunArgs};
-use super::{Failure, service, signals};
+use super::failure::Failure;
+use super::{service, signals};
 use crate::backend::machine::{self, EndOrder, PowerOff};
 use crate::backend::{Backend, Wire};
 use crate::command::exit::{self, Exit};

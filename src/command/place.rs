@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
-use super::Failure;
+use super::failure::Failure;
 use crate::backend::{Backend, Tables, Wire, machine::PowerOff};
 use crate::command::exit::Exit;
 use local_cloud::{ACCESS_KEY, LocalCloud, OpenError, REGION, SECRET_KEY};

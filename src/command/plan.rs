@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use tokio::task::JoinSet;
 
-use super::Failure;
 use super::cli::RunArgs;
+use super::failure::Failure;
 use super::inputs::{Input, Known};
 use super::review::Review;
 use super::screen::{self, Preparation};

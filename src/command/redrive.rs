@@ -1,7 +1,8 @@
 //! `lighthpc redrive`: puts failed tasks back.
 
 use super::cli::RedriveArgs;
-use super::{Failure, scheduling, screen};
+use super::failure::Failure;
+use super::{scheduling, screen};
 use crate::command::exit::Exit;
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::verdict::Verdict;

@@ -1,6 +1,6 @@
 //! What the scheduler's commands have in common: their settings.
 
-use super::Failure;
+use super::failure::Failure;
 use super::flags::{SchedulerArgs, text};
 use crate::backend::fleet::Template;
 use crate::backend::machine::PowerOff;

@@ -8,7 +8,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::Value;
 use unicode_width::UnicodeWidthStr;
 
-use super::Failure;
+use super::failure::Failure;
 use crate::command::exit::Exit;
 use crate::domain::printable;
 use crate::logging;

@@ -5,14 +5,14 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::cli::StatusArgs;
+use super::failure::Failure;
 use super::review::Review;
-use super::{Failure, place, screen};
+use super::{place, screen};
 use crate::backend::machine::PowerOff;
 use crate::backend::{Backend, Wire};
 use crate::command::exit::Exit;
 use crate::domain::ids::MissionId;
 use crate::domain::mission::{Mission, Notified, Tally};
-use crate::domain::policy::BidMode;
 use crate::domain::task::{PastAttempt, State, Task};
 use crate::domain::verdict::Verdict;
 use crate::render::mission_json;

@@ -11,8 +11,9 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::cli::SubmitArgs;
+use super::failure::Failure;
 use super::inputs::{self, Input, Known};
-use super::{Failure, scheduling, screen};
+use super::{scheduling, screen};
 use crate::backend::Kind;
 use crate::backend::fleet::Request;
 use crate::backend::store::StoreError;

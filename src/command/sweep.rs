@@ -3,7 +3,8 @@
 use serde_json::json;
 
 use super::cli::SweepArgs;
-use super::{Failure, scheduling, screen, signals};
+use super::failure::Failure;
+use super::{scheduling, screen, signals};
 use crate::command::exit::Exit;
 use crate::scheduler::{Finding, What};
 use crate::worker::Stopping;

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Failure;
+use super::failure::Failure;
 use crate::workload::objection_to_mission;
 
 /// Stands for every folder, in `--trust-folder`.

@@ -29,13 +29,13 @@ def make_template(cloud, **changed):
 
 
 def examine(cloud, instance=None, code=0, **env):
-    """Runs the doctor, off EC2 with a launch template unless one is named; returns {name: (status, said, mend)}."""
+    """Runs the doctor, off EC2 with a launch template unless one is named; returns {name: (status, said, fix)}."""
     if not instance and "LIGHTHPC_LAUNCH_TEMPLATE" not in env:
         env["LIGHTHPC_LAUNCH_TEMPLATE"] = make_template(cloud)
     done = cloud.run_command("doctor", "--json", instance=instance, **env)
     assert done.returncode == code, done.stdout + done.stderr
     report = json.loads(done.stdout)
-    checks = {check["name"]: (check["status"], check["said"], check["mend"]) for check in report["checks"]}
+    checks = {check["name"]: (check["status"], check["said"], check["fix"]) for check in report["checks"]}
     assert report["failures"] == sum(status == "failure" for status, *_ in checks.values())
     return checks
 
@@ -65,9 +65,9 @@ def test_without_a_launch_template_a_schedulers_machine_is_unfit_and_a_node_is_n
     node = cloud.launch_instance(srcID="in/a", lighthpc=cloud.tasks.name)
     other = cloud.launch_instance(Name="a workstation")
 
-    status, said, mend = examine(cloud, code=UNFIT, LIGHTHPC_LAUNCH_TEMPLATE="")["template"]
+    status, said, fix = examine(cloud, code=UNFIT, LIGHTHPC_LAUNCH_TEMPLATE="")["template"]
 
-    assert (status, "no launch template" in said, "LIGHTHPC_LAUNCH_TEMPLATE" in mend) == ("failure", True, True)
+    assert (status, "no launch template" in said, "LIGHTHPC_LAUNCH_TEMPLATE" in fix) == ("failure", True, True)
     assert "template" not in examine(cloud, node)
     assert examine(cloud, other)["template"][0] == "warning"
 
@@ -93,9 +93,9 @@ def test_an_instance_that_a_shutdown_would_only_stop_is_a_failure(cloud):
         InstanceId=instance, Attribute="instanceInitiatedShutdownBehavior", Value="stop"
     )
 
-    status, said, mend = examine(cloud, instance, code=UNFIT)["shutdown"]
+    status, said, fix = examine(cloud, instance, code=UNFIT)["shutdown"]
 
-    assert (status, "stop" in said, "terminate" in mend) == ("failure", True, True)
+    assert (status, "stop" in said, "terminate" in fix) == ("failure", True, True)
 
 
 def test_tags_that_only_ec2_shows_and_no_tags_at_all_are_warned_of(cloud):
@@ -142,17 +142,17 @@ def test_a_launch_template_is_looked_at_for_what_nodes_depend_on(cloud):
 def test_a_table_with_another_key_is_told_from_one_that_is_not_there(cloud):
     other = cloud.table_with_key("name")
 
-    status, _, mend = examine(cloud, code=UNFIT, LIGHTHPC_TASKS_TABLE=other)["tasks table"]
+    status, _, fix = examine(cloud, code=UNFIT, LIGHTHPC_TASKS_TABLE=other)["tasks table"]
 
-    assert (status, "srcFilename" in mend) == ("failure", True)
+    assert (status, "srcFilename" in fix) == ("failure", True)
 
 
 def test_a_missing_right_is_named(cloud):
     with harness.refusing_dynamodb() as refusing:
         checks = examine(cloud, code=UNFIT, AWS_ENDPOINT_URL_DYNAMODB=refusing.url)
 
-    status, said, mend = checks["tasks table"]
-    assert (status, "not authorized" in said, "allow GetItem" in mend) == ("failure", True, True)
+    status, said, fix = checks["tasks table"]
+    assert (status, "not authorized" in said, "allow GetItem" in fix) == ("failure", True, True)
 
 
 def test_what_only_a_person_may_see_is_not_checked_on_a_node(cloud):
@@ -187,4 +187,4 @@ def test_an_image_that_was_not_provisioned_is_a_failure(cloud):
     done = cloud.run_command("doctor", "--bake")
 
     assert done.returncode == UNFIT
-    assert "FAILURE  unit" in done.stdout and "mend: run scripts/provision" in done.stdout
+    assert "FAILURE  unit" in done.stdout and "fix: run scripts/provision" in done.stdout

@@ -102,7 +102,7 @@ fn a_mission_is_done_once_and_announced_once() {
 }
 
 #[test]
-fn a_failed_task_shows_and_is_tried_again_once_mended() {
+fn a_failed_task_shows_and_is_tried_again_once_fixed() {
     let project = Project::new(&["a.txt", "b.txt"]);
     project.program(
         r#"echo x >> runs; [ "$LIGHTHPC_SRC_ID" = a.txt ] || { echo no luck; exit 3; }; : > "$LIGHTHPC_OUTPUT""#,
@@ -116,9 +116,9 @@ fn a_failed_task_shows_and_is_tried_again_once_mended() {
     );
 
     project.program(r#"echo x >> runs; : > "$LIGHTHPC_OUTPUT""#);
-    let mended = project.run(&RUN);
+    let fixed = project.run(&RUN);
 
-    assert_eq!(code(&mended), 0, "{}", stderr(&mended));
+    assert_eq!(code(&fixed), 0, "{}", stderr(&fixed));
     assert_eq!(project.lines("runs"), 3);
     assert_eq!(project.status()["transFailed"], 0);
 }

@@ -5,12 +5,13 @@ use std::time::{Duration, SystemTime};
 
 use super::super::cli::DoctorArgs;
 use super::super::scheduling;
-use super::{Check, Failure, Status, is_provisioned};
+use super::check::{Check, Status, is_provisioned};
 use crate::backend::fleet::{Request, Template};
 use crate::backend::ledger::TableKind;
 use crate::backend::machine::PowerOff;
 use crate::backend::{Backend, CloudError, Kind, Wire};
 use crate::clock;
+use crate::command::failure::Failure;
 use crate::domain::policy::{Purchase, words};
 use crate::domain::tags;
 
@@ -100,7 +101,7 @@ async fn credentials(wire: &Wire) -> (Check, bool) {
 
 /// Whether the tags that name the task are to be had, and from where.
 async fn task_tags(backend: &Backend, instance: &str) -> Check {
-    let mend = "launch with the tag srcID or missionID, and with InstanceMetadataTags=enabled in the metadata options";
+    let fix = "launch with the tag srcID or missionID, and with InstanceMetadataTags=enabled in the metadata options";
     let machine = &backend.machine;
     let in_imds = tokio::try_join!(machine.tag(tags::SRC), machine.tag(tags::MISSION));
     match in_imds {
@@ -118,10 +119,10 @@ async fn task_tags(backend: &Backend, instance: &str) -> Check {
             "set InstanceMetadataTags=enabled in the metadata options",
         ),
         Ok(_) => {
-            Check::warning("tags", "this instance has no task: neither srcID nor missionID is among its tags", mend)
+            Check::warning("tags", "this instance has no task: neither srcID nor missionID is among its tags", fix)
         }
         Err(error) => {
-            Check::failure("tags", format!("the metadata service offers none, and EC2 refuses: {}", error.source), mend)
+            Check::failure("tags", format!("the metadata service offers none, and EC2 refuses: {}", error.source), fix)
         }
     }
 }
@@ -149,19 +150,19 @@ async fn options(backend: &Backend, instance: &str) -> Vec<Check> {
                 }
             });
             if options.needs_token == Some(false) {
-                let mend = "set HttpTokens=required in the metadata options";
-                checks.push(Check::warning("IMDSv2", "reads without a token are answered", mend));
+                let fix = "set HttpTokens=required in the metadata options";
+                checks.push(Check::warning("IMDSv2", "reads without a token are answered", fix));
             }
         }
         Err(error) => checks.push(unseen("hop limit", error)),
     }
-    let mend = "launch with InstanceInitiatedShutdownBehavior=terminate, as the stack's launch template does";
+    let fix = "launch with InstanceInitiatedShutdownBehavior=terminate, as the stack's launch template does";
     checks.push(match shutdown {
         Ok(Some(behavior)) if behavior == "terminate" => Check::ok("shutdown", "a power-off terminates this instance"),
         Ok(behavior) => Check::failure(
             "shutdown",
             format!("a power-off leaves this instance {}", behavior.as_deref().unwrap_or("in an unknown state")),
-            mend,
+            fix,
         ),
         Err(error) => unseen("shutdown", error),
     });
@@ -262,14 +263,14 @@ async fn terms(backend: &Backend, template: &Template) -> Check {
     if terms.metadata.hop_limit.is_some_and(|hops| hops > 1) {
         warnings.push("HttpPutResponseHopLimit is more than 1, so containers reach the role");
     }
-    let mend = "make a new version, as in cloudformation/stack.yaml";
+    let fix = "make a new version, as in cloudformation/stack.yaml";
     if failures.is_empty() && warnings.is_empty() {
         Check::ok(name, format!("{}: role, tags, IMDSv2, and terminate at power-off", template.name))
     } else if failures.is_empty() {
-        Check::warning(name, warnings.join("; "), mend)
+        Check::warning(name, warnings.join("; "), fix)
     } else {
         failures.extend(warnings);
-        Check::failure(name, failures.join("; "), mend)
+        Check::failure(name, failures.join("; "), fix)
     }
 }
 
@@ -284,11 +285,11 @@ async fn clock(backend: &Backend) -> Check {
     let middle = before + clock::now().duration_since(before).unwrap_or_default() / 2;
     let off = difference(middle, time);
     let said = format!("{} s off DynamoDB's", off.as_secs());
-    let mend = "let chrony, or systemd-timesyncd, keep the time (Amazon Time Sync: 169.254.169.123)";
+    let fix = "let chrony, or systemd-timesyncd, keep the time (Amazon Time Sync: 169.254.169.123)";
     if off >= CLOCK_FAILURE {
-        Check::failure("clock", format!("{said}: AWS refuses signatures"), mend)
+        Check::failure("clock", format!("{said}: AWS refuses signatures"), fix)
     } else if off >= CLOCK_WARNING {
-        Check::warning("clock", said, mend)
+        Check::warning("clock", said, fix)
     } else {
         Check::ok("clock", said)
     }

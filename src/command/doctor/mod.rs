@@ -3,75 +3,22 @@
 //!
 //! On a node it looks at all of it, elsewhere at what a scheduler needs, and with `--bake` at what can be known of an image.
 
+mod check;
 mod cloud;
 mod machine;
 mod wall;
 
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 
-use serde::Serialize;
+use check::{Check, ENV_FILE, Status, internal, settings_of};
 
 use super::cli::DoctorArgs;
-use super::{Failure, screen};
-use crate::backend::CloudError;
-use crate::command::exit::{self, Exit};
+use super::failure::Failure;
+use super::screen;
+use crate::command::exit::Exit;
 
-/// The settings of this machine's node. A person's shell does not have them, so they are read from here.
-const ENV_FILE: &str = "/etc/lighthpc/lighthpc.env";
 /// Set by the first process for the second, which has the file's settings.
 const ENV_READ: &str = "LIGHTHPC_DOCTOR_ENV_READ";
-
-/// How one look ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Status {
-    Ok,
-    /// Not looked at, for lack of a right that only a person needs.
-    Skipped,
-    Warning,
-    Failure,
-}
-
-/// One line of the report.
-#[derive(Clone, Debug, Serialize)]
-struct Check {
-    name: &'static str,
-    status: Status,
-    said: String,
-    mend: Option<String>,
-}
-
-impl Check {
-    fn ok(name: &'static str, said: impl Into<String>) -> Self {
-        Self { name, status: Status::Ok, said: said.into(), mend: None }
-    }
-
-    fn warning(name: &'static str, said: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { name, status: Status::Warning, said: said.into(), mend: Some(mend.into()) }
-    }
-
-    fn failure(name: &'static str, said: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { name, status: Status::Failure, said: said.into(), mend: Some(mend.into()) }
-    }
-
-    /// What cannot be looked at by whoever asks, and which right would show it.
-    fn skipped(name: &'static str, right: &str) -> Self {
-        let said = format!("not checked: needs {right}, which a node's role does not have");
-        Self { name, status: Status::Skipped, said, mend: None }
-    }
-
-    /// What a call came to; of a failed one the mend is the hint that a node would give.
-    fn of_call(name: &'static str, call: Result<String, CloudError>) -> Self {
-        match call {
-            Ok(said) => Self::ok(name, said),
-            Err(error) => {
-                let mend = exit::of_cloud(&error).1.unwrap_or_default();
-                Self::failure(name, format!("{error}: {}", error.source), mend)
-            }
-        }
-    }
-}
 
 pub(super) async fn run(args: Box<DoctorArgs>) -> Result<Exit, Failure> {
     if args.behind_the_wall {
@@ -107,8 +54,8 @@ fn text(checks: &[Check]) -> String {
             Status::Failure => "FAILURE",
         };
         text.push_str(&format!("{status:<8} {:<width$}  {}\n", check.name, screen::plain(&check.said)));
-        if let Some(mend) = &check.mend {
-            text.push_str(&format!("{:<8} {:<width$}  mend: {}\n", "", "", screen::plain(mend)));
+        if let Some(fix) = &check.fix {
+            text.push_str(&format!("{:<8} {:<width$}  fix: {}\n", "", "", screen::plain(fix)));
         }
     }
     text
@@ -128,56 +75,17 @@ fn with_settings_of_the_node() -> Result<(), Failure> {
     Err(internal("starting this program again", error))
 }
 
-fn internal(doing: &'static str, error: std::io::Error) -> Failure {
-    Failure { exit: Exit::Internal, error: anyhow::Error::new(error).context(doing), hint: None }
-}
-
-/// Reads an env file as systemd does: a name and a value on each line, which may be quoted.
-fn settings_of(file: &str) -> impl Iterator<Item = (&str, String)> {
-    file.lines().filter(|line| !line.trim_start().starts_with(['#', ';'])).filter_map(|line| {
-        let (name, value) = line.trim().split_once('=')?;
-        let value = value.trim();
-        let unquoted = match shell_words::split(value) {
-            Ok(mut words) if words.len() == 1 && value.starts_with(['"', '\'']) => words.remove(0),
-            _ => value.to_owned(),
-        };
-        Some((name.trim(), unquoted))
-    })
-}
-
-/// Returns whether this machine was made a node by `scripts/provision`.
-fn is_provisioned() -> bool {
-    Path::new("/etc/systemd/system/lighthpc.service").exists()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn an_env_file_is_read_as_systemd_reads_it() {
-        let file = "# a remark\nAWS_REGION=eu-west-1\n  LIGHTHPC_EXEC=\"echo \\\"a\\\" b\"\nLIGHTHPC_SLOTS=\n; x=y\nnothing\n\
-                    LIGHTHPC_MISSION='M 1'\nPLAIN=a b\n";
-
-        let read: Vec<_> = settings_of(file).collect();
-
-        let expected = [
-            ("AWS_REGION", "eu-west-1"),
-            ("LIGHTHPC_EXEC", "echo \"a\" b"),
-            ("LIGHTHPC_SLOTS", ""),
-            ("LIGHTHPC_MISSION", "M 1"),
-            ("PLAIN", "a b"),
-        ];
-        assert_eq!(read, expected.map(|(name, value)| (name, value.to_owned())));
-    }
-
-    #[test]
-    fn the_report_has_a_line_for_each_check_and_one_for_its_mend() {
+    fn the_report_has_a_line_for_each_check_and_one_for_its_fix() {
         let checks = [Check::ok("disk", "9 GiB free"), Check::failure("hop limit", "3", "set it to 1")];
 
         assert_eq!(
             text(&checks),
-            "ok       disk       9 GiB free\nFAILURE  hop limit  3\n                    mend: set it to 1\n"
+            "ok       disk       9 GiB free\nFAILURE  hop limit  3\n                    fix: set it to 1\n"
         );
     }
 }

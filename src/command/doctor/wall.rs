@@ -7,8 +7,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::super::screen;
-use super::{Check, ENV_FILE, Failure, machine};
+use super::check::{Check, ENV_FILE, internal, run};
 use crate::command::exit::Exit;
+use crate::command::failure::Failure;
 use crate::domain::ids::{Attempt, SrcId};
 use crate::domain::progress::Progress;
 use crate::workload::Devices;
@@ -24,7 +25,7 @@ const TRY_TIMEOUT: Duration = Duration::from_mins(1);
 const RULES: &str = "/usr/local/lib/lighthpc/wall.nft";
 
 const NAME: &str = "wall";
-const MEND: &str = "run scripts/provision again, and look at `journalctl -u 'lighthpc-task-*'`";
+const FIX: &str = "run scripts/provision again, and look at `journalctl -u 'lighthpc-task-*'`";
 
 pub(super) async fn look(work_dir: &Path, is_baking: bool) -> Check {
     let wall = match Wall::of_this_machine(Devices::default()) {
@@ -34,8 +35,8 @@ pub(super) async fn look(work_dir: &Path, is_baking: bool) -> Check {
     if !rustix::process::geteuid().is_root() {
         return Check::warning(NAME, "not tried: only root can", "run this as root");
     }
-    if let Err(said) = machine::run("nft", &["--check", "--file", RULES]).await {
-        return Check::failure(NAME, format!("{RULES} cannot be loaded: {}", said.trim().replace('\n', "; ")), MEND);
+    if let Err(said) = run("nft", &["--check", "--file", RULES]).await {
+        return Check::failure(NAME, format!("{RULES} cannot be loaded: {}", said.trim().replace('\n', "; ")), FIX);
     }
     if !Path::new("/run/systemd/system").exists() {
         return Check::ok(
@@ -45,14 +46,14 @@ pub(super) async fn look(work_dir: &Path, is_baking: bool) -> Check {
     }
     // The unit's default; nobody else sets it but its settings.
     if std::env::var("LIGHTHPC_ISOLATION").is_ok_and(|isolation| isolation == "process") {
-        let mend = format!("remove LIGHTHPC_ISOLATION=process from {ENV_FILE}");
-        return Check::failure(NAME, "workloads of this node run without one", mend);
+        let fix = format!("remove LIGHTHPC_ISOLATION=process from {ENV_FILE}");
+        return Check::failure(NAME, "workloads of this node run without one", fix);
     }
     // The node loads the rules when it starts.
-    let is_loaded = machine::run("nft", &["list", "table", "inet", "lighthpc"]).await.is_ok();
-    let runs = machine::run("systemctl", &["is-active", "lighthpc.service"]).await.is_ok();
+    let is_loaded = run("nft", &["list", "table", "inet", "lighthpc"]).await.is_ok();
+    let runs = run("systemctl", &["is-active", "lighthpc.service"]).await.is_ok();
     if runs && !is_loaded && !is_baking {
-        return Check::failure(NAME, "the node runs, and the rules of nftables are not loaded", MEND);
+        return Check::failure(NAME, "the node runs, and the rules of nftables are not loaded", FIX);
     }
     match from_inside(wall.clone(), work_dir).await {
         Ok(open) if open.is_empty() => {
@@ -62,8 +63,8 @@ pub(super) async fn look(work_dir: &Path, is_baking: bool) -> Check {
                 format!("a workload reaches no role, no setting, no other process; it may use {memory_mib} MiB"),
             )
         }
-        Ok(open) => Check::failure(NAME, format!("a workload can: {open}"), MEND),
-        Err(said) => Check::failure(NAME, format!("no workload can be run: {said}"), MEND),
+        Ok(open) => Check::failure(NAME, format!("a workload can: {open}"), FIX),
+        Err(said) => Check::failure(NAME, format!("no workload can be run: {said}"), FIX),
     }
 }
 
@@ -122,6 +123,6 @@ pub(super) fn try_out() -> Result<Exit, Failure> {
         screen::to_stdout(&format!("{}\n", open.join(", ")));
         return Ok(Exit::Ok);
     };
-    std::fs::write(output, open.join(", ")).map_err(|error| super::internal("writing what could be done", error))?;
+    std::fs::write(output, open.join(", ")).map_err(|error| internal("writing what could be done", error))?;
     Ok(Exit::Ok)
 }

@@ -1,0 +1,41 @@
+//! The failure of a command, as its user sees it.
+
+use std::fmt::Display;
+
+use super::exit::{self, Exit};
+
+/// A failure as its user sees it: cause, hint, exit code.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) exit: Exit,
+    pub(super) error: anyhow::Error,
+    pub(super) hint: Option<String>,
+}
+
+impl Failure {
+    /// Makes the failure of a command line or a setting.
+    pub(super) fn usage(message: impl Display, hint: impl Into<String>) -> Self {
+        Self { exit: Exit::Usage, error: anyhow::anyhow!("{message}"), hint: Some(hint.into()) }
+    }
+}
+
+impl From<crate::backend::CloudError> for Failure {
+    fn from(error: crate::backend::CloudError) -> Self {
+        let (exit, hint) = exit::of_cloud(&error);
+        Self { exit, error: error.into(), hint }
+    }
+}
+
+impl From<crate::worker::NodeError> for Failure {
+    fn from(error: crate::worker::NodeError) -> Self {
+        let (exit, hint) = exit::of_node(&error);
+        Self { exit, error: error.into(), hint }
+    }
+}
+
+impl From<crate::scheduler::SchedulerError> for Failure {
+    fn from(error: crate::scheduler::SchedulerError) -> Self {
+        let (exit, hint) = exit::of_scheduler(&error);
+        Self { exit, error: error.into(), hint }
+    }
+}
