@@ -8,6 +8,7 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use super::examples;
 use super::flags::{AwsArgs, SchedulerArgs, TableArgs, bytes, range, seconds};
 use super::place::{self, DEFAULT_DIR};
 use crate::backend::machine::EndOrder;
@@ -17,8 +18,11 @@ use crate::workload::{DEVICES_DEFAULT, Devices};
 /// One task per input file on EC2 Spot instances: nothing lost, nothing counted twice, nothing left running.
 #[derive(Debug, Parser)]
 #[command(name = "lighthpc", version, propagate_version = true, arg_required_else_help = true)]
+#[command(
+    before_help = examples::PROGRAM
+)]
 pub(super) struct Cli {
-    /// How logs look
+    /// Format of log lines
     #[arg(long, global = true, value_enum, default_value = "text", env = "LIGHTHPC_LOG_FORMAT", value_name = "FORMAT")]
     pub(super) log_format: Format,
     #[command(subcommand)]
@@ -47,7 +51,7 @@ impl Cli {
         if super::lambda::is_bootstrap(&arguments) {
             arguments.push("lambda".into());
         }
-        let definition = Self::command().mut_args(without).mut_subcommands(readable);
+        let definition = Self::definition().mut_args(without).mut_subcommands(readable);
         let matches = definition.try_get_matches_from(&arguments)?;
         refuse_both_orders(&matches)?;
         let mut cli = Self::from_arg_matches(&matches)?;
@@ -58,6 +62,15 @@ impl Cli {
             _ => {}
         }
         Ok(cli)
+    }
+
+    /// Returns the command line's definition: the help of each command begins with what it does, and with examples.
+    pub(super) fn definition() -> clap::Command {
+        const HELP: &str = "{about-with-newline}\n{before-help}{usage-heading} {usage}\n\n{all-args}{after-help}";
+        // Without the variables' values, so that the help is the same everywhere.
+        let plain = |arg: clap::Arg| arg.hide_env_values(true);
+        let of_command = |command: clap::Command| command.help_template(HELP).mut_args(plain);
+        Self::command().help_template(HELP).mut_args(plain).mut_subcommands(of_command)
     }
 
     /// Returns whether this is a node, or the function, whose every step belongs in the journal.
@@ -84,58 +97,77 @@ fn refuse_both_orders(matches: &ArgMatches) -> Result<(), clap::Error> {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Do one task, from the instance's tag to the instance's end; or, with --local, a whole mission on this machine
+    /// Run one task on this instance and terminate it; or, with --local, run a mission on this computer
+    #[command(
+        before_help = examples::RUN
+    )]
     Run(Box<RunArgs>),
-    /// Show a mission's counts and its tasks
+    /// Show missions, or one mission's counts and tasks
+    #[command(
+        before_help = examples::STATUS
+    )]
     Status(StatusArgs),
-    /// Make a mission of many inputs, and launch nodes for it
+    /// Create a mission from input files or objects, and launch nodes for it
+    #[command(
+        before_help = examples::SUBMIT
+    )]
     Submit(Box<SubmitArgs>),
-    /// Find what was lost and what leaked, and mend it
+    /// Relaunch lost tasks, terminate leaked instances, and repair rows and notifications
+    #[command(
+        before_help = examples::SWEEP
+    )]
     Sweep(SweepArgs),
-    /// Put a mission's failed tasks back, with fresh budgets
+    /// Return failed tasks of a mission to the queue, with their attempts counted from zero
+    #[command(
+        before_help = examples::REDRIVE
+    )]
     Redrive(RedriveArgs),
-    /// Cancel a mission: nothing new begins, what runs is stopped, its instances are ended
+    /// Cancel a mission: no task starts, running workloads stop, and its instances are terminated
+    #[command(before_help = examples::CANCEL)]
     Cancel(CancelArgs),
-    /// Look for what would go wrong on this node, on this machine, or in this image, and say how to correct it
+    /// Check this node, computer or image for problems, and print a fix for each
+    #[command(
+        before_help = examples::DOCTOR
+    )]
     Doctor(Box<DoctorArgs>),
-    /// Be the AWS Lambda function: events of S3, SQS, EC2, and a schedule, and the HTTP interface
+    /// Run as the AWS Lambda function (S3, SQS and EC2 events, schedules, and HTTP requests)
     Lambda(SchedulerArgs),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct SubmitArgs {
-    /// The inputs: local files, which are uploaded; s3://BUCKET/PREFIX; or - for a list of keys on standard input
+    /// Inputs: local files to upload, s3://BUCKET/PREFIX, or - to read object keys from standard input
     #[arg(value_name = "INPUT", required = true)]
     pub(super) inputs: Vec<String>,
-    /// The workload: a program and its arguments, as the nodes have it (default: what the nodes are told)
+    /// Workload: a program on the node and its arguments (default: the program that the nodes are configured with)
     #[arg(last = true, value_name = "PROGRAM ARGS")]
     pub(super) program: Vec<String>,
-    /// The workload as a command line for sh
+    /// Workload as a shell command, instead of PROGRAM ARGS
     #[arg(long, value_name = "COMMAND")]
     pub(super) exec: Option<String>,
-    /// The mission's id (default: the time). Name it to go on with one, or to add to it
+    /// Mission id (default: the current time). Use the id of an existing mission to continue it or to add tasks to it
     #[arg(long, value_name = "ID")]
     pub(super) mission: Option<String>,
-    /// What the mission is called, for people
+    /// Display name of the mission
     #[arg(long, value_name = "NAME")]
     pub(super) name: Option<String>,
-    /// Serve the mission by so many nodes that do task after task (default: a node for each task)
+    /// Launch N nodes that each run one task after another (default: one node per task)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(super) nodes: Option<u32>,
-    /// With --nodes: how many tasks a node works at, at a time (default: one)
+    /// With --nodes: number of tasks that a node runs at the same time (default: 1)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) slots: Option<u16>,
-    /// Whether objects that anybody puts under MISSION/ in the source bucket become tasks of it, too (default: no for a new
-    /// mission; one that is there stays as it is)
+    /// Whether objects that are put under MISSION/ in the source bucket become tasks too (default: no for a new
+    /// mission, unchanged for an existing one)
     #[arg(long, env = "LIGHTHPC_UPLOADS", value_name = "yes|no", value_parser = clap::builder::BoolishValueParser::new())]
     pub(super) uploads: Option<bool>,
-    /// Make the rows and launch nothing
+    /// Create the tasks, but launch no nodes
     #[arg(long)]
     pub(super) no_launch: bool,
-    /// Show rows, launch requests, and prices; change nothing
+    /// Show tasks, launch requests and prices, and change nothing
     #[arg(long)]
     pub(super) dry_run: bool,
-    /// Print JSON, for programs
+    /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
     #[command(flatten)]
@@ -144,13 +176,13 @@ pub(super) struct SubmitArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct SweepArgs {
-    /// Sweep again and again, until SIGINT or SIGTERM
+    /// Repeat until SIGINT or SIGTERM
     #[arg(long)]
     pub(super) watch: bool,
-    /// With --watch: the pause between two sweeps
+    /// With --watch: pause between two sweeps
     #[arg(long, default_value = "60", value_parser = seconds, value_name = "SECONDS")]
     pub(super) every: Duration,
-    /// Print a JSON object for each finding
+    /// Print one JSON object per finding
     #[arg(long)]
     pub(super) json: bool,
     #[command(flatten)]
@@ -159,13 +191,13 @@ pub(super) struct SweepArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct RedriveArgs {
-    /// The mission
+    /// Mission id
     #[arg(value_name = "MISSION")]
     pub(super) mission: String,
-    /// The tasks (default: all that failed)
+    /// Tasks to return (default: all failed tasks)
     #[arg(value_name = "SRC")]
     pub(super) srcs: Vec<String>,
-    /// Only those that failed with this verdict
+    /// Only tasks that failed with this verdict, such as app-error or oom
     #[arg(long, value_name = "VERDICT")]
     pub(super) verdict: Option<String>,
     #[command(flatten)]
@@ -174,10 +206,10 @@ pub(super) struct RedriveArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct CancelArgs {
-    /// The mission
+    /// Mission id
     #[arg(value_name = "MISSION")]
     pub(super) mission: String,
-    /// How long to wait for what runs (default: a lease and a half)
+    /// Time to wait for running workloads to stop (default: one and a half leases)
     #[arg(long, value_parser = seconds, value_name = "SECONDS")]
     pub(super) wait: Option<Duration>,
     #[command(flatten)]
@@ -186,13 +218,13 @@ pub(super) struct CancelArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct DoctorArgs {
-    /// Look at what can be known of an image while it is baked: nothing of AWS
+    /// Check only what can be known while an image is built; make no AWS calls
     #[arg(long)]
     pub(super) bake: bool,
-    /// Print a JSON object, for programs
+    /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
-    /// Where the attempts' folders are made
+    /// Folder for the files of attempts
     #[arg(long, env = "LIGHTHPC_WORK_DIR", default_value = "/var/lib/lighthpc", value_name = "DIR")]
     pub(super) work_dir: PathBuf,
     /// What the doctor starts behind the wall, to try it
@@ -213,40 +245,40 @@ pub(super) enum Isolation {
 
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
-    /// With --local: the input files, one task each
+    /// With --local: input files, one task per file
     #[arg(value_name = "FILE")]
     pub(super) files: Vec<PathBuf>,
-    /// The workload: a program and its arguments. Without it the mission's is run, or a simulated one
+    /// Workload: a program and its arguments (default: the mission's program, else a simulated workload)
     #[arg(last = true, value_name = "PROGRAM ARGS")]
     pub(super) program: Vec<String>,
-    /// Run on this machine, on a cloud of its own that is kept in DIR (write --local=DIR before files)
+    /// Run on this computer, without AWS; state and results are kept in DIR. Write --local=DIR if FILE follows
     #[arg(long, num_args = 0..=1, default_missing_value = DEFAULT_DIR, env = "LIGHTHPC_LOCAL", value_name = "DIR")]
     pub(super) local: Option<PathBuf>,
     /// Whether `local` is a folder for certain: by `--local=DIR`, or by the variable.
     #[arg(skip)]
     pub(super) local_is_folder: bool,
-    /// With --local: run the program that this mission's folder names, although it is another user's or others may
-    /// write to it; several are separated by commas, and * is any
+    /// With --local: allow the program stored in this mission folder to run although the folder belongs to another
+    /// user, or other users may write to it. Separate several folders with commas; * allows any folder
     #[arg(long, env = "LIGHTHPC_TRUST_FOLDER", value_name = "DIR", value_delimiter = ',')]
     pub(super) trust_folder: Vec<PathBuf>,
-    /// How many tasks run at a time: with --local (default: the cores), or on a node that serves a mission which does
-    /// not say (default: one)
+    /// Number of tasks that run at the same time (default: with --local the number of cores; on a node the mission's
+    /// value, else 1)
     #[arg(long, env = "LIGHTHPC_SLOTS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) slots: Option<u16>,
-    /// The workload as a command line for sh, where a program after `--` is unhandy
+    /// Workload as a shell command, instead of PROGRAM ARGS
     #[arg(long, env = "LIGHTHPC_EXEC", value_name = "COMMAND")]
     pub(super) exec: Option<String>,
 
-    /// The task: the S3 key of its input (default: the instance's tag srcID)
+    /// Task: the S3 key of its input (default: the instance's tag srcID)
     #[arg(long, env = "LIGHTHPC_SRC_ID", value_name = "KEY", help_heading = "The task")]
     pub(super) src_id: Option<String>,
-    /// The mission it counts for (default: its row's, or the instance's tag missionID)
+    /// Mission of the task (default: the mission in the task's row, else the instance's tag missionID)
     #[arg(long, env = "LIGHTHPC_MISSION", value_name = "ID", help_heading = "The task")]
     pub(super) mission: Option<String>,
     #[command(flatten)]
     pub(super) aws: AwsArgs,
 
-    /// Where the attempts' folders are made
+    /// Folder for the files of attempts. This user must own it, and nobody else may write to it
     #[arg(
         long,
         env = "LIGHTHPC_WORK_DIR",
@@ -255,33 +287,33 @@ pub(super) struct RunArgs {
         help_heading = "The node"
     )]
     pub(super) work_dir: PathBuf,
-    /// How long the lease on a task lasts without a heartbeat
+    /// Time after which a task without a heartbeat is taken over; must be the same on all nodes
     #[arg(long, env = "LIGHTHPC_LEASE", default_value = "90", value_parser = seconds, value_name = "SECONDS", help_heading = "The node")]
     pub(super) lease: Duration,
-    /// The time between heartbeats; at most a third of the lease (default: 20, or a third of the lease if that is
-    /// shorter)
+    /// Time between heartbeats, at most a third of the lease (default: 20, or a third of a lease under 60)
     #[arg(long, env = "LIGHTHPC_HEARTBEAT", value_parser = seconds, value_name = "SECONDS", help_heading = "The node")]
     pub(super) heartbeat: Option<Duration>,
-    /// The time between saves of a checkpoint that changes
+    /// Minimum time between two saves of a checkpoint
     #[arg(long, env = "LIGHTHPC_CHECKPOINT_EVERY", default_value = "300", value_parser = seconds, value_name = "SECONDS", help_heading = "The node")]
     pub(super) checkpoint_every: Duration,
-    /// How long the node waits for tables that do not answer before it ends
+    /// Time that the node waits for DynamoDB to answer before it terminates
     #[arg(long, env = "LIGHTHPC_MAX_IDLE", default_value = "300", value_parser = seconds, value_name = "SECONDS", help_heading = "The node")]
     pub(super) max_idle: Duration,
-    /// How long the node may live; then it hands its task back and ends (default: no limit)
+    /// Maximum age of the node: it then returns its tasks to the queue and terminates (default: no limit)
     #[arg(long, env = "LIGHTHPC_MAX_LIFETIME", value_parser = seconds, value_name = "SECONDS", help_heading = "The node")]
     pub(super) max_lifetime: Option<Duration>,
-    /// End the machine at the end, even if no tag of its instance (srcID, missionID, lighthpc) shows that it is a node
+    /// Terminate the instance at the end even if none of its tags (srcID, missionID, lighthpc) shows that it is a
+    /// node
     #[arg(long, env = "LIGHTHPC_TERMINATE", value_parser = clap::builder::BoolishValueParser::new(), help_heading = "The node")]
     pub(super) terminate: bool,
-    /// Leave the instance running at the end, to look at it; it bills until you end it. Wins over LIGHTHPC_TERMINATE
+    /// Keep the instance running at the end; you pay until you terminate it. Overrides LIGHTHPC_TERMINATE
     #[arg(long, env = "LIGHTHPC_NO_TERMINATE", value_parser = clap::builder::BoolishValueParser::new(), help_heading = "The node")]
     pub(super) no_terminate: bool,
-    /// What switches a machine that may be ended off if EC2 does not (default, on EC2 only: systemctl poweroff)
+    /// Command that powers the machine off if EC2 does not terminate it (default: systemctl poweroff, on EC2 only)
     #[arg(long, env = "LIGHTHPC_POWER_OFF_COMMAND", value_name = "COMMAND", help_heading = "The node")]
     pub(super) power_off_command: Option<String>,
-    /// What is around a workload: a process group of the node's own user, or a systemd unit with a user of its own, that
-    /// cannot reach the instance's role
+    /// Isolation of workloads: process (a process group of the node's user) or unit (a systemd sandbox with its own
+    /// user, without access to the instance's role)
     #[arg(
         long,
         value_enum,
@@ -291,7 +323,7 @@ pub(super) struct RunArgs {
         help_heading = "The node"
     )]
     pub(super) isolation: Isolation,
-    /// With --isolation unit: the devices below /dev that workloads may use, separated by commas, or none
+    /// With --isolation unit: comma-separated devices in /dev that workloads may use, or none
     #[arg(
         long,
         default_value = DEVICES_DEFAULT,
@@ -300,37 +332,38 @@ pub(super) struct RunArgs {
         help_heading = "The node"
     )]
     pub(super) devices: Devices,
-    /// How long an attempt's workload may take (default: no limit)
+    /// Time limit of one attempt (default: no limit)
     #[arg(long, env = "LIGHTHPC_TIME_LIMIT", value_parser = seconds, value_name = "SECONDS", help_heading = "The node")]
     pub(super) time_limit: Option<Duration>,
-    /// The time between SIGTERM and SIGKILL for a workload that must end; at most a sixth of the lease (default: 10,
-    /// or a sixth of the lease if that is shorter)
+    /// Time between SIGTERM and SIGKILL when a workload is stopped, at most a sixth of the lease (default: 10, or a
+    /// sixth of a lease under 60)
     #[arg(long, env = "LIGHTHPC_GRACE", value_parser = seconds, value_name = "SECONDS", help_heading = "The node")]
     pub(super) grace: Option<Duration>,
-    /// How many failures that may pass (exit 75, time limit, trouble around it) a task may have
+    /// Number of transient failures (exit code 75, time limit, failures outside the workload) after which a task
+    /// fails
     #[arg(long, env = "LIGHTHPC_MAX_ATTEMPTS", default_value = "3", value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = "The node")]
     pub(super) max_attempts: u64,
-    /// How many interruptions a task may have
+    /// Number of interruptions after which a task fails
     #[arg(long, env = "LIGHTHPC_MAX_INTERRUPTIONS", default_value = "20", value_name = "N", help_heading = "The node")]
     pub(super) max_interruptions: u64,
-    /// How often an application's error is tried again
+    /// Number of retries after an application error
     #[arg(long, env = "LIGHTHPC_RETRY_APP_ERRORS", default_value = "0", value_name = "N", help_heading = "The node")]
     pub(super) retry_app_errors: u64,
 
-    /// The most bytes of a result, such as 500G or 1T; holes of sparse files count, for S3 stores them as zeros
+    /// Maximum size of a result, such as 500G or 1T. Holes of sparse files count, because S3 stores them as zeros
     #[arg(long, env = "LIGHTHPC_MAX_RESULT_BYTES", default_value = "1T", value_parser = bytes, value_name = "BYTES", help_heading = "The node")]
     pub(super) max_result_bytes: u64,
-    /// The most files of a result that is a folder
+    /// Maximum number of files of a result folder
     #[arg(long, env = "LIGHTHPC_MAX_RESULT_FILES", default_value = "100000", value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "The node")]
     pub(super) max_result_files: u32,
-    /// The most bytes of a checkpoint; a larger one is not saved, and the workload goes on
+    /// Maximum size of a checkpoint; a larger one is not saved, and the workload continues
     #[arg(long, env = "LIGHTHPC_MAX_CHECKPOINT_BYTES", default_value = "256G", value_parser = bytes, value_name = "BYTES", help_heading = "The node")]
     pub(super) max_checkpoint_bytes: u64,
-    /// The most files, folders, and links of a checkpoint
+    /// Maximum number of files, folders and links of a checkpoint
     #[arg(long, env = "LIGHTHPC_MAX_CHECKPOINT_FILES", default_value = "10000", value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "The node")]
     pub(super) max_checkpoint_files: u32,
 
-    /// Steps of the simulated workload
+    /// Number of steps of the simulated workload
     #[arg(
         long,
         env = "LIGHTHPC_STEPS",
@@ -339,10 +372,10 @@ pub(super) struct RunArgs {
         help_heading = "The simulated workload"
     )]
     pub(super) steps: u32,
-    /// How long its steps take: one number, or the shortest and the longest
+    /// Duration of a simulated step: one number, or the minimum and the maximum
     #[arg(long, env = "LIGHTHPC_STEP_SECONDS", default_value = "12..20", value_parser = range, value_name = "A..B", help_heading = "The simulated workload")]
     pub(super) step_seconds: (f64, f64),
-    /// Makes its random steps the same on every run
+    /// Seed of the simulated durations, for equal runs
     #[arg(long, env = "LIGHTHPC_SEED", value_name = "N", help_heading = "The simulated workload")]
     pub(super) seed: Option<u64>,
 }
@@ -360,16 +393,16 @@ impl RunArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
-    /// The mission (default: all of them, and the tasks if there is only one)
+    /// Mission id (default: list all missions; show the tasks if there is only one)
     #[arg(value_name = "MISSION", env = "LIGHTHPC_MISSION")]
     pub(super) mission: Option<String>,
-    /// Look at the cloud of a local mission, kept in DIR
+    /// Show the local mission in DIR
     #[arg(long, num_args = 0..=1, default_missing_value = DEFAULT_DIR, env = "LIGHTHPC_LOCAL", value_name = "DIR")]
     pub(super) local: Option<PathBuf>,
     /// Whether `local` is a folder for certain: by `--local=DIR`, or by the variable.
     #[arg(skip)]
     pub(super) local_is_folder: bool,
-    /// Print JSON, for programs
+    /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
     #[command(flatten)]

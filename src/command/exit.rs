@@ -110,7 +110,7 @@ pub fn of_node(error: &NodeError) -> (Exit, Option<String>) {
     match error {
         NodeError::Identity(source) if source.kind == Kind::Unreachable => (
             Exit::NoIdentity,
-            Some("off EC2, name the task with --src-id, or use --local".to_owned()),
+            Some("on a computer that is not an EC2 instance, set --src-id, or use --local".to_owned()),
         ),
         NodeError::Identity(source) | NodeError::Cloud { source, .. } => of_cloud(source),
         NodeError::NoTask { .. } => (
@@ -123,7 +123,7 @@ pub fn of_node(error: &NodeError) -> (Exit, Option<String>) {
         ),
         NodeError::NoMission { .. } => (
             Exit::NoTask,
-            Some("make it with `lighthpc submit`, or look at the tag missionID and the missions table".to_owned()),
+            Some("create it with `lighthpc submit`, or check the tag missionID and the missions table".to_owned()),
         ),
         NodeError::BadName(_) => (Exit::Usage, None),
         NodeError::Setting { hint, .. } => (Exit::Usage, Some((*hint).to_owned())),
@@ -138,14 +138,14 @@ pub fn of_node(error: &NodeError) -> (Exit, Option<String>) {
         NodeError::Disk { source, .. } if is_no_room(source) => {
             (Exit::DiskFull, Some(disk_hint()))
         }
-        NodeError::Disk { .. } => (Exit::Usage, Some("name a folder that can be written with --work-dir".to_owned())),
+        NodeError::Disk { .. } => (Exit::Usage, Some("set --work-dir to a folder that this user can write to".to_owned())),
         NodeError::NotStarted { program, source } => (Exit::ProgramNotFound, Some(program_hint(program, source))),
         NodeError::WorkloadFailed { how } => (Exit::WorkloadFailed, Some(workload_hint(how))),
         NodeError::OutOfMemory => {
-            (Exit::OutOfMemory, Some("use an instance type with more memory, or cut the task".to_owned()))
+            (Exit::OutOfMemory, Some("use an instance type with more memory, or smaller tasks".to_owned()))
         }
         NodeError::WorkloadDiskFull => (Exit::DiskFull, Some(disk_hint())),
-        NodeError::TimeLimit => (Exit::TimeLimit, Some("give it more with --time-limit, or cut the task".to_owned())),
+        NodeError::TimeLimit => (Exit::TimeLimit, Some("raise --time-limit, or use smaller tasks".to_owned())),
         NodeError::NoResult { .. } => (
             Exit::NoResult,
             Some(
@@ -155,11 +155,11 @@ pub fn of_node(error: &NodeError) -> (Exit, Option<String>) {
         ),
         NodeError::LeaseLost { .. } => (
             Exit::LeaseLost,
-            Some("another attempt has the task, as its row says; or the table could not be reached for a lease, and another may take it".to_owned()),
+            Some("the task's row names the attempt that now owns it; if DynamoDB was unreachable for the length of a lease, another attempt may start".to_owned()),
         ),
         NodeError::Exhausted { .. } => (
             Exit::Exhausted,
-            Some("look at the row's history: a task that ends its machine each time needs more memory or disk; or allow more with --max-interruptions".to_owned()),
+            Some("check the row's history: a task that crashes its machine each time needs more memory or disk; or raise --max-interruptions".to_owned()),
         ),
         NodeError::OddRow { .. } => (
             Exit::Internal,
@@ -185,22 +185,22 @@ pub fn of_scheduler(error: &SchedulerError) -> (Exit, Option<String>) {
         SchedulerError::Announce { source, .. } => of_node(source),
         SchedulerError::Policy { .. } => (
             Exit::Usage,
-            hint("look at the mission's row, and at --bid-mode, --max-unit-price, --max-wait, --on-demand-floor"),
+            hint("check the mission's row, --bid-mode, --max-unit-price, --max-wait and --on-demand-floor"),
         ),
         SchedulerError::NoMission(_) => (Exit::NoTask, hint("`lighthpc status` lists the missions")),
         SchedulerError::NoTemplate => (
             Exit::Usage,
-            hint("set --launch-template or LIGHTHPC_LAUNCH_TEMPLATE; or --no-launch to make the rows alone"),
+            hint("set --launch-template or LIGHTHPC_LAUNCH_TEMPLATE, or use --no-launch to only create the tasks"),
         ),
         SchedulerError::OtherMission { .. } => (Exit::Usage, hint("name another mission with --mission")),
         SchedulerError::OtherTask { .. } => {
-            (Exit::Usage, hint("an object is one task: copy it to another key, or leave it out"))
+            (Exit::Usage, hint("an object can be one task only: copy it to another key, or omit it"))
         }
         SchedulerError::BadName(_) => (Exit::Usage, None),
     }
 }
 
-/// Returns the exit code and the hint for trouble between S3 and the disk.
+/// Returns the exit code and the hint for a failure between S3 and the disk.
 #[must_use]
 pub fn of_store(error: &StoreError) -> (Exit, Option<String>) {
     match error {
@@ -226,7 +226,7 @@ pub fn of_store(error: &StoreError) -> (Exit, Option<String>) {
         StoreError::Taken { .. } => (
             Exit::WorkloadFailed,
             Some(
-                "two tasks, or two deployments, have one place for their results: rename the task, or the file in its \
+                "two tasks or two deployments write to the same result: rename the task, or the file in its \
                  result folder, or use another result bucket"
                     .to_owned(),
             ),
@@ -268,7 +268,7 @@ fn program_hint(program: &str, error: &std::io::Error) -> String {
         }
         _ if is_transient_start(error) => {
             return format!(
-                "the machine could not read {program}: look at its disk and its mounts; another node may fare better"
+                "the machine could not read {program}: check its disk and mounts; another node may be able to"
             );
         }
         _ => {}
@@ -283,10 +283,10 @@ fn program_hint(program: &str, error: &std::io::Error) -> String {
 fn workload_hint(how: &str) -> String {
     match how {
         "exited with code 127" => {
-            "127 is the shell's word for a command that was not found; its log says which".to_owned()
+            "exit code 127 means that the shell did not find a command; the task's log names it".to_owned()
         }
-        "exited with code 126" => "126 is the shell's word for a file that is not executable".to_owned(),
-        _ => "what it wrote, if anything, is in the result bucket under logs/".to_owned(),
+        "exited with code 126" => "exit code 126 means that a file is not executable".to_owned(),
+        _ => "the workload's output, if any, is in the result bucket under logs/".to_owned(),
     }
 }
 

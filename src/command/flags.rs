@@ -11,10 +11,10 @@ use crate::domain::node_limit::NodeLimit;
 /// Where the tables are.
 #[derive(Clone, Debug, Args)]
 pub(super) struct TableArgs {
-    /// The DynamoDB table of tasks, key srcFilename (S)
+    /// DynamoDB table of tasks; its partition key is srcFilename (String)
     #[arg(long, env = "LIGHTHPC_TASKS_TABLE", default_value = "tblTrans2", value_name = "TABLE", help_heading = "AWS")]
     pub(super) tasks_table: String,
-    /// The DynamoDB table of missions, key timePush (S)
+    /// DynamoDB table of missions; its partition key is timePush (String)
     #[arg(
         long,
         env = "LIGHTHPC_MISSIONS_TABLE",
@@ -36,13 +36,13 @@ impl TableArgs {
 pub(super) struct AwsArgs {
     #[command(flatten)]
     pub(super) tables: TableArgs,
-    /// The bucket of inputs; a task's row may name another
+    /// S3 bucket of inputs; a task's row may name another one
     #[arg(long, env = "LIGHTHPC_SOURCE_BUCKET", value_name = "BUCKET", help_heading = "AWS")]
     pub(super) source_bucket: Option<String>,
-    /// The bucket of results, logs, and manifests
+    /// S3 bucket of results, logs and manifests
     #[arg(long, env = "LIGHTHPC_RESULT_BUCKET", value_name = "BUCKET", help_heading = "AWS")]
     pub(super) result_bucket: Option<String>,
-    /// The SNS topic that hears of a mission's end
+    /// SNS topic (standard or FIFO) that is notified when a mission is complete (default: no notification)
     #[arg(long, env = "LIGHTHPC_TOPIC_ARN", value_name = "ARN", help_heading = "AWS")]
     pub(super) topic_arn: Option<String>,
 }
@@ -61,7 +61,7 @@ impl AwsArgs {
         match text(self.topic_arn.as_deref()) {
             Some(topic) if !topic.starts_with("arn:") => Err(Failure::usage(
                 format!("--topic-arn {topic} is not an ARN"),
-                "it looks like arn:aws:sns:us-east-1:123456789012:NotifyMe",
+                "use an ARN such as arn:aws:sns:us-east-1:123456789012:NotifyMe",
             )),
             topic => Ok(topic),
         }
@@ -78,10 +78,10 @@ pub(super) fn text(value: Option<&str>) -> Option<String> {
 pub(super) struct SchedulerArgs {
     #[command(flatten)]
     pub(super) aws: AwsArgs,
-    /// The launch template of nodes, by id or name
+    /// EC2 launch template of the nodes, by id or name (default: no node is launched)
     #[arg(long, env = "LIGHTHPC_LAUNCH_TEMPLATE", value_name = "TEMPLATE", help_heading = "Launching")]
     pub(super) launch_template: Option<String>,
-    /// Its version: a number, $Latest, or $Default (which `CloudFormation` never moves)
+    /// Version of the launch template: a number, $Latest, or $Default (which CloudFormation never updates)
     #[arg(
         long,
         env = "LIGHTHPC_LAUNCH_TEMPLATE_VERSION",
@@ -90,38 +90,39 @@ pub(super) struct SchedulerArgs {
         help_heading = "Launching"
     )]
     pub(super) launch_template_version: String,
-    /// Instance types, separated by commas, any of which will do (default: the template's)
+    /// Comma-separated instance types that nodes may have (default: the type in the launch template)
     #[arg(long, env = "LIGHTHPC_INSTANCE_TYPES", value_name = "TYPES", help_heading = "Launching")]
     pub(super) instance_types: Option<String>,
-    /// Subnets, separated by commas, any of which will do (default: the template's)
+    /// Comma-separated subnets that nodes may run in (default: the subnet in the launch template)
     #[arg(long, env = "LIGHTHPC_SUBNETS", value_name = "SUBNETS", help_heading = "Launching")]
     pub(super) subnets: Option<String>,
-    /// How nodes are paid for: spot, on-demand, mix, or spot-then-on-demand (default: spot)
+    /// Purchase option: spot, on-demand, mix, or spot-then-on-demand (default: spot)
     #[arg(long, env = "LIGHTHPC_BID_MODE", value_name = "MODE", help_heading = "Launching")]
     pub(super) bid_mode: Option<String>,
-    /// The most a Spot instance may cost, in USD for an hour (default: the On-Demand price; a lower limit only makes
-    /// interruptions more likely)
+    /// Maximum price of a Spot instance in USD per hour (default: the On-Demand price). A lower value does not lower
+    /// the price that you pay; it makes nodes harder to get and interruptions more frequent
     #[arg(long, env = "LIGHTHPC_MAX_UNIT_PRICE", value_name = "USD", help_heading = "Launching")]
     pub(super) max_unit_price: Option<String>,
-    /// With spot-then-on-demand: how long a task waits for Spot
+    /// With spot-then-on-demand: time that a task waits for Spot capacity
     #[arg(long, env = "LIGHTHPC_MAX_WAIT", value_name = "SECONDS", help_heading = "Launching")]
     pub(super) max_wait: Option<String>,
-    /// With mix: how many nodes are On-Demand at least
+    /// With mix: minimum number of On-Demand nodes
     #[arg(long, env = "LIGHTHPC_ON_DEMAND_FLOOR", value_name = "N", help_heading = "Launching")]
     pub(super) on_demand_floor: Option<String>,
-    /// The most nodes of the deployment at a time, or none (default: what its function has stored; 0 stops all launches)
+    /// Maximum number of nodes in the deployment, or none (default: the deployment's stored limit; 0 stops all
+    /// launches)
     #[arg(long, env = "LIGHTHPC_MAX_NODES", default_value = "", hide_default_value = true, value_parser = NodeLimit::parse, value_name = "N", help_heading = "Launching")]
     pub(super) max_nodes: NodeLimit,
-    /// The most nodes that are launched in one hour of the clock, or none (default: what the function has stored)
+    /// Maximum number of nodes launched in one hour of the clock, or none (default: the deployment's stored limit)
     #[arg(long, env = "LIGHTHPC_MAX_NODES_PER_HOUR", default_value = "", hide_default_value = true, value_parser = NodeLimit::parse, value_name = "N", help_heading = "Launching")]
     pub(super) max_nodes_per_hour: NodeLimit,
-    /// The mission of uploads whose key names none
+    /// Mission of uploads whose key names no mission
     #[arg(long = "default-mission", env = "LIGHTHPC_MISSION", value_name = "ID", help_heading = "Tasks")]
     pub(super) default_mission: Option<String>,
-    /// How long a lease lasts without a heartbeat; the same as the nodes'
+    /// Time after which a task without a heartbeat is taken over; must be the same as on the nodes
     #[arg(long, env = "LIGHTHPC_LEASE", default_value = "90", value_parser = seconds, value_name = "SECONDS", help_heading = "Tasks")]
     pub(super) lease: Duration,
-    /// How many interruptions a task may have; the same as the nodes'
+    /// Number of interruptions after which a task fails; must be the same as on the nodes
     #[arg(long, env = "LIGHTHPC_MAX_INTERRUPTIONS", default_value = "20", value_name = "N", help_heading = "Tasks")]
     pub(super) max_interruptions: u64,
 }

@@ -3,6 +3,7 @@
 mod cancel;
 mod cli;
 mod doctor;
+mod examples;
 pub mod exit;
 mod failure;
 mod flags;
@@ -13,6 +14,8 @@ mod node;
 mod place;
 mod plan;
 mod redrive;
+#[cfg(test)]
+mod reference;
 mod review;
 mod scheduling;
 mod screen;

@@ -25,8 +25,9 @@ pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result
         if order == EndOrder::End {
             end_machine(args.power_off_command.as_deref(), order).await;
         }
-        let hint = "add --local to run a mission on these files on this machine; a program goes after `--`";
-        let message = format!("{} is named, but a node takes its task from its tag", file.display());
+        let hint = "add --local to process these files on this computer; put the program after `--`";
+        let message =
+            format!("input file {} without --local: a node takes its task from its instance's tag", file.display());
         return Err(Failure::usage(message, hint));
     }
     let stopping = Stopping::default();
@@ -191,7 +192,7 @@ pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
         let message = format!("--heartbeat {heartbeat:?} is more than a third of --lease {:?}", args.lease);
         return Err(Failure::usage(
             message,
-            "a holder must be able to miss two heartbeats: shorten it, or lengthen the lease",
+            "a node must be able to miss two heartbeats: use a shorter heartbeat or a longer lease",
         ));
     }
     // A holder that cannot renew its lease stops its workload at five sixths of it; the rest is the workload's grace.
@@ -200,10 +201,10 @@ pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
         let message = format!("--grace {grace:?} is more than a sixth of --lease {:?}", args.lease);
         return Err(Failure::usage(
             message,
-            "a workload whose lease is lost must end before another may begin: shorten it, or lengthen the lease",
+            "a workload must stop before another node may take its task over: use a shorter grace or a longer lease",
         ));
     }
-    let name = |error: crate::domain::ids::IdError| Failure::usage(error, "look at --src-id and --mission");
+    let name = |error: crate::domain::ids::IdError| Failure::usage(error, "check --src-id and --mission");
     let text = |value: &Option<String>| value.clone().filter(|value| !value.trim().is_empty());
     let workload = match (args.program.is_empty(), text(&args.exec)) {
         (false, _) => Some(Workload::Program(args.program.clone())),
@@ -256,8 +257,8 @@ fn wall(args: &RunArgs) -> Result<Option<Wall>, Failure> {
     match args.isolation {
         Isolation::Process => Ok(None),
         Isolation::Unit => Wall::of_this_machine(args.devices.clone()).map(Some).map_err(|error| {
-            let hint = "run scripts/provision on this machine, or set --isolation process (no wall then)";
-            Failure::usage(format!("--isolation unit cannot be had: {error}"), hint)
+            let hint = "run scripts/provision on this machine, or use --isolation process, without a sandbox";
+            Failure::usage(format!("--isolation unit is not available on this machine: {error}"), hint)
         }),
     }
 }

@@ -46,7 +46,7 @@ pub(super) fn note_ignored() {
         .collect();
     if !names.is_empty() {
         names.sort();
-        tracing::info!("with --local these variables are not read: {}", names.join(", "));
+        tracing::info!("--local ignores these variables: {}", names.join(", "));
     }
 }
 
@@ -74,7 +74,7 @@ pub(super) fn split(local: &Path, is_folder: bool, files: &[PathBuf]) -> Result<
         if local.exists() && !local.is_dir() {
             return Err(Failure::usage(
                 format!("--local={} is not a folder", local.display()),
-                "name a folder for the mission; input files go after it, as in --local=DIR FILE",
+                "give a folder, then the input files: --local=DIR FILE",
             ));
         }
         return Ok((local.to_owned(), files.to_vec()));
@@ -89,7 +89,7 @@ pub(super) fn split(local: &Path, is_folder: bool, files: &[PathBuf]) -> Result<
         let path = local.display();
         return Err(Failure::usage(
             format!("{path} is neither a file nor a folder"),
-            format!("if it is to be the mission's new folder, write --local={path}"),
+            format!("to create it as the mission's folder, write --local={path}"),
         ));
     }
     Ok((local.to_owned(), files.to_vec()))
@@ -105,12 +105,12 @@ impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Self {
         let (exit, hint) = match &error {
             OpenError::InUse { .. } => {
-                (Exit::Usage, "wait for the other lighthpc, or name another folder with --local=DIR")
+                (Exit::Usage, "wait until the other lighthpc has finished, or use another folder with --local=DIR")
             }
-            OpenError::NotOurs { .. } => (Exit::Usage, "name an empty or a new folder with --local=DIR"),
-            OpenError::NotFound { .. } => (Exit::Usage, "name the folder of a local mission with --local=DIR"),
+            OpenError::NotOurs { .. } => (Exit::Usage, "use an empty or a new folder with --local=DIR"),
+            OpenError::NotFound { .. } => (Exit::Usage, "set --local=DIR to the folder of a local mission"),
             OpenError::Io { .. } | OpenError::State { .. } => {
-                (Exit::Internal, "look at the folder's permissions and the disk")
+                (Exit::Internal, "check the folder's permissions and the disk")
             }
         };
         Self { exit, error: error.into(), hint: Some(hint.to_owned()) }

@@ -46,7 +46,10 @@ pub(super) fn refuse_foreign_tasks(rows: &Rows, inputs: &[Input], mission: Optio
         let theirs = rows.get(&input.src).and_then(|row| row.mission.as_ref());
         if let Some(theirs) = theirs.filter(|theirs| *theirs != ours) {
             return Err(Failure::usage(
-                format!("{} is a task of mission {theirs} in this folder, so not of {ours}", input.src),
+                format!(
+                    "{} already belongs to mission {theirs} in this folder, and cannot also belong to {ours}",
+                    input.src
+                ),
                 "name another folder with --local=DIR",
             ));
         }
@@ -129,8 +132,8 @@ fn other_program(dir: &Path, mission: &Mission, exec: Option<&str>) -> Failure {
         |exec: Option<&str>| exec.map_or_else(|| "the simulated workload".to_owned(), |exec| format!("`{exec}`"));
     let (old, new) = (words(mission.exec.as_deref()), words(exec));
     Failure::usage(
-        format!("mission {} in {} runs {old}, not {new}: its results would be of two kinds", mission.id, dir.display()),
-        "name another folder with --local=DIR, or remove this one",
+        format!("mission {} in {} runs {old}, and cannot also run {new}", mission.id, dir.display()),
+        "use one folder per program: name another one with --local=DIR, or delete this one",
     )
 }
 
@@ -161,7 +164,7 @@ pub(super) async fn add_tasks(
             continue;
         }
         let link = cloud.link_object(SOURCE_BUCKET, src.as_str(), &real);
-        link.map_err(|error| Failure::usage(format!("{}: {error}", real.display()), "look at its permissions"))?;
+        link.map_err(|error| Failure::usage(format!("{}: {error}", real.display()), "check its permissions"))?;
         let new = NewTask {
             src: src.clone(),
             mission: Some((mission.id.clone(), mission.tally_shards)),

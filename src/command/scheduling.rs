@@ -22,7 +22,10 @@ pub(super) fn settings(args: &SchedulerArgs) -> Result<Settings, Failure> {
     let (source_bucket, result_bucket) = (args.aws.source_bucket(), args.aws.result_bucket());
     if source_bucket.is_some() && source_bucket == result_bucket {
         let message = format!("--source-bucket and --result-bucket are both {}", source_bucket.unwrap_or_default());
-        return Err(Failure::usage(message, "results in the source bucket would become tasks: use two buckets"));
+        return Err(Failure::usage(
+            message,
+            "use two buckets, because results in the source bucket would become tasks",
+        ));
     }
     let policy = Policy::read(|name| match name {
         "bidMode" => args.bid_mode.as_deref(),
@@ -32,7 +35,7 @@ pub(super) fn settings(args: &SchedulerArgs) -> Result<Settings, Failure> {
         "onDemandFloor" => args.on_demand_floor.as_deref(),
         _ => None,
     });
-    let hint = "look at --bid-mode, --max-unit-price, --max-wait, and --on-demand-floor";
+    let hint = "check --bid-mode, --max-unit-price, --max-wait and --on-demand-floor";
     // Its tasks count for it whether it has a row or not: it is made here.
     let default_mission = text(args.default_mission.as_deref()).map(MissionId::for_a_new_mission).transpose();
     Ok(Settings {
@@ -43,7 +46,7 @@ pub(super) fn settings(args: &SchedulerArgs) -> Result<Settings, Failure> {
         source_bucket,
         result_bucket,
         topic_arn: args.aws.topic_arn()?,
-        default_mission: default_mission.map_err(|error| Failure::usage(error, "look at LIGHTHPC_MISSION"))?,
+        default_mission: default_mission.map_err(|error| Failure::usage(error, "check LIGHTHPC_MISSION"))?,
         lease: args.lease,
         limits: Limits { max_interruptions: args.max_interruptions, ..Limits::default() },
         node_limits: OwnLimits { at_a_time: args.max_nodes, per_hour: args.max_nodes_per_hour },

@@ -56,13 +56,13 @@ pub(super) async fn run(args: SubmitArgs) -> Result<Exit, Failure> {
     if scheduler.settings.result_bucket.as_deref() == Some(&bucket) {
         return Err(Failure::usage(
             format!("{bucket} is the result bucket"),
-            "results must not become tasks: use another bucket for inputs",
+            "use another bucket for inputs, because results must not become tasks",
         ));
     }
     if srcs.is_empty() {
         return Err(Failure::usage(
-            "a mission needs at least one input, and there is none",
-            "look at the prefix, or at the list",
+            "no input was found",
+            "check the prefix or the list; a mission needs at least one input",
         ));
     }
     let plan = Plan {
@@ -158,8 +158,8 @@ async fn source(args: &SubmitArgs, scheduler: &Scheduler) -> Result<Source, Fail
         [one] if one == "-" => from_stdin(own),
         [one] if one.starts_with("s3://") => from_prefix(one, own, scheduler).await,
         some if some.iter().any(|input| input == "-" || input.starts_with("s3://")) => Err(Failure::usage(
-            "a prefix, or -, is named beside other inputs",
-            "name one s3:// prefix, or -, or local files",
+            "an s3:// prefix or - cannot be combined with other inputs",
+            "use one s3:// prefix, or -, or local files",
         )),
         some => {
             let files: Vec<PathBuf> = some.iter().map(PathBuf::from).collect();
@@ -175,8 +175,8 @@ fn refuse_too_large(file: &std::path::Path) -> Result<(), Failure> {
     if bytes <= OBJECT_BYTES_MAX {
         return Ok(());
     }
-    let message = format!("{} has {bytes} bytes, and an object of S3 has at most {OBJECT_BYTES_MAX}", file.display());
-    Err(Failure::usage(message, "divide it"))
+    let message = format!("{} has {bytes} bytes, more than an S3 object can have ({OBJECT_BYTES_MAX})", file.display());
+    Err(Failure::usage(message, "split the file"))
 }
 
 async fn from_prefix(uri: &str, own: Option<&str>, scheduler: &Scheduler) -> Result<Source, Failure> {
@@ -199,7 +199,7 @@ fn from_stdin(own: Option<&str>) -> Result<Source, Failure> {
     let mut bucket = own.map(ToOwned::to_owned);
     let mut srcs = Vec::new();
     for (line, text) in (1..).zip(std::io::stdin().lock().lines()) {
-        let text = text.map_err(|error| Failure::usage(format!("line {line}: {error}"), "keys are UTF-8"))?;
+        let text = text.map_err(|error| Failure::usage(format!("line {line}: {error}"), "write keys in UTF-8"))?;
         let text = text.strip_suffix('\r').unwrap_or(&text);
         if text.is_empty() {
             continue;
@@ -210,7 +210,7 @@ fn from_stdin(own: Option<&str>) -> Result<Source, Failure> {
                 && *ours != theirs
             {
                 let message = format!("line {line}: {text} is not in bucket {ours}");
-                return Err(Failure::usage(message, "a mission's inputs are in one bucket"));
+                return Err(Failure::usage(message, "put all inputs of a mission into one bucket"));
             }
             bucket = Some(theirs);
             key
@@ -220,7 +220,7 @@ fn from_stdin(own: Option<&str>) -> Result<Source, Failure> {
         srcs.push(src(&key)?);
     }
     let bucket = bucket.ok_or_else(|| {
-        Failure::usage("the keys' bucket is not named", "set --source-bucket, or write s3://BUCKET/KEY")
+        Failure::usage("no bucket is given for the keys", "set --source-bucket, or write s3://BUCKET/KEY")
     })?;
     Ok(Source::Keys { bucket, srcs, archived: Vec::new() })
 }
@@ -229,7 +229,7 @@ fn split_uri(uri: &str) -> Result<(String, String), Failure> {
     let rest = uri.strip_prefix("s3://").unwrap_or(uri);
     let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));
     if bucket.is_empty() {
-        return Err(Failure::usage(format!("{uri} names no bucket"), "it looks like s3://BUCKET/PREFIX"));
+        return Err(Failure::usage(format!("{uri} has no bucket"), "write s3://BUCKET/PREFIX"));
     }
     Ok((bucket.to_owned(), key.to_owned()))
 }
@@ -238,14 +238,14 @@ fn refuse_foreign(bucket: &str, own: Option<&str>) -> Result<(), Failure> {
     match own {
         Some(own) if own != bucket => Err(Failure::usage(
             format!("s3://{bucket} is not the source bucket {own}"),
-            "nodes may read the source bucket alone: copy the inputs there, or set --source-bucket and the nodes' role",
+            "nodes can only read the source bucket: copy the inputs there, or change --source-bucket and the role of the nodes",
         )),
         _ => Ok(()),
     }
 }
 
 fn src(key: &str) -> Result<SrcId, Failure> {
-    SrcId::new(key).map_err(|error| Failure::usage(format!("{error}: {key:.60}"), "a key has 1 to 1,024 bytes"))
+    SrcId::new(key).map_err(|error| Failure::usage(format!("{error}: {key:.60}"), "use a key of 1 to 1,024 bytes"))
 }
 
 /// Local files go under the mission's name: two missions may have files of the same name.

@@ -1,0 +1,37 @@
+//! The examples that `--help` of each command begins with.
+
+pub(super) const PROGRAM: &str = "Examples:
+  lighthpc run --local input/*.txt -- ./work.sh      on this computer
+  lighthpc submit input/*.txt --nodes 20             on AWS
+  lighthpc status M001";
+
+pub(super) const RUN: &str = "Examples:
+  lighthpc run --local input/*.txt -- ./work.sh        one task per file, on this computer
+  lighthpc run --local --slots 4 -- ./work.sh          continue; run four tasks at a time
+  lighthpc run                                         on a node: run the task in the instance's tag";
+
+pub(super) const STATUS: &str = "Examples:
+  lighthpc status                 list the missions
+  lighthpc status M001            one mission and its tasks
+  lighthpc status --local         the local mission in ./lighthpc-local";
+
+pub(super) const SUBMIT: &str = "Examples:
+  lighthpc submit input/*.txt                         upload the files; one node per task
+  lighthpc submit s3://my-bucket/reads/ --nodes 20     objects of a prefix; 20 nodes
+  lighthpc submit s3://my-bucket/reads/ --dry-run      show tasks, launch requests and prices";
+
+pub(super) const SWEEP: &str = "Examples:
+  lighthpc sweep                  one sweep
+  lighthpc sweep --watch          a sweep every minute, until Ctrl-C";
+
+pub(super) const REDRIVE: &str = "Examples:
+  lighthpc redrive M001                            all failed tasks of a mission
+  lighthpc redrive M001 --verdict oom              those that ran out of memory
+  lighthpc redrive M001 M001/sample7.txt           one task";
+
+pub(super) const CANCEL: &str = "Examples:
+  lighthpc cancel M001";
+
+pub(super) const DOCTOR: &str = "Examples:
+  lighthpc doctor                 check the settings of this computer or node, and the rights in AWS
+  lighthpc doctor --bake          check an image while it is built";

@@ -1,0 +1,124 @@
+"""Missions of several tasks: results, the tally, and one notification."""
+
+import json
+import re
+import time
+
+from attempts import COPY, assert_announced, assert_done
+
+
+def test_rows_of_the_first_version_are_carried_on(cloud):
+    mission = {
+        "timePush": "2019-11-11T11:11:11",
+        "bidMode": "Spot",
+        "bidInstanceType": "c5.large",
+        "maxUnitprice": "0.05",
+        "maxWaitTime": "3600",
+        "timeCfg": "2019-11-11 11:11:11",
+        "transNumber": "2",
+        "transOK": "0",
+        "rsltList": ["rsltList"],
+        "notifyEmail": "No",
+    }
+    key = mission["timePush"]
+    cloud.missions.put_item(Item=mission)
+    for src in ("a.mol", "b.mol"):
+        cloud.put_input(src, src.encode())
+        cloud.put_task(src, state=None, missionID=None)
+    by_tag = cloud.launch_instance(srcID="a.mol", missionID=key)
+    by_flag = cloud.launch_instance(srcID="b.mol")
+
+    first = cloud.run_node(by_tag, program=cloud.script(COPY))
+    early = cloud.notifications()
+    second = cloud.run_node(by_flag, "--mission", key, program=cloud.script(COPY))
+
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    results = [f"s3://{cloud.result_bucket}/rslt_{src}" for src in ("a.mol", "b.mol")]
+    for src in ("a.mol", "b.mol"):
+        assert assert_done(cloud, src, src.encode())["missionID"] == key
+    row = cloud.mission(key)
+    assert int(row["transOK"]) == 2
+    assert row["rsltList"][0] == "rsltList" and sorted(row["rsltList"][1:]) == results
+    assert {name: row[name] for name in ("bidMode", "maxUnitprice", "timeCfg")} == {
+        name: mission[name] for name in ("bidMode", "maxUnitprice", "timeCfg")
+    }
+    assert not early, "nobody is told at half time"
+    assert re.search(r"\b2\b", assert_announced(cloud, key).replace(key, ""))
+    manifests = cloud.manifests(key)
+    assert len(manifests) == 1
+    (text,) = manifests.values()
+    assert all(f"rslt_{src}" in text for src in ("a.mol", "b.mol"))
+    cloud.assert_terminated(by_tag, by_flag)
+
+
+def test_six_tasks_each_launched_twice_are_six_results_and_one_notification(cloud):
+    sources = [f"part {number}" for number in range(6)]
+    cloud.put_mission("M001", len(sources))
+    for src in sources:
+        cloud.put_input(src, src.encode())
+        cloud.put_task(src, "M001")
+    # All six workloads end at once, so that their commits meet.
+    here = cloud.folder / "script-here"
+    program = cloud.script(
+        f"""
+touch '{here}'-$$
+n=0
+until set -- '{here}'-* && [ $# -ge {len(sources)} ] || [ "$n" -ge 200 ]; do n=$((n + 1)); sleep 0.05; done
+"""
+        + COPY
+    )
+    instances = [cloud.launch_instance(srcID=src, missionID="M001") for src in sources * 2]
+
+    nodes = [cloud.start_node(instance, "--lease", 6, "--heartbeat", 1, program=program) for instance in instances]
+    finished = [node.wait() for node in nodes]
+
+    assert [one.returncode for one in finished] == [0] * 12, "\n".join(one.stderr for one in finished)
+    for src in sources:
+        assert_done(cloud, src, src.encode())
+    assert sorted(cloud.result_keys()) == [f"rslt_{src}" for src in sources]
+    assert cloud.tally("M001") == (6, 0)
+    assert int(cloud.mission("M001")["transOK"]) == 6
+    assert len(cloud.mission("M001")["rsltList"]) >= 6
+    assert re.search(r"\b6\b", assert_announced(cloud, "M001"))
+    cloud.assert_terminated(*instances)
+
+
+def test_a_mission_that_does_not_say_how_many_tasks_it_has_is_never_announced(cloud):
+    cloud.put_input("a")
+    cloud.missions.put_item(Item={"timePush": "M001", "notifyEmail": "No"})
+    instance = cloud.launch_instance(srcID="a", missionID="M001")
+
+    finished = cloud.run_node(instance, program=cloud.script(COPY))
+
+    assert finished.returncode == 0, finished.stderr
+    assert_done(cloud, "a", b"some input\n")
+    assert cloud.tally("M001") == (1, 0)
+    assert cloud.notifications() == []
+    cloud.assert_terminated(instance)
+
+
+def test_status_counts_and_lists_as_json(cloud):
+    cloud.put_mission("M001", 3)
+    cloud.put_input("one")
+    cloud.put_task("one", "M001")
+    cloud.put_task("two", "M001")
+    instance = cloud.launch_instance(srcID="one", missionID="M001")
+    assert cloud.run_node(instance, program=cloud.script(COPY)).returncode == 0
+
+    status = cloud.run_command("status", "M001", "--json")
+
+    assert status.returncode == 0, status.stderr
+    told = json.loads(status.stdout)
+    assert "M001" in json.dumps(told)
+    counts = [value for _, value in leaves(told) if isinstance(value, int)]
+    assert 1 in counts and 3 in counts
+    assert {"done", "one", "two"} <= {value for _, value in leaves(told) if isinstance(value, str)}
+
+
+def leaves(value, name=""):
+    """All (name, value) pairs at the ends of a JSON value."""
+    if isinstance(value, dict):
+        return [leaf for key, inner in value.items() for leaf in leaves(inner, key)]
+    if isinstance(value, list):
+        return [leaf for inner in value for leaf in leaves(inner, name)]
+    return [(name, value)]
