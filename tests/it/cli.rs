@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use crate::lab::PATIENCE;
 
-struct Project {
+pub(crate) struct Project {
     dir: tempfile::TempDir,
 }
 
 impl Project {
-    fn new(inputs: &[&str]) -> Self {
+    pub(crate) fn new(inputs: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         for input in inputs {
             std::fs::write(dir.path().join(input), format!("input {input}\n")).unwrap();
@@ -20,11 +20,11 @@ impl Project {
         Self { dir }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn program(&self, text: &str) {
+    pub(crate) fn program(&self, text: &str) {
         use std::os::unix::fs::PermissionsExt;
         let path = self.path("program.sh");
         std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
@@ -42,7 +42,7 @@ impl Project {
         command
     }
 
-    fn run(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().unwrap()
     }
 
