@@ -6,9 +6,9 @@
 
 use aws_smithy_types::body::SdkBody;
 
-use super::REGION;
 use super::filter::Filters;
 use super::fleet::{Fleet, Machine};
+use super::names::REGION;
 use super::query::{Form, Xml, fresh_id, reply};
 
 const NAMESPACE: &str = "http://ec2.amazonaws.com/doc/2016-11-15/";

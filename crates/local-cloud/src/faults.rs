@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::gate::Gate;
-use super::locked;
-use super::wire::Service;
+use super::lock::locked;
+use super::services::Service;
 
 /// Which of the calls that match a rule it acts on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

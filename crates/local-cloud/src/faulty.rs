@@ -10,13 +10,15 @@ use bytes::Bytes;
 use http_body::{Body, Frame};
 
 use super::faults::Fault;
-use super::wire::{Outcome, Request, Service, Wire, collect};
-use super::{dynamo, ec2, imds, locked, query, s3, sns};
+use super::lock::locked;
+use super::services::Service;
+use super::wire::{Outcome, Request, Wire, collect};
+use super::{dynamo, ec2, imds, query, s3, sns};
 
 impl Wire {
     /// Says why a call of this instance is denied, if it is. Calls of DynamoDB have been read whole.
     pub(super) fn denial(&self, service: Service, operation: &str, body: &SdkBody) -> Option<String> {
-        let denied = locked(&self.cloud.inner.denied).clone()?;
+        let denied = locked(&self.cloud.denied).clone()?;
         let is_asked = service == Service::Dynamodb && self.instance.is_some();
         is_asked.then(|| denied.refusal(operation, body.bytes().unwrap_or_default())).flatten()
     }

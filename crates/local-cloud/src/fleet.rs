@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::locked;
+use super::lock::locked;
 
 /// An instance, as it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::layout::Layout;
-use super::{RESULT_BUCKET, keys, s3, sns};
+use super::names::RESULT_BUCKET;
+use super::{keys, s3, sns};
 
 /// A folder that is removed with what is in it.
 struct Scratch(PathBuf);

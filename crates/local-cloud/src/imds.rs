@@ -5,8 +5,8 @@
 
 use aws_smithy_types::body::SdkBody;
 
-use super::REGION;
 use super::fleet::{Fleet, Machine};
+use super::names::REGION;
 use super::query::reply;
 
 const TOKEN_TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";

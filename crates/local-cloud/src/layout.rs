@@ -17,7 +17,7 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{RESULT_BUCKET, SOURCE_BUCKET};
+use super::names::{RESULT_BUCKET, SOURCE_BUCKET};
 
 /// The layout this program writes; another one is refused rather than guessed at.
 const VERSION: &str = "1";

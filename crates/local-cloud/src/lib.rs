@@ -29,10 +29,13 @@ mod gate;
 mod imds;
 mod keys;
 mod layout;
+mod lock;
+mod names;
 mod query;
 #[cfg(any(test, feature = "testing"))]
 mod rights;
 mod s3;
+mod services;
 mod snapshot;
 mod sns;
 #[cfg(any(test, feature = "testing"))]
@@ -45,7 +48,9 @@ mod tests;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+#[cfg(any(test, feature = "testing"))]
+use std::sync::Mutex;
 
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
 
@@ -55,49 +60,22 @@ pub use fleet::Instance;
 #[cfg(any(test, feature = "testing"))]
 pub use gate::Gate;
 pub use layout::OpenError;
+pub use names::{ACCESS_KEY, REGION, RESULT_BUCKET, SECRET_KEY, SOURCE_BUCKET, TOPIC_ARN};
 pub use s3::Kept;
+pub use services::Service;
 pub use sns::Published;
-pub use wire::Service;
 
 use dynamo::Dynamo;
 use fleet::Fleet;
 use layout::Layout;
-#[cfg(any(test, feature = "testing"))]
-use rights::Denied;
+use services::Inner;
 use sns::Sns;
 use wire::Wire;
-
-/// The bucket of the inputs, and its folder.
-pub const SOURCE_BUCKET: &str = "source";
-/// The bucket of the results, and its folder.
-pub const RESULT_BUCKET: &str = "results";
-/// The region everything is in.
-pub const REGION: &str = "us-east-1";
-/// The topic that is always there.
-pub const TOPIC_ARN: &str = "arn:aws:sns:us-east-1:000000000000:lighthpc-local";
-/// The access key the local S3 accepts; it opens nothing anywhere else.
-pub const ACCESS_KEY: &str = "AKIALIGHTHPCLOCAL000";
-/// The secret that goes with [`ACCESS_KEY`].
-pub const SECRET_KEY: &str = "no-secret-for-this-machine-only";
 
 /// A cloud in this process; a clone is the same cloud.
 #[derive(Clone)]
 pub struct LocalCloud {
     inner: Arc<Inner>,
-}
-
-struct Inner {
-    dynamo: Dynamo,
-    s3: s3::Endpoint,
-    objects: Arc<s3::ObjectFiles>,
-    sns: Sns,
-    fleet: Fleet,
-    layout: Layout,
-    /// What instances may not do.
-    #[cfg(any(test, feature = "testing"))]
-    denied: Mutex<Option<Denied>>,
-    /// Held open for its lock.
-    _lock: Option<File>,
 }
 
 impl LocalCloud {
@@ -171,7 +149,7 @@ impl LocalCloud {
     /// Makes the wire as `instance` sees it; `None`: as a machine that is no instance does, where IMDS answers 404.
     #[must_use]
     pub fn wire(&self, instance: Option<&str>) -> SharedHttpClient {
-        SharedHttpClient::new(Wire::new(self.clone(), instance))
+        SharedHttpClient::new(Wire::new(Arc::clone(&self.inner), instance))
     }
 
     /// Gives every instance of this process, in the order of launch.
@@ -219,9 +197,4 @@ impl std::fmt::Debug for LocalCloud {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("LocalCloud").field("dir", &self.dir()).finish_non_exhaustive()
     }
-}
-
-/// Locks; a thread that panicked while it held the lock left nothing half done that another could not use.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -12,7 +12,7 @@ use aws_smithy_types::body::SdkBody;
 use serde::{Deserialize, Serialize};
 
 use super::layout::{Layout, OpenError};
-use super::locked;
+use super::lock::locked;
 use super::query::{Form, Xml, fresh_id, reply};
 
 const NAMESPACE: &str = "http://sns.amazonaws.com/doc/2010-03-31/";

@@ -1,20 +1,22 @@
 //! What tests alone do to the cloud: faults in front of it, and what happens to its machines.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
 
+use super::LocalCloud;
 use super::faults::Faults;
+use super::lock::locked;
 use super::rights::Denied;
 use super::wire::Wire;
-use super::{LocalCloud, locked};
 
 impl LocalCloud {
     /// Makes a wire with faults in front, which also keeps their journal.
     #[must_use]
     pub fn faulty_wire(&self, instance: Option<&str>, faults: Faults) -> SharedHttpClient {
-        SharedHttpClient::new(Wire::with_faults(self.clone(), instance, faults))
+        SharedHttpClient::new(Wire::with_faults(Arc::clone(&self.inner), instance, faults))
     }
 
     /// Gives the parameters of every call of EC2's `action` that arrived, in their order.

@@ -20,29 +20,15 @@ use http_body_util::BodyExt as _;
 #[cfg(any(test, feature = "testing"))]
 use super::faults::Faults;
 use super::query::Form;
-use super::{LocalCloud, dynamo, ec2, imds, s3};
+use super::services::{Inner, Service};
+use super::{dynamo, ec2, imds, s3};
 
 pub(super) type Outcome = Result<http::Response<SdkBody>, ConnectorError>;
-
-/// The services of the local cloud.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Service {
-    /// The tables.
-    Dynamodb,
-    /// The objects.
-    S3,
-    /// The notifications.
-    Sns,
-    /// The instances.
-    Ec2,
-    /// The metadata service of one instance.
-    Imds,
-}
 
 /// One client's way into the cloud.
 #[derive(Clone)]
 pub(super) struct Wire {
-    pub(super) cloud: LocalCloud,
+    pub(super) cloud: Arc<Inner>,
     /// Who calls, for IMDS; `None`: a machine that is no instance.
     pub(super) instance: Option<Arc<str>>,
     #[cfg(any(test, feature = "testing"))]
@@ -52,7 +38,7 @@ pub(super) struct Wire {
 }
 
 impl Wire {
-    pub(super) fn new(cloud: LocalCloud, instance: Option<&str>) -> Self {
+    pub(super) fn new(cloud: Arc<Inner>, instance: Option<&str>) -> Self {
         Self {
             cloud,
             instance: instance.map(Arc::from),
@@ -63,7 +49,7 @@ impl Wire {
     }
 
     #[cfg(any(test, feature = "testing"))]
-    pub(super) fn with_faults(cloud: LocalCloud, instance: Option<&str>, faults: Faults) -> Self {
+    pub(super) fn with_faults(cloud: Arc<Inner>, instance: Option<&str>, faults: Faults) -> Self {
         Self { faults, ..Self::new(cloud, instance) }
     }
 
@@ -84,7 +70,7 @@ impl Wire {
     }
 
     pub(super) async fn apply(&self, service: Service, operation: &str, (parts, body): Request) -> Outcome {
-        let cloud = &self.cloud.inner;
+        let cloud = &self.cloud;
         #[cfg(any(test, feature = "testing"))]
         if let Some(said) = self.denial(service, operation, &body) {
             return Ok(dynamo::error_reply(400, "AccessDeniedException", &said));

@@ -7,9 +7,9 @@ use s3s::host::{S3Host, VirtualHost};
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{S3Result, s3_error};
 
+use super::super::names::{ACCESS_KEY, SECRET_KEY};
 use super::super::query::{Xml, fresh_id, reply};
-use super::super::{ACCESS_KEY, SECRET_KEY};
-use super::service::S3Local;
+use super::local::S3Local;
 
 /// Makes the service that checks requests for the local credentials.
 fn service(local: S3Local) -> S3Service {

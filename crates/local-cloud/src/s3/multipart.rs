@@ -10,9 +10,9 @@ use s3s::dto::{
 };
 use s3s::{S3Request, S3Response, S3Result};
 
+use super::local::{S3Local, answer, meta_of};
 use super::object_files::{Condition, Meta};
 use super::request_body::{self, Claims};
-use super::service::{S3Local, answer, meta_of};
 use super::uploads::{self, Upload, Whole};
 
 /// S3's own pages.

@@ -22,8 +22,9 @@ use s3s::dto::{Checksum, ETag, ETagCondition};
 use s3s::{S3Error, S3ErrorCode, S3Result, s3_error};
 use serde::{Deserialize, Serialize};
 
+use super::super::keys;
 use super::super::layout::Layout;
-use super::super::{keys, locked};
+use super::super::lock::locked;
 
 /// What S3 keeps beside an object's bytes.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

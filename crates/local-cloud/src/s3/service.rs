@@ -1,8 +1,6 @@
 //! The operations on objects and buckets, one method each.
 
-use std::collections::BTreeMap;
 use std::io::{Seek as _, SeekFrom};
-use std::sync::Arc;
 
 use s3s::dto::{
     AbortMultipartUploadInput, AbortMultipartUploadOutput, Checksum, ChecksumMode, ChecksumType,
@@ -10,45 +8,20 @@ use s3s::dto::{
     CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteObjectInput, DeleteObjectOutput, DeleteObjectsInput,
     DeleteObjectsOutput, DeletedObject, GetObjectInput, GetObjectOutput, HeadBucketInput, HeadBucketOutput,
     HeadObjectInput, HeadObjectOutput, ListMultipartUploadsInput, ListMultipartUploadsOutput, ListObjectsV2Input,
-    ListObjectsV2Output, ListPartsInput, ListPartsOutput, Metadata, PutObjectInput, PutObjectOutput, Range,
-    UploadPartInput, UploadPartOutput,
+    ListObjectsV2Output, ListPartsInput, ListPartsOutput, PutObjectInput, PutObjectOutput, Range, UploadPartInput,
+    UploadPartOutput,
 };
-use s3s::{Body, S3, S3Error, S3Request, S3Response, S3Result, s3_error};
+use s3s::{Body, S3, S3Request, S3Response, S3Result, s3_error};
 
-use super::super::REGION;
-use super::object_files::{Condition, Meta, ObjectFiles, Stat, broken};
+use super::super::names::REGION;
+use super::local::{S3Local, answer, meta_of};
+use super::object_files::{Condition, Meta, Stat, broken};
 use super::request_body::{self, Claims};
 use super::response_body::FileBody;
 use super::{listing, multipart};
 
 /// What S3 gives an object that was put without one.
 const CONTENT_TYPE: &str = "binary/octet-stream";
-
-/// S3's operations over a [`ObjectFiles`].
-#[derive(Clone)]
-pub(crate) struct S3Local {
-    pub(super) objects: Arc<ObjectFiles>,
-}
-
-impl S3Local {
-    pub(crate) fn new(objects: Arc<ObjectFiles>) -> Self {
-        Self { objects }
-    }
-
-    /// Runs what waits for the disk on a blocking thread. Once begun it runs to its end.
-    pub(super) async fn on_disk<T: Send + 'static>(
-        &self,
-        act: impl FnOnce(&ObjectFiles) -> S3Result<T> + Send + 'static,
-    ) -> S3Result<T> {
-        let objects = Arc::clone(&self.objects);
-        tokio::task::spawn_blocking(move || act(&objects)).await.map_err(S3Error::internal_error)?
-    }
-}
-
-#[expect(clippy::unnecessary_wraps, reason = "the last line of every operation")]
-pub(super) fn answer<T>(output: T) -> S3Result<S3Response<T>> {
-    Ok(S3Response::new(output))
-}
 
 fn range_of(range: Option<Range>, stat: &Stat) -> S3Result<(u64, u64, Option<String>)> {
     let Some(range) = range else { return Ok((0, stat.size, None)) };
@@ -71,14 +44,6 @@ fn checksum_of(mode: Option<&ChecksumMode>, is_ranged: bool, meta: &Meta) -> Che
 
 fn signed(size: u64) -> Option<i64> {
     i64::try_from(size).ok()
-}
-
-pub(super) fn meta_of(
-    content_type: Option<String>,
-    metadata: Option<Metadata>,
-    checksums: BTreeMap<String, String>,
-) -> Meta {
-    Meta { content_type, metadata: metadata.unwrap_or_default().into_iter().collect(), checksums }
 }
 
 #[async_trait::async_trait]
