@@ -19,12 +19,10 @@ const COUNT_MAX: usize = 10_000;
 pub(super) fn answer(fleet: &Fleet, form: &Form) -> http::Response<SdkBody> {
     fleet.record(form.without("Version"));
     let outcome = match form.action() {
-        "RunInstances" => run_instances(fleet, form),
         "CreateFleet" => create_fleet(fleet, form),
         "DescribeInstances" => describe_instances(fleet, form),
         "TerminateInstances" => terminate_instances(fleet, form),
         "DescribeTags" => describe_tags(fleet, form),
-        "CreateTags" => create_tags(fleet, form),
         "DescribeSubnets" => describe_subnets(fleet, form),
         "DescribeInstanceTypeOfferings" => describe_offerings(fleet, form),
         other => Err(Refusal::new("InvalidAction", format!("The action {other} is not valid for this web service."))),
@@ -102,22 +100,6 @@ fn launch(fleet: &Fleet, form: &Form, count: usize) -> Result<Vec<String>, Refus
         .map_err(|()| {
             Refusal::new("IdempotentParameterMismatch", "The client token was used with other parameters before.")
         })
-}
-
-fn run_instances(fleet: &Fleet, form: &Form) -> Result<Xml, Refusal> {
-    let count = count(form, "MaxCount")?;
-    refuse_dry_run(form)?;
-    let ids = launch(fleet, form, count)?;
-    let mut xml = Xml::default();
-    xml.text("reservationId", "r-00000000000000000").text("ownerId", "000000000000");
-    xml.node("instancesSet", |xml| {
-        for id in &ids {
-            if let Some(machine) = fleet.machine(id) {
-                instance_item(xml, id, &machine);
-            }
-        }
-    });
-    Ok(xml)
 }
 
 /// Launches as an `instant` fleet does; the other types launch later, on their own, which nothing here would.
@@ -330,17 +312,5 @@ fn describe_tags(fleet: &Fleet, form: &Form) -> Result<Xml, Refusal> {
             }
         }
     });
-    Ok(xml)
-}
-
-fn create_tags(fleet: &Fleet, form: &Form) -> Result<Xml, Refusal> {
-    let ids = form.list("ResourceId");
-    known(fleet, &ids)?;
-    refuse_dry_run(form)?;
-    for id in &ids {
-        fleet.change(id, |machine| machine.tags.extend(form.tags("Tag")));
-    }
-    let mut xml = Xml::default();
-    xml.text("return", true);
     Ok(xml)
 }

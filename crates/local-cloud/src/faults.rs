@@ -57,8 +57,6 @@ pub enum Fault {
     Raw(u16, String),
     /// Not applied, never answered.
     Hang,
-    /// Applied, never answered.
-    HangAfter,
     /// Applied; the answer's body breaks off after this many bytes.
     CutBody(u64),
 }

@@ -44,11 +44,6 @@ impl Wire {
                 self.apply(service, operation, request).await?;
                 Ok(error_reply(service, status, code))
             }
-            Some(Fault::HangAfter) => {
-                self.apply(service, operation, request).await?;
-                plan.after().await;
-                std::future::pending().await
-            }
             Some(Fault::Delay(_)) | None => self.apply(service, operation, request).await,
         };
         plan.after().await;

@@ -92,7 +92,6 @@ pub(crate) fn operation(request: &http::request::Parts) -> &'static str {
         !path.is_empty()
     };
     match (request.method.as_str(), has_key) {
-        ("GET", true) if has("uploadId") => "ListParts",
         ("GET", true) => "GetObject",
         ("HEAD", true) => "HeadObject",
         ("PUT", true) if has("uploadId") => "UploadPart",
@@ -102,10 +101,8 @@ pub(crate) fn operation(request: &http::request::Parts) -> &'static str {
         ("POST", true) => "CompleteMultipartUpload",
         ("DELETE", true) if has("uploadId") => "AbortMultipartUpload",
         ("DELETE", true) => "DeleteObject",
-        ("GET", false) if has("uploads") => "ListMultipartUploads",
         ("GET", false) if has("list-type") => "ListObjectsV2",
         ("HEAD", false) => "HeadBucket",
-        ("PUT", false) => "CreateBucket",
         ("POST", false) if has("delete") => "DeleteObjects",
         _ => "Unknown",
     }

@@ -163,15 +163,6 @@ impl ObjectFiles {
         if is_folder(&root) { Ok(root) } else { Err(s3_error!(NoSuchBucket)) }
     }
 
-    /// Makes a bucket; says whether it was there already.
-    pub(super) fn make_bucket(&self, bucket: &str) -> S3Result<bool> {
-        match fs::create_dir(self.layout.bucket(bucket)) {
-            Ok(()) => Ok(false),
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(true),
-            Err(e) => Err(broken("making the bucket", &e)),
-        }
-    }
-
     /// Opens an object for reading: what is read is this version, whatever is renamed over it.
     pub(super) fn open(&self, bucket: &str, key: &str) -> S3Result<(File, Stat)> {
         let root = self.bucket(bucket)?;

@@ -12,7 +12,6 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
 
 use s3s::dto::{CompletedPart, ETag};
 use s3s::{S3Error, S3Result, s3_error};
@@ -27,7 +26,7 @@ const PART_NUMBER_MAX: i32 = 10_000;
 const COPY_BYTES: usize = 1024 * 1024;
 
 /// What was said when the upload was created.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Upload {
     pub(super) bucket: String,
     pub(super) key: String,
@@ -83,20 +82,6 @@ pub(super) fn find(objects: &ObjectFiles, id: &str, bucket: &str, key: &str) -> 
         .ok_or_else(|| s3_error!(NoSuchUpload))
 }
 
-/// Gives every open upload of a bucket: its key, its id, and when it began; in that order.
-pub(super) fn all(objects: &ObjectFiles, bucket: &str) -> S3Result<Vec<(String, String, std::time::SystemTime)>> {
-    objects.bucket(bucket)?;
-    let mut uploads = Vec::new();
-    for entry in fs::read_dir(objects.layout.uploads()).map_err(|e| broken("listing the uploads", &e))? {
-        let entry = entry.map_err(|e| broken("listing the uploads", &e))?;
-        let Some(upload) = read_upload(&entry.path()).filter(|upload| upload.bucket == bucket) else { continue };
-        let began = fs::metadata(entry.path().join("upload.json")).and_then(|file| file.modified());
-        uploads.push((upload.key, entry.file_name().to_string_lossy().into_owned(), began.unwrap_or(UNIX_EPOCH)));
-    }
-    uploads.sort();
-    Ok(uploads)
-}
-
 /// Keeps a part that has arrived, in place of an earlier one of that number.
 pub(super) fn keep_part(objects: &ObjectFiles, folder: &Path, number: i32, part: Received) -> S3Result<ETag> {
     if !(1..=PART_NUMBER_MAX).contains(&number) {
@@ -110,18 +95,6 @@ pub(super) fn keep_part(objects: &ObjectFiles, folder: &Path, number: i32, part:
     let text = serde_json::to_vec(&note).map_err(S3Error::internal_error)?;
     fs::write(note_path(folder, number), text).map_err(|e| broken("keeping the part", &e))?;
     Ok(etag)
-}
-
-/// Gives the parts there are, by number.
-pub(super) fn parts(folder: &Path) -> S3Result<Vec<Part>> {
-    let mut parts = Vec::new();
-    for entry in fs::read_dir(folder).map_err(|_| s3_error!(NoSuchUpload))? {
-        let name = entry.map_err(|e| broken("listing the parts", &e))?.file_name();
-        let number = name.to_str().and_then(|name| name.strip_prefix("part-")?.parse().ok());
-        parts.extend(number.and_then(|number| read_part(folder, number)));
-    }
-    parts.sort_by_key(|part| part.number);
-    Ok(parts)
 }
 
 /// Makes the object of the parts that are named.
@@ -228,7 +201,7 @@ fn read_upload(folder: &Path) -> Option<Upload> {
     serde_json::from_slice(&fs::read(folder.join("upload.json")).ok()?).ok()
 }
 
-fn read_part(folder: &Path, number: i32) -> Option<Part> {
+pub(super) fn read_part(folder: &Path, number: i32) -> Option<Part> {
     let path = part_path(folder, number);
     let stat = Stat::of(&fs::metadata(&path).ok()?);
     let note = fs::read(note_path(folder, number)).ok().and_then(|text| serde_json::from_slice(&text).ok());

@@ -132,7 +132,7 @@ async fn errors_have_the_codes_of_the_service() {
 }
 
 #[tokio::test]
-async fn pages_and_batches_work() {
+async fn pages_work() {
     let (_sky, client) = table().await;
     for index in 0..30 {
         let key = text(&format!("{index:02}"));
@@ -151,8 +151,6 @@ async fn pages_and_batches_work() {
         .await
         .unwrap();
     assert_eq!(found.items()[0]["n"], number(7));
-    let described = client.describe_table().table_name("tasks").send().await.unwrap();
-    assert_eq!(described.table.unwrap().table_status.unwrap().as_str(), "ACTIVE");
 }
 
 /// Puts two rows in one transaction, both with this number.

@@ -118,12 +118,9 @@ async fn operations_have_their_names() {
     let one = || s3.upload_part().bucket(SOURCE_BUCKET).key("k").upload_id(&upload).part_number(1);
     one().send().await.unwrap();
     s3.complete_multipart_upload().bucket(SOURCE_BUCKET).key("k").upload_id(&upload).send().await.unwrap_err();
-    s3.list_parts().bucket(SOURCE_BUCKET).key("k").upload_id(&upload).send().await.unwrap();
     s3.abort_multipart_upload().bucket(SOURCE_BUCKET).key("k").upload_id(&upload).send().await.unwrap();
-    s3.list_multipart_uploads().bucket(SOURCE_BUCKET).send().await.unwrap();
     s3.list_objects_v2().bucket(SOURCE_BUCKET).send().await.unwrap();
     s3.head_bucket().bucket(SOURCE_BUCKET).send().await.unwrap();
-    s3.create_bucket().bucket("more").send().await.unwrap();
     s3.delete_object().bucket(SOURCE_BUCKET).key("k").send().await.unwrap();
     aws_sdk_sns::Client::new(&config).publish().topic_arn(TOPIC_ARN).message("m").send().await.unwrap();
     aws_sdk_ec2::Client::new(&config).terminate_instances().instance_ids(&id).send().await.unwrap();
@@ -138,12 +135,9 @@ async fn operations_have_their_names() {
         "CreateMultipartUpload",
         "UploadPart",
         "CompleteMultipartUpload",
-        "ListParts",
         "AbortMultipartUpload",
-        "ListMultipartUploads",
         "ListObjectsV2",
         "HeadBucket",
-        "CreateBucket",
         "DeleteObject",
     ] {
         seen(Service::S3, operation);
