@@ -4,8 +4,8 @@
 use std::fs::File;
 use std::io::{self, Read as _};
 
+use super::checksums::{Checksums, Hasher};
 use super::object_files::{ObjectFiles, locate, stat};
-use super::request_body;
 
 const BUFFER_BYTES: usize = 256 * 1024;
 
@@ -44,9 +44,9 @@ impl ObjectFiles {
         let Some(left) = budget_bytes.checked_sub(found.size) else { return Kept::Same };
         *budget_bytes = left;
         let place = self.look(|| locate(&root, key));
-        let now = place.map(|place| checksums(&place, then.keys().map(String::as_str)));
+        let now = place.map(|place| compute_checksums(&place, then.algorithms()));
         match now {
-            Some(Ok(now)) if request_body::compare(&then, &now).is_ok() => Kept::Same,
+            Some(Ok(now)) if then.first_difference(&now).is_none() => Kept::Same,
             Some(_) => Kept::Changed,
             None => Kept::Missing,
         }
@@ -59,17 +59,14 @@ impl ObjectFiles {
     }
 }
 
-fn checksums<'a>(
-    place: &std::path::Path,
-    algorithms: impl Iterator<Item = &'a str>,
-) -> io::Result<std::collections::BTreeMap<String, String>> {
-    let mut hasher = request_body::hasher(algorithms);
+fn compute_checksums<'a>(place: &std::path::Path, algorithms: impl Iterator<Item = &'a str>) -> io::Result<Checksums> {
+    let mut hasher = Hasher::new(algorithms);
     let mut file = File::open(place)?;
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
         let count = file.read(&mut buffer)?;
         if count == 0 {
-            return Ok(request_body::by_name(hasher.finalize()));
+            return Ok(hasher.finish());
         }
         hasher.update(&buffer[..count]);
     }

@@ -1,11 +1,11 @@
 //! The value that has S3's operations, and what several of them share.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use s3s::dto::Metadata;
 use s3s::{S3Error, S3Response, S3Result};
 
+use super::checksums::Checksums;
 use super::object_files::{Meta, ObjectFiles};
 
 /// S3's operations over a [`ObjectFiles`].
@@ -34,10 +34,6 @@ pub(super) fn answer<T>(output: T) -> S3Result<S3Response<T>> {
     Ok(S3Response::new(output))
 }
 
-pub(super) fn meta_of(
-    content_type: Option<String>,
-    metadata: Option<Metadata>,
-    checksums: BTreeMap<String, String>,
-) -> Meta {
+pub(super) fn meta_of(content_type: Option<String>, metadata: Option<Metadata>, checksums: Checksums) -> Meta {
     Meta { content_type, metadata: metadata.unwrap_or_default().into_iter().collect(), checksums }
 }

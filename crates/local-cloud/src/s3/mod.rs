@@ -3,6 +3,7 @@
 //! `s3s` reads the requests and checks their signatures; here each operation is taken to the [`ObjectFiles`]. Bodies are
 //! streamed both ways. What is not here (versions, copies, access lists) is answered `NotImplemented`.
 
+mod checksums;
 mod endpoint;
 #[cfg(any(test, fuzzing, feature = "testing"))]
 pub(super) mod fuzz;

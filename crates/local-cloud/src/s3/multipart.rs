@@ -1,16 +1,15 @@
 //! The operations on multipart uploads, one function each.
 
-use std::collections::BTreeMap;
-
 use s3s::dto::{
-    AbortMultipartUploadInput, AbortMultipartUploadOutput, Checksum, ChecksumType, CompleteMultipartUploadInput,
+    AbortMultipartUploadInput, AbortMultipartUploadOutput, ChecksumType, CompleteMultipartUploadInput,
     CompleteMultipartUploadOutput, CreateMultipartUploadInput, CreateMultipartUploadOutput, UploadPartInput,
     UploadPartOutput,
 };
 use s3s::{S3Request, S3Response, S3Result};
 
+use super::checksums::{Checksums, checksums_of, with_checksums};
 use super::local::{S3Local, answer, meta_of};
-use super::object_files::{Condition, Meta};
+use super::object_files::Condition;
 use super::request_body::{self, Claims};
 use super::uploads::{self, Upload, Whole};
 
@@ -22,7 +21,7 @@ pub(super) async fn create(
     let upload = Upload {
         bucket: input.bucket.clone(),
         key: input.key.clone(),
-        meta: meta_of(input.content_type, input.metadata, BTreeMap::new()),
+        meta: meta_of(input.content_type, input.metadata, Checksums::default()),
     };
     let id = local.on_disk(move |objects| uploads::create(objects, &upload)).await?;
     answer(CreateMultipartUploadOutput {
@@ -45,17 +44,9 @@ pub(super) async fn upload_part(
     objects.bucket(&input.bucket)?;
     let (folder, _) = uploads::find(objects, &input.upload_id, &input.bucket, &input.key)?;
     let received = request_body::receive(&objects.layout, input.body, claims).await?;
-    let checksum = Meta { checksums: received.checksums.clone(), ..Meta::default() }.checksum();
+    let checksums = received.checksums.clone();
     let etag = local.on_disk(move |objects| uploads::keep_part(objects, &folder, input.part_number, received)).await?;
-    answer(UploadPartOutput {
-        e_tag: Some(etag),
-        checksum_crc32: checksum.checksum_crc32,
-        checksum_crc32c: checksum.checksum_crc32c,
-        checksum_crc64nvme: checksum.checksum_crc64nvme,
-        checksum_sha1: checksum.checksum_sha1,
-        checksum_sha256: checksum.checksum_sha256,
-        ..UploadPartOutput::default()
-    })
+    answer(with_checksums!(checksums, UploadPartOutput { e_tag: Some(etag), ..UploadPartOutput::default() }))
 }
 
 pub(super) async fn complete(
@@ -63,40 +54,27 @@ pub(super) async fn complete(
     req: S3Request<CompleteMultipartUploadInput>,
 ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
     let input = req.input;
-    let claimed = request_body::by_name(Checksum {
-        checksum_crc32: input.checksum_crc32,
-        checksum_crc32c: input.checksum_crc32c,
-        checksum_crc64nvme: input.checksum_crc64nvme,
-        checksum_sha1: input.checksum_sha1,
-        checksum_sha256: input.checksum_sha256,
-        checksum_type: None,
-    });
+    let mut checksums = checksums_of!(input);
     // CRC-64/NVME is always of the whole; of a composite one (`…-3`) the parts were checked as they came.
     let is_full = input.checksum_type.as_ref().is_some_and(|kind| kind.as_str() == ChecksumType::FULL_OBJECT);
-    let checksums: BTreeMap<_, _> =
-        claimed.into_iter().filter(|(algorithm, _)| is_full || algorithm == "crc64nvme").collect();
-    let checksum = Meta { checksums: checksums.clone(), ..Meta::default() }.checksum();
+    checksums.retain(|algorithm| is_full || algorithm == "crc64nvme");
     let whole = Whole {
         condition: Condition { if_match: input.if_match, if_none_match: input.if_none_match },
         size: input.mpu_object_size,
-        checksums,
+        checksums: checksums.clone(),
         is_full,
     };
     let named = input.multipart_upload.and_then(|upload| upload.parts).unwrap_or_default();
     let (bucket, key, id) = (input.bucket.clone(), input.key.clone(), input.upload_id);
     let etag = local.on_disk(move |objects| uploads::complete(objects, (&bucket, &key, &id), &named, whole)).await?;
-    answer(CompleteMultipartUploadOutput {
+    let output = CompleteMultipartUploadOutput {
         location: Some(format!("/{}/{}", input.bucket, input.key)),
         bucket: Some(input.bucket),
         key: Some(input.key),
         e_tag: Some(etag),
-        checksum_crc32: checksum.checksum_crc32,
-        checksum_crc32c: checksum.checksum_crc32c,
-        checksum_crc64nvme: checksum.checksum_crc64nvme,
-        checksum_sha1: checksum.checksum_sha1,
-        checksum_sha256: checksum.checksum_sha256,
         ..CompleteMultipartUploadOutput::default()
-    })
+    };
+    answer(with_checksums!(checksums, output))
 }
 
 pub(super) async fn abort(

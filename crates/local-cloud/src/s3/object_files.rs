@@ -18,35 +18,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use s3s::dto::{Checksum, ETag, ETagCondition};
+use s3s::dto::{ETag, ETagCondition};
 use s3s::{S3Error, S3ErrorCode, S3Result, s3_error};
 use serde::{Deserialize, Serialize};
 
 use super::super::keys;
 use super::super::layout::Layout;
 use super::super::lock::locked;
+use super::checksums::Checksums;
 
 /// What S3 keeps beside an object's bytes.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Meta {
     pub(super) content_type: Option<String>,
     pub(super) metadata: BTreeMap<String, String>,
-    /// Of the whole object, by the algorithm's name as in the header (`crc64nvme`).
-    pub(super) checksums: BTreeMap<String, String>,
-}
-
-impl Meta {
-    pub(super) fn checksum(&self) -> Checksum {
-        let get = |name: &str| self.checksums.get(name).cloned();
-        Checksum {
-            checksum_crc32: get("crc32"),
-            checksum_crc32c: get("crc32c"),
-            checksum_crc64nvme: get("crc64nvme"),
-            checksum_sha1: get("sha1"),
-            checksum_sha256: get("sha256"),
-            checksum_type: None,
-        }
-    }
+    /// Of the whole object.
+    pub(super) checksums: Checksums,
 }
 
 /// An object as it was found.

@@ -3,16 +3,16 @@
 use std::io::{Seek as _, SeekFrom};
 
 use s3s::dto::{
-    AbortMultipartUploadInput, AbortMultipartUploadOutput, Checksum, ChecksumMode, ChecksumType,
-    CompleteMultipartUploadInput, CompleteMultipartUploadOutput, CreateMultipartUploadInput,
-    CreateMultipartUploadOutput, DeleteObjectInput, DeleteObjectOutput, DeleteObjectsInput, DeleteObjectsOutput,
-    DeletedObject, GetObjectInput, GetObjectOutput, HeadBucketInput, HeadBucketOutput, HeadObjectInput,
-    HeadObjectOutput, ListObjectsV2Input, ListObjectsV2Output, PutObjectInput, PutObjectOutput, Range, UploadPartInput,
-    UploadPartOutput,
+    AbortMultipartUploadInput, AbortMultipartUploadOutput, ChecksumMode, ChecksumType, CompleteMultipartUploadInput,
+    CompleteMultipartUploadOutput, CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteObjectInput,
+    DeleteObjectOutput, DeleteObjectsInput, DeleteObjectsOutput, DeletedObject, GetObjectInput, GetObjectOutput,
+    HeadBucketInput, HeadBucketOutput, HeadObjectInput, HeadObjectOutput, ListObjectsV2Input, ListObjectsV2Output,
+    PutObjectInput, PutObjectOutput, Range, UploadPartInput, UploadPartOutput,
 };
 use s3s::{Body, S3, S3Request, S3Response, S3Result, s3_error};
 
 use super::super::names::REGION;
+use super::checksums::{Checksums, with_checksums};
 use super::local::{S3Local, answer, meta_of};
 use super::object_files::{Condition, Meta, Stat, broken};
 use super::request_body::{self, Claims};
@@ -32,13 +32,13 @@ fn range_of(range: Option<Range>, stat: &Stat) -> S3Result<(u64, u64, Option<Str
     Ok((bytes.start, bytes.end - bytes.start, Some(text)))
 }
 
-/// S3 gives checksums when asked, and of the whole object only.
-fn checksum_of(mode: Option<&ChecksumMode>, is_ranged: bool, meta: &Meta) -> Checksum {
+/// Returns the checksums that the answer has, and their type: S3 gives them when asked, and of the whole object only.
+fn checksums_for(mode: Option<&ChecksumMode>, is_ranged: bool, meta: &Meta) -> (Checksums, Option<ChecksumType>) {
     let is_wanted = mode.is_some_and(|mode| mode.as_str() == ChecksumMode::ENABLED) && !is_ranged;
     if !is_wanted || meta.checksums.is_empty() {
-        return Checksum::default();
+        return (Checksums::default(), None);
     }
-    Checksum { checksum_type: Some(ChecksumType::from_static(ChecksumType::FULL_OBJECT)), ..meta.checksum() }
+    (meta.checksums.clone(), Some(ChecksumType::from_static(ChecksumType::FULL_OBJECT)))
 }
 
 fn signed(size: u64) -> Option<i64> {
@@ -55,9 +55,10 @@ impl S3 for S3Local {
             let (first, length, content_range) = range_of(input.range, &stat)?;
             file.seek(SeekFrom::Start(first)).map_err(|e| broken("seeking", &e))?;
             let meta = objects.meta(&stat.etag);
-            let checksum = checksum_of(input.checksum_mode.as_ref(), content_range.is_some(), &meta);
+            let (checksums, checksum_type) =
+                checksums_for(input.checksum_mode.as_ref(), content_range.is_some(), &meta);
             let body = FileBody::new(file, &stat, length).map_err(|e| broken("opening", &e))?;
-            Ok(GetObjectOutput {
+            let output = GetObjectOutput {
                 body: Some(Body::http_body(body).into()),
                 accept_ranges: Some("bytes".to_owned()),
                 content_length: signed(length),
@@ -66,14 +67,10 @@ impl S3 for S3Local {
                 e_tag: Some(stat.etag()),
                 last_modified: Some(stat.modified.into()),
                 metadata: Some(meta.metadata.into_iter().collect()),
-                checksum_crc32: checksum.checksum_crc32,
-                checksum_crc32c: checksum.checksum_crc32c,
-                checksum_crc64nvme: checksum.checksum_crc64nvme,
-                checksum_sha1: checksum.checksum_sha1,
-                checksum_sha256: checksum.checksum_sha256,
-                checksum_type: checksum.checksum_type,
+                checksum_type,
                 ..GetObjectOutput::default()
-            })
+            };
+            Ok(with_checksums!(checksums, output))
         });
         answer(found.await?)
     }
@@ -84,22 +81,18 @@ impl S3 for S3Local {
             let (_, stat) = objects.open(&input.bucket, &input.key)?;
             Condition { if_match: input.if_match, if_none_match: input.if_none_match }.check_read(&stat)?;
             let meta = objects.meta(&stat.etag);
-            let checksum = checksum_of(input.checksum_mode.as_ref(), false, &meta);
-            Ok(HeadObjectOutput {
+            let (checksums, checksum_type) = checksums_for(input.checksum_mode.as_ref(), false, &meta);
+            let output = HeadObjectOutput {
                 accept_ranges: Some("bytes".to_owned()),
                 content_length: signed(stat.size),
                 content_type: Some(meta.content_type.unwrap_or_else(|| CONTENT_TYPE.to_owned())),
                 e_tag: Some(stat.etag()),
                 last_modified: Some(stat.modified.into()),
                 metadata: Some(meta.metadata.into_iter().collect()),
-                checksum_crc32: checksum.checksum_crc32,
-                checksum_crc32c: checksum.checksum_crc32c,
-                checksum_crc64nvme: checksum.checksum_crc64nvme,
-                checksum_sha1: checksum.checksum_sha1,
-                checksum_sha256: checksum.checksum_sha256,
-                checksum_type: checksum.checksum_type,
+                checksum_type,
                 ..HeadObjectOutput::default()
-            })
+            };
+            Ok(with_checksums!(checksums, output))
         });
         answer(found.await?)
     }
@@ -111,21 +104,13 @@ impl S3 for S3Local {
         let received = request_body::receive(&self.objects.layout, input.body, claims).await?;
         let meta = meta_of(input.content_type, input.metadata, received.checksums);
         let condition = Condition { if_match: input.if_match, if_none_match: input.if_none_match };
-        let checksum = meta.checksum();
+        let checksums = meta.checksums.clone();
         let etag = self
             .on_disk(move |objects| {
                 objects.commit((&input.bucket, &input.key), received.staged, &condition, &meta, || Ok(()))
             })
             .await?;
-        answer(PutObjectOutput {
-            e_tag: Some(etag),
-            checksum_crc32: checksum.checksum_crc32,
-            checksum_crc32c: checksum.checksum_crc32c,
-            checksum_crc64nvme: checksum.checksum_crc64nvme,
-            checksum_sha1: checksum.checksum_sha1,
-            checksum_sha256: checksum.checksum_sha256,
-            ..PutObjectOutput::default()
-        })
+        answer(with_checksums!(checksums, PutObjectOutput { e_tag: Some(etag), ..PutObjectOutput::default() }))
     }
 
     async fn delete_object(&self, req: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {

@@ -8,7 +8,6 @@
 //! A refused condition leaves the upload open, as on S3; a completed one is gone, and completing it again is
 //! `NoSuchUpload`. Parts below S3's 5 MiB are refused, so that code which passes here passes there.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -17,8 +16,9 @@ use s3s::dto::{CompletedPart, ETag};
 use s3s::{S3Error, S3Result, s3_error};
 use serde::{Deserialize, Serialize};
 
+use super::checksums::{Checksums, Hasher, checksums_of};
 use super::object_files::{Condition, Meta, ObjectFiles, Staged, Stat, broken};
-use super::request_body::{self, Received};
+use super::request_body::Received;
 
 /// S3's least size of a part that is not the last.
 const PART_BYTES_MIN: u64 = 5 * 1024 * 1024;
@@ -38,14 +38,14 @@ pub(super) struct Upload {
 pub(super) struct Part {
     pub(super) number: i32,
     pub(super) stat: Stat,
-    pub(super) checksums: BTreeMap<String, String>,
+    pub(super) checksums: Checksums,
     path: PathBuf,
 }
 
 #[derive(Serialize, Deserialize)]
 struct PartNote {
     etag: String,
-    checksums: BTreeMap<String, String>,
+    checksums: Checksums,
 }
 
 /// What a request to complete says about the whole.
@@ -53,8 +53,8 @@ struct PartNote {
 pub(super) struct Whole {
     pub(super) condition: Condition,
     pub(super) size: Option<i64>,
-    /// Full-object checksums, by algorithm.
-    pub(super) checksums: BTreeMap<String, String>,
+    /// Full-object checksums.
+    pub(super) checksums: Checksums,
     /// Whether S3 keeps a sum over the whole.
     pub(super) is_full: bool,
 }
@@ -113,9 +113,11 @@ pub(super) fn complete(
     let staged = Staged::new(&objects.layout)?;
     // Of a whole object's kind S3 computes the sum itself, named or not.
     let own = whole.is_full.then_some("crc32");
-    let computed = join(&parts, &staged, whole.checksums.keys().map(String::as_str).chain(own))?;
-    request_body::compare(&whole.checksums, &computed)?;
-    whole.checksums.extend(computed.into_iter().filter(|(algorithm, _)| own == Some(algorithm.as_str())));
+    let computed = join(&parts, &staged, whole.checksums.algorithms().chain(own))?;
+    whole.checksums.verify(&computed)?;
+    if let Some((algorithm, value)) = own.and_then(|own| Some((own, computed.get(own)?))) {
+        whole.checksums.insert(algorithm, value);
+    }
     let meta = Meta { checksums: std::mem::take(&mut whole.checksums), ..upload.meta };
     let etag = objects.commit((bucket, key), staged, &whole.condition, &meta, || {
         // Another request may have completed or aborted it while the parts were joined.
@@ -152,15 +154,8 @@ fn choose(folder: &Path, named: &[CompletedPart]) -> S3Result<Vec<Part>> {
         if part.e_tag.as_ref().is_none_or(|etag| etag.value() != found.stat.etag) {
             return Err(s3_error!(InvalidPart));
         }
-        let claimed = request_body::by_name(s3s::dto::Checksum {
-            checksum_crc32: part.checksum_crc32.clone(),
-            checksum_crc32c: part.checksum_crc32c.clone(),
-            checksum_crc64nvme: part.checksum_crc64nvme.clone(),
-            checksum_sha1: part.checksum_sha1.clone(),
-            checksum_sha256: part.checksum_sha256.clone(),
-            checksum_type: None,
-        });
-        if claimed.iter().any(|(algorithm, value)| found.checksums.get(algorithm) != Some(value)) {
+        let claimed = checksums_of!(part);
+        if claimed.first_difference(&found.checksums).is_some() {
             return Err(s3_error!(InvalidPart, "a part's checksum is not the one it was uploaded with"));
         }
         parts.push(found);
@@ -169,12 +164,8 @@ fn choose(folder: &Path, named: &[CompletedPart]) -> S3Result<Vec<Part>> {
 }
 
 /// Joins the parts in a staged file and computes the checksums asked for.
-fn join<'a>(
-    parts: &[Part],
-    staged: &Staged,
-    algorithms: impl Iterator<Item = &'a str>,
-) -> S3Result<BTreeMap<String, String>> {
-    let mut hasher = request_body::hasher(algorithms);
+fn join<'a>(parts: &[Part], staged: &Staged, algorithms: impl Iterator<Item = &'a str>) -> S3Result<Checksums> {
+    let mut hasher = Hasher::new(algorithms);
     let mut buffer = vec![0; COPY_BYTES];
     let mut whole = &staged.file;
     let mut copy = |part: &Part| -> io::Result<()> {
@@ -194,7 +185,7 @@ fn join<'a>(
     for part in parts {
         copy(part).map_err(|e| broken("joining the parts", &e))?;
     }
-    Ok(request_body::by_name(hasher.finalize()))
+    Ok(hasher.finish())
 }
 
 fn read_upload(folder: &Path) -> Option<Upload> {
