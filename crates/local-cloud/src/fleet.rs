@@ -78,7 +78,7 @@ pub(super) struct Fleet {
 impl Fleet {
     pub(super) fn launch(&self, tags: impl IntoIterator<Item = (String, String)>) -> String {
         // 17 hexadecimal digits as EC2's; random, so that two processes over one folder never share one.
-        let id = format!("i-0{:016x}", rand::random::<u64>());
+        let id = format!("i-0{:016x}", uuid::Uuid::new_v4().as_u64_pair().1);
         let mut machines = locked(&self.machines);
         let machine = Machine {
             tags: tags.into_iter().collect(),

@@ -18,7 +18,7 @@ impl Drop for Scratch {
 
 /// Opens a folder in which each small file that a cloud keeps beside its objects has these bytes.
 pub fn folder(bytes: &[u8]) {
-    let scratch = Scratch(std::env::temp_dir().join(format!("lighthpc-fuzz-{:032x}", rand::random::<u128>())));
+    let scratch = Scratch(std::env::temp_dir().join(format!("lighthpc-fuzz-{}", uuid::Uuid::new_v4())));
     let (layout, lock) = Layout::open(&scratch.0).expect("a new folder can be opened");
     s3::fuzz::metadata(layout.clone(), RESULT_BUCKET, bytes);
 

@@ -119,9 +119,7 @@ pub(super) fn reply(status: u16, content_type: &'static str, body: impl Into<Sdk
 
 /// Makes an identifier as AWS makes them for requests and messages.
 pub(super) fn fresh_id() -> String {
-    let id: u128 = rand::random();
-    let hex = format!("{id:032x}");
-    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+    uuid::Uuid::new_v4().to_string()
 }
 
 #[cfg(test)]

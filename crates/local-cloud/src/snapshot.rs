@@ -33,7 +33,7 @@ pub(super) struct Snapshot {
 impl Snapshot {
     /// Copies a database as it is at one moment.
     pub(super) fn of(database: &Path) -> Result<Self, OpenError> {
-        let dir = std::env::temp_dir().join(format!("lighthpc-look-{:032x}", rand::random::<u128>()));
+        let dir = std::env::temp_dir().join(format!("lighthpc-look-{}", uuid::Uuid::new_v4()));
         DirBuilder::new().mode(0o700).create(&dir).map_err(OpenError::io(&dir))?;
         let snapshot = Self { dir };
         for _ in 0..TRIES_MAX {

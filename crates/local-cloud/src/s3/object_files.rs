@@ -21,6 +21,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use s3s::dto::{ETag, ETagCondition};
 use s3s::{S3Error, S3ErrorCode, S3Result, s3_error};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::super::keys;
 use super::super::layout::Layout;
@@ -110,7 +111,7 @@ pub(super) struct Staged {
 
 impl Staged {
     pub(super) fn new(layout: &Layout) -> S3Result<Self> {
-        let path = layout.tmp().join(format!("{:032x}", rand::random::<u128>()));
+        let path = layout.tmp().join(Uuid::new_v4().simple().to_string());
         let file = File::options().create_new(true).write(true).open(&path).map_err(|e| broken("opening", &e))?;
         Ok(Self { file, path, is_kept: false })
     }
@@ -233,7 +234,7 @@ impl ObjectFiles {
         }
         let root = self.layout.bucket(bucket);
         let _guard = locked(&self.stamp);
-        let staged = self.layout.tmp().join(format!("{:032x}", rand::random::<u128>()));
+        let staged = self.layout.tmp().join(Uuid::new_v4().simple().to_string());
         std::os::unix::fs::symlink(file, &staged)?;
         make_room(&root, key)
             .and_then(|place| fs::rename(&staged, place))

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use s3s::dto::{CompletedPart, ETag};
 use s3s::{S3Error, S3Result, s3_error};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::checksums::{Checksums, Hasher, checksums_of};
 use super::object_files::{Condition, Meta, ObjectFiles, Staged, Stat, broken};
@@ -62,7 +63,7 @@ pub(super) struct Whole {
 /// Begins an upload and gives its id.
 pub(super) fn create(objects: &ObjectFiles, upload: &Upload) -> S3Result<String> {
     objects.bucket(&upload.bucket)?;
-    let id = format!("{:032x}", rand::random::<u128>());
+    let id = Uuid::new_v4().simple().to_string();
     let folder = objects.layout.uploads().join(&id);
     let text = serde_json::to_vec(upload).map_err(S3Error::internal_error)?;
     fs::create_dir(&folder)
