@@ -9,10 +9,10 @@ use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
 use http_body::{Body, Frame};
 
+use super::connector::{Outcome, Request, Wire, collect};
 use super::faults::Fault;
 use super::lock::locked;
 use super::services::Service;
-use super::wire::{Outcome, Request, Wire, collect};
 use super::{dynamo, ec2, imds, query, s3, sns};
 
 impl Wire {

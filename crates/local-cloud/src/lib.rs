@@ -13,6 +13,7 @@
 //!                                       └─ any other host: refused
 //! ```
 
+mod connector;
 mod dynamo;
 mod ec2;
 #[cfg(any(test, feature = "testing"))]
@@ -40,7 +41,6 @@ mod snapshot;
 mod sns;
 #[cfg(any(test, feature = "testing"))]
 mod testing;
-mod wire;
 
 #[cfg(test)]
 mod tests;
@@ -65,12 +65,12 @@ pub use s3::Kept;
 pub use services::Service;
 pub use sns::Published;
 
+use connector::Wire;
 use dynamo::Dynamo;
 use fleet::Fleet;
 use layout::Layout;
 use services::Inner;
 use sns::Sns;
-use wire::Wire;
 
 /// A cloud in this process; a clone is the same cloud.
 #[derive(Clone)]

@@ -7,10 +7,10 @@ use std::time::Duration;
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
 
 use super::LocalCloud;
+use super::connector::Wire;
 use super::faults::Faults;
 use super::lock::locked;
 use super::rights::Denied;
-use super::wire::Wire;
 
 impl LocalCloud {
     /// Makes a wire with faults in front, which also keeps their journal.

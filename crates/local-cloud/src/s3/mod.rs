@@ -4,10 +4,10 @@
 //! streamed both ways. What is not here (versions, copies, access lists) is answered `NotImplemented`.
 
 mod checksums;
+mod compare;
 mod endpoint;
 #[cfg(any(test, fuzzing, feature = "testing"))]
 pub(super) mod fuzz;
-mod kept;
 mod listing;
 mod local;
 mod multipart;
@@ -17,9 +17,9 @@ mod response_body;
 mod service;
 mod uploads;
 
+pub use compare::Kept;
 #[cfg(any(test, feature = "testing"))]
 pub(super) use endpoint::error_reply;
 pub(super) use endpoint::{Endpoint, operation};
-pub use kept::Kept;
 pub(super) use local::S3Local;
 pub(super) use object_files::ObjectFiles;
