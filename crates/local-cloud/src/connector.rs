@@ -20,15 +20,15 @@ use http_body_util::BodyExt as _;
 #[cfg(any(test, feature = "testing"))]
 use super::faults::Faults;
 use super::query::Form;
-use super::services::{Inner, Service};
+use super::services::{Service, Services};
 use super::{dynamo, ec2, imds, s3};
 
-pub(super) type Outcome = Result<http::Response<SdkBody>, ConnectorError>;
+pub(super) type CallResult = Result<http::Response<SdkBody>, ConnectorError>;
 
 /// One client's way into the cloud.
 #[derive(Clone)]
-pub(super) struct Wire {
-    pub(super) cloud: Arc<Inner>,
+pub(super) struct Connector {
+    pub(super) services: Arc<Services>,
     /// Who calls, for IMDS; `None`: a machine that is no instance.
     pub(super) instance: Option<Arc<str>>,
     #[cfg(any(test, feature = "testing"))]
@@ -37,10 +37,10 @@ pub(super) struct Wire {
     read_timeout: Option<Duration>,
 }
 
-impl Wire {
-    pub(super) fn new(cloud: Arc<Inner>, instance: Option<&str>) -> Self {
+impl Connector {
+    pub(super) fn new(services: Arc<Services>, instance: Option<&str>) -> Self {
         Self {
-            cloud,
+            services,
             instance: instance.map(Arc::from),
             #[cfg(any(test, feature = "testing"))]
             faults: Faults::new(),
@@ -49,8 +49,8 @@ impl Wire {
     }
 
     #[cfg(any(test, feature = "testing"))]
-    pub(super) fn with_faults(cloud: Arc<Inner>, instance: Option<&str>, faults: Faults) -> Self {
-        Self { faults, ..Self::new(cloud, instance) }
+    pub(super) fn with_faults(services: Arc<Services>, instance: Option<&str>, faults: Faults) -> Self {
+        Self { faults, ..Self::new(services, instance) }
     }
 
     async fn answer(&self, request: HttpRequest) -> Result<HttpResponse, ConnectorError> {
@@ -69,43 +69,43 @@ impl Wire {
             .map_err(|error: aws_smithy_runtime_api::http::HttpError| ConnectorError::other(error.into(), None))
     }
 
-    pub(super) async fn apply(&self, service: Service, operation: &str, (parts, body): Request) -> Outcome {
-        let cloud = &self.cloud;
+    pub(super) async fn apply(&self, service: Service, operation: &str, (parts, body): Request) -> CallResult {
+        let services = &self.services;
         #[cfg(any(test, feature = "testing"))]
-        if let Some(said) = self.denial(service, operation, &body) {
-            return Ok(dynamo::error_reply(400, "AccessDeniedException", &said));
+        if let Some(reason) = self.denial(service, operation, &body) {
+            return Ok(dynamo::error_reply(400, "AccessDeniedException", &reason));
         }
         Ok(match service {
-            Service::S3 => cloud.s3.answer(http::Request::from_parts(parts, body)).await,
-            Service::Dynamodb => cloud.dynamo.answer(operation.to_owned(), collect(body).await?).await,
-            Service::Imds => imds::answer(&cloud.fleet, self.instance.as_deref(), &parts),
-            Service::Ec2 => ec2::answer(&cloud.fleet, &Form::parse(&collect(body).await?)),
-            Service::Sns => cloud.sns.answer(&Form::parse(&collect(body).await?)),
+            Service::S3 => services.s3.answer(http::Request::from_parts(parts, body)).await,
+            Service::Dynamodb => services.dynamo.answer(operation.to_owned(), collect(body).await?).await,
+            Service::Imds => imds::answer(&services.fleet, self.instance.as_deref(), &parts),
+            Service::Ec2 => ec2::answer(&services.fleet, &Form::parse(&collect(body).await?)),
+            Service::Sns => services.sns.answer(&Form::parse(&collect(body).await?)),
         })
     }
 }
 
 pub(super) type Request = (http::request::Parts, SdkBody);
 
-impl fmt::Debug for Wire {
+impl fmt::Debug for Connector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Wire").field("instance", &self.instance).finish_non_exhaustive()
+        f.debug_struct("Connector").field("instance", &self.instance).finish_non_exhaustive()
     }
 }
 
-impl HttpClient for Wire {
+impl HttpClient for Connector {
     fn http_connector(&self, settings: &HttpConnectorSettings, _: &RuntimeComponents) -> SharedHttpConnector {
         SharedHttpConnector::new(Self { read_timeout: settings.read_timeout(), ..self.clone() })
     }
 }
 
-impl HttpConnector for Wire {
+impl HttpConnector for Connector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let wire = self.clone();
+        let connector = self.clone();
         HttpConnectorFuture::new(async move {
-            match wire.read_timeout {
-                None => wire.answer(request).await,
-                Some(limit) => match tokio::time::timeout(limit, wire.answer(request)).await {
+            match connector.read_timeout {
+                None => connector.answer(request).await,
+                Some(limit) => match tokio::time::timeout(limit, connector.answer(request)).await {
                     Ok(outcome) => outcome,
                     Err(elapsed) => Err(ConnectorError::timeout(elapsed.into())),
                 },

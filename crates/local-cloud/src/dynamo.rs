@@ -29,21 +29,21 @@ pub(super) struct Dynamo {
 
 impl Dynamo {
     /// Opens the tables kept in a file, which two processes may have open at once.
-    pub(super) fn on_disk(layout: &Layout) -> Result<Self, OpenError> {
-        Self::at(&layout.database())
+    pub(super) fn open(layout: &Layout) -> Result<Self, OpenError> {
+        Self::open_file(&layout.database())
     }
 
     /// Opens a copy of the tables as they are now: the engine cannot open a file without writing beside it.
-    pub(super) fn copy_of(layout: &Layout) -> Result<Self, OpenError> {
-        let copy = Snapshot::of(&layout.database())?;
-        let Self { database, _copy: _ } = Self::at(&copy.database())?;
+    pub(super) fn open_copy(layout: &Layout) -> Result<Self, OpenError> {
+        let copy = Snapshot::take(&layout.database())?;
+        let Self { database, _copy: _ } = Self::open_file(&copy.database())?;
         Ok(Self { database, _copy: Some(Arc::new(copy)) })
     }
 
-    fn at(path: &Path) -> Result<Self, OpenError> {
+    fn open_file(path: &Path) -> Result<Self, OpenError> {
         let state = |reason: String| OpenError::State { path: path.to_owned(), reason };
-        let text = path.to_str().ok_or_else(|| state("the folder's name is not UTF-8".into()))?;
-        let database = Database::new(text).map_err(|error| state(error.to_string()))?;
+        let name = path.to_str().ok_or_else(|| state("the folder's name is not UTF-8".into()))?;
+        let database = Database::new(name).map_err(|error| state(error.to_string()))?;
         // The engine opens in WAL mode, in which a killed process loses nothing that was acknowledged. This call
         // (there is no other way through its interface) sets `synchronous = NORMAL`: no fsync for each write,
         // which would only matter when the whole machine loses power, and then the objects beside it are as old.
@@ -113,13 +113,13 @@ fn run<Q: DeserializeOwned, A: Serialize>(
     body: &[u8],
     call: impl FnOnce(Q) -> dynoxide::Result<A>,
 ) -> dynoxide::Result<String> {
-    let request = serde_json::from_slice(body).map_err(|error| refusal(&error))?;
+    let request = serde_json::from_slice(body).map_err(|error| request_error(&error))?;
     let answer = call(request)?;
     serde_json::to_string(&answer).map_err(|error| DynoxideError::InternalServerError(error.to_string()))
 }
 
 /// Classifies a request the engine's types refused, by the markers its deserialisers put first.
-fn refusal(error: &serde_json::Error) -> DynoxideError {
+fn request_error(error: &serde_json::Error) -> DynoxideError {
     let text = error.to_string();
     let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message);
     for marker in ["VALIDATION_REQUEST:", "VALIDATION_AS_READ:", "VALIDATION:"] {

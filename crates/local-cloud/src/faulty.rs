@@ -9,22 +9,22 @@ use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
 use http_body::{Body, Frame};
 
-use super::connector::{Outcome, Request, Wire, collect};
+use super::connector::{CallResult, Connector, Request, collect};
 use super::faults::Fault;
 use super::lock::locked;
 use super::services::Service;
 use super::{dynamo, ec2, imds, query, s3, sns};
 
-impl Wire {
+impl Connector {
     /// Says why a call of this instance is denied, if it is. Calls of DynamoDB have been read whole.
     pub(super) fn denial(&self, service: Service, operation: &str, body: &SdkBody) -> Option<String> {
-        let denied = locked(&self.cloud.denied).clone()?;
+        let denied = locked(&self.services.denied).clone()?;
         let is_asked = service == Service::Dynamodb && self.instance.is_some();
-        is_asked.then(|| denied.refusal(operation, body.bytes().unwrap_or_default())).flatten()
+        is_asked.then(|| denied.denial(operation, body.bytes().unwrap_or_default())).flatten()
     }
 
-    pub(super) async fn apply_with_faults(&self, service: Service, operation: &str, request: Request) -> Outcome {
-        let mut plan = self.faults.meet(service, operation);
+    pub(super) async fn apply_with_faults(&self, service: Service, operation: &str, request: Request) -> CallResult {
+        let mut plan = self.faults.record(service, operation);
         plan.before().await;
         let outcome = match plan.fault.take() {
             Some(Fault::FailBefore) => Err(reset("the connection broke before the request was sent (a fault)")),
@@ -50,7 +50,7 @@ impl Wire {
         outcome
     }
 
-    async fn apply_twice(&self, service: Service, operation: &str, (parts, body): Request) -> Outcome {
+    async fn apply_twice(&self, service: Service, operation: &str, (parts, body): Request) -> CallResult {
         let body = collect(body).await?;
         self.apply(service, operation, (parts.clone(), body.clone().into())).await?;
         self.apply(service, operation, (parts, body.into())).await
@@ -64,7 +64,7 @@ fn error_reply(service: Service, status: u16, code: &str) -> http::Response<SdkB
         Service::S3 => s3::error_reply(status, code, message),
         Service::Sns => sns::error_reply(status, code, message),
         Service::Ec2 => ec2::error_reply(status, code, message),
-        Service::Imds => imds::text(status, message),
+        Service::Imds => imds::text_reply(status, message),
     }
 }
 

@@ -7,7 +7,7 @@ use super::query::Form;
 pub(super) struct Filters(Vec<(String, Vec<String>)>);
 
 impl Filters {
-    pub(super) fn read(form: &Form) -> Self {
+    pub(super) fn parse(form: &Form) -> Self {
         let filter = |prefix: String| {
             let name = form.get(&format!("{prefix}.Name")).unwrap_or_default().to_owned();
             (name, form.list(&format!("{prefix}.Value")))

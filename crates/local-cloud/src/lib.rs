@@ -61,21 +61,21 @@ pub use fleet::Instance;
 pub use gate::Gate;
 pub use layout::OpenError;
 pub use names::{ACCESS_KEY, REGION, RESULT_BUCKET, SECRET_KEY, SOURCE_BUCKET, TOPIC_ARN};
-pub use s3::Kept;
+pub use s3::ObjectState;
 pub use services::Service;
 pub use sns::Published;
 
-use connector::Wire;
+use connector::Connector;
 use dynamo::Dynamo;
 use fleet::Fleet;
 use layout::Layout;
-use services::Inner;
+use services::Services;
 use sns::Sns;
 
 /// A cloud in this process; a clone is the same cloud.
 #[derive(Clone)]
 pub struct LocalCloud {
-    inner: Arc<Inner>,
+    services: Arc<Services>,
 }
 
 impl LocalCloud {
@@ -87,9 +87,9 @@ impl LocalCloud {
     /// be read or written.
     pub fn open(dir: &Path) -> Result<Self, OpenError> {
         let (layout, lock) = Layout::open(dir)?;
-        let (dynamo, sns) = (Dynamo::on_disk(&layout)?, Sns::open(&layout)?);
-        let cloud = Self::of(layout, Some(lock), dynamo, sns);
-        cloud.inner.fleet.follow_earlier();
+        let (dynamo, sns) = (Dynamo::open(&layout)?, Sns::open(&layout)?);
+        let cloud = Self::new(layout, Some(lock), dynamo, sns);
+        cloud.services.fleet.follow_earlier();
         Ok(cloud)
     }
 
@@ -103,8 +103,8 @@ impl LocalCloud {
     /// `NotFound`: there is none. `NotOurs`: the folder holds something else. `Io`, `State`: it cannot be read.
     pub fn attach(dir: &Path) -> Result<Self, OpenError> {
         let layout = Layout::attach(dir)?;
-        let (dynamo, sns) = (Dynamo::copy_of(&layout)?, Sns::attach(&layout)?);
-        Ok(Self::of(layout, None, dynamo, sns))
+        let (dynamo, sns) = (Dynamo::open_copy(&layout)?, Sns::attach(&layout)?);
+        Ok(Self::new(layout, None, dynamo, sns))
     }
 
     /// Opens a cloud whose tables live as long as the value; its objects are in `dir`. For tests.
@@ -114,14 +114,14 @@ impl LocalCloud {
     pub fn in_memory(dir: &Path) -> Result<Self, OpenError> {
         let (layout, lock) = Layout::open(dir)?;
         let sns = Sns::open(&layout)?;
-        Ok(Self::of(layout, Some(lock), Dynamo::in_memory()?, sns))
+        Ok(Self::new(layout, Some(lock), Dynamo::in_memory()?, sns))
     }
 
-    fn of(layout: Layout, lock: Option<File>, dynamo: Dynamo, sns: Sns) -> Self {
+    fn new(layout: Layout, lock: Option<File>, dynamo: Dynamo, sns: Sns) -> Self {
         let objects = Arc::new(s3::ObjectFiles::new(layout.clone()));
         let s3 = s3::S3Local::new(Arc::clone(&objects)).endpoint();
         Self {
-            inner: Arc::new(Inner {
+            services: Arc::new(Services {
                 dynamo,
                 s3,
                 objects,
@@ -138,30 +138,30 @@ impl LocalCloud {
     /// Gives the folder the cloud is kept in, as an absolute path.
     #[must_use]
     pub fn dir(&self) -> &Path {
-        self.inner.layout.dir()
+        self.services.layout.dir()
     }
 
     /// Registers a running instance with these tags; returns its id, which no other process will ever give.
     pub fn launch(&self, tags: &[(&str, &str)]) -> String {
-        self.inner.fleet.launch(tags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())))
+        self.services.fleet.launch(tags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())))
     }
 
     /// Makes the wire as `instance` sees it; `None`: as a machine that is no instance does, where IMDS answers 404.
     #[must_use]
-    pub fn wire(&self, instance: Option<&str>) -> SharedHttpClient {
-        SharedHttpClient::new(Wire::new(Arc::clone(&self.inner), instance))
+    pub fn http_client(&self, instance: Option<&str>) -> SharedHttpClient {
+        SharedHttpClient::new(Connector::new(Arc::clone(&self.services), instance))
     }
 
     /// Gives every instance of this process, in the order of launch.
     #[must_use]
     pub fn instances(&self) -> Vec<Instance> {
-        self.inner.fleet.instances()
+        self.services.fleet.instances()
     }
 
     /// Gives every message ever published in this cloud.
     #[must_use]
     pub fn published(&self) -> Vec<Published> {
-        self.inner.sns.published()
+        self.services.sns.published()
     }
 
     /// Makes an object that is a person's own file (an absolute path), by a link: nothing is copied. Putting or
@@ -170,26 +170,26 @@ impl LocalCloud {
     /// # Errors
     /// When the file cannot be read as one, or the link cannot be made.
     pub fn link_object(&self, bucket: &str, key: &str, file: &Path) -> io::Result<()> {
-        self.inner.objects.link(bucket, key, file)
+        self.services.objects.link(bucket, key, file)
     }
 
     /// Compares an object with the `ETag` that it had once; of one whose file is another, the bytes, as long as
     /// `budget_bytes` lasts.
     #[must_use]
-    pub fn kept(&self, bucket: &str, key: &str, etag: &str, budget_bytes: &mut u64) -> Kept {
-        self.inner.objects.kept(bucket, key, etag, budget_bytes)
+    pub fn compare_object(&self, bucket: &str, key: &str, etag: &str, budget_bytes: &mut u64) -> ObjectState {
+        self.services.objects.compare(bucket, key, etag, budget_bytes)
     }
 
     /// Gives an object's `ETag`, without quotes; of a linked file it changes with the file. `None`: there is none.
     #[must_use]
     pub fn object_etag(&self, bucket: &str, key: &str) -> Option<String> {
-        self.inner.objects.etag(bucket, key)
+        self.services.objects.etag(bucket, key)
     }
 
     /// Gives the path at which a person finds an object, or would find it.
     #[must_use]
     pub fn object_path(&self, bucket: &str, key: &str) -> PathBuf {
-        self.inner.objects.place(bucket, key)
+        self.services.objects.find_path(bucket, key)
     }
 }
 

@@ -66,7 +66,7 @@ impl Form {
 pub(super) struct Xml(String);
 
 impl Xml {
-    pub(super) fn text(&mut self, name: &str, text: impl std::fmt::Display) -> &mut Self {
+    pub(super) fn field(&mut self, name: &str, text: impl std::fmt::Display) -> &mut Self {
         let text = text.to_string();
         self.0.push('<');
         self.0.push_str(name);
@@ -86,7 +86,7 @@ impl Xml {
         self.end(name)
     }
 
-    pub(super) fn node(&mut self, name: &str, fill: impl FnOnce(&mut Self)) -> &mut Self {
+    pub(super) fn element(&mut self, name: &str, fill: impl FnOnce(&mut Self)) -> &mut Self {
         self.0.push('<');
         self.0.push_str(name);
         self.0.push('>');
@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn text_is_escaped() {
         let mut xml = Xml::default();
-        xml.text("a", "<&>\n").node("b", |_| ());
+        xml.field("a", "<&>\n").element("b", |_| ());
 
         assert!(xml.root("r", "n").ends_with("<r xmlns=\"n\"><a>&lt;&amp;&gt;&#10;</a><b></b></r>"));
     }

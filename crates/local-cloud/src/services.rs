@@ -9,7 +9,7 @@ use super::dynamo::Dynamo;
 use super::fleet::Fleet;
 use super::layout::Layout;
 #[cfg(any(test, feature = "testing"))]
-use super::rights::Denied;
+use super::rights::DeniedUpdates;
 use super::s3;
 use super::sns::Sns;
 
@@ -29,7 +29,7 @@ pub enum Service {
 }
 
 /// What answers the calls of one cloud.
-pub(super) struct Inner {
+pub(super) struct Services {
     pub(super) dynamo: Dynamo,
     pub(super) s3: s3::Endpoint,
     pub(super) objects: Arc<s3::ObjectFiles>,
@@ -38,7 +38,7 @@ pub(super) struct Inner {
     pub(super) layout: Layout,
     /// What instances may not do.
     #[cfg(any(test, feature = "testing"))]
-    pub(super) denied: Mutex<Option<Denied>>,
+    pub(super) denied: Mutex<Option<DeniedUpdates>>,
     /// Held open for its lock.
     pub(super) _lock: Option<File>,
 }

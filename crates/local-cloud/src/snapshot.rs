@@ -32,8 +32,8 @@ pub(super) struct Snapshot {
 
 impl Snapshot {
     /// Copies a database as it is at one moment.
-    pub(super) fn of(database: &Path) -> Result<Self, OpenError> {
-        let dir = std::env::temp_dir().join(format!("lighthpc-look-{}", uuid::Uuid::new_v4()));
+    pub(super) fn take(database: &Path) -> Result<Self, OpenError> {
+        let dir = std::env::temp_dir().join(format!("lighthpc-copy-{}", uuid::Uuid::new_v4()));
         DirBuilder::new().mode(0o700).create(&dir).map_err(OpenError::io(&dir))?;
         let snapshot = Self { dir };
         for _ in 0..TRIES_MAX {
@@ -52,10 +52,10 @@ impl Snapshot {
 
     /// Copies both files; `false` if they do not belong together.
     fn copy(&self, database: &Path) -> Result<bool, OpenError> {
-        let log = log_of(database);
-        let before = mark(database, &log)?;
+        let log = log_path(database);
+        let before = fingerprint(database, &log)?;
         copy(database, &self.database())?;
-        let log_copy = log_of(&self.database());
+        let log_copy = log_path(&self.database());
         if before.log.is_none() {
             remove(&log_copy)?;
         } else if !copy(&log, &log_copy)? {
@@ -63,7 +63,7 @@ impl Snapshot {
         }
         // A time that is yet to come is of another clock, or was set by hand.
         let is_settled = before.modified.elapsed().map_or(true, |age| age > TICK);
-        Ok(is_settled && before == mark(database, &log)?)
+        Ok(is_settled && before == fingerprint(database, &log)?)
     }
 }
 
@@ -76,7 +76,7 @@ impl Drop for Snapshot {
 
 /// What a checkpoint, or a restart of the log, changes.
 #[derive(Debug, PartialEq, Eq)]
-struct Mark {
+struct Fingerprint {
     inode: u64,
     bytes: u64,
     modified: std::time::SystemTime,
@@ -84,7 +84,7 @@ struct Mark {
     log: Option<Vec<u8>>,
 }
 
-fn mark(database: &Path, log: &Path) -> Result<Mark, OpenError> {
+fn fingerprint(database: &Path, log: &Path) -> Result<Fingerprint, OpenError> {
     let found = fs::metadata(database).map_err(OpenError::io(database))?;
     let header = match File::open(log) {
         Ok(file) => {
@@ -95,7 +95,7 @@ fn mark(database: &Path, log: &Path) -> Result<Mark, OpenError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(source) => return Err(OpenError::Io { path: log.to_owned(), source }),
     };
-    Ok(Mark {
+    Ok(Fingerprint {
         inode: found.ino(),
         bytes: found.len(),
         modified: found.modified().map_err(OpenError::io(database))?,
@@ -127,7 +127,7 @@ fn remove(path: &Path) -> Result<(), OpenError> {
     }
 }
 
-fn log_of(database: &Path) -> PathBuf {
+fn log_path(database: &Path) -> PathBuf {
     let mut path = OsString::from(database);
     path.push("-wal");
     PathBuf::from(path)

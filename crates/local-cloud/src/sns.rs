@@ -80,18 +80,18 @@ impl Sns {
             group_id: text("MessageGroupId"),
             deduplication_id: text("MessageDeduplicationId"),
         };
-        if let Some(reason) = refusal(&message) {
+        if let Some(reason) = invalid_parameter(&message) {
             return error_reply(400, "InvalidParameter", &format!("Invalid parameter: {reason}"));
         }
         if let Err(error) = self.record(message) {
             return error_reply(500, "InternalError", &format!("recording the message: {error}"));
         }
         let mut xml = Xml::default();
-        xml.node("PublishResult", |xml| {
-            xml.text("MessageId", fresh_id());
+        xml.element("PublishResult", |xml| {
+            xml.field("MessageId", fresh_id());
         });
-        xml.node("ResponseMetadata", |xml| {
-            xml.text("RequestId", fresh_id());
+        xml.element("ResponseMetadata", |xml| {
+            xml.field("RequestId", fresh_id());
         });
         reply(200, "text/xml", xml.root("PublishResponse", NAMESPACE))
     }
@@ -110,15 +110,17 @@ impl Sns {
 /// Makes an error answer in the shape the SDK reads a code from.
 pub(super) fn error_reply(status: u16, code: &str, message: &str) -> http::Response<SdkBody> {
     let mut xml = Xml::default();
-    xml.node("Error", |xml| {
-        xml.text("Type", if status < 500 { "Sender" } else { "Receiver" }).text("Code", code).text("Message", message);
+    xml.element("Error", |xml| {
+        xml.field("Type", if status < 500 { "Sender" } else { "Receiver" })
+            .field("Code", code)
+            .field("Message", message);
     });
-    xml.text("RequestId", fresh_id());
+    xml.field("RequestId", fresh_id());
     reply(status, "text/xml", xml.root("ErrorResponse", NAMESPACE))
 }
 
 /// Says what SNS would have against this message.
-fn refusal(message: &Published) -> Option<&'static str> {
+fn invalid_parameter(message: &Published) -> Option<&'static str> {
     if !message.topic_arn.starts_with("arn:") {
         return Some("TopicArn");
     }

@@ -11,9 +11,9 @@ const BUFFER_BYTES: usize = 256 * 1024;
 
 /// What has become of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kept {
+pub enum ObjectState {
     /// It is the same: its `ETag` is, or its bytes are.
-    Same,
+    Unchanged,
     /// It is not there.
     Missing,
     /// It is another.
@@ -25,37 +25,37 @@ impl ObjectFiles {
     /// copied to another disk, or the file was touched): then its bytes are compared by the checksum that was kept
     /// with that `ETag`, as long as `budget_bytes` lasts; what cannot be compared any more counts as the same if it
     /// is as long.
-    pub(crate) fn kept(&self, bucket: &str, key: &str, etag: &str, budget_bytes: &mut u64) -> Kept {
+    pub(crate) fn compare(&self, bucket: &str, key: &str, etag: &str, budget_bytes: &mut u64) -> ObjectState {
         let etag = etag.trim_matches('"');
         let root = self.layout.bucket(bucket);
-        let found = self.look(|| stat(&root, key).ok().flatten());
-        let Some(found) = found else { return Kept::Missing };
+        let found = self.with_lock(|| stat(&root, key).ok().flatten());
+        let Some(found) = found else { return ObjectState::Missing };
         if found.etag == etag {
-            return Kept::Same;
+            return ObjectState::Unchanged;
         }
         let bytes = etag.rsplit_once('-').and_then(|(_, bytes)| u64::from_str_radix(bytes, 16).ok());
         if bytes != Some(found.size) {
-            return Kept::Changed;
+            return ObjectState::Changed;
         }
         let then = self.meta(etag).checksums;
         if then.is_empty() {
-            return Kept::Changed;
+            return ObjectState::Changed;
         }
-        let Some(left) = budget_bytes.checked_sub(found.size) else { return Kept::Same };
+        let Some(left) = budget_bytes.checked_sub(found.size) else { return ObjectState::Unchanged };
         *budget_bytes = left;
-        let place = self.look(|| locate(&root, key));
+        let place = self.with_lock(|| locate(&root, key));
         let now = place.map(|place| compute_checksums(&place, then.algorithms()));
         match now {
-            Some(Ok(now)) if then.first_difference(&now).is_none() => Kept::Same,
-            Some(_) => Kept::Changed,
-            None => Kept::Missing,
+            Some(Ok(now)) if then.first_difference(&now).is_none() => ObjectState::Unchanged,
+            Some(_) => ObjectState::Changed,
+            None => ObjectState::Missing,
         }
     }
 
     /// Gives an object's `ETag`, if there is one.
     pub(crate) fn etag(&self, bucket: &str, key: &str) -> Option<String> {
         let root = self.layout.bucket(bucket);
-        self.look(|| stat(&root, key)).ok().flatten().map(|found| found.etag)
+        self.with_lock(|| stat(&root, key)).ok().flatten().map(|found| found.etag)
     }
 }
 

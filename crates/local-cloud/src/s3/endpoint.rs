@@ -76,7 +76,7 @@ impl Endpoint {
 /// Makes an error answer in the shape the SDK reads a code from.
 pub(crate) fn error_reply(status: u16, code: &str, message: &str) -> http::Response<SdkBody> {
     let mut xml = Xml::default();
-    xml.text("Code", code).text("Message", message).text("RequestId", fresh_id());
+    xml.field("Code", code).field("Message", message).field("RequestId", fresh_id());
     reply(status, "application/xml", xml.root("Error", ""))
 }
 

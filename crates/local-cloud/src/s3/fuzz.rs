@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::super::layout::Layout;
-use super::Kept;
+use super::ObjectState;
 use super::object_files::{ObjectFiles, stat};
 use super::uploads::{self, Upload};
 
@@ -19,11 +19,11 @@ pub(crate) fn metadata(layout: Layout, bucket: &str, bytes: &[u8]) {
     // The same object under another ETag, as after its folder was copied.
     let copied = format!("0-0-{:x}", b"object".len());
     write(objects.layout.meta().join(format!("{copied}.json")), bytes);
-    let kept = |etag: &str| objects.kept(bucket, "a", etag, &mut 1_000);
-    assert_eq!(kept(&etag), Kept::Same);
-    assert_ne!(kept(&copied), Kept::Missing);
+    let compare = |etag: &str| objects.compare(bucket, "a", etag, &mut 1_000);
+    assert_eq!(compare(&etag), ObjectState::Unchanged);
+    assert_ne!(compare(&copied), ObjectState::Missing);
     if let Ok(etag) = std::str::from_utf8(bytes) {
-        assert_ne!(kept(&etag.replace(['/', '\0'], "")), Kept::Missing);
+        assert_ne!(compare(&etag.replace(['/', '\0'], "")), ObjectState::Missing);
     }
 
     let id = "0123456789abcdef0123456789abcdef";

@@ -13,14 +13,14 @@ use s3s::dto::{CommonPrefix, EncodingType, ListObjectsV2Input, ListObjectsV2Outp
 use s3s::{S3Result, s3_error};
 
 use super::super::keys;
-use super::object_files::{ObjectFiles, Stat, broken};
+use super::object_files::{ObjectFiles, Stat, io_error};
 
 /// S3's own page: <https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html>.
 const PAGE_KEYS_MAX: i32 = 1000;
 const URL: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'*').remove(b'/');
 
 /// What a request asks for.
-struct Wanted<'a> {
+struct ListRequest<'a> {
     prefix: &'a str,
     delimiter: Option<&'a str>,
     /// The last thing the page before gave, or the key to start after.
@@ -40,17 +40,17 @@ struct Page {
 }
 
 /// Answers one page.
-pub(super) fn page(objects: &ObjectFiles, input: &ListObjectsV2Input) -> S3Result<ListObjectsV2Output> {
+pub(super) fn list_page(objects: &ObjectFiles, input: &ListObjectsV2Input) -> S3Result<ListObjectsV2Output> {
     let root = objects.bucket(&input.bucket)?;
     let token = input.continuation_token.as_deref().map(read_token).transpose()?;
-    let wanted = Wanted {
+    let wanted = ListRequest {
         prefix: input.prefix.as_deref().unwrap_or_default(),
         delimiter: input.delimiter.as_deref().filter(|delimiter| !delimiter.is_empty()),
         after: token.as_deref().or(input.start_after.as_deref()).unwrap_or_default(),
         continues: token.is_some(),
         size: usize::try_from(input.max_keys.unwrap_or(PAGE_KEYS_MAX).clamp(0, PAGE_KEYS_MAX)).unwrap_or(0),
     };
-    let page = objects.look(|| cut(&walk(&root, wanted.prefix)?, &wanted))?;
+    let page = objects.with_lock(|| cut_page(&find_objects(&root, wanted.prefix)?, &wanted))?;
 
     let url = input.encoding_type.as_ref().is_some_and(|encoding| encoding.as_str() == EncodingType::URL);
     let name = |text: &str| if url { utf8_percent_encode(text, URL).to_string() } else { text.to_owned() };
@@ -72,7 +72,7 @@ pub(super) fn page(objects: &ObjectFiles, input: &ListObjectsV2Input) -> S3Resul
     })
 }
 
-fn cut(all: &BTreeMap<String, PathBuf>, wanted: &Wanted<'_>) -> S3Result<Page> {
+fn cut_page(all: &BTreeMap<String, PathBuf>, wanted: &ListRequest<'_>) -> S3Result<Page> {
     let mut page = Page::default();
     for (key, place) in all {
         let group = wanted.delimiter.and_then(|delimiter| {
@@ -85,11 +85,11 @@ fn cut(all: &BTreeMap<String, PathBuf>, wanted: &Wanted<'_>) -> S3Result<Page> {
             continue;
         }
         let stat = match fs::metadata(place) {
-            Ok(found) if found.is_file() => Stat::of(&found),
+            Ok(found) if found.is_file() => Stat::from_metadata(&found),
             // A link whose file is gone, or is no file, is no object.
             Ok(_) => continue,
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            Err(e) => return Err(broken("listing", &e)),
+            Err(e) => return Err(io_error("listing", &e)),
         };
         if page.contents.len() + page.groups.len() == wanted.size {
             page.is_truncated = wanted.size > 0;
@@ -128,7 +128,7 @@ fn read_token(token: &str) -> S3Result<String> {
 }
 
 /// Finds every object with the prefix; a key that is in both its places is the one in the natural place.
-fn walk(root: &Path, prefix: &str) -> S3Result<BTreeMap<String, PathBuf>> {
+fn find_objects(root: &Path, prefix: &str) -> S3Result<BTreeMap<String, PathBuf>> {
     let mut found = BTreeMap::new();
     let start = keys::folder_of_prefix(prefix);
     let mut folders = vec![start];
@@ -137,13 +137,13 @@ fn walk(root: &Path, prefix: &str) -> S3Result<BTreeMap<String, PathBuf>> {
             Ok(entries) => entries,
             // A prefix that leads nowhere, or to a file, has no keys.
             Err(_) if folder == keys::folder_of_prefix(prefix) => continue,
-            Err(e) => return Err(broken("listing", &e)),
+            Err(e) => return Err(io_error("listing", &e)),
         };
         for entry in entries {
-            let entry = entry.map_err(|e| broken("listing", &e))?;
+            let entry = entry.map_err(|e| io_error("listing", &e))?;
             let path = folder.join(entry.file_name());
             // The type of the entry itself: a link to a folder is not gone into.
-            let is_folder = entry.file_type().map_err(|e| broken("listing", &e))?.is_dir();
+            let is_folder = entry.file_type().map_err(|e| io_error("listing", &e))?.is_dir();
             if is_folder {
                 if keys::is_folder_name(&entry.file_name()) {
                     folders.push(path);

@@ -20,7 +20,7 @@ impl S3Local {
     }
 
     /// Runs what waits for the disk on a blocking thread. Once begun it runs to its end.
-    pub(super) async fn on_disk<T: Send + 'static>(
+    pub(super) async fn run_blocking<T: Send + 'static>(
         &self,
         act: impl FnOnce(&ObjectFiles) -> S3Result<T> + Send + 'static,
     ) -> S3Result<T> {
@@ -34,6 +34,6 @@ pub(super) fn answer<T>(output: T) -> S3Result<S3Response<T>> {
     Ok(S3Response::new(output))
 }
 
-pub(super) fn meta_of(content_type: Option<String>, metadata: Option<Metadata>, checksums: Checksums) -> Meta {
+pub(super) fn new_meta(content_type: Option<String>, metadata: Option<Metadata>, checksums: Checksums) -> Meta {
     Meta { content_type, metadata: metadata.unwrap_or_default().into_iter().collect(), checksums }
 }

@@ -17,7 +17,7 @@ mod response_body;
 mod service;
 mod uploads;
 
-pub use compare::Kept;
+pub use compare::ObjectState;
 #[cfg(any(test, feature = "testing"))]
 pub(super) use endpoint::error_reply;
 pub(super) use endpoint::{Endpoint, operation};

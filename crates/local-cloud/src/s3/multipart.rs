@@ -8,10 +8,10 @@ use s3s::dto::{
 use s3s::{S3Request, S3Response, S3Result};
 
 use super::checksums::{Checksums, checksums_of, with_checksums};
-use super::local::{S3Local, answer, meta_of};
+use super::local::{S3Local, answer, new_meta};
 use super::object_files::Condition;
 use super::request_body::{self, Claims};
-use super::uploads::{self, Upload, Whole};
+use super::uploads::{self, Completion, Upload};
 
 pub(super) async fn create(
     local: &S3Local,
@@ -21,9 +21,9 @@ pub(super) async fn create(
     let upload = Upload {
         bucket: input.bucket.clone(),
         key: input.key.clone(),
-        meta: meta_of(input.content_type, input.metadata, Checksums::default()),
+        meta: new_meta(input.content_type, input.metadata, Checksums::default()),
     };
-    let id = local.on_disk(move |objects| uploads::create(objects, &upload)).await?;
+    let id = local.run_blocking(move |objects| uploads::create(objects, &upload)).await?;
     answer(CreateMultipartUploadOutput {
         bucket: Some(input.bucket),
         key: Some(input.key),
@@ -38,14 +38,15 @@ pub(super) async fn upload_part(
     local: &S3Local,
     req: S3Request<UploadPartInput>,
 ) -> S3Result<S3Response<UploadPartOutput>> {
-    let claims = Claims::read(&req.headers, req.input.content_length, req.trailing_headers);
+    let claims = Claims::from_headers(&req.headers, req.input.content_length, req.trailing_headers);
     let input = req.input;
     let objects = &local.objects;
     objects.bucket(&input.bucket)?;
     let (folder, _) = uploads::find(objects, &input.upload_id, &input.bucket, &input.key)?;
     let received = request_body::receive(&objects.layout, input.body, claims).await?;
     let checksums = received.checksums.clone();
-    let etag = local.on_disk(move |objects| uploads::keep_part(objects, &folder, input.part_number, received)).await?;
+    let etag =
+        local.run_blocking(move |objects| uploads::store_part(objects, &folder, input.part_number, received)).await?;
     answer(with_checksums!(checksums, UploadPartOutput { e_tag: Some(etag), ..UploadPartOutput::default() }))
 }
 
@@ -58,7 +59,7 @@ pub(super) async fn complete(
     // CRC-64/NVME is always of the whole; of a composite one (`…-3`) the parts were checked as they came.
     let is_full = input.checksum_type.as_ref().is_some_and(|kind| kind.as_str() == ChecksumType::FULL_OBJECT);
     checksums.retain(|algorithm| is_full || algorithm == "crc64nvme");
-    let whole = Whole {
+    let whole = Completion {
         condition: Condition { if_match: input.if_match, if_none_match: input.if_none_match },
         size: input.mpu_object_size,
         checksums: checksums.clone(),
@@ -66,7 +67,8 @@ pub(super) async fn complete(
     };
     let named = input.multipart_upload.and_then(|upload| upload.parts).unwrap_or_default();
     let (bucket, key, id) = (input.bucket.clone(), input.key.clone(), input.upload_id);
-    let etag = local.on_disk(move |objects| uploads::complete(objects, (&bucket, &key, &id), &named, whole)).await?;
+    let etag =
+        local.run_blocking(move |objects| uploads::complete(objects, (&bucket, &key, &id), &named, whole)).await?;
     let output = CompleteMultipartUploadOutput {
         location: Some(format!("/{}/{}", input.bucket, input.key)),
         bucket: Some(input.bucket),
@@ -83,7 +85,7 @@ pub(super) async fn abort(
 ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
     let input = req.input;
     local
-        .on_disk(move |objects| {
+        .run_blocking(move |objects| {
             objects.bucket(&input.bucket)?;
             let (folder, _) = uploads::find(objects, &input.upload_id, &input.bucket, &input.key)?;
             uploads::remove(&folder)

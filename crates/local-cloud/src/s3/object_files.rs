@@ -46,7 +46,7 @@ pub(super) struct Stat {
 }
 
 impl Stat {
-    pub(super) fn of(file: &Metadata) -> Self {
+    pub(super) fn from_metadata(file: &Metadata) -> Self {
         Self {
             etag: format!("{:x}-{:x}{:08x}-{:x}", file.ino(), file.mtime(), file.mtime_nsec(), file.len()),
             size: file.len(),
@@ -112,12 +112,12 @@ pub(super) struct Staged {
 impl Staged {
     pub(super) fn new(layout: &Layout) -> S3Result<Self> {
         let path = layout.tmp().join(Uuid::new_v4().simple().to_string());
-        let file = File::options().create_new(true).write(true).open(&path).map_err(|e| broken("opening", &e))?;
+        let file = File::options().create_new(true).write(true).open(&path).map_err(|e| io_error("opening", &e))?;
         Ok(Self { file, path, is_kept: false })
     }
 
     fn move_to(mut self, place: &Path) -> S3Result {
-        fs::rename(&self.path, place).map_err(|e| broken("renaming into place", &e))?;
+        fs::rename(&self.path, place).map_err(|e| io_error("renaming into place", &e))?;
         self.is_kept = true;
         Ok(())
     }
@@ -156,12 +156,12 @@ impl ObjectFiles {
         let root = self.bucket(bucket)?;
         let _guard = locked(&self.stamp);
         let place = locate(&root, key).ok_or_else(|| s3_error!(NoSuchKey))?;
-        let opened = is_file(&place).and_then(|()| File::open(&place)).and_then(|f| Ok((f.metadata()?, f)));
+        let opened = require_file(&place).and_then(|()| File::open(&place)).and_then(|f| Ok((f.metadata()?, f)));
         match opened {
-            Ok((found, file)) => Ok((file, Stat::of(&found))),
+            Ok((found, file)) => Ok((file, Stat::from_metadata(&found))),
             // A link whose file is gone is an object that is gone.
             Err(e) if e.kind() == io::ErrorKind::NotFound => Err(s3_error!(NoSuchKey)),
-            Err(e) => Err(broken("opening the object", &e)),
+            Err(e) => Err(io_error("opening the object", &e)),
         }
     }
 
@@ -172,33 +172,33 @@ impl ObjectFiles {
 
     /// Puts a staged file in an object's place, if the condition holds; gives the new `ETag`.
     ///
-    /// `still` is asked under the lock, before anything is changed.
+    /// `recheck` is asked under the lock, before anything is changed.
     pub(super) fn commit(
         &self,
         (bucket, key): (&str, &str),
         staged: Staged,
         condition: &Condition,
         meta: &Meta,
-        still: impl FnOnce() -> S3Result,
+        recheck: impl FnOnce() -> S3Result,
     ) -> S3Result<ETag> {
         let root = self.bucket(bucket)?;
         let mut stamp = locked(&self.stamp);
-        still()?;
+        recheck()?;
         let current = stat(&root, key)?;
         condition.check_write(current.as_ref())?;
         let etag = next_stamp(&mut stamp, &staged)?;
         let text = serde_json::to_vec(meta).map_err(S3Error::internal_error)?;
-        fs::write(self.meta_path(&etag), text).map_err(|e| broken("writing the metadata", &e))?;
-        let place = make_room(&root, key).map_err(|e| broken("making room", &e))?;
+        fs::write(self.meta_path(&etag), text).map_err(|e| io_error("writing the metadata", &e))?;
+        let place = make_room(&root, key).map_err(|e| io_error("making room", &e))?;
         staged.move_to(&place)?;
         if let Some(old) = current {
-            self.forget_meta(&old.etag);
+            self.remove_meta(&old.etag);
         }
         Ok(ETag::Strong(etag))
     }
 
     /// Puts a staged file where it is not an object yet; gives its `ETag`.
-    pub(super) fn keep(&self, staged: Staged, place: &Path) -> S3Result<ETag> {
+    pub(super) fn store(&self, staged: Staged, place: &Path) -> S3Result<ETag> {
         let mut stamp = locked(&self.stamp);
         let etag = next_stamp(&mut stamp, &staged)?;
         staged.move_to(place)?;
@@ -210,10 +210,10 @@ impl ObjectFiles {
         let root = self.bucket(bucket)?;
         let _guard = locked(&self.stamp);
         let Some(place) = locate(&root, key) else { return Ok(()) };
-        let etag = fs::symlink_metadata(&place).map(|found| Stat::of(&found).etag);
-        fs::remove_file(&place).map_err(|e| broken("removing the object", &e))?;
+        let etag = fs::symlink_metadata(&place).map(|found| Stat::from_metadata(&found).etag);
+        fs::remove_file(&place).map_err(|e| io_error("removing the object", &e))?;
         if let Ok(etag) = etag {
-            self.forget_meta(&etag);
+            self.remove_meta(&etag);
         }
         for folder in place.ancestors().skip(1).take_while(|folder| *folder != root) {
             if fs::remove_dir(folder).is_err() {
@@ -228,7 +228,7 @@ impl ObjectFiles {
         if !file.is_absolute() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a linked file needs an absolute path"));
         }
-        is_file(file)?;
+        require_file(file)?;
         if key.is_empty() || key.len() > 1024 {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a key has 1 to 1,024 bytes"));
         }
@@ -242,30 +242,30 @@ impl ObjectFiles {
     }
 
     /// Gives the path at which a person finds an object, or would.
-    pub(crate) fn place(&self, bucket: &str, key: &str) -> PathBuf {
+    pub(crate) fn find_path(&self, bucket: &str, key: &str) -> PathBuf {
         let root = self.layout.bucket(bucket);
         let _guard = locked(&self.stamp);
         locate(&root, key).unwrap_or_else(|| root.join(keys::path_of(key)))
     }
 
     /// Runs a look at several objects during which none changes.
-    pub(super) fn look<T>(&self, look: impl FnOnce() -> T) -> T {
+    pub(super) fn with_lock<T>(&self, act: impl FnOnce() -> T) -> T {
         let _guard = locked(&self.stamp);
-        look()
+        act()
     }
 
     fn meta_path(&self, etag: &str) -> PathBuf {
         self.layout.meta().join(format!("{etag}.json"))
     }
 
-    fn forget_meta(&self, etag: &str) {
+    fn remove_meta(&self, etag: &str) {
         // A linked file never had one, and one that stays behind is named by an ETag that never comes again.
         fs::remove_file(self.meta_path(etag)).unwrap_or_default();
     }
 }
 
 /// Makes an error of the file system one of S3's.
-pub(super) fn broken(doing: &str, error: &io::Error) -> S3Error {
+pub(super) fn io_error(doing: &str, error: &io::Error) -> S3Error {
     let code = match error.kind() {
         io::ErrorKind::PermissionDenied => S3ErrorCode::AccessDenied,
         io::ErrorKind::StorageFull => {
@@ -288,15 +288,15 @@ fn next_stamp(last: &mut u64, staged: &Staged) -> S3Result<String> {
         *last = nanos;
         staged.file.metadata()
     })();
-    stamped.map(|found| Stat::of(&found).etag).map_err(|e| broken("stamping", &e))
+    stamped.map(|found| Stat::from_metadata(&found).etag).map_err(|e| io_error("stamping", &e))
 }
 
 pub(super) fn stat(root: &Path, key: &str) -> S3Result<Option<Stat>> {
     let Some(place) = locate(root, key) else { return Ok(None) };
     match fs::metadata(&place) {
-        Ok(found) => Ok(found.is_file().then(|| Stat::of(&found))),
+        Ok(found) => Ok(found.is_file().then(|| Stat::from_metadata(&found))),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(broken("looking at the object", &e)),
+        Err(e) => Err(io_error("looking at the object", &e)),
     }
 }
 
@@ -351,7 +351,7 @@ fn is_folder(path: &Path) -> bool {
 }
 
 /// Refuses what is not a file of bytes: opening a pipe would wait for its writer.
-fn is_file(path: &Path) -> io::Result<()> {
+fn require_file(path: &Path) -> io::Result<()> {
     if fs::metadata(path)?.is_file() {
         return Ok(());
     }

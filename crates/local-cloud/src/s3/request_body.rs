@@ -10,7 +10,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::super::layout::Layout;
 use super::checksums::{ALGORITHMS, Checksums, Hasher};
-use super::object_files::{Staged, broken};
+use super::object_files::{Staged, io_error};
 
 const HEADER_PREFIX: &str = "x-amz-checksum-";
 
@@ -32,7 +32,11 @@ pub(super) struct Claims {
 }
 
 impl Claims {
-    pub(super) fn read(headers: &http::HeaderMap, length: Option<i64>, trailers: Option<TrailingHeaders>) -> Self {
+    pub(super) fn from_headers(
+        headers: &http::HeaderMap,
+        length: Option<i64>,
+        trailers: Option<TrailingHeaders>,
+    ) -> Self {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let announced = text("x-amz-trailer").unwrap_or_default().to_ascii_lowercase();
         let is_announced = |algorithm: &&str| {
@@ -66,7 +70,7 @@ impl Claims {
 /// Takes a whole body in, or fails and leaves nothing behind.
 pub(super) async fn receive(layout: &Layout, body: Option<StreamingBlob>, claims: Claims) -> S3Result<Received> {
     let staged = Staged::new(layout)?;
-    let mut file = tokio::fs::File::from_std(staged.file.try_clone().map_err(|e| broken("opening", &e))?);
+    let mut file = tokio::fs::File::from_std(staged.file.try_clone().map_err(|e| io_error("opening", &e))?);
     let mut hasher = Hasher::new(claims.checksums.algorithms().chain(claims.announced.iter().copied()));
     let mut body = body.map(Body::from).unwrap_or_default();
     let mut size = 0_u64;
@@ -77,10 +81,10 @@ pub(super) async fn receive(layout: &Layout, body: Option<StreamingBlob>, claims
         if let Ok(data) = frame.into_data() {
             hasher.update(&data);
             size += data.len() as u64;
-            file.write_all(&data).await.map_err(|e| broken("writing", &e))?;
+            file.write_all(&data).await.map_err(|e| io_error("writing", &e))?;
         }
     }
-    file.flush().await.map_err(|e| broken("writing", &e))?;
+    file.flush().await.map_err(|e| io_error("writing", &e))?;
     if claims.length.is_some_and(|length| u64::try_from(length) != Ok(size)) {
         return Err(s3_error!(IncompleteBody, "the body has {size} bytes, not the number its header gives"));
     }

@@ -39,7 +39,7 @@ impl FileBody {
     }
 
     fn check(&self) -> io::Result<()> {
-        if Stat::of(&self.watched.metadata()?).etag == self.etag {
+        if Stat::from_metadata(&self.watched.metadata()?).etag == self.etag {
             return Ok(());
         }
         Err(io::Error::other("the file of this object changed while it was read"))

@@ -13,8 +13,8 @@ use s3s::{Body, S3, S3Request, S3Response, S3Result, s3_error};
 
 use super::super::names::REGION;
 use super::checksums::{Checksums, with_checksums};
-use super::local::{S3Local, answer, meta_of};
-use super::object_files::{Condition, Meta, Stat, broken};
+use super::local::{S3Local, answer, new_meta};
+use super::object_files::{Condition, Meta, Stat, io_error};
 use super::request_body::{self, Claims};
 use super::response_body::FileBody;
 use super::{listing, multipart};
@@ -22,7 +22,7 @@ use super::{listing, multipart};
 /// What S3 gives an object that was put without one.
 const CONTENT_TYPE: &str = "binary/octet-stream";
 
-fn range_of(range: Option<Range>, stat: &Stat) -> S3Result<(u64, u64, Option<String>)> {
+fn resolve_range(range: Option<Range>, stat: &Stat) -> S3Result<(u64, u64, Option<String>)> {
     let Some(range) = range else { return Ok((0, stat.size, None)) };
     if stat.size == 0 {
         return Err(s3_error!(InvalidRange));
@@ -49,15 +49,15 @@ fn signed(size: u64) -> Option<i64> {
 impl S3 for S3Local {
     async fn get_object(&self, req: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
         let input = req.input;
-        let found = self.on_disk(move |objects| {
+        let found = self.run_blocking(move |objects| {
             let (mut file, stat) = objects.open(&input.bucket, &input.key)?;
             Condition { if_match: input.if_match, if_none_match: input.if_none_match }.check_read(&stat)?;
-            let (first, length, content_range) = range_of(input.range, &stat)?;
-            file.seek(SeekFrom::Start(first)).map_err(|e| broken("seeking", &e))?;
+            let (first, length, content_range) = resolve_range(input.range, &stat)?;
+            file.seek(SeekFrom::Start(first)).map_err(|e| io_error("seeking", &e))?;
             let meta = objects.meta(&stat.etag);
             let (checksums, checksum_type) =
                 checksums_for(input.checksum_mode.as_ref(), content_range.is_some(), &meta);
-            let body = FileBody::new(file, &stat, length).map_err(|e| broken("opening", &e))?;
+            let body = FileBody::new(file, &stat, length).map_err(|e| io_error("opening", &e))?;
             let output = GetObjectOutput {
                 body: Some(Body::http_body(body).into()),
                 accept_ranges: Some("bytes".to_owned()),
@@ -77,7 +77,7 @@ impl S3 for S3Local {
 
     async fn head_object(&self, req: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
         let input = req.input;
-        let found = self.on_disk(move |objects| {
+        let found = self.run_blocking(move |objects| {
             let (_, stat) = objects.open(&input.bucket, &input.key)?;
             Condition { if_match: input.if_match, if_none_match: input.if_none_match }.check_read(&stat)?;
             let meta = objects.meta(&stat.etag);
@@ -98,15 +98,15 @@ impl S3 for S3Local {
     }
 
     async fn put_object(&self, req: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
-        let claims = Claims::read(&req.headers, req.input.content_length, req.trailing_headers);
+        let claims = Claims::from_headers(&req.headers, req.input.content_length, req.trailing_headers);
         let input = req.input;
         self.objects.bucket(&input.bucket)?;
         let received = request_body::receive(&self.objects.layout, input.body, claims).await?;
-        let meta = meta_of(input.content_type, input.metadata, received.checksums);
+        let meta = new_meta(input.content_type, input.metadata, received.checksums);
         let condition = Condition { if_match: input.if_match, if_none_match: input.if_none_match };
         let checksums = meta.checksums.clone();
         let etag = self
-            .on_disk(move |objects| {
+            .run_blocking(move |objects| {
                 objects.commit((&input.bucket, &input.key), received.staged, &condition, &meta, || Ok(()))
             })
             .await?;
@@ -115,7 +115,7 @@ impl S3 for S3Local {
 
     async fn delete_object(&self, req: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
         let input = req.input;
-        self.on_disk(move |objects| objects.remove(&input.bucket, &input.key)).await?;
+        self.run_blocking(move |objects| objects.remove(&input.bucket, &input.key)).await?;
         answer(DeleteObjectOutput::default())
     }
 
@@ -123,7 +123,7 @@ impl S3 for S3Local {
         let input = req.input;
         let is_quiet = input.delete.quiet.unwrap_or(false);
         let deleted = self
-            .on_disk(move |objects| {
+            .run_blocking(move |objects| {
                 let mut deleted = Vec::new();
                 for object in input.delete.objects {
                     objects.remove(&input.bucket, &object.key)?;
@@ -136,7 +136,7 @@ impl S3 for S3Local {
     }
 
     async fn list_objects_v2(&self, req: S3Request<ListObjectsV2Input>) -> S3Result<S3Response<ListObjectsV2Output>> {
-        answer(self.on_disk(move |objects| listing::page(objects, &req.input)).await?)
+        answer(self.run_blocking(move |objects| listing::list_page(objects, &req.input)).await?)
     }
 
     async fn head_bucket(&self, req: S3Request<HeadBucketInput>) -> S3Result<S3Response<HeadBucketOutput>> {

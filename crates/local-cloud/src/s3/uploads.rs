@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::checksums::{Checksums, Hasher, checksums_of};
-use super::object_files::{Condition, Meta, ObjectFiles, Staged, Stat, broken};
+use super::object_files::{Condition, Meta, ObjectFiles, Staged, Stat, io_error};
 use super::request_body::Received;
 
 /// S3's least size of a part that is not the last.
@@ -51,7 +51,7 @@ struct PartNote {
 
 /// What a request to complete says about the whole.
 #[derive(Debug, Default)]
-pub(super) struct Whole {
+pub(super) struct Completion {
     pub(super) condition: Condition,
     pub(super) size: Option<i64>,
     /// Full-object checksums.
@@ -68,7 +68,7 @@ pub(super) fn create(objects: &ObjectFiles, upload: &Upload) -> S3Result<String>
     let text = serde_json::to_vec(upload).map_err(S3Error::internal_error)?;
     fs::create_dir(&folder)
         .and_then(|()| fs::write(folder.join("upload.json"), text))
-        .map_err(|e| broken("beginning the upload", &e))?;
+        .map_err(|e| io_error("beginning the upload", &e))?;
     Ok(id)
 }
 
@@ -84,17 +84,17 @@ pub(super) fn find(objects: &ObjectFiles, id: &str, bucket: &str, key: &str) -> 
 }
 
 /// Keeps a part that has arrived, in place of an earlier one of that number.
-pub(super) fn keep_part(objects: &ObjectFiles, folder: &Path, number: i32, part: Received) -> S3Result<ETag> {
+pub(super) fn store_part(objects: &ObjectFiles, folder: &Path, number: i32, part: Received) -> S3Result<ETag> {
     if !(1..=PART_NUMBER_MAX).contains(&number) {
         return Err(s3_error!(InvalidArgument, "Part number must be an integer between 1 and 10000, inclusive"));
     }
     if !folder.is_dir() {
         return Err(s3_error!(NoSuchUpload));
     }
-    let etag = objects.keep(part.staged, &part_path(folder, number))?;
+    let etag = objects.store(part.staged, &part_path(folder, number))?;
     let note = PartNote { etag: etag.value().to_owned(), checksums: part.checksums };
     let text = serde_json::to_vec(&note).map_err(S3Error::internal_error)?;
-    fs::write(note_path(folder, number), text).map_err(|e| broken("keeping the part", &e))?;
+    fs::write(note_path(folder, number), text).map_err(|e| io_error("keeping the part", &e))?;
     Ok(etag)
 }
 
@@ -103,10 +103,10 @@ pub(super) fn complete(
     objects: &ObjectFiles,
     (bucket, key, id): (&str, &str, &str),
     named: &[CompletedPart],
-    mut whole: Whole,
+    mut whole: Completion,
 ) -> S3Result<ETag> {
     let (folder, upload) = find(objects, id, bucket, key)?;
-    let parts = choose(&folder, named)?;
+    let parts = select_parts(&folder, named)?;
     let size: u64 = parts.iter().map(|part| part.stat.size).sum();
     if whole.size.is_some_and(|wanted| u64::try_from(wanted) != Ok(size)) {
         return Err(s3_error!(InvalidRequest, "the parts have {size} bytes, not the number the request gives"));
@@ -114,7 +114,7 @@ pub(super) fn complete(
     let staged = Staged::new(&objects.layout)?;
     // Of a whole object's kind S3 computes the sum itself, named or not.
     let own = whole.is_full.then_some("crc32");
-    let computed = join(&parts, &staged, whole.checksums.algorithms().chain(own))?;
+    let computed = join_parts(&parts, &staged, whole.checksums.algorithms().chain(own))?;
     whole.checksums.verify(&computed)?;
     if let Some((algorithm, value)) = own.and_then(|own| Some((own, computed.get(own)?))) {
         whole.checksums.insert(algorithm, value);
@@ -134,11 +134,11 @@ pub(super) fn remove(folder: &Path) -> S3Result {
     // The note goes first: without it the upload is no longer open, however far the rest gets.
     fs::remove_file(folder.join("upload.json"))
         .and_then(|()| fs::remove_dir_all(folder))
-        .map_err(|e| broken("removing the upload", &e))
+        .map_err(|e| io_error("removing the upload", &e))
 }
 
 /// Checks the named parts against those on disk, as S3 does.
-fn choose(folder: &Path, named: &[CompletedPart]) -> S3Result<Vec<Part>> {
+fn select_parts(folder: &Path, named: &[CompletedPart]) -> S3Result<Vec<Part>> {
     if named.is_empty() {
         return Err(s3_error!(MalformedXML, "You must specify at least one part"));
     }
@@ -165,7 +165,7 @@ fn choose(folder: &Path, named: &[CompletedPart]) -> S3Result<Vec<Part>> {
 }
 
 /// Joins the parts in a staged file and computes the checksums asked for.
-fn join<'a>(parts: &[Part], staged: &Staged, algorithms: impl Iterator<Item = &'a str>) -> S3Result<Checksums> {
+fn join_parts<'a>(parts: &[Part], staged: &Staged, algorithms: impl Iterator<Item = &'a str>) -> S3Result<Checksums> {
     let mut hasher = Hasher::new(algorithms);
     let mut buffer = vec![0; COPY_BYTES];
     let mut whole = &staged.file;
@@ -184,7 +184,7 @@ fn join<'a>(parts: &[Part], staged: &Staged, algorithms: impl Iterator<Item = &'
         if left == 0 { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     };
     for part in parts {
-        copy(part).map_err(|e| broken("joining the parts", &e))?;
+        copy(part).map_err(|e| io_error("joining the parts", &e))?;
     }
     Ok(hasher.finish())
 }
@@ -195,7 +195,7 @@ fn read_upload(folder: &Path) -> Option<Upload> {
 
 pub(super) fn read_part(folder: &Path, number: i32) -> Option<Part> {
     let path = part_path(folder, number);
-    let stat = Stat::of(&fs::metadata(&path).ok()?);
+    let stat = Stat::from_metadata(&fs::metadata(&path).ok()?);
     let note = fs::read(note_path(folder, number)).ok().and_then(|text| serde_json::from_slice(&text).ok());
     // A note of another upload of the same part says nothing about this one.
     let checksums = note.filter(|note: &PartNote| note.etag == stat.etag).map(|note| note.checksums);

@@ -9,12 +9,12 @@ use aws_sdk_dynamodb::types::AttributeValue;
 
 use super::*;
 
-async fn table() -> (Sky, Faults, Client) {
-    let sky = Sky::new();
+async fn table() -> (TestCloud, Faults, Client) {
+    let cloud = TestCloud::new();
     let faults = Faults::new();
-    let client = Client::new(&config(sky.cloud.faulty_wire(None, faults.clone())));
+    let client = Client::new(&config(cloud.faulty_http_client(None, faults.clone())));
     dynamo::make_table(&client).await;
-    (sky, faults, client)
+    (cloud, faults, client)
 }
 
 /// Adds one, and says how it went.
@@ -48,7 +48,7 @@ async fn each_fault_is_applied_or_not_as_it_says() {
         (Fault::Delay(Duration::from_millis(1)), 1, "ok"),
     ];
     for (fault, applied, expected) in cases {
-        let (_sky, faults, client) = table().await;
+        let (_cloud, faults, client) = table().await;
         faults.add(Service::Dynamodb, "UpdateItem", When::Nth(1), fault.clone());
 
         let outcome = add(&client).await.map_or_else(|code| code, |()| "ok".to_owned());
@@ -69,10 +69,10 @@ async fn the_sdk_retries_what_it_should() {
         (Fault::Status(400, "ThrottlingException"), 1),
         (Fault::StatusAfter(500, "InternalServerError"), 3),
     ] {
-        let sky = Sky::new();
+        let cloud = TestCloud::new();
         let faults = Faults::new();
         let retry = RetryConfig::standard().with_initial_backoff(Duration::from_millis(1));
-        let config = config(sky.cloud.faulty_wire(None, faults.clone())).to_builder().retry_config(retry).build();
+        let config = config(cloud.faulty_http_client(None, faults.clone())).to_builder().retry_config(retry).build();
         let client = Client::new(&config);
         dynamo::make_table(&client).await;
         faults.add(Service::Dynamodb, "UpdateItem", When::First(2), fault.clone());
@@ -86,14 +86,14 @@ async fn the_sdk_retries_what_it_should() {
 
 #[tokio::test]
 async fn a_call_that_hangs_is_timed_out() {
-    let sky = Sky::new();
+    let cloud = TestCloud::new();
     let faults = Faults::new();
     for timeout in [
         TimeoutConfig::builder().read_timeout(Duration::from_millis(200)).build(),
         TimeoutConfig::builder().operation_attempt_timeout(Duration::from_millis(200)).build(),
     ] {
-        let wire = sky.cloud.faulty_wire(None, faults.clone());
-        let config = config(wire).to_builder().timeout_config(timeout).build();
+        let client = cloud.faulty_http_client(None, faults.clone());
+        let config = config(client).to_builder().timeout_config(timeout).build();
         faults.add(Service::Dynamodb, "ListTables", When::Always, Fault::Hang);
 
         let error = Client::new(&config).list_tables().send().await.unwrap_err();
@@ -104,11 +104,11 @@ async fn a_call_that_hangs_is_timed_out() {
 
 #[tokio::test]
 async fn operations_have_their_names() {
-    let sky = Sky::new();
+    let cloud = TestCloud::new();
     let faults = Faults::new();
-    let id = sky.cloud.launch(&[]);
-    let wire = sky.cloud.faulty_wire(Some(&id), faults.clone());
-    let (config, s3) = (config(wire.clone()), s3(wire.clone()));
+    let id = cloud.launch(&[]);
+    let client = cloud.faulty_http_client(Some(&id), faults.clone());
+    let (config, s3) = (config(client.clone()), s3(client.clone()));
     let seen = |service, operation: &str| assert_eq!(faults.count(service, operation), 1, "{operation}");
 
     put(&s3, "a/b c", b"x").await;
@@ -124,7 +124,7 @@ async fn operations_have_their_names() {
     s3.delete_object().bucket(SOURCE_BUCKET).key("k").send().await.unwrap();
     aws_sdk_sns::Client::new(&config).publish().topic_arn(TOPIC_ARN).message("m").send().await.unwrap();
     aws_sdk_ec2::Client::new(&config).terminate_instances().instance_ids(&id).send().await.unwrap();
-    let provider = aws_config::provider_config::ProviderConfig::without_region().with_http_client(wire);
+    let provider = aws_config::provider_config::ProviderConfig::without_region().with_http_client(client);
     let imds = aws_config::imds::Client::builder().configure(&provider).build();
     imds.get("/latest/meta-data/instance-id").await.unwrap();
 
@@ -151,9 +151,9 @@ async fn operations_have_their_names() {
 
 #[tokio::test]
 async fn object_calls_fail_as_on_the_wire() {
-    let sky = Sky::new();
+    let cloud = TestCloud::new();
     let faults = Faults::new();
-    let s3 = s3(sky.cloud.faulty_wire(None, faults.clone()));
+    let s3 = s3(cloud.faulty_http_client(None, faults.clone()));
     let put = || {
         let body = ByteStream::from_static(b"0123456789");
         s3.put_object().bucket(SOURCE_BUCKET).key("k").if_none_match("*").body(body).send()
@@ -173,7 +173,7 @@ async fn object_calls_fail_as_on_the_wire() {
 
 #[tokio::test]
 async fn calls_can_be_hooked_and_held() {
-    let (_sky, faults, client) = table().await;
+    let (_cloud, faults, client) = table().await;
     let hooked = Arc::new(AtomicUsize::new(0));
     let seen = Arc::clone(&hooked);
     faults.before(Service::Dynamodb, "UpdateItem", 2, move || {

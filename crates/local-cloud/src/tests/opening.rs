@@ -5,7 +5,7 @@ use std::fs;
 use super::*;
 
 async fn tables(cloud: &LocalCloud) -> Vec<String> {
-    let client = aws_sdk_dynamodb::Client::new(&config(cloud.wire(None)));
+    let client = aws_sdk_dynamodb::Client::new(&config(cloud.http_client(None)));
     client.list_tables().send().await.unwrap().table_names.unwrap_or_default()
 }
 
@@ -15,8 +15,8 @@ async fn everything_is_there_after_a_restart() {
     let root = dir.path().join("new/cloud");
     {
         let cloud = LocalCloud::open(&root).unwrap();
-        dynamo::make_table(&aws_sdk_dynamodb::Client::new(&config(cloud.wire(None)))).await;
-        put(&s3(cloud.wire(None)), "a/b", b"bytes").await;
+        dynamo::make_table(&aws_sdk_dynamodb::Client::new(&config(cloud.http_client(None)))).await;
+        put(&s3(cloud.http_client(None)), "a/b", b"bytes").await;
         instances::publish(&cloud, "one").await.unwrap();
         instances::publish(&cloud, "two\n").await.unwrap();
         // What a process that is killed while writing leaves behind.
@@ -29,7 +29,7 @@ async fn everything_is_there_after_a_restart() {
     let cloud = LocalCloud::open(&root).unwrap();
 
     assert_eq!(tables(&cloud).await, ["tasks"]);
-    assert_eq!(get(&s3(cloud.wire(None)), "a/b").await.unwrap(), b"bytes");
+    assert_eq!(get(&s3(cloud.http_client(None)), "a/b").await.unwrap(), b"bytes");
     let messages: Vec<_> = cloud.published().into_iter().map(|published| published.message).collect();
     assert_eq!(messages, ["one", "two\n"]);
     assert_eq!(fs::read_dir(root.join(".lighthpc/tmp")).unwrap().count(), 0);
@@ -43,7 +43,7 @@ async fn everything_is_there_after_a_restart() {
 async fn a_cloud_in_use_can_only_be_attached_to() {
     let dir = TempDir::new().unwrap();
     let cloud = LocalCloud::open(dir.path()).unwrap();
-    dynamo::make_table(&aws_sdk_dynamodb::Client::new(&config(cloud.wire(None)))).await;
+    dynamo::make_table(&aws_sdk_dynamodb::Client::new(&config(cloud.http_client(None)))).await;
 
     assert!(matches!(LocalCloud::open(dir.path()), Err(OpenError::InUse { .. })));
     let attached = LocalCloud::attach(dir.path()).unwrap();
@@ -83,7 +83,7 @@ async fn a_look_beside_a_writer_is_of_one_moment() {
     const LOOKS: usize = 20;
     let dir = TempDir::new().unwrap();
     let cloud = LocalCloud::open(dir.path()).unwrap();
-    let client = aws_sdk_dynamodb::Client::new(&config(cloud.wire(None)));
+    let client = aws_sdk_dynamodb::Client::new(&config(cloud.http_client(None)));
     dynamo::make_table(&client).await;
     let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let mut writer = tokio::task::JoinSet::new();
@@ -105,7 +105,7 @@ async fn a_look_beside_a_writer_is_of_one_moment() {
     while looks < LOOKS {
         let root = dir.path().to_owned();
         let attached = tokio::task::spawn_blocking(move || LocalCloud::attach(&root)).await.unwrap().unwrap();
-        let client = aws_sdk_dynamodb::Client::new(&config(attached.wire(None)));
+        let client = aws_sdk_dynamodb::Client::new(&config(attached.http_client(None)));
         let (a, b) = dynamo::read_both(&client).await;
         assert_eq!(a, b);
         assert!(a >= last, "{a} after {last}");
