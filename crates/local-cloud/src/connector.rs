@@ -1,7 +1,7 @@
-//! The wire: what the AWS SDK takes for its HTTP client, and what never leaves the process.
+//! The HTTP client of the AWS SDK's clients, from which no request leaves the process.
 //!
-//! A request goes by its host to one of the services; any other host is refused, whatever it is, so a dry run can
-//! reach neither an account nor anything else. Faults act here, around the service.
+//! The host of a request selects the service. Any other host is refused, so a local run can reach neither an account
+//! nor anything else. Faults act here, around the service.
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,15 +25,15 @@ use super::{dynamo, ec2, imds, s3};
 
 pub(super) type CallResult = Result<http::Response<SdkBody>, ConnectorError>;
 
-/// One client's way into the cloud.
+/// The HTTP client of one machine.
 #[derive(Clone)]
 pub(super) struct Connector {
     pub(super) services: Arc<Services>,
-    /// Who calls, for IMDS; `None`: a machine that is no instance.
+    /// The calling instance, for IMDS; `None`: a machine off EC2.
     pub(super) instance: Option<Arc<str>>,
     #[cfg(any(test, feature = "testing"))]
     pub(super) faults: Faults,
-    /// As the SDK's own client: from the start of a request to the head of its answer.
+    /// From the start of a request to the head of its answer, as in the SDK's own client.
     read_timeout: Option<Duration>,
 }
 
@@ -57,7 +57,7 @@ impl Connector {
         let request = request.try_into_http1x().map_err(|error| ConnectorError::user(error.into()))?;
         let service = route(request.uri())?;
         let (parts, body) = request.into_parts();
-        // Small calls are read to be named; an object's bytes stay a stream.
+        // The operation's name can be in the body of a small call; the bytes of an object stay a stream.
         let body = if service == Service::S3 { body } else { SdkBody::from(collect(body).await?) };
         let operation = operation(service, &parts, &body);
         #[cfg(any(test, feature = "testing"))]
@@ -114,7 +114,7 @@ impl HttpConnector for Connector {
     }
 }
 
-/// Says why a request was not let out.
+/// The error for a host that is not a service's.
 #[derive(Debug, thiserror::Error)]
 #[error("the local cloud refuses host {host}: a dry run never leaves this machine")]
 struct HostRefused {
@@ -132,7 +132,7 @@ fn route(uri: &http::Uri) -> Result<Service, ConnectorError> {
         ["sns", _] => Ok(Service::Sns),
         ["ec2", _] => Ok(Service::Ec2),
         ["s3", _] => Ok(Service::S3),
-        // A bucket's name may have dots.
+        // The name of a bucket can contain dots.
         [.., bucket, "s3", _] if !bucket.is_empty() => Ok(Service::S3),
         _ => Err(ConnectorError::user(HostRefused { host: host.to_owned() }.into())),
     }

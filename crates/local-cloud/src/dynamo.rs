@@ -1,7 +1,7 @@
 //! DynamoDB: the service's JSON protocol in front of `dynoxide`.
 //!
-//! Conditions, transactions, and idempotency tokens are the engine's; nothing of them is decided here. An
-//! operation this file does not name is answered as DynamoDB answers an unknown one.
+//! The engine decides conditions, transactions, and idempotency tokens. An operation that this file does not name is
+//! answered as DynamoDB answers an unknown one.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,17 +23,17 @@ const TARGET_PREFIX: &str = "DynamoDB_20120810.";
 #[derive(Clone)]
 pub(super) struct Dynamo {
     database: Database,
-    /// The copy that is open, removed once it is not.
+    /// The copy of the file, removed when the value is dropped.
     _copy: Option<Arc<Snapshot>>,
 }
 
 impl Dynamo {
-    /// Opens the tables kept in a file, which two processes may have open at once.
+    /// Opens the tables in the layout's file, which two processes can have open at once.
     pub(super) fn open(layout: &Layout) -> Result<Self, OpenError> {
         Self::open_file(&layout.database())
     }
 
-    /// Opens a copy of the tables as they are now: the engine cannot open a file without writing beside it.
+    /// Opens a copy of the tables as of now: the engine cannot open a file without writing beside it.
     pub(super) fn open_copy(layout: &Layout) -> Result<Self, OpenError> {
         let copy = Snapshot::take(&layout.database())?;
         let Self { database, _copy: _ } = Self::open_file(&copy.database())?;
@@ -44,9 +44,9 @@ impl Dynamo {
         let state = |reason: String| OpenError::State { path: path.to_owned(), reason };
         let name = path.to_str().ok_or_else(|| state("the folder's name is not UTF-8".into()))?;
         let database = Database::new(name).map_err(|error| state(error.to_string()))?;
-        // The engine opens in WAL mode, in which a killed process loses nothing that was acknowledged. This call
-        // (there is no other way through its interface) sets `synchronous = NORMAL`: no fsync for each write,
-        // which would only matter when the whole machine loses power, and then the objects beside it are as old.
+        // The engine opens in WAL mode: a killed process loses no acknowledged write. This call, the only one that
+        // the engine's interface has for it, sets `synchronous = NORMAL`: no fsync for each write. That matters only
+        // if the machine loses power, and then the objects beside the file are as old.
         database.disable_bulk_loading().map_err(|error| state(error.to_string()))?;
         Ok(Self { database, _copy: None })
     }
@@ -58,8 +58,8 @@ impl Dynamo {
         Ok(Self { database, _copy: None })
     }
 
-    /// Answers one call. The engine blocks on `SQLite`, so it runs on a blocking thread; once begun it runs to its
-    /// end even if the caller gives up, as a request that is already with AWS does.
+    /// Answers one call. The engine blocks on `SQLite`, so it runs on a blocking thread. A call that has started
+    /// finishes even if the caller gives up, as a request that has reached AWS does.
     pub(super) async fn answer(&self, operation: String, body: Bytes) -> http::Response<SdkBody> {
         let database = self.database.clone();
         let outcome = tokio::task::spawn_blocking(move || dispatch(&database, &operation, &body)).await;
@@ -77,13 +77,13 @@ impl Dynamo {
     }
 }
 
-/// Gives the operation's name as the `X-Amz-Target` header has it, without the version.
+/// Returns the operation's name from the `X-Amz-Target` header, without the version.
 pub(super) fn operation(headers: &http::HeaderMap) -> String {
     let target = headers.get("x-amz-target").and_then(|value| value.to_str().ok()).unwrap_or_default();
     target.strip_prefix(TARGET_PREFIX).unwrap_or(target).to_owned()
 }
 
-/// Makes an error answer in the shape the SDK reads a code from.
+/// Builds an error answer from which the SDK reads the code.
 pub(super) fn error_reply(status: u16, code: &str, message: &str) -> http::Response<SdkBody> {
     let body = serde_json::json!({
         "__type": format!("com.amazonaws.dynamodb.v20120810#{code}"),
@@ -95,7 +95,7 @@ pub(super) fn error_reply(status: u16, code: &str, message: &str) -> http::Respo
 fn dispatch(db: &Database, operation: &str, body: &[u8]) -> dynoxide::Result<String> {
     match operation {
         "CreateTable" => run(body, |request| db.create_table(request)),
-        // For the tests of this crate: the tables outlive the process.
+        // Called only by the tests of this crate, to see that tables survive a restart.
         "ListTables" => run(body, |request| db.list_tables(request)),
         "PutItem" => run(body, |request| db.put_item(request)),
         "GetItem" => run(body, |request| db.get_item(request)),
@@ -118,7 +118,7 @@ fn run<Q: DeserializeOwned, A: Serialize>(
     serde_json::to_string(&answer).map_err(|error| DynoxideError::InternalServerError(error.to_string()))
 }
 
-/// Classifies a request the engine's types refused, by the markers its deserialisers put first.
+/// Classifies a request that the engine's types refused, by the markers that its deserializers put first.
 fn request_error(error: &serde_json::Error) -> DynoxideError {
     let text = error.to_string();
     let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message);

@@ -1,8 +1,8 @@
-//! EC2: launches, tags, lists, and ends the instances of [`Fleet`], and records that it was asked to.
+//! EC2: launches, lists, and terminates the instances of [`Fleet`], and records the requests.
 //!
-//! It never starts a process: whoever plays the machine does that. It refuses what EC2 refuses of a fleet's pools, and launches
-//! once for one client token (for as long as the process lives; EC2 for a day at least). Launch templates, prices, and capacity
-//! are not modelled; a call for them is refused by name, not answered with something invented.
+//! It never starts a process: the caller plays the machine. It refuses the pools that EC2 refuses, and launches once
+//! for one client token (while the process lives; EC2 for at least a day). Launch templates, prices, and capacity are
+//! not modelled: a call for them is refused by its name.
 
 use aws_smithy_types::body::SdkBody;
 
@@ -12,7 +12,7 @@ use super::names::REGION;
 use super::query::{Form, Xml, fresh_id, reply};
 
 const NAMESPACE: &str = "http://ec2.amazonaws.com/doc/2016-11-15/";
-/// Launches in one call; more is a slip of a test, not a wish.
+/// Launches in one call; more is a mistake in a test.
 const COUNT_MAX: usize = 10_000;
 
 /// Answers one call.
@@ -36,7 +36,7 @@ pub(super) fn answer(fleet: &Fleet, form: &Form) -> http::Response<SdkBody> {
     }
 }
 
-/// Makes an error answer in the shape the SDK reads a code from.
+/// Builds an error answer from which the SDK reads the code.
 pub(super) fn error_reply(status: u16, code: &str, message: &str) -> http::Response<SdkBody> {
     let mut xml = Xml::default();
     xml.element("Errors", |xml| {
@@ -48,6 +48,7 @@ pub(super) fn error_reply(status: u16, code: &str, message: &str) -> http::Respo
     reply(status, "text/xml", xml.root("Response", NAMESPACE))
 }
 
+/// A refusal, with EC2's code.
 struct Ec2Error {
     status: u16,
     code: &'static str,
@@ -60,7 +61,7 @@ impl Ec2Error {
     }
 }
 
-/// What a call would have done, had it not asked for a dry run.
+/// Refuses a dry run, which has passed all checks.
 fn refuse_dry_run(form: &Form) -> Result<(), Ec2Error> {
     if !form.is_true("DryRun") {
         return Ok(());
@@ -84,7 +85,7 @@ fn parse_count(form: &Form, name: &'static str) -> Result<usize, Ec2Error> {
     }
 }
 
-/// Launches `count` instances with the tags the call gives to instances; once for one client token.
+/// Launches `count` instances with the call's tags for instances; once for one client token.
 fn launch(fleet: &Fleet, form: &Form, count: usize) -> Result<Vec<String>, Ec2Error> {
     let is_for_instances = |prefix: &String| form.get(&format!("{prefix}.ResourceType")) == Some("instance");
     let specifications = form.indexes("TagSpecification");
@@ -102,7 +103,7 @@ fn launch(fleet: &Fleet, form: &Form, count: usize) -> Result<Vec<String>, Ec2Er
         })
 }
 
-/// Launches as an `instant` fleet does; the other types launch later, on their own, which nothing here would.
+/// Launches an `instant` fleet. The other types launch later, which nothing here would do.
 fn create_fleet(fleet: &Fleet, form: &Form) -> Result<Xml, Ec2Error> {
     if form.get("Type") != Some("instant") {
         return Err(Ec2Error::new("InvalidParameterValue", "the local cloud has fleets of type instant only"));
@@ -126,7 +127,7 @@ fn create_fleet(fleet: &Fleet, form: &Form) -> Result<Xml, Ec2Error> {
     Ok(xml)
 }
 
-/// Refuses a request that names a pool (instance type and zone) twice, or a type that the region does not have: as a whole.
+/// Refuses the whole request if it names a pool (instance type and zone) twice or a type that the region does not have.
 fn refuse_pools(fleet: &Fleet, form: &Form) -> Result<(), Ec2Error> {
     let zones = fleet.subnets();
     let mut pools = std::collections::BTreeSet::new();
@@ -167,7 +168,7 @@ fn describe_subnets(fleet: &Fleet, form: &Form) -> Result<Xml, Ec2Error> {
     Ok(xml)
 }
 
-/// Says which of the types that are asked for the region offers; it has no list of its own.
+/// Returns those of the requested types that the region offers. There is no list of all types.
 fn describe_offerings(fleet: &Fleet, form: &Form) -> Result<Xml, Ec2Error> {
     refuse_dry_run(form)?;
     if form.get("Filter.1.Name") != Some("instance-type") {

@@ -1,9 +1,8 @@
-//! Faults on the wire, a journal of the calls, and hooks at a chosen call, all for tests.
+//! Injected faults, a journal of the calls, and hooks at a chosen call, all for tests.
 //!
-//! A rule names a service, an operation (`UpdateItem`, `PutObject`, an IMDS path; `*` for any), and which of the calls
-//! it matches, counted by the rule itself from when it was made. Delays, hooks, and gates all act; of the
-//! faults that decide the answer the first one made wins. Nothing here changes what AWS would do, only whether the request
-//! gets there and the answer back.
+//! A rule names a service, an operation (`UpdateItem`, `PutObject`, an IMDS path; `*` for any), and the calls that it
+//! matches, which the rule counts from its creation. All delays, hooks, and gates act. Of several faults that decide
+//! the answer, the oldest acts. A fault changes whether a request or its answer arrives, never what the service does.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -13,7 +12,7 @@ use super::gate::Gate;
 use super::lock::locked;
 use super::services::Service;
 
-/// Which of the calls that match a rule it acts on.
+/// The matching calls on which a rule acts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum When {
     /// The n-th, counted from 1.
@@ -37,7 +36,7 @@ impl When {
     }
 }
 
-/// What goes wrong.
+/// An injected fault.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fault {
@@ -47,13 +46,13 @@ pub enum Fault {
     FailAfter,
     /// The request is applied twice; the second answer is returned.
     Repeat,
-    /// The request waits first, then goes on as it would have.
+    /// The request is delayed, then applied.
     Delay(Duration),
     /// Not applied; this status and error code are answered.
     Status(u16, &'static str),
     /// Applied; then this status and error code are answered in place of the answer.
     StatusAfter(u16, &'static str),
-    /// Not applied; this status and this very body are answered.
+    /// Not applied; this status and exactly this body are answered.
     Raw(u16, String),
     /// Not applied, never answered.
     Hang,
@@ -86,7 +85,7 @@ struct FaultState {
     calls: Vec<(Service, String)>,
 }
 
-/// A list of rules and the journal of one or several wires; a clone is the same list.
+/// The rules and the journal of one or several HTTP clients; a clone is the same list.
 #[derive(Clone, Default)]
 pub struct Faults {
     state: Arc<Mutex<FaultState>>,
@@ -100,7 +99,7 @@ impl fmt::Debug for Faults {
 }
 
 impl Faults {
-    /// Makes an empty list, which only keeps the journal.
+    /// Creates an empty list, which only keeps the journal.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -111,12 +110,12 @@ impl Faults {
         self.push(service, operation, when, Effect::Fault(fault))
     }
 
-    /// Calls back when the n-th such call (from 1) has arrived, before it is applied.
+    /// Calls `act` when the n-th such call (from 1) has arrived, before it is applied.
     pub fn before(&self, service: Service, operation: &str, n: u32, act: impl Fn() + Send + Sync + 'static) -> &Self {
         self.push(service, operation, When::Nth(n), Effect::Before(Arc::new(act)))
     }
 
-    /// Calls back when the n-th such call (from 1) has been applied, before it is answered.
+    /// Calls `act` when the n-th such call (from 1) has been applied, before it is answered.
     pub fn after(&self, service: Service, operation: &str, n: u32, act: impl Fn() + Send + Sync + 'static) -> &Self {
         self.push(service, operation, When::Nth(n), Effect::After(Arc::new(act)))
     }
@@ -142,7 +141,7 @@ impl Faults {
         locked(&self.state).rules.clear();
     }
 
-    /// Gives every call seen, in the order of arrival, those that were never applied included.
+    /// Returns every call in the order of arrival, including those that were never applied.
     #[must_use]
     pub fn calls(&self) -> Vec<(Service, String)> {
         locked(&self.state).calls.clone()
@@ -161,7 +160,7 @@ impl Faults {
         self
     }
 
-    /// Notes a call that has arrived and gives what is to become of it.
+    /// Records a call that has arrived and returns what the rules do to it.
     pub(super) fn record(&self, service: Service, operation: &str) -> CallPlan {
         let mut state = locked(&self.state);
         state.calls.push((service, operation.to_owned()));
@@ -187,7 +186,7 @@ impl Faults {
     }
 }
 
-/// What is to become of one call.
+/// What the rules do to one call.
 #[derive(Default)]
 pub(super) struct CallPlan {
     before: Vec<CallStep>,

@@ -1,4 +1,4 @@
-//! How a fault shows on the wire: the connection breaks, an answer is lost, repeated, or replaced.
+//! How a fault acts on a call: the connection breaks, or an answer is lost, repeated, or replaced.
 
 use std::io;
 use std::pin::Pin;
@@ -16,7 +16,7 @@ use super::services::Service;
 use super::{dynamo, ec2, imds, query, s3, sns};
 
 impl Connector {
-    /// Says why a call of this instance is denied, if it is. Calls of DynamoDB have been read whole.
+    /// Returns why a call of this instance is denied. The bodies of DynamoDB's calls are in memory here.
     pub(super) fn denial(&self, service: Service, operation: &str, body: &SdkBody) -> Option<String> {
         let denied = locked(&self.services.denied).clone()?;
         let is_asked = service == Service::Dynamodb && self.instance.is_some();
@@ -58,7 +58,7 @@ impl Connector {
 }
 
 fn error_reply(service: Service, status: u16, code: &str) -> http::Response<SdkBody> {
-    let message = "a fault on the wire";
+    let message = "an injected fault";
     match service {
         Service::Dynamodb => dynamo::error_reply(status, code, message),
         Service::S3 => s3::error_reply(status, code, message),
@@ -77,12 +77,12 @@ fn content_type(service: Service) -> &'static str {
     }
 }
 
-/// Makes the error the SDK's own client gives for a broken connection: retried, and ambiguous.
+/// Builds the SDK's own error for a broken connection: it is retried, and the outcome is unknown.
 fn reset(text: &'static str) -> ConnectorError {
     ConnectorError::io(io::Error::new(io::ErrorKind::ConnectionReset, text).into())
 }
 
-/// A body whose connection breaks after some bytes.
+/// A body whose connection breaks after `left` bytes.
 struct CutBody {
     body: SdkBody,
     left: u64,

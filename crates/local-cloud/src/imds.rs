@@ -1,7 +1,7 @@
-//! The instance metadata service, version 2 only: a token first, then what this one instance may know of itself.
+//! The instance metadata service, version 2 only: a token first, then the data of the calling instance.
 //!
-//! On a machine that is no instance every path is 404. That is quicker than the refused connection or the silence of
-//! a real one, and the SDK gives up on either without trying again.
+//! Off EC2, every path is 404. That is quicker than a refused connection or a timeout, and the SDK retries none of
+//! them.
 
 use aws_smithy_types::body::SdkBody;
 
@@ -40,7 +40,7 @@ fn issue_token(token: &str, request: &http::request::Parts) -> http::Response<Sd
     if request.method != http::Method::PUT {
         return text_reply(405, "");
     }
-    // One second to six hours, as IMDS has it.
+    // One second to six hours, as in IMDS.
     let ttl = request.headers.get(TOKEN_TTL).cloned();
     let seconds: Option<u32> = ttl.as_ref().and_then(|ttl| ttl.to_str().ok()?.parse().ok());
     match (ttl, seconds) {

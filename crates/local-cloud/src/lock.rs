@@ -1,8 +1,8 @@
-//! Locking of what several calls share.
+//! Locks that survive a panic.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Locks; a thread that panicked while it held the lock left nothing half done that another could not use.
+/// Locks a mutex, also after a panic in another thread: no change here is in several steps that could be half done.
 pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

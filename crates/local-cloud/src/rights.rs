@@ -1,7 +1,8 @@
-//! What an instance is denied, as by its role: so a test's node fails where one on AWS would.
+//! Updates that instances are denied, as by their role on AWS.
 //!
-//! IAM sees an attribute that an update names anywhere, in its condition too.
-//! Source: DynamoDB developer guide, "Using IAM policy conditions for fine-grained access control", `dynamodb:Attributes`.
+//! IAM checks every attribute that an update names, also in its condition.
+//! Source: DynamoDB developer guide, "Using IAM policy conditions for fine-grained access control",
+//! `dynamodb:Attributes`.
 
 use serde_json::Value;
 
@@ -17,7 +18,7 @@ impl DeniedUpdates {
         Self { table: table.to_owned(), names }
     }
 
-    /// Says why a call is denied, if it is.
+    /// Returns why a call is denied; `None`: it is allowed.
     pub(super) fn denial(&self, operation: &str, body: &[u8]) -> Option<String> {
         let request: Value = serde_json::from_slice(body).ok()?;
         let updates: Vec<&Value> = match operation {

@@ -1,4 +1,4 @@
-//! The services of one cloud, and what they keep.
+//! The services of one cloud and their state.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::rights::DeniedUpdates;
 use super::s3;
 use super::sns::Sns;
 
-/// The services of the local cloud.
+/// A service of the local cloud.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Service {
     /// The tables.
@@ -28,7 +28,7 @@ pub enum Service {
     Imds,
 }
 
-/// What answers the calls of one cloud.
+/// The services that answer the calls of one cloud.
 pub(super) struct Services {
     pub(super) dynamo: Dynamo,
     pub(super) s3: s3::Endpoint,
@@ -36,9 +36,9 @@ pub(super) struct Services {
     pub(super) sns: Sns,
     pub(super) fleet: Fleet,
     pub(super) layout: Layout,
-    /// What instances may not do.
+    /// Updates that instances are denied.
     #[cfg(any(test, feature = "testing"))]
     pub(super) denied: Mutex<Option<DeniedUpdates>>,
-    /// Held open for its lock.
+    /// Open for the lock on the folder.
     pub(super) _lock: Option<File>,
 }

@@ -1,10 +1,9 @@
-//! A copy of the tables' files, for one who only looks: taken without a lock and without a write, beside a process
-//! that may be writing.
+//! A copy of the tables' files for a reader, taken without a lock or a write while another process can be writing.
 //!
-//! `SQLite` in WAL mode appends to `…-wal` and changes the main file at checkpoints alone. A copy of the main file
-//! and then of the log is therefore consistent if no checkpoint and no restart of the log came in between: the main
-//! file's size and times and the log's header must be the same before and after. A last transaction that was copied
-//! in part is dropped by the checksums of the log.
+//! `SQLite` in WAL mode appends to `…-wal` and changes the main file only at checkpoints. A copy of the main file and
+//! then of the log is consistent if there was no checkpoint and no restart of the log between the two: the main file's
+//! size and times and the log's header must be the same before and after. If the last transaction was copied in part,
+//! `SQLite` drops it by the checksums of the log.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File};
@@ -15,11 +14,11 @@ use std::time::Duration;
 
 use super::layout::OpenError;
 
-/// How often a copy is taken: a checkpoint comes every 1,000 pages, and each pause lets one end. About 5 s in all.
+/// A checkpoint comes every 1,000 pages, and one finishes within a pause. 100 × 50 ms is 5 s in total.
 const TRIES_MAX: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(50);
-/// Times of files have the kernel's tick, at most 10 ms: a change within the tick of an earlier one is not seen in
-/// them.
+/// The resolution of file times is the kernel's tick, at most 10 ms: a second change within a tick leaves the same
+/// time.
 const TICK: Duration = Duration::from_millis(10);
 /// Source: SQLite, "Database File Format", section 4.1, "WAL File Format".
 const WAL_HEADER_BYTES: u64 = 32;
@@ -31,7 +30,7 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshot {
-    /// Copies a database as it is at one moment.
+    /// Copies a database as of one moment.
     pub(super) fn take(database: &Path) -> Result<Self, OpenError> {
         let dir = std::env::temp_dir().join(format!("lighthpc-copy-{}", uuid::Uuid::new_v4()));
         DirBuilder::new().mode(0o700).create(&dir).map_err(OpenError::io(&dir))?;
@@ -50,7 +49,7 @@ impl Snapshot {
         self.dir.join("dynamo.sqlite")
     }
 
-    /// Copies both files; `false` if they do not belong together.
+    /// Copies both files; `false`: they do not belong together.
     fn copy(&self, database: &Path) -> Result<bool, OpenError> {
         let log = log_path(database);
         let before = fingerprint(database, &log)?;
@@ -61,7 +60,7 @@ impl Snapshot {
         } else if !copy(&log, &log_copy)? {
             return Ok(false);
         }
-        // A time that is yet to come is of another clock, or was set by hand.
+        // A time in the future is from another clock, or was set by hand.
         let is_settled = before.modified.elapsed().map_or(true, |age| age > TICK);
         Ok(is_settled && before == fingerprint(database, &log)?)
     }
@@ -69,12 +68,12 @@ impl Snapshot {
 
 impl Drop for Snapshot {
     fn drop(&mut self) {
-        // A copy that stays behind is one in the folder for temporary files.
+        // A copy that cannot be removed stays in the system's folder for temporary files.
         drop(fs::remove_dir_all(&self.dir));
     }
 }
 
-/// What a checkpoint, or a restart of the log, changes.
+/// The properties that a checkpoint or a restart of the log changes.
 #[derive(Debug, PartialEq, Eq)]
 struct Fingerprint {
     inode: u64,
@@ -104,7 +103,7 @@ fn fingerprint(database: &Path, log: &Path) -> Result<Fingerprint, OpenError> {
     })
 }
 
-/// Copies a file; `false` if it is not there any more.
+/// Copies a file; `false`: it does not exist.
 fn copy(from: &Path, to: &Path) -> Result<bool, OpenError> {
     // The copy of a read-only file would be read-only, and the engine opens files to write.
     remove(to)?;

@@ -1,7 +1,7 @@
-//! SNS: records what was published, and refuses what SNS would refuse.
+//! SNS: records the published messages, and refuses what SNS refuses.
 //!
-//! Each message is a line of `.lighthpc/notifications.jsonl`, so a person can see what would have been sent and
-//! a later process still knows. Nothing is delivered, and nothing is deduplicated: a test counts the sends.
+//! Each message is a line of `.lighthpc/notifications.jsonl`, for people and for later processes. Nothing is delivered
+//! or deduplicated: tests count the calls.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -20,7 +20,7 @@ const NAMESPACE: &str = "http://sns.amazonaws.com/doc/2010-03-31/";
 const SUBJECT_CHARS_MAX: usize = 100;
 const MESSAGE_BYTES_MAX: usize = 256 * 1024;
 
-/// A message that was published.
+/// A published message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Published {
     /// The topic it was published to.
@@ -38,7 +38,7 @@ pub struct Published {
 /// All messages ever published in this cloud.
 #[derive(Debug)]
 pub(super) struct Sns {
-    /// What was sent, and where more is written; nowhere for one who only looks.
+    /// The messages, and the file for more; `None`: opened for reading.
     sent: Mutex<(Vec<Published>, Option<File>)>,
 }
 
@@ -53,7 +53,7 @@ impl Sns {
         Ok(Self { sent: Mutex::new((sent, Some(file))) })
     }
 
-    /// As [`Self::open`], beside a process that may be writing: nothing is cut off, and nothing can be published.
+    /// As [`Self::open`], but for reading while another process can be writing: nothing is cut off or published.
     pub(super) fn attach(layout: &Layout) -> Result<Self, OpenError> {
         let (sent, _) = read_back(&layout.notifications())?;
         Ok(Self { sent: Mutex::new((sent, None)) })
@@ -107,7 +107,7 @@ impl Sns {
     }
 }
 
-/// Makes an error answer in the shape the SDK reads a code from.
+/// Builds an error answer from which the SDK reads the code.
 pub(super) fn error_reply(status: u16, code: &str, message: &str) -> http::Response<SdkBody> {
     let mut xml = Xml::default();
     xml.element("Error", |xml| {
@@ -119,7 +119,7 @@ pub(super) fn error_reply(status: u16, code: &str, message: &str) -> http::Respo
     reply(status, "text/xml", xml.root("ErrorResponse", NAMESPACE))
 }
 
-/// Says what SNS would have against this message.
+/// Returns the reason for which SNS refuses this message.
 fn invalid_parameter(message: &Published) -> Option<&'static str> {
     if !message.topic_arn.starts_with("arn:") {
         return Some("TopicArn");
@@ -131,7 +131,7 @@ fn invalid_parameter(message: &Published) -> Option<&'static str> {
         return Some("Message too long");
     }
     // "ASCII text that begins with a letter, number, or punctuation mark, no line breaks or control characters,
-    // less than 100 characters": a file's name in a subject is the usual way to break this.
+    // less than 100 characters". A file name in a subject often breaks this.
     let is_plain = |subject: &str| {
         !subject.is_empty()
             && subject.len() < SUBJECT_CHARS_MAX
@@ -144,7 +144,7 @@ fn invalid_parameter(message: &Published) -> Option<&'static str> {
     None
 }
 
-/// Reads the messages, and how many bytes of the file hold whole ones.
+/// Reads the complete messages, and returns them and their length in bytes.
 pub(super) fn read_back(path: &Path) -> Result<(Vec<Published>, u64), OpenError> {
     let text = match fs::read(path) {
         Ok(text) => text,

@@ -15,7 +15,7 @@ pub(super) const ALGORITHMS: [&str; 5] = ["crc32", "crc32c", "crc64nvme", "sha1"
 #[serde(transparent)]
 pub(super) struct Checksums(BTreeMap<String, String>);
 
-/// Reads the five fields that many types of `s3s` have for checksums.
+/// Reads the five fields for checksums that many types of `s3s` have.
 macro_rules! checksums_of {
     ($from:expr) => {
         $crate::s3::checksums::Checksums::from_fields([
@@ -28,7 +28,7 @@ macro_rules! checksums_of {
     };
 }
 
-/// Writes the five fields that many types of `s3s` have for checksums; returns the value.
+/// Sets the five fields for checksums that many types of `s3s` have, and returns the value.
 macro_rules! with_checksums {
     ($checksums:expr, $output:expr) => {{
         let (mut output, checksums) = ($output, &$checksums);
@@ -44,7 +44,7 @@ macro_rules! with_checksums {
 pub(super) use {checksums_of, with_checksums};
 
 impl Checksums {
-    /// Takes values in the order of [`ALGORITHMS`].
+    /// Builds the value from fields in the order of [`ALGORITHMS`].
     pub(super) fn from_fields(values: [&Option<String>; ALGORITHMS.len()]) -> Self {
         ALGORITHMS.into_iter().zip(values).filter_map(|(name, value)| Some((name, value.clone()?))).collect()
     }
@@ -70,7 +70,7 @@ impl Checksums {
         self.0.keys().map(String::as_str)
     }
 
-    /// Returns the first algorithm whose value `other` does not have, too.
+    /// Returns the first algorithm for which `other` has another value or none.
     pub(super) fn first_difference(&self, other: &Self) -> Option<&str> {
         self.algorithms().find(|algorithm| self.0.get(*algorithm) != other.0.get(*algorithm))
     }

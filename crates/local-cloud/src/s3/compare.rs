@@ -1,5 +1,4 @@
-//! Whether an object is still the one that somebody put there, or read: people look into these folders, and change
-//! them.
+//! Whether an object is still the one with an earlier `ETag`: people see these folders, and change files.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -9,22 +8,23 @@ use super::object_files::{ObjectFiles, locate, stat};
 
 const BUFFER_BYTES: usize = 256 * 1024;
 
-/// What has become of an object.
+/// An object, compared with an earlier `ETag`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ObjectState {
-    /// It is the same: its `ETag` is, or its bytes are.
+    /// Its `ETag` or its bytes are the same.
     Unchanged,
-    /// It is not there.
+    /// There is no object.
     Missing,
-    /// It is another.
+    /// Its bytes are other ones.
     Changed,
 }
 
 impl ObjectFiles {
-    /// Compares an object with the `ETag` that it had. If that differs, only its file does, perhaps (the folder was
-    /// copied to another disk, or the file was touched): then its bytes are compared by the checksum that was kept
-    /// with that `ETag`, as long as `budget_bytes` lasts; what cannot be compared any more counts as the same if it
-    /// is as long.
+    /// Compares an object with an earlier `ETag`.
+    ///
+    /// Another `ETag` can be the same content in another file, if the folder was copied or the file was touched. Then
+    /// the bytes are compared, by the checksum that was stored under the earlier `ETag`, as long as `budget_bytes`
+    /// lasts. After that, a file of the same size counts as unchanged.
     pub(crate) fn compare(&self, bucket: &str, key: &str, etag: &str, budget_bytes: &mut u64) -> ObjectState {
         let etag = etag.trim_matches('"');
         let root = self.layout.bucket(bucket);
@@ -52,7 +52,7 @@ impl ObjectFiles {
         }
     }
 
-    /// Gives an object's `ETag`, if there is one.
+    /// Returns an object's `ETag`, if there is an object.
     pub(crate) fn etag(&self, bucket: &str, key: &str) -> Option<String> {
         let root = self.layout.bucket(bucket);
         self.with_lock(|| stat(&root, key)).ok().flatten().map(|found| found.etag)

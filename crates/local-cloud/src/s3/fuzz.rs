@@ -1,4 +1,4 @@
-//! What is fuzzed here: what is kept of an object, of an upload, and of its parts.
+//! Fuzz target: the files beside an object, an upload, and its parts.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use super::ObjectState;
 use super::object_files::{ObjectFiles, stat};
 use super::uploads::{self, Upload};
 
-/// Looks at an object whose metadata are these bytes, and at an unfinished upload of which the same is true.
+/// Reads an object whose metadata are these bytes, and an incomplete upload with these notes.
 pub(crate) fn metadata(layout: Layout, bucket: &str, bytes: &[u8]) {
     let write = |path: std::path::PathBuf, bytes: &[u8]| fs::write(path, bytes).expect("the folder can be written");
     let objects = ObjectFiles::new(layout);

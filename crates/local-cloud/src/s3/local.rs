@@ -1,4 +1,4 @@
-//! The value that has S3's operations, and what several of them share.
+//! The value that has S3's operations, and the helpers that they share.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use s3s::{S3Error, S3Response, S3Result};
 use super::checksums::Checksums;
 use super::object_files::{Meta, ObjectFiles};
 
-/// S3's operations over a [`ObjectFiles`].
+/// S3's operations over the [`ObjectFiles`].
 #[derive(Clone)]
 pub(crate) struct S3Local {
     pub(super) objects: Arc<ObjectFiles>,
@@ -19,7 +19,7 @@ impl S3Local {
         Self { objects }
     }
 
-    /// Runs what waits for the disk on a blocking thread. Once begun it runs to its end.
+    /// Runs disk operations on a blocking thread. Once started, they run to completion.
     pub(super) async fn run_blocking<T: Send + 'static>(
         &self,
         act: impl FnOnce(&ObjectFiles) -> S3Result<T> + Send + 'static,

@@ -1,7 +1,7 @@
-//! S3 over plain folders: the protocol is `s3s`'s, the objects are files a person can read.
+//! S3 over plain folders: `s3s` speaks the protocol, and the objects are files that a person can read.
 //!
-//! `s3s` reads the requests and checks their signatures; here each operation is taken to the [`ObjectFiles`]. Bodies are
-//! streamed both ways. What is not here (versions, copies, access lists) is answered `NotImplemented`.
+//! `s3s` parses the requests and checks their signatures; the operations here act on the [`ObjectFiles`]. Bodies are
+//! streamed both ways. Missing operations (versions, copies, access lists) are answered `NotImplemented`.
 
 mod checksums;
 mod compare;

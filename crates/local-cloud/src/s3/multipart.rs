@@ -56,7 +56,7 @@ pub(super) async fn complete(
 ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
     let input = req.input;
     let mut checksums = checksums_of!(input);
-    // CRC-64/NVME is always of the whole; of a composite one (`…-3`) the parts were checked as they came.
+    // CRC-64/NVME is always of the whole object. For a composite checksum (`…-3`), the parts were checked on arrival.
     let is_full = input.checksum_type.as_ref().is_some_and(|kind| kind.as_str() == ChecksumType::FULL_OBJECT);
     checksums.retain(|algorithm| is_full || algorithm == "crc64nvme");
     let whole = Completion {

@@ -1,7 +1,7 @@
-//! A request's body on its way to disk: streamed into a staged file, its length and checksums checked.
+//! Streams a request's body into a staged file, and checks its length and checksums.
 //!
-//! `s3s` takes apart the signature and the `aws-chunked` framing, but leaves the checksums in the headers and
-//! trailers unchecked; S3 refuses a body that does not match them with `BadDigest`, and so must this.
+//! `s3s` checks the signature and decodes the `aws-chunked` framing, but does not check the checksums in headers and
+//! trailers. S3 refuses a body that does not match them with `BadDigest`, and so does this module.
 
 use http_body_util::BodyExt as _;
 use s3s::dto::StreamingBlob;
@@ -14,19 +14,19 @@ use super::object_files::{Staged, io_error};
 
 const HEADER_PREFIX: &str = "x-amz-checksum-";
 
-/// A body that has arrived whole.
+/// A complete body.
 pub(super) struct Received {
     pub(super) staged: Staged,
-    /// What was claimed of it and is true.
+    /// The checksums of the request, verified.
     pub(super) checksums: Checksums,
 }
 
-/// What the request says about its body.
+/// The length and the checksums that a request declares.
 pub(super) struct Claims {
     pub(super) length: Option<i64>,
     /// From the headers.
     checksums: Checksums,
-    /// Algorithms whose checksums come in the trailer.
+    /// The algorithms whose checksums are in the trailer.
     announced: Vec<&'static str>,
     trailers: Option<TrailingHeaders>,
 }
@@ -53,7 +53,7 @@ impl Claims {
         }
     }
 
-    /// Adds what the trailer holds, once the body has been read to its end.
+    /// Adds the checksums of the trailer, after the body.
     fn finish(mut self) -> S3Result<Checksums> {
         let trailers = self.trailers.and_then(|trailers| trailers.take()).unwrap_or_default();
         for algorithm in self.announced {
@@ -67,7 +67,7 @@ impl Claims {
     }
 }
 
-/// Takes a whole body in, or fails and leaves nothing behind.
+/// Receives a complete body, or fails and leaves no file.
 pub(super) async fn receive(layout: &Layout, body: Option<StreamingBlob>, claims: Claims) -> S3Result<Received> {
     let staged = Staged::new(layout)?;
     let mut file = tokio::fs::File::from_std(staged.file.try_clone().map_err(|e| io_error("opening", &e))?);

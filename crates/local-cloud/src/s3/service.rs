@@ -19,7 +19,7 @@ use super::request_body::{self, Claims};
 use super::response_body::FileBody;
 use super::{listing, multipart};
 
-/// What S3 gives an object that was put without one.
+/// S3's content type for an object that was put without one.
 const CONTENT_TYPE: &str = "binary/octet-stream";
 
 fn resolve_range(range: Option<Range>, stat: &Stat) -> S3Result<(u64, u64, Option<String>)> {

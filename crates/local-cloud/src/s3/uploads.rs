@@ -1,12 +1,14 @@
-//! Multipart uploads: their parts on disk, and the one step that makes an object of them.
+//! Multipart uploads: their parts on disk, and the single step that makes them an object.
 //!
 //! ```text
-//! create ──► uploads/ID/{upload.json, part-00001, part-00001.json, …} ── complete ──► object, folder gone
-//!                                                                  └── abort ──► gone
+//! create ──► uploads/ID/upload.json
+//!    └── store_part ──► part-00001, note-00001.json (its ETag and checksums), …
+//!              ├── complete ──► object; upload.json is removed, then the folder
+//!              └── remove (abort) ──► upload.json is removed, then the folder
 //! ```
 //!
-//! A refused condition leaves the upload open, as on S3; a completed one is gone, and completing it again is
-//! `NoSuchUpload`. Parts below S3's 5 MiB are refused, so that code which passes here passes there.
+//! A refused condition leaves the upload open, as on S3. After a completion the upload is gone, and completing it again
+//! is `NoSuchUpload`. Parts below S3's 5 MiB are refused, so that code that passes here also passes on S3.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
@@ -21,12 +23,12 @@ use super::checksums::{Checksums, Hasher, checksums_of};
 use super::object_files::{Condition, Meta, ObjectFiles, Staged, Stat, io_error};
 use super::request_body::Received;
 
-/// S3's least size of a part that is not the last.
+/// S3's minimum size of a part that is not the last.
 const PART_BYTES_MIN: u64 = 5 * 1024 * 1024;
 const PART_NUMBER_MAX: i32 = 10_000;
 const COPY_BYTES: usize = 1024 * 1024;
 
-/// What was said when the upload was created.
+/// The request that created the upload.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Upload {
     pub(super) bucket: String,
@@ -34,7 +36,7 @@ pub(super) struct Upload {
     pub(super) meta: Meta,
 }
 
-/// A part as it lies on disk.
+/// A part on disk.
 #[derive(Debug)]
 pub(super) struct Part {
     pub(super) number: i32,
@@ -49,18 +51,18 @@ struct PartNote {
     checksums: Checksums,
 }
 
-/// What a request to complete says about the whole.
+/// The parameters of a request to complete.
 #[derive(Debug, Default)]
 pub(super) struct Completion {
     pub(super) condition: Condition,
     pub(super) size: Option<i64>,
     /// Full-object checksums.
     pub(super) checksums: Checksums,
-    /// Whether S3 keeps a sum over the whole.
+    /// Whether S3 stores a checksum of the whole object.
     pub(super) is_full: bool,
 }
 
-/// Begins an upload and gives its id.
+/// Begins an upload and returns its id.
 pub(super) fn create(objects: &ObjectFiles, upload: &Upload) -> S3Result<String> {
     objects.bucket(&upload.bucket)?;
     let id = Uuid::new_v4().simple().to_string();
@@ -72,9 +74,9 @@ pub(super) fn create(objects: &ObjectFiles, upload: &Upload) -> S3Result<String>
     Ok(id)
 }
 
-/// Finds an upload that is open and is this object's; gives its folder.
+/// Finds an open upload of this object, and returns its folder.
 pub(super) fn find(objects: &ObjectFiles, id: &str, bucket: &str, key: &str) -> S3Result<(PathBuf, Upload)> {
-    // The id becomes a path: only what `create` makes.
+    // The id becomes a path, so only ids of the form that `create` returns.
     let is_id = id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
     let folder = objects.layout.uploads().join(if is_id { id } else { "none" });
     read_upload(&folder)
@@ -83,7 +85,7 @@ pub(super) fn find(objects: &ObjectFiles, id: &str, bucket: &str, key: &str) -> 
         .ok_or_else(|| s3_error!(NoSuchUpload))
 }
 
-/// Keeps a part that has arrived, in place of an earlier one of that number.
+/// Stores a part, replacing an earlier one of the same number.
 pub(super) fn store_part(objects: &ObjectFiles, folder: &Path, number: i32, part: Received) -> S3Result<ETag> {
     if !(1..=PART_NUMBER_MAX).contains(&number) {
         return Err(s3_error!(InvalidArgument, "Part number must be an integer between 1 and 10000, inclusive"));
@@ -98,7 +100,7 @@ pub(super) fn store_part(objects: &ObjectFiles, folder: &Path, number: i32, part
     Ok(etag)
 }
 
-/// Makes the object of the parts that are named.
+/// Makes the named parts an object.
 pub(super) fn complete(
     objects: &ObjectFiles,
     (bucket, key, id): (&str, &str, &str),
@@ -112,7 +114,7 @@ pub(super) fn complete(
         return Err(s3_error!(InvalidRequest, "the parts have {size} bytes, not the number the request gives"));
     }
     let staged = Staged::new(&objects.layout)?;
-    // Of a whole object's kind S3 computes the sum itself, named or not.
+    // For a full-object upload, S3 computes a checksum even if the request names none.
     let own = whole.is_full.then_some("crc32");
     let computed = join_parts(&parts, &staged, whole.checksums.algorithms().chain(own))?;
     whole.checksums.verify(&computed)?;
@@ -121,7 +123,7 @@ pub(super) fn complete(
     }
     let meta = Meta { checksums: std::mem::take(&mut whole.checksums), ..upload.meta };
     let etag = objects.commit((bucket, key), staged, &whole.condition, &meta, || {
-        // Another request may have completed or aborted it while the parts were joined.
+        // Another request can have completed or aborted it while the parts were joined.
         find(objects, id, bucket, key).map(drop)?;
         Ok(())
     })?;
@@ -131,7 +133,7 @@ pub(super) fn complete(
 
 /// Removes an upload and its parts.
 pub(super) fn remove(folder: &Path) -> S3Result {
-    // The note goes first: without it the upload is no longer open, however far the rest gets.
+    // This file goes first: without it the upload is no longer open, even if the rest cannot be removed.
     fs::remove_file(folder.join("upload.json"))
         .and_then(|()| fs::remove_dir_all(folder))
         .map_err(|e| io_error("removing the upload", &e))
@@ -164,7 +166,7 @@ fn select_parts(folder: &Path, named: &[CompletedPart]) -> S3Result<Vec<Part>> {
     Ok(parts)
 }
 
-/// Joins the parts in a staged file and computes the checksums asked for.
+/// Joins the parts in a staged file and computes the checksums of the algorithms.
 fn join_parts<'a>(parts: &[Part], staged: &Staged, algorithms: impl Iterator<Item = &'a str>) -> S3Result<Checksums> {
     let mut hasher = Hasher::new(algorithms);
     let mut buffer = vec![0; COPY_BYTES];
@@ -197,7 +199,7 @@ pub(super) fn read_part(folder: &Path, number: i32) -> Option<Part> {
     let path = part_path(folder, number);
     let stat = Stat::from_metadata(&fs::metadata(&path).ok()?);
     let note = fs::read(note_path(folder, number)).ok().and_then(|text| serde_json::from_slice(&text).ok());
-    // A note of another upload of the same part says nothing about this one.
+    // A note with another ETag is of an earlier part with this number.
     let checksums = note.filter(|note: &PartNote| note.etag == stat.etag).map(|note| note.checksums);
     Some(Part { number, stat, checksums: checksums.unwrap_or_default(), path })
 }

@@ -154,7 +154,7 @@ async fn pages_work() {
     assert_eq!(found.items()[0]["n"], number(7));
 }
 
-/// Puts two rows in one transaction, both with this number.
+/// Puts two rows with this number in one transaction.
 pub(super) async fn put_both(client: &Client, n: u64, filling: &str) {
     let put = |key: &str| {
         let put = Put::builder().table_name("tasks").item("k", string(key)).item("filling", string(filling));
@@ -165,7 +165,7 @@ pub(super) async fn put_both(client: &Client, n: u64, filling: &str) {
     write.send().await.unwrap();
 }
 
-/// Reads the numbers of the two rows; 0 of one that is not there.
+/// Reads the numbers of the two rows; 0 for a missing row.
 pub(super) async fn read_both(client: &Client) -> (u64, u64) {
     let read = async |key: &str| {
         let row = client.get_item().table_name("tasks").key("k", string(key)).send().await.unwrap();

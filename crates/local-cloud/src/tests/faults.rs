@@ -1,4 +1,4 @@
-//! Faults: what the SDK makes of each, and what was applied.
+//! Faults: the SDK's error for each, and whether the call was applied.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -17,7 +17,7 @@ async fn table() -> (TestCloud, Faults, Client) {
     (cloud, faults, client)
 }
 
-/// Adds one, and says how it went.
+/// Adds one to the row.
 async fn add(client: &Client) -> Result<(), String> {
     let update = client
         .update_item()
@@ -35,14 +35,14 @@ async fn count(client: &Client) -> i32 {
 }
 
 #[tokio::test]
-async fn each_fault_is_applied_or_not_as_it_says() {
+async fn each_fault_is_applied_or_not_as_documented() {
     let cases = [
         (Fault::FailBefore, 0, "dispatch: ConnectorError { kind: Io"),
         (Fault::FailAfter, 1, "dispatch: ConnectorError { kind: Io"),
         (Fault::Status(400, "ThrottlingException"), 0, "ThrottlingException"),
         (Fault::Status(400, "ProvisionedThroughputExceededException"), 0, "ProvisionedThroughputExceededException"),
         (Fault::StatusAfter(500, "InternalServerError"), 1, "InternalServerError"),
-        // The SDK makes a service error without a code of an answer it cannot read.
+        // For an answer that it cannot parse, the SDK returns a service error without a code.
         (Fault::Raw(200, "{\"Attributes\": tru".into()), 0, "200"),
         (Fault::Repeat, 2, "ok"),
         (Fault::Delay(Duration::from_millis(1)), 1, "ok"),
@@ -162,7 +162,7 @@ async fn object_calls_fail_as_on_the_wire() {
     faults.add(Service::S3, "PutObject", When::Nth(1), Fault::Status(503, "SlowDown"));
     assert_eq!(code(&put().await.unwrap_err()), "SlowDown");
     faults.clear();
-    // Applied twice: the second is refused, for the first was there.
+    // Applied twice: the second is refused because of the first.
     faults.add(Service::S3, "PutObject", When::Nth(1), Fault::Repeat);
     assert_eq!(code(&put().await.unwrap_err()), "PreconditionFailed");
     faults.add(Service::S3, "GetObject", When::Nth(1), Fault::CutBody(4));
@@ -193,13 +193,13 @@ async fn calls_can_be_hooked_and_held() {
 
     for (gate, applied) in [(before, 2), (after, 4)] {
         let held = add(&client);
-        let look = async {
+        let observe = async {
             gate.arrived(1).await;
             let applied = count(&client).await;
             gate.open();
             applied
         };
-        let (outcome, seen) = tokio::join!(held, look);
+        let (outcome, seen) = tokio::join!(held, observe);
         outcome.unwrap();
         assert_eq!(seen, applied);
     }

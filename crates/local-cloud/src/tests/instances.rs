@@ -28,7 +28,7 @@ fn filter(name: &str, value: &str) -> Filter {
 }
 
 #[tokio::test]
-async fn an_instance_learns_who_it_is() {
+async fn imds_shows_an_instance_its_identity_and_notices() {
     let cloud = TestCloud::new();
     let id = cloud.launch(&[("srcID", "a b/ü+1.sdf"), ("mission", "m")]);
     let me = metadata(&cloud, Some(&id));
@@ -58,7 +58,7 @@ async fn an_instance_learns_who_it_is() {
 }
 
 #[tokio::test]
-async fn a_desk_has_no_metadata() {
+async fn off_ec2_there_is_no_metadata() {
     let cloud = TestCloud::new();
 
     let begun = std::time::Instant::now();
@@ -185,7 +185,7 @@ async fn what_sns_would_refuse_is_refused() {
     assert_eq!(cloud.published(), [expected]);
 }
 
-/// As EC2 does: a pool is an instance type and a zone, and none may be named twice.
+/// A pool is an instance type and a zone. EC2 refuses a request that names one twice.
 #[tokio::test]
 async fn a_fleet_with_a_pool_twice_is_refused_as_a_whole() {
     let cloud = TestCloud::new();
@@ -223,7 +223,7 @@ async fn a_fleet_with_a_pool_twice_is_refused_as_a_whole() {
 }
 
 #[tokio::test]
-async fn ec2_says_why_an_instance_has_ended_and_may_show_it_late() {
+async fn ec2_shows_why_an_instance_terminated_and_can_show_it_late() {
     let cloud = TestCloud::new();
     let id = cloud.launch(&[("lighthpc", "node")]);
     let ec2 = ec2(&cloud);

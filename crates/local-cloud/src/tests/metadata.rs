@@ -1,13 +1,13 @@
-//! Files beside the objects, as somebody else may have written them.
+//! Files beside the objects, as another program could have written them.
 
 use aws_sdk_s3::types::ChecksumMode;
 
 use super::*;
 
-/// What no answer can carry is an error of the service, and what can is the object: never a panic, and no header that is not
-/// meant.
+/// Metadata that an answer cannot carry are an error of the service; all others are ignored or returned. There is never
+/// a panic, or a header that the metadata inject.
 #[tokio::test]
-async fn metadata_that_somebody_else_wrote_give_the_object_or_an_error() {
+async fn foreign_metadata_give_the_object_or_an_error() {
     let cloud = TestCloud::new();
     let etag = cloud.put("a", b"object").await;
     let file = cloud.dir().join(format!(".lighthpc/meta/{}.json", etag.trim_matches('"')));

@@ -1,4 +1,4 @@
-//! The local cloud as the SDK's own clients see it.
+//! The local cloud as seen by the SDK's clients.
 
 mod dynamo;
 mod faults;
@@ -22,7 +22,7 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// A cloud in memory, in a folder of its own.
+/// A cloud with tables in memory and objects in a temporary folder.
 struct TestCloud {
     cloud: LocalCloud,
     temp_dir: TempDir,
@@ -63,7 +63,7 @@ fn config(client: SharedHttpClient) -> SdkConfig {
         .region(Region::new(REGION))
         .credentials_provider(SharedCredentialsProvider::new(credentials))
         .behavior_version(BehaviorVersion::latest())
-        // A test sees each failure as it comes.
+        // Each failure reaches the test.
         .retry_config(RetryConfig::disabled())
         .build()
 }
@@ -85,7 +85,7 @@ async fn get(s3: &aws_sdk_s3::Client, key: &str) -> Result<Vec<u8>, String> {
     Ok(body.to_vec())
 }
 
-/// Gives the error's code, or for want of one its status or kind.
+/// Returns the error's code, or its status or kind if it has none.
 fn code<E: ProvideErrorMetadata + std::error::Error>(error: &SdkError<E, HttpResponse>) -> String {
     match error {
         SdkError::ServiceError(service) => {

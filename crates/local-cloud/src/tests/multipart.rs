@@ -65,7 +65,7 @@ async fn parts_become_an_object_once() {
     let id = create(&s3, key).await;
     let bytes = [vec![1; 5 * MIB], vec![2; 6 * MIB], vec![3; 10]];
     let mut parts = Vec::new();
-    // Out of order, and the first twice: the last upload of a number counts.
+    // Out of order, and part 1 twice: the last upload of a number counts.
     part(&s3, key, &id, 1, vec![9; 100]).await;
     for number in [3, 1, 2] {
         let bytes = bytes[usize::try_from(number).unwrap() - 1].clone();

@@ -56,13 +56,13 @@ fn odd_keys() -> Vec<String> {
 }
 
 #[tokio::test]
-async fn every_key_is_kept_listed_and_deleted() {
+async fn every_key_is_stored_listed_and_deleted() {
     let cloud = TestCloud::new();
     let mut expected = odd_keys();
     for key in &expected {
         cloud.put(key, key.as_bytes()).await;
     }
-    // Again, in the other order: a file that had to make room is found where it is now.
+    // Again, in the other order: a file that was moved aside is found under its second name.
     for key in expected.iter().rev() {
         cloud.put(key, format!("{key}2").as_bytes()).await;
     }
@@ -99,7 +99,7 @@ async fn keys_can_be_listed_url_encoded_and_grouped() {
 
     let encoded = list().encoding_type("url".into()).prefix("c").send().await.unwrap();
     assert_eq!(encoded.contents()[0].key(), Some("c%01"));
-    // A raw control character is no XML: without the encoding the list cannot be read, here as on S3.
+    // A raw control character is not valid XML: without the encoding the list cannot be parsed, here as on S3.
     list().send().await.unwrap_err();
     cloud.s3().delete_object().bucket(SOURCE_BUCKET).key("c\u{1}").send().await.unwrap();
     for page in [1, 2, 100] {
@@ -207,7 +207,7 @@ async fn reads_are_conditional_and_ranged() {
 }
 
 #[tokio::test]
-async fn what_is_said_of_an_object_comes_back() {
+async fn metadata_of_an_object_are_returned() {
     let cloud = TestCloud::new();
     let put = cloud.s3().put_object().bucket(SOURCE_BUCKET).key("k").content_type("text/x").metadata("attempt", "3");
     put.body(ByteStream::from_static(b"hello")).send().await.unwrap();
@@ -281,7 +281,7 @@ async fn a_linked_file_is_read_in_place_and_never_written() {
 }
 
 #[tokio::test]
-async fn a_folder_that_is_a_link_is_never_gone_into() {
+async fn a_folder_that_is_a_link_is_never_followed() {
     let cloud = TestCloud::new();
     let outside = cloud.temp_dir.path().join("outside");
     fs::create_dir(&outside).unwrap();
@@ -342,7 +342,7 @@ async fn many_objects_are_deleted_in_one_call() {
 }
 
 #[tokio::test]
-async fn the_bucket_may_be_in_the_host() {
+async fn the_bucket_can_be_in_the_host() {
     let cloud = TestCloud::new();
     let virtual_hosted = aws_sdk_s3::Client::new(&config(cloud.http_client(None)));
 
