@@ -71,7 +71,7 @@ fn refuse_dry_run(form: &Form) -> Result<(), Ec2Error> {
 }
 
 fn require_known(fleet: &Fleet, ids: &[String]) -> Result<(), Ec2Error> {
-    match fleet.unknown(ids) {
+    match fleet.first_unknown(ids) {
         None => Ok(()),
         Some(id) => Err(Ec2Error::new("InvalidInstanceID.NotFound", format!("The instance ID '{id}' does not exist"))),
     }
@@ -151,7 +151,7 @@ fn refuse_pools(fleet: &Fleet, form: &Form) -> Result<(), Ec2Error> {
 
 fn describe_subnets(fleet: &Fleet, form: &Form) -> Result<Xml, Ec2Error> {
     let filters = Filters::parse(form);
-    if let Some(name) = filters.unknown(|name| name == "subnet-id") {
+    if let Some(name) = filters.first_unknown(|name| name == "subnet-id") {
         return Err(Ec2Error::new("InvalidParameterValue", format!("The filter '{name}' is invalid")));
     }
     refuse_dry_run(form)?;
@@ -188,10 +188,10 @@ fn describe_offerings(fleet: &Fleet, form: &Form) -> Result<Xml, Ec2Error> {
 fn describe_instances(fleet: &Fleet, form: &Form) -> Result<Xml, Ec2Error> {
     let ids = form.list("InstanceId");
     let filters = Filters::parse(form);
-    if let Some(name) = filters.unknown(is_instance_field) {
+    if let Some(name) = filters.first_unknown(is_instance_field) {
         return Err(Ec2Error::new("InvalidParameterValue", format!("The filter '{name}' is invalid")));
     }
-    fleet.recall(&ids);
+    fleet.add_earlier(&ids);
     require_known(fleet, &ids)?;
     refuse_dry_run(form)?;
     let mut machines = fleet.all();
@@ -290,7 +290,7 @@ fn terminate_instances(fleet: &Fleet, form: &Form) -> Result<Xml, Ec2Error> {
 fn describe_tags(fleet: &Fleet, form: &Form) -> Result<Xml, Ec2Error> {
     let filters = Filters::parse(form);
     let is_field = |name: &str| matches!(name, "resource-id" | "resource-type" | "key" | "value");
-    if let Some(name) = filters.unknown(is_field) {
+    if let Some(name) = filters.first_unknown(is_field) {
         return Err(Ec2Error::new("InvalidParameterValue", format!("The filter '{name}' is invalid")));
     }
     refuse_dry_run(form)?;

@@ -215,7 +215,7 @@ async fn run(steps: Vec<CallStep>) {
         match step {
             CallStep::Wait(time) => tokio::time::sleep(time).await,
             CallStep::Call(act) => act(),
-            CallStep::Hold(gate) => gate.pass().await,
+            CallStep::Hold(gate) => gate.wait_until_open().await,
         }
     }
 }

@@ -16,7 +16,7 @@ impl Filters {
     }
 
     /// Returns the first filter with an unknown name.
-    pub(super) fn unknown(&self, is_known: impl Fn(&str) -> bool) -> Option<&str> {
+    pub(super) fn first_unknown(&self, is_known: impl Fn(&str) -> bool) -> Option<&str> {
         self.0.iter().map(|(name, _)| name.as_str()).find(|name| !is_known(name))
     }
 

@@ -92,12 +92,12 @@ impl Fleet {
     }
 
     /// Records that earlier processes had instances in the same folder, all terminated.
-    pub(super) fn follow_earlier(&self) {
+    pub(super) fn set_has_earlier(&self) {
         self.has_earlier.store(true, Ordering::SeqCst);
     }
 
     /// Adds, as terminated, the instances that only an earlier process can have launched.
-    pub(super) fn recall(&self, ids: &[String]) {
+    pub(super) fn add_earlier(&self, ids: &[String]) {
         let is_ours = |id: &String| id.len() == 19 && id.starts_with("i-0");
         if self.has_earlier.load(Ordering::SeqCst) {
             let mut machines = locked(&self.machines);
@@ -129,7 +129,7 @@ impl Fleet {
     }
 
     /// Returns the first unknown id.
-    pub(super) fn unknown<'a>(&self, ids: &'a [String]) -> Option<&'a str> {
+    pub(super) fn first_unknown<'a>(&self, ids: &'a [String]) -> Option<&'a str> {
         let machines = locked(&self.machines);
         ids.iter().find(|id| machines.get(*id).is_none_or(|machine| machine.is_hidden)).map(String::as_str)
     }

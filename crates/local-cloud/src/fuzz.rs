@@ -23,7 +23,7 @@ pub fn folder(bytes: &[u8]) {
     s3::fuzz::metadata(layout.clone(), RESULT_BUCKET, bytes);
 
     fs::write(layout.notifications(), bytes).expect("the scratch folder can be written");
-    if let Ok((messages, whole)) = sns::read_back(&layout.notifications()) {
+    if let Ok((messages, whole)) = sns::read_messages(&layout.notifications()) {
         assert_eq!(messages.len() + 1, bytes.split(|&byte| byte == b'\n').count());
         assert!(usize::try_from(whole).is_ok_and(|whole| whole <= bytes.len()));
     }

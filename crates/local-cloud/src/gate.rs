@@ -28,7 +28,7 @@ impl Gate {
         self.open.send_replace(true);
     }
 
-    pub(super) async fn pass(&self) {
+    pub(super) async fn wait_until_open(&self) {
         let mut open = self.open.subscribe();
         self.arrived.send_modify(|count| *count += 1);
         open.wait_for(|open| *open).await.map(drop).unwrap_or_default();

@@ -89,7 +89,7 @@ impl LocalCloud {
         let (layout, lock) = Layout::open(dir)?;
         let (dynamo, sns) = (Dynamo::open(&layout)?, Sns::open(&layout)?);
         let cloud = Self::new(layout, Some(lock), dynamo, sns);
-        cloud.services.fleet.follow_earlier();
+        cloud.services.fleet.set_has_earlier();
         Ok(cloud)
     }
 

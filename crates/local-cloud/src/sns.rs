@@ -47,7 +47,7 @@ impl Sns {
     /// writing left: it is dropped, as its sender had no answer.
     pub(super) fn open(layout: &Layout) -> Result<Self, OpenError> {
         let path = layout.notifications();
-        let (sent, whole_bytes) = read_back(&path)?;
+        let (sent, whole_bytes) = read_messages(&path)?;
         let file = File::options().create(true).append(true).open(&path).map_err(OpenError::io(&path))?;
         file.set_len(whole_bytes).map_err(OpenError::io(&path))?;
         Ok(Self { sent: Mutex::new((sent, Some(file))) })
@@ -55,7 +55,7 @@ impl Sns {
 
     /// As [`Self::open`], but for reading while another process can be writing: nothing is cut off or published.
     pub(super) fn attach(layout: &Layout) -> Result<Self, OpenError> {
-        let (sent, _) = read_back(&layout.notifications())?;
+        let (sent, _) = read_messages(&layout.notifications())?;
         Ok(Self { sent: Mutex::new((sent, None)) })
     }
 
@@ -145,7 +145,7 @@ fn invalid_parameter(message: &Published) -> Option<&'static str> {
 }
 
 /// Reads the complete messages, and returns them and their length in bytes.
-pub(super) fn read_back(path: &Path) -> Result<(Vec<Published>, u64), OpenError> {
+pub(super) fn read_messages(path: &Path) -> Result<(Vec<Published>, u64), OpenError> {
     let text = match fs::read(path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), 0)),
