@@ -97,7 +97,7 @@ pub(super) fn split(local: &Path, is_folder: bool, files: &[PathBuf]) -> Result<
 
 /// Makes the services of a local cloud, as an instance of it sees them, or as seen from elsewhere.
 pub(super) fn backend(cloud: &LocalCloud, instance: Option<&str>) -> Backend {
-    let wire = Wire::plugged(cloud.wire(instance), REGION, ACCESS_KEY, SECRET_KEY);
+    let wire = Wire::plugged(cloud.http_client(instance), REGION, ACCESS_KEY, SECRET_KEY);
     Backend::new(&wire, Tables::default(), PowerOff::Never)
 }
 

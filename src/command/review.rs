@@ -12,7 +12,7 @@ use crate::clock;
 use crate::domain::ids::SrcId;
 use crate::domain::keys::INDEX_NAME;
 use crate::domain::task::{State, Task};
-use local_cloud::{Kept, LocalCloud, RESULT_BUCKET, SOURCE_BUCKET};
+use local_cloud::{LocalCloud, ObjectState, RESULT_BUCKET, SOURCE_BUCKET};
 
 /// How many changes of one kind are shown, each by a line.
 const SHOWN_MAX: u64 = 10;
@@ -117,10 +117,10 @@ impl Review {
     }
 
     fn object(&mut self, key: &str, etag: &str) -> Option<(Change, PathBuf)> {
-        let change = match self.cloud.kept(RESULT_BUCKET, key, etag, &mut self.budget_bytes) {
-            Kept::Same => return None,
-            Kept::Missing => Change::ResultMissing,
-            Kept::Changed => Change::ResultChanged,
+        let change = match self.cloud.compare_object(RESULT_BUCKET, key, etag, &mut self.budget_bytes) {
+            ObjectState::Unchanged => return None,
+            ObjectState::Missing => Change::ResultMissing,
+            ObjectState::Changed => Change::ResultChanged,
         };
         Some((change, shown(&self.cloud.object_path(RESULT_BUCKET, key))))
     }

@@ -238,7 +238,7 @@ async fn a_table_with_another_key_is_named_as_such() {
     let mut node = lab.node("abc", "M");
     let tables = lighthpc::backend::Tables { tasks: "tblMission".to_owned(), missions: "tblMission".to_owned() };
     let wire = lighthpc::backend::Wire::plugged(
-        lab.cloud.wire(Some(&node.instance)),
+        lab.cloud.http_client(Some(&node.instance)),
         local_cloud::REGION,
         local_cloud::ACCESS_KEY,
         local_cloud::SECRET_KEY,

@@ -140,7 +140,7 @@ impl Lab {
     }
 
     fn dynamo(&self) -> aws_sdk_dynamodb::Client {
-        let wire = Wire::plugged(self.cloud.wire(None), REGION, ACCESS_KEY, SECRET_KEY);
+        let wire = Wire::plugged(self.cloud.http_client(None), REGION, ACCESS_KEY, SECRET_KEY);
         aws_sdk_dynamodb::Client::new(wire.sdk_config())
     }
 
@@ -280,7 +280,7 @@ pub(crate) fn text(value: &str) -> AttributeValue {
 }
 
 pub(crate) fn backend(cloud: &LocalCloud, instance: Option<&str>, faults: &Faults, power_off: PowerOff) -> Backend {
-    let wire = Wire::plugged(cloud.faulty_wire(instance, faults.clone()), REGION, ACCESS_KEY, SECRET_KEY);
+    let wire = Wire::plugged(cloud.faulty_http_client(instance, faults.clone()), REGION, ACCESS_KEY, SECRET_KEY);
     Backend::new(&wire, Tables::default(), power_off)
 }
 

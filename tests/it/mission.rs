@@ -14,7 +14,7 @@ use local_cloud::{ACCESS_KEY, REGION, SECRET_KEY};
 use crate::lab::{Lab, mission_id, src};
 
 fn dynamo(lab: &Lab) -> aws_sdk_dynamodb::Client {
-    let wire = Wire::plugged(lab.cloud.wire(None), REGION, ACCESS_KEY, SECRET_KEY);
+    let wire = Wire::plugged(lab.cloud.http_client(None), REGION, ACCESS_KEY, SECRET_KEY);
     aws_sdk_dynamodb::Client::new(wire.sdk_config())
 }
 

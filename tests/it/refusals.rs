@@ -307,7 +307,7 @@ impl HttpConnector for RefusingConnector {
 fn stale_node(lab: &Lab, stale: u32) -> (Subject, Arc<AtomicU32>) {
     let mut node = lab.node("abc", "M");
     let asked = Arc::new(AtomicU32::new(0));
-    let http = SharedHttpClient::new(Refusing(lab.cloud.wire(Some(&node.instance))));
+    let http = SharedHttpClient::new(Refusing(lab.cloud.http_client(Some(&node.instance))));
     let wire = Wire::plugged_as(http, REGION, Stale { asked: asked.clone(), stale });
     node.backend = Backend::new(&wire, Tables::default(), PowerOff::Never);
     (node, asked)

@@ -30,7 +30,7 @@ fn other_tables() -> Tables {
 
 /// A backend of another deployment, which shares the buckets.
 async fn other_deployment(lab: &Lab, instance: Option<&str>) -> Backend {
-    let wire = Wire::plugged(lab.cloud.wire(instance), REGION, ACCESS_KEY, SECRET_KEY);
+    let wire = Wire::plugged(lab.cloud.http_client(instance), REGION, ACCESS_KEY, SECRET_KEY);
     let backend = Backend::new(&wire, other_tables(), PowerOff::Never);
     backend.ledger.create_tables().await.unwrap();
     backend
@@ -257,7 +257,7 @@ async fn an_object_under_way_survives_faults_and_leaves_no_parts() {
             let faults = Faults::new();
             // More often than the SDK tries, once.
             faults.add(S3, operation, When::First(6), fault.clone());
-            let wire = Wire::plugged(lab.cloud.faulty_wire(None, faults), REGION, ACCESS_KEY, SECRET_KEY);
+            let wire = Wire::plugged(lab.cloud.faulty_http_client(None, faults), REGION, ACCESS_KEY, SECRET_KEY);
             let store = Backend::new(&wire, Tables::default(), PowerOff::Never).store;
             let mut writer = store.writer(RESULT_BUCKET, "manifests/M", own.clone(), Duration::from_secs(20));
             writer.write(&bytes).await.unwrap();
@@ -267,7 +267,7 @@ async fn an_object_under_way_survives_faults_and_leaves_no_parts() {
         }
     }
     let faults = Faults::new();
-    let wire = Wire::plugged(lab.cloud.faulty_wire(None, faults.clone()), REGION, ACCESS_KEY, SECRET_KEY);
+    let wire = Wire::plugged(lab.cloud.faulty_http_client(None, faults.clone()), REGION, ACCESS_KEY, SECRET_KEY);
     let store = Backend::new(&wire, Tables::default(), PowerOff::Never).store;
     let mut writer = store.writer(RESULT_BUCKET, "manifests/dropped", own, Duration::ZERO);
     writer.write(&bytes).await.unwrap();
@@ -287,7 +287,7 @@ async fn an_own_object_is_adopted_only_if_its_bytes_are_the_files() {
     let file = lab.dir.path().join("result");
     for bytes in [100, 9_000_000] {
         let faults = Faults::new();
-        let wire = Wire::plugged(lab.cloud.faulty_wire(None, faults.clone()), REGION, ACCESS_KEY, SECRET_KEY);
+        let wire = Wire::plugged(lab.cloud.faulty_http_client(None, faults.clone()), REGION, ACCESS_KEY, SECRET_KEY);
         let Backend { ledger, store, .. } = Backend::new(&wire, Tables::default(), PowerOff::Never);
         let put = async || match store.put_result(&ledger, &fence, RESULT_BUCKET, "rslt_abc", &file).await {
             Ok(Put::Stored(stored)) => stored,
@@ -458,7 +458,7 @@ async fn a_huge_input_or_folder_makes_a_bounded_number_of_tasks() {
 async fn a_streamed_part_with_its_checksum_is_taken() {
     use aws_sdk_s3::primitives::{ByteStream, Length};
     let lab = Lab::new().await;
-    let wire = Wire::plugged(lab.cloud.wire(None), REGION, ACCESS_KEY, SECRET_KEY);
+    let wire = Wire::plugged(lab.cloud.http_client(None), REGION, ACCESS_KEY, SECRET_KEY);
     let client = aws_sdk_s3::Client::new(wire.sdk_config());
     let file = lab.dir.path().join("part");
     std::fs::write(&file, vec![7; 6_000_000]).unwrap();

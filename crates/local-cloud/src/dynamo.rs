@@ -1,7 +1,7 @@
 //! DynamoDB: the service's JSON protocol in front of `dynoxide`.
 //!
-//! Conditions, transactions, and idempotency tokens are the engine's; nothing of them is decided here. An
-//! operation this file does not name is answered as DynamoDB answers an unknown one.
+//! The engine decides conditions, transactions, and idempotency tokens. An operation that this file does not name is
+//! answered as DynamoDB answers an unknown one.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,30 +23,30 @@ const TARGET_PREFIX: &str = "DynamoDB_20120810.";
 #[derive(Clone)]
 pub(super) struct Dynamo {
     database: Database,
-    /// The copy that is open, removed once it is not.
+    /// The copy of the file, removed when the value is dropped.
     _copy: Option<Arc<Snapshot>>,
 }
 
 impl Dynamo {
-    /// Opens the tables kept in a file, which two processes may have open at once.
-    pub(super) fn on_disk(layout: &Layout) -> Result<Self, OpenError> {
-        Self::at(&layout.database())
+    /// Opens the tables in the layout's file, which two processes can have open at once.
+    pub(super) fn open(layout: &Layout) -> Result<Self, OpenError> {
+        Self::open_file(&layout.database())
     }
 
-    /// Opens a copy of the tables as they are now: the engine cannot open a file without writing beside it.
-    pub(super) fn copy_of(layout: &Layout) -> Result<Self, OpenError> {
-        let copy = Snapshot::of(&layout.database())?;
-        let Self { database, _copy: _ } = Self::at(&copy.database())?;
+    /// Opens a copy of the tables as of now: the engine cannot open a file without writing beside it.
+    pub(super) fn open_copy(layout: &Layout) -> Result<Self, OpenError> {
+        let copy = Snapshot::take(&layout.database())?;
+        let Self { database, _copy: _ } = Self::open_file(&copy.database())?;
         Ok(Self { database, _copy: Some(Arc::new(copy)) })
     }
 
-    fn at(path: &Path) -> Result<Self, OpenError> {
+    fn open_file(path: &Path) -> Result<Self, OpenError> {
         let state = |reason: String| OpenError::State { path: path.to_owned(), reason };
-        let text = path.to_str().ok_or_else(|| state("the folder's name is not UTF-8".into()))?;
-        let database = Database::new(text).map_err(|error| state(error.to_string()))?;
-        // The engine opens in WAL mode, in which a killed process loses nothing that was acknowledged. This call
-        // (there is no other way through its interface) sets `synchronous = NORMAL`: no fsync for each write,
-        // which would only matter when the whole machine loses power, and then the objects beside it are as old.
+        let name = path.to_str().ok_or_else(|| state("the folder's name is not UTF-8".into()))?;
+        let database = Database::new(name).map_err(|error| state(error.to_string()))?;
+        // The engine opens in WAL mode: a killed process loses no acknowledged write. This call, the only one that
+        // the engine's interface has for it, sets `synchronous = NORMAL`: no fsync for each write. That matters only
+        // if the machine loses power, and then the objects beside the file are as old.
         database.disable_bulk_loading().map_err(|error| state(error.to_string()))?;
         Ok(Self { database, _copy: None })
     }
@@ -58,8 +58,8 @@ impl Dynamo {
         Ok(Self { database, _copy: None })
     }
 
-    /// Answers one call. The engine blocks on `SQLite`, so it runs on a blocking thread; once begun it runs to its
-    /// end even if the caller gives up, as a request that is already with AWS does.
+    /// Answers one call. The engine blocks on `SQLite`, so it runs on a blocking thread. A call that has started
+    /// finishes even if the caller gives up, as a request that has reached AWS does.
     pub(super) async fn answer(&self, operation: String, body: Bytes) -> http::Response<SdkBody> {
         let database = self.database.clone();
         let outcome = tokio::task::spawn_blocking(move || dispatch(&database, &operation, &body)).await;
@@ -77,13 +77,13 @@ impl Dynamo {
     }
 }
 
-/// Gives the operation's name as the `X-Amz-Target` header has it, without the version.
+/// Returns the operation's name from the `X-Amz-Target` header, without the version.
 pub(super) fn operation(headers: &http::HeaderMap) -> String {
     let target = headers.get("x-amz-target").and_then(|value| value.to_str().ok()).unwrap_or_default();
     target.strip_prefix(TARGET_PREFIX).unwrap_or(target).to_owned()
 }
 
-/// Makes an error answer in the shape the SDK reads a code from.
+/// Builds an error answer from which the SDK reads the code.
 pub(super) fn error_reply(status: u16, code: &str, message: &str) -> http::Response<SdkBody> {
     let body = serde_json::json!({
         "__type": format!("com.amazonaws.dynamodb.v20120810#{code}"),
@@ -95,12 +95,8 @@ pub(super) fn error_reply(status: u16, code: &str, message: &str) -> http::Respo
 fn dispatch(db: &Database, operation: &str, body: &[u8]) -> dynoxide::Result<String> {
     match operation {
         "CreateTable" => run(body, |request| db.create_table(request)),
-        "DescribeTable" => run(body, |request| db.describe_table(request)),
-        "UpdateTable" => run(body, |request| db.update_table(request)),
-        "DeleteTable" => run(body, |request| db.delete_table(request)),
+        // Called only by the tests of this crate, to see that tables survive a restart.
         "ListTables" => run(body, |request| db.list_tables(request)),
-        "UpdateTimeToLive" => run(body, |request| db.update_time_to_live(request)),
-        "DescribeTimeToLive" => run(body, |request| db.describe_time_to_live(request)),
         "PutItem" => run(body, |request| db.put_item(request)),
         "GetItem" => run(body, |request| db.get_item(request)),
         "UpdateItem" => run(body, |request| db.update_item(request)),
@@ -108,11 +104,7 @@ fn dispatch(db: &Database, operation: &str, body: &[u8]) -> dynoxide::Result<Str
         "Query" => run(body, |request| db.query(request)),
         "Scan" => run(body, |request| db.scan(request)),
         "BatchGetItem" => run(body, |request| db.batch_get_item(request)),
-        "BatchWriteItem" => run(body, |request| db.batch_write_item(request)),
         "TransactWriteItems" => run(body, |request| db.transact_write_items(request)),
-        "TransactGetItems" => run(body, |request| db.transact_get_items(request)),
-        "TagResource" => run(body, |request| db.tag_resource(request)),
-        "ListTagsOfResource" => run(body, |request| db.list_tags_of_resource(request)),
         other => Err(DynoxideError::UnsupportedCapability(other.to_owned())),
     }
 }
@@ -121,13 +113,13 @@ fn run<Q: DeserializeOwned, A: Serialize>(
     body: &[u8],
     call: impl FnOnce(Q) -> dynoxide::Result<A>,
 ) -> dynoxide::Result<String> {
-    let request = serde_json::from_slice(body).map_err(|error| refusal(&error))?;
+    let request = serde_json::from_slice(body).map_err(|error| request_error(&error))?;
     let answer = call(request)?;
     serde_json::to_string(&answer).map_err(|error| DynoxideError::InternalServerError(error.to_string()))
 }
 
-/// Classifies a request the engine's types refused, by the markers its deserialisers put first.
-fn refusal(error: &serde_json::Error) -> DynoxideError {
+/// Classifies a request that the engine's types refused, by the markers that its deserializers put first.
+fn request_error(error: &serde_json::Error) -> DynoxideError {
     let text = error.to_string();
     let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message);
     for marker in ["VALIDATION_REQUEST:", "VALIDATION_AS_READ:", "VALIDATION:"] {

@@ -1,93 +1,92 @@
-//! EC2: launches, tags, lists, and ends the instances of [`Fleet`], and records that it was asked to.
+//! EC2: launches, lists, and terminates the instances of [`Fleet`], and records the requests.
 //!
-//! It never starts a process: whoever plays the machine does that. It refuses what EC2 refuses of a fleet's pools, and launches
-//! once for one client token (for as long as the process lives; EC2 for a day at least). Launch templates, prices, and capacity
-//! are not modelled; a call for them is refused by name, not answered with something invented.
+//! It never starts a process: the caller plays the machine. It refuses the pools that EC2 refuses, and launches once
+//! for one client token (while the process lives; EC2 for at least a day). Launch templates, prices, and capacity are
+//! not modelled: a call for them is refused by its name.
 
 use aws_smithy_types::body::SdkBody;
 
-use super::REGION;
 use super::filter::Filters;
 use super::fleet::{Fleet, Machine};
+use super::names::REGION;
 use super::query::{Form, Xml, fresh_id, reply};
 
 const NAMESPACE: &str = "http://ec2.amazonaws.com/doc/2016-11-15/";
-/// Launches in one call; more is a slip of a test, not a wish.
+/// Launches in one call; more is a mistake in a test.
 const COUNT_MAX: usize = 10_000;
 
 /// Answers one call.
 pub(super) fn answer(fleet: &Fleet, form: &Form) -> http::Response<SdkBody> {
     fleet.record(form.without("Version"));
     let outcome = match form.action() {
-        "RunInstances" => run_instances(fleet, form),
         "CreateFleet" => create_fleet(fleet, form),
         "DescribeInstances" => describe_instances(fleet, form),
         "TerminateInstances" => terminate_instances(fleet, form),
         "DescribeTags" => describe_tags(fleet, form),
-        "CreateTags" => create_tags(fleet, form),
         "DescribeSubnets" => describe_subnets(fleet, form),
         "DescribeInstanceTypeOfferings" => describe_offerings(fleet, form),
-        other => Err(Refusal::new("InvalidAction", format!("The action {other} is not valid for this web service."))),
+        other => Err(Ec2Error::new("InvalidAction", format!("The action {other} is not valid for this web service."))),
     };
     match outcome {
         Ok(mut xml) => {
-            xml.text("requestId", fresh_id());
+            xml.field("requestId", fresh_id());
             reply(200, "text/xml", xml.root(&format!("{}Response", form.action()), NAMESPACE))
         }
-        Err(refusal) => error_reply(refusal.status, refusal.code, &refusal.message),
+        Err(error) => error_reply(error.status, error.code, &error.message),
     }
 }
 
-/// Makes an error answer in the shape the SDK reads a code from.
+/// Builds an error answer from which the SDK reads the code.
 pub(super) fn error_reply(status: u16, code: &str, message: &str) -> http::Response<SdkBody> {
     let mut xml = Xml::default();
-    xml.node("Errors", |xml| {
-        xml.node("Error", |xml| {
-            xml.text("Code", code).text("Message", message);
+    xml.element("Errors", |xml| {
+        xml.element("Error", |xml| {
+            xml.field("Code", code).field("Message", message);
         });
     });
-    xml.text("RequestID", fresh_id());
+    xml.field("RequestID", fresh_id());
     reply(status, "text/xml", xml.root("Response", NAMESPACE))
 }
 
-struct Refusal {
+/// A refusal, with EC2's code.
+struct Ec2Error {
     status: u16,
     code: &'static str,
     message: String,
 }
 
-impl Refusal {
+impl Ec2Error {
     fn new(code: &'static str, message: impl Into<String>) -> Self {
         Self { status: 400, code, message: message.into() }
     }
 }
 
-/// What a call would have done, had it not asked for a dry run.
-fn refuse_dry_run(form: &Form) -> Result<(), Refusal> {
+/// Refuses a dry run, which has passed all checks.
+fn refuse_dry_run(form: &Form) -> Result<(), Ec2Error> {
     if !form.is_true("DryRun") {
         return Ok(());
     }
     let message = "Request would have succeeded, but DryRun flag is set.";
-    Err(Refusal { status: 412, ..Refusal::new("DryRunOperation", message) })
+    Err(Ec2Error { status: 412, ..Ec2Error::new("DryRunOperation", message) })
 }
 
-fn known(fleet: &Fleet, ids: &[String]) -> Result<(), Refusal> {
-    match fleet.unknown(ids) {
+fn require_known(fleet: &Fleet, ids: &[String]) -> Result<(), Ec2Error> {
+    match fleet.first_unknown(ids) {
         None => Ok(()),
-        Some(id) => Err(Refusal::new("InvalidInstanceID.NotFound", format!("The instance ID '{id}' does not exist"))),
+        Some(id) => Err(Ec2Error::new("InvalidInstanceID.NotFound", format!("The instance ID '{id}' does not exist"))),
     }
 }
 
-fn count(form: &Form, name: &'static str) -> Result<usize, Refusal> {
+fn parse_count(form: &Form, name: &'static str) -> Result<usize, Ec2Error> {
     let text = form.get(name).unwrap_or("1");
     match text.parse() {
         Ok(count @ 1..=COUNT_MAX) => Ok(count),
-        _ => Err(Refusal::new("InvalidParameterValue", format!("Invalid value '{text}' for {name}."))),
+        _ => Err(Ec2Error::new("InvalidParameterValue", format!("Invalid value '{text}' for {name}."))),
     }
 }
 
-/// Launches `count` instances with the tags the call gives to instances; once for one client token.
-fn launch(fleet: &Fleet, form: &Form, count: usize) -> Result<Vec<String>, Refusal> {
+/// Launches `count` instances with the call's tags for instances; once for one client token.
+fn launch(fleet: &Fleet, form: &Form, count: usize) -> Result<Vec<String>, Ec2Error> {
     let is_for_instances = |prefix: &String| form.get(&format!("{prefix}.ResourceType")) == Some("instance");
     let specifications = form.indexes("TagSpecification");
     let tags: Vec<_> = specifications
@@ -100,43 +99,27 @@ fn launch(fleet: &Fleet, form: &Form, count: usize) -> Result<Vec<String>, Refus
             (0..count).map(|_| fleet.launch(tags.clone())).collect()
         })
         .map_err(|()| {
-            Refusal::new("IdempotentParameterMismatch", "The client token was used with other parameters before.")
+            Ec2Error::new("IdempotentParameterMismatch", "The client token was used with other parameters before.")
         })
 }
 
-fn run_instances(fleet: &Fleet, form: &Form) -> Result<Xml, Refusal> {
-    let count = count(form, "MaxCount")?;
-    refuse_dry_run(form)?;
-    let ids = launch(fleet, form, count)?;
-    let mut xml = Xml::default();
-    xml.text("reservationId", "r-00000000000000000").text("ownerId", "000000000000");
-    xml.node("instancesSet", |xml| {
-        for id in &ids {
-            if let Some(machine) = fleet.machine(id) {
-                instance_item(xml, id, &machine);
-            }
-        }
-    });
-    Ok(xml)
-}
-
-/// Launches as an `instant` fleet does; the other types launch later, on their own, which nothing here would.
-fn create_fleet(fleet: &Fleet, form: &Form) -> Result<Xml, Refusal> {
+/// Launches an `instant` fleet. The other types launch later, which nothing here would do.
+fn create_fleet(fleet: &Fleet, form: &Form) -> Result<Xml, Ec2Error> {
     if form.get("Type") != Some("instant") {
-        return Err(Refusal::new("InvalidParameterValue", "the local cloud has fleets of type instant only"));
+        return Err(Ec2Error::new("InvalidParameterValue", "the local cloud has fleets of type instant only"));
     }
-    let count = count(form, "TargetCapacitySpecification.TotalTargetCapacity")?;
+    let count = parse_count(form, "TargetCapacitySpecification.TotalTargetCapacity")?;
     refuse_pools(fleet, form)?;
     refuse_dry_run(form)?;
     let ids = launch(fleet, form, count)?;
     let mut xml = Xml::default();
-    xml.text("fleetId", format!("fleet-{}", fresh_id())).node("errorSet", |_| ());
-    xml.node("fleetInstanceSet", |xml| {
-        xml.node("item", |xml| {
-            xml.text("lifecycle", "spot").text("instanceType", "c7i.large");
-            xml.node("instanceIds", |xml| {
+    xml.field("fleetId", format!("fleet-{}", fresh_id())).element("errorSet", |_| ());
+    xml.element("fleetInstanceSet", |xml| {
+        xml.element("item", |xml| {
+            xml.field("lifecycle", "spot").field("instanceType", "c7i.large");
+            xml.element("instanceIds", |xml| {
                 for id in &ids {
-                    xml.text("item", id);
+                    xml.field("item", id);
                 }
             });
         });
@@ -144,8 +127,8 @@ fn create_fleet(fleet: &Fleet, form: &Form) -> Result<Xml, Refusal> {
     Ok(xml)
 }
 
-/// Refuses a request that names a pool (instance type and zone) twice, or a type that the region does not have: as a whole.
-fn refuse_pools(fleet: &Fleet, form: &Form) -> Result<(), Refusal> {
+/// Refuses the whole request if it names a pool (instance type and zone) twice or a type that the region does not have.
+fn refuse_pools(fleet: &Fleet, form: &Form) -> Result<(), Ec2Error> {
     let zones = fleet.subnets();
     let mut pools = std::collections::BTreeSet::new();
     for config in form.indexes("LaunchTemplateConfigs") {
@@ -154,30 +137,30 @@ fn refuse_pools(fleet: &Fleet, form: &Form) -> Result<(), Refusal> {
             let (instance_type, subnet) = (field("InstanceType"), field("SubnetId"));
             if !instance_type.is_empty() && !fleet.offers(instance_type) {
                 let message = format!("Invalid value '{instance_type}' for InstanceType.");
-                return Err(Refusal::new("InvalidParameterValue", message));
+                return Err(Ec2Error::new("InvalidParameterValue", message));
             }
             let zone = zones.get(subnet).cloned().unwrap_or_else(|| subnet.to_owned());
             if !pools.insert((instance_type.to_owned(), zone)) {
                 let message = "The fleet configuration contains duplicate instance pools";
-                return Err(Refusal::new("InvalidFleetConfig", message));
+                return Err(Ec2Error::new("InvalidFleetConfig", message));
             }
         }
     }
     Ok(())
 }
 
-fn describe_subnets(fleet: &Fleet, form: &Form) -> Result<Xml, Refusal> {
-    let filters = Filters::read(form);
-    if let Some(name) = filters.unknown(|name| name == "subnet-id") {
-        return Err(Refusal::new("InvalidParameterValue", format!("The filter '{name}' is invalid")));
+fn describe_subnets(fleet: &Fleet, form: &Form) -> Result<Xml, Ec2Error> {
+    let filters = Filters::parse(form);
+    if let Some(name) = filters.first_unknown(|name| name == "subnet-id") {
+        return Err(Ec2Error::new("InvalidParameterValue", format!("The filter '{name}' is invalid")));
     }
     refuse_dry_run(form)?;
     let mut xml = Xml::default();
-    xml.node("subnetSet", |xml| {
+    xml.element("subnetSet", |xml| {
         for (id, zone) in fleet.subnets() {
             if filters.all_match(|_| vec![id.clone()]) {
-                xml.node("item", |xml| {
-                    xml.text("subnetId", &id).text("availabilityZone", zone);
+                xml.element("item", |xml| {
+                    xml.field("subnetId", &id).field("availabilityZone", zone);
                 });
             }
         }
@@ -185,31 +168,31 @@ fn describe_subnets(fleet: &Fleet, form: &Form) -> Result<Xml, Refusal> {
     Ok(xml)
 }
 
-/// Says which of the types that are asked for the region offers; it has no list of its own.
-fn describe_offerings(fleet: &Fleet, form: &Form) -> Result<Xml, Refusal> {
+/// Returns those of the requested types that the region offers. There is no list of all types.
+fn describe_offerings(fleet: &Fleet, form: &Form) -> Result<Xml, Ec2Error> {
     refuse_dry_run(form)?;
     if form.get("Filter.1.Name") != Some("instance-type") {
-        return Err(Refusal::new("InvalidParameterValue", "the local cloud needs the filter instance-type"));
+        return Err(Ec2Error::new("InvalidParameterValue", "the local cloud needs the filter instance-type"));
     }
     let mut xml = Xml::default();
-    xml.node("instanceTypeOfferingSet", |xml| {
+    xml.element("instanceTypeOfferingSet", |xml| {
         for name in form.list("Filter.1.Value").iter().filter(|name| fleet.offers(name)) {
-            xml.node("item", |xml| {
-                xml.text("instanceType", name).text("locationType", "region").text("location", REGION);
+            xml.element("item", |xml| {
+                xml.field("instanceType", name).field("locationType", "region").field("location", REGION);
             });
         }
     });
     Ok(xml)
 }
 
-fn describe_instances(fleet: &Fleet, form: &Form) -> Result<Xml, Refusal> {
+fn describe_instances(fleet: &Fleet, form: &Form) -> Result<Xml, Ec2Error> {
     let ids = form.list("InstanceId");
-    let filters = Filters::read(form);
-    if let Some(name) = filters.unknown(is_instance_field) {
-        return Err(Refusal::new("InvalidParameterValue", format!("The filter '{name}' is invalid")));
+    let filters = Filters::parse(form);
+    if let Some(name) = filters.first_unknown(is_instance_field) {
+        return Err(Ec2Error::new("InvalidParameterValue", format!("The filter '{name}' is invalid")));
     }
-    fleet.recall(&ids);
-    known(fleet, &ids)?;
+    fleet.add_earlier(&ids);
+    require_known(fleet, &ids)?;
     refuse_dry_run(form)?;
     let mut machines = fleet.all();
     machines.retain(|(id, machine)| {
@@ -218,11 +201,11 @@ fn describe_instances(fleet: &Fleet, form: &Form) -> Result<Xml, Refusal> {
             && filters.all_match(|name| instance_field(name, id, machine))
     });
     let mut xml = Xml::default();
-    xml.node("reservationSet", |xml| {
+    xml.element("reservationSet", |xml| {
         for (id, machine) in &machines {
-            xml.node("item", |xml| {
-                xml.text("reservationId", "r-00000000000000000").text("ownerId", "000000000000");
-                xml.node("instancesSet", |xml| instance_item(xml, id, machine));
+            xml.element("item", |xml| {
+                xml.field("reservationId", "r-00000000000000000").field("ownerId", "000000000000");
+                xml.element("instancesSet", |xml| instance_item(xml, id, machine));
             });
         }
     });
@@ -245,46 +228,46 @@ fn instance_field(name: &str, id: &str, machine: &Machine) -> Vec<String> {
 fn instance_item(xml: &mut Xml, id: &str, machine: &Machine) {
     let launched_at =
         aws_smithy_types::DateTime::from_millis(i64::try_from(machine.launched_at.as_millis()).unwrap_or(i64::MAX));
-    xml.node("item", |xml| {
-        xml.text("instanceId", id).text("imageId", "ami-00000000000000000").text("instanceType", "c7i.large");
-        xml.node("instanceState", |xml| state(xml, machine.state()));
+    xml.element("item", |xml| {
+        xml.field("instanceId", id).field("imageId", "ami-00000000000000000").field("instanceType", "c7i.large");
+        xml.element("instanceState", |xml| state_fields(xml, machine.state()));
         if let Ok(time) = launched_at.fmt(aws_smithy_types::date_time::Format::DateTime) {
-            xml.text("launchTime", time);
+            xml.field("launchTime", time);
         }
-        xml.node("placement", |xml| {
-            xml.text("availabilityZone", format!("{REGION}a"));
+        xml.element("placement", |xml| {
+            xml.field("availabilityZone", format!("{REGION}a"));
         });
-        xml.text("instanceLifecycle", "spot");
+        xml.field("instanceLifecycle", "spot");
         if let Some((code, message)) = &machine.reason {
-            xml.node("stateReason", |xml| {
-                xml.text("code", code).text("message", message);
+            xml.element("stateReason", |xml| {
+                xml.field("code", code).field("message", message);
             });
         }
-        xml.node("tagSet", |xml| {
+        xml.element("tagSet", |xml| {
             for (key, value) in &machine.tags {
-                xml.node("item", |xml| {
-                    xml.text("key", key).text("value", value);
+                xml.element("item", |xml| {
+                    xml.field("key", key).field("value", value);
                 });
             }
         });
     });
 }
 
-fn state(xml: &mut Xml, name: &str) {
+fn state_fields(xml: &mut Xml, name: &str) {
     let code = match name {
         "running" => 16,
         "stopped" => 80,
         _ => 48,
     };
-    xml.text("code", code).text("name", name);
+    xml.field("code", code).field("name", name);
 }
 
-fn terminate_instances(fleet: &Fleet, form: &Form) -> Result<Xml, Refusal> {
+fn terminate_instances(fleet: &Fleet, form: &Form) -> Result<Xml, Ec2Error> {
     let ids = form.list("InstanceId");
-    known(fleet, &ids)?;
+    require_known(fleet, &ids)?;
     refuse_dry_run(form)?;
     let mut xml = Xml::default();
-    xml.node("instancesSet", |xml| {
+    xml.element("instancesSet", |xml| {
         for id in &ids {
             let before = fleet.change(id, |machine| {
                 let before = machine.state();
@@ -294,25 +277,25 @@ fn terminate_instances(fleet: &Fleet, form: &Form) -> Result<Xml, Refusal> {
                 machine.reason.get_or_insert_with(|| (code.to_owned(), format!("{code}: User initiated shutdown")));
                 before
             });
-            xml.node("item", |xml| {
-                xml.text("instanceId", id);
-                xml.node("currentState", |xml| state(xml, "terminated"));
-                xml.node("previousState", |xml| state(xml, before.unwrap_or("terminated")));
+            xml.element("item", |xml| {
+                xml.field("instanceId", id);
+                xml.element("currentState", |xml| state_fields(xml, "terminated"));
+                xml.element("previousState", |xml| state_fields(xml, before.unwrap_or("terminated")));
             });
         }
     });
     Ok(xml)
 }
 
-fn describe_tags(fleet: &Fleet, form: &Form) -> Result<Xml, Refusal> {
-    let filters = Filters::read(form);
+fn describe_tags(fleet: &Fleet, form: &Form) -> Result<Xml, Ec2Error> {
+    let filters = Filters::parse(form);
     let is_field = |name: &str| matches!(name, "resource-id" | "resource-type" | "key" | "value");
-    if let Some(name) = filters.unknown(is_field) {
-        return Err(Refusal::new("InvalidParameterValue", format!("The filter '{name}' is invalid")));
+    if let Some(name) = filters.first_unknown(is_field) {
+        return Err(Ec2Error::new("InvalidParameterValue", format!("The filter '{name}' is invalid")));
     }
     refuse_dry_run(form)?;
     let mut xml = Xml::default();
-    xml.node("tagSet", |xml| {
+    xml.element("tagSet", |xml| {
         for (id, machine) in fleet.all() {
             for (key, value) in &machine.tags {
                 let field = |name: &str| match name {
@@ -322,25 +305,13 @@ fn describe_tags(fleet: &Fleet, form: &Form) -> Result<Xml, Refusal> {
                     _ => vec![value.clone()],
                 };
                 if filters.all_match(field) {
-                    xml.node("item", |xml| {
-                        xml.text("resourceId", &id).text("resourceType", "instance");
-                        xml.text("key", key).text("value", value);
+                    xml.element("item", |xml| {
+                        xml.field("resourceId", &id).field("resourceType", "instance");
+                        xml.field("key", key).field("value", value);
                     });
                 }
             }
         }
     });
-    Ok(xml)
-}
-
-fn create_tags(fleet: &Fleet, form: &Form) -> Result<Xml, Refusal> {
-    let ids = form.list("ResourceId");
-    known(fleet, &ids)?;
-    refuse_dry_run(form)?;
-    for id in &ids {
-        fleet.change(id, |machine| machine.tags.extend(form.tags("Tag")));
-    }
-    let mut xml = Xml::default();
-    xml.text("return", true);
     Ok(xml)
 }

@@ -1,19 +1,18 @@
-//! Faults on the wire, a journal of the calls, and hooks at a chosen call, all for tests.
+//! Injected faults, a journal of the calls, and hooks at a chosen call, all for tests.
 //!
-//! A rule names a service, an operation (`UpdateItem`, `PutObject`, an IMDS path; `*` for any), and which of the calls
-//! it matches, counted by the rule itself from when it was made. Delays, hooks, and gates all act; of the
-//! faults that decide the answer the first one made wins. Nothing here changes what AWS would do, only whether the request
-//! gets there and the answer back.
+//! A rule names a service, an operation (`UpdateItem`, `PutObject`, an IMDS path; `*` for any), and the calls that it
+//! matches, which the rule counts from its creation. All delays, hooks, and gates act. Of several faults that decide
+//! the answer, the oldest acts. A fault changes whether a request or its answer arrives, never what the service does.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::gate::Gate;
-use super::locked;
-use super::wire::Service;
+use super::lock::locked;
+use super::services::Service;
 
-/// Which of the calls that match a rule it acts on.
+/// The matching calls on which a rule acts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum When {
     /// The n-th, counted from 1.
@@ -37,7 +36,7 @@ impl When {
     }
 }
 
-/// What goes wrong.
+/// An injected fault.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fault {
@@ -47,18 +46,16 @@ pub enum Fault {
     FailAfter,
     /// The request is applied twice; the second answer is returned.
     Repeat,
-    /// The request waits first, then goes on as it would have.
+    /// The request is delayed, then applied.
     Delay(Duration),
     /// Not applied; this status and error code are answered.
     Status(u16, &'static str),
     /// Applied; then this status and error code are answered in place of the answer.
     StatusAfter(u16, &'static str),
-    /// Not applied; this status and this very body are answered.
+    /// Not applied; this status and exactly this body are answered.
     Raw(u16, String),
     /// Not applied, never answered.
     Hang,
-    /// Applied, never answered.
-    HangAfter,
     /// Applied; the answer's body breaks off after this many bytes.
     CutBody(u64),
 }
@@ -66,7 +63,7 @@ pub enum Fault {
 type Callback = Arc<dyn Fn() + Send + Sync>;
 
 #[derive(Clone)]
-enum Act {
+enum Effect {
     Fault(Fault),
     Before(Callback),
     After(Callback),
@@ -79,19 +76,19 @@ struct Rule {
     operation: String,
     when: When,
     seen: u32,
-    act: Act,
+    effect: Effect,
 }
 
 #[derive(Default)]
-struct State {
+struct FaultState {
     rules: Vec<Rule>,
     calls: Vec<(Service, String)>,
 }
 
-/// A list of rules and the journal of one or several wires; a clone is the same list.
+/// The rules and the journal of one or several HTTP clients; a clone is the same list.
 #[derive(Clone, Default)]
 pub struct Faults {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<FaultState>>,
 }
 
 impl fmt::Debug for Faults {
@@ -102,7 +99,7 @@ impl fmt::Debug for Faults {
 }
 
 impl Faults {
-    /// Makes an empty list, which only keeps the journal.
+    /// Creates an empty list, which only keeps the journal.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -110,24 +107,24 @@ impl Faults {
 
     /// Adds a fault.
     pub fn add(&self, service: Service, operation: &str, when: When, fault: Fault) -> &Self {
-        self.push(service, operation, when, Act::Fault(fault))
+        self.push(service, operation, when, Effect::Fault(fault))
     }
 
-    /// Calls back when the n-th such call (from 1) has arrived, before it is applied.
+    /// Calls `act` when the n-th such call (from 1) has arrived, before it is applied.
     pub fn before(&self, service: Service, operation: &str, n: u32, act: impl Fn() + Send + Sync + 'static) -> &Self {
-        self.push(service, operation, When::Nth(n), Act::Before(Arc::new(act)))
+        self.push(service, operation, When::Nth(n), Effect::Before(Arc::new(act)))
     }
 
-    /// Calls back when the n-th such call (from 1) has been applied, before it is answered.
+    /// Calls `act` when the n-th such call (from 1) has been applied, before it is answered.
     pub fn after(&self, service: Service, operation: &str, n: u32, act: impl Fn() + Send + Sync + 'static) -> &Self {
-        self.push(service, operation, When::Nth(n), Act::After(Arc::new(act)))
+        self.push(service, operation, When::Nth(n), Effect::After(Arc::new(act)))
     }
 
     /// Holds such calls before they are applied, until the gate is opened.
     #[must_use]
     pub fn hold_before(&self, service: Service, operation: &str, when: When) -> Gate {
         let gate = Gate::new();
-        self.push(service, operation, when, Act::HoldBefore(gate.clone()));
+        self.push(service, operation, when, Effect::HoldBefore(gate.clone()));
         gate
     }
 
@@ -135,7 +132,7 @@ impl Faults {
     #[must_use]
     pub fn hold_after(&self, service: Service, operation: &str, when: When) -> Gate {
         let gate = Gate::new();
-        self.push(service, operation, when, Act::HoldAfter(gate.clone()));
+        self.push(service, operation, when, Effect::HoldAfter(gate.clone()));
         gate
     }
 
@@ -144,7 +141,7 @@ impl Faults {
         locked(&self.state).rules.clear();
     }
 
-    /// Gives every call seen, in the order of arrival, those that were never applied included.
+    /// Returns every call in the order of arrival, including those that were never applied.
     #[must_use]
     pub fn calls(&self) -> Vec<(Service, String)> {
         locked(&self.state).calls.clone()
@@ -157,17 +154,17 @@ impl Faults {
         locked(&self.state).calls.iter().filter(is_one).count()
     }
 
-    fn push(&self, service: Service, operation: &str, when: When, act: Act) -> &Self {
-        let rule = Rule { service, operation: operation.to_owned(), when, seen: 0, act };
+    fn push(&self, service: Service, operation: &str, when: When, effect: Effect) -> &Self {
+        let rule = Rule { service, operation: operation.to_owned(), when, seen: 0, effect };
         locked(&self.state).rules.push(rule);
         self
     }
 
-    /// Notes a call that has arrived and gives what is to become of it.
-    pub(super) fn meet(&self, service: Service, operation: &str) -> Plan {
+    /// Records a call that has arrived and returns what the rules do to it.
+    pub(super) fn record(&self, service: Service, operation: &str) -> CallPlan {
         let mut state = locked(&self.state);
         state.calls.push((service, operation.to_owned()));
-        let mut plan = Plan::default();
+        let mut plan = CallPlan::default();
         for rule in &mut state.rules {
             if rule.service != service || (rule.operation != "*" && rule.operation != operation) {
                 continue;
@@ -176,34 +173,34 @@ impl Faults {
             if !rule.when.covers(rule.seen) {
                 continue;
             }
-            match rule.act.clone() {
-                Act::Fault(Fault::Delay(time)) => plan.before.push(Step::Wait(time)),
-                Act::Fault(fault) => plan.fault = plan.fault.take().or(Some(fault)),
-                Act::Before(act) => plan.before.push(Step::Call(act)),
-                Act::After(act) => plan.after.push(Step::Call(act)),
-                Act::HoldBefore(gate) => plan.before.push(Step::Hold(gate)),
-                Act::HoldAfter(gate) => plan.after.push(Step::Hold(gate)),
+            match rule.effect.clone() {
+                Effect::Fault(Fault::Delay(time)) => plan.before.push(CallStep::Wait(time)),
+                Effect::Fault(fault) => plan.fault = plan.fault.take().or(Some(fault)),
+                Effect::Before(act) => plan.before.push(CallStep::Call(act)),
+                Effect::After(act) => plan.after.push(CallStep::Call(act)),
+                Effect::HoldBefore(gate) => plan.before.push(CallStep::Hold(gate)),
+                Effect::HoldAfter(gate) => plan.after.push(CallStep::Hold(gate)),
             }
         }
         plan
     }
 }
 
-/// What is to become of one call.
+/// What the rules do to one call.
 #[derive(Default)]
-pub(super) struct Plan {
-    before: Vec<Step>,
+pub(super) struct CallPlan {
+    before: Vec<CallStep>,
     pub(super) fault: Option<Fault>,
-    after: Vec<Step>,
+    after: Vec<CallStep>,
 }
 
-enum Step {
+enum CallStep {
     Wait(Duration),
     Call(Callback),
     Hold(Gate),
 }
 
-impl Plan {
+impl CallPlan {
     pub(super) async fn before(&mut self) {
         run(std::mem::take(&mut self.before)).await;
     }
@@ -213,12 +210,12 @@ impl Plan {
     }
 }
 
-async fn run(steps: Vec<Step>) {
+async fn run(steps: Vec<CallStep>) {
     for step in steps {
         match step {
-            Step::Wait(time) => tokio::time::sleep(time).await,
-            Step::Call(act) => act(),
-            Step::Hold(gate) => gate.pass().await,
+            CallStep::Wait(time) => tokio::time::sleep(time).await,
+            CallStep::Call(act) => act(),
+            CallStep::Hold(gate) => gate.wait_until_open().await,
         }
     }
 }
@@ -234,11 +231,11 @@ mod tests {
         faults.add(Service::S3, "*", When::First(1), Fault::Hang);
 
         let met: Vec<_> = ["HeadObject", "PutObject", "PutObject", "PutObject"]
-            .map(|operation| faults.meet(Service::S3, operation).fault)
+            .map(|operation| faults.record(Service::S3, operation).fault)
             .into();
 
         assert_eq!(met, [Some(Fault::Hang), None, Some(Fault::FailBefore), None]);
-        assert_eq!(faults.meet(Service::Sns, "PutObject").fault, None);
+        assert_eq!(faults.record(Service::Sns, "PutObject").fault, None);
         assert_eq!(faults.count(Service::S3, "PutObject"), 3);
         assert_eq!(faults.count(Service::S3, "*"), 4);
     }
@@ -249,6 +246,6 @@ mod tests {
         faults.add(Service::Ec2, "X", When::Always, Fault::FailAfter);
         faults.add(Service::Ec2, "X", When::Always, Fault::Repeat);
 
-        assert_eq!(faults.meet(Service::Ec2, "X").fault, Some(Fault::FailAfter));
+        assert_eq!(faults.record(Service::Ec2, "X").fault, Some(Fault::FailAfter));
     }
 }

@@ -1,4 +1,4 @@
-//! How a fault shows on the wire: the connection breaks, an answer is lost, repeated, or replaced.
+//! How a fault acts on a call: the connection breaks, or an answer is lost, repeated, or replaced.
 
 use std::io;
 use std::pin::Pin;
@@ -9,20 +9,22 @@ use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
 use http_body::{Body, Frame};
 
+use super::connector::{CallResult, Connector, Request, collect};
 use super::faults::Fault;
-use super::wire::{Outcome, Request, Service, Wire, collect};
-use super::{dynamo, ec2, imds, locked, query, s3, sns};
+use super::lock::locked;
+use super::services::Service;
+use super::{dynamo, ec2, imds, query, s3, sns};
 
-impl Wire {
-    /// Says why a call of this instance is denied, if it is. Calls of DynamoDB have been read whole.
+impl Connector {
+    /// Returns why a call of this instance is denied. The bodies of DynamoDB's calls are in memory here.
     pub(super) fn denial(&self, service: Service, operation: &str, body: &SdkBody) -> Option<String> {
-        let denied = locked(&self.cloud.inner.denied).clone()?;
+        let denied = locked(&self.services.denied).clone()?;
         let is_asked = service == Service::Dynamodb && self.instance.is_some();
-        is_asked.then(|| denied.refusal(operation, body.bytes().unwrap_or_default())).flatten()
+        is_asked.then(|| denied.denial(operation, body.bytes().unwrap_or_default())).flatten()
     }
 
-    pub(super) async fn apply_with_faults(&self, service: Service, operation: &str, request: Request) -> Outcome {
-        let mut plan = self.faults.meet(service, operation);
+    pub(super) async fn apply_with_faults(&self, service: Service, operation: &str, request: Request) -> CallResult {
+        let mut plan = self.faults.record(service, operation);
         plan.before().await;
         let outcome = match plan.fault.take() {
             Some(Fault::FailBefore) => Err(reset("the connection broke before the request was sent (a fault)")),
@@ -42,18 +44,13 @@ impl Wire {
                 self.apply(service, operation, request).await?;
                 Ok(error_reply(service, status, code))
             }
-            Some(Fault::HangAfter) => {
-                self.apply(service, operation, request).await?;
-                plan.after().await;
-                std::future::pending().await
-            }
             Some(Fault::Delay(_)) | None => self.apply(service, operation, request).await,
         };
         plan.after().await;
         outcome
     }
 
-    async fn apply_twice(&self, service: Service, operation: &str, (parts, body): Request) -> Outcome {
+    async fn apply_twice(&self, service: Service, operation: &str, (parts, body): Request) -> CallResult {
         let body = collect(body).await?;
         self.apply(service, operation, (parts.clone(), body.clone().into())).await?;
         self.apply(service, operation, (parts, body.into())).await
@@ -61,13 +58,13 @@ impl Wire {
 }
 
 fn error_reply(service: Service, status: u16, code: &str) -> http::Response<SdkBody> {
-    let message = "a fault on the wire";
+    let message = "an injected fault";
     match service {
         Service::Dynamodb => dynamo::error_reply(status, code, message),
         Service::S3 => s3::error_reply(status, code, message),
         Service::Sns => sns::error_reply(status, code, message),
         Service::Ec2 => ec2::error_reply(status, code, message),
-        Service::Imds => imds::text(status, message),
+        Service::Imds => imds::text_reply(status, message),
     }
 }
 
@@ -80,12 +77,12 @@ fn content_type(service: Service) -> &'static str {
     }
 }
 
-/// Makes the error the SDK's own client gives for a broken connection: retried, and ambiguous.
+/// Builds the SDK's own error for a broken connection: it is retried, and the outcome is unknown.
 fn reset(text: &'static str) -> ConnectorError {
     ConnectorError::io(io::Error::new(io::ErrorKind::ConnectionReset, text).into())
 }
 
-/// A body whose connection breaks after some bytes.
+/// A body whose connection breaks after `left` bytes.
 struct CutBody {
     body: SdkBody,
     left: u64,

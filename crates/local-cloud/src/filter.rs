@@ -7,7 +7,7 @@ use super::query::Form;
 pub(super) struct Filters(Vec<(String, Vec<String>)>);
 
 impl Filters {
-    pub(super) fn read(form: &Form) -> Self {
+    pub(super) fn parse(form: &Form) -> Self {
         let filter = |prefix: String| {
             let name = form.get(&format!("{prefix}.Name")).unwrap_or_default().to_owned();
             (name, form.list(&format!("{prefix}.Value")))
@@ -15,12 +15,12 @@ impl Filters {
         Self(form.indexes("Filter").into_iter().map(filter).collect())
     }
 
-    /// Gives the first filter of an unknown name.
-    pub(super) fn unknown(&self, is_known: impl Fn(&str) -> bool) -> Option<&str> {
+    /// Returns the first filter with an unknown name.
+    pub(super) fn first_unknown(&self, is_known: impl Fn(&str) -> bool) -> Option<&str> {
         self.0.iter().map(|(name, _)| name.as_str()).find(|name| !is_known(name))
     }
 
-    /// Says whether a thing with these fields is wanted.
+    /// Returns whether a resource with these fields passes all filters.
     pub(super) fn all_match(&self, field: impl Fn(&str) -> Vec<String>) -> bool {
         self.0.iter().all(|(name, patterns)| {
             field(name).iter().any(|value| patterns.iter().any(|pattern| matches(pattern, value)))
@@ -28,7 +28,7 @@ impl Filters {
     }
 }
 
-/// Matches as EC2 does: `*` any run, `?` any one, a backslash takes the next character as it is.
+/// Matches as EC2 does: `*` is any run, `?` any one character, and a backslash escapes the next character.
 fn matches(pattern: &str, value: &str) -> bool {
     let mut pattern = pattern.chars();
     match pattern.next() {

@@ -1,17 +1,17 @@
-//! The instances of the local cloud: what they are tagged with, what EC2 and IMDS have to say about them.
+//! The instances of the local cloud, as EC2 and IMDS show them.
 //!
-//! They live in this process alone. In a folder that outlives its processes, an instance of an earlier process is
-//! `terminated`: the process that was that machine has ended, or this one would not have the folder's lock. An instance is
-//! `running` until it is terminated; there is nothing between.
+//! They live in this process only. An instance of an earlier process over the same folder is `terminated`: that process
+//! has exited, or this one would not have the folder's lock. An instance is `running` until it is stopped or
+//! terminated; there is no state between.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::locked;
+use super::lock::locked;
 
-/// An instance, as it stands.
+/// The current state of an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Instance {
     /// Its id, `i-` and 17 hexadecimal digits.
@@ -20,18 +20,18 @@ pub struct Instance {
     pub state: String,
     /// Its tags, by key.
     pub tags: Vec<(String, String)>,
-    /// How many were launched before it, in this process.
+    /// The number of instances launched before it in this process.
     pub launched: u64,
-    /// How many `TerminateInstances` calls named it.
+    /// The number of `TerminateInstances` calls that named it.
     pub terminate_calls: u32,
 }
 
-/// What is known of one machine.
+/// The state of one instance.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Machine {
     pub(super) tags: BTreeMap<String, String>,
     pub(super) is_running: bool,
-    /// Of one that does not run: whether it is stopped, not terminated.
+    /// Whether an instance that is not running is stopped, not terminated.
     pub(super) is_stopped: bool,
     pub(super) launched: u64,
     pub(super) launched_at: Duration,
@@ -42,7 +42,7 @@ pub(super) struct Machine {
     pub(super) rebalance: Option<String>,
     /// Why its state changed: code and message.
     pub(super) reason: Option<(String, String)>,
-    /// Whether EC2 does not show it yet.
+    /// Whether EC2 does not show it (yet).
     pub(super) is_hidden: bool,
 }
 
@@ -56,29 +56,29 @@ impl Machine {
     }
 }
 
-/// What a client token launched, and for which call.
+/// The call that first used a client token, and the instances that it launched.
 type Launched = (BTreeMap<String, String>, Vec<String>);
 
-/// The machines.
+/// The instances.
 #[derive(Debug, Default)]
 pub(super) struct Fleet {
     machines: Mutex<BTreeMap<String, Machine>>,
     tokens: Mutex<BTreeMap<String, Launched>>,
     hides_tags: AtomicBool,
-    /// Whether earlier processes had instances, too.
+    /// Whether earlier processes had instances in the same folder.
     has_earlier: AtomicBool,
-    /// The zones of subnets. One that is not here is in a zone of its own.
+    /// The zones of subnets. A subnet that is missing here is in a zone of its own.
     zones: Mutex<BTreeMap<String, String>>,
     /// The instance types that the region offers; `None`: all.
     offered: Mutex<Option<BTreeSet<String>>>,
-    /// Every call, as it was asked.
+    /// The parameters of every call.
     requests: Mutex<Vec<BTreeMap<String, String>>>,
 }
 
 impl Fleet {
     pub(super) fn launch(&self, tags: impl IntoIterator<Item = (String, String)>) -> String {
         // 17 hexadecimal digits as EC2's; random, so that two processes over one folder never share one.
-        let id = format!("i-0{:016x}", rand::random::<u64>());
+        let id = format!("i-0{:016x}", uuid::Uuid::new_v4().as_u64_pair().1);
         let mut machines = locked(&self.machines);
         let machine = Machine {
             tags: tags.into_iter().collect(),
@@ -91,13 +91,13 @@ impl Fleet {
         id
     }
 
-    /// Says that earlier processes had instances in the same folder, and that all of them have ended.
-    pub(super) fn follow_earlier(&self) {
+    /// Records that earlier processes had instances in the same folder, all terminated.
+    pub(super) fn set_has_earlier(&self) {
         self.has_earlier.store(true, Ordering::SeqCst);
     }
 
-    /// Notes instances that this process does not know, and that an earlier one may have had, as terminated.
-    pub(super) fn recall(&self, ids: &[String]) {
+    /// Adds, as terminated, the instances that only an earlier process can have launched.
+    pub(super) fn add_earlier(&self, ids: &[String]) {
         let is_ours = |id: &String| id.len() == 19 && id.starts_with("i-0");
         if self.has_earlier.load(Ordering::SeqCst) {
             let mut machines = locked(&self.machines);
@@ -107,7 +107,7 @@ impl Fleet {
         }
     }
 
-    /// Launches once for one client token, as EC2 does; `Err`: the token was used for another call.
+    /// Launches once for one client token, as EC2 does. `Err`: the token was used for another call.
     pub(super) fn launch_once(
         &self,
         token: Option<&str>,
@@ -128,8 +128,8 @@ impl Fleet {
         locked(&self.machines).get(id).cloned()
     }
 
-    /// Gives the first id that is not known.
-    pub(super) fn unknown<'a>(&self, ids: &'a [String]) -> Option<&'a str> {
+    /// Returns the first unknown id.
+    pub(super) fn first_unknown<'a>(&self, ids: &'a [String]) -> Option<&'a str> {
         let machines = locked(&self.machines);
         ids.iter().find(|id| machines.get(*id).is_none_or(|machine| machine.is_hidden)).map(String::as_str)
     }
@@ -156,7 +156,7 @@ impl Fleet {
         self.all().into_iter().map(instance).collect()
     }
 
-    /// The subnets that are known, with their zones.
+    /// Returns the known subnets with their zones.
     pub(super) fn subnets(&self) -> BTreeMap<String, String> {
         locked(&self.zones).clone()
     }
@@ -174,7 +174,7 @@ impl Fleet {
     }
 }
 
-/// What tests alone do.
+/// Operations for tests.
 #[cfg(any(test, feature = "testing"))]
 impl Fleet {
     pub(super) fn age(&self, id: &str, by: Duration) {

@@ -1,12 +1,13 @@
-//! What is fuzzed here: a folder that somebody else made, and names in it.
+//! Fuzz targets: the files of a folder that another program wrote, and names in it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::layout::Layout;
-use super::{RESULT_BUCKET, keys, s3, sns};
+use super::names::RESULT_BUCKET;
+use super::{keys, s3, sns};
 
-/// A folder that is removed with what is in it.
+/// A folder that is removed with its content.
 struct Scratch(PathBuf);
 
 impl Drop for Scratch {
@@ -15,14 +16,14 @@ impl Drop for Scratch {
     }
 }
 
-/// Opens a folder in which each small file that a cloud keeps beside its objects has these bytes.
+/// Opens a folder in which each small file beside the objects has these bytes.
 pub fn folder(bytes: &[u8]) {
-    let scratch = Scratch(std::env::temp_dir().join(format!("lighthpc-fuzz-{:032x}", rand::random::<u128>())));
+    let scratch = Scratch(std::env::temp_dir().join(format!("lighthpc-fuzz-{}", uuid::Uuid::new_v4())));
     let (layout, lock) = Layout::open(&scratch.0).expect("a new folder can be opened");
     s3::fuzz::metadata(layout.clone(), RESULT_BUCKET, bytes);
 
     fs::write(layout.notifications(), bytes).expect("the scratch folder can be written");
-    if let Ok((messages, whole)) = sns::read_back(&layout.notifications()) {
+    if let Ok((messages, whole)) = sns::read_messages(&layout.notifications()) {
         assert_eq!(messages.len() + 1, bytes.split(|&byte| byte == b'\n').count());
         assert!(usize::try_from(whole).is_ok_and(|whole| whole <= bytes.len()));
     }
@@ -33,7 +34,7 @@ pub fn folder(bytes: &[u8]) {
     assert_eq!(Layout::open(&scratch.0).is_ok(), is_ours, "only this version's layout is opened");
 }
 
-/// Makes a path of a key, and a key of a path. They are each other's, and no path leaves its folder.
+/// Maps a key to a path and a path to a key. Both are inverse, and no path leaves its folder.
 pub fn names(text: &str) {
     if (1..=1024).contains(&text.len()) {
         let path = keys::path_of(text);

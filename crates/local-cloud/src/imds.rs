@@ -1,12 +1,12 @@
-//! The instance metadata service, version 2 only: a token first, then what this one instance may know of itself.
+//! The instance metadata service, version 2 only: a token first, then the data of the calling instance.
 //!
-//! On a machine that is no instance every path is 404. That is quicker than the refused connection or the silence of
-//! a real one, and the SDK gives up on either without trying again.
+//! Off EC2, every path is 404. That is quicker than a refused connection or a timeout, and the SDK retries none of
+//! them.
 
 use aws_smithy_types::body::SdkBody;
 
-use super::REGION;
 use super::fleet::{Fleet, Machine};
+use super::names::REGION;
 use super::query::reply;
 
 const TOKEN_TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
@@ -17,45 +17,45 @@ const INSTANCE_TYPE: &str = "c7i.large";
 /// Answers one call from `instance`.
 pub(super) fn answer(fleet: &Fleet, instance: Option<&str>, request: &http::request::Parts) -> http::Response<SdkBody> {
     let Some((id, machine)) = instance.and_then(|id| fleet.machine(id).map(|machine| (id, machine))) else {
-        return text(404, "");
+        return text_reply(404, "");
     };
     let path = request.uri.path();
     let token = format!("token-of-{id}");
     if path == "/latest/api/token" {
-        return issue(&token, request);
+        return issue_token(&token, request);
     }
     if request.headers.get(TOKEN).is_none_or(|given| given.as_bytes() != token.as_bytes()) {
-        return text(401, "");
+        return text_reply(401, "");
     }
     if request.method != http::Method::GET {
-        return text(405, "");
+        return text_reply(405, "");
     }
-    match value(fleet, id, &machine, path) {
-        Some(value) => text(200, &value),
-        None => text(404, ""),
+    match metadata_value(fleet, id, &machine, path) {
+        Some(value) => text_reply(200, &value),
+        None => text_reply(404, ""),
     }
 }
 
-fn issue(token: &str, request: &http::request::Parts) -> http::Response<SdkBody> {
+fn issue_token(token: &str, request: &http::request::Parts) -> http::Response<SdkBody> {
     if request.method != http::Method::PUT {
-        return text(405, "");
+        return text_reply(405, "");
     }
-    // One second to six hours, as IMDS has it.
+    // One second to six hours, as in IMDS.
     let ttl = request.headers.get(TOKEN_TTL).cloned();
     let seconds: Option<u32> = ttl.as_ref().and_then(|ttl| ttl.to_str().ok()?.parse().ok());
     match (ttl, seconds) {
         (Some(ttl), Some(1..=21_600)) => {
-            let mut answer = text(200, token);
+            let mut answer = text_reply(200, token);
             answer.headers_mut().insert(TOKEN_TTL, ttl);
             answer
         }
-        _ => text(400, ""),
+        _ => text_reply(400, ""),
     }
 }
 
-fn value(fleet: &Fleet, id: &str, machine: &Machine, path: &str) -> Option<String> {
+fn metadata_value(fleet: &Fleet, id: &str, machine: &Machine, path: &str) -> Option<String> {
     if path == "/latest/dynamic/instance-identity/document" {
-        return Some(identity(id));
+        return Some(identity_document(id));
     }
     let item = path.strip_prefix("/latest/meta-data/")?;
     let owned = |text: &str| Some(text.to_owned());
@@ -89,7 +89,7 @@ fn value(fleet: &Fleet, id: &str, machine: &Machine, path: &str) -> Option<Strin
     }
 }
 
-fn identity(id: &str) -> String {
+fn identity_document(id: &str) -> String {
     serde_json::json!({
         "accountId": "000000000000",
         "architecture": "x86_64",
@@ -104,6 +104,6 @@ fn identity(id: &str) -> String {
     .to_string()
 }
 
-pub(super) fn text(status: u16, body: &str) -> http::Response<SdkBody> {
+pub(super) fn text_reply(status: u16, body: &str) -> http::Response<SdkBody> {
     reply(status, "text/plain", body.to_owned())
 }

@@ -1,7 +1,7 @@
-//! Where an S3 key lives below its bucket's folder, and which key a file there stands for.
+//! The path of an S3 key below its bucket's folder, and the key of a path.
 //!
-//! Pure names, no file system. The map is total (every key of 1 to 1,024 bytes has a path), reversible, never
-//! leaves the folder, and leaves ordinary names as they are, because people read and copy these files:
+//! Names only, no file system. Every key of 1 to 1,024 bytes has a path, the map is reversible, and no path leaves the
+//! folder. Ordinary names stay as they are, because people read and copy these files:
 //!
 //! ```text
 //! key                      path
@@ -9,14 +9,14 @@
 //! 100%.txt                 100%25.txt         '%' and control characters: %XX
 //! .hidden  ..              %2Ehidden  %2E.    a leading dot would hide, or climb out
 //! a//b  a/                 a/%_/b  a/%_       `%_`: an empty segment
-//! <300 × x>                <198 × x>%+/<102 × x>   `%+`: the name goes on below
-//! a  (beside a/b)          a%                 a trailing `%`: the file that had to make room for a folder
+//! <300 × x>                <198 × x>%+/<102 × x>   `%+`: the name continues below
+//! a  (beside a/b)          a%                 a trailing `%`: a folder has the file's name
 //! ```
 //!
-//! Escaping writes `%` and two digits only, so the three markers can never be part of an escaped name.
-//! A path is never longer than three bytes for one of the key plus a marker per 198, which keeps the longest
-//! key (3,121 bytes) below Linux's 4,096 for a folder of ordinary depth. Names differ by case, as keys do: a
-//! case-insensitive file system is not supported.
+//! Escaping writes only `%` and two digits, so the three markers are never part of an escaped name.
+//! A path has at most three bytes for each byte of the key, plus a marker per 198 bytes. The longest path (3,121 bytes)
+//! and a folder of ordinary depth fit Linux's 4,096 bytes. Names differ by case, as keys do: a case-insensitive file
+//! system is not supported.
 
 use std::ffi::OsStr;
 use std::path::{Component, Path, PathBuf};
@@ -26,10 +26,10 @@ const PIECE_BYTES_MAX: usize = 200;
 const EMPTY: &str = "%_";
 const GOES_ON: &str = "%+";
 const ASIDE: &str = "%";
-/// `NON_ALPHANUMERIC` has every byte that is ever escaped here.
+/// `NON_ALPHANUMERIC` contains every byte that is escaped here.
 const ALL: &percent_encoding::AsciiSet = percent_encoding::NON_ALPHANUMERIC;
 
-/// Gives the path, relative to the bucket's folder, of the file for `key`.
+/// Returns the path, relative to the bucket's folder, of the file for `key`.
 pub(super) fn path_of(key: &str) -> PathBuf {
     let mut path = PathBuf::new();
     for segment in key.split('/') {
@@ -38,16 +38,16 @@ pub(super) fn path_of(key: &str) -> PathBuf {
     path
 }
 
-/// Gives the name the same file has when a folder needs its own: `a` becomes `a%`.
+/// Returns the file's second name, for when a folder has the first: `a` becomes `a%`.
 pub(super) fn aside(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(ASIDE);
     PathBuf::from(name)
 }
 
-/// Gives the key whose file is at `path` (relative to the bucket's folder), in either of its two places.
+/// Returns the key whose file is at `path` (relative to the bucket's folder), under either of its two names.
 ///
-/// `None`: no key maps there, so it is not an object but something a person put in the folder.
+/// `None`: no key maps there, so the file is not an object.
 pub(super) fn key_of(path: &Path) -> Option<String> {
     let names: Vec<&str> = path
         .components()
@@ -68,13 +68,13 @@ pub(super) fn key_of(path: &Path) -> Option<String> {
     let is_aside = last.ends_with(ASIDE);
     key.push_str(&unescaped(last.strip_suffix(ASIDE).unwrap_or(last))?);
 
-    // A name that escaping would not have written (`%41`, a short piece) decodes too, but is nobody's file.
+    // A name that escaping does not write (`%41`, a short piece) decodes too, but is not an object.
     let natural = path_of(&key);
     let same = if is_aside { aside(&natural).as_path() == path } else { natural == path };
     same.then_some(key)
 }
 
-/// Gives the deepest folder that holds every key with this prefix.
+/// Returns the deepest folder that holds every key with this prefix.
 pub(super) fn folder_of_prefix(prefix: &str) -> PathBuf {
     match prefix.rsplit_once('/') {
         Some((folder, _)) => path_of(folder),
@@ -119,7 +119,7 @@ fn unescaped(name: &str) -> Option<String> {
     percent_encoding::percent_decode_str(name).decode_utf8().ok().map(std::borrow::Cow::into_owned)
 }
 
-/// Says whether a folder's name can lead to objects at all: what no key maps to is not walked.
+/// Returns whether a folder of this name can contain objects.
 pub(super) fn is_folder_name(name: &OsStr) -> bool {
     name.to_str().is_some_and(|name| !name.starts_with('.'))
 }

@@ -1,28 +1,28 @@
-//! The folder a local cloud is kept in: what is where, whose it is, and who may open it.
+//! The folder of a local cloud: its files, its owner, and its lock.
 //!
 //! ```text
-//! DIR/source/…  DIR/results/…       the objects, under names a person can read (see `keys`)
+//! DIR/source/…  DIR/results/…       the objects, under readable names (see `keys`)
 //! DIR/.lighthpc/version             `1`; its folder marks DIR as ours
 //! DIR/.lighthpc/lock                flock of the process that has the cloud open
 //! DIR/.lighthpc/dynamo.sqlite       the tables
 //! DIR/.lighthpc/uploads/ID/         parts of unfinished multipart uploads
-//! DIR/.lighthpc/meta/ETAG.json      what S3 keeps beside an object's bytes
-//! DIR/.lighthpc/tmp/                bytes still arriving; emptied at open
+//! DIR/.lighthpc/meta/ETAG.json      content type, metadata, and checksums of an object
+//! DIR/.lighthpc/tmp/                incomplete bodies; emptied at open
 //! DIR/.lighthpc/notifications.jsonl every message published
 //! ```
 //!
-//! Must never write into a folder that is not marked as ours and not empty: it may be anybody's home.
+//! Must never write into a folder that is not empty and not marked as ours: it can be a home directory.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{RESULT_BUCKET, SOURCE_BUCKET};
+use super::names::{RESULT_BUCKET, SOURCE_BUCKET};
 
-/// The layout this program writes; another one is refused rather than guessed at.
+/// The layout that this program writes; any other is refused.
 const VERSION: &str = "1";
 
-/// Says why a local cloud could not be opened.
+/// The error of opening a local cloud.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Another process has it open.
@@ -31,32 +31,32 @@ pub enum OpenError {
         /// The cloud's folder.
         dir: PathBuf,
     },
-    /// The folder has files in it, but no `.lighthpc` folder: it is somebody's own.
+    /// The folder has files in it, but no `.lighthpc` folder, so it is not a local cloud.
     #[error("{} is not empty and is not a lighthpc folder", dir.display())]
     NotOurs {
-        /// The folder that was asked for.
+        /// The requested folder.
         dir: PathBuf,
     },
     /// There is nothing to attach to.
     #[error("there is no lighthpc folder at {}", dir.display())]
     NotFound {
-        /// The folder that was asked for.
+        /// The requested folder.
         dir: PathBuf,
     },
     /// The file system refused.
     #[error("cannot use {}", path.display())]
     Io {
-        /// The file or folder it was about.
+        /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// What is kept there cannot be read.
+    /// The content of a file cannot be used.
     #[error("{} cannot be read: {reason}", path.display())]
     State {
-        /// The file it was about.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         reason: String,
     },
 }
@@ -75,14 +75,14 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// Makes or opens the folder and takes its lock, which is held as long as the returned file is open.
+    /// Creates or opens the folder and takes its lock, which is held while the returned file is open.
     pub(super) fn open(dir: &Path) -> Result<(Self, File), OpenError> {
         fs::create_dir_all(dir).map_err(OpenError::io(dir))?;
         let layout = Self { dir: dir.canonicalize().map_err(OpenError::io(dir))? };
         if !layout.own().is_dir() && !is_empty(dir)? {
             return Err(OpenError::NotOurs { dir: layout.dir });
         }
-        // Our mark goes first: a second process that meets the half-made folder sees that it is ours.
+        // Our mark goes first: a second process that finds the incomplete folder sees that it is ours.
         for folder in [layout.own(), layout.uploads(), layout.meta(), layout.tmp()] {
             fs::create_dir_all(&folder).map_err(OpenError::io(&folder))?;
         }
@@ -96,9 +96,9 @@ impl Layout {
         Ok((layout, lock))
     }
 
-    /// Opens the folder as a bystander: nothing is made, locked, or cleaned.
+    /// Opens the folder for reading: nothing is created, locked, or removed.
     pub(super) fn attach(dir: &Path) -> Result<Self, OpenError> {
-        // What this user may not see is not called missing.
+        // A folder that this user cannot access is not reported as missing.
         let refused = |path: &Path| fs::metadata(path).err().filter(|e| e.kind() == io::ErrorKind::PermissionDenied);
         if let Some(error) = refused(dir) {
             return Err(OpenError::io(dir)(error));
@@ -128,7 +128,7 @@ impl Layout {
         &self.dir
     }
 
-    /// Gives the folder of a bucket; the name must have been checked by S3's rules, which exclude our own folder.
+    /// Returns the folder of a bucket. The caller has checked the name by S3's rules, which exclude our own folder.
     pub(super) fn bucket(&self, bucket: &str) -> PathBuf {
         self.dir.join(bucket)
     }
@@ -168,7 +168,7 @@ impl Layout {
         }
     }
 
-    /// Refuses another layout. A folder that does not say which it has is being made: `may_write` says whether by us.
+    /// Refuses another layout. A folder without a version is being created; with `may_write`, by us.
     fn check_version(&self, may_write: bool) -> Result<(), OpenError> {
         let path = self.own().join("version");
         match fs::read_to_string(&path) {
@@ -185,7 +185,7 @@ impl Layout {
         }
     }
 
-    /// Removes what a process that died was still receiving; the lock says that nobody else is.
+    /// Removes the incomplete bodies of a killed process. We hold the lock, so no other process is writing them.
     fn empty_tmp(&self) -> Result<(), OpenError> {
         let tmp = self.tmp();
         for entry in fs::read_dir(&tmp).map_err(OpenError::io(&tmp))? {

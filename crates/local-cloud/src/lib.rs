@@ -1,18 +1,19 @@
-//! A cloud in this process: the AWS SDK's own clients talk to it through an `HttpClient` that never leaves the machine.
+//! A cloud in this process. The AWS SDK's clients reach it through an `HttpClient` that never leaves the machine.
 //!
-//! It is what `--local` runs on, kept in a folder a person can look into, and what every test runs on. DynamoDB is
-//! `dynoxide`, S3's protocol is `s3s` over plain files, SNS, EC2, and IMDS are small stand-ins that record what they were asked.
-//! It must never reach a network, and never touch a folder that is not its own (see `layout`).
+//! `--local` and every test run on it. Its state is a folder that a person can read. `dynoxide` is the DynamoDB, `s3s`
+//! speaks S3's protocol over plain files, and SNS, EC2, and IMDS are small stand-ins that record their requests.
+//! The crate must never reach a network, and never write to a folder that is not its own (see `layout`).
 //!
 //! ```text
-//! SDK client ─► Wire (faults, journal) ─┬─ dynamodb.… ─► Dynamo ─► .lighthpc/dynamo.sqlite
-//!                                       ├─ s3.…       ─► s3      ─► source/…  results/…
-//!                                       ├─ sns.…      ─► Sns     ─► .lighthpc/notifications.jsonl
-//!                                       ├─ ec2.…      ─► Fleet (this process)
-//!                                       ├─ 169.254.…  ─► imds, as one instance sees it
-//!                                       └─ any other host: refused
+//! SDK client ─► Connector (faults) ─┬─ dynamodb.… ─► Dynamo ─► .lighthpc/dynamo.sqlite
+//!                                   ├─ s3.…       ─► s3     ─► source/…  results/…
+//!                                   ├─ sns.…      ─► Sns    ─► .lighthpc/notifications.jsonl
+//!                                   ├─ ec2.…      ─► Fleet (this process)
+//!                                   ├─ 169.254.…  ─► imds, as one instance sees it
+//!                                   └─ any other host: refused
 //! ```
 
+mod connector;
 mod dynamo;
 mod ec2;
 #[cfg(any(test, feature = "testing"))]
@@ -29,15 +30,17 @@ mod gate;
 mod imds;
 mod keys;
 mod layout;
+mod lock;
+mod names;
 mod query;
 #[cfg(any(test, feature = "testing"))]
 mod rights;
 mod s3;
+mod services;
 mod snapshot;
 mod sns;
 #[cfg(any(test, feature = "testing"))]
 mod testing;
-mod wire;
 
 #[cfg(test)]
 mod tests;
@@ -45,7 +48,9 @@ mod tests;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+#[cfg(any(test, feature = "testing"))]
+use std::sync::Mutex;
 
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
 
@@ -55,95 +60,68 @@ pub use fleet::Instance;
 #[cfg(any(test, feature = "testing"))]
 pub use gate::Gate;
 pub use layout::OpenError;
-pub use s3::Kept;
+pub use names::{ACCESS_KEY, REGION, RESULT_BUCKET, SECRET_KEY, SOURCE_BUCKET, TOPIC_ARN};
+pub use s3::ObjectState;
+pub use services::Service;
 pub use sns::Published;
-pub use wire::Service;
 
+use connector::Connector;
 use dynamo::Dynamo;
 use fleet::Fleet;
 use layout::Layout;
-#[cfg(any(test, feature = "testing"))]
-use rights::Denied;
+use services::Services;
 use sns::Sns;
-use wire::Wire;
-
-/// The bucket of the inputs, and its folder.
-pub const SOURCE_BUCKET: &str = "source";
-/// The bucket of the results, and its folder.
-pub const RESULT_BUCKET: &str = "results";
-/// The region everything is in.
-pub const REGION: &str = "us-east-1";
-/// The topic that is always there.
-pub const TOPIC_ARN: &str = "arn:aws:sns:us-east-1:000000000000:lighthpc-local";
-/// The access key the local S3 accepts; it opens nothing anywhere else.
-pub const ACCESS_KEY: &str = "AKIALIGHTHPCLOCAL000";
-/// The secret that goes with [`ACCESS_KEY`].
-pub const SECRET_KEY: &str = "no-secret-for-this-machine-only";
 
 /// A cloud in this process; a clone is the same cloud.
 #[derive(Clone)]
 pub struct LocalCloud {
-    inner: Arc<Inner>,
-}
-
-struct Inner {
-    dynamo: Dynamo,
-    s3: s3::Endpoint,
-    objects: Arc<s3::ObjectFiles>,
-    sns: Sns,
-    fleet: Fleet,
-    layout: Layout,
-    /// What instances may not do.
-    #[cfg(any(test, feature = "testing"))]
-    denied: Mutex<Option<Denied>>,
-    /// Held open for its lock.
-    _lock: Option<File>,
+    services: Arc<Services>,
 }
 
 impl LocalCloud {
-    /// Opens the cloud kept in `dir`, or makes one there, and locks it for the life of the value, its clones, and
-    /// every client that has one of its wires.
+    /// Opens the cloud in `dir`, or creates one there. It stays locked while the value, a clone, or one of its HTTP
+    /// clients lives.
     ///
     /// # Errors
     /// `InUse`: another process has it open. `NotOurs`: the folder holds something else. `Io`, `State`: it cannot
     /// be read or written.
     pub fn open(dir: &Path) -> Result<Self, OpenError> {
         let (layout, lock) = Layout::open(dir)?;
-        let (dynamo, sns) = (Dynamo::on_disk(&layout)?, Sns::open(&layout)?);
-        let cloud = Self::of(layout, Some(lock), dynamo, sns);
-        cloud.inner.fleet.follow_earlier();
+        let (dynamo, sns) = (Dynamo::open(&layout)?, Sns::open(&layout)?);
+        let cloud = Self::new(layout, Some(lock), dynamo, sns);
+        cloud.services.fleet.set_has_earlier();
         Ok(cloud)
     }
 
-    /// Opens an existing cloud beside the process that has it open: to look at, not to work in. Nothing in the folder
-    /// is written, so it may be read-only, or another user's: the tables are a copy, as they were at this moment.
+    /// Opens an existing cloud for reading, even while another process has it open. Nothing in the folder is written,
+    /// so it can be read-only or another user's. The tables are a copy as of this moment.
     ///
-    /// Not for the process that has the cloud open itself: closing a file that `SQLite` has locked would release its
-    /// locks.
+    /// A process that has the cloud open itself must not call this: closing a file that `SQLite` has locked would
+    /// release its locks.
     ///
     /// # Errors
     /// `NotFound`: there is none. `NotOurs`: the folder holds something else. `Io`, `State`: it cannot be read.
     pub fn attach(dir: &Path) -> Result<Self, OpenError> {
         let layout = Layout::attach(dir)?;
-        let (dynamo, sns) = (Dynamo::copy_of(&layout)?, Sns::attach(&layout)?);
-        Ok(Self::of(layout, None, dynamo, sns))
+        let (dynamo, sns) = (Dynamo::open_copy(&layout)?, Sns::attach(&layout)?);
+        Ok(Self::new(layout, None, dynamo, sns))
     }
 
-    /// Opens a cloud whose tables live as long as the value; its objects are in `dir`. For tests.
+    /// Opens a cloud whose tables live as long as the value and whose objects are in `dir`. For tests.
     ///
     /// # Errors
     /// As [`Self::open`].
     pub fn in_memory(dir: &Path) -> Result<Self, OpenError> {
         let (layout, lock) = Layout::open(dir)?;
         let sns = Sns::open(&layout)?;
-        Ok(Self::of(layout, Some(lock), Dynamo::in_memory()?, sns))
+        Ok(Self::new(layout, Some(lock), Dynamo::in_memory()?, sns))
     }
 
-    fn of(layout: Layout, lock: Option<File>, dynamo: Dynamo, sns: Sns) -> Self {
+    fn new(layout: Layout, lock: Option<File>, dynamo: Dynamo, sns: Sns) -> Self {
         let objects = Arc::new(s3::ObjectFiles::new(layout.clone()));
         let s3 = s3::S3Local::new(Arc::clone(&objects)).endpoint();
         Self {
-            inner: Arc::new(Inner {
+            services: Arc::new(Services {
                 dynamo,
                 s3,
                 objects,
@@ -157,61 +135,61 @@ impl LocalCloud {
         }
     }
 
-    /// Gives the folder the cloud is kept in, as an absolute path.
+    /// Returns the folder of the cloud, as an absolute path.
     #[must_use]
     pub fn dir(&self) -> &Path {
-        self.inner.layout.dir()
+        self.services.layout.dir()
     }
 
-    /// Registers a running instance with these tags; returns its id, which no other process will ever give.
+    /// Registers a running instance with these tags. Returns its id, which is unique over all processes.
     pub fn launch(&self, tags: &[(&str, &str)]) -> String {
-        self.inner.fleet.launch(tags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())))
+        self.services.fleet.launch(tags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())))
     }
 
-    /// Makes the wire as `instance` sees it; `None`: as a machine that is no instance does, where IMDS answers 404.
+    /// Returns the HTTP client that `instance` has. `None`: a machine off EC2, where IMDS answers 404.
     #[must_use]
-    pub fn wire(&self, instance: Option<&str>) -> SharedHttpClient {
-        SharedHttpClient::new(Wire::new(self.clone(), instance))
+    pub fn http_client(&self, instance: Option<&str>) -> SharedHttpClient {
+        SharedHttpClient::new(Connector::new(Arc::clone(&self.services), instance))
     }
 
-    /// Gives every instance of this process, in the order of launch.
+    /// Returns every instance of this process, in the order of launch.
     #[must_use]
     pub fn instances(&self) -> Vec<Instance> {
-        self.inner.fleet.instances()
+        self.services.fleet.instances()
     }
 
-    /// Gives every message ever published in this cloud.
+    /// Returns every message ever published in this cloud.
     #[must_use]
     pub fn published(&self) -> Vec<Published> {
-        self.inner.sns.published()
+        self.services.sns.published()
     }
 
-    /// Makes an object that is a person's own file (an absolute path), by a link: nothing is copied. Putting or
-    /// deleting the object replaces or removes the link, never the file.
+    /// Creates an object that is a link to the user's file (an absolute path); nothing is copied. A later put or
+    /// delete replaces or removes the link, never the file.
     ///
     /// # Errors
-    /// When the file cannot be read as one, or the link cannot be made.
+    /// The path is not a regular file, or the link cannot be created.
     pub fn link_object(&self, bucket: &str, key: &str, file: &Path) -> io::Result<()> {
-        self.inner.objects.link(bucket, key, file)
+        self.services.objects.link(bucket, key, file)
     }
 
-    /// Compares an object with the `ETag` that it had once; of one whose file is another, the bytes, as long as
+    /// Compares an object with an earlier `ETag`. If the file is another one, compares the bytes, as long as
     /// `budget_bytes` lasts.
     #[must_use]
-    pub fn kept(&self, bucket: &str, key: &str, etag: &str, budget_bytes: &mut u64) -> Kept {
-        self.inner.objects.kept(bucket, key, etag, budget_bytes)
+    pub fn compare_object(&self, bucket: &str, key: &str, etag: &str, budget_bytes: &mut u64) -> ObjectState {
+        self.services.objects.compare(bucket, key, etag, budget_bytes)
     }
 
-    /// Gives an object's `ETag`, without quotes; of a linked file it changes with the file. `None`: there is none.
+    /// Returns an object's `ETag`, without quotes. For a linked file, it changes with the file. `None`: no object.
     #[must_use]
     pub fn object_etag(&self, bucket: &str, key: &str) -> Option<String> {
-        self.inner.objects.etag(bucket, key)
+        self.services.objects.etag(bucket, key)
     }
 
-    /// Gives the path at which a person finds an object, or would find it.
+    /// Returns the path of an object's file; if there is none, the path that it would have.
     #[must_use]
     pub fn object_path(&self, bucket: &str, key: &str) -> PathBuf {
-        self.inner.objects.place(bucket, key)
+        self.services.objects.find_path(bucket, key)
     }
 }
 
@@ -219,9 +197,4 @@ impl std::fmt::Debug for LocalCloud {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("LocalCloud").field("dir", &self.dir()).finish_non_exhaustive()
     }
-}
-
-/// Locks; a thread that panicked while it held the lock left nothing half done that another could not use.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,11 +1,11 @@
-//! The AWS query protocol, as far as the stand-ins for EC2 and SNS need it: a form in, XML out.
+//! The AWS query protocol for EC2 and SNS: a form in, XML out.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use aws_smithy_types::body::SdkBody;
 
-/// The longest list any call may have; a reader's bound, not a limit of AWS's.
+/// The longest list in a call: a bound for the parser, not a limit of AWS.
 const LIST_MAX: usize = 10_000;
 
 /// The parameters of one call.
@@ -29,12 +29,12 @@ impl Form {
         self.get(name) == Some("true")
     }
 
-    /// Gives the values of `name.1`, `name.2`, and so on.
+    /// Returns the values of `name.1`, `name.2`, and so on.
     pub(super) fn list(&self, name: &str) -> Vec<String> {
         self.indexes(name).iter().filter_map(|prefix| self.get(prefix)).map(str::to_owned).collect()
     }
 
-    /// Gives the prefixes `name.1`, `name.2`, … that occur, in their order.
+    /// Returns the prefixes `name.1`, `name.2`, … that occur, in their order.
     pub(super) fn indexes(&self, name: &str) -> Vec<String> {
         (1..=LIST_MAX)
             .map(|index| format!("{name}.{index}"))
@@ -42,7 +42,7 @@ impl Form {
             .collect()
     }
 
-    /// Gives the `Key` and `Value` pairs below `name.1`, `name.2`, and so on.
+    /// Returns the `Key` and `Value` pairs below `name.1`, `name.2`, and so on.
     pub(super) fn tags(&self, name: &str) -> Vec<(String, String)> {
         self.indexes(name)
             .iter()
@@ -53,7 +53,7 @@ impl Form {
             .collect()
     }
 
-    /// Gives the whole call but for `name`, in one order: two calls that say the same are equal.
+    /// Returns all parameters except `name`, sorted, so that equal calls compare as equal.
     pub(super) fn without(&self, name: &str) -> BTreeMap<String, String> {
         let mut all = self.0.clone();
         all.remove(name);
@@ -61,12 +61,12 @@ impl Form {
     }
 }
 
-/// Builds XML, escaping text.
+/// Builds XML and escapes text.
 #[derive(Debug, Default)]
 pub(super) struct Xml(String);
 
 impl Xml {
-    pub(super) fn text(&mut self, name: &str, text: impl std::fmt::Display) -> &mut Self {
+    pub(super) fn field(&mut self, name: &str, text: impl std::fmt::Display) -> &mut Self {
         let text = text.to_string();
         self.0.push('<');
         self.0.push_str(name);
@@ -86,7 +86,7 @@ impl Xml {
         self.end(name)
     }
 
-    pub(super) fn node(&mut self, name: &str, fill: impl FnOnce(&mut Self)) -> &mut Self {
+    pub(super) fn element(&mut self, name: &str, fill: impl FnOnce(&mut Self)) -> &mut Self {
         self.0.push('<');
         self.0.push_str(name);
         self.0.push('>');
@@ -94,7 +94,7 @@ impl Xml {
         self.end(name)
     }
 
-    /// Puts what was built in a root element.
+    /// Wraps the content in a root element.
     pub(super) fn root(mut self, name: &str, namespace: &str) -> String {
         self.0.insert_str(0, &format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?><{name} xmlns=\"{namespace}\">"));
         self.end(name);
@@ -109,7 +109,7 @@ impl Xml {
     }
 }
 
-/// Makes an answer with a body that is all there.
+/// Builds an answer whose whole body is in memory.
 pub(super) fn reply(status: u16, content_type: &'static str, body: impl Into<SdkBody>) -> http::Response<SdkBody> {
     let mut response = http::Response::new(body.into());
     *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
@@ -117,11 +117,9 @@ pub(super) fn reply(status: u16, content_type: &'static str, body: impl Into<Sdk
     response
 }
 
-/// Makes an identifier as AWS makes them for requests and messages.
+/// Returns an identifier like those of AWS for requests and messages.
 pub(super) fn fresh_id() -> String {
-    let id: u128 = rand::random();
-    let hex = format!("{id:032x}");
-    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+    uuid::Uuid::new_v4().to_string()
 }
 
 #[cfg(test)]
@@ -131,7 +129,8 @@ mod tests {
     #[test]
     fn a_form_is_read_with_its_lists_and_tags() {
         let form = Form::parse(
-            b"Action=X&InstanceId.1=i-1&InstanceId.2=i-2&Tag.1.Key=srcID&Tag.1.Value=a+b%2Bc%26&Tag.2.Key=k&DryRun=true",
+            b"Action=X&InstanceId.1=i-1&InstanceId.2=i-2&DryRun=true&\
+              Tag.1.Key=srcID&Tag.1.Value=a+b%2Bc%26&Tag.2.Key=k",
         );
 
         assert_eq!(form.action(), "X");
@@ -143,7 +142,7 @@ mod tests {
     #[test]
     fn text_is_escaped() {
         let mut xml = Xml::default();
-        xml.text("a", "<&>\n").node("b", |_| ());
+        xml.field("a", "<&>\n").element("b", |_| ());
 
         assert!(xml.root("r", "n").ends_with("<r xmlns=\"n\"><a>&lt;&amp;&gt;&#10;</a><b></b></r>"));
     }

@@ -1,24 +1,25 @@
-//! What an instance is denied, as by its role: so a test's node fails where one on AWS would.
+//! Updates that instances are denied, as by their role on AWS.
 //!
-//! IAM sees an attribute that an update names anywhere, in its condition too.
-//! Source: DynamoDB developer guide, "Using IAM policy conditions for fine-grained access control", `dynamodb:Attributes`.
+//! IAM checks every attribute that an update names, also in its condition.
+//! Source: DynamoDB developer guide, "Using IAM policy conditions for fine-grained access control",
+//! `dynamodb:Attributes`.
 
 use serde_json::Value;
 
 /// Updates of one table that instances are denied.
 #[derive(Clone)]
-pub(super) struct Denied {
+pub(super) struct DeniedUpdates {
     table: String,
     names: &'static [&'static str],
 }
 
-impl Denied {
+impl DeniedUpdates {
     pub(super) fn new(table: &str, names: &'static [&'static str]) -> Self {
         Self { table: table.to_owned(), names }
     }
 
-    /// Says why a call is denied, if it is.
-    pub(super) fn refusal(&self, operation: &str, body: &[u8]) -> Option<String> {
+    /// Returns why a call is denied; `None`: it is allowed.
+    pub(super) fn denial(&self, operation: &str, body: &[u8]) -> Option<String> {
         let request: Value = serde_json::from_slice(body).ok()?;
         let updates: Vec<&Value> = match operation {
             "UpdateItem" => vec![&request],
@@ -28,10 +29,10 @@ impl Denied {
             _ => return None,
         };
         let mut ours = updates.into_iter().filter(|update| update["TableName"] == self.table.as_str());
-        ours.find_map(|update| self.why(update))
+        ours.find_map(|update| self.denial_of(update))
     }
 
-    fn why(&self, update: &Value) -> Option<String> {
+    fn denial_of(&self, update: &Value) -> Option<String> {
         let strings = |value: &Value| -> Vec<String> {
             let values = value.as_object().into_iter().flat_map(serde_json::Map::values);
             values.filter_map(|value| value.as_str().map(str::to_owned)).collect()

@@ -1,10 +1,9 @@
-//! A copy of the tables' files, for one who only looks: taken without a lock and without a write, beside a process
-//! that may be writing.
+//! A copy of the tables' files for a reader, taken without a lock or a write while another process can be writing.
 //!
-//! `SQLite` in WAL mode appends to `…-wal` and changes the main file at checkpoints alone. A copy of the main file
-//! and then of the log is therefore consistent if no checkpoint and no restart of the log came in between: the main
-//! file's size and times and the log's header must be the same before and after. A last transaction that was copied
-//! in part is dropped by the checksums of the log.
+//! `SQLite` in WAL mode appends to `…-wal` and changes the main file only at checkpoints. A copy of the main file and
+//! then of the log is consistent if there was no checkpoint and no restart of the log between the two: the main file's
+//! size and times and the log's header must be the same before and after. If the last transaction was copied in part,
+//! `SQLite` drops it by the checksums of the log.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File};
@@ -15,11 +14,11 @@ use std::time::Duration;
 
 use super::layout::OpenError;
 
-/// How often a copy is taken: a checkpoint comes every 1,000 pages, and each pause lets one end. About 5 s in all.
+/// A checkpoint comes every 1,000 pages, and one finishes within a pause. 100 × 50 ms is 5 s in total.
 const TRIES_MAX: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(50);
-/// Times of files have the kernel's tick, at most 10 ms: a change within the tick of an earlier one is not seen in
-/// them.
+/// The resolution of file times is the kernel's tick, at most 10 ms: a second change within a tick leaves the same
+/// time.
 const TICK: Duration = Duration::from_millis(10);
 /// Source: SQLite, "Database File Format", section 4.1, "WAL File Format".
 const WAL_HEADER_BYTES: u64 = 32;
@@ -31,9 +30,9 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshot {
-    /// Copies a database as it is at one moment.
-    pub(super) fn of(database: &Path) -> Result<Self, OpenError> {
-        let dir = std::env::temp_dir().join(format!("lighthpc-look-{:032x}", rand::random::<u128>()));
+    /// Copies a database as of one moment.
+    pub(super) fn take(database: &Path) -> Result<Self, OpenError> {
+        let dir = std::env::temp_dir().join(format!("lighthpc-copy-{}", uuid::Uuid::new_v4()));
         DirBuilder::new().mode(0o700).create(&dir).map_err(OpenError::io(&dir))?;
         let snapshot = Self { dir };
         for _ in 0..TRIES_MAX {
@@ -50,33 +49,33 @@ impl Snapshot {
         self.dir.join("dynamo.sqlite")
     }
 
-    /// Copies both files; `false` if they do not belong together.
+    /// Copies both files; `false`: they do not belong together.
     fn copy(&self, database: &Path) -> Result<bool, OpenError> {
-        let log = log_of(database);
-        let before = mark(database, &log)?;
+        let log = log_path(database);
+        let before = fingerprint(database, &log)?;
         copy(database, &self.database())?;
-        let log_copy = log_of(&self.database());
+        let log_copy = log_path(&self.database());
         if before.log.is_none() {
             remove(&log_copy)?;
         } else if !copy(&log, &log_copy)? {
             return Ok(false);
         }
-        // A time that is yet to come is of another clock, or was set by hand.
+        // A time in the future is from another clock, or was set by hand.
         let is_settled = before.modified.elapsed().map_or(true, |age| age > TICK);
-        Ok(is_settled && before == mark(database, &log)?)
+        Ok(is_settled && before == fingerprint(database, &log)?)
     }
 }
 
 impl Drop for Snapshot {
     fn drop(&mut self) {
-        // A copy that stays behind is one in the folder for temporary files.
+        // A copy that cannot be removed stays in the system's folder for temporary files.
         drop(fs::remove_dir_all(&self.dir));
     }
 }
 
-/// What a checkpoint, or a restart of the log, changes.
+/// The properties that a checkpoint or a restart of the log changes.
 #[derive(Debug, PartialEq, Eq)]
-struct Mark {
+struct Fingerprint {
     inode: u64,
     bytes: u64,
     modified: std::time::SystemTime,
@@ -84,7 +83,7 @@ struct Mark {
     log: Option<Vec<u8>>,
 }
 
-fn mark(database: &Path, log: &Path) -> Result<Mark, OpenError> {
+fn fingerprint(database: &Path, log: &Path) -> Result<Fingerprint, OpenError> {
     let found = fs::metadata(database).map_err(OpenError::io(database))?;
     let header = match File::open(log) {
         Ok(file) => {
@@ -95,7 +94,7 @@ fn mark(database: &Path, log: &Path) -> Result<Mark, OpenError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(source) => return Err(OpenError::Io { path: log.to_owned(), source }),
     };
-    Ok(Mark {
+    Ok(Fingerprint {
         inode: found.ino(),
         bytes: found.len(),
         modified: found.modified().map_err(OpenError::io(database))?,
@@ -104,7 +103,7 @@ fn mark(database: &Path, log: &Path) -> Result<Mark, OpenError> {
     })
 }
 
-/// Copies a file; `false` if it is not there any more.
+/// Copies a file; `false`: it does not exist.
 fn copy(from: &Path, to: &Path) -> Result<bool, OpenError> {
     // The copy of a read-only file would be read-only, and the engine opens files to write.
     remove(to)?;
@@ -127,7 +126,7 @@ fn remove(path: &Path) -> Result<(), OpenError> {
     }
 }
 
-fn log_of(database: &Path) -> PathBuf {
+fn log_path(database: &Path) -> PathBuf {
     let mut path = OsString::from(database);
     path.push("-wal");
     PathBuf::from(path)

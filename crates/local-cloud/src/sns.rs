@@ -1,7 +1,7 @@
-//! SNS: records what was published, and refuses what SNS would refuse.
+//! SNS: records the published messages, and refuses what SNS refuses.
 //!
-//! Each message is a line of `.lighthpc/notifications.jsonl`, so a person can see what would have been sent and
-//! a later process still knows. Nothing is delivered, and nothing is deduplicated: a test counts the sends.
+//! Each message is a line of `.lighthpc/notifications.jsonl`, for people and for later processes. Nothing is delivered
+//! or deduplicated: tests count the calls.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -12,7 +12,7 @@ use aws_smithy_types::body::SdkBody;
 use serde::{Deserialize, Serialize};
 
 use super::layout::{Layout, OpenError};
-use super::locked;
+use super::lock::locked;
 use super::query::{Form, Xml, fresh_id, reply};
 
 const NAMESPACE: &str = "http://sns.amazonaws.com/doc/2010-03-31/";
@@ -20,7 +20,7 @@ const NAMESPACE: &str = "http://sns.amazonaws.com/doc/2010-03-31/";
 const SUBJECT_CHARS_MAX: usize = 100;
 const MESSAGE_BYTES_MAX: usize = 256 * 1024;
 
-/// A message that was published.
+/// A published message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Published {
     /// The topic it was published to.
@@ -38,7 +38,7 @@ pub struct Published {
 /// All messages ever published in this cloud.
 #[derive(Debug)]
 pub(super) struct Sns {
-    /// What was sent, and where more is written; nowhere for one who only looks.
+    /// The messages, and the file for more; `None`: opened for reading.
     sent: Mutex<(Vec<Published>, Option<File>)>,
 }
 
@@ -47,15 +47,15 @@ impl Sns {
     /// writing left: it is dropped, as its sender had no answer.
     pub(super) fn open(layout: &Layout) -> Result<Self, OpenError> {
         let path = layout.notifications();
-        let (sent, whole_bytes) = read_back(&path)?;
+        let (sent, whole_bytes) = read_messages(&path)?;
         let file = File::options().create(true).append(true).open(&path).map_err(OpenError::io(&path))?;
         file.set_len(whole_bytes).map_err(OpenError::io(&path))?;
         Ok(Self { sent: Mutex::new((sent, Some(file))) })
     }
 
-    /// As [`Self::open`], beside a process that may be writing: nothing is cut off, and nothing can be published.
+    /// As [`Self::open`], but for reading while another process can be writing: nothing is cut off or published.
     pub(super) fn attach(layout: &Layout) -> Result<Self, OpenError> {
-        let (sent, _) = read_back(&layout.notifications())?;
+        let (sent, _) = read_messages(&layout.notifications())?;
         Ok(Self { sent: Mutex::new((sent, None)) })
     }
 
@@ -80,18 +80,18 @@ impl Sns {
             group_id: text("MessageGroupId"),
             deduplication_id: text("MessageDeduplicationId"),
         };
-        if let Some(reason) = refusal(&message) {
+        if let Some(reason) = invalid_parameter(&message) {
             return error_reply(400, "InvalidParameter", &format!("Invalid parameter: {reason}"));
         }
         if let Err(error) = self.record(message) {
             return error_reply(500, "InternalError", &format!("recording the message: {error}"));
         }
         let mut xml = Xml::default();
-        xml.node("PublishResult", |xml| {
-            xml.text("MessageId", fresh_id());
+        xml.element("PublishResult", |xml| {
+            xml.field("MessageId", fresh_id());
         });
-        xml.node("ResponseMetadata", |xml| {
-            xml.text("RequestId", fresh_id());
+        xml.element("ResponseMetadata", |xml| {
+            xml.field("RequestId", fresh_id());
         });
         reply(200, "text/xml", xml.root("PublishResponse", NAMESPACE))
     }
@@ -107,18 +107,20 @@ impl Sns {
     }
 }
 
-/// Makes an error answer in the shape the SDK reads a code from.
+/// Builds an error answer from which the SDK reads the code.
 pub(super) fn error_reply(status: u16, code: &str, message: &str) -> http::Response<SdkBody> {
     let mut xml = Xml::default();
-    xml.node("Error", |xml| {
-        xml.text("Type", if status < 500 { "Sender" } else { "Receiver" }).text("Code", code).text("Message", message);
+    xml.element("Error", |xml| {
+        xml.field("Type", if status < 500 { "Sender" } else { "Receiver" })
+            .field("Code", code)
+            .field("Message", message);
     });
-    xml.text("RequestId", fresh_id());
+    xml.field("RequestId", fresh_id());
     reply(status, "text/xml", xml.root("ErrorResponse", NAMESPACE))
 }
 
-/// Says what SNS would have against this message.
-fn refusal(message: &Published) -> Option<&'static str> {
+/// Returns the reason for which SNS refuses this message.
+fn invalid_parameter(message: &Published) -> Option<&'static str> {
     if !message.topic_arn.starts_with("arn:") {
         return Some("TopicArn");
     }
@@ -129,7 +131,7 @@ fn refusal(message: &Published) -> Option<&'static str> {
         return Some("Message too long");
     }
     // "ASCII text that begins with a letter, number, or punctuation mark, no line breaks or control characters,
-    // less than 100 characters": a file's name in a subject is the usual way to break this.
+    // less than 100 characters". A file name in a subject often breaks this.
     let is_plain = |subject: &str| {
         !subject.is_empty()
             && subject.len() < SUBJECT_CHARS_MAX
@@ -142,8 +144,8 @@ fn refusal(message: &Published) -> Option<&'static str> {
     None
 }
 
-/// Reads the messages, and how many bytes of the file hold whole ones.
-pub(super) fn read_back(path: &Path) -> Result<(Vec<Published>, u64), OpenError> {
+/// Reads the complete messages, and returns them and their length in bytes.
+pub(super) fn read_messages(path: &Path) -> Result<(Vec<Published>, u64), OpenError> {
     let text = match fs::read(path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), 0)),

@@ -1,85 +1,87 @@
-//! What tests alone do to the cloud: faults in front of it, and what happens to its machines.
+//! Operations for tests: faults in front of the services, and events of instances.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
 
+use super::LocalCloud;
+use super::connector::Connector;
 use super::faults::Faults;
-use super::rights::Denied;
-use super::wire::Wire;
-use super::{LocalCloud, locked};
+use super::lock::locked;
+use super::rights::DeniedUpdates;
 
 impl LocalCloud {
-    /// Makes a wire with faults in front, which also keeps their journal.
+    /// Returns an HTTP client with faults, which also keeps their journal.
     #[must_use]
-    pub fn faulty_wire(&self, instance: Option<&str>, faults: Faults) -> SharedHttpClient {
-        SharedHttpClient::new(Wire::with_faults(self.clone(), instance, faults))
+    pub fn faulty_http_client(&self, instance: Option<&str>, faults: Faults) -> SharedHttpClient {
+        SharedHttpClient::new(Connector::with_faults(Arc::clone(&self.services), instance, faults))
     }
 
-    /// Gives the parameters of every call of EC2's `action` that arrived, in their order.
+    /// Returns the parameters of every call of EC2's `action`, in the order of arrival.
     #[must_use]
     pub fn requests(&self, action: &str) -> Vec<BTreeMap<String, String>> {
-        self.inner.fleet.requests(action)
+        self.services.fleet.requests(action)
     }
 
-    /// Makes an instance look as if it had been launched so much earlier.
+    /// Moves an instance's launch time back.
     pub fn age_instance(&self, id: &str, by: Duration) {
-        self.inner.fleet.age(id, by);
+        self.services.fleet.age(id, by);
     }
 
-    /// Makes a machine stop, as `StopInstances` would: it can be started again, and its volumes bill.
+    /// Stops an instance, as `StopInstances` does: it could be started again, and its volumes cost money.
     pub fn halt_instance(&self, id: &str) {
-        self.inner.fleet.change(id, |machine| (machine.is_running, machine.is_stopped) = (false, true));
+        self.services.fleet.change(id, |machine| (machine.is_running, machine.is_stopped) = (false, true));
     }
 
-    /// Makes EC2 end a machine for a reason of its own: code and message.
+    /// Terminates an instance for a reason of EC2's: code and message.
     pub fn fail_instance(&self, id: &str, code: &str, message: &str) {
-        self.inner.fleet.change(id, |machine| {
+        self.services.fleet.change(id, |machine| {
             machine.is_running = false;
             machine.reason = Some((code.to_owned(), message.to_owned()));
         });
     }
 
-    /// Sets whether EC2 shows a machine: a new one may be unknown for a while.
+    /// Sets whether EC2 shows an instance: a new one can be unknown for a while.
     pub fn show_instance(&self, id: &str, is_shown: bool) {
-        self.inner.fleet.change(id, |machine| machine.is_hidden = !is_shown);
+        self.services.fleet.change(id, |machine| machine.is_hidden = !is_shown);
     }
 
-    /// Says in which availability zone a subnet is. One of which nothing is said is in a zone of its own.
+    /// Sets the availability zone of a subnet. By default, each subnet is in a zone of its own.
     pub fn put_subnet(&self, id: &str, zone: &str) {
-        self.inner.fleet.put_subnet(id, zone);
+        self.services.fleet.put_subnet(id, zone);
     }
 
-    /// Says which instance types the region offers; before that, all.
+    /// Sets the instance types that the region offers; by default, all.
     pub fn offer_types(&self, types: &[&str]) {
-        self.inner.fleet.offer(types);
+        self.services.fleet.offer(types);
     }
 
-    /// Denies instances, as a node's role does, updates of a table that name one of these attributes, or an item whose key begins
-    /// with `~`.
+    /// Denies instances, as a node's role does, the updates of a table that name one of these attributes, or an item
+    /// whose key begins with `~`.
     pub fn deny_instances(&self, table: &str, names: &'static [&'static str]) {
-        *locked(&self.inner.denied) = Some(Denied::new(table, names));
+        *locked(&self.services.denied) = Some(DeniedUpdates::new(table, names));
     }
 
-    /// Makes a machine vanish, as a crash or a reclaimed Spot instance would: no call is recorded.
+    /// Terminates an instance without a call, as when a Spot instance is reclaimed.
     pub fn stop_instance(&self, id: &str) {
-        self.inner.fleet.change(id, |machine| machine.is_running = false);
+        self.services.fleet.change(id, |machine| machine.is_running = false);
     }
 
-    /// Sets whether IMDS shows tags; off, a client has to ask `DescribeTags`.
+    /// Sets whether IMDS shows tags. Without them, a client must call `DescribeTags`.
     pub fn set_instance_tags_in_imds(&self, on: bool) {
-        self.inner.fleet.set_tags_in_imds(on);
+        self.services.fleet.set_tags_in_imds(on);
     }
 
-    /// Puts a spot notice (`terminate`, `stop`, or `hibernate`, and its time) where the instance sees it.
+    /// Shows the instance a Spot notice: `terminate`, `stop`, or `hibernate`, and its time.
     pub fn put_spot_notice(&self, id: &str, action: &str, time_rfc3339: &str) {
         let notice = Some((action.to_owned(), time_rfc3339.to_owned()));
-        self.inner.fleet.change(id, |machine| machine.notice = notice);
+        self.services.fleet.change(id, |machine| machine.notice = notice);
     }
 
-    /// Puts a rebalance recommendation where the instance sees it.
+    /// Shows the instance a rebalance recommendation.
     pub fn rebalance(&self, id: &str, time_rfc3339: &str) {
-        self.inner.fleet.change(id, |machine| machine.rebalance = Some(time_rfc3339.to_owned()));
+        self.services.fleet.change(id, |machine| machine.rebalance = Some(time_rfc3339.to_owned()));
     }
 }

@@ -1,4 +1,4 @@
-//! The HTTP side of S3: from the SDK's request to `s3s` and back, and the names of operations.
+//! The HTTP endpoint of S3: passes the SDK's requests to `s3s`, and names their operations.
 
 use aws_smithy_types::body::SdkBody;
 use http::{HeaderValue, Method, StatusCode, header};
@@ -7,11 +7,11 @@ use s3s::host::{S3Host, VirtualHost};
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{S3Result, s3_error};
 
+use super::super::names::{ACCESS_KEY, SECRET_KEY};
 use super::super::query::{Xml, fresh_id, reply};
-use super::super::{ACCESS_KEY, SECRET_KEY};
-use super::service::S3Local;
+use super::local::S3Local;
 
-/// Makes the service that checks requests for the local credentials.
+/// Builds the service, which checks requests for the local credentials.
 fn service(local: S3Local) -> S3Service {
     let mut builder = S3ServiceBuilder::new(local);
     builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
@@ -34,14 +34,14 @@ impl S3Host for HostNames {
     }
 }
 
-/// The service, as the wire calls it.
+/// The HTTP endpoint of S3.
 #[derive(Clone)]
 pub(crate) struct Endpoint {
     service: S3Service,
 }
 
 impl S3Local {
-    /// Returns the HTTP endpoint of this S3.
+    /// Returns the HTTP endpoint.
     pub(crate) fn endpoint(self) -> Endpoint {
         Endpoint { service: service(self) }
     }
@@ -51,7 +51,7 @@ impl Endpoint {
     /// Answers one call.
     pub(crate) async fn answer(&self, mut request: http::Request<SdkBody>) -> http::Response<SdkBody> {
         let is_head = request.method() == Method::HEAD;
-        // The SDK leaves this header to its HTTP client, yet signs it.
+        // The SDK signs this header, but leaves it to its HTTP client to set it.
         if !request.headers().contains_key(header::HOST)
             && let Some(host) = request.uri().authority().and_then(|host| HeaderValue::from_str(host.as_str()).ok())
         {
@@ -65,7 +65,7 @@ impl Endpoint {
                 return error_reply(500, "InternalError", &error.to_string());
             }
         };
-        // On a real connection these never have a body; the SDK takes a missing one as its cue.
+        // Over HTTP these have no body, and the SDK expects none.
         if is_head || answer.status() == StatusCode::NOT_MODIFIED {
             return answer.map(|_| SdkBody::empty());
         }
@@ -73,14 +73,14 @@ impl Endpoint {
     }
 }
 
-/// Makes an error answer in the shape the SDK reads a code from.
+/// Builds an error answer from which the SDK reads the code.
 pub(crate) fn error_reply(status: u16, code: &str, message: &str) -> http::Response<SdkBody> {
     let mut xml = Xml::default();
-    xml.text("Code", code).text("Message", message).text("RequestId", fresh_id());
+    xml.field("Code", code).field("Message", message).field("RequestId", fresh_id());
     reply(status, "application/xml", xml.root("Error", ""))
 }
 
-/// Names the operation of a request.
+/// Returns the name of a request's operation.
 pub(crate) fn operation(request: &http::request::Parts) -> &'static str {
     let query = request.uri.query().unwrap_or_default();
     let has = |name: &str| query.split('&').any(|pair| pair.split('=').next() == Some(name));
@@ -92,7 +92,6 @@ pub(crate) fn operation(request: &http::request::Parts) -> &'static str {
         !path.is_empty()
     };
     match (request.method.as_str(), has_key) {
-        ("GET", true) if has("uploadId") => "ListParts",
         ("GET", true) => "GetObject",
         ("HEAD", true) => "HeadObject",
         ("PUT", true) if has("uploadId") => "UploadPart",
@@ -102,10 +101,8 @@ pub(crate) fn operation(request: &http::request::Parts) -> &'static str {
         ("POST", true) => "CompleteMultipartUpload",
         ("DELETE", true) if has("uploadId") => "AbortMultipartUpload",
         ("DELETE", true) => "DeleteObject",
-        ("GET", false) if has("uploads") => "ListMultipartUploads",
         ("GET", false) if has("list-type") => "ListObjectsV2",
         ("HEAD", false) => "HeadBucket",
-        ("PUT", false) => "CreateBucket",
         ("POST", false) if has("delete") => "DeleteObjects",
         _ => "Unknown",
     }

@@ -1,7 +1,7 @@
-//! `ListObjectsV2`: the walk over a bucket's folder, and its cut into pages.
+//! `ListObjectsV2`: finds the objects in a bucket's folder and returns them in pages.
 //!
-//! Keys come in the order of their UTF-8 bytes, which is not the order of the names on disk, so every page walks
-//! the folder of its prefix anew. What no key maps to (a person's notes, links to folders) is passed over.
+//! Keys are in the order of their UTF-8 bytes, which is not the order of the names on disk, so every page walks the
+//! folder of its prefix again. Files to which no key maps and links to folders are skipped.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,44 +13,44 @@ use s3s::dto::{CommonPrefix, EncodingType, ListObjectsV2Input, ListObjectsV2Outp
 use s3s::{S3Result, s3_error};
 
 use super::super::keys;
-use super::object_files::{ObjectFiles, Stat, broken};
+use super::object_files::{ObjectFiles, Stat, io_error};
 
 /// S3's own page: <https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html>.
 const PAGE_KEYS_MAX: i32 = 1000;
 const URL: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'*').remove(b'/');
 
-/// What a request asks for.
-struct Wanted<'a> {
+/// The parameters of a request.
+struct ListRequest<'a> {
     prefix: &'a str,
     delimiter: Option<&'a str>,
-    /// The last thing the page before gave, or the key to start after.
+    /// The last key or group of the previous page, or the key to start after.
     after: &'a str,
     continues: bool,
     size: usize,
 }
 
-/// One page, of objects and of groups.
+/// One page of objects and groups.
 #[derive(Default)]
 struct Page {
     contents: Vec<(String, Stat)>,
     groups: Vec<String>,
-    /// The last thing given.
+    /// The last key or group.
     last: String,
     is_truncated: bool,
 }
 
-/// Answers one page.
-pub(super) fn page(objects: &ObjectFiles, input: &ListObjectsV2Input) -> S3Result<ListObjectsV2Output> {
+/// Returns one page.
+pub(super) fn list_page(objects: &ObjectFiles, input: &ListObjectsV2Input) -> S3Result<ListObjectsV2Output> {
     let root = objects.bucket(&input.bucket)?;
     let token = input.continuation_token.as_deref().map(read_token).transpose()?;
-    let wanted = Wanted {
+    let wanted = ListRequest {
         prefix: input.prefix.as_deref().unwrap_or_default(),
         delimiter: input.delimiter.as_deref().filter(|delimiter| !delimiter.is_empty()),
         after: token.as_deref().or(input.start_after.as_deref()).unwrap_or_default(),
         continues: token.is_some(),
         size: usize::try_from(input.max_keys.unwrap_or(PAGE_KEYS_MAX).clamp(0, PAGE_KEYS_MAX)).unwrap_or(0),
     };
-    let page = objects.look(|| cut(&walk(&root, wanted.prefix)?, &wanted))?;
+    let page = objects.with_lock(|| cut_page(&find_objects(&root, wanted.prefix)?, &wanted))?;
 
     let url = input.encoding_type.as_ref().is_some_and(|encoding| encoding.as_str() == EncodingType::URL);
     let name = |text: &str| if url { utf8_percent_encode(text, URL).to_string() } else { text.to_owned() };
@@ -72,24 +72,24 @@ pub(super) fn page(objects: &ObjectFiles, input: &ListObjectsV2Input) -> S3Resul
     })
 }
 
-fn cut(all: &BTreeMap<String, PathBuf>, wanted: &Wanted<'_>) -> S3Result<Page> {
+fn cut_page(all: &BTreeMap<String, PathBuf>, wanted: &ListRequest<'_>) -> S3Result<Page> {
     let mut page = Page::default();
     for (key, place) in all {
         let group = wanted.delimiter.and_then(|delimiter| {
             let at = key[wanted.prefix.len()..].find(delimiter)?;
             Some(&key[..wanted.prefix.len() + at + delimiter.len()])
         });
-        // A group the page before ended with is over, though keys of it follow.
+        // If the previous page ended with a group, the rest of its keys are skipped.
         let is_past = key.as_str() <= wanted.after || (wanted.continues && group == Some(wanted.after));
         if is_past || group.is_some_and(|group| page.groups.last().is_some_and(|last| last == group)) {
             continue;
         }
         let stat = match fs::metadata(place) {
-            Ok(found) if found.is_file() => Stat::of(&found),
-            // A link whose file is gone, or is no file, is no object.
+            Ok(found) if found.is_file() => Stat::from_metadata(&found),
+            // A link to a missing file, or to something that is not a file, is not an object.
             Ok(_) => continue,
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            Err(e) => return Err(broken("listing", &e)),
+            Err(e) => return Err(io_error("listing", &e)),
         };
         if page.contents.len() + page.groups.len() == wanted.size {
             page.is_truncated = wanted.size > 0;
@@ -115,7 +115,7 @@ fn object(key: String, stat: &Stat) -> Object {
     }
 }
 
-/// A token is the last thing given, so a page goes on after it whatever has changed in between.
+/// A token is the last key or group, so a page continues after it, whatever has changed in between.
 fn write_token(last: &str) -> String {
     utf8_percent_encode(last, NON_ALPHANUMERIC).to_string()
 }
@@ -127,23 +127,23 @@ fn read_token(token: &str) -> S3Result<String> {
     }
 }
 
-/// Finds every object with the prefix; a key that is in both its places is the one in the natural place.
-fn walk(root: &Path, prefix: &str) -> S3Result<BTreeMap<String, PathBuf>> {
+/// Finds every object with the prefix. If a key has both its files, its natural one counts.
+fn find_objects(root: &Path, prefix: &str) -> S3Result<BTreeMap<String, PathBuf>> {
     let mut found = BTreeMap::new();
     let start = keys::folder_of_prefix(prefix);
     let mut folders = vec![start];
     while let Some(folder) = folders.pop() {
         let entries = match fs::read_dir(root.join(&folder)) {
             Ok(entries) => entries,
-            // A prefix that leads nowhere, or to a file, has no keys.
+            // A prefix whose folder does not exist, or is a file, has no keys.
             Err(_) if folder == keys::folder_of_prefix(prefix) => continue,
-            Err(e) => return Err(broken("listing", &e)),
+            Err(e) => return Err(io_error("listing", &e)),
         };
         for entry in entries {
-            let entry = entry.map_err(|e| broken("listing", &e))?;
+            let entry = entry.map_err(|e| io_error("listing", &e))?;
             let path = folder.join(entry.file_name());
-            // The type of the entry itself: a link to a folder is not gone into.
-            let is_folder = entry.file_type().map_err(|e| broken("listing", &e))?.is_dir();
+            // The type of the entry itself: a link to a folder is not followed.
+            let is_folder = entry.file_type().map_err(|e| io_error("listing", &e))?.is_dir();
             if is_folder {
                 if keys::is_folder_name(&entry.file_name()) {
                     folders.push(path);

@@ -1,13 +1,15 @@
-//! S3 over plain folders: the protocol is `s3s`'s, the objects are files a person can read.
+//! S3 over plain folders: `s3s` speaks the protocol, and the objects are files that a person can read.
 //!
-//! `s3s` reads the requests and checks their signatures; here each operation is taken to the [`ObjectFiles`]. Bodies are
-//! streamed both ways. What is not here (versions, copies, access lists) is answered `NotImplemented`.
+//! `s3s` parses the requests and checks their signatures; the operations here act on the [`ObjectFiles`]. Bodies are
+//! streamed both ways. Missing operations (versions, copies, access lists) are answered `NotImplemented`.
 
+mod checksums;
+mod compare;
 mod endpoint;
 #[cfg(any(test, fuzzing, feature = "testing"))]
 pub(super) mod fuzz;
-mod kept;
 mod listing;
+mod local;
 mod multipart;
 mod object_files;
 mod request_body;
@@ -15,9 +17,9 @@ mod response_body;
 mod service;
 mod uploads;
 
+pub use compare::ObjectState;
 #[cfg(any(test, feature = "testing"))]
 pub(super) use endpoint::error_reply;
 pub(super) use endpoint::{Endpoint, operation};
-pub use kept::Kept;
+pub(super) use local::S3Local;
 pub(super) use object_files::ObjectFiles;
-pub(super) use service::S3Local;

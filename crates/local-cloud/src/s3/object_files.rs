@@ -1,9 +1,9 @@
-//! The objects on disk: finding, opening, committing, and removing one, each as a single step under one lock.
+//! The objects on disk: finds, opens, commits, and removes one, each as a single step under one lock.
 //!
-//! The lock covers a write's check and its rename, so of any number of conditional writers exactly one wins. Bytes
-//! arrive outside it, in `tmp/`. An `ETag` is made of the file's inode, time, and size: opaque, new with every write
-//! (the time of a write is made unique), and it changes when a person edits a linked file. Must never follow a
-//! symbolic link to write, remove, or descend: a link is somebody's own file, and only reading it is ours.
+//! The lock covers a write's check and its rename, so exactly one of several conditional writers wins. Bytes arrive
+//! outside it, in `tmp/`. An `ETag` consists of the file's inode, time, and size. It is opaque and new with every write
+//! (each write has a unique time), and it changes when a person edits a linked file. Must never follow a symbolic link
+//! to write, remove, or descend: its target is the user's file, which is only read.
 //!
 //! ```text
 //! Staged (tmp/…) ── commit: check · stamp · meta · make room · rename ──► object ── remove ──► gone
@@ -18,37 +18,26 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use s3s::dto::{Checksum, ETag, ETagCondition};
+use s3s::dto::{ETag, ETagCondition};
 use s3s::{S3Error, S3ErrorCode, S3Result, s3_error};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
+use super::super::keys;
 use super::super::layout::Layout;
-use super::super::{keys, locked};
+use super::super::lock::locked;
+use super::checksums::Checksums;
 
-/// What S3 keeps beside an object's bytes.
+/// What S3 stores beside an object's bytes.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Meta {
     pub(super) content_type: Option<String>,
     pub(super) metadata: BTreeMap<String, String>,
-    /// Of the whole object, by the algorithm's name as in the header (`crc64nvme`).
-    pub(super) checksums: BTreeMap<String, String>,
+    /// Of the whole object.
+    pub(super) checksums: Checksums,
 }
 
-impl Meta {
-    pub(super) fn checksum(&self) -> Checksum {
-        let get = |name: &str| self.checksums.get(name).cloned();
-        Checksum {
-            checksum_crc32: get("crc32"),
-            checksum_crc32c: get("crc32c"),
-            checksum_crc64nvme: get("crc64nvme"),
-            checksum_sha1: get("sha1"),
-            checksum_sha256: get("sha256"),
-            checksum_type: None,
-        }
-    }
-}
-
-/// An object as it was found.
+/// The properties of an object's file.
 #[derive(Debug, Clone)]
 pub(super) struct Stat {
     pub(super) etag: String,
@@ -57,7 +46,7 @@ pub(super) struct Stat {
 }
 
 impl Stat {
-    pub(super) fn of(file: &Metadata) -> Self {
+    pub(super) fn from_metadata(file: &Metadata) -> Self {
         Self {
             etag: format!("{:x}-{:x}{:08x}-{:x}", file.ino(), file.mtime(), file.mtime_nsec(), file.len()),
             size: file.len(),
@@ -87,7 +76,7 @@ impl Condition {
             _ => {}
         }
         match (&self.if_none_match, current) {
-            // A write knows `*` only: <https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html>.
+            // A write accepts only `*`: <https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html>.
             (Some(ETagCondition::ETag(_)), _) => Err(s3_error!(NotImplemented, "If-None-Match takes * only")),
             (Some(ETagCondition::Any), Some(_)) => Err(s3_error!(PreconditionFailed)),
             _ => Ok(()),
@@ -122,13 +111,13 @@ pub(super) struct Staged {
 
 impl Staged {
     pub(super) fn new(layout: &Layout) -> S3Result<Self> {
-        let path = layout.tmp().join(format!("{:032x}", rand::random::<u128>()));
-        let file = File::options().create_new(true).write(true).open(&path).map_err(|e| broken("opening", &e))?;
+        let path = layout.tmp().join(Uuid::new_v4().simple().to_string());
+        let file = File::options().create_new(true).write(true).open(&path).map_err(|e| io_error("opening", &e))?;
         Ok(Self { file, path, is_kept: false })
     }
 
     fn move_to(mut self, place: &Path) -> S3Result {
-        fs::rename(&self.path, place).map_err(|e| broken("renaming into place", &e))?;
+        fs::rename(&self.path, place).map_err(|e| io_error("renaming into place", &e))?;
         self.is_kept = true;
         Ok(())
     }
@@ -137,7 +126,7 @@ impl Staged {
 impl Drop for Staged {
     fn drop(&mut self) {
         if !self.is_kept {
-            // What cannot be removed now is removed when the cloud is opened next.
+            // A file that cannot be removed now is removed when the cloud is opened next.
             fs::remove_file(&self.path).unwrap_or_default();
         }
     }
@@ -147,7 +136,7 @@ impl Drop for Staged {
 #[derive(Debug)]
 pub(crate) struct ObjectFiles {
     pub(super) layout: Layout,
-    /// Held for every look and change; what it guards is the time last given to a file, in nanoseconds.
+    /// Locked for every read and change. The value is the time last set on a file, in nanoseconds.
     stamp: Mutex<u64>,
 }
 
@@ -156,32 +145,23 @@ impl ObjectFiles {
         Self { layout, stamp: Mutex::new(0) }
     }
 
-    /// Gives the folder of a bucket that exists.
+    /// Returns the folder of a bucket that exists.
     pub(super) fn bucket(&self, bucket: &str) -> S3Result<PathBuf> {
         let root = self.layout.bucket(bucket);
         if is_folder(&root) { Ok(root) } else { Err(s3_error!(NoSuchBucket)) }
     }
 
-    /// Makes a bucket; says whether it was there already.
-    pub(super) fn make_bucket(&self, bucket: &str) -> S3Result<bool> {
-        match fs::create_dir(self.layout.bucket(bucket)) {
-            Ok(()) => Ok(false),
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(true),
-            Err(e) => Err(broken("making the bucket", &e)),
-        }
-    }
-
-    /// Opens an object for reading: what is read is this version, whatever is renamed over it.
+    /// Opens an object for reading. A rename over it does not change the open version.
     pub(super) fn open(&self, bucket: &str, key: &str) -> S3Result<(File, Stat)> {
         let root = self.bucket(bucket)?;
         let _guard = locked(&self.stamp);
         let place = locate(&root, key).ok_or_else(|| s3_error!(NoSuchKey))?;
-        let opened = is_file(&place).and_then(|()| File::open(&place)).and_then(|f| Ok((f.metadata()?, f)));
+        let opened = require_file(&place).and_then(|()| File::open(&place)).and_then(|f| Ok((f.metadata()?, f)));
         match opened {
-            Ok((found, file)) => Ok((file, Stat::of(&found))),
-            // A link whose file is gone is an object that is gone.
+            Ok((found, file)) => Ok((file, Stat::from_metadata(&found))),
+            // A link to a missing file is a missing object.
             Err(e) if e.kind() == io::ErrorKind::NotFound => Err(s3_error!(NoSuchKey)),
-            Err(e) => Err(broken("opening the object", &e)),
+            Err(e) => Err(io_error("opening the object", &e)),
         }
     }
 
@@ -190,50 +170,50 @@ impl ObjectFiles {
         serde_json::from_slice(&text).unwrap_or_default()
     }
 
-    /// Puts a staged file in an object's place, if the condition holds; gives the new `ETag`.
+    /// Moves a staged file to an object's path if the condition holds, and returns the new `ETag`.
     ///
-    /// `still` is asked under the lock, before anything is changed.
+    /// `recheck` is called under the lock, before anything is changed.
     pub(super) fn commit(
         &self,
         (bucket, key): (&str, &str),
         staged: Staged,
         condition: &Condition,
         meta: &Meta,
-        still: impl FnOnce() -> S3Result,
+        recheck: impl FnOnce() -> S3Result,
     ) -> S3Result<ETag> {
         let root = self.bucket(bucket)?;
         let mut stamp = locked(&self.stamp);
-        still()?;
+        recheck()?;
         let current = stat(&root, key)?;
         condition.check_write(current.as_ref())?;
         let etag = next_stamp(&mut stamp, &staged)?;
         let text = serde_json::to_vec(meta).map_err(S3Error::internal_error)?;
-        fs::write(self.meta_path(&etag), text).map_err(|e| broken("writing the metadata", &e))?;
-        let place = make_room(&root, key).map_err(|e| broken("making room", &e))?;
+        fs::write(self.meta_path(&etag), text).map_err(|e| io_error("writing the metadata", &e))?;
+        let place = make_room(&root, key).map_err(|e| io_error("making room", &e))?;
         staged.move_to(&place)?;
         if let Some(old) = current {
-            self.forget_meta(&old.etag);
+            self.remove_meta(&old.etag);
         }
         Ok(ETag::Strong(etag))
     }
 
-    /// Puts a staged file where it is not an object yet; gives its `ETag`.
-    pub(super) fn keep(&self, staged: Staged, place: &Path) -> S3Result<ETag> {
+    /// Moves a staged file to a path that is not an object's, and returns its `ETag`.
+    pub(super) fn store(&self, staged: Staged, place: &Path) -> S3Result<ETag> {
         let mut stamp = locked(&self.stamp);
         let etag = next_stamp(&mut stamp, &staged)?;
         staged.move_to(place)?;
         Ok(ETag::Strong(etag))
     }
 
-    /// Removes an object, if there is one, and the folders it leaves empty.
+    /// Removes an object, if it exists, and the folders that are then empty.
     pub(super) fn remove(&self, bucket: &str, key: &str) -> S3Result {
         let root = self.bucket(bucket)?;
         let _guard = locked(&self.stamp);
         let Some(place) = locate(&root, key) else { return Ok(()) };
-        let etag = fs::symlink_metadata(&place).map(|found| Stat::of(&found).etag);
-        fs::remove_file(&place).map_err(|e| broken("removing the object", &e))?;
+        let etag = fs::symlink_metadata(&place).map(|found| Stat::from_metadata(&found).etag);
+        fs::remove_file(&place).map_err(|e| io_error("removing the object", &e))?;
         if let Ok(etag) = etag {
-            self.forget_meta(&etag);
+            self.remove_meta(&etag);
         }
         for folder in place.ancestors().skip(1).take_while(|folder| *folder != root) {
             if fs::remove_dir(folder).is_err() {
@@ -243,49 +223,49 @@ impl ObjectFiles {
         Ok(())
     }
 
-    /// Makes an object that is a link to a person's own file.
+    /// Creates an object that is a link to the user's file.
     pub(crate) fn link(&self, bucket: &str, key: &str, file: &Path) -> io::Result<()> {
         if !file.is_absolute() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a linked file needs an absolute path"));
         }
-        is_file(file)?;
+        require_file(file)?;
         if key.is_empty() || key.len() > 1024 {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a key has 1 to 1,024 bytes"));
         }
         let root = self.layout.bucket(bucket);
         let _guard = locked(&self.stamp);
-        let staged = self.layout.tmp().join(format!("{:032x}", rand::random::<u128>()));
+        let staged = self.layout.tmp().join(Uuid::new_v4().simple().to_string());
         std::os::unix::fs::symlink(file, &staged)?;
         make_room(&root, key)
             .and_then(|place| fs::rename(&staged, place))
             .inspect_err(|_| fs::remove_file(&staged).unwrap_or_default())
     }
 
-    /// Gives the path at which a person finds an object, or would.
-    pub(crate) fn place(&self, bucket: &str, key: &str) -> PathBuf {
+    /// Returns the path of an object's file; if there is none, the path that it would have.
+    pub(crate) fn find_path(&self, bucket: &str, key: &str) -> PathBuf {
         let root = self.layout.bucket(bucket);
         let _guard = locked(&self.stamp);
         locate(&root, key).unwrap_or_else(|| root.join(keys::path_of(key)))
     }
 
-    /// Runs a look at several objects during which none changes.
-    pub(super) fn look<T>(&self, look: impl FnOnce() -> T) -> T {
+    /// Runs `act` while no object changes.
+    pub(super) fn with_lock<T>(&self, act: impl FnOnce() -> T) -> T {
         let _guard = locked(&self.stamp);
-        look()
+        act()
     }
 
     fn meta_path(&self, etag: &str) -> PathBuf {
         self.layout.meta().join(format!("{etag}.json"))
     }
 
-    fn forget_meta(&self, etag: &str) {
-        // A linked file never had one, and one that stays behind is named by an ETag that never comes again.
+    fn remove_meta(&self, etag: &str) {
+        // A linked file has none, and one that cannot be removed has the name of an ETag that is never used again.
         fs::remove_file(self.meta_path(etag)).unwrap_or_default();
     }
 }
 
-/// Makes an error of the file system one of S3's.
-pub(super) fn broken(doing: &str, error: &io::Error) -> S3Error {
+/// Converts an error of the file system to one of S3.
+pub(super) fn io_error(doing: &str, error: &io::Error) -> S3Error {
     let code = match error.kind() {
         io::ErrorKind::PermissionDenied => S3ErrorCode::AccessDenied,
         io::ErrorKind::StorageFull => {
@@ -298,8 +278,8 @@ pub(super) fn broken(doing: &str, error: &io::Error) -> S3Error {
     S3Error::with_message(code, format!("{doing}: {error}"))
 }
 
-/// Gives the staged file a time that no other file of this process has, and the `ETag` it has with it. The file
-/// system's own clock ticks every few milliseconds and inodes are used again at once: two writes could look alike.
+/// Sets a time on the staged file that no other file of this process has, and returns its `ETag`. The file system's
+/// clock has a resolution of milliseconds and inodes are reused at once, so two writes could have the same `ETag`.
 fn next_stamp(last: &mut u64, staged: &Staged) -> S3Result<String> {
     let stamped = (|| {
         let written = staged.file.metadata()?.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -308,19 +288,19 @@ fn next_stamp(last: &mut u64, staged: &Staged) -> S3Result<String> {
         *last = nanos;
         staged.file.metadata()
     })();
-    stamped.map(|found| Stat::of(&found).etag).map_err(|e| broken("stamping", &e))
+    stamped.map(|found| Stat::from_metadata(&found).etag).map_err(|e| io_error("stamping", &e))
 }
 
 pub(super) fn stat(root: &Path, key: &str) -> S3Result<Option<Stat>> {
     let Some(place) = locate(root, key) else { return Ok(None) };
     match fs::metadata(&place) {
-        Ok(found) => Ok(found.is_file().then(|| Stat::of(&found))),
+        Ok(found) => Ok(found.is_file().then(|| Stat::from_metadata(&found))),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(broken("looking at the object", &e)),
+        Err(e) => Err(io_error("reading the object's state", &e)),
     }
 }
 
-/// Finds the object's file, or link, in either of its places. A folder on the way that is a link is not gone into.
+/// Finds the object's file or link under either of its names. A folder that is a link is not followed.
 pub(super) fn locate(root: &Path, key: &str) -> Option<PathBuf> {
     let natural = keys::path_of(key);
     let mut folder = root.to_owned();
@@ -338,7 +318,7 @@ pub(super) fn locate(root: &Path, key: &str) -> Option<PathBuf> {
     Some(keys::aside(&natural)).filter(|place| is_there(place))
 }
 
-/// Makes the folders of an object's path, moving aside a file that has the name of one, and gives its place.
+/// Creates the folders of an object's path, moves aside a file that has the name of one, and returns the path.
 fn make_room(root: &Path, key: &str) -> io::Result<PathBuf> {
     let natural = keys::path_of(key);
     let mut folder = root.to_owned();
@@ -361,7 +341,7 @@ fn make_room(root: &Path, key: &str) -> io::Result<PathBuf> {
     }
     let natural = root.join(natural);
     let aside = keys::aside(&natural);
-    // Once moved aside it stays there: one rename must do, and two places would be two objects to a crash.
+    // Once moved aside, it stays: a commit is one rename, and after a crash two files would be two versions.
     let stays_aside = is_folder(&natural) || fs::symlink_metadata(&aside).is_ok();
     Ok(if stays_aside { aside } else { natural })
 }
@@ -370,8 +350,8 @@ fn is_folder(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|found| found.is_dir())
 }
 
-/// Refuses what is not a file of bytes: opening a pipe would wait for its writer.
-fn is_file(path: &Path) -> io::Result<()> {
+/// Refuses anything but a regular file: opening a pipe would wait for its writer.
+fn require_file(path: &Path) -> io::Result<()> {
     if fs::metadata(path)?.is_file() {
         return Ok(());
     }

@@ -1,7 +1,7 @@
-//! An object's bytes on their way out.
+//! Streams an object's bytes to a response.
 //!
-//! A file that shrinks or changes while it is read gives an error, never a short or mixed body: S3 would
-//! have given one version. (A file that was renamed over is still the version that was opened.)
+//! If the file shrinks or changes meanwhile, the body ends with an error, never short or mixed: S3 returns one version.
+//! (A rename over the file does not change the open version.)
 
 use std::fs::File;
 use std::io;
@@ -16,13 +16,13 @@ use super::object_files::Stat;
 
 type StdError = Box<dyn std::error::Error + Send + Sync>;
 
-/// One read: large enough that the hop to a blocking thread costs nothing beside it.
+/// One read. At this size, the switch to a blocking thread costs little in comparison.
 const READ_BYTES: usize = 256 * 1024;
 
-/// Some bytes of a file, read as they are asked for.
+/// A range of a file, read on demand.
 pub(super) struct FileBody {
     file: tokio::fs::File,
-    /// The same open file, to look at it without waiting.
+    /// The same open file, for its metadata without blocking.
     watched: File,
     etag: String,
     left: u64,
@@ -39,7 +39,7 @@ impl FileBody {
     }
 
     fn check(&self) -> io::Result<()> {
-        if Stat::of(&self.watched.metadata()?).etag == self.etag {
+        if Stat::from_metadata(&self.watched.metadata()?).etag == self.etag {
             return Ok(());
         }
         Err(io::Error::other("the file of this object changed while it was read"))
@@ -68,7 +68,7 @@ impl Body for FileBody {
             if this.left == 0 { this.check() } else { Ok(()) }
         });
         if let Err(error) = read {
-            // Nothing may follow an error.
+            // An error is the last frame.
             this.left = 0;
             return Poll::Ready(Some(Err(error.into())));
         }

@@ -1,56 +1,28 @@
 //! The operations on objects and buckets, one method each.
 
-use std::collections::BTreeMap;
 use std::io::{Seek as _, SeekFrom};
-use std::sync::Arc;
 
 use s3s::dto::{
-    AbortMultipartUploadInput, AbortMultipartUploadOutput, Checksum, ChecksumMode, ChecksumType,
-    CompleteMultipartUploadInput, CompleteMultipartUploadOutput, CreateBucketInput, CreateBucketOutput,
-    CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteObjectInput, DeleteObjectOutput, DeleteObjectsInput,
-    DeleteObjectsOutput, DeletedObject, GetObjectInput, GetObjectOutput, HeadBucketInput, HeadBucketOutput,
-    HeadObjectInput, HeadObjectOutput, ListMultipartUploadsInput, ListMultipartUploadsOutput, ListObjectsV2Input,
-    ListObjectsV2Output, ListPartsInput, ListPartsOutput, Metadata, PutObjectInput, PutObjectOutput, Range,
-    UploadPartInput, UploadPartOutput,
+    AbortMultipartUploadInput, AbortMultipartUploadOutput, ChecksumMode, ChecksumType, CompleteMultipartUploadInput,
+    CompleteMultipartUploadOutput, CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteObjectInput,
+    DeleteObjectOutput, DeleteObjectsInput, DeleteObjectsOutput, DeletedObject, GetObjectInput, GetObjectOutput,
+    HeadBucketInput, HeadBucketOutput, HeadObjectInput, HeadObjectOutput, ListObjectsV2Input, ListObjectsV2Output,
+    PutObjectInput, PutObjectOutput, Range, UploadPartInput, UploadPartOutput,
 };
-use s3s::{Body, S3, S3Error, S3Request, S3Response, S3Result, s3_error};
+use s3s::{Body, S3, S3Request, S3Response, S3Result, s3_error};
 
-use super::super::REGION;
-use super::object_files::{Condition, Meta, ObjectFiles, Stat, broken};
+use super::super::names::REGION;
+use super::checksums::{Checksums, with_checksums};
+use super::local::{S3Local, answer, new_meta};
+use super::object_files::{Condition, Meta, Stat, io_error};
 use super::request_body::{self, Claims};
 use super::response_body::FileBody;
 use super::{listing, multipart};
 
-/// What S3 gives an object that was put without one.
+/// S3's content type for an object that was put without one.
 const CONTENT_TYPE: &str = "binary/octet-stream";
 
-/// S3's operations over a [`ObjectFiles`].
-#[derive(Clone)]
-pub(crate) struct S3Local {
-    pub(super) objects: Arc<ObjectFiles>,
-}
-
-impl S3Local {
-    pub(crate) fn new(objects: Arc<ObjectFiles>) -> Self {
-        Self { objects }
-    }
-
-    /// Runs what waits for the disk on a blocking thread. Once begun it runs to its end.
-    pub(super) async fn on_disk<T: Send + 'static>(
-        &self,
-        act: impl FnOnce(&ObjectFiles) -> S3Result<T> + Send + 'static,
-    ) -> S3Result<T> {
-        let objects = Arc::clone(&self.objects);
-        tokio::task::spawn_blocking(move || act(&objects)).await.map_err(S3Error::internal_error)?
-    }
-}
-
-#[expect(clippy::unnecessary_wraps, reason = "the last line of every operation")]
-pub(super) fn answer<T>(output: T) -> S3Result<S3Response<T>> {
-    Ok(S3Response::new(output))
-}
-
-fn range_of(range: Option<Range>, stat: &Stat) -> S3Result<(u64, u64, Option<String>)> {
+fn resolve_range(range: Option<Range>, stat: &Stat) -> S3Result<(u64, u64, Option<String>)> {
     let Some(range) = range else { return Ok((0, stat.size, None)) };
     if stat.size == 0 {
         return Err(s3_error!(InvalidRange));
@@ -60,40 +32,33 @@ fn range_of(range: Option<Range>, stat: &Stat) -> S3Result<(u64, u64, Option<Str
     Ok((bytes.start, bytes.end - bytes.start, Some(text)))
 }
 
-/// S3 gives checksums when asked, and of the whole object only.
-fn checksum_of(mode: Option<&ChecksumMode>, is_ranged: bool, meta: &Meta) -> Checksum {
+/// Returns the checksums that the answer has, and their type: S3 gives them when asked, and of the whole object only.
+fn checksums_for(mode: Option<&ChecksumMode>, is_ranged: bool, meta: &Meta) -> (Checksums, Option<ChecksumType>) {
     let is_wanted = mode.is_some_and(|mode| mode.as_str() == ChecksumMode::ENABLED) && !is_ranged;
     if !is_wanted || meta.checksums.is_empty() {
-        return Checksum::default();
+        return (Checksums::default(), None);
     }
-    Checksum { checksum_type: Some(ChecksumType::from_static(ChecksumType::FULL_OBJECT)), ..meta.checksum() }
+    (meta.checksums.clone(), Some(ChecksumType::from_static(ChecksumType::FULL_OBJECT)))
 }
 
 fn signed(size: u64) -> Option<i64> {
     i64::try_from(size).ok()
 }
 
-pub(super) fn meta_of(
-    content_type: Option<String>,
-    metadata: Option<Metadata>,
-    checksums: BTreeMap<String, String>,
-) -> Meta {
-    Meta { content_type, metadata: metadata.unwrap_or_default().into_iter().collect(), checksums }
-}
-
 #[async_trait::async_trait]
 impl S3 for S3Local {
     async fn get_object(&self, req: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
         let input = req.input;
-        let found = self.on_disk(move |objects| {
+        let found = self.run_blocking(move |objects| {
             let (mut file, stat) = objects.open(&input.bucket, &input.key)?;
             Condition { if_match: input.if_match, if_none_match: input.if_none_match }.check_read(&stat)?;
-            let (first, length, content_range) = range_of(input.range, &stat)?;
-            file.seek(SeekFrom::Start(first)).map_err(|e| broken("seeking", &e))?;
+            let (first, length, content_range) = resolve_range(input.range, &stat)?;
+            file.seek(SeekFrom::Start(first)).map_err(|e| io_error("seeking", &e))?;
             let meta = objects.meta(&stat.etag);
-            let checksum = checksum_of(input.checksum_mode.as_ref(), content_range.is_some(), &meta);
-            let body = FileBody::new(file, &stat, length).map_err(|e| broken("opening", &e))?;
-            Ok(GetObjectOutput {
+            let (checksums, checksum_type) =
+                checksums_for(input.checksum_mode.as_ref(), content_range.is_some(), &meta);
+            let body = FileBody::new(file, &stat, length).map_err(|e| io_error("opening", &e))?;
+            let output = GetObjectOutput {
                 body: Some(Body::http_body(body).into()),
                 accept_ranges: Some("bytes".to_owned()),
                 content_length: signed(length),
@@ -102,71 +67,55 @@ impl S3 for S3Local {
                 e_tag: Some(stat.etag()),
                 last_modified: Some(stat.modified.into()),
                 metadata: Some(meta.metadata.into_iter().collect()),
-                checksum_crc32: checksum.checksum_crc32,
-                checksum_crc32c: checksum.checksum_crc32c,
-                checksum_crc64nvme: checksum.checksum_crc64nvme,
-                checksum_sha1: checksum.checksum_sha1,
-                checksum_sha256: checksum.checksum_sha256,
-                checksum_type: checksum.checksum_type,
+                checksum_type,
                 ..GetObjectOutput::default()
-            })
+            };
+            Ok(with_checksums!(checksums, output))
         });
         answer(found.await?)
     }
 
     async fn head_object(&self, req: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
         let input = req.input;
-        let found = self.on_disk(move |objects| {
+        let found = self.run_blocking(move |objects| {
             let (_, stat) = objects.open(&input.bucket, &input.key)?;
             Condition { if_match: input.if_match, if_none_match: input.if_none_match }.check_read(&stat)?;
             let meta = objects.meta(&stat.etag);
-            let checksum = checksum_of(input.checksum_mode.as_ref(), false, &meta);
-            Ok(HeadObjectOutput {
+            let (checksums, checksum_type) = checksums_for(input.checksum_mode.as_ref(), false, &meta);
+            let output = HeadObjectOutput {
                 accept_ranges: Some("bytes".to_owned()),
                 content_length: signed(stat.size),
                 content_type: Some(meta.content_type.unwrap_or_else(|| CONTENT_TYPE.to_owned())),
                 e_tag: Some(stat.etag()),
                 last_modified: Some(stat.modified.into()),
                 metadata: Some(meta.metadata.into_iter().collect()),
-                checksum_crc32: checksum.checksum_crc32,
-                checksum_crc32c: checksum.checksum_crc32c,
-                checksum_crc64nvme: checksum.checksum_crc64nvme,
-                checksum_sha1: checksum.checksum_sha1,
-                checksum_sha256: checksum.checksum_sha256,
-                checksum_type: checksum.checksum_type,
+                checksum_type,
                 ..HeadObjectOutput::default()
-            })
+            };
+            Ok(with_checksums!(checksums, output))
         });
         answer(found.await?)
     }
 
     async fn put_object(&self, req: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
-        let claims = Claims::read(&req.headers, req.input.content_length, req.trailing_headers);
+        let claims = Claims::from_headers(&req.headers, req.input.content_length, req.trailing_headers);
         let input = req.input;
         self.objects.bucket(&input.bucket)?;
         let received = request_body::receive(&self.objects.layout, input.body, claims).await?;
-        let meta = meta_of(input.content_type, input.metadata, received.checksums);
+        let meta = new_meta(input.content_type, input.metadata, received.checksums);
         let condition = Condition { if_match: input.if_match, if_none_match: input.if_none_match };
-        let checksum = meta.checksum();
+        let checksums = meta.checksums.clone();
         let etag = self
-            .on_disk(move |objects| {
+            .run_blocking(move |objects| {
                 objects.commit((&input.bucket, &input.key), received.staged, &condition, &meta, || Ok(()))
             })
             .await?;
-        answer(PutObjectOutput {
-            e_tag: Some(etag),
-            checksum_crc32: checksum.checksum_crc32,
-            checksum_crc32c: checksum.checksum_crc32c,
-            checksum_crc64nvme: checksum.checksum_crc64nvme,
-            checksum_sha1: checksum.checksum_sha1,
-            checksum_sha256: checksum.checksum_sha256,
-            ..PutObjectOutput::default()
-        })
+        answer(with_checksums!(checksums, PutObjectOutput { e_tag: Some(etag), ..PutObjectOutput::default() }))
     }
 
     async fn delete_object(&self, req: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
         let input = req.input;
-        self.on_disk(move |objects| objects.remove(&input.bucket, &input.key)).await?;
+        self.run_blocking(move |objects| objects.remove(&input.bucket, &input.key)).await?;
         answer(DeleteObjectOutput::default())
     }
 
@@ -174,7 +123,7 @@ impl S3 for S3Local {
         let input = req.input;
         let is_quiet = input.delete.quiet.unwrap_or(false);
         let deleted = self
-            .on_disk(move |objects| {
+            .run_blocking(move |objects| {
                 let mut deleted = Vec::new();
                 for object in input.delete.objects {
                     objects.remove(&input.bucket, &object.key)?;
@@ -187,21 +136,12 @@ impl S3 for S3Local {
     }
 
     async fn list_objects_v2(&self, req: S3Request<ListObjectsV2Input>) -> S3Result<S3Response<ListObjectsV2Output>> {
-        answer(self.on_disk(move |objects| listing::page(objects, &req.input)).await?)
+        answer(self.run_blocking(move |objects| listing::list_page(objects, &req.input)).await?)
     }
 
     async fn head_bucket(&self, req: S3Request<HeadBucketInput>) -> S3Result<S3Response<HeadBucketOutput>> {
         self.objects.bucket(&req.input.bucket)?;
         answer(HeadBucketOutput { bucket_region: Some(REGION.to_owned()), ..HeadBucketOutput::default() })
-    }
-
-    async fn create_bucket(&self, req: S3Request<CreateBucketInput>) -> S3Result<S3Response<CreateBucketOutput>> {
-        let bucket = req.input.bucket;
-        let location = format!("/{bucket}");
-        if self.on_disk(move |objects| objects.make_bucket(&bucket)).await? {
-            return Err(s3_error!(BucketAlreadyOwnedByYou));
-        }
-        answer(CreateBucketOutput { location: Some(location) })
     }
 
     async fn create_multipart_upload(
@@ -227,16 +167,5 @@ impl S3 for S3Local {
         req: S3Request<AbortMultipartUploadInput>,
     ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
         multipart::abort(self, req).await
-    }
-
-    async fn list_parts(&self, req: S3Request<ListPartsInput>) -> S3Result<S3Response<ListPartsOutput>> {
-        multipart::list_parts(self, req).await
-    }
-
-    async fn list_multipart_uploads(
-        &self,
-        req: S3Request<ListMultipartUploadsInput>,
-    ) -> S3Result<S3Response<ListMultipartUploadsOutput>> {
-        multipart::list_uploads(self, req).await
     }
 }

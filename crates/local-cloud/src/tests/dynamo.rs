@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use super::*;
 
-fn text(text: &str) -> AttributeValue {
+fn string(text: &str) -> AttributeValue {
     AttributeValue::S(text.to_owned())
 }
 
@@ -31,24 +31,24 @@ pub(super) async fn make_table(client: &Client) {
         .unwrap();
 }
 
-async fn table() -> (Sky, Client) {
-    let sky = Sky::new();
-    let client = Client::new(&config(sky.cloud.wire(None)));
+async fn table() -> (TestCloud, Client) {
+    let cloud = TestCloud::new();
+    let client = Client::new(&config(cloud.http_client(None)));
     make_table(&client).await;
-    (sky, client)
+    (cloud, client)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_64_claimers_one_wins() {
-    let (_sky, client) = table().await;
-    client.put_item().table_name("tasks").item("k", text("task")).item("attempt", number(0)).send().await.unwrap();
+    let (_cloud, client) = table().await;
+    client.put_item().table_name("tasks").item("k", string("task")).item("attempt", number(0)).send().await.unwrap();
 
     let mut claims = JoinSet::new();
     for owner in 0..64 {
         let claim = client
             .update_item()
             .table_name("tasks")
-            .key("k", text("task"))
+            .key("k", string("task"))
             .update_expression("SET attempt = :next, #o = :me")
             .condition_expression("attempt = :seen")
             .expression_attribute_names("#o", "owner")
@@ -66,16 +66,17 @@ async fn of_64_claimers_one_wins() {
     }
 
     assert_eq!(winners.len(), 1);
-    let item = client.get_item().table_name("tasks").key("k", text("task")).consistent_read(true).send().await.unwrap();
+    let item =
+        client.get_item().table_name("tasks").key("k", string("task")).consistent_read(true).send().await.unwrap();
     assert_eq!(item.item.unwrap()["owner"], number(winners[0]));
 }
 
 #[tokio::test]
 async fn a_transaction_is_all_or_nothing_and_its_token_counts_once() {
-    let (_sky, client) = table().await;
-    client.put_item().table_name("tasks").item("k", text("task")).item("attempt", number(2)).send().await.unwrap();
+    let (_cloud, client) = table().await;
+    client.put_item().table_name("tasks").item("k", string("task")).item("attempt", number(2)).send().await.unwrap();
     let commit = |attempt: i32, token: &'static str| {
-        let update = |key: &str| Update::builder().table_name("tasks").key("k", text(key));
+        let update = |key: &str| Update::builder().table_name("tasks").key("k", string(key));
         let task = update("task")
             .update_expression("SET done = :yes")
             .condition_expression("attempt = :mine")
@@ -107,21 +108,21 @@ async fn a_transaction_is_all_or_nothing_and_its_token_counts_once() {
         other => panic!("{other:?}"),
     };
     assert_eq!(reasons, ["ConditionalCheckFailed", "None"]);
-    let tally = client.get_item().table_name("tasks").key("k", text("tally")).send().await.unwrap();
+    let tally = client.get_item().table_name("tasks").key("k", string("tally")).send().await.unwrap();
     assert_eq!(tally.item.unwrap()["ok"], number(1));
 }
 
 #[tokio::test]
 async fn errors_have_the_codes_of_the_service() {
-    let (_sky, client) = table().await;
+    let (_cloud, client) = table().await;
 
-    let put = client.put_item().table_name("nowhere").item("k", text("x")).send().await.unwrap_err();
+    let put = client.put_item().table_name("nowhere").item("k", string("x")).send().await.unwrap_err();
     assert_eq!(code(&put), "ResourceNotFoundException");
-    let put = client.put_item().table_name("tasks").item("other", text("x")).send().await.unwrap_err();
+    let put = client.put_item().table_name("tasks").item("other", string("x")).send().await.unwrap_err();
     assert_eq!(code(&put), "ValidationException");
     let backups = client.describe_continuous_backups().table_name("tasks").send().await.unwrap_err();
     assert_eq!(code(&backups), "UnknownOperationException");
-    let empty = Put::builder().table_name("tasks").item("k", text("")).build().unwrap();
+    let empty = Put::builder().table_name("tasks").item("k", string("")).build().unwrap();
     let put = client
         .transact_write_items()
         .transact_items(TransactWriteItem::builder().put(empty).build())
@@ -132,10 +133,10 @@ async fn errors_have_the_codes_of_the_service() {
 }
 
 #[tokio::test]
-async fn pages_and_batches_work() {
-    let (_sky, client) = table().await;
+async fn pages_work() {
+    let (_cloud, client) = table().await;
     for index in 0..30 {
-        let key = text(&format!("{index:02}"));
+        let key = string(&format!("{index:02}"));
         client.put_item().table_name("tasks").item("k", key).item("n", number(index)).send().await.unwrap();
     }
 
@@ -146,19 +147,17 @@ async fn pages_and_batches_work() {
         .query()
         .table_name("tasks")
         .key_condition_expression("k = :k")
-        .expression_attribute_values(":k", text("07"))
+        .expression_attribute_values(":k", string("07"))
         .send()
         .await
         .unwrap();
     assert_eq!(found.items()[0]["n"], number(7));
-    let described = client.describe_table().table_name("tasks").send().await.unwrap();
-    assert_eq!(described.table.unwrap().table_status.unwrap().as_str(), "ACTIVE");
 }
 
-/// Puts two rows in one transaction, both with this number.
+/// Puts two rows with this number in one transaction.
 pub(super) async fn put_both(client: &Client, n: u64, filling: &str) {
     let put = |key: &str| {
-        let put = Put::builder().table_name("tasks").item("k", text(key)).item("filling", text(filling));
+        let put = Put::builder().table_name("tasks").item("k", string(key)).item("filling", string(filling));
         let put = put.item("n", AttributeValue::N(n.to_string())).build().unwrap();
         TransactWriteItem::builder().put(put).build()
     };
@@ -166,10 +165,10 @@ pub(super) async fn put_both(client: &Client, n: u64, filling: &str) {
     write.send().await.unwrap();
 }
 
-/// Reads the numbers of the two rows; 0 of one that is not there.
+/// Reads the numbers of the two rows; 0 for a missing row.
 pub(super) async fn read_both(client: &Client) -> (u64, u64) {
     let read = async |key: &str| {
-        let row = client.get_item().table_name("tasks").key("k", text(key)).send().await.unwrap();
+        let row = client.get_item().table_name("tasks").key("k", string(key)).send().await.unwrap();
         row.item.map_or(0, |row| row["n"].as_n().unwrap().parse().unwrap())
     };
     (read("a").await, read("b").await)

@@ -2,21 +2,24 @@
 
 use aws_config::imds;
 use aws_config::provider_config::ProviderConfig;
-use aws_sdk_ec2::types::{Filter, InstanceStateName, ResourceType, Tag, TagSpecification};
+use aws_sdk_ec2::types::{
+    Filter, FleetLaunchTemplateConfigRequest, FleetLaunchTemplateOverridesRequest, FleetType, InstanceStateName,
+    InstanceType, ResourceType, Tag, TagSpecification, TargetCapacitySpecificationRequest,
+};
 
 use super::*;
 
 fn ec2(cloud: &LocalCloud) -> aws_sdk_ec2::Client {
-    aws_sdk_ec2::Client::new(&config(cloud.wire(None)))
+    aws_sdk_ec2::Client::new(&config(cloud.http_client(None)))
 }
 
 fn metadata(cloud: &LocalCloud, instance: Option<&str>) -> imds::Client {
-    let provider = ProviderConfig::without_region().with_http_client(cloud.wire(instance));
+    let provider = ProviderConfig::without_region().with_http_client(cloud.http_client(instance));
     imds::Client::builder().configure(&provider).build()
 }
 
 pub(super) async fn publish(cloud: &LocalCloud, message: &str) -> Result<(), String> {
-    let sns = aws_sdk_sns::Client::new(&config(cloud.wire(None)));
+    let sns = aws_sdk_sns::Client::new(&config(cloud.http_client(None)));
     sns.publish().topic_arn(TOPIC_ARN).message(message).send().await.map(drop).map_err(|error| code(&error))
 }
 
@@ -25,10 +28,10 @@ fn filter(name: &str, value: &str) -> Filter {
 }
 
 #[tokio::test]
-async fn an_instance_learns_who_it_is() {
-    let sky = Sky::new();
-    let id = sky.cloud.launch(&[("srcID", "a b/ü+1.sdf"), ("mission", "m")]);
-    let me = metadata(&sky.cloud, Some(&id));
+async fn imds_shows_an_instance_its_identity_and_notices() {
+    let cloud = TestCloud::new();
+    let id = cloud.launch(&[("srcID", "a b/ü+1.sdf"), ("mission", "m")]);
+    let me = metadata(&cloud, Some(&id));
     let get = async |path: &str| me.get(format!("/latest/meta-data/{path}")).await.map(String::from);
 
     assert_eq!(id.len(), 19);
@@ -41,9 +44,9 @@ async fn an_instance_learns_who_it_is() {
     let document = me.get("/latest/dynamic/instance-identity/document").await.unwrap();
     assert!(String::from(document).contains(&id));
 
-    sky.cloud.put_spot_notice(&id, "terminate", "2030-01-02T03:04:05Z");
-    sky.cloud.rebalance(&id, "2030-01-02T03:00:00Z");
-    sky.cloud.set_instance_tags_in_imds(false);
+    cloud.put_spot_notice(&id, "terminate", "2030-01-02T03:04:05Z");
+    cloud.rebalance(&id, "2030-01-02T03:00:00Z");
+    cloud.set_instance_tags_in_imds(false);
 
     assert_eq!(get("spot/instance-action").await.unwrap(), r#"{"action":"terminate","time":"2030-01-02T03:04:05Z"}"#);
     assert_eq!(get("spot/termination-time").await.unwrap(), "2030-01-02T03:04:05Z");
@@ -55,29 +58,27 @@ async fn an_instance_learns_who_it_is() {
 }
 
 #[tokio::test]
-async fn a_desk_has_no_metadata() {
-    let sky = Sky::new();
+async fn off_ec2_there_is_no_metadata() {
+    let cloud = TestCloud::new();
 
     let begun = std::time::Instant::now();
-    metadata(&sky.cloud, None).get("/latest/meta-data/instance-id").await.unwrap_err();
+    metadata(&cloud, None).get("/latest/meta-data/instance-id").await.unwrap_err();
 
     assert!(begun.elapsed().as_secs() < 1);
 }
 
 #[tokio::test]
 async fn tags_are_found_by_filter() {
-    let sky = Sky::new();
-    let id = sky.cloud.launch(&[("srcID", "a<&>b\n")]);
-    sky.cloud.launch(&[("srcID", "other")]);
-    let ec2 = ec2(&sky.cloud);
+    let cloud = TestCloud::new();
+    let id = cloud.launch(&[("srcID", "a<&>b\n")]);
+    cloud.launch(&[("srcID", "other")]);
+    let ec2 = ec2(&cloud);
 
-    ec2.create_tags().resources(&id).tags(Tag::builder().key("more").value("1").build()).send().await.unwrap();
     let found =
         ec2.describe_tags().filters(filter("resource-id", &id)).filters(filter("key", "srcID")).send().await.unwrap();
 
     let values: Vec<_> = found.tags().iter().map(|tag| tag.value().unwrap()).collect();
     assert_eq!(values, ["a<&>b\n"]);
-    assert_eq!(sky.cloud.instances()[0].tags[0], ("more".into(), "1".into()));
     let error = ec2.describe_tags().filters(filter("colour", "x")).send().await.unwrap_err();
     assert_eq!(code(&error), "InvalidParameterValue");
 }
@@ -99,9 +100,9 @@ async fn an_instance_of_an_earlier_process_in_the_same_folder_is_terminated() {
 
 #[tokio::test]
 async fn an_instance_runs_until_it_is_terminated() {
-    let sky = Sky::new();
-    let ids = [sky.cloud.launch(&[("lighthpc", "node")]), sky.cloud.launch(&[])];
-    let ec2 = ec2(&sky.cloud);
+    let cloud = TestCloud::new();
+    let ids = [cloud.launch(&[("lighthpc", "node")]), cloud.launch(&[])];
+    let ec2 = ec2(&cloud);
 
     let dry = ec2.terminate_instances().instance_ids(&ids[0]).dry_run(true).send().await.unwrap_err();
     assert_eq!(code(&dry), "DryRunOperation");
@@ -115,10 +116,10 @@ async fn an_instance_runs_until_it_is_terminated() {
     assert!(instance.launch_time().is_some());
     let running = ec2.describe_instances().filters(filter("instance-state-name", "running")).send().await.unwrap();
     assert_eq!(running.reservations().len(), 1);
-    assert_eq!(sky.cloud.instances()[0].terminate_calls, 2);
-    sky.cloud.stop_instance(&ids[1]);
-    assert_eq!(sky.cloud.instances()[1].state, "terminated");
-    assert_eq!(sky.cloud.instances()[1].terminate_calls, 0);
+    assert_eq!(cloud.instances()[0].terminate_calls, 2);
+    cloud.stop_instance(&ids[1]);
+    assert_eq!(cloud.instances()[1].state, "terminated");
+    assert_eq!(cloud.instances()[1].terminate_calls, 0);
 
     let stranger = "i-00000000000000000";
     let unknown = ec2.describe_instances().instance_ids(stranger).send().await.unwrap_err();
@@ -130,38 +131,41 @@ async fn an_instance_runs_until_it_is_terminated() {
 
 #[tokio::test]
 async fn a_client_token_launches_once() {
-    let sky = Sky::new();
-    let ec2 = ec2(&sky.cloud);
+    let cloud = TestCloud::new();
+    let ec2 = ec2(&cloud);
     let launch = |source: &str| {
         let tag = Tag::builder().key("srcID").value(source).build();
         let tags = TagSpecification::builder().resource_type(ResourceType::Instance).tags(tag).build();
-        ec2.run_instances().min_count(1).max_count(1).client_token("token").tag_specifications(tags).send()
+        let capacity = TargetCapacitySpecificationRequest::builder().total_target_capacity(1).build();
+        let fleet = ec2.create_fleet().r#type(FleetType::Instant).target_capacity_specification(capacity);
+        let config = FleetLaunchTemplateConfigRequest::builder().build();
+        fleet.launch_template_configs(config).client_token("token").tag_specifications(tags).send()
     };
 
     let first = launch("a").await.unwrap();
     let second = launch("a").await.unwrap();
     let other = launch("b").await.unwrap_err();
 
-    assert_eq!(first.instances()[0].instance_id(), second.instances()[0].instance_id());
+    assert_eq!(first.instances()[0].instance_ids(), second.instances()[0].instance_ids());
     assert_eq!(code(&other), "IdempotentParameterMismatch");
-    let instances = sky.cloud.instances();
+    let instances = cloud.instances();
     assert_eq!(instances.len(), 1);
     assert_eq!(instances[0].tags, [("srcID".to_owned(), "a".to_owned())]);
 }
 
 #[tokio::test]
 async fn what_sns_would_refuse_is_refused() {
-    let sky = Sky::new();
-    let sns = aws_sdk_sns::Client::new(&config(sky.cloud.wire(None)));
+    let cloud = TestCloud::new();
+    let sns = aws_sdk_sns::Client::new(&config(cloud.http_client(None)));
     let long = "x".repeat(100);
 
     for subject in ["line\nbreak", "ümlaut", "", " leads", &long] {
         let publish = sns.publish().topic_arn(TOPIC_ARN).subject(subject).message("m");
         assert_eq!(code(&publish.send().await.unwrap_err()), "InvalidParameter", "{subject:?}");
     }
-    assert_eq!(publish(&sky.cloud, "").await.unwrap_err(), "InvalidParameter");
+    assert_eq!(publish(&cloud, "").await.unwrap_err(), "InvalidParameter");
     assert_eq!(code(&sns.list_topics().send().await.unwrap_err()), "InvalidAction");
-    assert!(sky.cloud.published().is_empty());
+    assert!(cloud.published().is_empty());
 
     let sent = sns
         .publish()
@@ -178,22 +182,18 @@ async fn what_sns_would_refuse_is_refused() {
         group_id: Some("g".into()),
         deduplication_id: Some("d".into()),
     };
-    assert_eq!(sky.cloud.published(), [expected]);
+    assert_eq!(cloud.published(), [expected]);
 }
 
-/// As EC2 does: a pool is an instance type and a zone, and none may be named twice.
+/// A pool is an instance type and a zone. EC2 refuses a request that names one twice.
 #[tokio::test]
 async fn a_fleet_with_a_pool_twice_is_refused_as_a_whole() {
-    use aws_sdk_ec2::types::{
-        FleetLaunchTemplateConfigRequest, FleetLaunchTemplateOverridesRequest, FleetType, InstanceType,
-        TargetCapacitySpecificationRequest,
-    };
-    let sky = Sky::new();
+    let cloud = TestCloud::new();
     for (subnet, zone) in [("subnet-a1", "a"), ("subnet-a2", "a"), ("subnet-b", "b")] {
-        sky.cloud.put_subnet(subnet, zone);
+        cloud.put_subnet(subnet, zone);
     }
-    sky.cloud.offer_types(&["m5.large", "c5.large"]);
-    let ec2 = ec2(&sky.cloud);
+    cloud.offer_types(&["m5.large", "c5.large"]);
+    let ec2 = ec2(&cloud);
     let launch = |pools: &[(&str, &str)]| {
         let pool = |(name, subnet): &(&str, &str)| {
             let pool = FleetLaunchTemplateOverridesRequest::builder().instance_type(InstanceType::from(*name));
@@ -213,7 +213,7 @@ async fn a_fleet_with_a_pool_twice_is_refused_as_a_whole() {
         assert_eq!(code(&launch(pools).await.unwrap_err()), refusal, "{pools:?}");
     }
     launch(&[("m5.large", "subnet-a1"), ("m5.large", "subnet-b"), ("c5.large", "subnet-a2")]).await.unwrap();
-    assert_eq!(sky.cloud.instances().len(), 1);
+    assert_eq!(cloud.instances().len(), 1);
 
     let found = ec2.describe_subnets().filters(filter("subnet-id", "subnet-a2")).send().await.unwrap();
     assert_eq!(found.subnets()[0].availability_zone(), Some("a"));
@@ -223,17 +223,17 @@ async fn a_fleet_with_a_pool_twice_is_refused_as_a_whole() {
 }
 
 #[tokio::test]
-async fn ec2_says_why_an_instance_has_ended_and_may_show_it_late() {
-    let sky = Sky::new();
-    let id = sky.cloud.launch(&[("lighthpc", "node")]);
-    let ec2 = ec2(&sky.cloud);
-    sky.cloud.show_instance(&id, false);
+async fn ec2_shows_why_an_instance_terminated_and_can_show_it_late() {
+    let cloud = TestCloud::new();
+    let id = cloud.launch(&[("lighthpc", "node")]);
+    let ec2 = ec2(&cloud);
+    cloud.show_instance(&id, false);
     let unknown = ec2.describe_instances().instance_ids(&id).send().await.unwrap_err();
     assert_eq!(code(&unknown), "InvalidInstanceID.NotFound");
     assert!(ec2.describe_instances().send().await.unwrap().reservations().is_empty());
 
-    sky.cloud.show_instance(&id, true);
-    sky.cloud.fail_instance(&id, "Client.InternalError", "Client.InternalError: Client error on launch");
+    cloud.show_instance(&id, true);
+    cloud.fail_instance(&id, "Client.InternalError", "Client.InternalError: Client error on launch");
     let found = ec2.describe_instances().instance_ids(&id).send().await.unwrap();
     let instance = &found.reservations()[0].instances()[0];
     assert_eq!(instance.state_reason().and_then(|reason| reason.code()), Some("Client.InternalError"));

@@ -1,16 +1,16 @@
-//! Files beside the objects, as somebody else may have written them.
+//! Files beside the objects, as another program could have written them.
 
 use aws_sdk_s3::types::ChecksumMode;
 
 use super::*;
 
-/// What no answer can carry is an error of the service, and what can is the object: never a panic, and no header that is not
-/// meant.
+/// Metadata that an answer cannot carry are an error of the service; all others are ignored or returned. There is never
+/// a panic, or a header that the metadata inject.
 #[tokio::test]
-async fn metadata_that_somebody_else_wrote_give_the_object_or_an_error() {
-    let sky = Sky::new();
-    let etag = sky.put("a", b"object").await;
-    let file = sky.cloud.dir().join(format!(".lighthpc/meta/{}.json", etag.trim_matches('"')));
+async fn foreign_metadata_give_the_object_or_an_error() {
+    let cloud = TestCloud::new();
+    let etag = cloud.put("a", b"object").await;
+    let file = cloud.dir().join(format!(".lighthpc/meta/{}.json", etag.trim_matches('"')));
     let meta = |metadata: &str, checksums: &str, kind: &str| {
         format!(r#"{{"content_type": {kind}, "metadata": {metadata}, "checksums": {checksums}}}"#)
     };
@@ -30,8 +30,8 @@ async fn metadata_that_somebody_else_wrote_give_the_object_or_an_error() {
     ] {
         std::fs::write(&file, &text).unwrap();
         let get =
-            sky.s3().get_object().bucket(SOURCE_BUCKET).key("a").checksum_mode(ChecksumMode::Enabled).send().await;
-        let head = sky.s3().head_object().bucket(SOURCE_BUCKET).key("a").send().await;
+            cloud.s3().get_object().bucket(SOURCE_BUCKET).key("a").checksum_mode(ChecksumMode::Enabled).send().await;
+        let head = cloud.s3().head_object().bucket(SOURCE_BUCKET).key("a").send().await;
 
         let shown = &text[..text.len().min(80)];
         assert!(head.is_ok() || !is_read, "{shown}");

@@ -1,4 +1,4 @@
-//! The local cloud as the SDK's own clients see it.
+//! The local cloud as seen by the SDK's clients.
 
 mod dynamo;
 mod faults;
@@ -22,21 +22,21 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// A cloud in memory, in a folder of its own.
-struct Sky {
+/// A cloud with tables in memory and objects in a temporary folder.
+struct TestCloud {
     cloud: LocalCloud,
-    dir: TempDir,
+    temp_dir: TempDir,
 }
 
-impl Sky {
+impl TestCloud {
     fn new() -> Self {
-        let dir = TempDir::new().unwrap();
-        let cloud = LocalCloud::in_memory(&dir.path().join("cloud")).unwrap();
-        Self { cloud, dir }
+        let temp_dir = TempDir::new().unwrap();
+        let cloud = LocalCloud::in_memory(&temp_dir.path().join("cloud")).unwrap();
+        Self { cloud, temp_dir }
     }
 
     fn s3(&self) -> aws_sdk_s3::Client {
-        s3(self.cloud.wire(None))
+        s3(self.cloud.http_client(None))
     }
 
     async fn put(&self, key: &str, body: &[u8]) -> String {
@@ -48,20 +48,28 @@ impl Sky {
     }
 }
 
-fn config(wire: SharedHttpClient) -> SdkConfig {
+impl std::ops::Deref for TestCloud {
+    type Target = LocalCloud;
+
+    fn deref(&self) -> &LocalCloud {
+        &self.cloud
+    }
+}
+
+fn config(client: SharedHttpClient) -> SdkConfig {
     let credentials = Credentials::new(ACCESS_KEY, SECRET_KEY, None, None, "local");
     SdkConfig::builder()
-        .http_client(wire)
+        .http_client(client)
         .region(Region::new(REGION))
         .credentials_provider(SharedCredentialsProvider::new(credentials))
         .behavior_version(BehaviorVersion::latest())
-        // A test sees each failure as it comes.
+        // Each failure reaches the test.
         .retry_config(RetryConfig::disabled())
         .build()
 }
 
-fn s3(wire: SharedHttpClient) -> aws_sdk_s3::Client {
-    let config = aws_sdk_s3::config::Builder::from(&config(wire)).force_path_style(true).build();
+fn s3(client: SharedHttpClient) -> aws_sdk_s3::Client {
+    let config = aws_sdk_s3::config::Builder::from(&config(client)).force_path_style(true).build();
     aws_sdk_s3::Client::from_conf(config)
 }
 
@@ -77,7 +85,7 @@ async fn get(s3: &aws_sdk_s3::Client, key: &str) -> Result<Vec<u8>, String> {
     Ok(body.to_vec())
 }
 
-/// Gives the error's code, or for want of one its status or kind.
+/// Returns the error's code, or its status or kind if it has none.
 fn code<E: ProvideErrorMetadata + std::error::Error>(error: &SdkError<E, HttpResponse>) -> String {
     match error {
         SdkError::ServiceError(service) => {
@@ -91,8 +99,8 @@ fn code<E: ProvideErrorMetadata + std::error::Error>(error: &SdkError<E, HttpRes
 
 #[tokio::test]
 async fn a_foreign_host_is_refused() {
-    let sky = Sky::new();
-    let config = config(sky.cloud.wire(None));
+    let cloud = TestCloud::new();
+    let config = config(cloud.http_client(None));
     for endpoint in ["https://example.com", "http://localhost:4566", "https://sts.us-east-1.amazonaws.com"] {
         let config = aws_sdk_dynamodb::config::Builder::from(&config).endpoint_url(endpoint).build();
 
@@ -108,9 +116,9 @@ async fn a_foreign_host_is_refused() {
 
 #[tokio::test]
 async fn wrong_credentials_are_refused() {
-    let sky = Sky::new();
+    let cloud = TestCloud::new();
     let wrong = Credentials::new(ACCESS_KEY, "something else", None, None, "test");
-    let config = aws_sdk_s3::config::Builder::from(&config(sky.cloud.wire(None)))
+    let config = aws_sdk_s3::config::Builder::from(&config(cloud.http_client(None)))
         .credentials_provider(wrong)
         .force_path_style(true)
         .build();

@@ -1,11 +1,11 @@
-//! What may be opened, what is kept over a restart, and where a person finds it.
+//! Opening a cloud: its lock, a restart, and refused folders.
 
 use std::fs;
 
 use super::*;
 
 async fn tables(cloud: &LocalCloud) -> Vec<String> {
-    let client = aws_sdk_dynamodb::Client::new(&config(cloud.wire(None)));
+    let client = aws_sdk_dynamodb::Client::new(&config(cloud.http_client(None)));
     client.list_tables().send().await.unwrap().table_names.unwrap_or_default()
 }
 
@@ -15,11 +15,11 @@ async fn everything_is_there_after_a_restart() {
     let root = dir.path().join("new/cloud");
     {
         let cloud = LocalCloud::open(&root).unwrap();
-        dynamo::make_table(&aws_sdk_dynamodb::Client::new(&config(cloud.wire(None)))).await;
-        put(&s3(cloud.wire(None)), "a/b", b"bytes").await;
+        dynamo::make_table(&aws_sdk_dynamodb::Client::new(&config(cloud.http_client(None)))).await;
+        put(&s3(cloud.http_client(None)), "a/b", b"bytes").await;
         instances::publish(&cloud, "one").await.unwrap();
         instances::publish(&cloud, "two\n").await.unwrap();
-        // What a process that is killed while writing leaves behind.
+        // The remains of a process that was killed while writing.
         fs::write(root.join(".lighthpc/tmp/half"), "half an object").unwrap();
         let mut log = fs::read(root.join(".lighthpc/notifications.jsonl")).unwrap();
         log.extend_from_slice(b"{\"topic_arn\":\"ar");
@@ -29,7 +29,7 @@ async fn everything_is_there_after_a_restart() {
     let cloud = LocalCloud::open(&root).unwrap();
 
     assert_eq!(tables(&cloud).await, ["tasks"]);
-    assert_eq!(get(&s3(cloud.wire(None)), "a/b").await.unwrap(), b"bytes");
+    assert_eq!(get(&s3(cloud.http_client(None)), "a/b").await.unwrap(), b"bytes");
     let messages: Vec<_> = cloud.published().into_iter().map(|published| published.message).collect();
     assert_eq!(messages, ["one", "two\n"]);
     assert_eq!(fs::read_dir(root.join(".lighthpc/tmp")).unwrap().count(), 0);
@@ -43,7 +43,7 @@ async fn everything_is_there_after_a_restart() {
 async fn a_cloud_in_use_can_only_be_attached_to() {
     let dir = TempDir::new().unwrap();
     let cloud = LocalCloud::open(dir.path()).unwrap();
-    dynamo::make_table(&aws_sdk_dynamodb::Client::new(&config(cloud.wire(None)))).await;
+    dynamo::make_table(&aws_sdk_dynamodb::Client::new(&config(cloud.http_client(None)))).await;
 
     assert!(matches!(LocalCloud::open(dir.path()), Err(OpenError::InUse { .. })));
     let attached = LocalCloud::attach(dir.path()).unwrap();
@@ -77,20 +77,20 @@ fn another_layout_is_refused() {
     assert!(matches!(error, OpenError::State { .. }), "{error}");
 }
 
-/// Rows that are written together are read together, whenever the copy is taken.
+/// Rows written in one transaction are read together, whenever the copy is taken.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_look_beside_a_writer_is_of_one_moment() {
-    const LOOKS: usize = 20;
+async fn a_copy_beside_a_writer_is_of_one_moment() {
+    const COPIES: usize = 20;
     let dir = TempDir::new().unwrap();
     let cloud = LocalCloud::open(dir.path()).unwrap();
-    let client = aws_sdk_dynamodb::Client::new(&config(cloud.wire(None)));
+    let client = aws_sdk_dynamodb::Client::new(&config(cloud.http_client(None)));
     dynamo::make_table(&client).await;
     let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let mut writer = tokio::task::JoinSet::new();
     writer.spawn({
         let stop = stop.clone();
         async move {
-            // Large rows: the log is taken over into the file, and begun again, several times.
+            // Large rows, so that there are several checkpoints and restarts of the log.
             for number in 1_u64.. {
                 dynamo::put_both(&client, number, &"x".repeat(100_000)).await;
                 if stop.load(std::sync::atomic::Ordering::Relaxed) {
@@ -101,23 +101,23 @@ async fn a_look_beside_a_writer_is_of_one_moment() {
         }
     });
     let mut last = 0;
-    let mut looks = 0;
-    while looks < LOOKS {
+    let mut copies = 0;
+    while copies < COPIES {
         let root = dir.path().to_owned();
         let attached = tokio::task::spawn_blocking(move || LocalCloud::attach(&root)).await.unwrap().unwrap();
-        let client = aws_sdk_dynamodb::Client::new(&config(attached.wire(None)));
+        let client = aws_sdk_dynamodb::Client::new(&config(attached.http_client(None)));
         let (a, b) = dynamo::read_both(&client).await;
         assert_eq!(a, b);
         assert!(a >= last, "{a} after {last}");
         last = a;
-        looks += usize::from(a > 0);
+        copies += usize::from(a > 0);
     }
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     assert!(writer.join_next().await.unwrap().unwrap() > 1);
 }
 
 #[tokio::test]
-async fn one_who_only_looks_leaves_nothing_and_publishes_nothing() {
+async fn an_attached_cloud_writes_nothing_and_publishes_nothing() {
     let dir = TempDir::new().unwrap();
     drop(LocalCloud::open(dir.path()).unwrap());
     let own = dir.path().join(".lighthpc");

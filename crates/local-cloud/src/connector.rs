@@ -1,7 +1,7 @@
-//! The wire: what the AWS SDK takes for its HTTP client, and what never leaves the process.
+//! The HTTP client of the AWS SDK's clients, from which no request leaves the process.
 //!
-//! A request goes by its host to one of the services; any other host is refused, whatever it is, so a dry run can
-//! reach neither an account nor anything else. Faults act here, around the service.
+//! The host of a request selects the service. Any other host is refused, so a local run can reach neither an account
+//! nor anything else. Faults act here, around the service.
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,41 +20,27 @@ use http_body_util::BodyExt as _;
 #[cfg(any(test, feature = "testing"))]
 use super::faults::Faults;
 use super::query::Form;
-use super::{LocalCloud, dynamo, ec2, imds, s3};
+use super::services::{Service, Services};
+use super::{dynamo, ec2, imds, s3};
 
-pub(super) type Outcome = Result<http::Response<SdkBody>, ConnectorError>;
+pub(super) type CallResult = Result<http::Response<SdkBody>, ConnectorError>;
 
-/// The services of the local cloud.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Service {
-    /// The tables.
-    Dynamodb,
-    /// The objects.
-    S3,
-    /// The notifications.
-    Sns,
-    /// The instances.
-    Ec2,
-    /// The metadata service of one instance.
-    Imds,
-}
-
-/// One client's way into the cloud.
+/// The HTTP client of one machine.
 #[derive(Clone)]
-pub(super) struct Wire {
-    pub(super) cloud: LocalCloud,
-    /// Who calls, for IMDS; `None`: a machine that is no instance.
+pub(super) struct Connector {
+    pub(super) services: Arc<Services>,
+    /// The calling instance, for IMDS; `None`: a machine off EC2.
     pub(super) instance: Option<Arc<str>>,
     #[cfg(any(test, feature = "testing"))]
     pub(super) faults: Faults,
-    /// As the SDK's own client: from the start of a request to the head of its answer.
+    /// From the start of a request to the head of its answer, as in the SDK's own client.
     read_timeout: Option<Duration>,
 }
 
-impl Wire {
-    pub(super) fn new(cloud: LocalCloud, instance: Option<&str>) -> Self {
+impl Connector {
+    pub(super) fn new(services: Arc<Services>, instance: Option<&str>) -> Self {
         Self {
-            cloud,
+            services,
             instance: instance.map(Arc::from),
             #[cfg(any(test, feature = "testing"))]
             faults: Faults::new(),
@@ -63,15 +49,15 @@ impl Wire {
     }
 
     #[cfg(any(test, feature = "testing"))]
-    pub(super) fn with_faults(cloud: LocalCloud, instance: Option<&str>, faults: Faults) -> Self {
-        Self { faults, ..Self::new(cloud, instance) }
+    pub(super) fn with_faults(services: Arc<Services>, instance: Option<&str>, faults: Faults) -> Self {
+        Self { faults, ..Self::new(services, instance) }
     }
 
     async fn answer(&self, request: HttpRequest) -> Result<HttpResponse, ConnectorError> {
         let request = request.try_into_http1x().map_err(|error| ConnectorError::user(error.into()))?;
         let service = route(request.uri())?;
         let (parts, body) = request.into_parts();
-        // Small calls are read to be named; an object's bytes stay a stream.
+        // The operation's name can be in the body of a small call; the bytes of an object stay a stream.
         let body = if service == Service::S3 { body } else { SdkBody::from(collect(body).await?) };
         let operation = operation(service, &parts, &body);
         #[cfg(any(test, feature = "testing"))]
@@ -83,43 +69,43 @@ impl Wire {
             .map_err(|error: aws_smithy_runtime_api::http::HttpError| ConnectorError::other(error.into(), None))
     }
 
-    pub(super) async fn apply(&self, service: Service, operation: &str, (parts, body): Request) -> Outcome {
-        let cloud = &self.cloud.inner;
+    pub(super) async fn apply(&self, service: Service, operation: &str, (parts, body): Request) -> CallResult {
+        let services = &self.services;
         #[cfg(any(test, feature = "testing"))]
-        if let Some(said) = self.denial(service, operation, &body) {
-            return Ok(dynamo::error_reply(400, "AccessDeniedException", &said));
+        if let Some(reason) = self.denial(service, operation, &body) {
+            return Ok(dynamo::error_reply(400, "AccessDeniedException", &reason));
         }
         Ok(match service {
-            Service::S3 => cloud.s3.answer(http::Request::from_parts(parts, body)).await,
-            Service::Dynamodb => cloud.dynamo.answer(operation.to_owned(), collect(body).await?).await,
-            Service::Imds => imds::answer(&cloud.fleet, self.instance.as_deref(), &parts),
-            Service::Ec2 => ec2::answer(&cloud.fleet, &Form::parse(&collect(body).await?)),
-            Service::Sns => cloud.sns.answer(&Form::parse(&collect(body).await?)),
+            Service::S3 => services.s3.answer(http::Request::from_parts(parts, body)).await,
+            Service::Dynamodb => services.dynamo.answer(operation.to_owned(), collect(body).await?).await,
+            Service::Imds => imds::answer(&services.fleet, self.instance.as_deref(), &parts),
+            Service::Ec2 => ec2::answer(&services.fleet, &Form::parse(&collect(body).await?)),
+            Service::Sns => services.sns.answer(&Form::parse(&collect(body).await?)),
         })
     }
 }
 
 pub(super) type Request = (http::request::Parts, SdkBody);
 
-impl fmt::Debug for Wire {
+impl fmt::Debug for Connector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Wire").field("instance", &self.instance).finish_non_exhaustive()
+        f.debug_struct("Connector").field("instance", &self.instance).finish_non_exhaustive()
     }
 }
 
-impl HttpClient for Wire {
+impl HttpClient for Connector {
     fn http_connector(&self, settings: &HttpConnectorSettings, _: &RuntimeComponents) -> SharedHttpConnector {
         SharedHttpConnector::new(Self { read_timeout: settings.read_timeout(), ..self.clone() })
     }
 }
 
-impl HttpConnector for Wire {
+impl HttpConnector for Connector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let wire = self.clone();
+        let connector = self.clone();
         HttpConnectorFuture::new(async move {
-            match wire.read_timeout {
-                None => wire.answer(request).await,
-                Some(limit) => match tokio::time::timeout(limit, wire.answer(request)).await {
+            match connector.read_timeout {
+                None => connector.answer(request).await,
+                Some(limit) => match tokio::time::timeout(limit, connector.answer(request)).await {
                     Ok(outcome) => outcome,
                     Err(elapsed) => Err(ConnectorError::timeout(elapsed.into())),
                 },
@@ -128,7 +114,7 @@ impl HttpConnector for Wire {
     }
 }
 
-/// Says why a request was not let out.
+/// The error for a host that is not a service's.
 #[derive(Debug, thiserror::Error)]
 #[error("the local cloud refuses host {host}: a dry run never leaves this machine")]
 struct HostRefused {
@@ -146,7 +132,7 @@ fn route(uri: &http::Uri) -> Result<Service, ConnectorError> {
         ["sns", _] => Ok(Service::Sns),
         ["ec2", _] => Ok(Service::Ec2),
         ["s3", _] => Ok(Service::S3),
-        // A bucket's name may have dots.
+        // The name of a bucket can contain dots.
         [.., bucket, "s3", _] if !bucket.is_empty() => Ok(Service::S3),
         _ => Err(ConnectorError::user(HostRefused { host: host.to_owned() }.into())),
     }
