@@ -32,7 +32,7 @@ use super::attempt::Ending;
 use super::crash::Found;
 use super::error::words;
 use super::identity::{Assignment, Instance};
-use super::insist::insist_unless;
+use super::insist::{insist_unless, or_drained};
 use super::interruption::Sentinel;
 use super::queue::{Next, PAGE_LIFE, Queue};
 use super::{Node, NodeError, one_task};
@@ -66,7 +66,9 @@ pub(super) async fn serve(
 ) -> Result<Ending, NodeError> {
     let (drain, limit) = (&node.stopping.drain, node.settings.max_idle);
     let row = insist_unless(drain, limit, || node.backend.ledger.mission(mission)).await;
-    let row = row.map_err(NodeError::cloud("reading the mission"))?;
+    let Some(row) = or_drained(node, row.map_err(NodeError::cloud("reading the mission")))? else {
+        return Ok(Ending::Drained);
+    };
     let row = row.ok_or_else(|| NodeError::NoMission { mission: mission.to_string() })?;
     let slots = slots_of(node, row.slots.or(node.settings.slots).unwrap_or(1).max(1));
     tracing::info!(mission = %mission, slots, "serving mission {mission}, {slots} tasks at a time");
