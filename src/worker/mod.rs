@@ -32,6 +32,7 @@ mod queue;
 mod result;
 mod settings;
 mod stopping;
+mod turns;
 
 pub use attempt::Ending;
 pub use error::{NodeError, words};
