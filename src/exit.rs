@@ -165,6 +165,10 @@ pub fn of_node(error: &NodeError) -> (Exit, Option<String>) {
             Exit::Internal,
             Some("correct the row in the tasks table: docs/TABLES.md says what each attribute holds".to_owned()),
         ),
+        NodeError::DrainCutShort => (
+            Exit::Unavailable,
+            Some("a task that it held is taken up when its lease runs out, or by the next sweep".to_owned()),
+        ),
         NodeError::Panicked(_) => (Exit::Internal, Some("please report this".to_owned())),
     }
 }

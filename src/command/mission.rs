@@ -26,7 +26,7 @@ use crate::domain::task::{State, Task};
 use crate::exit::Exit;
 use crate::local::{LocalCloud, RESULT_BUCKET, SOURCE_BUCKET, TOPIC_ARN};
 use crate::worker::{self, Ending, Life, Node, NodeError, Preflight, Report, Settings, Stopping};
-use crate::workload;
+use crate::workload::{self, Removal};
 
 pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
     place::note_ignored();
@@ -62,7 +62,7 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
     settings.bounds.echo = false;
     settings.work_dir = work_dir(cloud.dir());
     let tasks = &backend.ledger.tables().tasks;
-    let _work_dir = node::taken(workload::take_in_trusted(&settings.work_dir, tasks), &settings.work_dir)?;
+    let (_work_dir, left) = node::taken(workload::take_in_trusted(&settings.work_dir, tasks), &settings.work_dir)?;
 
     let stopping = Stopping::default();
     let _listener = signals::listen(stopping.clone()).map_err(|error| Failure {
@@ -72,9 +72,12 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
     })?;
     let told_before = cloud.published().len();
     let run = Run { cloud, mission, settings, stopping, screen: Screen::new(plan.total, plan.ended) };
+    let mut removal = Removal::start(left, Vec::new(), &run.stopping.drain);
+    removal.head_start().await;
     let slots = args.slots.map_or_else(cores, usize::from);
     let review = run.all(plan, slots).await;
     run.screen.close();
+    removal.end().await;
     run.conclude(&backend, review, told_before, started.elapsed()).await
 }
 

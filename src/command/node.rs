@@ -11,7 +11,7 @@ use crate::domain::budget::{Limits, SizeLimits};
 use crate::domain::ids::{MissionId, SrcId};
 use crate::exit::{self, Exit};
 use crate::worker::{self, Ending, Node, Report, Settings, Stopping};
-use crate::workload::{self, Bounds, GroundError, Left, Simulation, Wall, Workload};
+use crate::workload::{self, Bounds, GroundError, Left, Simulation, Wall, WorkLock, Workload};
 
 /// The time between two copies of a running workload's log: what a machine that vanishes leaves is a minute old at the most,
 /// and costs an object's put a minute, if anything was written.
@@ -40,7 +40,7 @@ pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result
         let (work_dir, left) = self::taken(taken, &settings.work_dir)?;
         Ok((listener, Settings { left, holds_work_dir: work_dir.is_some(), ..settings }, work_dir))
     });
-    let (_listener, settings, _work_dir) = match ready {
+    let (_listener, settings, work_dir) = match ready {
         Ok(ready) => ready,
         Err(failure) => {
             end_machine(args.power_off_command.as_deref(), order).await;
@@ -48,9 +48,20 @@ pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result
         }
     };
     let mut announcers = service::announce(settings.report.subscribe());
+    announcers.spawn(note_drain(work_dir, stopping.clone()));
     let concluded = live(&args, settings, stopping).await;
     announcers.shutdown().await;
     concluded
+}
+
+/// Holds the work folder, and notes in it when the node is told to end.
+async fn note_drain(work_dir: Option<WorkLock>, stopping: Stopping) {
+    stopping.drain.cancelled().await;
+    if let Some(Err(error)) = work_dir.as_ref().map(WorkLock::note_drain) {
+        tracing::warn!("that this node was told to end is not noted: {error}");
+    }
+    // The lock is kept until the node has ended.
+    std::future::pending::<()>().await;
 }
 
 /// The node's life, and the machine's end.
@@ -69,7 +80,7 @@ async fn live(args: &RunArgs, settings: Settings, stopping: Stopping) -> Result<
 }
 
 /// The lock of a work folder, if this process has it, and the tasks of the attempts that were found there.
-type Taken = (Option<std::fs::File>, Vec<Left>);
+type Taken = (Option<WorkLock>, Vec<Left>);
 
 /// Returns what came of taking the work folder. One that is not certainly this user's own is a wrong setting. Any other
 /// failure is found again, and handled, before the first claim.

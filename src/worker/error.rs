@@ -125,6 +125,9 @@ pub enum NodeError {
         /// The task, and what is odd.
         what: String,
     },
+    /// The node was told to stop, and its last writes were not done in time.
+    #[error("the node was told to stop, and what it had to write was not written within the time for that")]
+    DrainCutShort,
     /// A panic; a bug.
     #[error("a bug: the node's task panicked: {0}")]
     Panicked(String),
@@ -190,6 +193,7 @@ impl NodeError {
             | Self::Setting { .. }
             | Self::InputsRefused { .. }
             | Self::Disk { .. }
+            | Self::DrainCutShort
             | Self::Panicked(_) => false,
         }
     }

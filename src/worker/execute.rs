@@ -101,7 +101,10 @@ pub(super) async fn run(
         tokio::select! {
             () = heartbeat.lost.cancelled() => {}
             () = heartbeat.cancelled.cancelled() => {}
-            () = node.stopping.drain.cancelled() => {}
+            () = node.stopping.drain.cancelled() => {
+                let grace = node.settings.bounds.grace.min(node.stopping.grace_max());
+                stops.grace.send_replace(Some(grace));
+            }
             deadline = sentinel.noticed() => {
                 // All the time there is, less what the save and the last words need; a third of it at least.
                 let budget = deadline.saturating_duration_since(Instant::now());
