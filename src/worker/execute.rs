@@ -12,7 +12,7 @@ use crate::backend::Store;
 use crate::backend::store::{free_bytes, free_inodes};
 use crate::domain::budget;
 use crate::domain::verdict::Verdict;
-use crate::workload::{Contract, Ended, Stops, Workload, is_transient_start};
+use crate::workload::{Contract, Ended, Stops, Workload, is_of_machine};
 
 /// `EX_TEMPFAIL` of sysexits.h: try again.
 const EXIT_TRY_AGAIN: i32 = 75;
@@ -196,7 +196,7 @@ fn judge(ended: Ended, early: Option<Stop>, is_full: bool) -> Result<i32, Stop> 
         }
         (Ended::TimedOut, _) => Err(Trouble::new(Verdict::Timeout, true, NodeError::TimeLimit).into()),
         (Ended::NotStarted { program, source }, early) => {
-            let is_machines = is_transient_start(&source);
+            let is_machines = is_of_machine(&source);
             if let (true, Some(early)) = (is_machines, early) {
                 return Err(early);
             }

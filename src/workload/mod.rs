@@ -17,6 +17,7 @@ pub(crate) mod fuzz;
 mod ground;
 mod leftovers;
 mod log;
+mod machine;
 mod memory;
 mod progress_file;
 mod remover;
@@ -27,9 +28,10 @@ pub mod walk;
 mod wall;
 
 pub use contract::Contract;
-pub use external::is_transient_start;
+
 pub use ground::{GroundError, objection_to_mission};
 pub use leftovers::{Left, take, take_in_trusted, try_folder};
+pub use machine::{is_limit, is_of_machine, raise_descriptors};
 pub use sandbox::{DEVICES_DEFAULT, Devices};
 pub use simulated::Simulation;
 pub use wall::Wall;
