@@ -26,6 +26,7 @@ mod interruption;
 pub(crate) mod log;
 mod notify;
 mod panic;
+mod pins;
 mod preflight;
 mod pull;
 mod queue;
