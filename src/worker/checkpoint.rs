@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use tokio::task::JoinSet;
 
@@ -347,7 +348,7 @@ impl Checkpoints {
 struct Get {
     store: Store,
     bucket: String,
-    limit: std::time::Duration,
+    limit: Duration,
 }
 
 impl Get {
@@ -367,7 +368,7 @@ struct Put {
     key: String,
     pins: Pins,
     name: Vec<u8>,
-    limit: std::time::Duration,
+    limit: Duration,
 }
 
 impl Put {
@@ -375,11 +376,11 @@ impl Put {
     async fn run(self) -> Result<Option<Entry>, NodeError> {
         let path = tree::path_below(self.pins.root(), &self.name);
         let disk = |source| NodeError::Disk { doing: "reading the checkpoint", path: path.clone(), source };
+        let refuse = |refusal| Err(disk(io::Error::other(refusal)));
         let pin = self.pins.open(&self.name, self.limit).await.map_err(|error| disk(error.into()))?;
         let Some(pin) = pin else { return Ok(None) };
         if !self.pins.take_bytes(&pin) {
-            let refusal = "the checkpoint grew beyond --max-checkpoint-bytes while it was saved";
-            return Err(disk(io::Error::other(refusal)));
+            return refuse("the checkpoint grew beyond --max-checkpoint-bytes while it was saved");
         }
         let put = self.store.put_file(&self.bucket, &self.key, pin.body()).await;
         put.map_err(|source| match source {
@@ -389,9 +390,7 @@ impl Put {
         })
         .map_err(|source| NodeError::Store { doing: "saving the checkpoint", source })?;
         if pin.has_changed().map_err(disk)? {
-            return Err(disk(io::Error::other(
-                "the file changed while it was saved: write to another name, then rename",
-            )));
+            return refuse("the file changed while it was saved: write to another name, then rename");
         }
         let saved = Saved { key: self.key, bytes: pin.bytes, stamp: pin.stamp };
         Ok(Some(Entry { content: Content::File(saved), mode: Some(pin.mode) }))

@@ -1,8 +1,8 @@
 //! The disk that the tasks of one process share: whose doing it is when it is full, and when the next task may begin.
 //!
-//! A task is to blame if it was alone there, or if its own folder holds most of what all of them hold; a budget counts
-//! it then. Else the attempt is handed back and nothing counts it, however often: so that this comes to an end, no task
-//! begins while others run and there is no room, and where no one task holds most, half as many run from then on. A
+//! A task is to blame if it was alone there, or if its own folder holds more than two thirds of what all of them hold; a
+//! budget counts it then. (Of two that need the same, one holds a little more than half.) Else the attempt is handed back and nothing counts it, however often: so that this comes to an end, no task
+//! begins while others run and there is no room, and where no one task holds so much, half as many run from then on. A
 //! task that fills the disk alone is counted.
 
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::backend::store::{free_bytes, free_inodes};
+use crate::backend::store::{SPARE_BYTES, free_bytes, free_inodes};
 use crate::workload::walk::{self, DEPTH_MAX, WalkError};
 
 /// A workload that failed with less room than this on its disk failed for that: a write of any size does.
@@ -128,7 +128,9 @@ impl Disk {
     pub fn begin(self: &Arc<Self>, work_dir: &Path) -> Option<Begun> {
         let free = Amount::free(work_dir);
         let mut state = self.state();
-        let has_room = Amount::FULL.max(state.needed).fits(free);
+        // An input is fetched only if so much stays free.
+        let least = Amount { bytes: SPARE_BYTES, ..Amount::FULL };
+        let has_room = least.max(state.needed).fits(free);
         if has_room {
             state.needed = Amount::default();
         }
@@ -174,7 +176,7 @@ impl Disk {
         let all = others.iter().fold(own, |all, other| all.plus(*other));
         let all = recent.map_or(all, |full| all.max(full.held));
         let holds_most = |held: Amount| {
-            if of_files { held.files > all.files / 2 } else { held.bytes > all.bytes / 2 }
+            if of_files { held.files > all.files / 3 * 2 } else { held.bytes > all.bytes / 3 * 2 }
         };
         let is_own = (others.is_empty() && recent.is_none()) || holds_most(own);
 
@@ -184,7 +186,10 @@ impl Disk {
             if recent.is_none() && !others.iter().any(|other| holds_most(*other)) {
                 let most = others.len().div_ceil(2).max(1);
                 state.most = Some(state.most.map_or(most, |before| before.min(most)));
-                tracing::warn!(most, "the disk is too small for so many tasks: no more than {most} at a time from now on");
+                tracing::warn!(
+                    most,
+                    "the disk is too small for so many tasks: no more than {most} at a time from now on"
+                );
             }
         }
         state.full = Some(Full { at: Instant::now(), held: all, of_files });
@@ -201,5 +206,88 @@ impl Drop for Begun {
 impl Drop for Place {
     fn drop(&mut self) {
         self.disk.state().folders.remove(&self.folder);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Shared {
+        dir: tempfile::TempDir,
+        disk: Arc<Disk>,
+    }
+
+    impl Shared {
+        fn new() -> Self {
+            Self { dir: tempfile::tempdir().unwrap(), disk: Arc::default() }
+        }
+
+        fn at(&self, name: &str) -> PathBuf {
+            self.dir.path().join(name)
+        }
+
+        /// An attempt whose folder has a file of so many KiB.
+        fn attempt(&self, name: &str, kib: usize) -> Place {
+            std::fs::create_dir(self.at(name)).unwrap();
+            std::fs::write(self.at(name).join("file"), vec![1; kib * 1024]).unwrap();
+            self.disk.enter(&self.at(name))
+        }
+
+        fn begin(&self) -> Option<Begun> {
+            self.disk.begin(self.dir.path())
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_is_alone_or_holds_most_is_to_blame() {
+        let shared = Shared::new();
+        let blamed = async |name: &str, wanted| shared.disk.is_to_blame(&shared.at(name), wanted).await;
+        let hog = shared.attempt("hog", 1000);
+        assert!(blamed("hog", 0).await && shared.begin().is_some(), "it is alone");
+        let (_one, _two) = (shared.attempt("one", 100), shared.attempt("two", 100));
+        assert!(!blamed("one", 0).await);
+        assert!(blamed("hog", 0).await);
+        assert!(blamed("two", 1 << 30).await, "what it could not have counts as its own");
+        // The one that was to blame is gone.
+        drop(hog);
+        std::fs::remove_dir_all(shared.at("hog")).unwrap();
+        assert!(!blamed("one", 0).await && shared.disk.is_full(&shared.at("one")));
+        // One that came later has not met it.
+        let _late = shared.attempt("late", 1);
+        assert!(!shared.disk.is_full(&shared.at("late")));
+        assert!(shared.disk.state().most.is_none(), "there was one to blame");
+    }
+
+    #[tokio::test]
+    async fn where_nobody_is_to_blame_half_as_many_run_until_one_is_alone() {
+        let shared = Shared::new();
+        let mut places: Vec<_> = (0..6).map(|n| shared.attempt(&n.to_string(), 100)).collect();
+        let blamed = async |name: &str| shared.disk.is_to_blame(&shared.at(name), 0).await;
+        assert!(!blamed("0").await && !blamed("1").await, "the second is of the same event");
+        let mut begun: Vec<_> = std::iter::from_fn(|| shared.begin()).take(9).collect();
+        assert_eq!(begun.len(), 3);
+        begun.pop();
+        assert!(shared.begin().is_some() && begun.len() == 2, "as one ends, one begins");
+        places.clear();
+        let _places = [shared.attempt("a", 100), shared.attempt("b", 100)];
+        assert!(!blamed("a").await);
+        begun.clear();
+        assert_eq!(std::iter::from_fn(|| shared.begin()).take(9).collect::<Vec<_>>().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn no_task_begins_beside_another_before_there_is_the_room_that_was_lacking() {
+        let shared = Shared::new();
+        let _places = [shared.attempt("hog", 1000), shared.attempt("small", 10)];
+        assert!(!shared.disk.is_to_blame(&shared.at("small"), 0).await);
+        shared.disk.state().needed.bytes = u64::MAX;
+        let first = shared.begin().expect("it would be the only one");
+        assert!(shared.begin().is_none());
+        assert!(shared.begin().is_none());
+        drop(first);
+        let _first = shared.begin().unwrap();
+        shared.disk.state().needed.bytes = 1;
+        assert!(shared.begin().is_some() && shared.disk.state().needed == Amount::default());
     }
 }

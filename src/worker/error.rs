@@ -204,6 +204,14 @@ impl NodeError {
         }
     }
 
+    /// Returns how many bytes there was no room for, as far as that is known.
+    pub(super) fn wanted_bytes(&self) -> u64 {
+        match self {
+            Self::Store { source: StoreError::DiskFull { need_bytes, .. }, .. } => *need_bytes,
+            _ => 0,
+        }
+    }
+
     /// Returns whether the node's own disk, or a limit of this machine, is in the way of writing or reading a file.
     pub(super) fn is_machines_disk(&self) -> bool {
         match self {

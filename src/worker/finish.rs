@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::attempt::{Ending, LAST_WRITE_TIMEOUT, mission_of};
 use super::checkpoint::Checkpoints;
+use super::disk::Place;
 use super::execute::{LAST_WORDS, Stop, Trouble};
 use super::heartbeat::Heartbeat;
 use super::insist::insist;
@@ -35,6 +36,8 @@ pub(super) struct Attempted {
     pub(super) time_cost_s: u64,
     /// Whose attempt this one took over, and where its log is.
     pub(super) lost: (Option<InstanceId>, Option<String>),
+    /// Keeps its folder known, for whom the disk is full of.
+    pub(super) place: Option<Place>,
 }
 
 impl Attempted {
@@ -50,6 +53,7 @@ impl Attempted {
             exit_code: None,
             time_cost_s: 0,
             lost,
+            place: None,
         }
     }
 
@@ -133,14 +137,14 @@ pub(super) async fn finish(
         Ok(Outcome::Failed(verdict)) => unreachable!("work never ends in {verdict}"),
         Err(Stop::LeaseLost) => Err(lease_lost(attempted)),
         Err(Stop::Drain) => {
-            let stopped = budget::Ending { verdict: Verdict::Cancelled, may_pass: true };
+            let stopped = budget::Ending { verdict: Verdict::Cancelled, may_pass: true, is_counted: true };
             let next =
                 hand_back(node, attempted, stopped, None, "the node was told to stop", LAST_WRITE_TIMEOUT, heartbeat)
                     .await?;
             if next == Next::Release { Ok(Ending::Drained) } else { Err(exhausted(attempted)) }
         }
         Err(Stop::Interrupted(deadline)) => {
-            let taken = budget::Ending { verdict: Verdict::SpotInterrupted, may_pass: true };
+            let taken = budget::Ending { verdict: Verdict::SpotInterrupted, may_pass: true, is_counted: true };
             // The row must have its time, too.
             let left = deadline.saturating_duration_since(Instant::now());
             let next =
@@ -165,6 +169,9 @@ pub(super) async fn finish(
             let Trouble { ending, exit_code, error } = trouble;
             let why = error.to_string();
             let next = hand_back(node, attempted, ending, exit_code, &why, LAST_WRITE_TIMEOUT, heartbeat).await?;
+            if !ending.is_counted {
+                return Ok(Ending::NoRoom(error));
+            }
             let is_workloads = matches!(error, NodeError::WorkloadFailed { .. } | NodeError::TimeLimit);
             if next == Next::Release && is_workloads { Ok(Ending::TryAgain(error)) } else { Err(error) }
         }
@@ -237,7 +244,8 @@ async fn hand_back(
         Next::Release => {
             tracing::info!(verdict = verdict.as_str(), "task {} is handed back: {why}", row.src);
             let history = attempted.history(node, verdict, exit_code, log).await;
-            release(node, attempted, verdict, exit_code, history, row.counts_after(verdict), heartbeat).await?;
+            let counts = row.counts_after(if ending.is_counted { verdict } else { Verdict::Ok });
+            release(node, attempted, verdict, exit_code, history, counts, heartbeat).await?;
         }
     }
     Ok(next)

@@ -16,6 +16,7 @@ mod checkpoint;
 mod checkpoint_size;
 mod claim;
 mod crash;
+mod disk;
 mod error;
 mod execute;
 mod finish;
@@ -34,6 +35,7 @@ mod result;
 mod settings;
 
 pub use attempt::Ending;
+pub use disk::{Begun, Disk};
 pub use error::{NodeError, words};
 pub use notify::Announcer;
 pub use preflight::Preflight;

@@ -11,7 +11,7 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 use tokio::task::JoinSet;
 
-use super::execute::{Stop, Trouble, is_full};
+use super::execute::{Stop, Trouble};
 use super::insist::insist;
 use super::pins::Pins;
 use super::{Node, NodeError};
@@ -51,7 +51,7 @@ pub(super) async fn upload(node: &Node, contract: &Contract, fence: &Fence, buck
     let (ledger, store, limit) = (&node.backend.ledger, &node.backend.store, node.settings.lease);
     match insist(limit, || find(contract, node.settings.sizes)).await.map_err(trouble)? {
         // A program that ignores its failed writes ends with 0.
-        Output::Nothing if is_full(contract.folder()) => {
+        Output::Nothing if node.settings.disk.is_full(contract.folder()) => {
             Err(Trouble::new(Verdict::DiskFull, true, NodeError::WorkloadDiskFull).into())
         }
         Output::Nothing => {

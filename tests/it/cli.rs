@@ -552,3 +552,20 @@ fn the_limit_of_open_files_is_raised_for_the_node_and_not_for_its_workloads() {
     let limits = std::fs::read_to_string(project.path("limits")).unwrap();
     assert!(limits.lines().count() == 16 && limits.lines().all(|limit| limit == "72"), "{limits}");
 }
+
+/// A failure that hands its task back is not shown as one that ended it.
+#[test]
+fn a_task_that_waits_after_a_failure_is_not_called_failed() {
+    let project = Project::new(&["a.txt"]);
+    project.program(r#"rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#);
+    let run = ["run", "--local", "a.txt", "--", "./program.sh"];
+    // It is just being written, for as long as a start is tried.
+    let writer = std::fs::File::options().append(true).open(project.path("program.sh")).unwrap();
+    let waits = project.run(&run);
+    drop(writer);
+    let words = stderr(&waits);
+    assert!(words.contains("waits  a.txt") && !words.contains("failed a.txt"), "{words}");
+    assert!(words.contains("hint: what has not ended waits, and the same command tries it again"), "{words}");
+    assert!(String::from_utf8_lossy(&waits.stdout).contains("0 failed, 1 not ended"), "{waits:?}");
+    assert_eq!(code(&project.run(&run)), 0);
+}

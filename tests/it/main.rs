@@ -4,6 +4,7 @@
 mod bad_input;
 mod cli;
 mod crashes;
+mod disk;
 mod faults;
 mod folders;
 mod ground;
