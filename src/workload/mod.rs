@@ -15,6 +15,7 @@ mod folder;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod ground;
+mod groups;
 mod leftovers;
 mod log;
 mod machine;
