@@ -5,7 +5,7 @@ use crate::backend::{CloudError, Kind};
 use crate::domain::printable;
 use crate::scheduler::SchedulerError;
 use crate::worker::NodeError;
-use crate::workload::is_transient_start;
+use crate::workload::is_of_machine;
 
 /// An exit code of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -270,7 +270,7 @@ fn program_hint(program: &str, error: &std::io::Error) -> String {
                     or use fewer --slots"
                 .to_owned();
         }
-        _ if is_transient_start(error) => {
+        _ if is_of_machine(error) => {
             return format!(
                 "the machine could not read {program}: look at its disk and its mounts; another node may fare better"
             );

@@ -129,6 +129,7 @@ fn start(cli: Cli) -> Result<Exit, Failure> {
     }
     let level = if cli.is_a_service() { LevelFilter::INFO } else { LevelFilter::WARN };
     let logs = logging::init(level, cli.log_format);
+    crate::workload::raise_descriptors();
     let internal = |error: std::io::Error| Failure { exit: Exit::Internal, error: error.into(), hint: None };
     let runtime = runtime().map_err(internal)?;
     let done = runtime.block_on(async {

@@ -37,7 +37,7 @@ pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result
     let ready = logs.and(listening).and_then(|listener| {
         let settings = settings(&args)?;
         let taken = workload::take(&settings.work_dir, &args.aws.tables.tables().tasks);
-        let (work_dir, left) = self::taken(taken, &settings.work_dir)?;
+        let (work_dir, left) = self::taken(taken, &settings.work_dir, WORK_DIR_HINT)?;
         Ok((listener, Settings { left, holds_work_dir: work_dir.is_some(), ..settings }, work_dir))
     });
     let (_listener, settings, work_dir) = match ready {
@@ -79,17 +79,22 @@ async fn live(args: &RunArgs, settings: Settings, stopping: Stopping) -> Result<
     conclude(worker::run(node).await)
 }
 
+const WORK_DIR_HINT: &str = "name a folder of this user's own, which others cannot write to or replace, with --work-dir \
+                             (LIGHTHPC_WORK_DIR)";
+
 /// The lock of a work folder, if this process has it, and the tasks of the attempts that were found there.
 type Taken = (Option<WorkLock>, Vec<Left>);
 
 /// Returns what came of taking the work folder. One that is not certainly this user's own is a wrong setting. Any other
 /// failure is found again, and handled, before the first claim.
-pub(super) fn taken(taken: Result<Taken, GroundError>, work_dir: &std::path::Path) -> Result<Taken, Failure> {
+pub(super) fn taken(
+    taken: Result<Taken, GroundError>,
+    work_dir: &std::path::Path,
+    hint: &str,
+) -> Result<Taken, Failure> {
     match taken {
         Ok(taken) => Ok(taken),
         Err(error @ GroundError::Unsafe { .. }) => {
-            let hint = "name a folder of this user's own, which others cannot write to or replace, with --work-dir \
-                        (LIGHTHPC_WORK_DIR)";
             Err(Failure::usage(format!("the work folder {} is not safe: {error}", work_dir.display()), hint))
         }
         Err(error) => {
@@ -166,7 +171,7 @@ fn conclude(life: worker::Life) -> Result<Exit, Failure> {
         tracing::error!("this machine could not be ended and may go on billing: {error}");
     }
     let ending = match life.ending {
-        Ok(Ending::TryAgain(error)) | Err(error) => return Err(error.into()),
+        Ok(Ending::TryAgain(error) | Ending::NoRoom(error)) | Err(error) => return Err(error.into()),
         Ok(ending) => ending,
     };
     let exit = match ending {
@@ -185,7 +190,7 @@ fn conclude(life: worker::Life) -> Result<Exit, Failure> {
         }
         // A node of one task is alone with it.
         Ending::Suspect | Ending::Drained | Ending::Interrupted | Ending::Cancelled => Exit::Interrupted,
-        Ending::TryAgain(_) => unreachable!("matched above"),
+        Ending::TryAgain(_) | Ending::NoRoom(_) => unreachable!("matched above"),
     };
     Ok(if life.end.is_err() && exit == Exit::Ok { Exit::NotTerminated } else { exit })
 }
@@ -256,6 +261,7 @@ pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
             checkpoint_bytes: args.max_checkpoint_bytes,
             checkpoint_files: usize::try_from(args.max_checkpoint_files).unwrap_or(usize::MAX),
         },
+        disk: Arc::default(),
         preflight: Arc::default(),
         report: tokio::sync::watch::Sender::new(Report::default()),
     })

@@ -56,6 +56,8 @@ pub enum Ending {
         /// Attempts that ended otherwise.
         other: u64,
     },
+    /// It is handed back, and counted by no budget: other tasks of this machine have filled the disk.
+    NoRoom(NodeError),
     /// It is handed back after a failure that may pass.
     TryAgain(NodeError),
 }
@@ -114,6 +116,7 @@ async fn hold(node: &Node, instance: &Instance, sentinel: &Sentinel, held: Held)
     let mut checkpoints = None;
     let worked = caught(work(node, &mut attempted, &heartbeat, sentinel, &mut checkpoints)).await;
     let outcome = worked.unwrap_or_else(|panic| Err(infra(NodeError::Panicked(panic))));
+    let outcome = blame_for_full_disk(node, &attempted, outcome).await;
     // Saved while the lease is still renewed: a large checkpoint takes its time.
     if let (Err(stop), Some(checkpoints)) = (&outcome, &mut checkpoints) {
         finish::save_last(node, checkpoints, stop).await;
@@ -136,6 +139,28 @@ async fn hold(node: &Node, instance: &Instance, sentinel: &Sentinel, held: Held)
             Ok(Ending::TryAgain(error))
         }
         ending => ending,
+    }
+}
+
+/// Finds out whose doing it is that the disk is full, while the attempt's folder is there.
+async fn blame_for_full_disk(
+    node: &Node,
+    attempted: &Attempted,
+    outcome: Result<Outcome, Stop>,
+) -> Result<Outcome, Stop> {
+    match outcome {
+        Err(Stop::Trouble(mut trouble)) if trouble.ending.verdict == Verdict::DiskFull => {
+            let folder = attempted.contract.as_ref().map_or(&*node.settings.work_dir, |contract| contract.folder());
+            trouble.ending.is_counted = node.settings.disk.is_to_blame(folder, trouble.error.wanted_bytes()).await;
+            if !trouble.ending.is_counted {
+                tracing::warn!(
+                    "task {}: the disk is full of other tasks' files: nothing counts it",
+                    attempted.fence.src
+                );
+            }
+            Err(Stop::Trouble(trouble))
+        }
+        outcome => outcome,
     }
 }
 
@@ -330,6 +355,7 @@ async fn prepare(node: &Node, attempted: &mut Attempted) -> Result<Arc<Contract>
         source,
     };
     let contract = Arc::new(made.map_err(|error| of_disk(disk(error)))?);
+    attempted.place = Some(node.settings.disk.enter(contract.folder()));
     attempted.contract = Some(contract.clone());
     Ok(contract)
 }

@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use super::attempt::{Ending, mission_of};
 use super::checkpoint::Checkpoints;
+use super::disk::Place;
 use super::execute::{LAST_WORDS, Stop, Trouble};
 use super::heartbeat::Heartbeat;
 use super::insist::{insist, or_drained};
@@ -34,6 +35,8 @@ pub(super) struct Attempted {
     pub(super) time_cost_s: u64,
     /// Whose attempt this one took over, and where its log is.
     pub(super) lost: (Option<InstanceId>, Option<String>),
+    /// Keeps its folder known, for whom the disk is full of.
+    pub(super) place: Option<Place>,
 }
 
 impl Attempted {
@@ -49,6 +52,7 @@ impl Attempted {
             exit_code: None,
             time_cost_s: 0,
             lost,
+            place: None,
         }
     }
 
@@ -133,13 +137,13 @@ pub(super) async fn finish(
         Ok(Outcome::Failed(verdict)) => unreachable!("work never ends in {verdict}"),
         Err(Stop::LeaseLost) => Err(lease_lost(attempted)),
         Err(Stop::Drain) => {
-            let stopped = budget::Ending { verdict: Verdict::Cancelled, may_pass: true };
+            let stopped = budget::Ending { verdict: Verdict::Cancelled, may_pass: true, is_counted: true };
             let why = "the node was told to stop";
             let next = hand_back(node, attempted, stopped, None, why, Log::After, heartbeat).await?;
             if next == Next::Release { Ok(Ending::Drained) } else { Err(exhausted(attempted)) }
         }
         Err(Stop::Interrupted(_)) => {
-            let taken = budget::Ending { verdict: Verdict::SpotInterrupted, may_pass: true };
+            let taken = budget::Ending { verdict: Verdict::SpotInterrupted, may_pass: true, is_counted: true };
             let why = "EC2 takes the instance back";
             let next = hand_back(node, attempted, taken, None, why, Log::After, heartbeat).await?;
             if next == Next::Release { Ok(Ending::Interrupted) } else { Err(exhausted(attempted)) }
@@ -162,6 +166,9 @@ pub(super) async fn finish(
             let Trouble { ending, exit_code, error } = trouble;
             let why = error.to_string();
             let next = hand_back(node, attempted, ending, exit_code, &why, Log::Before, heartbeat).await?;
+            if !ending.is_counted {
+                return Ok(Ending::NoRoom(error));
+            }
             let is_workloads = matches!(error, NodeError::WorkloadFailed { .. } | NodeError::TimeLimit);
             if next == Next::Release && is_workloads { Ok(Ending::TryAgain(error)) } else { Err(error) }
         }
@@ -235,7 +242,8 @@ async fn hand_back(
         Next::Release => {
             tracing::info!(verdict = verdict.as_str(), "task {} is handed back: {why}", row.src);
             let history = attempted.history(node, verdict, exit_code, log).await;
-            release(node, attempted, verdict, exit_code, history, row.counts_after(verdict), heartbeat).await?;
+            let counts = row.counts_after(if ending.is_counted { verdict } else { Verdict::Ok });
+            release(node, attempted, verdict, exit_code, history, counts, heartbeat).await?;
         }
     }
     if !is_first && let Some(contract) = &attempted.contract {

@@ -9,6 +9,7 @@ use super::{Node, NodeError};
 use crate::backend::CloudError;
 use crate::backend::store::StoreError;
 use crate::domain::backoff;
+use crate::workload::is_limit;
 
 /// A failure that says of itself whether the same again may succeed.
 pub(super) trait Failure: std::fmt::Display + std::error::Error {
@@ -24,7 +25,11 @@ impl Failure for CloudError {
 
 impl Failure for StoreError {
     fn may_pass(&self) -> bool {
-        matches!(self, Self::Cloud(error) if error.is_retryable())
+        match self {
+            Self::Cloud(error) => error.is_retryable(),
+            Self::Disk { source, .. } => is_limit(source),
+            _ => false,
+        }
     }
 }
 

@@ -51,6 +51,8 @@ const PAGE_LEN_MAX: usize = 1_000;
 const EMPTY_LOOKS: u32 = 3;
 /// The pause after such a look; three of them are six seconds.
 const EMPTY_PAUSE: Duration = Duration::from_secs(2);
+/// The pause between looks of a slot for which the disk has no room: a look is one call of the system.
+const ROOM_PAUSE: Duration = Duration::from_secs(2);
 /// The pause between looks of a slot without work while others of this node have some.
 const IDLE_PAUSE: Duration = Duration::from_secs(15);
 /// The most pages that one look reads of a partition whose first pages hold nothing but tasks that are set aside.
@@ -166,6 +168,11 @@ impl Server {
         let mut slot = Slot::default();
         let mut empty = 0;
         while !self.must_end() {
+            // There is none while others work and the disk is full; the end of them ends that.
+            let Some(begun) = node.settings.disk.begin(&node.settings.work_dir) else {
+                self.pause(ROOM_PAUSE).await;
+                continue;
+            };
             // Counted before the look: a slot that is about to work must not look idle to the others.
             self.working.fetch_add(1, Ordering::SeqCst);
             let next = self.next().await;
@@ -177,6 +184,7 @@ impl Server {
                     if empty >= EMPTY_LOOKS && others == 0 {
                         break;
                     }
+                    drop(begun);
                     self.pause(if empty < EMPTY_LOOKS { EMPTY_PAUSE } else { IDLE_PAUSE }).await;
                     continue;
                 }
@@ -245,6 +253,11 @@ impl Server {
             Ok(Ending::Cancelled) => {
                 slot.other += 1;
                 self.is_over.store(true, Ordering::SeqCst);
+            }
+            Ok(Ending::NoRoom(error)) => {
+                // The next task, which may be this one, waits for room.
+                slot.other += 1;
+                tracing::warn!(src.id = %src, "task {src}: {}", words(&error));
             }
             Ok(Ending::Drained | Ending::Interrupted | Ending::Served { .. } | Ending::TryAgain(_)) => slot.other += 1,
             Err(error @ NodeError::OddRow { .. }) => {

@@ -173,7 +173,7 @@ fn mark(
     // Locked before it says anything: another process that looks at it now finds no valid marker, and lets go at once.
     // A file system without locks refuses them to that process too.
     if let Err(error) = file.lock() {
-        tracing::debug!("{} cannot be locked: {error}", marker.folder);
+        tracing::warn!("{} cannot be locked, so nobody can tell when it is abandoned: {error}", marker.folder);
     }
     file.write_all(&serde_json::to_vec(&marker)?)?;
     Ok((marker, file))
@@ -213,8 +213,8 @@ pub(super) struct Proven {
 pub(super) fn prove(work_dir: &Path, name: &OsStr) -> Result<Proven, Refusal> {
     let parent = ground::open_checked(work_dir).map_err(io::Error::from)?;
     let folder = open_folder(&parent, name)?;
-    // A FIFO must not be waited for, and a link not be followed.
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    // A FIFO must not be waited for, and a link not be followed. To write: without that NFS gives no lock (flock(2)).
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match openat(&folder, MARKER_NAME, flags, Mode::empty()) {
         Ok(file) => File::from(file),
         Err(Errno::NOENT) => return Err(Refusal::NoMarker),
@@ -250,7 +250,10 @@ impl Proven {
         match self.file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(error)) => return Err(error.into()),
+            Err(TryLockError::Error(error)) => {
+                tracing::warn!("{} is left, for nobody can tell whether it is in use: {error}", self.name.display());
+                return Err(error.into());
+            }
         }
         if fstat(&self.folder)?.st_ino != self.marker.inode {
             return Err(Refusal::Foreign("it is a copy of the folder that its marker names"));
@@ -321,6 +324,15 @@ mod tests {
 
     fn create(work_dir: &Path) -> Folder {
         Folder::create(work_dir, "table", &SrcId::new("in/a b").unwrap(), Attempt(3)).unwrap()
+    }
+
+    /// NFS refuses a lock on a file that is open for reading only.
+    #[test]
+    fn a_marker_is_opened_so_that_any_file_system_locks_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = create(dir.path());
+        let proven = prove(dir.path(), OsStr::new(folder.name())).unwrap();
+        assert!(rustix::fs::fcntl_getfl(&proven.file).unwrap().contains(OFlags::RDWR));
     }
 
     #[test]

@@ -16,8 +16,10 @@ mod folder;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod ground;
+mod groups;
 mod leftovers;
 mod log;
+mod machine;
 mod memory;
 mod progress_file;
 mod remover;
@@ -29,9 +31,9 @@ mod wall;
 
 pub use abandoned::{Left, Removal};
 pub use contract::Contract;
-pub use external::is_transient_start;
 pub use ground::{GroundError, objection_to_mission};
 pub use leftovers::{WorkLock, take, take_in_trusted, try_folder};
+pub use machine::{is_limit, is_of_machine, raise_descriptors};
 pub use sandbox::{DEVICES_DEFAULT, Devices};
 pub use simulated::Simulation;
 pub use wall::Wall;

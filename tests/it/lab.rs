@@ -103,6 +103,7 @@ impl Lab {
             bounds: Bounds { time_limit: None, grace: Duration::from_secs(5), echo: false, wall: None },
             limits: Limits::default(),
             sizes: SizeLimits::default(),
+            disk: Arc::default(),
             preflight: Arc::default(),
             report: tokio::sync::watch::Sender::new(Report::default()),
         };

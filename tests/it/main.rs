@@ -4,6 +4,7 @@
 mod bad_input;
 mod cli;
 mod crashes;
+mod disk;
 mod drains;
 mod faults;
 mod folders;
