@@ -26,6 +26,7 @@ mod races;
 mod refusals;
 mod results;
 mod rights;
+mod rounds;
 mod scheduler;
 mod sizes;
 mod steps;
