@@ -1,4 +1,4 @@
-//! EC2 as a scheduler needs it: launches by `CreateFleet`, what runs of ours, its end, and what Spot costs now.
+//! EC2 as a scheduler needs it: launches by `CreateFleet`, what runs of ours, and its end.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use aws_sdk_ec2::Client;
 use aws_sdk_ec2::config::Builder;
 use aws_sdk_ec2::types::{
-    Filter, InstanceStateName, InstanceType, LaunchTemplateHttpTokensState, LaunchTemplateInstanceMetadataOptions,
+    Filter, InstanceStateName, LaunchTemplateHttpTokensState, LaunchTemplateInstanceMetadataOptions,
     LaunchTemplateInstanceMetadataTagsState, Reservation, ShutdownBehavior, Tag,
 };
 
@@ -16,6 +16,7 @@ use super::machine::Options;
 use super::sdk::{Wire, timeouts};
 use crate::clock;
 use crate::domain::ids::MissionId;
+use crate::domain::request::{HIDDEN_MAX, LAUNCH_MAX};
 pub use crate::domain::request::{Request, Template};
 use crate::domain::{printable, tags};
 
@@ -33,10 +34,10 @@ pub struct Terms {
 }
 
 /// One attempt of a launch: EC2 answers when it has launched all instances, which takes seconds for one and more than a
-/// minute for thousands.
+/// minute for thousands. One that hung for the whole of it has 30 s of [`LAUNCH_MAX`] to find what became of it.
 const LAUNCH_TIMEOUT: Duration = Duration::from_mins(2);
-/// A launch with its repeats: one that hung for the whole of [`LAUNCH_TIMEOUT`] has 30 s to find what became of it.
-const LAUNCH_WITH_REPEATS: Duration = Duration::from_secs(150);
+/// The longest name that is looked for by a filter; of a longer one all instances are listed. EC2 takes 255 characters.
+const FILTER_BYTES_MAX: usize = 255;
 /// The longest reason that is kept, in characters.
 const REASON_CHARS_MAX: usize = 300;
 
@@ -154,7 +155,7 @@ impl Fleet {
     /// That there is no capacity, or that a quota is reached, is a shortfall, not an error.
     pub async fn launch(&self, request: &Request) -> Result<Launched, CloudError> {
         let resource = format!("launch template {}", request.template.name);
-        let timeouts = timeouts(LAUNCH_TIMEOUT).to_builder().operation_timeout(LAUNCH_WITH_REPEATS).build();
+        let timeouts = timeouts(LAUNCH_TIMEOUT).to_builder().operation_timeout(LAUNCH_MAX).build();
         let own = Builder::new().timeout_config(timeouts);
         let answer = build(self.client.create_fleet(), request).customize().config_override(own).send().await;
         let answer = match answer.map_err(|e| CloudError::sdk("CreateFleet", &resource, e)) {
@@ -248,6 +249,28 @@ impl Fleet {
         self.describe(vec![marked(mark)]).await
     }
 
+    /// Lists the instances of ours, in every state, that were taken in an epoch of the nodes' count.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn all_of_epoch(&self, mark: &str, epoch: u64) -> Result<Vec<Ours>, CloudError> {
+        self.describe(vec![marked(mark), tagged(tags::EPOCH, &epoch.to_string())]).await
+    }
+
+    /// Finds an instance of ours that runs or boots and bears a task's name, as its tag has it.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn node_for(&self, mark: &str, src: &str) -> Result<Option<Ours>, CloudError> {
+        let mut filters = vec![marked(mark)];
+        // A filter takes `*` and `?` for any characters, and `\` for a mark of them.
+        if src.len() <= FILTER_BYTES_MAX && !src.contains(['*', '?', '\\']) {
+            filters.push(tagged(tags::SRC, src));
+        }
+        let found = self.describe(filters).await?;
+        Ok(found.into_iter().find(|ours| !ours.is_stopped && !ours.is_ended && ours.src.as_deref() == Some(src)))
+    }
+
     /// Reads one instance, ended or not, if it is ours; `None` if it is not, or if EC2 knows it no more. EC2 may show a new
     /// instance late, and its tags later: one that is unknown, or young and without tags, is asked for [`YOUNG_LOOKS`] times.
     ///
@@ -271,7 +294,8 @@ impl Fleet {
                 (Some(instance), found) if instance.tags().iter().any(is_marked) => return Ok(found),
                 // Another's, or one that has had the time to show its tags.
                 (Some(instance), found)
-                    if instance.tags().iter().any(is_set) || found.as_ref().is_some_and(|found| found.age >= YOUNG) =>
+                    if instance.tags().iter().any(is_set)
+                        || found.as_ref().is_some_and(|found| found.age >= HIDDEN_MAX) =>
                 {
                     return Ok(None);
                 }
@@ -323,42 +347,16 @@ impl Fleet {
         let answer = self.client.terminate_instances().set_instance_ids(Some(ids.to_vec())).send().await;
         answer.map(drop).map_err(|e| CloudError::sdk("TerminateInstances", ids.join(", "), e))
     }
-
-    /// Reads what Spot costs now: USD for an instance-hour, by instance type, in the cheapest zone.
-    ///
-    /// # Errors
-    /// [`CloudError`].
-    pub async fn spot_prices(&self, instance_types: &[String]) -> Result<BTreeMap<String, f64>, CloudError> {
-        let types = instance_types.iter().map(|name| InstanceType::from(name.as_str())).collect();
-        let now = aws_smithy_types::DateTime::from(clock::now());
-        let mut pages = self
-            .client
-            .describe_spot_price_history()
-            .set_instance_types(Some(types))
-            .product_descriptions("Linux/UNIX")
-            .start_time(now)
-            .into_paginator()
-            .send();
-        let mut prices: BTreeMap<String, f64> = BTreeMap::new();
-        while let Some(page) = pages.next().await {
-            let page = page.map_err(|e| CloudError::sdk("DescribeSpotPriceHistory", instance_types.join(", "), e))?;
-            for entry in page.spot_price_history() {
-                let (Some(name), Some(price)) = (entry.instance_type(), entry.spot_price()) else { continue };
-                let Ok(price) = price.parse::<f64>() else { continue };
-                let lowest = prices.entry(name.as_str().to_owned()).or_insert(price);
-                *lowest = lowest.min(price);
-            }
-        }
-        Ok(prices)
-    }
 }
 
 fn marked(mark: &str) -> Filter {
-    Filter::builder().name(format!("tag:{}", tags::OURS)).values(mark).build()
+    tagged(tags::OURS, mark)
 }
 
-/// How long EC2 may not show an instance that it has launched, or its tags.
-const YOUNG: Duration = Duration::from_mins(5);
+fn tagged(key: &str, value: &str) -> Filter {
+    Filter::builder().name(format!("tag:{key}")).values(value).build()
+}
+
 /// How often a new instance is looked for, and the pause between: 9 s, of a function that is called for its end.
 const YOUNG_LOOKS: u32 = 4;
 const YOUNG_PAUSE: Duration = Duration::from_secs(3);

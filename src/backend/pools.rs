@@ -1,11 +1,12 @@
-//! What EC2 offers where: the zones of subnets, and the instance types of the region.
+//! What EC2 offers where: the zones of subnets, the instance types of the region, and what Spot costs now.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use aws_sdk_ec2::types::{Filter, LocationType};
+use aws_sdk_ec2::types::{Filter, InstanceType, LocationType};
 
 use super::error::CloudError;
 use super::fleet::Fleet;
+use crate::clock;
 
 /// The values that one filter takes. Source: EC2 API reference, "Filtering", 200 values for a request.
 const FILTER_VALUES_MAX: usize = 200;
@@ -50,5 +51,33 @@ impl Fleet {
             }
         }
         Ok(offered)
+    }
+
+    /// Reads what Spot costs now: USD for an instance-hour, by instance type, in the cheapest zone.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn spot_prices(&self, instance_types: &[String]) -> Result<BTreeMap<String, f64>, CloudError> {
+        let types = instance_types.iter().map(|name| InstanceType::from(name.as_str())).collect();
+        let now = aws_smithy_types::DateTime::from(clock::now());
+        let mut pages = self
+            .client()
+            .describe_spot_price_history()
+            .set_instance_types(Some(types))
+            .product_descriptions("Linux/UNIX")
+            .start_time(now)
+            .into_paginator()
+            .send();
+        let mut prices: BTreeMap<String, f64> = BTreeMap::new();
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(|e| CloudError::sdk("DescribeSpotPriceHistory", instance_types.join(", "), e))?;
+            for entry in page.spot_price_history() {
+                let (Some(name), Some(price)) = (entry.instance_type(), entry.spot_price()) else { continue };
+                let Ok(price) = price.parse::<f64>() else { continue };
+                let lowest = prices.entry(name.as_str().to_owned()).or_insert(price);
+                *lowest = lowest.min(price);
+            }
+        }
+        Ok(prices)
     }
 }

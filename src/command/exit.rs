@@ -5,7 +5,7 @@ use crate::backend::{CloudError, Kind};
 use crate::domain::printable;
 use crate::scheduler::SchedulerError;
 use crate::worker::NodeError;
-use crate::workload::is_transient_start;
+use crate::workload::is_of_machine;
 
 /// An exit code of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -165,6 +165,10 @@ pub fn of_node(error: &NodeError) -> (Exit, Option<String>) {
             Exit::Internal,
             Some("correct the row in the tasks table: docs/TABLES.md says what each attribute holds".to_owned()),
         ),
+        NodeError::DrainCutShort => (
+            Exit::Unavailable,
+            Some("a task that it held is taken up when its lease runs out, or by the next sweep".to_owned()),
+        ),
         NodeError::Panicked(_) => (Exit::Internal, Some("please report this".to_owned())),
     }
 }
@@ -266,7 +270,7 @@ fn program_hint(program: &str, error: &std::io::Error) -> String {
                     or use fewer --slots"
                 .to_owned();
         }
-        _ if is_transient_start(error) => {
+        _ if is_of_machine(error) => {
             return format!(
                 "the machine could not read {program}: check its disk and mounts; another node may be able to"
             );

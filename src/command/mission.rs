@@ -25,9 +25,12 @@ use crate::domain::ids::SrcId;
 use crate::domain::keys::{INDEX_NAME, log_key};
 use crate::domain::mission::Mission;
 use crate::domain::task::{State, Task};
-use crate::worker::{self, Ending, Life, Node, NodeError, Preflight, Report, Settings, Stopping};
-use crate::workload;
+use crate::worker::{self, Begun, Ending, Life, Node, NodeError, Preflight, Report, Settings, Stopping};
+use crate::workload::{self, Removal};
 use local_cloud::{LocalCloud, RESULT_BUCKET, SOURCE_BUCKET, TOPIC_ARN};
+
+/// The pause between two checks whether the disk has room for one more task: a check is one call of the system.
+const ROOM_LOOK: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
     place::note_ignored();
@@ -63,7 +66,9 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
     settings.bounds.echo = false;
     settings.work_dir = work_dir(cloud.dir());
     let tasks = &backend.ledger.tables().tasks;
-    let _work_dir = node::taken(workload::take_in_trusted(&settings.work_dir, tasks), &settings.work_dir)?;
+    let taken = workload::take_in_trusted(&settings.work_dir, tasks);
+    let hint = "remove it, or name another folder with --local=DIR";
+    let (_work_dir, left) = node::taken(taken, &settings.work_dir, hint)?;
 
     let stopping = Stopping::default();
     let _listener = signals::listen(stopping.clone()).map_err(|error| Failure {
@@ -73,9 +78,12 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
     })?;
     let told_before = cloud.published().len();
     let run = Run { cloud, mission, settings, stopping, screen: Screen::new(plan.total, plan.ended) };
+    let mut removal = Removal::start(left, Vec::new(), &run.stopping.drain);
+    removal.head_start().await;
     let slots = args.slots.map_or_else(cores, usize::from);
-    let review = run.all(plan, slots).await;
+    let review = run.all(&backend, plan, slots).await;
     run.screen.close();
+    removal.end().await;
     run.conclude(&backend, review, told_before, started.elapsed()).await
 }
 
@@ -122,15 +130,31 @@ struct Run {
 
 impl Run {
     /// Runs the queue, `slots` nodes at a time, to its end or to the drain.
-    async fn all(&self, plan: Plan, slots: usize) -> Review {
+    async fn all(&self, backend: &Backend, plan: Plan, slots: usize) -> Review {
         let Plan { mut queue, mut ended, review, .. } = plan;
         let mut nodes = JoinSet::new();
         loop {
-            while nodes.len() < slots && !self.stopping.drain.is_cancelled() {
-                let Some(src) = queue.pop_front() else { break };
-                nodes.spawn(self.one(src));
+            let mut has_room = true;
+            while has_room && nodes.len() < slots && !queue.is_empty() && !self.stopping.drain.is_cancelled() {
+                // With no task under way there always is.
+                let begun = self.settings.disk.begin(&self.settings.work_dir);
+                has_room = begun.is_some();
+                if let Some((begun, src)) = begun.and_then(|begun| Some((begun, queue.pop_front()?))) {
+                    nodes.spawn(self.one(src, begun));
+                }
             }
-            let Some(node) = nodes.join_next().await else { break };
+            let look = async {
+                if has_room {
+                    std::future::pending::<()>().await;
+                }
+                tokio::time::sleep(ROOM_LOOK).await;
+            };
+            // Both arms may be dropped: a node that has ended is found by the next call.
+            let node = tokio::select! {
+                node = nodes.join_next() => node,
+                () = look => continue,
+            };
+            let Some(node) = node else { break };
             let (src, bar, took, life) = match node {
                 Ok(node) => node,
                 Err(panic) => {
@@ -147,8 +171,13 @@ impl Run {
                     | Ending::HeldByOther(_)
                     | Ending::Served { .. })
             );
-            ended += u64::from(is_over && !was_ended);
-            match self.line(&src, took, &life) {
+            let waits = matches!(&life.ending, Ok(Ending::TryAgain(_) | Ending::NoRoom(_)) | Err(_))
+                && !has_failed(backend, &src).await;
+            ended += u64::from(is_over && !was_ended && !waits);
+            if matches!(&life.ending, Ok(Ending::NoRoom(_))) {
+                queue.push_back(src.clone());
+            }
+            match self.line(&src, took, &life, waits) {
                 Some(line) => self.screen.end(bar, ended, &line),
                 None => drop(bar.inspect(indicatif::ProgressBar::finish_and_clear)),
             }
@@ -157,7 +186,11 @@ impl Run {
     }
 
     /// One node: an instance of its own, from its launch to its termination.
-    fn one(&self, src: SrcId) -> impl Future<Output = (SrcId, Option<indicatif::ProgressBar>, Duration, Life)> + use<> {
+    fn one(
+        &self,
+        src: SrcId,
+        begun: Begun,
+    ) -> impl Future<Output = (SrcId, Option<indicatif::ProgressBar>, Duration, Life)> + use<> {
         let instance = self.cloud.launch(&[("srcID", src.as_str()), ("missionID", self.mission.id.as_str())]);
         let backend = place::backend(&self.cloud, Some(&instance));
         let report = tokio::sync::watch::Sender::new(Report::default());
@@ -178,6 +211,7 @@ impl Run {
                 life = worker::run(node) => life,
                 () = show => unreachable!("the bar never ends"),
             };
+            drop(begun);
             (src, bar, started.elapsed(), life)
         }
     }
@@ -188,8 +222,8 @@ impl Run {
         text.replace(&format!("s3://{RESULT_BUCKET}/"), &format!("{}/", results.display()))
     }
 
-    /// What is said of a task that ended; nothing of one that was handed back.
-    fn line(&self, src: &SrcId, took: Duration, life: &Life) -> Option<String> {
+    /// What is said of a task that ended, or `waits` after a failure; nothing of one that was handed back without.
+    fn line(&self, src: &SrcId, took: Duration, life: &Life, waits: bool) -> Option<String> {
         match &life.ending {
             Ok(Ending::Committed { result }) => Some(format!(
                 "done   {}  {}  {}",
@@ -206,8 +240,9 @@ impl Run {
                 | Ending::Served { .. }
                 | Ending::HeldByOther(_),
             ) => None,
-            Ok(Ending::TryAgain(error)) | Err(error) => Some(format!(
-                "failed {}  {}  {}{}",
+            Ok(Ending::TryAgain(error) | Ending::NoRoom(error)) | Err(error) => Some(format!(
+                "{} {}  {}  {}{}",
+                if waits { "waits " } else { "failed" },
                 screen::plain(src.as_str()),
                 screen::duration(took),
                 screen::plain(&node::words(error)),
@@ -296,12 +331,21 @@ impl Run {
             screen::to_stderr("interrupted: the same command goes on from here\n");
             return Ok(Exit::Interrupted);
         }
+        if open > 0 {
+            screen::to_stderr("hint: what has not ended waits, and the same command tries it again\n");
+        }
         Ok(match (failed + open, results_changed) {
             (0, 0) => Exit::Ok,
             (0, _) => Exit::ResultChanged,
             _ => Exit::WorkloadFailed,
         })
     }
+}
+
+/// Returns whether the row says that a task has failed. One that was handed back waits, whatever its attempt came to; so
+/// does one of which nothing can be read.
+async fn has_failed(backend: &Backend, src: &SrcId) -> bool {
+    backend.ledger.task(src).await.is_ok_and(|row| row.is_some_and(|row| row.state == State::Failed))
 }
 
 fn indented(text: &str) -> String {

@@ -26,6 +26,8 @@ mod submit;
 mod sweep;
 mod trust;
 
+use std::time::Duration;
+
 use cli::{Cli, Command};
 use exit::Exit;
 use failure::Failure;
@@ -92,8 +94,10 @@ fn start(cli: Cli) -> Result<Exit, Failure> {
     }
     let level = if cli.is_a_service() { LevelFilter::INFO } else { LevelFilter::WARN };
     let logs = logging::init(level, cli.log_format);
+    crate::workload::raise_descriptors();
     let internal = |error: std::io::Error| Failure { exit: Exit::Internal, error: error.into(), hint: None };
-    runtime().map_err(internal)?.block_on(async {
+    let runtime = runtime().map_err(internal)?;
+    let done = runtime.block_on(async {
         let logs = logs.map_err(|error| {
             Failure::usage(error, "LIGHTHPC_LOG is a level (error, warn, info, debug, trace), or a list with `=`")
         });
@@ -117,8 +121,15 @@ fn start(cli: Cli) -> Result<Exit, Failure> {
                 }
             }
         }
-    })
+    });
+    // A thread that a drain has left behind may wait for a disk.
+    runtime.shutdown_timeout(THREADS_END_TIMEOUT);
+    done
 }
+
+/// How long the end of the process waits for threads that read or remove files: after the 70 s of a drain, and the
+/// machine's end, there is time before systemd's 90 s are over. To the files it is the process's death.
+const THREADS_END_TIMEOUT: Duration = Duration::from_secs(3);
 
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()

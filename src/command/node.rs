@@ -12,7 +12,7 @@ use crate::command::exit::{self, Exit};
 use crate::domain::budget::{Limits, SizeLimits};
 use crate::domain::ids::{MissionId, SrcId};
 use crate::worker::{self, Ending, Node, Report, Settings, Stopping};
-use crate::workload::{self, Bounds, GroundError, Left, Simulation, Wall, Workload};
+use crate::workload::{self, Bounds, GroundError, Left, Simulation, Wall, WorkLock, Workload};
 
 /// The time between two copies of a running workload's log: what a machine that vanishes leaves is a minute old at the most,
 /// and costs an object's put a minute, if anything was written.
@@ -39,10 +39,10 @@ pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result
     let ready = logs.and(listening).and_then(|listener| {
         let settings = settings(&args)?;
         let taken = workload::take(&settings.work_dir, &args.aws.tables.tables().tasks);
-        let (work_dir, left) = self::taken(taken, &settings.work_dir)?;
+        let (work_dir, left) = self::taken(taken, &settings.work_dir, WORK_DIR_HINT)?;
         Ok((listener, Settings { left, holds_work_dir: work_dir.is_some(), ..settings }, work_dir))
     });
-    let (_listener, settings, _work_dir) = match ready {
+    let (_listener, settings, work_dir) = match ready {
         Ok(ready) => ready,
         Err(failure) => {
             end_machine(args.power_off_command.as_deref(), order).await;
@@ -50,9 +50,20 @@ pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result
         }
     };
     let mut announcers = service::announce(settings.report.subscribe());
+    announcers.spawn(note_drain(work_dir, stopping.clone()));
     let concluded = live(&args, settings, stopping).await;
     announcers.shutdown().await;
     concluded
+}
+
+/// Holds the work folder, and notes in it when the node is told to end.
+async fn note_drain(work_dir: Option<WorkLock>, stopping: Stopping) {
+    stopping.drain.cancelled().await;
+    if let Some(Err(error)) = work_dir.as_ref().map(WorkLock::note_drain) {
+        tracing::warn!("that this node was told to end is not noted: {error}");
+    }
+    // The lock is kept until the node has ended.
+    std::future::pending::<()>().await;
 }
 
 /// The node's life, and the machine's end.
@@ -70,17 +81,22 @@ async fn live(args: &RunArgs, settings: Settings, stopping: Stopping) -> Result<
     conclude(worker::run(node).await)
 }
 
+const WORK_DIR_HINT: &str = "name a folder of this user's own, which others cannot write to or replace, with --work-dir \
+                             (LIGHTHPC_WORK_DIR)";
+
 /// The lock of a work folder, if this process has it, and the tasks of the attempts that were found there.
-type Taken = (Option<std::fs::File>, Vec<Left>);
+type Taken = (Option<WorkLock>, Vec<Left>);
 
 /// Returns what came of taking the work folder. One that is not certainly this user's own is a wrong setting. Any other
 /// failure is found again, and handled, before the first claim.
-pub(super) fn taken(taken: Result<Taken, GroundError>, work_dir: &std::path::Path) -> Result<Taken, Failure> {
+pub(super) fn taken(
+    taken: Result<Taken, GroundError>,
+    work_dir: &std::path::Path,
+    hint: &str,
+) -> Result<Taken, Failure> {
     match taken {
         Ok(taken) => Ok(taken),
         Err(error @ GroundError::Unsafe { .. }) => {
-            let hint = "name a folder of this user's own, which others cannot write to or replace, with --work-dir \
-                        (LIGHTHPC_WORK_DIR)";
             Err(Failure::usage(format!("the work folder {} is not safe: {error}", work_dir.display()), hint))
         }
         Err(error) => {
@@ -157,7 +173,7 @@ fn conclude(life: worker::Life) -> Result<Exit, Failure> {
         tracing::error!("this machine could not be ended and may go on billing: {error}");
     }
     let ending = match life.ending {
-        Ok(Ending::TryAgain(error)) | Err(error) => return Err(error.into()),
+        Ok(Ending::TryAgain(error) | Ending::NoRoom(error)) | Err(error) => return Err(error.into()),
         Ok(ending) => ending,
     };
     let exit = match ending {
@@ -176,7 +192,7 @@ fn conclude(life: worker::Life) -> Result<Exit, Failure> {
         }
         // A node of one task is alone with it.
         Ending::Suspect | Ending::Drained | Ending::Interrupted | Ending::Cancelled => Exit::Interrupted,
-        Ending::TryAgain(_) => unreachable!("matched above"),
+        Ending::TryAgain(_) | Ending::NoRoom(_) => unreachable!("matched above"),
     };
     Ok(if life.end.is_err() && exit == Exit::Ok { Exit::NotTerminated } else { exit })
 }
@@ -247,6 +263,7 @@ pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
             checkpoint_bytes: args.max_checkpoint_bytes,
             checkpoint_files: usize::try_from(args.max_checkpoint_files).unwrap_or(usize::MAX),
         },
+        disk: Arc::default(),
         preflight: Arc::default(),
         report: tokio::sync::watch::Sender::new(Report::default()),
     })

@@ -20,7 +20,7 @@ use signal_hook::{flag, low_level};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 
-use crate::worker::Stopping;
+use crate::worker::{DRAIN_LIMIT, Stopping};
 
 /// The signals that ask a process to end.
 const ENDING: [i32; 3] = [SIGHUP, SIGINT, SIGTERM];
@@ -78,14 +78,14 @@ pub(super) fn listen(stopping: Stopping) -> std::io::Result<JoinSet<()>> {
     // From here on the streams have them. What came before they did was noted.
     caught.is_default.store(false, Ordering::SeqCst);
     if caught.signals.iter().any(|(_, has_come)| has_come.load(Ordering::SeqCst)) {
-        stopping.drain.cancel();
+        stopping.drain_within(DRAIN_LIMIT);
     }
     let mut listener = JoinSet::new();
     listener.spawn(async move {
-        for token in [&stopping.drain, &stopping.hurry] {
-            next_of(&mut streams).await;
-            token.cancel();
-        }
+        next_of(&mut streams).await;
+        stopping.drain_within(DRAIN_LIMIT);
+        next_of(&mut streams).await;
+        stopping.hurry.cancel();
     });
     Ok(listener)
 }

@@ -50,6 +50,8 @@ pub struct Ending {
     pub verdict: Verdict,
     /// Whether the same again may succeed: exit 75 (`EX_TEMPFAIL`), a time-out, a fault around the workload.
     pub may_pass: bool,
+    /// Whether a budget counts it: not what other tasks of the machine have done.
+    pub is_counted: bool,
 }
 
 /// What becomes of the task.
@@ -65,6 +67,7 @@ pub enum Next {
 #[must_use]
 pub fn decide(ending: Ending, app_failures: u64, interruptions: u64, limits: Limits) -> Next {
     let again = match ending.verdict.budget() {
+        _ if !ending.is_counted => true,
         Budget::None => false,
         Budget::Interruption => interruptions < limits.max_interruptions,
         Budget::Application if ending.may_pass => app_failures + 1 < limits.max_attempts,
@@ -78,14 +81,14 @@ mod tests {
     use super::*;
 
     fn next(verdict: Verdict, may_pass: bool, app: u64, int: u64) -> Next {
-        decide(Ending { verdict, may_pass }, app, int, Limits::default())
+        decide(Ending { verdict, may_pass, is_counted: true }, app, int, Limits::default())
     }
 
     #[test]
     fn an_application_error_is_final_unless_asked() {
         assert_eq!(next(Verdict::AppError, false, 0, 0), Next::Fail);
         let limits = Limits { retry_app_errors: 2, ..Limits::default() };
-        let ending = Ending { verdict: Verdict::AppError, may_pass: false };
+        let ending = Ending { verdict: Verdict::AppError, may_pass: false, is_counted: true };
         assert_eq!(decide(ending, 1, 0, limits), Next::Release);
         assert_eq!(decide(ending, 2, 0, limits), Next::Fail);
     }
@@ -96,6 +99,16 @@ mod tests {
             assert_eq!(next(verdict, true, 0, 19), Next::Release);
             assert_eq!(next(verdict, true, 1, 0), Next::Release);
             assert_eq!(next(verdict, true, 2, 0), Next::Fail);
+        }
+    }
+
+    #[test]
+    fn what_no_budget_counts_is_always_handed_back() {
+        for verdict in Verdict::ALL {
+            for may_pass in [true, false] {
+                let ending = Ending { verdict, may_pass, is_counted: false };
+                assert_eq!(decide(ending, 99, 99, Limits::default()), Next::Release, "{verdict}");
+            }
         }
     }
 

@@ -97,8 +97,10 @@ pub struct Mission {
     pub late: Option<String>,
     /// When a sweep found it announced and without an open task, RFC 3339 UTC.
     pub closed_at: Option<String>,
-    /// How often nodes were launched for it by a sweep or a submission.
+    /// How often launches of its nodes were reserved, repeats included.
     pub launch_round: u64,
+    /// How many nodes were asked for in all its rounds.
+    pub nodes_launched: u64,
     /// The launches of the newest round whose answers are not known yet.
     pub requests: Vec<Reserved>,
     /// Why its last launch of nodes got fewer than it wanted, or why a node ended as it was launched.
@@ -152,6 +154,8 @@ pub struct SeenMission {
     pub opened: Form,
     /// `launchRound`.
     pub launch_round: Form,
+    /// `nodesLaunched`.
+    pub nodes_launched: Form,
     /// `tallySeq`.
     pub tally_seq: Form,
     /// `cancelledAt`.
@@ -186,6 +190,7 @@ impl Mission {
             late: None,
             closed_at: None,
             launch_round: 0,
+            nodes_launched: 0,
             requests: Vec::new(),
             launch_error: None,
             made_at: None,
@@ -203,6 +208,12 @@ impl Mission {
         let slots = u64::from(self.slots.unwrap_or(1)).max(1);
         let most = self.nodes.unwrap_or(0);
         u32::try_from(open.div_ceil(slots)).unwrap_or(u32::MAX).min(most)
+    }
+
+    /// Returns the number of the next launch of its nodes.
+    #[must_use]
+    pub const fn next_round(&self) -> u64 {
+        self.launch_round.saturating_add(1)
     }
 
     /// Returns the mission's counters, given the sum of its tally items.

@@ -127,7 +127,7 @@ impl<'a> Intake<'a> {
             return Ok(Boarded::Duplicate);
         }
         let launched = match (by_nodes, mission) {
-            (Some(most), Some(mission)) => self.one_node(&mission, most).await,
+            (Some(_), Some(mission)) => self.one_node(&mission).await,
             (_, mission) if self.scheduler.settings.template.is_some() => {
                 let task = Task::new(upload.src.clone(), mission.as_ref().map(|m| m.id.clone()));
                 let task = Task { made_at: Some(now.clone()), open_since: Some(now), ..task };
@@ -150,19 +150,14 @@ impl<'a> Intake<'a> {
     }
 
     /// Launches one of the mission's nodes, as long as it has not had all of them; from then on a sweep replaces them.
-    async fn one_node(&self, mission: &Mission, most: u32) -> Result<Boarded, SchedulerError> {
+    async fn one_node(&self, mission: &Mission) -> Result<Boarded, SchedulerError> {
         if self.scheduler.settings.template.is_none() {
             return Ok(Boarded::Queued);
         }
-        let taken = self.scheduler.backend.ledger.take_node(&mission.id, most).await;
-        let Some(number) = taken.map_err(SchedulerError::cloud("counting the mission's nodes"))? else {
-            return Ok(Boarded::Queued);
-        };
-        let on_demand = u32::try_from(number - 1).unwrap_or(u32::MAX);
-        let round = format!("node {number}");
-        let launched = self.scheduler.launch_nodes(mission, 1, on_demand, &round).await?;
+        let Some(launched) = self.scheduler.launch_one(mission).await? else { return Ok(Boarded::Queued) };
         Ok(match launched.instances.into_iter().next() {
             Some(instance) => Boarded::Launched(instance),
+            None if launched.shortfall.is_empty() => Boarded::Queued,
             None => Boarded::Waits(launched.shortfall.join("; ")),
         })
     }

@@ -29,6 +29,16 @@ pub enum Node {
     NotNeeded,
 }
 
+/// What EC2 says of a launch for a task.
+enum Asked {
+    /// There is a node, or the answer was lost: the row says so.
+    Answered(Node),
+    /// It has no room now: why.
+    NoRoom(String),
+    /// It refuses the request as it is; nothing was launched by this call.
+    Refused(CloudError),
+}
+
 /// The first pause after a launch that found no room; each doubles it.
 const AGAIN_FIRST: Duration = Duration::from_mins(1);
 /// The longest: capacity comes back within minutes, or not today.
@@ -70,8 +80,9 @@ impl Scheduler {
         }
     }
 
-    /// Repeats a launch whose answer was lost: EC2 launches once. If the request would be another one by now, an instance that
-    /// bears the task's name is looked for instead; only if there is none, another one is launched.
+    /// Repeats a launch whose answer was lost: EC2 launches once. If the request would be another one by now, or is refused by
+    /// now, an instance that bears the task's name is looked for instead, as long as one may not show yet; only if there is none
+    /// then, another one is launched.
     async fn repeat(
         &self,
         task: &Task,
@@ -81,25 +92,39 @@ impl Scheduler {
     ) -> Result<Node, SchedulerError> {
         let now = self.request_for(task, mission, policy, reserved.purchase, &reserved.token).await?;
         let request = reserved.again(now, policy, &self.settings.subnets);
-        let grant = match &request {
-            Some(_) => self.take_nodes_again(1, reserved.epoch).await?,
-            None => Grant { count: 1, ..Grant::default() },
-        };
+        let mut grant = self.take_nodes_again(1, reserved.epoch).await?;
         if grant.count == 0 {
             return self.hold(task, grant).await;
         }
-        let Some(task) = self.reserve(task, task.launch.tries, reserved, None).await? else {
+        let is_by_floor = policy.bid_mode == Some(BidMode::Mix) && reserved.purchase == Purchase::OnDemand;
+        grant.on_demand_of = mission.filter(|_| is_by_floor).map(|mission| mission.id.clone());
+        let asked_at = if request.is_some() { grant.now } else { reserved.asked_at };
+        let asked = Reserved { asked_at, is_lost: false, ..reserved.clone() };
+        let Some(task) = self.reserve(task, &asked, None).await? else {
+            self.give_nodes_back(grant.new, &grant).await;
             return Ok(Node::NotNeeded);
         };
-        if let Some(request) = request
-            && let Some(node) = self.ask(&task, &request, &grant).await?
-        {
+        if let Some(request) = request {
+            match self.ask(&task, &request, &asked).await? {
+                Asked::Answered(node) => return Ok(node),
+                Asked::NoRoom(why) => return self.give_up(&task, why, &grant).await,
+                // The function's role may launch the image of now alone, for example.
+                Asked::Refused(error) => {
+                    tracing::warn!(src.id = %task.src, "a launch for {} is not repeated: {}", task.src, error.source);
+                }
+            }
+        }
+        if let Some(node) = self.find_node(&task).await? {
+            self.give_nodes_back(grant.new, &grant).await;
             return Ok(node);
         }
-        match self.find_node(&task).await? {
-            Some(node) => Ok(node),
-            None => self.launch_next(&task, mission, policy, None).await,
+        if reserved.may_be_hidden(grant.now) {
+            let why = "the answer to an earlier launch was lost, and its instance may not show yet";
+            self.note_none(&task, why, Some(reserved.clone())).await?;
+            self.give_nodes_back(grant.new, &grant).await;
+            return Ok(Node::Waits(why.to_owned()));
         }
+        self.launch_with(&task, mission, policy, None, grant).await
     }
 
     /// Launches under the next number.
@@ -110,77 +135,108 @@ impl Scheduler {
         policy: &Policy,
         lost: Option<&str>,
     ) -> Result<Node, SchedulerError> {
+        let mut grant = self.take_nodes(1).await?;
+        if grant.count == 0 {
+            return self.hold(task, grant).await;
+        }
+        if policy.purchase(waited(task)).is_none()
+            && let Some(mission) = mission
+        {
+            match self.take_on_demand(policy, mission).await {
+                Ok(is_taken) => grant.on_demand_of = is_taken.then(|| mission.id.clone()),
+                Err(error) => {
+                    self.give_back(&grant).await;
+                    return Err(error);
+                }
+            }
+        }
+        self.launch_with(task, mission, policy, lost, grant).await
+    }
+
+    /// Launches what was taken, under the next number.
+    async fn launch_with(
+        &self,
+        task: &Task,
+        mission: Option<&Mission>,
+        policy: &Policy,
+        lost: Option<&str>,
+        grant: Grant,
+    ) -> Result<Node, SchedulerError> {
         let mut task = task.clone();
         for _ in 0..NUMBERS_MAX {
-            let grant = self.take_nodes(1).await?;
-            if grant.count == 0 {
-                return self.hold(&task, grant).await;
-            }
             let (request, reserved) = match self.new_request(&task, mission, policy, &grant).await {
                 Ok(both) => both,
                 Err(error) => {
-                    self.give_nodes_back(1, &grant).await;
+                    self.give_back(&grant).await;
                     return Err(error);
                 }
             };
-            let Some(mine) = self.reserve(&task, task.launch.tries + 1, &reserved, lost).await? else {
-                self.give_nodes_back(1, &grant).await;
-                self.give_floor_back(policy, mission, request.purchase).await?;
+            let Some(mine) = self.reserve(&task, &reserved, lost).await? else {
+                self.give_back(&grant).await;
                 return Ok(Node::NotNeeded);
             };
             task = mine;
-            if let Some(node) = self.ask(&task, &request, &grant).await? {
-                return Ok(node);
+            match self.ask(&task, &request, &reserved).await? {
+                Asked::Answered(node) => return Ok(node),
+                Asked::NoRoom(why) => return self.give_up(&task, why, &grant).await,
+                Asked::Refused(error) if error.kind == Kind::Precondition => {
+                    tracing::warn!(src.id = %task.src, "a launch for {} has a used token: {}", task.src, error.source);
+                }
+                Asked::Refused(error) => {
+                    self.give_up(&task, error.source.to_string(), &grant).await?;
+                    return Err(SchedulerError::cloud("launching a node")(error));
+                }
             }
             // Another deployment's, or a row's that was made anew: never two nodes for one task.
             if let Some(node) = self.find_node(&task).await? {
+                self.give_back(&grant).await;
                 return Ok(node);
             }
         }
         let why = format!("EC2 says {NUMBERS_MAX} times that the launch's token was used for another one");
-        self.note_none(&task, &why, false).await?;
-        Ok(Node::Waits(why))
+        self.give_up(&task, why, &grant).await
     }
 
-    /// Reserves a launch in the row; returns the task as it is then, or `None` if another scheduler was quicker.
+    /// Reserves a launch in the row, under the next number; returns the task as it is then, or `None` if another scheduler was
+    /// quicker.
     async fn reserve(
         &self,
         task: &Task,
-        tries: u64,
         reserved: &Reserved,
         lost: Option<&str>,
     ) -> Result<Option<Task>, SchedulerError> {
-        let now = clock::now_rfc3339();
+        let (now, tries) = (clock::now_rfc3339(), task.launch.tries.saturating_add(1));
         let is_ours = self.backend.ledger.reserve_launch(task, &now, tries, reserved, lost).await;
         let launch = Launch { at_attempt: Some(task.attempt), tries, at: now, ..Launch::default() };
         let is_ours = is_ours.map_err(SchedulerError::cloud("reserving a launch"))?;
         Ok(is_ours.then(|| Task { launch, seen: None, ..task.clone() }))
     }
 
-    /// Asks EC2 for the node that the row reserves; `None`: the token was used for another request.
-    async fn ask(&self, task: &Task, request: &Request, grant: &Grant) -> Result<Option<Node>, SchedulerError> {
+    /// Asks EC2 for the node that the row reserves.
+    async fn ask(&self, task: &Task, request: &Request, reserved: &Reserved) -> Result<Asked, SchedulerError> {
         self.pacer.turn().await;
-        let (why, error) = match self.backend.fleet.launch(request).await {
+        match self.backend.fleet.launch(request).await {
             Ok(Launched { instances, .. }) if !instances.is_empty() => {
-                return self.note_launch(task, &instances[0]).await.map(Some);
+                self.note_launch(task, &instances[0]).await.map(Asked::Answered)
             }
-            Ok(Launched { shortfall, .. }) => (shortfall.join("; "), None),
-            Err(error) if error.kind == Kind::Precondition => {
-                tracing::warn!(src.id = %task.src, "a launch for {} is not repeated: {}", task.src, error.source);
-                return Ok(None);
+            Ok(Launched { shortfall, .. }) => Ok(Asked::NoRoom(shortfall.join("; "))),
+            // It may have been launched: the request stays in the row, and what was taken for it stays taken.
+            Err(error) if error.is_retryable() => {
+                let why = error.source.to_string();
+                self.note_none(task, &why, Some(Reserved { is_lost: true, ..reserved.clone() })).await?;
+                Ok(Asked::Answered(Node::Waits(why)))
             }
-            Err(error) => (error.source.to_string(), Some(error)),
-        };
-        // It may have been launched: the request stays in the row, and what was taken for it stays taken.
-        let is_open = error.as_ref().is_some_and(CloudError::is_retryable);
-        self.note_none(task, &why, is_open).await?;
-        if !is_open {
-            self.give_nodes_back(1, grant).await;
+            Err(error) => Ok(Asked::Refused(error)),
         }
-        match error {
-            Some(error) if !is_open => Err(SchedulerError::cloud("launching a node")(error)),
-            _ => Ok(Some(Node::Waits(why))),
+    }
+
+    /// Says in the row why nothing was launched, and gives back what was taken for it, unless the row has gone on: then it is
+    /// another's.
+    async fn give_up(&self, task: &Task, why: String, grant: &Grant) -> Result<Node, SchedulerError> {
+        if self.note_none(task, &why, None).await? {
+            self.give_back(grant).await;
         }
+        Ok(Node::Waits(why))
     }
 
     async fn note_launch(&self, task: &Task, instance: &str) -> Result<Node, SchedulerError> {
@@ -192,11 +248,8 @@ impl Scheduler {
 
     /// Looks for a living instance that bears the task's name, and notes it as the one that was launched.
     async fn find_node(&self, task: &Task) -> Result<Option<Node>, SchedulerError> {
-        let instances = self.backend.fleet.ours(self.mark()).await;
-        let instances = instances.map_err(SchedulerError::cloud("listing our instances"))?;
-        let value = tags::src_value(&task.src);
-        let found = instances.into_iter().find(|ours| !ours.is_stopped && ours.src.as_deref() == Some(&value));
-        match found {
+        let found = self.backend.fleet.node_for(self.mark(), &tags::src_value(&task.src)).await;
+        match found.map_err(SchedulerError::cloud("listing our instances"))? {
             Some(ours) => self.note_launch(task, &ours.id).await.map(Some),
             None => Ok(None),
         }
@@ -219,10 +272,10 @@ impl Scheduler {
         noted.map_err(SchedulerError::cloud("noting that a task waits"))
     }
 
-    async fn note_none(&self, task: &Task, why: &str, is_open: bool) -> Result<(), SchedulerError> {
+    async fn note_none(&self, task: &Task, why: &str, open: Option<Reserved>) -> Result<bool, SchedulerError> {
         let after = clock::later(again_after(task.launch.tries, rand::random()));
         tracing::warn!(src.id = %task.src, "no node for {} before {after}: {why}", task.src);
-        let note = Note { why: why.to_owned(), after: Some(after), is_open };
+        let note = Note { why: why.to_owned(), after: Some(after), open };
         let noted = self.backend.ledger.note_no_launch(task, &note).await;
         noted.map_err(SchedulerError::cloud("noting that a launch failed"))
     }
@@ -240,12 +293,12 @@ impl Scheduler {
         // A row that was removed and made again is another task.
         let made_at = task.made_at.as_deref().unwrap_or_default();
         let token = digest_hex(&["task", self.mark(), task.src.as_str(), made_at, &attempt, &tries], 48);
-        let purchase = match policy.purchase(waited(task)) {
-            Some(purchase) => purchase,
-            None => self.by_floor(policy, mission).await?,
+        let purchase = match &grant.on_demand_of {
+            Some(_) => Purchase::OnDemand,
+            None => policy.purchase(waited(task)).unwrap_or(Purchase::Spot),
         };
         let request = self.request_for(task, mission, policy, purchase, &token).await?.in_epoch(grant.epoch());
-        let reserved = request.reserved(task.attempt.0, grant.epoch());
+        let reserved = request.reserved(task.attempt.0, grant.epoch(), grant.now);
         Ok((request, reserved))
     }
 
@@ -266,30 +319,6 @@ impl Scheduler {
         let mut tags = self.tags(task.src.as_str(), mission);
         tags.push((tags::SRC.to_owned(), value));
         self.request(policy, purchase, 1, tags, token.to_owned()).await
-    }
-
-    /// The request of one launch, as it would be sent: for `--dry-run`, too.
-    pub(super) async fn request(
-        &self,
-        policy: &Policy,
-        purchase: Purchase,
-        count: u32,
-        tags: Vec<(String, String)>,
-        token: String,
-    ) -> Result<Request, SchedulerError> {
-        let fleet = &self.backend.fleet;
-        let dice = digest_hex(&[&token], 8);
-        let dice = usize::from_str_radix(&dice, 16).unwrap_or(0);
-        Ok(Request {
-            template: self.settings.template.clone().ok_or(SchedulerError::NoTemplate)?,
-            instance_types: self.offers.types(fleet, &policy.instance_types).await,
-            subnets: self.offers.subnets(fleet, &self.settings.subnets, dice).await,
-            purchase,
-            max_price: policy.max_price.clone(),
-            count,
-            tags,
-            token,
-        })
     }
 
     /// The mission's policy, with what it leaves open taken from the settings.
@@ -322,27 +351,10 @@ impl Scheduler {
         named.map_err(SchedulerError::cloud("writing down a mission's short name"))
     }
 
-    async fn by_floor(&self, policy: &Policy, mission: Option<&Mission>) -> Result<Purchase, SchedulerError> {
-        let Some(mission) = mission else { return Ok(Purchase::Spot) };
-        let floor = policy.on_demand_floor.unwrap_or(0);
-        let taken = self.backend.ledger.take_on_demand(&mission.id, floor).await;
-        let taken = taken.map_err(SchedulerError::cloud("counting an On-Demand launch"))?;
-        Ok(if taken { Purchase::OnDemand } else { Purchase::Spot })
-    }
-
-    /// Gives back what [`Self::by_floor`] took, for a launch that another scheduler makes.
-    async fn give_floor_back(
-        &self,
-        policy: &Policy,
-        mission: Option<&Mission>,
-        purchase: Purchase,
-    ) -> Result<(), SchedulerError> {
-        let Some(mission) = mission.filter(|_| policy.bid_mode == Some(BidMode::Mix)) else { return Ok(()) };
-        if purchase != Purchase::OnDemand {
-            return Ok(());
-        }
-        let given = self.backend.ledger.give_on_demand_back(&mission.id).await;
-        given.map_err(SchedulerError::cloud("counting an On-Demand launch"))
+    /// Takes one of the On-Demand launches that a mission's floor asks for; `false` if it has them all.
+    async fn take_on_demand(&self, policy: &Policy, mission: &Mission) -> Result<bool, SchedulerError> {
+        let taken = self.backend.ledger.take_on_demand(&mission.id, policy.on_demand_floor.unwrap_or(0)).await;
+        taken.map_err(SchedulerError::cloud("counting an On-Demand launch"))
     }
 }
 

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use super::{Scheduler, SchedulerError};
 use crate::backend::fleet::Ours;
-use crate::backend::ledger::{NodeCount, Shown, Ticket};
-use crate::clock;
+use crate::backend::ledger::{NodeCount, Shown, StoredLimits, Ticket, hour_of};
 use crate::domain::backoff;
+use crate::domain::ids::MissionId;
 use crate::domain::node_limit::{NodeLimit, NodeLimits};
 
 /// The limits that are set for this scheduler.
@@ -30,6 +30,10 @@ impl OwnLimits {
     const fn is_any(self) -> bool {
         matches!(self.at_a_time, NodeLimit::Most(_)) || matches!(self.per_hour, NodeLimit::Most(_))
     }
+
+    const fn stored(self) -> StoredLimits {
+        [self.at_a_time.stores(), self.per_hour.stores()]
+    }
 }
 
 /// What the limits leave of a launch.
@@ -37,8 +41,14 @@ impl OwnLimits {
 pub(super) struct Grant {
     /// How many nodes may be launched.
     pub(super) count: u32,
+    /// How many of them were taken now; the others had been taken for the launch that is repeated.
+    pub(super) new: u32,
     /// When they were taken, if they are counted.
     pub(super) ticket: Option<Ticket>,
+    /// The mission whose count of On-Demand launches has this one.
+    pub(super) on_demand_of: Option<MissionId>,
+    /// What time it was, in seconds of DynamoDB's clock.
+    pub(super) now: u64,
     /// Why it is fewer than were wanted, if it is.
     pub(super) why: Option<String>,
 }
@@ -58,55 +68,71 @@ impl Scheduler {
         let own = self.settings.node_limits;
         let mut why = String::new();
         for tries in 0..TRIES_MAX {
-            let count = match self.node_count().await? {
-                None if !own.is_any() => return Ok(Grant { count: wanted, ..Grant::default() }),
+            let (count, now) = self.node_count_and_time().await?;
+            let count = match count {
+                None if !own.is_any() => {
+                    return Ok(Grant { count: wanted, new: wanted, now, ..Grant::default() });
+                }
                 Some(count) if !count.is_spoilt => count,
                 seen => {
                     self.make_node_count(seen.as_ref()).await?;
                     continue;
                 }
             };
-            let hour: String = clock::now_rfc3339().chars().take("2026-01-01T00".len()).collect();
             let limits = own.with(count.limits);
-            let in_hour = if count.hour >= hour { count.in_hour } else { 0 };
-            let room = u32::try_from(limits.room(count.taken, in_hour)).unwrap_or(u32::MAX).min(wanted);
-            why = limits.reason(count.taken, hour.get(11..).unwrap_or_default());
+            let room = limits.room(count.taken, count.taken_in_hour(now));
+            let room = u32::try_from(room).unwrap_or(u32::MAX).min(wanted);
+            why = limits.reason(count.taken, hour_of(now).get(11..).unwrap_or_default());
             if room == 0 {
-                return Ok(Grant { count: 0, ticket: None, why: Some(why) });
+                return Ok(Grant { why: Some(why), now, ..Grant::default() });
             }
-            let taken = self.backend.ledger.take_nodes(&count, room, &hour, limits).await;
+            let taken = self.backend.ledger.take_nodes(&count, room, now, limits).await;
             if let Some(ticket) = taken.map_err(SchedulerError::cloud("counting nodes"))? {
                 let why = (room < wanted).then_some(why);
-                return Ok(Grant { count: room, ticket: Some(ticket), why });
+                return Ok(Grant { count: room, new: room, ticket: Some(ticket), why, now, on_demand_of: None });
             }
             tokio::time::sleep(backoff::delay(tries.min(4), rand::random()).min(PAUSE_MAX)).await;
         }
-        Ok(Grant { count: 0, ticket: None, why: Some(why) })
+        Ok(Grant { why: Some(why), ..Grant::default() })
     }
 
-    /// Takes nodes for a launch that is repeated, unless those that were taken for it are still counted, and do not show: the
-    /// epoch in the row is not believed alone.
+    /// Takes nodes for a launch that is repeated: all, or none. Those that were taken for it before are not taken again, as long
+    /// as they are counted and do not show: the epoch in the row is not believed alone.
     pub(super) async fn take_nodes_again(&self, n: u32, epoch: Option<u64>) -> Result<Grant, SchedulerError> {
-        if let (Some(epoch), Some(count)) = (epoch, self.node_count().await?) {
+        let (count, now) = self.node_count_and_time().await?;
+        let mut held = Grant { now, ..Grant::default() };
+        if let (Some(epoch), Some(count)) = (epoch, count) {
             let taken = match count.epoch.checked_sub(epoch) {
                 Some(0) => count.in_epoch,
                 Some(1) => count.in_last_epoch,
                 _ => 0,
             };
-            let instances = self.backend.fleet.all_of_ours(self.mark()).await;
-            let instances = instances.map_err(SchedulerError::cloud("listing our instances"))?;
-            let shown = instances.iter().filter(|ours| ours.epoch == Some(epoch)).count();
-            if taken.saturating_sub(i64::try_from(shown).unwrap_or(i64::MAX)) >= i64::from(n) {
-                let ticket = Ticket { epoch, hour: String::new() };
-                return Ok(Grant { count: n, ticket: Some(ticket), why: None });
+            if taken > 0 {
+                let instances = self.backend.fleet.all_of_epoch(self.mark(), epoch).await;
+                let shown = instances.map_err(SchedulerError::cloud("listing our instances"))?.len();
+                let hidden = taken.saturating_sub(i64::try_from(shown).unwrap_or(i64::MAX)).max(0);
+                held.count = u32::try_from(hidden).unwrap_or(u32::MAX).min(n);
+                held.ticket = Some(Ticket { epoch, hour: String::new() });
             }
         }
-        let grant = self.take_nodes(n).await?;
-        if grant.count < n {
-            self.give_nodes_back(grant.count, &grant).await;
-            return Ok(Grant { count: 0, ..grant });
+        if held.count == n {
+            return Ok(held);
         }
-        Ok(grant)
+        let grant = self.take_nodes(n - held.count).await?;
+        if grant.count < n - held.count {
+            self.give_nodes_back(grant.count, &grant).await;
+            return Ok(Grant { count: 0, new: 0, now, ..grant });
+        }
+        Ok(Grant { count: n, ..grant })
+    }
+
+    /// Gives back all that was taken for a node that is not launched.
+    pub(super) async fn give_back(&self, grant: &Grant) {
+        self.give_nodes_back(grant.count, grant).await;
+        let Some(mission) = &grant.on_demand_of else { return };
+        if let Err(error) = self.backend.ledger.give_on_demand_back(mission).await {
+            tracing::warn!(mission = %mission, "an On-Demand launch that was not made stays counted: {}", error.source);
+        }
     }
 
     /// Gives back what was taken and not launched. If that fails, two epochs forget it.
@@ -133,10 +159,14 @@ impl Scheduler {
         self.backend.ledger.node_count().await.map_err(SchedulerError::cloud("reading the count of nodes"))
     }
 
+    pub(super) async fn node_count_and_time(&self) -> Result<(Option<NodeCount>, u64), SchedulerError> {
+        self.backend.ledger.node_count_and_time().await.map_err(SchedulerError::cloud("reading the count of nodes"))
+    }
+
     async fn make_node_count(&self, seen: Option<&NodeCount>) -> Result<(), SchedulerError> {
         let instances = self.backend.fleet.ours(self.mark()).await;
         let alive = instances.map_err(SchedulerError::cloud("listing our instances"))?.len() as u64;
-        let made = self.backend.ledger.make_node_count(seen, alive).await;
+        let made = self.backend.ledger.make_node_count(seen, alive, self.settings.node_limits.stored()).await;
         made.map_err(SchedulerError::cloud("making the count of nodes"))
     }
 
@@ -163,8 +193,7 @@ impl Scheduler {
         let of =
             |epoch: Option<u64>| instances.iter().filter(|ours| epoch.is_some() && ours.epoch == epoch).count() as u64;
         let shown = Shown { alive, in_epoch: of(Some(seen.epoch)), in_last_epoch: of(seen.epoch.checked_sub(1)) };
-        let limits = [own.at_a_time.stores(), own.per_hour.stores()];
-        let corrected = self.backend.ledger.correct_node_count(&seen, shown, limits);
+        let corrected = self.backend.ledger.correct_node_count(&seen, shown, own.stored());
         corrected.await.map(drop).map_err(SchedulerError::cloud("correcting the count of nodes"))
     }
 }

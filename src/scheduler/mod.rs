@@ -35,6 +35,8 @@ pub use sweep::{Finding, What};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
+
 use crate::backend::Backend;
 use crate::backend::fleet::Template;
 use crate::domain::budget::Limits;
@@ -104,6 +106,7 @@ impl Scheduler {
             result_bucket: self.settings.result_bucket.clone(),
             topic_arn: self.settings.topic_arn.clone(),
             patience: self.settings.lease,
+            stop: CancellationToken::new(),
         }
     }
 }

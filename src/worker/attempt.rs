@@ -2,7 +2,6 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -15,10 +14,10 @@ use super::execute::{self, LAST_WORDS, Stop, Trouble, of_disk, speed, upload_tim
 use super::finish::{self, Attempted};
 use super::heartbeat::{Heartbeat, Periods, TimeCost};
 use super::identity::{Assignment, Instance};
-use super::insist::insist;
+use super::insist::{insist, insist_unless, or_drained};
 use super::interruption::Sentinel;
 use super::panic::caught;
-use super::{Announcer, Node, NodeError, Step, checkpoint_size, preflight, result, step};
+use super::{Node, NodeError, Step, checkpoint_size, preflight, result, step};
 use crate::backend::Kind;
 use crate::backend::ledger::{Fence, Outcome};
 use crate::backend::store::{Downloaded, StoreError, uri};
@@ -57,6 +56,8 @@ pub enum Ending {
         /// Attempts that ended otherwise.
         other: u64,
     },
+    /// It is handed back, and counted by no budget: other tasks of this machine have filled the disk.
+    NoRoom(NodeError),
     /// It is handed back after a failure that may pass.
     TryAgain(NodeError),
 }
@@ -115,6 +116,7 @@ async fn hold(node: &Node, instance: &Instance, sentinel: &Sentinel, held: Held)
     let mut checkpoints = None;
     let worked = caught(work(node, &mut attempted, &heartbeat, sentinel, &mut checkpoints)).await;
     let outcome = worked.unwrap_or_else(|panic| Err(infra(NodeError::Panicked(panic))));
+    let outcome = blame_for_full_disk(node, &attempted, outcome).await;
     // Saved while the lease is still renewed: a large checkpoint takes its time.
     if let (Err(stop), Some(checkpoints)) = (&outcome, &mut checkpoints) {
         finish::save_last(node, checkpoints, stop).await;
@@ -124,21 +126,47 @@ async fn hold(node: &Node, instance: &Instance, sentinel: &Sentinel, held: Held)
     heartbeat.stop().await;
     // The row comes first: what else there is to do has the rest of a notice's time.
     abort_dropped(node).await;
-    attempted.clean().await;
+    attempted.clean(node).await;
 
     match ending {
         Ok(Ending::TryAgain(error)) if sentinel.is_unwanted() => Err(error),
         Ok(Ending::TryAgain(error)) => {
-            tokio::time::sleep(backoff::delay(AGAIN_PAUSE_TRIES, rand::random())).await;
+            // Both arms may be dropped: neither holds anything.
+            tokio::select! {
+                () = tokio::time::sleep(backoff::delay(AGAIN_PAUSE_TRIES, rand::random())) => {}
+                () = node.stopping.drain.cancelled() => {}
+            }
             Ok(Ending::TryAgain(error))
         }
         ending => ending,
     }
 }
 
+/// Finds out whose doing it is that the disk is full, while the attempt's folder is there.
+async fn blame_for_full_disk(
+    node: &Node,
+    attempted: &Attempted,
+    outcome: Result<Outcome, Stop>,
+) -> Result<Outcome, Stop> {
+    match outcome {
+        Err(Stop::Trouble(mut trouble)) if trouble.ending.verdict == Verdict::DiskFull => {
+            let folder = attempted.contract.as_ref().map_or(&*node.settings.work_dir, |contract| contract.folder());
+            trouble.ending.is_counted = node.settings.disk.is_to_blame(folder, trouble.error.wanted_bytes()).await;
+            if !trouble.ending.is_counted {
+                tracing::warn!(
+                    "task {}: the disk is full of other tasks' files: nothing counts it",
+                    attempted.fence.src
+                );
+            }
+            Err(Stop::Trouble(trouble))
+        }
+        outcome => outcome,
+    }
+}
+
 /// Aborts the uploads that were given up: their parts bill.
 async fn abort_dropped(node: &Node) {
-    if tokio::time::timeout(LAST_WRITE_TIMEOUT, node.backend.store.abort_dropped()).await.is_err() {
+    if tokio::time::timeout(node.stopping.write_limit(), node.backend.store.abort_dropped()).await.is_err() {
         tracing::warn!("parts of an upload stay until the bucket's lifecycle removes them");
     }
 }
@@ -151,9 +179,11 @@ async fn ended_before(node: &Node, instance: &Instance, row: &Task, is_pulled: b
         // Found in an index that lags behind: whoever ended the task has looked at the mission.
         return Ok(Ending::EndedBefore(row.state));
     }
-    let mission = insist(node.settings.lease, || mission_of(node, row)).await;
-    if let Some(mission) = mission.map_err(NodeError::cloud("reading the mission"))? {
-        step(node, Step::Notify, Announcer::of(node).see(&instance.id, row.src.as_str(), &mission, false)).await?;
+    let (drain, limit) = (&node.stopping.drain, node.settings.lease);
+    let mission = insist_unless(drain, limit, || mission_of(node, row)).await;
+    let mission = or_drained(node, mission.map_err(NodeError::cloud("reading the mission")))?.flatten();
+    if let Some(mission) = mission {
+        finish::notify(node, &instance.id, &row.src, &mission).await?;
     }
     Ok(Ending::EndedBefore(row.state))
 }
@@ -230,7 +260,12 @@ async fn work(
     attempted.exit_code = Some(step(node, Step::Execute, execute).await?);
     let upload = Box::pin(step(node, Step::Upload, result::upload(node, &contract, &attempted.fence, bucket)));
     let given_up = upload_given_up(node, &contract);
-    unless_noticed(sentinel, given_up, unless(&heartbeat.lost, Stop::LeaseLost, upload)).await
+    let uploaded = unless_noticed(sentinel, given_up, unless(&heartbeat.lost, Stop::LeaseLost, upload));
+    // A finished result is worth the time that there is. An upload may be dropped: its parts are aborted later.
+    tokio::select! {
+        uploaded = uploaded => uploaded,
+        () = node.stopping.uploads_are_over() => Err(Stop::Drain),
+    }
 }
 
 /// When an upload is given up under a Spot notice, by the deadline. A result is worth more than a checkpoint, so it may use
@@ -320,6 +355,7 @@ async fn prepare(node: &Node, attempted: &mut Attempted) -> Result<Arc<Contract>
         source,
     };
     let contract = Arc::new(made.map_err(|error| of_disk(disk(error)))?);
+    attempted.place = Some(node.settings.disk.enter(contract.folder()));
     attempted.contract = Some(contract.clone());
     Ok(contract)
 }
@@ -357,6 +393,3 @@ impl std::fmt::Display for Stop {
         }
     }
 }
-
-/// How long one last write may take when everything else has failed.
-pub(super) const LAST_WRITE_TIMEOUT: Duration = Duration::from_mins(1);

@@ -6,13 +6,15 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::time::Duration;
 
 use tokio::task::JoinSet;
 
 use super::checkpoint_size::{bytes_of, check_bytes};
 use super::error::words;
 use super::insist::insist;
+use super::pins::Pins;
 use super::{Node, NodeError};
 use crate::backend::ledger::{Beat, Fence};
 use crate::backend::store::{Store, StoreError, uri};
@@ -63,8 +65,8 @@ impl Checkpoints {
     /// A checkpoint that cannot be restored is worth a warning: the workload then begins from its start.
     ///
     /// # Errors
-    /// [`NodeError`] if the disk has no room for it: another machine may have, and a workload that began from its start
-    /// would replace the checkpoint by less.
+    /// [`NodeError`] if the disk has no room for it, or this machine cannot write it: another may, and a workload that
+    /// began from its start would replace the checkpoint by less.
     pub(super) async fn restore(
         node: &Node,
         contract: &Contract,
@@ -94,7 +96,7 @@ impl Checkpoints {
                 checkpoints.newest_key = Some(key.to_owned());
                 Ok((checkpoints, true))
             }
-            Err(error) if error.is_disk_full() => Err(error),
+            Err(error) if error.is_machines_disk() => Err(error),
             Err(error) => {
                 let cause = words(&error);
                 tracing::warn!(
@@ -209,7 +211,7 @@ impl Checkpoints {
         }
         self.saves += 1;
         let prefix = save_folder(&self.deployment, &self.fence.src, self.fence.attempt, self.saves);
-        let (mut manifest, mut changed) = (Manifest::default(), Vec::new());
+        let (mut manifest, mut changed, mut spare) = (Manifest::default(), Vec::new(), sizes.checkpoint_bytes);
         for (name, seen) in found {
             let entry = match (self.kept(&name, &seen), seen) {
                 (Some(entry), _) => entry.clone(),
@@ -226,9 +228,12 @@ impl Checkpoints {
                     }
                 },
             };
+            if let Content::File(saved) = &entry.content {
+                spare = spare.saturating_sub(saved.bytes);
+            }
             manifest.entries.insert(name, entry);
         }
-        manifest.entries.extend(self.put_all(node, &prefix, changed).await?);
+        manifest.entries.extend(self.put_all(node, &prefix, changed, spare).await?);
 
         let key = format!("{prefix}{MANIFEST_NAME}");
         let text = manifest.to_json().map_err(|error| disk(io::Error::other(error)))?;
@@ -272,13 +277,16 @@ impl Checkpoints {
     }
 
     /// Puts the files that changed, each by a descriptor of its own, so that a workload may rename a new one into its
-    /// place meanwhile. One that is gone by now is left out.
+    /// place meanwhile. One that is gone by now is left out. They may have `spare` bytes in all: they may have grown.
     async fn put_all(
         &self,
         node: &Node,
         prefix: &str,
         names: Vec<Vec<u8>>,
+        spare: u64,
     ) -> Result<BTreeMap<Vec<u8>, Entry>, NodeError> {
+        let owner = node.settings.bounds.wall.as_ref().map(|wall| wall.user().0);
+        let pins = Pins::new(self.contract.checkpoint(), owner, spare);
         let (mut names, mut puts, mut saved) = (names.into_iter().enumerate(), JoinSet::new(), BTreeMap::new());
         loop {
             while puts.len() < FILES_PARALLEL
@@ -288,9 +296,9 @@ impl Checkpoints {
                     store: node.backend.store.clone(),
                     bucket: self.bucket.clone(),
                     key: file_key(prefix, n),
-                    root: self.contract.checkpoint(),
+                    pins: pins.clone(),
                     name,
-                    owner: node.settings.bounds.wall.as_ref().map(|wall| wall.user().0),
+                    limit: node.settings.lease,
                 };
                 puts.spawn(async move {
                     let name = put.name.clone();
@@ -340,7 +348,7 @@ impl Checkpoints {
 struct Get {
     store: Store,
     bucket: String,
-    limit: std::time::Duration,
+    limit: Duration,
 }
 
 impl Get {
@@ -358,37 +366,34 @@ struct Put {
     store: Store,
     bucket: String,
     key: String,
-    root: PathBuf,
+    pins: Pins,
     name: Vec<u8>,
-    /// In a sandbox, the workload's user: only what is its own is saved.
-    owner: Option<u32>,
+    limit: Duration,
 }
 
 impl Put {
     /// Puts the file as it is now; `None` if it is gone.
     async fn run(self) -> Result<Option<Entry>, NodeError> {
-        let path = tree::path_below(&self.root, &self.name);
+        let path = tree::path_below(self.pins.root(), &self.name);
         let disk = |source| NodeError::Disk { doing: "reading the checkpoint", path: path.clone(), source };
-        let (root, name, owner) = (self.root.clone(), self.name.clone(), self.owner);
-        let pinned = blocking(move || tree::pin(&root, &name, owner)).await.map_err(disk)?;
-        let Some(pinned) = pinned else { return Ok(None) };
-        let (bytes, stamp, mode) = pinned.read_state().map_err(disk)?;
-        let put = self.store.put_file(&self.bucket, &self.key, &pinned.path()).await;
+        let refuse = |refusal| Err(disk(io::Error::other(refusal)));
+        let pin = self.pins.open(&self.name, self.limit).await.map_err(|error| disk(error.into()))?;
+        let Some(pin) = pin else { return Ok(None) };
+        if !self.pins.take_bytes(&pin) {
+            return refuse("the checkpoint grew beyond --max-checkpoint-bytes while it was saved");
+        }
+        let put = self.store.put_file(&self.bucket, &self.key, pin.body()).await;
         put.map_err(|source| match source {
             // By the name that people know.
             StoreError::Disk { doing, source, .. } => StoreError::Disk { doing, path: path.clone(), source },
             other => other,
         })
         .map_err(|source| NodeError::Store { doing: "saving the checkpoint", source })?;
-        let (bytes_now, stamp_now, _) = pinned.read_state().map_err(disk)?;
-        // A rename over the file changes its inode, too; its bytes are the same.
-        if (bytes_now, stamp_now.modified) != (bytes, stamp.modified) {
-            return Err(disk(io::Error::other(
-                "the file changed while it was saved: write to another name, then rename",
-            )));
+        if pin.has_changed().map_err(disk)? {
+            return refuse("the file changed while it was saved: write to another name, then rename");
         }
-        let saved = Saved { key: self.key, bytes, stamp };
-        Ok(Some(Entry { content: Content::File(saved), mode: Some(mode) }))
+        let saved = Saved { key: self.key, bytes: pin.bytes, stamp: pin.stamp };
+        Ok(Some(Entry { content: Content::File(saved), mode: Some(pin.mode) }))
     }
 }
 

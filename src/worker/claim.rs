@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::identity::{Assignment, Instance};
-use super::insist::insist_unless;
+use super::insist::{insist_unless, or_drained};
 use super::{Node, NodeError};
 use crate::backend::ledger::{Claim, Claimant};
 use crate::clock;
@@ -79,10 +79,8 @@ pub(super) async fn acquire(node: &Node, instance: &Instance, task: &Assignment)
             asked = Instant::now();
             ledger.claim(&task.src, &who)
         });
-        let claim = match claim.await {
-            Err(error) if error.is_retryable() && drain.is_cancelled() => return Ok(Claimed::Drained),
-            claim => claim.map_err(NodeError::cloud("claiming the task"))?,
-        };
+        let claim = claim.await.map_err(NodeError::cloud("claiming the task"));
+        let Some(claim) = or_drained(node, claim)? else { return Ok(Claimed::Drained) };
         let row = match claim {
             Claim::Held(row) => return Ok(Claimed::Held(Held { row, claimed_at: asked, taken_from: None })),
             Claim::Ended(row) => return Ok(Claimed::Ended(row)),
@@ -112,7 +110,9 @@ pub(super) async fn acquire(node: &Node, instance: &Instance, task: &Assignment)
             asked = Instant::now();
             ledger.take_over(&row, &who)
         });
-        if let Some(row) = taken.await.map_err(NodeError::cloud("taking the task over"))? {
+        let taken = taken.await.map_err(NodeError::cloud("taking the task over"));
+        let Some(taken) = or_drained(node, taken)? else { return Ok(Claimed::Drained) };
+        if let Some(row) = taken {
             return Ok(Claimed::Held(Held { row, claimed_at: asked, taken_from }));
         }
         // It moved in this moment, for example because a sweep put it back: that has counted the interruption.
@@ -153,7 +153,9 @@ async fn watch(node: &Node, task: &Assignment, mut row: Box<Task>) -> Result<Wat
     loop {
         let read = || node.backend.ledger.task(&task.src);
         let now = insist_unless(&node.stopping.drain, node.settings.max_idle, read).await;
-        let now = now.map_err(NodeError::cloud("watching the lease"))?;
+        let Some(now) = or_drained(node, now.map_err(NodeError::cloud("watching the lease")))? else {
+            return Ok(Watched::Drained);
+        };
         let current = now.as_ref().and_then(Task::lease);
         let sight = watch.look(current.as_ref(), started.elapsed());
         row = match now {

@@ -10,18 +10,23 @@
 //! only a crash of that node counts against it. No budget counts anything of its neighbours.
 //!
 //! A crash is the death of the process in a boot that goes on. A reboot, and an instance that is gone, may have any
-//! cause: they are interruptions, as before. If this process dies before a row is written, nothing is counted, and the
-//! task is taken up as after a reboot.
+//! cause: they are interruptions, as before. So is the end of a process that was told to end and did not come to it. If this
+//! process dies before a row is written, the next one finds the marker of the attempt's folder still, and reports it: a
+//! marker is removed only when its row is written.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::error::words;
 use super::identity::Instance;
-use super::insist::{insist, insist_unless};
+use super::insist::{insist_unless, or_drained};
 use super::{Announcer, Node, NodeError, attempt::mission_of, log};
-use crate::backend::CloudError;
 use crate::backend::ledger::{Commit, Fence, Finish, Outcome, Release};
 use crate::clock;
 use crate::domain::budget::CRASHES_MAX;
-use crate::domain::ids::SrcId;
+use crate::domain::ids::{Attempt, SrcId};
 use crate::domain::task::{Counts, Crash, PastAttempt, State, Task};
 use crate::domain::verdict::Verdict;
 use crate::workload::Left;
@@ -34,31 +39,78 @@ pub(super) struct Found {
     pub(super) crash: Option<Crash>,
 }
 
-/// Reports the crash of an earlier process in the rows of the tasks that it held. Returns what there is to be taken up:
-/// all that was left, but for what has failed now.
-///
-/// # Errors
-/// [`NodeError`] if a row can be neither read nor written for as long as a node may be idle.
-pub(super) async fn report(node: &Node, instance: &Instance) -> Result<Vec<Found>, NodeError> {
-    let mut found = Vec::new();
-    for left in &node.settings.left {
-        if node.stopping.drain.is_cancelled() {
-            break;
-        }
-        let crash = if left.is_same_boot { report_one(node, instance, left).await? } else { None };
-        if crash.is_none_or(|crash| crash.crashes < CRASHES_MAX) {
-            found.push(Found { src: left.src.clone(), crash });
-        }
-    }
-    Ok(found)
+/// What became of the tasks that an earlier process of this machine was at.
+#[derive(Debug, Default)]
+pub(super) struct Reported {
+    /// What there is to be taken up: all that was left, but for what has failed now.
+    pub(super) found: Vec<Found>,
+    /// Tasks whose row could not be written, and why: they are not taken up here, for the claim would hide the crash.
+    pub(super) failed: Vec<(SrcId, NodeError)>,
+    /// Folders that nobody needs any more.
+    pub(super) settled: Vec<Left>,
+    /// Folders whose crash is still to be reported, by the next process.
+    pub(super) unsettled: Vec<Left>,
 }
 
-async fn report_one(node: &Node, instance: &Instance, left: &Left) -> Result<Option<Crash>, NodeError> {
-    let (drain, limit) = (&node.stopping.drain, node.settings.max_idle);
-    let row = insist_unless(drain, limit, || node.backend.ledger.task(&left.src)).await;
-    let Some(row) = or_drained(node, row, "reading a task that a crash left")?.flatten() else { return Ok(None) };
+/// Reports the crash of an earlier process in the rows of the tasks that it held. What goes wrong with one row is that
+/// row's. While the tables are away, all rows together are tried for as long as a node may be idle.
+pub(super) async fn report(node: &Node, instance: &Instance) -> Reported {
+    let (started, mut reported) = (Instant::now(), Reported::default());
+    let mut newest: HashMap<&SrcId, Attempt> = HashMap::new();
+    for left in &node.settings.left {
+        let Some(src) = &left.src else { continue };
+        let attempt = newest.entry(src).or_insert(left.attempt);
+        *attempt = left.attempt.max(*attempt);
+    }
+    let mut is_away = false;
+    for left in &node.settings.left {
+        // Of a task's earlier attempts, and of another deployment's tasks, there is nothing to say.
+        let Some(src) = left.src.clone().filter(|src| newest.get(src) == Some(&left.attempt)) else {
+            reported.settled.push(left.clone());
+            continue;
+        };
+        if !left.is_crash {
+            reported.settled.push(left.clone());
+            reported.found.push(Found { src, crash: None });
+            continue;
+        }
+        if is_away || node.stopping.drain.is_cancelled() {
+            reported.unsettled.push(left.clone());
+            continue;
+        }
+        let limit = node.settings.max_idle.saturating_sub(started.elapsed());
+        match or_drained(node, report_one(node, instance, &src, left.attempt, limit).await) {
+            Ok(Some(crash)) => {
+                reported.settled.push(left.clone());
+                if crash.is_none_or(|crash| crash.crashes < CRASHES_MAX) {
+                    reported.found.push(Found { src, crash });
+                }
+            }
+            Ok(None) => reported.unsettled.push(left.clone()),
+            Err(error) => {
+                tracing::warn!(src.id = %src, "the crash at task {src} is not reported: {}", words(&error));
+                is_away = matches!(&error, NodeError::Cloud { source, .. } if source.is_retryable());
+                reported.unsettled.push(left.clone());
+                reported.failed.push((src, error));
+            }
+        }
+    }
+    reported
+}
+
+/// Returns the crash, if the row says now that there was one.
+async fn report_one(
+    node: &Node,
+    instance: &Instance,
+    src: &SrcId,
+    attempt: Attempt,
+    limit: Duration,
+) -> Result<Option<Crash>, NodeError> {
+    let row = insist_unless(&node.stopping.drain, limit, || node.backend.ledger.task(src)).await;
+    let row = row.map_err(NodeError::cloud("reading a task that a crash left"))?;
+    let Some(row) = row else { return Ok(None) };
     // It has handed the task back, has ended it, or was not its holder: then another counts, or nobody has to.
-    let is_held = row.state == State::Running && row.attempt == left.attempt;
+    let is_held = row.state == State::Running && row.attempt == attempt;
     if !is_held || row.instance.as_ref() != Some(&instance.id) || row.oddity().is_some() {
         return Ok(None);
     }
@@ -66,15 +118,21 @@ async fn report_one(node: &Node, instance: &Instance, left: &Left) -> Result<Opt
     let Some(crash) = counts.crash else { return Ok(None) };
     tracing::warn!(src.id = %row.src, attempt = row.attempt.0, crashes = crash.crashes, "task {}: {crash}", row.src);
     let is_written = if crash.was_alone && crash.crashes >= CRASHES_MAX {
-        fail(node, instance, &row, counts).await?
+        fail(node, instance, &row, counts, limit).await?
     } else {
-        put_back(node, instance, &row, counts).await?
+        put_back(node, instance, &row, counts, limit).await?
     };
     Ok(is_written.then_some(crash))
 }
 
-/// Hands the task back; `false` if it has moved, or the node drains. A second call finds the first one's write.
-async fn put_back(node: &Node, instance: &Instance, row: &Task, counts: Counts) -> Result<bool, NodeError> {
+/// Hands the task back; `false` if it has moved. A second call finds the first one's write.
+async fn put_back(
+    node: &Node,
+    instance: &Instance,
+    row: &Task,
+    counts: Counts,
+    limit: Duration,
+) -> Result<bool, NodeError> {
     let release = Release {
         verdict: Verdict::Lost,
         exit_code: None,
@@ -83,15 +141,22 @@ async fn put_back(node: &Node, instance: &Instance, row: &Task, counts: Counts) 
         counts,
         now: clock::now_rfc3339(),
     };
-    let (fence, drain, limit) = (fence(instance, row), &node.stopping.drain, node.settings.max_idle);
-    let released = insist_unless(drain, limit, || node.backend.ledger.release(&fence, &release)).await;
-    Ok(or_drained(node, released, "noting a crash")?.unwrap_or(false))
+    let fence = fence(instance, row);
+    let released = insist_unless(&node.stopping.drain, limit, || node.backend.ledger.release(&fence, &release)).await;
+    released.map_err(NodeError::cloud("noting a crash"))
 }
 
 /// Fails the task and counts it; then looks whether its mission is over.
-async fn fail(node: &Node, instance: &Instance, row: &Task, counts: Counts) -> Result<bool, NodeError> {
-    let limit = node.settings.max_idle;
-    let mission = insist(limit, || mission_of(node, row)).await.map_err(NodeError::cloud("reading the mission"))?;
+async fn fail(
+    node: &Node,
+    instance: &Instance,
+    row: &Task,
+    counts: Counts,
+    limit: Duration,
+) -> Result<bool, NodeError> {
+    let drain = &node.stopping.drain;
+    let mission = insist_unless(drain, limit, || mission_of(node, row)).await;
+    let mission = mission.map_err(NodeError::cloud("reading the mission"))?;
     let finish = Finish {
         outcome: Outcome::Failed(Verdict::AppError),
         exit_code: None,
@@ -101,7 +166,7 @@ async fn fail(node: &Node, instance: &Instance, row: &Task, counts: Counts) -> R
         counts,
     };
     let fence = fence(instance, row);
-    let committed = insist(limit, || node.backend.ledger.commit(&fence, mission.as_ref(), &finish)).await;
+    let committed = insist_unless(drain, limit, || node.backend.ledger.commit(&fence, mission.as_ref(), &finish)).await;
     if committed.map_err(NodeError::cloud("failing a task that crashes its nodes"))? != Commit::Committed {
         return Ok(false);
     }
@@ -130,12 +195,4 @@ async fn history(node: &Node, row: &Task, verdict: Verdict) -> Vec<PastAttempt> 
         exit_code: None,
         log: log::of_lost(&node.backend, bucket, &row.src, row.attempt).await,
     })
-}
-
-/// Returns nothing of a call that a drain cut short: the row then stays as it is, and its lease runs out.
-fn or_drained<T>(node: &Node, result: Result<T, CloudError>, doing: &'static str) -> Result<Option<T>, NodeError> {
-    match result {
-        Err(error) if error.is_retryable() && node.stopping.drain.is_cancelled() => Ok(None),
-        result => result.map(Some).map_err(NodeError::cloud(doing)),
-    }
 }

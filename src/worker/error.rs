@@ -6,6 +6,7 @@ use crate::backend::store::{StoreError, is_no_room};
 use crate::backend::{CloudError, Kind, Scope};
 use crate::domain::ids::IdError;
 use crate::domain::verdict::Verdict;
+use crate::workload::is_of_machine;
 
 /// Why a node did not do its task.
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +126,9 @@ pub enum NodeError {
         /// The task, and what is odd.
         what: String,
     },
+    /// The node was told to stop, and its last writes were not done in time.
+    #[error("the node was told to stop, and what it had to write was not written within the time for that")]
+    DrainCutShort,
     /// A panic; a bug.
     #[error("a bug: the node's task panicked: {0}")]
     Panicked(String),
@@ -190,6 +194,7 @@ impl NodeError {
             | Self::Setting { .. }
             | Self::InputsRefused { .. }
             | Self::Disk { .. }
+            | Self::DrainCutShort
             | Self::Panicked(_) => false,
         }
     }
@@ -203,8 +208,55 @@ impl NodeError {
         }
     }
 
+    /// Returns how many bytes there was no room for, as far as that is known.
+    pub(super) fn wanted_bytes(&self) -> u64 {
+        match self {
+            Self::Store { source: StoreError::DiskFull { need_bytes, .. }, .. } => *need_bytes,
+            _ => 0,
+        }
+    }
+
+    /// Returns whether the node's own disk, or a limit of this machine, is in the way of writing or reading a file.
+    pub(super) fn is_machines_disk(&self) -> bool {
+        match self {
+            Self::Disk { source, .. } | Self::Store { source: StoreError::Disk { source, .. }, .. } => {
+                is_of_machine(source) || is_no_room(source)
+            }
+            _ => self.is_disk_full(),
+        }
+    }
+
     /// Wraps a service's failure.
     pub(super) fn cloud(doing: &'static str) -> impl FnOnce(CloudError) -> Self {
         move |source| Self::Cloud { doing, source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::io::Errno;
+    use std::io;
+
+    /// A checkpoint that this machine cannot restore is kept for another one; a checkpoint that is broken is not.
+    #[test]
+    fn a_machine_that_cannot_write_is_told_from_a_file_that_is_wrong() {
+        let both = |source: fn() -> io::Error| {
+            let path = PathBuf::from("/file");
+            let store = StoreError::Disk { doing: "writing", path: path.clone(), source: source() };
+            [
+                NodeError::Disk { doing: "writing", path, source: source() }.is_machines_disk(),
+                NodeError::Store { doing: "fetching", source: store }.is_machines_disk(),
+            ]
+        };
+        assert_eq!(both(|| Errno::MFILE.into()), [true, true]);
+        assert_eq!(both(|| Errno::IO.into()), [true, true]);
+        assert_eq!(both(|| Errno::NOSPC.into()), [true, true]);
+        assert_eq!(both(|| Errno::EXIST.into()), [false, false]);
+        assert_eq!(both(|| Errno::NAMETOOLONG.into()), [false, false]);
+        assert_eq!(both(|| io::Error::other("it is not as long as it was")), [false, false]);
+        let full = StoreError::DiskFull { path: PathBuf::from("/"), need_bytes: 7, free_bytes: 3 };
+        let full = NodeError::Store { doing: "fetching", source: full };
+        assert!(full.is_machines_disk());
     }
 }

@@ -9,10 +9,9 @@ use super::heartbeat::Heartbeat;
 use super::interruption::Sentinel;
 use super::{Node, NodeError, checkpoint_size, log};
 use crate::backend::Store;
-use crate::backend::store::{free_bytes, free_inodes};
 use crate::domain::budget;
 use crate::domain::verdict::Verdict;
-use crate::workload::{Contract, Ended, Stops, Workload, is_transient_start};
+use crate::workload::{Contract, Ended, Stops, Workload, is_of_machine};
 
 /// `EX_TEMPFAIL` of sysexits.h: try again.
 const EXIT_TRY_AGAIN: i32 = 75;
@@ -42,7 +41,7 @@ pub(super) struct Trouble {
 
 impl Trouble {
     pub(super) const fn new(verdict: Verdict, may_pass: bool, error: NodeError) -> Self {
-        Self { ending: budget::Ending { verdict, may_pass }, exit_code: None, error }
+        Self { ending: budget::Ending { verdict, may_pass, is_counted: true }, exit_code: None, error }
     }
 }
 
@@ -50,17 +49,6 @@ impl From<Trouble> for Stop {
     fn from(trouble: Trouble) -> Self {
         Self::Trouble(trouble)
     }
-}
-
-/// A workload that failed with less room than this on its disk failed for that: a write of any size does.
-const FULL_BYTES: u64 = 1024 * 1024;
-/// The same for files: what it made last it may have removed again.
-const FULL_INODES: u64 = 8;
-
-/// Returns whether the folder's file system has no room, for bytes or for files.
-pub(super) fn is_full(folder: &std::path::Path) -> bool {
-    free_bytes(folder).is_ok_and(|free| free < FULL_BYTES)
-        || free_inodes(folder).is_ok_and(|free| free.is_some_and(|free| free < FULL_INODES))
 }
 
 /// A failure of the node's own disk, which may be full.
@@ -101,7 +89,10 @@ pub(super) async fn run(
         tokio::select! {
             () = heartbeat.lost.cancelled() => {}
             () = heartbeat.cancelled.cancelled() => {}
-            () = node.stopping.drain.cancelled() => {}
+            () = node.stopping.drain.cancelled() => {
+                let grace = node.settings.bounds.grace.min(node.stopping.grace_max());
+                stops.grace.send_replace(Some(grace));
+            }
             deadline = sentinel.noticed() => {
                 // All the time there is, less what the save and the last words need; a third of it at least.
                 let budget = deadline.saturating_duration_since(Instant::now());
@@ -141,7 +132,7 @@ pub(super) async fn run(
         (Err(_), Some(early)) => return Err(early),
         (Err(error), None) => return Err(of_disk(disk(error))),
     };
-    judge(ended, early, is_full(contract.folder()))
+    judge(ended, early, node.settings.disk.is_full(contract.folder()))
 }
 
 /// Saves the checkpoint every few minutes, and once when EC2 recommends to leave.
@@ -180,11 +171,11 @@ fn judge(ended: Ended, early: Option<Stop>, is_full: bool) -> Result<i32, Stop> 
         (Ended::Stopped, early) => Err(early.unwrap_or(Stop::Drain)),
         // A shutdown's signal reaches the workload too, perhaps before it reaches us.
         (Ended::Exited { signal: Some(_), .. }, Some(early)) => Err(early),
-        (Ended::Exited { code: Some(code), .. }, _) if code == EXIT_TRY_AGAIN => {
-            failed(format!("exited with code {code} (try again)"), Some(code), true)
-        }
         (Ended::Exited { .. }, _) if is_full => {
             Err(Trouble::new(Verdict::DiskFull, true, NodeError::WorkloadDiskFull).into())
+        }
+        (Ended::Exited { code: Some(code), .. }, _) if code == EXIT_TRY_AGAIN => {
+            failed(format!("exited with code {code} (try again)"), Some(code), true)
         }
         (Ended::Exited { code, out_of_memory: true, .. }, _) => {
             let trouble = Trouble::new(Verdict::Oom, false, NodeError::OutOfMemory);
@@ -196,7 +187,7 @@ fn judge(ended: Ended, early: Option<Stop>, is_full: bool) -> Result<i32, Stop> 
         }
         (Ended::TimedOut, _) => Err(Trouble::new(Verdict::Timeout, true, NodeError::TimeLimit).into()),
         (Ended::NotStarted { program, source }, early) => {
-            let is_machines = is_transient_start(&source);
+            let is_machines = is_of_machine(&source);
             if let (true, Some(early)) = (is_machines, early) {
                 return Err(early);
             }
@@ -243,5 +234,7 @@ mod tests {
         }
         let failed = Ended::Exited { code: Some(1), signal: None, out_of_memory: false };
         assert_eq!(verdict_of(failed, true).0, Verdict::DiskFull);
+        let again = Ended::Exited { code: Some(EXIT_TRY_AGAIN), signal: None, out_of_memory: false };
+        assert_eq!(verdict_of(again, true).0, Verdict::DiskFull);
     }
 }

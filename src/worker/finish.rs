@@ -1,20 +1,20 @@
 //! Steps 6 to 8: whatever the attempt came to, the row says so, the tally counts it, and people hear of it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::attempt::{Ending, LAST_WRITE_TIMEOUT, mission_of};
+use super::attempt::{Ending, mission_of};
 use super::checkpoint::Checkpoints;
+use super::disk::Place;
 use super::execute::{LAST_WORDS, Stop, Trouble};
 use super::heartbeat::Heartbeat;
-use super::insist::insist;
+use super::insist::{insist, or_drained};
 use super::{Announcer, Node, NodeError, Step, log, step};
 use crate::backend::ledger::{Commit, Fence, Finish, Outcome, Release};
 use crate::clock;
 use crate::domain::budget::{self, Next, decide};
-use crate::domain::ids::{Attempt, InstanceId};
+use crate::domain::ids::{Attempt, InstanceId, SrcId};
 use crate::domain::mission::Mission;
 use crate::domain::task::{Counts, PastAttempt, Task};
 use crate::domain::verdict::{Budget, Verdict};
@@ -35,6 +35,8 @@ pub(super) struct Attempted {
     pub(super) time_cost_s: u64,
     /// Whose attempt this one took over, and where its log is.
     pub(super) lost: (Option<InstanceId>, Option<String>),
+    /// Keeps its folder known, for whom the disk is full of.
+    pub(super) place: Option<Place>,
 }
 
 impl Attempted {
@@ -50,6 +52,7 @@ impl Attempted {
             exit_code: None,
             time_cost_s: 0,
             lost,
+            place: None,
         }
     }
 
@@ -60,11 +63,12 @@ impl Attempted {
         (last < before).then_some(before)
     }
 
-    /// Removes the attempt's folder: off this thread, for it may have very many files.
-    pub(super) async fn clean(&self) {
+    /// Removes the attempt's folder: off this thread, for it may have very many files. A drain whose time is over leaves
+    /// the rest to the next process.
+    pub(super) async fn clean(&self, node: &Node) {
         let Some(contract) = self.contract.clone() else { return };
-        let folder = contract.folder().to_owned();
-        let removed = tokio::task::spawn_blocking(move || contract.remove()).await;
+        let (folder, stop) = (contract.folder().to_owned(), node.stopping.token().clone());
+        let removed = tokio::task::spawn_blocking(move || contract.remove_unless(&stop)).await;
         if let Err(error) = removed.map_err(std::io::Error::other).flatten() {
             tracing::warn!("the folder {} is left behind: {error}", folder.display());
         }
@@ -123,7 +127,7 @@ pub(super) async fn finish(
 ) -> Result<Ending, NodeError> {
     match outcome {
         Ok(outcome @ Outcome::Done { .. }) => {
-            let log = save_log(node, attempted, LAST_WRITE_TIMEOUT).await;
+            let log = save_log(node, attempted).await;
             let history = attempted.history(node, Verdict::Ok, attempted.exit_code, log).await;
             let Outcome::Done { result, .. } = &outcome else { unreachable!("matched above") };
             let result = result.clone();
@@ -133,22 +137,19 @@ pub(super) async fn finish(
         Ok(Outcome::Failed(verdict)) => unreachable!("work never ends in {verdict}"),
         Err(Stop::LeaseLost) => Err(lease_lost(attempted)),
         Err(Stop::Drain) => {
-            let stopped = budget::Ending { verdict: Verdict::Cancelled, may_pass: true };
-            let next =
-                hand_back(node, attempted, stopped, None, "the node was told to stop", LAST_WRITE_TIMEOUT, heartbeat)
-                    .await?;
+            let stopped = budget::Ending { verdict: Verdict::Cancelled, may_pass: true, is_counted: true };
+            let why = "the node was told to stop";
+            let next = hand_back(node, attempted, stopped, None, why, Log::After, heartbeat).await?;
             if next == Next::Release { Ok(Ending::Drained) } else { Err(exhausted(attempted)) }
         }
-        Err(Stop::Interrupted(deadline)) => {
-            let taken = budget::Ending { verdict: Verdict::SpotInterrupted, may_pass: true };
-            // The row must have its time, too.
-            let left = deadline.saturating_duration_since(Instant::now());
-            let next =
-                hand_back(node, attempted, taken, None, "EC2 takes the instance back", left / 2, heartbeat).await?;
+        Err(Stop::Interrupted(_)) => {
+            let taken = budget::Ending { verdict: Verdict::SpotInterrupted, may_pass: true, is_counted: true };
+            let why = "EC2 takes the instance back";
+            let next = hand_back(node, attempted, taken, None, why, Log::After, heartbeat).await?;
             if next == Next::Release { Ok(Ending::Interrupted) } else { Err(exhausted(attempted)) }
         }
         Err(Stop::Cancelled) => {
-            let log = save_log(node, attempted, LAST_WRITE_TIMEOUT).await;
+            let log = save_log(node, attempted).await;
             let history = attempted.history(node, Verdict::Cancelled, None, log).await;
             let failed = Outcome::Failed(Verdict::Cancelled);
             match commit(node, attempted, failed, None, history.clone(), None, heartbeat).await? {
@@ -164,7 +165,10 @@ pub(super) async fn finish(
         Err(Stop::Trouble(trouble)) => {
             let Trouble { ending, exit_code, error } = trouble;
             let why = error.to_string();
-            let next = hand_back(node, attempted, ending, exit_code, &why, LAST_WRITE_TIMEOUT, heartbeat).await?;
+            let next = hand_back(node, attempted, ending, exit_code, &why, Log::Before, heartbeat).await?;
+            if !ending.is_counted {
+                return Ok(Ending::NoRoom(error));
+            }
             let is_workloads = matches!(error, NodeError::WorkloadFailed { .. } | NodeError::TimeLimit);
             if next == Next::Release && is_workloads { Ok(Ending::TryAgain(error)) } else { Err(error) }
         }
@@ -175,7 +179,7 @@ pub(super) async fn finish(
 /// on from the save before.
 pub(super) async fn save_last(node: &Node, checkpoints: &mut Checkpoints, stop: &Stop) {
     let limit = match stop {
-        Stop::Drain => LAST_WRITE_TIMEOUT,
+        Stop::Drain => node.stopping.upload_limit(),
         Stop::Interrupted(deadline) => {
             let left = deadline.saturating_duration_since(Instant::now());
             left.saturating_sub(LAST_WORDS).max(left / 3)
@@ -222,12 +226,13 @@ async fn hand_back(
     ending: budget::Ending,
     exit_code: Option<i32>,
     why: &str,
-    log_limit: Duration,
+    log: Log,
     heartbeat: &mut Heartbeat,
 ) -> Result<Next, NodeError> {
-    let log = save_log(node, attempted, log_limit).await;
     let (row, verdict) = (&attempted.row, ending.verdict);
     let next = decide(ending, row.app_failures, row.interruptions, node.settings.limits);
+    let is_first = log == Log::Before || next == Next::Fail;
+    let log = if is_first { save_log(node, attempted).await } else { will_have_log(node, attempted).await };
     match next {
         Next::Fail => {
             tracing::info!(verdict = verdict.as_str(), "task {} failed: {why}", row.src);
@@ -237,10 +242,23 @@ async fn hand_back(
         Next::Release => {
             tracing::info!(verdict = verdict.as_str(), "task {} is handed back: {why}", row.src);
             let history = attempted.history(node, verdict, exit_code, log).await;
-            release(node, attempted, verdict, exit_code, history, row.counts_after(verdict), heartbeat).await?;
+            let counts = row.counts_after(if ending.is_counted { verdict } else { Verdict::Ok });
+            release(node, attempted, verdict, exit_code, history, counts, heartbeat).await?;
         }
     }
+    if !is_first && let Some(contract) = &attempted.contract {
+        log::save(node, contract, &attempted.fence, node.stopping.write_limit()).await;
+    }
     Ok(next)
+}
+
+/// When an attempt's log is saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Log {
+    /// Before the row is written: the row names what is there.
+    Before,
+    /// After a row that hands the task back: the machine may be gone at any moment, and another node waits for the row.
+    After,
 }
 
 /// Commits, and removes `spent`, the checkpoints that a result makes useless; then looks whether the mission is over.
@@ -281,10 +299,25 @@ async fn commit(
         checkpoints.remove(node).await;
     }
     // A workload may have filled the disk; and what comes now may take long.
-    attempted.clean().await;
-    let Some(mission) = mission else { return Ok(Committed::Yes) };
-    step(node, Step::Notify, Announcer::of(node).see(&fence.owner, fence.src.as_str(), &mission, false)).await?;
+    attempted.clean(node).await;
+    if let Some(mission) = mission {
+        notify(node, &fence.owner, &fence.src, &mission).await?;
+    }
     Ok(Committed::Yes)
+}
+
+/// Looks whether the mission is over, now that a task of it has ended. A drain leaves that to others if a service is away, or
+/// if it takes too long: a sweep sees to it, and to a publisher that is broken off.
+pub(super) async fn notify(node: &Node, me: &InstanceId, src: &SrcId, mission: &Mission) -> Result<(), NodeError> {
+    let announcer = Announcer::of(node);
+    let seen = tokio::select! {
+        seen = step(node, Step::Notify, announcer.see(me, src.as_str(), mission, false)) => seen,
+        () = node.stopping.writes_are_over() => {
+            tracing::warn!("whether mission {} is over is left to others: the node drains", mission.id);
+            return Ok(());
+        }
+    };
+    or_drained(node, seen).map(drop)
 }
 
 /// What became of a commit that did not lose its lease.
@@ -317,6 +350,17 @@ fn lease_lost(attempted: &Attempted) -> NodeError {
     NodeError::LeaseLost { src: attempted.fence.src.to_string(), attempt: attempted.fence.attempt.0 }
 }
 
-async fn save_log(node: &Node, attempted: &Attempted, limit: Duration) -> Option<String> {
-    log::save(node, attempted.contract.as_ref()?, &attempted.fence, limit).await
+/// Saves the log before the row is written; a drain leaves the row its time.
+async fn save_log(node: &Node, attempted: &Attempted) -> Option<String> {
+    let contract = attempted.contract.as_ref()?;
+    // A put that is dropped has not been answered, and the log is then named by nobody.
+    tokio::select! {
+        log = log::save(node, contract, &attempted.fence, node.stopping.write_limit()) => log,
+        () = node.stopping.uploads_are_over() => None,
+    }
+}
+
+/// Returns where the log will be that is saved after the row.
+async fn will_have_log(node: &Node, attempted: &Attempted) -> Option<String> {
+    log::place(node, attempted.contract.as_ref()?, &attempted.fence).await
 }

@@ -5,9 +5,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::{Node, NodeError};
 use crate::backend::CloudError;
 use crate::backend::store::StoreError;
 use crate::domain::backoff;
+use crate::workload::is_limit;
 
 /// A failure that says of itself whether the same again may succeed.
 pub(super) trait Failure: std::fmt::Display + std::error::Error {
@@ -23,7 +25,11 @@ impl Failure for CloudError {
 
 impl Failure for StoreError {
     fn may_pass(&self) -> bool {
-        matches!(self, Self::Cloud(error) if error.is_retryable())
+        match self {
+            Self::Cloud(error) => error.is_retryable(),
+            Self::Disk { source, .. } => is_limit(source),
+            _ => false,
+        }
     }
 }
 
@@ -75,6 +81,26 @@ where
             () = tokio::time::sleep(pause) => {}
             () = stop.cancelled() => return Err(error),
         }
+    }
+}
+
+/// Returns nothing of a failure that a drain has cut short, or that a longer wait might have ended: a drain during an outage
+/// is an orderly end.
+///
+/// # Errors
+/// Every other failure.
+pub(super) fn or_drained<T>(node: &Node, result: Result<T, NodeError>) -> Result<Option<T>, NodeError> {
+    let may_pass = |error: &NodeError| match error {
+        NodeError::Cloud { source, .. } => source.may_pass(),
+        NodeError::Store { source, .. } => source.may_pass(),
+        _ => false,
+    };
+    match result {
+        Err(error) if node.stopping.drain.is_cancelled() && may_pass(&error) => {
+            tracing::warn!("given up, for the node drains: {}", super::error::words(&error));
+            Ok(None)
+        }
+        result => result.map(Some),
     }
 }
 

@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use super::Node;
-use super::attempt::LAST_WRITE_TIMEOUT;
 use super::error::words;
 use crate::backend::Backend;
 use crate::backend::ledger::Fence;
@@ -33,13 +32,19 @@ pub(super) async fn save(node: &Node, contract: &Contract, fence: &Fence, limit:
     None
 }
 
+/// Returns where the log will be, if there is anything to save.
+pub(super) async fn place(node: &Node, contract: &Contract, fence: &Fence) -> Option<String> {
+    let bucket = node.settings.result_bucket.as_deref()?;
+    (!read(contract).await.is_empty()).then(|| uri(bucket, &log_key(&fence.src, fence.attempt)))
+}
+
 /// Saves the log every minute, if something was written. Never ends; may be dropped at any point.
 pub(super) async fn save_now_and_then(node: &Node, contract: &Contract, fence: &Fence) {
     let mut saved_bytes = 0;
     loop {
         tokio::time::sleep(node.settings.log_every).await;
         let bytes = read(contract).await.len();
-        if bytes != saved_bytes && save(node, contract, fence, LAST_WRITE_TIMEOUT).await.is_some() {
+        if bytes != saved_bytes && save(node, contract, fence, node.stopping.write_limit()).await.is_some() {
             saved_bytes = bytes;
         }
     }

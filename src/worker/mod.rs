@@ -16,6 +16,7 @@ mod checkpoint;
 mod checkpoint_size;
 mod claim;
 mod crash;
+mod disk;
 mod error;
 mod execute;
 mod finish;
@@ -26,24 +27,28 @@ mod interruption;
 pub(crate) mod log;
 mod notify;
 mod panic;
+mod pins;
 mod preflight;
 mod pull;
 mod queue;
 mod result;
 mod settings;
+mod stopping;
+mod turns;
 
 pub use attempt::Ending;
+pub use disk::{Begun, Disk};
 pub use error::{NodeError, words};
 pub use notify::Announcer;
 pub use preflight::Preflight;
 pub use settings::{Report, Settings, Step};
+pub use stopping::{DRAIN_LIMIT, Stopping};
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use identity::{Assignment, Instance, Work};
@@ -51,6 +56,7 @@ use interruption::Sentinel;
 
 use crate::backend::Backend;
 use crate::backend::machine::{End, EndError, EndProof};
+use crate::workload::Removal;
 
 /// What a node is made of. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -61,15 +67,6 @@ pub struct Node {
     pub settings: Arc<Settings>,
     /// How the node is told to end before its task does.
     pub stopping: Stopping,
-}
-
-/// How a node is told to end. A clone is the same order.
-#[derive(Clone, Debug, Default)]
-pub struct Stopping {
-    /// Cancelled when the node is to drain: end the workload, hand the task back, terminate.
-    pub drain: CancellationToken,
-    /// Cancelled when the drain is to hurry: the workload gets no more grace.
-    pub hurry: CancellationToken,
 }
 
 /// How a node's life ended.
@@ -97,15 +94,20 @@ pub async fn run(node: Node) -> Life {
         node.stopping.drain.cancel();
         std::future::pending::<()>().await;
     };
-    // The task is the only arm that ends.
+    // A drain whose time is over is cut short: to everyone else, that is the death of the process.
     let joined = tokio::select! {
-        joined = task.join_next() => joined,
+        joined = task.join_next() => Some(joined),
         () = lifetime => unreachable!("the lifetime only drains"),
+        () = node.stopping.is_over() => None,
     };
     let ending = match joined {
-        Some(Ok(ending)) => ending,
-        Some(Err(panic)) => Err(NodeError::Panicked(panic.to_string())),
-        None => Err(NodeError::Panicked("the node's task vanished".to_owned())),
+        Some(Some(Ok(ending))) => ending,
+        Some(Some(Err(panic))) => Err(NodeError::Panicked(panic.to_string())),
+        Some(None) => Err(NodeError::Panicked("the node's task vanished".to_owned())),
+        None => {
+            task.shutdown().await;
+            Err(NodeError::DrainCutShort)
+        }
     };
     let seen = seen.borrow().clone();
     let end = step(&node, Step::Terminate, node.backend.machine.end(node.settings.end_order, seen)).await;
@@ -119,14 +121,20 @@ async fn life(node: Node, proof: watch::Sender<Option<EndProof>>) -> Result<Endi
     // Stopped before it began: nothing is claimed, so nothing has to be handed back.
     let Some(work) = work else { return Ok(Ending::Drained) };
     // What an earlier process held is settled first: a claim would take it for handed back.
-    let left = crash::report(&node, &instance).await?;
+    let crash::Reported { found, failed, settled, unsettled } = crash::report(&node, &instance).await;
+    let mut removal = Removal::start(settled, unsettled, &node.stopping.drain);
+    removal.head_start().await;
     let (sentinel, mut looks) =
         Sentinel::start(node.backend.machine.clone(), node.backend.ledger.clone(), instance.is_on_ec2());
     let ending = match work {
-        Work::Task(task) => one_task(&node, &instance, &sentinel, &task).await,
-        Work::Mission(mission) => pull::serve(&node, &instance, &sentinel, &mission, left).await,
+        Work::Task(task) => match failed.into_iter().find(|(src, _)| *src == task.src) {
+            Some((_, error)) => Err(error),
+            None => one_task(&node, &instance, &sentinel, &task).await,
+        },
+        Work::Mission(mission) => pull::serve(&node, &instance, &sentinel, &mission, found).await,
     };
     looks.shutdown().await;
+    removal.end().await;
     ending
 }
 

@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
-use super::insist::insist;
+use super::insist::{insist, insist_unless};
 use super::{Node, NodeError};
 use crate::backend::Backend;
 use crate::backend::ledger::{Announcement, Publication};
@@ -33,6 +34,8 @@ pub struct Announcer {
     pub topic_arn: Option<String>,
     /// How long transient failures are retried, and how long a publisher's lease lasts.
     pub patience: Duration,
+    /// Cancelled when transient failures are to be retried no more.
+    pub stop: CancellationToken,
 }
 
 /// How often a mission's row and tally are read again because another hand opened it in between: each time somebody has
@@ -51,6 +54,7 @@ impl Announcer {
             result_bucket: settings.result_bucket.clone(),
             topic_arn: settings.topic_arn.clone(),
             patience: settings.lease,
+            stop: node.stopping.drain.clone(),
         }
     }
 
@@ -73,7 +77,11 @@ impl Announcer {
         let publication = Publication { by: me.clone(), token: digest_hex(&[me.as_str(), right], 32) };
         for look in 0..LOOKS_MAX {
             if look > 0 {
-                tokio::time::sleep(LOOK_PAUSE).await;
+                // Both arms may be dropped: neither holds anything.
+                tokio::select! {
+                    () = tokio::time::sleep(LOOK_PAUSE) => {}
+                    () = self.stop.cancelled() => return Ok(false),
+                }
             }
             let Some(fresh) = self.fresh(&mission.id).await? else { return Ok(false) };
             // After the row: what opens the mission from here on makes the row another.
@@ -98,7 +106,10 @@ impl Announcer {
                 }
             };
             let ledger = &self.backend.ledger;
-            let begun = insist(self.patience, || ledger.begin_publication(&fresh, &publication, is_lost, total)).await;
+            let begun = insist_unless(&self.stop, self.patience, || {
+                ledger.begin_publication(&fresh, &publication, is_lost, total)
+            })
+            .await;
             if begun.map_err(NodeError::cloud("becoming the mission's publisher"))? {
                 return self.publish(&fresh, total, &publication).await;
             }
@@ -107,12 +118,12 @@ impl Announcer {
     }
 
     async fn fresh(&self, id: &MissionId) -> Result<Option<Mission>, NodeError> {
-        let read = insist(self.patience, || self.backend.ledger.mission(id)).await;
+        let read = insist_unless(&self.stop, self.patience, || self.backend.ledger.mission(id)).await;
         read.map_err(NodeError::cloud("reading the mission"))
     }
 
     async fn tally(&self, mission: &Mission) -> Result<Tally, NodeError> {
-        let sum = insist(self.patience, || self.backend.ledger.tally(mission)).await;
+        let sum = insist_unless(&self.stop, self.patience, || self.backend.ledger.tally(mission)).await;
         Ok(mission.total(sum.map_err(NodeError::cloud("reading the tally"))?))
     }
 
@@ -120,7 +131,7 @@ impl Announcer {
         if !mission.wants_roll_up(total) {
             return Ok(());
         }
-        let rolled = insist(self.patience, || self.backend.ledger.roll_up(mission, total)).await;
+        let rolled = insist_unless(&self.stop, self.patience, || self.backend.ledger.roll_up(mission, total)).await;
         rolled.map_err(NodeError::cloud("rolling the tally up"))
     }
 
@@ -178,8 +189,10 @@ impl Announcer {
         let to = self.topic_arn.as_deref().unwrap_or("none");
         let results = result_list(&mission.results, results.as_deref(), &manifest);
         let announcement = Announcement { results: &results, manifest: &manifest, to, now: &now };
-        let prepared =
-            insist(self.patience, || ledger.prepare_publication(mission, publication, total, &announcement)).await;
+        let prepared = insist_unless(&self.stop, self.patience, || {
+            ledger.prepare_publication(mission, publication, total, &announcement)
+        })
+        .await;
         if !prepared.map_err(NodeError::cloud("writing what the mission came to"))? {
             tracing::warn!("mission {} is announced by another, or was opened again", mission.id);
             return Ok(false);
@@ -193,6 +206,7 @@ impl Announcer {
         } else {
             tracing::warn!("mission {} is over, but no topic is set: no notification is sent", mission.id);
         }
+        // Retried whatever the node is told: without the mark, the next one notifies people once more.
         let marked = insist(self.patience, || ledger.end_publication(&mission.id, publication)).await;
         if marked.map_err(NodeError::cloud("marking the mission as announced"))? {
             tracing::info!(mission = %mission.id, ok = total.ok, failed = total.failed, "mission {} is announced", mission.id);
@@ -226,7 +240,9 @@ impl Announcer {
         let mut noted_at = Instant::now();
         loop {
             let after = list.after.clone();
-            let page = insist(self.patience, || ledger.task_page(Some(&mission.id), after.as_deref())).await;
+            let page =
+                insist_unless(&self.stop, self.patience, || ledger.task_page(Some(&mission.id), after.as_deref()))
+                    .await;
             let (tasks, last) = page.map_err(NodeError::cloud("listing the mission's tasks"))?;
             let added = list.add(&tasks).await;
             if let Err(error) = added {
@@ -245,8 +261,10 @@ impl Announcer {
             };
             if let Some(progress) = stored {
                 noted_at = Instant::now();
-                let noted =
-                    insist(self.patience, || ledger.renew_publication(&mission.id, publication, Some(&progress))).await;
+                let noted = insist_unless(&self.stop, self.patience, || {
+                    ledger.renew_publication(&mission.id, publication, Some(&progress))
+                })
+                .await;
                 noted.map_err(NodeError::cloud("noting how far the manifest is"))?;
             }
         }

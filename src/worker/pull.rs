@@ -12,8 +12,9 @@
 //!
 //! A task that is suspect of having crashed a node (`crash.rs`) runs alone: the slot that takes it waits until no other
 //! slot has a task, and none begins one until it has ended. A node that has other work to do leaves it to nodes that
-//! have none, for a quarter of an hour at least; then it takes it all the same, so that it does not wait for ever. The
-//! locks are granted in the order in which they are asked for, so several suspects and the rest follow one another.
+//! have none, for a quarter of an hour at least; then it waits for the other slots to end, for five minutes at the most
+//! (`turns.rs`). If they have not ended by then, they go on, and all suspect tasks wait for later, or for the time when
+//! there is nothing else to do. Of all nodes of a mission, one waits so at a time, as a rule (`queue.rs`).
 //!
 //! A task that could not be claimed is set aside for a while, twice as long each time: whatever the index says of it, no slot
 //! asks for it again at once. A node that finds only such tasks pauses, and ends, as if there were none.
@@ -23,7 +24,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rand::seq::SliceRandom;
-use tokio::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::Instrument;
@@ -32,9 +33,10 @@ use super::attempt::Ending;
 use super::crash::Found;
 use super::error::words;
 use super::identity::{Assignment, Instance};
-use super::insist::insist_unless;
+use super::insist::{insist_unless, or_drained};
 use super::interruption::Sentinel;
 use super::queue::{Next, PAGE_LIFE, Queue};
+use super::turns::{SUSPECT_WAIT, Turn, Turns, Waited};
 use super::{Node, NodeError, one_task};
 use crate::backend::ledger::Partition;
 use crate::domain::ids::{MissionId, SrcId};
@@ -49,10 +51,10 @@ const PAGE_LEN_MAX: usize = 1_000;
 const EMPTY_LOOKS: u32 = 3;
 /// The pause after such a look; three of them are six seconds.
 const EMPTY_PAUSE: Duration = Duration::from_secs(2);
+/// The pause between looks of a slot for which the disk has no room: a look is one call of the system.
+const ROOM_PAUSE: Duration = Duration::from_secs(2);
 /// The pause between looks of a slot without work while others of this node have some.
 const IDLE_PAUSE: Duration = Duration::from_secs(15);
-/// How often a slot that waits for the others asks whether the suspect task still waits for it.
-const SUSPECT_LOOK: Duration = Duration::from_secs(10);
 /// The most pages that one look reads of a partition whose first pages hold nothing but tasks that are set aside.
 const PAGES_MAX: usize = 20;
 
@@ -66,7 +68,9 @@ pub(super) async fn serve(
 ) -> Result<Ending, NodeError> {
     let (drain, limit) = (&node.stopping.drain, node.settings.max_idle);
     let row = insist_unless(drain, limit, || node.backend.ledger.mission(mission)).await;
-    let row = row.map_err(NodeError::cloud("reading the mission"))?;
+    let Some(row) = or_drained(node, row.map_err(NodeError::cloud("reading the mission")))? else {
+        return Ok(Ending::Drained);
+    };
     let row = row.ok_or_else(|| NodeError::NoMission { mission: mission.to_string() })?;
     let slots = slots_of(node, row.slots.or(node.settings.slots).unwrap_or(1).max(1));
     tracing::info!(mission = %mission, slots, "serving mission {mission}, {slots} tasks at a time");
@@ -80,9 +84,9 @@ pub(super) async fn serve(
         page_len: usize::try_from(2 * row.nodes.unwrap_or(1) * u32::from(slots) / row.tally_shards.max(1))
             .unwrap_or(PAGE_LEN_MAX)
             .clamp(PAGE_LEN_MIN, PAGE_LEN_MAX),
-        queue: Mutex::new(Queue::new(left)),
+        queue: Mutex::new(Queue::new(left, row.nodes.unwrap_or(1))),
         slots,
-        turns: RwLock::new(()),
+        turns: Turns::new(SUSPECT_WAIT),
         node,
         working: AtomicUsize::new(0),
         is_over: AtomicBool::new(row.cancelled_at.is_some()),
@@ -151,19 +155,11 @@ struct Server {
     page_len: usize,
     queue: Mutex<Queue>,
     slots: u16,
-    /// Shared by slots at ordinary tasks; taken alone by one at a suspect task.
-    turns: RwLock<()>,
+    turns: Turns,
     /// Slots that have a task.
     working: AtomicUsize,
     /// Set when no slot may begin another task.
     is_over: AtomicBool,
-}
-
-/// A slot's right to work, for as long as it is kept.
-#[expect(dead_code, reason = "a lock is kept for what its drop does")]
-enum Turn<'a> {
-    Shared(RwLockReadGuard<'a, ()>),
-    Alone(RwLockWriteGuard<'a, ()>),
 }
 
 impl Server {
@@ -172,6 +168,11 @@ impl Server {
         let mut slot = Slot::default();
         let mut empty = 0;
         while !self.must_end() {
+            // There is none while others work and the disk is full; the end of them ends that.
+            let Some(begun) = node.settings.disk.begin(&node.settings.work_dir) else {
+                self.pause(ROOM_PAUSE).await;
+                continue;
+            };
             // Counted before the look: a slot that is about to work must not look idle to the others.
             self.working.fetch_add(1, Ordering::SeqCst);
             let next = self.next().await;
@@ -183,6 +184,7 @@ impl Server {
                     if empty >= EMPTY_LOOKS && others == 0 {
                         break;
                     }
+                    drop(begun);
                     self.pause(if empty < EMPTY_LOOKS { EMPTY_PAUSE } else { IDLE_PAUSE }).await;
                     continue;
                 }
@@ -205,38 +207,43 @@ impl Server {
         self.is_over.load(Ordering::SeqCst) || self.node.stopping.drain.is_cancelled() || self.sentinel.is_unwanted()
     }
 
-    /// Waits for a slot's turn. `None` if a suspect task does not wait any more, or the node is to end.
+    /// Waits for a slot's turn. `None` if the task does not wait any more, or not now, or the node is to end.
     async fn turn(&self, next: &Next) -> Option<Turn<'_>> {
+        let drain = &self.node.stopping.drain;
         if !next.is_suspect {
-            return Some(Turn::Shared(self.turns.read().await)).filter(|_| !self.must_end());
+            return self.turns.shared(drain).await.filter(|_| !self.must_end());
         }
         tracing::info!(src.id = %next.src, "task {} is suspect of a crash: it waits until it is alone here", next.src);
-        let turn = self.turns.write();
-        tokio::pin!(turn);
-        loop {
-            // The look may be dropped: it only reads. The place in the queue for the lock is kept.
-            tokio::select! {
-                turn = &mut turn => return Some(Turn::Alone(turn)).filter(|_| !self.must_end()),
-                () = self.node.stopping.drain.cancelled() => return None,
-                () = tokio::time::sleep(SUSPECT_LOOK) => {}
+        let may_wait = async { self.queue.lock().await.may_wait(Instant::now()) };
+        match self.turns.alone(drain, may_wait, || self.still_waits(&next.src)).await {
+            Waited::Alone(turn) => {
+                self.queue.lock().await.was_alone();
+                Some(turn).filter(|_| !self.must_end())
             }
-            let row = self.node.backend.ledger.task(&next.src).await;
-            let waits = |row: Task| match row.state {
-                State::Running => row.instance.as_ref() == Some(&self.instance.id),
-                state => state == State::Pending,
-            };
-            // What cannot be read now is read in a moment.
-            if self.must_end() || row.is_ok_and(|row| !row.is_some_and(waits)) {
-                return None;
+            Waited::NotNow => {
+                tracing::info!(src.id = %next.src, "task {} was not alone in time: it waits for later", next.src);
+                self.queue.lock().await.put_off(next.src.clone(), Instant::now());
+                None
             }
+            Waited::Over => None,
         }
+    }
+
+    async fn still_waits(&self, src: &SrcId) -> bool {
+        let row = self.node.backend.ledger.task(src).await;
+        let waits = |row: Task| match row.state {
+            State::Running => row.instance.as_ref() == Some(&self.instance.id),
+            state => state == State::Pending,
+        };
+        // What cannot be read now is read in a moment.
+        !self.must_end() && row.map_or(true, |row| row.is_some_and(waits))
     }
 
     async fn work(&self, node: &Node, next: &Next, slot: &mut Slot) {
         let src = &next.src;
         // Held until the attempt has ended.
         let Some(turn) = self.turn(next).await else { return };
-        let is_alone = self.slots == 1 || matches!(turn, Turn::Alone(_));
+        let is_alone = self.slots == 1 || matches!(turn, Turn::Alone(..));
         let task = Assignment { src: src.clone(), mission: Some(self.mission.clone()), is_pulled: true, is_alone };
         match one_task(node, &self.instance, &self.sentinel, &task).await {
             Ok(Ending::Committed { .. }) => slot.done += 1,
@@ -246,6 +253,11 @@ impl Server {
             Ok(Ending::Cancelled) => {
                 slot.other += 1;
                 self.is_over.store(true, Ordering::SeqCst);
+            }
+            Ok(Ending::NoRoom(error)) => {
+                // The next task, which may be this one, waits for room.
+                slot.other += 1;
+                tracing::warn!(src.id = %src, "task {src}: {}", words(&error));
             }
             Ok(Ending::Drained | Ending::Interrupted | Ending::Served { .. } | Ending::TryAgain(_)) => slot.other += 1,
             Err(error @ NodeError::OddRow { .. }) => {

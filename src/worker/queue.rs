@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::crash::Found;
+use super::turns::SUSPECT_WAIT;
 use crate::domain::ids::SrcId;
 
 /// How many tasks of a page may be found taken before it is thrown away: others have been through it.
@@ -20,9 +21,13 @@ const ASIDE_LAST: Duration = Duration::from_mins(10);
 /// The most tasks that are remembered as set aside: about 150 bytes each. Above that, those of the shortest time are
 /// forgotten.
 const ASIDE_LEN_MAX: usize = 10_000;
-/// How long at least, and up to twice as long, a suspect task is left to nodes that have nothing else to do. A node
-/// that takes it must let its slots run empty, which costs as much as its longest task.
+/// How long at least a suspect task is left to nodes that have nothing else to do. A node that takes it must let its slots
+/// run empty.
 const SUSPECT_PATIENCE: Duration = Duration::from_mins(15);
+/// How often that is doubled after waits in vain: up to four hours, of which five minutes' wait are 2 %.
+const DOUBLINGS_MAX: u32 = 4;
+/// The most nodes among which the waits are spread: the last of them waits after more than eight hours.
+const NODES_MAX: u32 = 100;
 
 /// What is known to wait.
 #[derive(Debug)]
@@ -38,6 +43,11 @@ pub(super) struct Queue {
     aside: HashMap<SrcId, (Instant, Duration)>,
     /// Tasks that must run alone, and from when on they do not wait for this node to be idle.
     suspects: HashMap<SrcId, Instant>,
+    /// From when on the node may run empty for one of them, and how many such waits were in vain, one after another.
+    waits_from: Instant,
+    waits_failed: u32,
+    /// The nodes of the mission.
+    nodes: u32,
 }
 
 /// The next task of a slot.
@@ -50,11 +60,12 @@ pub(super) struct Next {
 impl Queue {
     /// What an earlier process was at goes first: it is still held by this machine, or this node is as idle as any. A
     /// task that has crashed a node on its own waits: the next crash may end this machine.
-    pub(super) fn new(left: Vec<Found>) -> Self {
+    pub(super) fn new(left: Vec<Found>, nodes: u32) -> Self {
         let now = Instant::now();
         let (suspects, held): (Vec<_>, Vec<_>) = left.into_iter().partition(|found| found.crash.is_some());
-        let due =
-            |found: &Found| if found.crash.is_some_and(|crash| crash.crashes > 0) { now + patience() } else { now };
+        let due = |found: &Found| {
+            if found.crash.is_some_and(|crash| crash.crashes > 0) { now + patience(nodes, 0) } else { now }
+        };
         Self {
             page: held.into_iter().map(|found| found.src).collect(),
             read_at: Some(now),
@@ -62,19 +73,44 @@ impl Queue {
             taken: 0,
             aside: HashMap::new(),
             suspects: suspects.into_iter().map(|found| (found.src.clone(), due(&found))).collect(),
+            waits_from: now,
+            waits_failed: 0,
+            nodes,
         }
     }
 
     /// Remembers a task that must run alone. Those beyond the bound are met again.
     pub(super) fn suspect(&mut self, src: SrcId, now: Instant) {
         if self.suspects.len() < ASIDE_LEN_MAX {
-            self.suspects.entry(src).or_insert_with(|| now + patience());
+            self.suspects.entry(src).or_insert_with(|| now + patience(self.nodes, 0));
         }
+    }
+
+    /// Returns whether the node may run empty for a suspect task.
+    pub(super) fn may_wait(&self, now: Instant) -> bool {
+        self.waits_from <= now
+    }
+
+    /// Puts a suspect task off for which the other slots have not ended in time, and the others with it.
+    pub(super) fn put_off(&mut self, src: SrcId, now: Instant) {
+        if self.may_wait(now) {
+            self.waits_failed = (self.waits_failed + 1).min(DOUBLINGS_MAX);
+            self.waits_from = now + patience(self.nodes, self.waits_failed);
+        }
+        self.suspect(src, now);
+    }
+
+    /// Notes that a suspect task was alone.
+    pub(super) fn was_alone(&mut self) {
+        self.waits_failed = 0;
     }
 
     /// Takes the suspect task that waits longest for this node, once its time has come, or the node has nothing else.
     pub(super) fn take_suspect(&mut self, now: Instant, is_idle: bool) -> Option<Next> {
-        let waits = self.suspects.iter().filter(|(src, due)| (is_idle || **due <= now) && !self.held.contains(*src));
+        let waits = self
+            .suspects
+            .iter()
+            .filter(|(src, due)| (is_idle || **due <= now && self.may_wait(now)) && !self.held.contains(*src));
         let src = waits.min_by_key(|(_, due)| **due)?.0.clone();
         self.suspects.remove(&src);
         self.held.insert(src.clone());
@@ -115,9 +151,11 @@ impl Queue {
     }
 }
 
-/// Returns how long a suspect task is left to others: not the same on all nodes, which would all run empty for it.
-fn patience() -> Duration {
-    SUSPECT_PATIENCE.mul_f64(1.0 + f64::from(rand::random::<u32>()) / f64::from(u32::MAX))
+/// Returns how long a suspect task is left to others: spread so that of all nodes one waits for it at a time. All would run
+/// empty for it.
+fn patience(nodes: u32, doublings: u32) -> Duration {
+    let spread = SUSPECT_PATIENCE.max(SUSPECT_WAIT * nodes.min(NODES_MAX));
+    SUSPECT_PATIENCE * 2_u32.pow(doublings) + spread.mul_f64(f64::from(rand::random::<u32>()) / f64::from(u32::MAX))
 }
 
 #[cfg(test)]
@@ -141,7 +179,7 @@ mod tests {
     #[test]
     fn a_suspect_goes_first_unless_it_has_crashed_a_node_alone() {
         let left = vec![found("held", None), found("neighbour", Some((0, false))), found("culprit", Some((1, true)))];
-        let mut queue = Queue::new(left);
+        let mut queue = Queue::new(left, 1);
         let now = Instant::now();
         assert_eq!(queue.take_suspect(now, false), Some(next("neighbour", true)));
         assert_eq!(queue.take_suspect(now, false), None);
@@ -152,7 +190,7 @@ mod tests {
 
     #[test]
     fn a_suspect_waits_for_idle_nodes_for_a_bounded_time_and_is_taken_by_one_slot() {
-        let mut queue = Queue::new(Vec::new());
+        let mut queue = Queue::new(Vec::new(), 1);
         let now = Instant::now();
         queue.suspect(src("a"), now);
         // Met again on the next page: its time does not begin anew.
@@ -166,5 +204,41 @@ mod tests {
         assert_eq!(queue.take_suspect(late + SUSPECT_PATIENCE, true), None, "a slot is at it");
         queue.held.remove(&src("a"));
         assert_eq!(queue.take_suspect(late + SUSPECT_PATIENCE, false), Some(next("a", true)));
+    }
+
+    #[test]
+    fn after_a_wait_in_vain_no_suspect_task_empties_the_node_for_longer_each_time() {
+        let mut queue = Queue::new(Vec::new(), 1);
+        let mut now = Instant::now();
+        queue.suspect(src("a"), now);
+        for doublings in 1..=DOUBLINGS_MAX + 2 {
+            queue.suspect(src("b"), now);
+            now += SUSPECT_PATIENCE * 2;
+            now = now.max(queue.waits_from);
+            assert!(queue.may_wait(now) && queue.take_suspect(now, false).is_some());
+            queue.held.clear();
+            queue.put_off(src("a"), now);
+            // One that waited behind it.
+            queue.put_off(src("b"), now);
+            let pause = SUSPECT_PATIENCE * 2_u32.pow(doublings.min(DOUBLINGS_MAX));
+            assert_eq!(queue.take_suspect(now + pause - Duration::from_secs(1), false), None, "{doublings}");
+            assert!(!queue.may_wait(now + pause - Duration::from_secs(1)), "{doublings}");
+            assert!(queue.may_wait(now + pause + SUSPECT_PATIENCE), "{doublings}: once");
+        }
+        assert!(queue.take_suspect(now, true).is_some(), "a node that has nothing else does not wait");
+        queue.was_alone();
+        assert_eq!(queue.waits_failed, 0);
+    }
+
+    /// Each node that waits runs empty: of a hundred, one at a time.
+    #[test]
+    fn the_waits_of_a_missions_nodes_are_spread() {
+        let mut dues: Vec<_> = (0..100).map(|_| patience(100, 0)).collect();
+        dues.sort();
+        assert!(dues[0] >= SUSPECT_PATIENCE && dues[0] < SUSPECT_PATIENCE + SUSPECT_WAIT * 30, "{:?}", dues[0]);
+        let waiting = |at: Duration| dues.iter().filter(|due| **due <= at && at < **due + SUSPECT_WAIT).count();
+        let mean = dues.iter().map(|due| waiting(*due)).sum::<usize>() / dues.len();
+        assert!(mean <= 4, "{mean} at a time");
+        assert!(patience(u32::MAX, DOUBLINGS_MAX) < Duration::from_hours(13));
     }
 }

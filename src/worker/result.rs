@@ -11,8 +11,9 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 use tokio::task::JoinSet;
 
-use super::execute::{Stop, Trouble, is_full};
+use super::execute::{Stop, Trouble};
 use super::insist::insist;
+use super::pins::Pins;
 use super::{Node, NodeError};
 use crate::backend::Backend;
 use crate::backend::ledger::{Fence, Outcome};
@@ -22,6 +23,7 @@ use crate::domain::ids::KEY_BYTES_MAX;
 use crate::domain::keys::{INDEX_NAME, result_key};
 use crate::domain::verdict::Verdict;
 use crate::workload::Contract;
+use crate::workload::tree::PinError;
 use crate::workload::walk::{self, DEPTH_MAX, WalkError, open_top};
 
 /// The most bytes of all names of a folder result: they are in memory twice, and once more in its index. A hundred
@@ -47,9 +49,9 @@ const FILES_PARALLEL: usize = 8;
 pub(super) async fn upload(node: &Node, contract: &Contract, fence: &Fence, bucket: &str) -> Result<Outcome, Stop> {
     let key = result_key(&contract.src);
     let (ledger, store, limit) = (&node.backend.ledger, &node.backend.store, node.settings.lease);
-    match find(contract, node.settings.sizes).await.map_err(trouble)? {
+    match insist(limit, || find(contract, node.settings.sizes)).await.map_err(trouble)? {
         // A program that ignores its failed writes ends with 0.
-        Output::Nothing if is_full(contract.folder()) => {
+        Output::Nothing if node.settings.disk.is_full(contract.folder()) => {
             Err(Trouble::new(Verdict::DiskFull, true, NodeError::WorkloadDiskFull).into())
         }
         Output::Nothing => {
@@ -57,14 +59,14 @@ pub(super) async fn upload(node: &Node, contract: &Contract, fence: &Fence, buck
             Err(Trouble { exit_code: Some(0), ..Trouble::new(Verdict::NoResult, false, error) }.into())
         }
         Output::File(file) => {
-            let pins = Pins::of(node, contract);
-            let put = pins.put(&node.backend, fence, (bucket, &key), &file, limit).await.map_err(trouble)?;
+            let pins = pins(node, contract);
+            let put = put(&pins, &node.backend, fence, (bucket, &key), &file, limit).await.map_err(trouble)?;
             let Put::Stored(Stored { etag, bytes }) = put else { return Err(Stop::LeaseLost) };
             Ok(Outcome::Done { result: uri(bucket, &key), etag, bytes })
         }
         Output::Files(files) => {
             let prefix = format!("{key}/");
-            let pins = Pins::of(node, contract);
+            let pins = pins(node, contract);
             let Some(stored) = upload_files(node, fence, pins, (bucket, &prefix), files).await.map_err(trouble)? else {
                 return Err(Stop::LeaseLost);
             };
@@ -97,7 +99,7 @@ async fn upload_files(
             let (backend, fence, limit) = (node.backend.clone(), fence.clone(), node.settings.lease);
             let (pins, bucket, key) = (pins.clone(), bucket.to_owned(), format!("{prefix}{name}"));
             puts.spawn(async move {
-                let put = pins.put(&backend, &fence, (&bucket, &key), &file, limit).await;
+                let put = put(&pins, &backend, &fence, (&bucket, &key), &file, limit).await;
                 (name, put)
             });
         }
@@ -111,53 +113,48 @@ async fn upload_files(
     }
 }
 
-/// How the files of a result are opened: below the workload's folder, through no link, and in a sandbox only what is
-/// the workload's own. A process that nobody found may still change what is there.
-#[derive(Clone)]
-struct Pins {
-    root: PathBuf,
-    owner: Option<u32>,
+/// Returns how the files of a result are opened: below the workload's folder, through no link, and in a sandbox only
+/// what is the workload's own. A process that nobody found may still change what is there.
+fn pins(node: &Node, contract: &Contract) -> Pins {
+    let root = contract.workspace();
+    // As the files' paths, which have no link in them.
+    let root = root.canonicalize().unwrap_or(root);
+    let owner = node.settings.bounds.wall.as_ref().map(|wall| wall.user().0);
+    Pins::new(root, owner, node.settings.sizes.result_bytes)
 }
 
-impl Pins {
-    fn of(node: &Node, contract: &Contract) -> Self {
-        let root = contract.workspace();
-        // As the files' paths, which have no link in them.
-        let root = root.canonicalize().unwrap_or(root);
-        Self { root, owner: node.settings.bounds.wall.as_ref().map(|wall| wall.user().0) }
+/// Puts a file of the result. One that grows, shrinks, or is written to meanwhile is none.
+async fn put(
+    pins: &Pins,
+    backend: &Backend,
+    fence: &Fence,
+    (bucket, key): (&str, &str),
+    file: &Path,
+    limit: Duration,
+) -> Result<Put, StoreError> {
+    let changed = || bad(file, "something of the workload still wrote to it while it was uploaded");
+    let below = file.strip_prefix(pins.root()).map_err(|error| disk("opening", file, io::Error::other(error)))?;
+    let pin = pins.open(below.as_os_str().as_bytes(), limit).await.map_err(|error| of_pin(file, error))?;
+    let pin = pin.ok_or_else(changed)?;
+    if !pins.take_bytes(&pin) {
+        return Err(changed());
     }
+    let put = insist(limit, || backend.store.put_result(&backend.ledger, fence, bucket, key, pin.body())).await;
+    let put = put.map_err(|error| match error {
+        // By the name that people know.
+        StoreError::Disk { doing, source, .. } => StoreError::Disk { doing, path: file.to_owned(), source },
+        other => other,
+    })?;
+    if pin.has_changed().map_err(|error| disk("reading", file, error))? {
+        return Err(changed());
+    }
+    Ok(put)
+}
 
-    /// Puts a file of the result. One that grows, shrinks, or is written to meanwhile is none.
-    async fn put(
-        &self,
-        backend: &Backend,
-        fence: &Fence,
-        (bucket, key): (&str, &str),
-        file: &Path,
-        limit: Duration,
-    ) -> Result<Put, StoreError> {
-        let changed = || bad(file, "something of the workload still wrote to it while it was uploaded");
-        let (pins, path) = (self.clone(), file.to_owned());
-        let pinned = tokio::task::spawn_blocking(move || {
-            let below = path.strip_prefix(&pins.root).map_err(io::Error::other)?;
-            crate::workload::tree::pin(&pins.root, below.as_os_str().as_bytes(), pins.owner)
-        });
-        let pinned = pinned.await.map_err(io::Error::other).flatten().map_err(|error| bad(file, error.to_string()))?;
-        let pinned = pinned.ok_or_else(changed)?;
-        let state = || pinned.read_state().map_err(|error| disk("reading", file, error));
-        let (bytes, stamp, _) = state()?;
-        let pin = pinned.path();
-        let put = insist(limit, || backend.store.put_result(&backend.ledger, fence, bucket, key, &pin)).await;
-        let put = put.map_err(|error| match error {
-            // By the name that people know.
-            StoreError::Disk { doing, source, .. } => StoreError::Disk { doing, path: file.to_owned(), source },
-            other => other,
-        })?;
-        let (bytes_now, stamp_now, _) = state()?;
-        if (bytes_now, stamp_now.modified) != (bytes, stamp.modified) {
-            return Err(changed());
-        }
-        Ok(put)
+fn of_pin(file: &Path, error: PinError) -> StoreError {
+    match error {
+        PinError::NoFile { .. } => bad(file, error.to_string()),
+        PinError::System(source) => disk("opening", file, source),
     }
 }
 
@@ -403,5 +400,26 @@ mod tests {
             find_blocking(&contract.output(), &contract.workspace(), "rslt_a", SizeLimits::default()),
             Err(StoreError::BadResult { .. })
         ));
+    }
+
+    /// What the machine lacks, or cannot read, is not the result's fault; and what only lacks now is tried again.
+    #[test]
+    fn a_file_that_this_machine_cannot_open_hands_the_task_back() {
+        use crate::worker::insist::Failure;
+        let ends = |error| {
+            let ending = trouble(of_pin(Path::new("/output"), error)).ending;
+            (ending.verdict, ending.may_pass)
+        };
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN, Errno::INTR, Errno::IO, Errno::STALE] {
+            let error = || PinError::System(errno.into());
+            assert_eq!(error().may_pass(), !matches!(errno, Errno::IO | Errno::STALE), "{errno:?}");
+            assert_eq!(of_pin(Path::new("/output"), error()).may_pass(), error().may_pass(), "{errno:?}");
+            assert_eq!(ends(error()), (Verdict::Infra, true), "{errno:?}");
+        }
+        for errno in [Errno::NOENT, Errno::ACCESS, Errno::PERM, Errno::NAMETOOLONG] {
+            assert_eq!(ends(PinError::System(errno.into())), (Verdict::AppError, false), "{errno:?}");
+        }
+        let no_file = PinError::NoFile { path: "output".to_owned(), what: "is a socket" };
+        assert_eq!((no_file.may_pass(), ends(no_file)), (false, (Verdict::AppError, false)));
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::disk::Disk;
 use super::preflight::Preflight;
 use crate::backend::machine::EndOrder;
 use crate::domain::budget::{Limits, SizeLimits};
@@ -109,6 +110,8 @@ pub struct Settings {
     pub limits: Limits,
     /// How large results and checkpoints may be.
     pub sizes: SizeLimits,
+    /// What is known of the disk, by all that share it.
+    pub disk: Arc<Disk>,
     /// What has been found of the deployment, by all that share it.
     pub preflight: Arc<Preflight>,
     /// Takes the node's progress, for whoever watches.

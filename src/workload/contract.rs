@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Gid, Uid, chownat};
+use tokio_util::sync::CancellationToken;
 
 use super::folder::Folder;
 use super::{log, walk};
@@ -69,7 +70,15 @@ impl Contract {
     /// # Errors
     /// The system's; `PermissionDenied` if the folder does not bear this attempt's marker.
     pub fn remove(&self) -> io::Result<()> {
-        self.folder.remove()
+        self.remove_unless(&CancellationToken::new())
+    }
+
+    /// As [`Contract::remove`], until it is told to stop: what is left then has its marker still.
+    ///
+    /// # Errors
+    /// As of [`Contract::remove`]; `Interrupted` if it was stopped.
+    pub fn remove_unless(&self, stop: &CancellationToken) -> io::Result<()> {
+        self.folder.remove(stop)
     }
 
     /// Empties the checkpoint folder.

@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
@@ -17,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::contract::{Contract, is_withheld};
+use super::machine::{self, is_of_machine};
 use super::memory::Kills;
 use super::progress_file::ProgressFile;
 use super::wall::{self, End, State};
@@ -108,7 +108,7 @@ struct StartFailure {
 
 impl StartFailure {
     fn of_program(source: io::Error) -> Self {
-        Self { is_transient: is_transient_start(&source), source, is_of_machine: false }
+        Self { is_transient: is_of_machine(&source), source, is_of_machine: false }
     }
 
     fn of_machine(source: io::Error) -> Self {
@@ -121,37 +121,6 @@ impl StartFailure {
         }
         Ok(Ended::NotStarted { program, source: self.source })
     }
-}
-
-/// Returns whether a program could not be started for a reason that says nothing of the program: the machine has
-/// reached a limit, the program is just being written, or its disk does not answer. Anything else is the program's own.
-///
-/// Sources: `execve(2)`, `fork(2)`, `pipe(2)`, and for programs on a network file system `errno(3)`.
-#[must_use]
-pub fn is_transient_start(error: &io::Error) -> bool {
-    const TRANSIENT: [Errno; 20] = [
-        Errno::AGAIN,
-        Errno::BUSY,
-        Errno::DQUOT,
-        Errno::HOSTDOWN,
-        Errno::HOSTUNREACH,
-        Errno::INTR,
-        Errno::IO,
-        Errno::MFILE,
-        Errno::NETDOWN,
-        Errno::NETUNREACH,
-        Errno::NFILE,
-        Errno::NOBUFS,
-        Errno::NOLCK,
-        Errno::NOMEM,
-        Errno::NOSPC,
-        Errno::NOTCONN,
-        Errno::REMOTEIO,
-        Errno::STALE,
-        Errno::TIMEDOUT,
-        Errno::TXTBSY,
-    ];
-    Errno::from_io_error(error).is_some_and(|errno| TRANSIENT.contains(&errno))
 }
 
 /// Waits for a started program to its end; the inner error says that systemd could not begin it.
@@ -210,6 +179,9 @@ fn start(argv: &[String], contract: &Contract, bounds: &Bounds) -> Result<(Runni
         Err(error) => return Err(StartFailure::of_program(error)),
     };
     let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+    if unit.is_none() {
+        machine::give_back_descriptors(group);
+    }
     let reach = unit.map_or(Reach::Group(group), Reach::Unit);
     Ok((Running { child, reach, is_gone: false, before }, reader))
 }
@@ -379,6 +351,7 @@ async fn end_escaped(folder: PathBuf, group: Option<Pid>) {
 mod tests {
     use super::*;
     use crate::domain::ids::{Attempt, SrcId};
+    use rustix::io::Errno;
     use std::fs::File;
     use std::os::unix::fs::PermissionsExt;
     use std::path::Path;
@@ -399,19 +372,6 @@ mod tests {
     async fn run_it(program: &Path, contract: &Contract, stops: &Stops) -> Ended {
         let argv = [program.display().to_string()];
         run(&argv, contract, &BOUNDS, &watch::Sender::new(Progress::default()), stops).await.unwrap()
-    }
-
-    #[test]
-    fn what_the_machine_lacks_is_transient_and_what_the_program_is_not() {
-        for errno in [Errno::TXTBSY, Errno::AGAIN, Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::INTR, Errno::IO] {
-            assert!(is_transient_start(&errno.into()), "{errno:?}");
-        }
-        for errno in
-            [Errno::NOENT, Errno::ACCESS, Errno::NOEXEC, Errno::PERM, Errno::TOOBIG, Errno::NOTDIR, Errno::LOOP]
-        {
-            assert!(!is_transient_start(&errno.into()), "{errno:?}");
-        }
-        assert!(!is_transient_start(&io::Error::other("203")));
     }
 
     #[tokio::test]

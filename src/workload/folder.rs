@@ -18,6 +18,7 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, fstat, mkdirat, openat, unlinkat};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 
 use super::ground;
 use super::remover::{Remover, open_folder};
@@ -44,7 +45,7 @@ pub(super) struct Marker {
     /// The attempt.
     pub(super) attempt: u64,
     /// The folder's own name.
-    folder: String,
+    pub(super) folder: String,
     /// The folder's own inode.
     inode: u64,
     /// The boot in which it was made; empty in markers of earlier versions, and where the kernel does not say.
@@ -60,7 +61,7 @@ impl Marker {
 }
 
 /// Returns the kernel's name for this boot, a random one; empty if it does not say. Source: `random(4)`.
-fn boot_id() -> String {
+pub(super) fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
 }
 
@@ -113,9 +114,9 @@ impl Folder {
     ///
     /// # Errors
     /// The system's; `PermissionDenied` if what is there is not this attempt's folder.
-    pub(super) fn remove(&self) -> io::Result<()> {
+    pub(super) fn remove(&self, stop: &CancellationToken) -> io::Result<()> {
         match self.prove() {
-            Ok(Some(proven)) => proven.remove(),
+            Ok(Some(proven)) => proven.remove(stop),
             Ok(None) => Ok(()),
             Err(error) => Err(error),
         }
@@ -172,7 +173,7 @@ fn mark(
     // Locked before it says anything: another process that looks at it now finds no valid marker, and lets go at once.
     // A file system without locks refuses them to that process too.
     if let Err(error) = file.lock() {
-        tracing::debug!("{} cannot be locked: {error}", marker.folder);
+        tracing::warn!("{} cannot be locked, so nobody can tell when it is abandoned: {error}", marker.folder);
     }
     file.write_all(&serde_json::to_vec(&marker)?)?;
     Ok((marker, file))
@@ -212,8 +213,8 @@ pub(super) struct Proven {
 pub(super) fn prove(work_dir: &Path, name: &OsStr) -> Result<Proven, Refusal> {
     let parent = ground::open_checked(work_dir).map_err(io::Error::from)?;
     let folder = open_folder(&parent, name)?;
-    // A FIFO must not be waited for, and a link not be followed.
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    // A FIFO must not be waited for, and a link not be followed. To write: without that NFS gives no lock (flock(2)).
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match openat(&folder, MARKER_NAME, flags, Mode::empty()) {
         Ok(file) => File::from(file),
         Err(Errno::NOENT) => return Err(Refusal::NoMarker),
@@ -249,7 +250,10 @@ impl Proven {
         match self.file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(error)) => return Err(error.into()),
+            Err(TryLockError::Error(error)) => {
+                tracing::warn!("{} is left, for nobody can tell whether it is in use: {error}", self.name.display());
+                return Err(error.into());
+            }
         }
         if fstat(&self.folder)?.st_ino != self.marker.inode {
             return Err(Refusal::Foreign("it is a copy of the folder that its marker names"));
@@ -261,10 +265,9 @@ impl Proven {
     /// process that finds the marker.
     ///
     /// # Errors
-    /// The first that the system gave; what else could be removed is gone.
-    pub(super) fn remove(self) -> io::Result<()> {
-        let mut remover = Remover::new(&self.folder)?;
-        remover.empty(Some(MARKER_NAME.as_bytes()))?;
+    /// The first that the system gave; what else could be removed is gone. `Interrupted` if it was stopped.
+    pub(super) fn remove(self, stop: &CancellationToken) -> io::Result<()> {
+        self.empty(stop)?;
         match unlinkat(&self.folder, MARKER_NAME, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(error) => return Err(error.into()),
@@ -276,6 +279,14 @@ impl Proven {
                 Err(error.into())
             }
         }
+    }
+
+    /// Removes what is in the folder, but not the marker.
+    ///
+    /// # Errors
+    /// As of [`Proven::remove`].
+    pub(super) fn empty(&self, stop: &CancellationToken) -> io::Result<()> {
+        Remover::new(&self.folder)?.until(stop).empty(Some(MARKER_NAME.as_bytes()))
     }
 
     /// A process that was not found has written to the folder meanwhile: it must be recognised once more.
@@ -315,12 +326,21 @@ mod tests {
         Folder::create(work_dir, "table", &SrcId::new("in/a b").unwrap(), Attempt(3)).unwrap()
     }
 
+    /// NFS refuses a lock on a file that is open for reading only.
+    #[test]
+    fn a_marker_is_opened_so_that_any_file_system_locks_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = create(dir.path());
+        let proven = prove(dir.path(), OsStr::new(folder.name())).unwrap();
+        assert!(rustix::fs::fcntl_getfl(&proven.file).unwrap().contains(OFlags::RDWR));
+    }
+
     #[test]
     fn no_two_folders_of_one_attempt_are_the_same() {
         let dir = tempfile::tempdir().unwrap();
         let (one, other) = (create(dir.path()), create(dir.path()));
         assert_ne!(one.path(), other.path());
-        one.remove().unwrap();
+        one.remove(&CancellationToken::new()).unwrap();
         assert!(other.path().exists());
         assert!(
             other.name().len() < 64 && other.name().bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
@@ -336,7 +356,7 @@ mod tests {
         let text = std::fs::read_to_string(&marker).unwrap();
 
         let refuses = |what: &str| {
-            let error = folder.remove().unwrap_err();
+            let error = folder.remove(&CancellationToken::new()).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{what}");
             assert!(folder.remove_part("precious").is_err(), "{what}");
             assert!(kept.exists(), "{what}");
@@ -355,8 +375,8 @@ mod tests {
         refuses("a FIFO for a marker");
 
         std::fs::write(&marker, text).unwrap();
-        folder.remove().unwrap();
-        folder.remove().unwrap();
+        folder.remove(&CancellationToken::new()).unwrap();
+        folder.remove(&CancellationToken::new()).unwrap();
         assert!(!folder.path().exists());
     }
 
@@ -367,7 +387,7 @@ mod tests {
         let moved = dir.path().join("moved");
         std::fs::rename(folder.path(), &moved).unwrap();
         symlink(&moved, folder.path()).unwrap();
-        assert!(folder.remove().is_err());
+        assert!(folder.remove(&CancellationToken::new()).is_err());
         assert!(moved.join(MARKER_NAME).exists());
     }
 
@@ -388,7 +408,7 @@ mod tests {
         for (path, mode) in [("a/b/c", 0o000), ("a/b", 0o555), ("a", 0o111)] {
             std::fs::set_permissions(folder.path().join(path), std::fs::Permissions::from_mode(mode)).unwrap();
         }
-        folder.remove().unwrap();
+        folder.remove(&CancellationToken::new()).unwrap();
 
         assert!(!folder.path().exists());
         assert!(precious.join("file").exists());
@@ -433,13 +453,13 @@ mod tests {
         if !run("mount", &[Path::new("--bind"), &outside, &inside]) {
             return eprintln!("skipped: nothing can be mounted here");
         }
-        let removed = folder.remove();
+        let removed = folder.remove(&CancellationToken::new());
         let is_there = outside.join("precious").exists();
         assert!(run("umount", &[&inside]));
         assert!(removed.is_err() && is_there);
         assert!(!folder.path().join("workload/scratch/other").exists(), "what can be removed is gone");
         assert!(folder.path().join(MARKER_NAME).exists(), "the next process knows the folder");
-        folder.remove().unwrap();
+        folder.remove(&CancellationToken::new()).unwrap();
         assert!(outside.join("precious").exists() && !folder.path().exists());
     }
 
@@ -459,7 +479,7 @@ mod tests {
         }
         folder.remove_part("many").unwrap();
         assert!(!many.exists() && folder.path().exists());
-        folder.remove().unwrap();
+        folder.remove(&CancellationToken::new()).unwrap();
         assert!(!folder.path().exists());
     }
 }

@@ -7,12 +7,12 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, mkdirat, openat, readlinkat, statat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, Stat, fstat, mkdirat, openat, readlinkat, statat};
 use rustix::io::Errno;
 
+use super::groups::is_private;
 use super::walk::FOLDER;
 
 /// The longest path of a work folder. Linux takes 4,096 bytes, and a checkpoint's file has up to 3,072 below it.
@@ -60,41 +60,21 @@ impl From<GroundError> for io::Error {
 /// [`GroundError::Unsafe`] if the folder is another user's, if others may write to it, if others may replace it or a
 /// folder above it, or if a link on the way is another user's; else the system's.
 pub(super) fn open(work_dir: &Path) -> Result<OwnedFd, GroundError> {
-    let path = std::path::absolute(work_dir).map_err(|source| system(work_dir, source))?;
-    if path.as_os_str().len() > PATH_BYTES_MAX {
-        let why = format!("is a path of more than {PATH_BYTES_MAX} bytes");
-        return Err(GroundError::Unsafe { path, why });
-    }
     let who = Who::this_process();
-    let mut way = Way { folder: root()?, path: PathBuf::from("/"), rest: parts_of(&path), links: 0 };
-    loop {
-        let meta = fstat(&way.folder).map_err(|error| system(&way.path, error))?;
-        let Some(name) = way.rest.pop() else {
-            return match who.objection_to_folder(&meta) {
-                None => Ok(way.folder),
-                Some(why) => Err(GroundError::Unsafe { path: way.path, why }),
-            };
-        };
-        if let Some(why) = who.objection_to_parent(&meta) {
-            return Err(GroundError::Unsafe { path: way.path, why });
-        }
-        way.step(name, &who)?;
+    let (folder, meta, path) = go(work_dir, &who, Trust::Checked, true)?;
+    match who.objection_to_folder(&meta) {
+        None => Ok(folder),
+        Some(why) => Err(GroundError::Unsafe { path, why }),
     }
 }
 
 /// Opens a work folder that was checked when this process took it, or that is in a trusted folder. There the mode is
-/// not looked at: some file systems show any mode.
+/// not looked at: some file systems show any mode. A link that another user made is not followed even there.
 ///
 /// # Errors
-/// [`GroundError::Unsafe`] if it is another user's by now; else the system's.
+/// [`GroundError::Unsafe`] if it is another user's by now, or a link on the way is; else the system's.
 pub(super) fn open_checked(work_dir: &Path) -> Result<OwnedFd, GroundError> {
-    let folder = openat(CWD, work_dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-    let folder = folder.map_err(|error| system(work_dir, error))?;
-    let owner = fstat(&folder).map_err(|error| system(work_dir, error))?.st_uid;
-    if Who::this_process().trusts(owner) {
-        return Ok(folder);
-    }
-    Err(GroundError::Unsafe { path: work_dir.to_owned(), why: format!("is user {owner}'s") })
+    go_trusted(work_dir, false)
 }
 
 /// As [`open_checked`]; makes the folder (0700) if it is missing.
@@ -102,9 +82,43 @@ pub(super) fn open_checked(work_dir: &Path) -> Result<OwnedFd, GroundError> {
 /// # Errors
 /// As of [`open_checked`].
 pub(super) fn make_checked(work_dir: &Path) -> Result<OwnedFd, GroundError> {
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(work_dir);
-    made.map_err(|source| system(work_dir, source))?;
-    open_checked(work_dir)
+    go_trusted(work_dir, true)
+}
+
+fn go_trusted(work_dir: &Path, makes: bool) -> Result<OwnedFd, GroundError> {
+    let who = Who::this_process();
+    let (folder, meta, path) = go(work_dir, &who, Trust::Given, makes)?;
+    if who.trusts(meta.st_uid) {
+        return Ok(folder);
+    }
+    Err(GroundError::Unsafe { path, why: format!("is user {}'s", meta.st_uid) })
+}
+
+/// Whether the folders on the way are looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Trust {
+    Checked,
+    Given,
+}
+
+/// Goes to a folder, component by component. `makes` says whether those that are missing are made.
+fn go(work_dir: &Path, who: &Who, trust: Trust, makes: bool) -> Result<(OwnedFd, Stat, PathBuf), GroundError> {
+    let path = std::path::absolute(work_dir).map_err(|source| system(work_dir, source))?;
+    if trust == Trust::Checked && path.as_os_str().len() > PATH_BYTES_MAX {
+        let why = format!("is a path of more than {PATH_BYTES_MAX} bytes");
+        return Err(GroundError::Unsafe { path, why });
+    }
+    let mut way = Way { folder: root()?, path: PathBuf::from("/"), rest: parts_of(&path), links: 0, makes };
+    loop {
+        let meta = fstat(&way.folder).map_err(|error| system(&way.path, error))?;
+        let Some(name) = way.rest.pop() else { return Ok((way.folder, meta, way.path)) };
+        if trust == Trust::Checked
+            && let Some(why) = who.objection_to_parent(&meta)
+        {
+            return Err(GroundError::Unsafe { path: way.path, why });
+        }
+        way.step(name, who)?;
+    }
 }
 
 fn root() -> Result<OwnedFd, GroundError> {
@@ -133,6 +147,8 @@ struct Way {
     /// What is still to be opened, the last component first.
     rest: Vec<OsString>,
     links: u32,
+    /// Whether what is missing is made.
+    makes: bool,
 }
 
 impl Way {
@@ -140,7 +156,7 @@ impl Way {
         let path =
             if name == ".." { self.path.parent().unwrap_or(Path::new("/")).into() } else { self.path.join(&name) };
         let meta = match statat(&self.folder, &name, AtFlags::SYMLINK_NOFOLLOW) {
-            Err(Errno::NOENT) => {
+            Err(Errno::NOENT) if self.makes => {
                 // Of two processes that make it at once, both find it.
                 match mkdirat(&self.folder, &name, Mode::RWXU) {
                     Ok(()) | Err(Errno::EXIST) => {}
@@ -180,8 +196,6 @@ struct Who {
     uid: u32,
     /// In a user namespace that does not know root, the number that stands for root, and for everybody else.
     unknown: Option<u32>,
-    /// The group that has no other member, if there is one.
-    private_group: Option<u32>,
 }
 
 impl Who {
@@ -193,7 +207,7 @@ impl Who {
         } else {
             read("/proc/sys/kernel/overflowuid").trim().parse().ok()
         };
-        Self { uid, unknown, private_group: is_private_group(uid, &read("/etc/group")).then_some(uid) }
+        Self { uid, unknown }
     }
 
     fn trusts(&self, uid: u32) -> bool {
@@ -218,7 +232,7 @@ impl Who {
         if meta.st_uid != self.uid {
             return Some(format!("is user {}'s, and this process runs as user {}", meta.st_uid, self.uid));
         }
-        let is_groups = meta.st_mode & GROUP_WRITES != 0 && Some(meta.st_gid) != self.private_group;
+        let is_groups = meta.st_mode & GROUP_WRITES != 0 && !is_private(meta.st_gid, self.uid);
         (is_groups || meta.st_mode & OTHERS_WRITE != 0).then(|| "can be written to by other users".to_owned())
     }
 }
@@ -226,17 +240,6 @@ impl Who {
 /// Returns whether root of this namespace's machine has a number in it. A line is: first inside, first outside, count.
 fn maps_root(uid_map: &str) -> bool {
     uid_map.is_empty() || uid_map.lines().any(|line| line.split_whitespace().nth(1) == Some("0"))
-}
-
-/// Returns whether the group that has a user's own number is that user's alone. On most systems each user gets such a
-/// group, and its files are writable for it.
-pub(super) fn is_private_group(uid: u32, groups: &str) -> bool {
-    groups.lines().all(|line| {
-        let fields: Vec<&str> = line.split(':').collect();
-        let is_it = fields.get(2).and_then(|gid| gid.parse().ok()) == Some(uid);
-        // The members are those beside the user whose own group it is; a user may be named in it once more.
-        !is_it || fields.get(3).is_none_or(|members| members.is_empty() || Some(members) == fields.first())
-    })
 }
 
 /// Returns why the program that a folder names should not be run, if so: whoever may write to the folder chooses it.
@@ -256,15 +259,11 @@ pub fn objection_to_mission(path: &Path, trusted_uid: Option<u32>) -> io::Result
     }
     // The mode of a link says nothing.
     let is_link = FileType::from_raw_mode(meta.st_mode) == FileType::Symlink;
-    let is_private = Some(meta.st_gid) == who.private_group
-        || trusted_uid.is_some_and(|uid| uid == meta.st_gid && is_private_group(uid, &read_groups()));
-    let is_groups = meta.st_mode & GROUP_WRITES != 0 && !is_private && meta.st_gid != 0;
-    let is_open = !is_link && (is_groups || meta.st_mode & OTHERS_WRITE != 0);
+    let is_private = |uid: u32| is_private(meta.st_gid, uid);
+    let is_groups = !is_link && meta.st_mode & GROUP_WRITES != 0 && meta.st_gid != 0;
+    let is_groups = is_groups && !is_private(who.uid) && !trusted_uid.is_some_and(is_private);
+    let is_open = is_groups || !is_link && meta.st_mode & OTHERS_WRITE != 0;
     Ok(is_open.then(|| "can be written to by other users".to_owned()))
-}
-
-fn read_groups() -> String {
-    std::fs::read_to_string("/etc/group").unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -353,14 +352,42 @@ mod tests {
     }
 
     #[test]
-    fn a_group_of_ones_own_is_nobody_elses() {
-        let groups = "root:x:0:\nme:x:1000:\nyou:x:1001:you\nwe:x:1002:me,you\n";
-        let private = |uid| is_private_group(uid, groups);
-        assert_eq!([private(1000), private(1001), private(1002)], [true, true, false]);
+    fn a_container_that_knows_no_root_trusts_what_stands_for_it() {
         assert!(maps_root("         0          0 4294967295\n") && !maps_root("1000 1000 1\n"));
         // As in a container that knows no user but this one: the system's folders are of an unknown user.
-        let who = Who { uid: 1000, unknown: Some(65_534), private_group: None };
+        let who = Who { uid: 1000, unknown: Some(65_534) };
         assert!(who.trusts(65_534) && !who.trusts(1001));
+    }
+
+    /// In a mission's folder that is another user's, and trusted, this process's work folder is still no link of that
+    /// user's.
+    #[test]
+    #[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
+    fn a_trusted_folder_does_not_lead_elsewhere_by_a_link_of_its_owners() {
+        if !rustix::process::geteuid().is_root() {
+            return eprintln!("skipped: only root can make what is another user's");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir_all(at("precious/work")).unwrap();
+        std::fs::create_dir(at("own")).unwrap();
+        symlink(at("precious/work"), at("own/work")).unwrap();
+        symlink(at("precious"), at("above")).unwrap();
+        open_checked(&at("own/work")).unwrap();
+        open_checked(&at("above/work")).unwrap();
+        make_checked(&at("own/new/work")).unwrap();
+        assert!(open_checked(&at("own/none")).is_err() && !at("own/none").exists());
+        for link in ["own/work", "above"] {
+            std::os::unix::fs::lchown(at(link), Some(65_534), Some(65_534)).unwrap();
+        }
+        for path in ["own/work", "above/work", "above/new"] {
+            let refused = [make_checked(&at(path)), open_checked(&at(path))];
+            assert!(
+                refused.iter().all(|opened| matches!(opened, Err(GroundError::Unsafe { .. }))),
+                "{path}: {refused:?}"
+            );
+        }
+        assert!(!at("precious/new").exists());
     }
 
     #[test]

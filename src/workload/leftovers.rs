@@ -6,7 +6,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, TryLockError};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -15,21 +15,10 @@ use std::path::Path;
 use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, unlinkat};
 use rustix::process::{Pid, Signal, getpgid, kill_process};
 
+use super::abandoned::Left;
 use super::folder::{self, Proven, Refusal};
 use super::ground::{self, GroundError};
 use super::remover::open_folder;
-use crate::domain::ids::{Attempt, SrcId};
-
-/// An attempt whose process has died on this machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Left {
-    /// Its task.
-    pub src: SrcId,
-    /// The attempt.
-    pub attempt: Attempt,
-    /// Whether the machine is still in the same boot: the process alone has died.
-    pub is_same_boot: bool,
-}
 
 /// How often `/proc` is gone through: a process may fork between the look and the signal.
 const ROUNDS_MAX: u32 = 5;
@@ -54,21 +43,60 @@ pub(super) fn end_below(folder: &Path, dying: Option<Pid>) -> usize {
 
 /// The name of the lock in a work folder.
 const LOCK_NAME: &str = ".lock";
+/// The name of the note of a process that was told to end, how it begins, and the most that is read of it: a boot's
+/// name has 36 characters.
+const NOTE_NAME: &str = ".lighthpc-drained";
+const NOTE_START: &str = "lighthpc was told to end in boot ";
+const NOTE_BYTES_MAX: u64 = 128;
 /// How many folders that stay are named in one warning.
 const NAMED_MAX: usize = 5;
 
-/// Takes a work folder for this process. If it is the only one there, removes the folders of attempts whose process has
-/// died, and kills what still runs of them: a node that was restarted finds its earlier workload running. Returns the
-/// lock, which is held as long as it lives, and those attempts whose tasks are of this deployment (the name of its
-/// tasks table).
+/// The lock of a work folder, held as long as this lives.
+#[derive(Debug)]
+pub struct WorkLock {
+    folder: OwnedFd,
+    _lock: File,
+}
+
+impl WorkLock {
+    /// Notes that this process was told to end: what it leaves, if it does not come to its end, is no crash.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn note_drain(&self) -> io::Result<()> {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut note = File::from(openat(&self.folder, NOTE_NAME, flags, Mode::RUSR | Mode::WUSR)?);
+        note.write_all(format!("{NOTE_START}{}\n", folder::boot_id()).as_bytes())
+    }
+
+    /// Returns whether the process before this one was told to end in this boot, and removes its note. What has the
+    /// note's name and is none stays.
+    fn take_note(&self) -> bool {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let (mut note, boot) = (String::new(), folder::boot_id());
+        let opened = openat(&self.folder, NOTE_NAME, flags, Mode::empty()).map(File::from);
+        let Ok(_) =
+            opened.map_err(io::Error::from).and_then(|file| file.take(NOTE_BYTES_MAX).read_to_string(&mut note))
+        else {
+            return false;
+        };
+        let Some(noted) = note.strip_prefix(NOTE_START) else { return false };
+        unlinkat(&self.folder, NOTE_NAME, AtFlags::empty()).ok();
+        !boot.is_empty() && noted.trim() == boot
+    }
+}
+
+/// Takes a work folder for this process. If it is the only one there, kills what still runs of attempts whose process
+/// has died: a node that was restarted finds its earlier workload running. Returns the lock, and those attempts, with
+/// their folders, which are for the caller to remove ([`super::Removal`]): that may take long.
 ///
-/// Nothing is removed that has no valid marker of lighthpc's (see `folder.rs`), and nothing of a process that lives. If
-/// another living process holds the lock, nothing is removed, and `None` is returned; attempts have folders of their
+/// Nothing is listed that has no valid marker of lighthpc's (see `folder.rs`), and nothing of a process that lives. If
+/// another living process holds the lock, nothing is listed, and no lock is returned; attempts have folders of their
 /// own.
 ///
 /// # Errors
 /// [`GroundError`]: the folder is not certainly this user's own, or the system refused.
-pub fn take(work_dir: &Path, deployment: &str) -> Result<(Option<File>, Vec<Left>), GroundError> {
+pub fn take(work_dir: &Path, deployment: &str) -> Result<(Option<WorkLock>, Vec<Left>), GroundError> {
     take_opened(work_dir, ground::open(work_dir)?, deployment)
 }
 
@@ -76,11 +104,15 @@ pub fn take(work_dir: &Path, deployment: &str) -> Result<(Option<File>, Vec<Left
 ///
 /// # Errors
 /// As of [`take`].
-pub fn take_in_trusted(work_dir: &Path, deployment: &str) -> Result<(Option<File>, Vec<Left>), GroundError> {
+pub fn take_in_trusted(work_dir: &Path, deployment: &str) -> Result<(Option<WorkLock>, Vec<Left>), GroundError> {
     take_opened(work_dir, ground::make_checked(work_dir)?, deployment)
 }
 
-fn take_opened(work_dir: &Path, folder: OwnedFd, deployment: &str) -> Result<(Option<File>, Vec<Left>), GroundError> {
+fn take_opened(
+    work_dir: &Path,
+    folder: OwnedFd,
+    deployment: &str,
+) -> Result<(Option<WorkLock>, Vec<Left>), GroundError> {
     let system = |source: io::Error| GroundError::System { path: work_dir.to_owned(), source };
     let work_dir = std::path::absolute(work_dir).map_err(system)?;
     // What has the lock's name is neither followed, nor waited for, nor written to.
@@ -88,7 +120,11 @@ fn take_opened(work_dir: &Path, folder: OwnedFd, deployment: &str) -> Result<(Op
     let lock = openat(&folder, LOCK_NAME, flags, Mode::RUSR | Mode::WUSR).map_err(|error| system(error.into()))?;
     let lock = File::from(lock);
     match lock.try_lock() {
-        Ok(()) => clear(&work_dir, deployment).map(|left| (Some(lock), left)).map_err(system),
+        Ok(()) => {
+            let lock = WorkLock { folder, _lock: lock };
+            let was_drained = lock.take_note();
+            list(&work_dir, deployment, was_drained).map(|left| (Some(lock), left)).map_err(system)
+        }
         Err(TryLockError::WouldBlock) => Ok((None, Vec::new())),
         Err(TryLockError::Error(error)) => Err(system(error)),
     }
@@ -110,7 +146,7 @@ pub fn try_folder(work_dir: &Path) -> io::Result<()> {
     written.and(unlinkat(&parent, &name, AtFlags::REMOVEDIR).map_err(io::Error::from))
 }
 
-fn clear(work_dir: &Path, deployment: &str) -> io::Result<Vec<Left>> {
+fn list(work_dir: &Path, deployment: &str, was_drained: bool) -> io::Result<Vec<Left>> {
     let mut left = Vec::new();
     let (mut earlier, mut kept) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir(work_dir)?.filter_map(Result::ok) {
@@ -120,7 +156,13 @@ fn clear(work_dir: &Path, deployment: &str) -> io::Result<Vec<Left>> {
         }
         let name = entry.file_name();
         match folder::prove(work_dir, &name).and_then(Proven::abandoned) {
-            Ok(Some(proven)) => left.extend(remove(&entry.path(), proven, deployment)),
+            Ok(Some(proven)) => {
+                let ended = end_below(&entry.path(), None);
+                if ended > 0 {
+                    tracing::warn!(processes = ended, "the workload of an earlier attempt still ran, and was killed");
+                }
+                left.push(Left::of(work_dir, proven.marker, deployment, was_drained));
+            }
             Ok(None) => tracing::debug!("{} is in use by another process", entry.path().display()),
             Err(Refusal::NoMarker) if is_of_an_earlier_version(&entry.path(), &name) => earlier.push(name),
             Err(Refusal::NoMarker) => {}
@@ -143,23 +185,6 @@ fn clear(work_dir: &Path, deployment: &str) -> io::Result<Vec<Left>> {
         );
     }
     Ok(left)
-}
-
-/// Removes the folder of an attempt whose process has died, and kills what still runs of it. Returns the attempt, if
-/// its task is of this deployment.
-fn remove(path: &Path, proven: Proven, deployment: &str) -> Option<Left> {
-    let ended = end_below(path, None);
-    if ended > 0 {
-        tracing::warn!(processes = ended, "the workload of an earlier attempt still ran, and was killed");
-    }
-    let marker = &proven.marker;
-    let src = if marker.deployment == deployment { SrcId::new(&marker.task).ok() } else { None };
-    let (attempt, is_same_boot) = (Attempt(marker.attempt), marker.is_of_this_boot());
-    // One that stays takes room, and must not keep the others, or their tasks, from being found.
-    if let Err(error) = proven.remove() {
-        tracing::warn!("{} is left behind: {error}", path.display());
-    }
-    src.map(|src| Left { src, attempt, is_same_boot })
 }
 
 /// Versions before the marker named a folder by 16 hexadecimal digits and the attempt, and put a file `src` into it.
@@ -208,12 +233,21 @@ fn is_below(scratch: &Path, name: &OsStr, identity: (u64, u64)) -> bool {
 mod tests {
     use super::super::folder::{Folder, MARKER_NAME};
     use super::*;
+    use crate::domain::ids::{Attempt, SrcId};
     use std::os::unix::fs::symlink;
     use std::path::PathBuf;
     use std::process::{Child, Command};
+    use tokio_util::sync::CancellationToken;
 
-    fn left_of(src: &str) -> Left {
-        Left { src: SrcId::new(src).unwrap(), attempt: Attempt(1), is_same_boot: true }
+    /// Takes the work folder, and removes what was left. Returns the lock, and whose attempts those were.
+    fn take(work_dir: &Path, deployment: &str) -> io::Result<(Option<WorkLock>, Vec<String>)> {
+        let (lock, left) = super::take(work_dir, deployment).map_err(io::Error::other)?;
+        assert!(left.iter().all(|left| left.is_crash && left.attempt == Attempt(1)));
+        let tasks = left.iter().filter_map(|left| Some(left.src.as_ref()?.to_string())).collect();
+        for left in &left {
+            left.remove(false, &CancellationToken::new()).unwrap();
+        }
+        Ok((lock, tasks))
     }
 
     /// The folder of an attempt whose process has died.
@@ -238,7 +272,7 @@ mod tests {
 
         let (lock, left) = take(dir.path(), "table").unwrap();
         assert!(lock.is_some());
-        assert_eq!(left, [left_of("in/a b")]);
+        assert_eq!(left, ["in/a b"]);
 
         assert!(!our.wait().unwrap().success());
         for other in &mut others {
@@ -278,7 +312,7 @@ mod tests {
         std::fs::create_dir(&moved).unwrap();
         std::fs::rename(&elsewhere, moved.join("kept")).unwrap();
 
-        assert_eq!(take(&work, "table").unwrap().1, [left_of("a")]);
+        assert_eq!(take(&work, "table").unwrap().1, ["a"]);
         let mut found: Vec<_> = std::fs::read_dir(&work)
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -316,7 +350,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let theirs = abandoned(dir.path(), "their-table", "a");
         let ours = abandoned(dir.path(), "table", "b");
-        assert_eq!(take(dir.path(), "table").unwrap().1, [left_of("b")]);
+        assert_eq!(take(dir.path(), "table").unwrap().1, ["b"]);
         assert!(!theirs.exists() && !ours.exists(), "both processes have died");
     }
 

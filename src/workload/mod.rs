@@ -9,14 +9,17 @@
 //! This floor knows files, processes, and progress lines. It never sees AWS: the worker carries progress from here
 //! to the ledger.
 
+mod abandoned;
 mod contract;
 mod external;
 mod folder;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod ground;
+mod groups;
 mod leftovers;
 mod log;
+mod machine;
 mod memory;
 mod progress_file;
 mod remover;
@@ -26,10 +29,11 @@ pub mod tree;
 pub mod walk;
 mod wall;
 
+pub use abandoned::{Left, Removal};
 pub use contract::Contract;
-pub use external::is_transient_start;
 pub use ground::{GroundError, objection_to_mission};
-pub use leftovers::{Left, take, take_in_trusted, try_folder};
+pub use leftovers::{WorkLock, take, take_in_trusted, try_folder};
+pub use machine::{is_limit, is_of_machine, raise_descriptors};
 pub use sandbox::{DEVICES_DEFAULT, Devices};
 pub use simulated::Simulation;
 pub use wall::Wall;

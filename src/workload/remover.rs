@@ -9,6 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use rustix::fs::{AtFlags, Dir, Mode, StatxAttributes, StatxFlags, fstat, openat, renameat, statx, unlinkat};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
+use tokio_util::sync::CancellationToken;
 
 use super::walk::{FOLDER, readable};
 
@@ -69,13 +70,21 @@ pub(super) struct Remover {
     /// The file system, which is not left.
     device: u64,
     has_moved: bool,
+    /// Cancelled when it is to stop, with what is left left.
+    stop: CancellationToken,
     first_error: Option<io::Error>,
 }
 
 impl Remover {
     pub(super) fn new(folder: &OwnedFd) -> io::Result<Self> {
         let device = fstat(folder)?.st_dev;
-        Ok(Self { top: writable(folder)?, device, has_moved: false, first_error: None })
+        let stop = CancellationToken::new();
+        Ok(Self { top: writable(folder)?, device, has_moved: false, stop, first_error: None })
+    }
+
+    /// Makes it stop between two entries once `stop` is cancelled.
+    pub(super) fn until(self, stop: &CancellationToken) -> Self {
+        Self { stop: stop.clone(), ..self }
     }
 
     /// Removes everything in the folder but `kept`.
@@ -110,6 +119,9 @@ impl Remover {
         let top = fcntl_dupfd_cloexec(&self.top, 0)?;
         let mut levels = vec![Level::read(top, CString::default(), kept)?];
         while let Some(depth) = levels.len().checked_sub(1) {
+            if self.stop.is_cancelled() {
+                return Err(Errno::INTR);
+            }
             let level = &mut levels[depth];
             if let Some(name) = level.names.next() {
                 match self.entry(level, &name, depth) {

@@ -106,13 +106,44 @@ pub struct Pinned {
     file: File,
 }
 
+/// Why a file could not be pinned.
+#[derive(Debug, thiserror::Error)]
+pub enum PinError {
+    /// The workload made something else of it.
+    #[error("{path} {what}")]
+    NoFile {
+        /// The path below the folder, as text.
+        path: String,
+        /// What is the matter with it.
+        what: &'static str,
+    },
+    /// The system refused: this may be the machine's doing, and the number says so.
+    #[error(transparent)]
+    System(#[from] io::Error),
+}
+
+impl From<Errno> for PinError {
+    fn from(error: Errno) -> Self {
+        Self::System(error.into())
+    }
+}
+
+impl From<PinError> for io::Error {
+    fn from(error: PinError) -> Self {
+        match error {
+            PinError::System(source) => source,
+            PinError::NoFile { .. } => Self::other(error.to_string()),
+        }
+    }
+}
+
 /// Opens a file of the folder; `None` if it is gone. With an owner, only that user's file is opened: the workload might
 /// have made a link where the walk had seen a file.
 ///
 /// # Errors
-/// The system's; and if it is no file any more, or not the owner's.
-pub fn pin(root: &Path, path: &[u8], owner: Option<u32>) -> io::Result<Option<Pinned>> {
-    let refuse = |what: &str| io::Error::other(format!("{} {what}", encode(path)));
+/// [`PinError`].
+pub fn pin(root: &Path, path: &[u8], owner: Option<u32>) -> Result<Option<Pinned>, PinError> {
+    let no_file = |what| PinError::NoFile { path: encode(path), what };
     let top = walk::open_top(root)?;
     let parent = parents(path).next().unwrap_or_default();
     let name = OsStr::from_bytes(&path[if parent.is_empty() { 0 } else { parent.len() + 1 }..]);
@@ -121,12 +152,15 @@ pub fn pin(root: &Path, path: &[u8], owner: Option<u32>) -> io::Result<Option<Pi
     let file = match walk::open_below(&top, parent).and_then(|folder| openat(folder, name, flags, Mode::empty())) {
         Ok(file) => File::from(file),
         Err(Errno::NOENT) => return Ok(None),
-        Err(Errno::LOOP | Errno::NOTDIR) => return Err(refuse("was replaced by something else while it was saved")),
-        Err(error) => return Err(refuse(&format!("cannot be read: {error}"))),
+        // A socket, or a device without a driver, gives the last two.
+        Err(Errno::LOOP | Errno::NOTDIR | Errno::NXIO | Errno::NODEV) => {
+            return Err(no_file("was replaced by something else while it was saved"));
+        }
+        Err(error) => return Err(error.into()),
     };
     let meta = file.metadata()?;
     if !meta.is_file() || owner.is_some_and(|owner| meta.uid() != owner) {
-        return Err(refuse("is no file of the workload's"));
+        return Err(no_file("is no file of the workload's"));
     }
     Ok(Some(Pinned { file }))
 }
@@ -344,6 +378,11 @@ mod tests {
         assert!(pin(dir.path(), b"none", Some(own)).unwrap().is_none());
         std::fs::create_dir(dir.path().join("folder")).unwrap();
         assert!(pin(dir.path(), b"folder", Some(own)).is_err(), "a folder");
+        let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();
+        assert!(matches!(pin(dir.path(), b"socket", Some(own)), Err(PinError::NoFile { .. })), "a socket");
+        // The system's own refusals keep their number: most are the machine's.
+        let Err(PinError::System(error)) = pin(dir.path(), &[b'n'; 300], Some(own)) else { panic!() };
+        assert_eq!(Errno::from_io_error(&error), Some(Errno::NAMETOOLONG));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 """The two scripts that need no working node: whatever the settings say, they end a machine that should end, and no other."""
 
+import configparser
 import os
 import pathlib
 import subprocess
@@ -8,18 +9,26 @@ import pytest
 from image import ROOT
 
 pytestmark = pytest.mark.short
+POWER_OFF = "--no-block poweroff\n"
 UPTIME_S = float(pathlib.Path("/proc/uptime").read_text(encoding="ascii").split()[0])
+
+
+def fake(folder, name, lines):
+    """Makes a program that goes before the system's own."""
+    program = folder / name
+    program.write_text(f"#!/bin/sh\n{lines}\n", encoding="utf-8")
+    program.chmod(0o755)
 
 
 def run(script, folder, state="active", **env):
     """Runs a script with a systemctl that knows one unit's state; returns (exit code, what it said, what it asked for)."""
-    program, calls = folder / "systemctl", folder / "calls"
-    program.write_text(f'#!/bin/sh\necho "$*" >>"{calls}"\necho {state}\n', encoding="utf-8")
-    program.chmod(0o755)
+    calls = folder / "calls"
+    fake(folder, "systemctl", f'echo "$*" >>"{calls}"\necho {state}')
     calls.write_text("", encoding="utf-8")
+    script, *words = script.split()
     path = ROOT / "systemd/libexec" / script
     done = subprocess.run(
-        [path], env={"PATH": f"{folder}:{os.environ['PATH']}"} | env, capture_output=True, text=True, timeout=20
+        [path, *words], env={"PATH": f"{folder}:{os.environ['PATH']}"} | env, capture_output=True, text=True, timeout=20
     )
     return done.returncode, done.stdout + done.stderr, calls.read_text(encoding="utf-8")
 
@@ -71,7 +80,10 @@ def test_a_look_ends_a_machine_that_has_lived_too_long(tmp_path):
         ("success", "0", {}, True),
         ("exit-code", "20", {}, True),
         ("exit-code", "203", {}, True),
-        ("timeout", "TERM", {}, True),
+        # Not ready in time, whatever became of it.
+        ("timeout", "TERM", {}, False),
+        ("timeout", "KILL", {}, False),
+        ("timeout", "0", {}, False),
         ("protocol", "0", {}, True),
         ("resources", "", {}, True),
         # Signals that end the node before it can catch one are a clean end to systemd, before READY a broken protocol.
@@ -92,4 +104,73 @@ def test_a_look_ends_a_machine_that_has_lived_too_long(tmp_path):
 def test_only_a_crash_and_a_wish_leave_the_machine_on(tmp_path, result, status, env, is_ended):
     code, _, asked = run("ended", tmp_path, SERVICE_RESULT=result, EXIT_STATUS=status, **env)
 
-    assert (code, asked) == (0, "--no-block poweroff\n" if is_ended else "")
+    assert (code, POWER_OFF in asked) == (0, is_ended)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "is_ended"),
+    [
+        ("7 lighthpc.service stop running", True),
+        ("' 1234 lighthpc.service  stop  running'", True),
+        ("7 lighthpc.service start running", False),
+        ("7 lighthpc.service restart running", False),
+        ("No jobs running.", False),
+        ("Failed to connect to bus", False),
+    ],
+)
+def test_a_stop_that_takes_too_long_is_no_crash(tmp_path, jobs, is_ended):
+    code, _, asked = run("ended", tmp_path, jobs, SERVICE_RESULT="timeout", EXIT_STATUS="KILL")
+
+    assert (code, POWER_OFF in asked) == (0, is_ended)
+
+
+@pytest.mark.parametrize(
+    ("result", "env", "is_ended"),
+    [
+        ("success", {}, False),
+        ("exit-code", {}, True),
+        ("timeout", {}, True),
+        ("signal", {}, True),
+        ("exit-code", {"LIGHTHPC_NO_TERMINATE": "1"}, False),
+    ],
+)
+def test_a_limit_that_cannot_be_set_ends_the_machine(tmp_path, result, env, is_ended):
+    code, _, asked = run("ended room", tmp_path, SERVICE_RESULT=result, EXIT_STATUS="1", **env)
+
+    assert (code, POWER_OFF in asked) == (0, is_ended)
+
+
+@pytest.mark.parametrize("is_mounted", [True, False])
+@pytest.mark.parametrize(("bytes_there", "is_said"), [(1 << 20, False), (1 << 19, True), (None, False)])
+def test_a_limit_that_is_not_the_files_is_said(tmp_path, is_mounted, bytes_there, is_said):
+    """The file of an earlier limit may be in use: it is kept, and the log says so."""
+    folder = tmp_path / "work"
+    image = tmp_path / "work.img"
+    if bytes_there:
+        image.write_bytes(b"\0" * bytes_there)
+    fake(tmp_path, "mountpoint", "exit 0" if is_mounted else "exit 1")
+    fake(tmp_path, "mount", "exit 0")
+    fake(tmp_path, "mke2fs", "exit 0")
+
+    code, said, _ = run("room", tmp_path, LIGHTHPC_WORK_LIMIT="1M", LIGHTHPC_WORK_DIR=str(folder))
+
+    assert (code, "has no effect" in said) == (0, is_said), said
+    if bytes_there:
+        assert image.stat().st_size == bytes_there
+
+
+def test_the_node_starts_after_its_room_and_waits_for_it_as_long_as_that_takes():
+    """A start within a start had the shorter limit of the two."""
+    unit, room = (configparser.ConfigParser(strict=False, interpolation=None) for _ in range(2))
+    for parser, name in (unit, "lighthpc"), (room, "lighthpc-room"):
+        parser.optionxform = str
+        text = (ROOT / f"systemd/{name}.service").read_text(encoding="utf-8")
+        # systemd's lists may be given in several lines; here the last would win.
+        lines = [line for line in text.splitlines() if not line.startswith(("Environment", "Exec", "SystemCall"))]
+        parser.read_string("\n".join(lines))
+    assert room["Service"]["TimeoutStartSec"] == "5min"
+    assert unit["Unit"]["Requires"] == "lighthpc-room.service"
+    assert "lighthpc-room.service" in unit["Unit"]["After"].split()
+    # Both read the env file that cloud-init writes.
+    assert "network-online.target" in room["Unit"]["After"].split()
+    assert "systemctl start" not in (ROOT / "systemd/lighthpc.service").read_text(encoding="utf-8")

@@ -528,3 +528,44 @@ fn nothing_of_others_acts_on_the_terminal() {
     let tasks = json["tasks"].as_array().unwrap();
     assert!(tasks.iter().any(|task| task["srcFilename"] == EVIL), "{tasks:?}");
 }
+
+/// A node of many slots has more files open than the usual limit, which it may raise; its workloads keep that limit.
+#[test]
+fn the_limit_of_open_files_is_raised_for_the_node_and_not_for_its_workloads() {
+    let names: Vec<String> = (0..16).map(|n| format!("{n}.txt")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let project = Project::new(&names);
+    // The node sets it when the program runs already.
+    project.program(
+        r#"n=0; until [ "$(ulimit -Sn)" = 72 ] || [ $n -ge 200 ]; do n=$((n + 1)); sleep 0.02; done
+        ulimit -Sn >> limits; mkdir "$LIGHTHPC_OUTPUT"; cd "$LIGHTHPC_OUTPUT"
+        n=0; while [ $n -lt 60 ]; do echo $n > $n; n=$((n + 1)); done"#,
+    );
+    let lighthpc = env!("CARGO_BIN_EXE_lighthpc");
+    let limited = |limits: &str, more: &[&str]| {
+        let line = format!(r#"{limits}; exec '{lighthpc}' "$@""#);
+        let all = [&["-c", &line, "sh", "run", "--local"], more, &["--slots", "16", "--", "./program.sh"]].concat();
+        Command::new("sh").args(all).current_dir(project.dir.path()).stdin(Stdio::null()).output().unwrap()
+    };
+    let output = limited("ulimit -Sn 72", &names);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let limits = std::fs::read_to_string(project.path("limits")).unwrap();
+    assert!(limits.lines().count() == 16 && limits.lines().all(|limit| limit == "72"), "{limits}");
+}
+
+/// A failure that hands its task back is not shown as one that ended it.
+#[test]
+fn a_task_that_waits_after_a_failure_is_not_called_failed() {
+    let project = Project::new(&["a.txt"]);
+    project.program(r#"rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#);
+    let run = ["run", "--local", "a.txt", "--", "./program.sh"];
+    // It is just being written, for as long as a start is tried.
+    let writer = std::fs::File::options().append(true).open(project.path("program.sh")).unwrap();
+    let waits = project.run(&run);
+    drop(writer);
+    let words = stderr(&waits);
+    assert!(words.contains("waits  a.txt") && !words.contains("failed a.txt"), "{words}");
+    assert!(words.contains("hint: what has not ended waits, and the same command tries it again"), "{words}");
+    assert!(String::from_utf8_lossy(&waits.stdout).contains("0 failed, 1 not ended"), "{waits:?}");
+    assert_eq!(code(&project.run(&run)), 0);
+}

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use lighthpc::backend::machine::has_process;
+use lighthpc::domain::ids::Attempt;
 use lighthpc::domain::mission::Notified;
 use lighthpc::domain::task::{State, Task};
 use lighthpc::domain::verdict::Verdict;
@@ -35,12 +36,12 @@ async fn crash(node: Subject, count: usize, what: &str, is_so: impl AsyncFnMut()
         if has_process(&instance) {
             return false;
         }
-        left.extend(workload::take(&work_dir, "tblTrans2").unwrap().1);
+        left = workload::take(&work_dir, "tblTrans2").unwrap().1;
         left.len() >= count
     })
     .await;
     assert_eq!(left.len(), count);
-    assert!(left.iter().all(|left| left.is_same_boot));
+    assert!(left.iter().all(|left| left.is_crash));
     left
 }
 
@@ -85,7 +86,7 @@ async fn after_a_crash_all_run_alone_and_the_culprit_fails_at_its_third() {
         let before = begun(&lab, "culprit");
         let node = worker(&lab, &instance, 4, left);
         left = crash(node, 1, "the culprit runs again", async || begun(&lab, "culprit") > before).await;
-        assert_eq!(left[0].src, src("culprit"), "it ran alone");
+        assert_eq!(left[0].src, Some(src("culprit")), "it ran alone");
         let row = lab.task("culprit").await;
         assert_eq!((row.state, counts(&row)), (State::Running, (crashes, true, 0, 0)));
     }
@@ -152,7 +153,7 @@ async fn neither_a_reboot_nor_a_machine_that_is_gone_is_a_crash() {
     lab.mission("M", &["abc"]).await;
     let instance = lab.cloud.launch(&[("srcID", "abc"), ("missionID", "M")]);
     let mut left = crash(worker(&lab, &instance, 1, Vec::new()), 1, "it runs", async || begun(&lab, "abc") == 1).await;
-    left[0].is_same_boot = false;
+    left[0].is_crash = false;
     worker(&lab, &instance, 1, left).run().await.ending.unwrap();
     assert_eq!(counts(&lab.task("abc").await), (0, false, 0, 0));
     lab.assert_done("abc", "M", "after a reboot").await;
@@ -210,6 +211,69 @@ async fn a_crash_is_counted_once_whatever_becomes_of_its_report() {
     }
 }
 
+/// A row that cannot be written loses no other row, and its marker stays until it is written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_cannot_be_written_loses_no_other_and_keeps_its_marker() {
+    let lab = Lab::new().await;
+    lab.mission("M", &["one", "two"]).await;
+    let instance = lab.cloud.launch(&[("missionID", "M")]);
+    let left = crash(worker(&lab, &instance, 2, Vec::new()), 2, "both run", async || runs(&lab).len() == 2).await;
+    let refused = left[0].src.clone().unwrap();
+    let faults = Faults::new();
+    faults.add(Dynamodb, "UpdateItem", When::Nth(1), Fault::Status(400, "AccessDeniedException"));
+    let mut node = worker(&lab, &instance, 2, left.clone());
+    node.backend = lab.node_on(instance.clone(), faults).backend;
+    let work_dir = node.settings.work_dir.clone();
+    let life = node.run().await;
+
+    assert!(matches!(life.ending, Ok(Ending::Served { done: 1, other: 0 })), "{life:?}");
+    let row = lab.task(refused.as_str()).await;
+    assert_eq!((row.state, row.attempt.0, counts(&row)), (State::Running, 1, (0, false, 0, 0)), "not taken up either");
+    let (lock, still_left) = workload::take(&work_dir, "tblTrans2").unwrap();
+    assert_eq!(still_left, left[..1], "its marker alone");
+    drop(lock);
+    let life = worker(&lab, &instance, 2, still_left).run().await;
+    assert!(matches!(life.ending, Ok(Ending::Served { done: 1, other: 0 })), "{life:?}");
+    let row = lab.task(refused.as_str()).await;
+    let past: Vec<_> = row.history.iter().map(|past| past.verdict).collect();
+    assert_eq!((row.state, past), (State::Done, vec![Verdict::Lost, Verdict::Ok]));
+    assert!(workload::take(&work_dir, "tblTrans2").unwrap().1.is_empty());
+
+    // A node of one task does not take up what would then look handed back.
+    let lab = Lab::new().await;
+    lab.mission("M", &["abc"]).await;
+    let instance = lab.cloud.launch(&[("srcID", "abc"), ("missionID", "M")]);
+    let left = crash(worker(&lab, &instance, 1, Vec::new()), 1, "it runs", async || begun(&lab, "abc") == 1).await;
+    let faults = Faults::new();
+    faults.add(Dynamodb, "UpdateItem", When::Nth(1), Fault::Status(400, "AccessDeniedException"));
+    let mut node = worker(&lab, &instance, 1, left);
+    node.backend = lab.node_on(instance.clone(), faults).backend;
+    let life = node.run().await;
+    assert!(life.ending.is_err(), "{life:?}");
+    assert_eq!((lab.task("abc").await.attempt.0, begun(&lab, "abc")), (1, 1));
+}
+
+/// A process that has taken its task up once more leaves two folders of it: the newest says what it was at.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_tasks_folders_the_newest_counts() {
+    for is_first in [true, false] {
+        let lab = Lab::new().await;
+        lab.mission("M", &["abc"]).await;
+        let instance = lab.cloud.launch(&[("missionID", "M")]);
+        let node = worker(&lab, &instance, 2, Vec::new());
+        let mut left = crash(node, 1, "it runs", async || begun(&lab, "abc") == 1).await;
+        let older = Left::without_folder(src("abc"), Attempt(0), true);
+        left.insert(usize::from(!is_first), older);
+        let faults = Faults::new();
+        let mut node = worker(&lab, &instance, 2, left);
+        node.backend = lab.node_on(instance.clone(), faults.clone()).backend;
+        let life = node.run().await;
+        assert!(matches!(life.ending, Ok(Ending::Served { done: 1, other: 0 })), "{life:?}");
+        let past: Vec<_> = lab.task("abc").await.history.iter().map(|past| past.verdict).collect();
+        assert_eq!(past, [Verdict::Lost, Verdict::Ok]);
+    }
+}
+
 /// Other slots and other tasks wait for a suspect task's end; a drain ends the wait.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_ends_the_wait_for_a_suspect_task() {
@@ -217,7 +281,7 @@ async fn a_drain_ends_the_wait_for_a_suspect_task() {
     lab.mission("M", &["culprit", "other"]).await;
     let instance = lab.cloud.launch(&[("missionID", "M")]);
     let left = crash(worker(&lab, &instance, 2, Vec::new()), 2, "both run", async || runs(&lab).len() == 2).await;
-    let culprit = left.iter().filter(|left| left.src == src("culprit")).cloned().collect();
+    let culprit = left.iter().filter(|left| left.src == Some(src("culprit"))).cloned().collect();
     // The other's row says that it is held by this instance; it is handed back by hand.
     lab.set_attribute("other", "state", "pending").await;
     lab.set_attribute("other", "openAs", "pending#2026-01-01T00:00:00Z").await;

@@ -133,3 +133,53 @@ fn nobody_else_reads_an_attempts_folder() {
         assert_eq!(path.metadata().unwrap().mode() & 0o7777, 0o700, "{}", path.display());
     }
 }
+
+/// With a umask of 002, as many systems give it, the folder would be the group's too, and the next run would refuse it.
+#[test]
+fn the_folder_of_a_local_mission_is_no_groups_whatever_the_umask() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("a.txt"), "a").unwrap();
+    let line = format!(
+        r#"umask 0; exec '{}' run --local=above/mission a.txt --exec 'cp "$LIGHTHPC_INPUT" "$LIGHTHPC_OUTPUT"'"#,
+        env!("CARGO_BIN_EXE_lighthpc")
+    );
+    for _ in 0..2 {
+        let output = Command::new("sh").args(["-c", &line]).current_dir(dir.path()).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+    let mission = dir.path().join("above/mission");
+    let inside = std::fs::read_dir(mission.join(".lighthpc")).unwrap().map(|entry| entry.unwrap().path());
+    for path in [dir.path().join("above"), mission.clone(), mission.join(".lighthpc")].into_iter().chain(inside) {
+        assert_eq!(path.symlink_metadata().unwrap().mode() & 0o022, 0, "{}", path.display());
+    }
+}
+
+/// With sudo, the user's folder is trusted to name the program; its links still lead root nowhere.
+#[test]
+fn a_link_of_the_user_who_called_sudo_does_not_lead_roots_work_folder() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    chmod(dir.path(), 0o755);
+    let (own, precious) = (dir.path().join("mission/.lighthpc"), dir.path().join("precious"));
+    std::fs::write(dir.path().join("a.txt"), "a").unwrap();
+    std::fs::create_dir_all(&own).unwrap();
+    std::fs::create_dir(&precious).unwrap();
+    for path in [own.parent().unwrap(), &own] {
+        chown(path, Some(OTHER), Some(OTHER)).unwrap();
+    }
+    let run = || {
+        let arguments = ["run", "--local=mission", "a.txt", "--exec", r#"cp "$LIGHTHPC_INPUT" "$LIGHTHPC_OUTPUT""#];
+        code_and_words(&lighthpc(dir.path(), &arguments, &[("SUDO_UID", "65534")]))
+    };
+    for name in ["work", "work-0"] {
+        symlink(&precious, own.join(name)).unwrap();
+        std::os::unix::fs::lchown(own.join(name), Some(OTHER), Some(OTHER)).unwrap();
+    }
+    let (code, words) = run();
+    assert!(code == 2 && words.contains("is a link that user 65534 made") && words.contains("hint"), "{code} {words}");
+    assert_eq!(std::fs::read_dir(&precious).unwrap().count(), 0);
+    std::fs::remove_file(own.join("work-0")).unwrap();
+    assert_eq!(run().0, 0, "it has a folder of its own");
+}

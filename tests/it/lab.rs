@@ -101,6 +101,7 @@ impl Lab {
             bounds: Bounds { time_limit: None, grace: Duration::from_secs(5), echo: false, wall: None },
             limits: Limits::default(),
             sizes: SizeLimits::default(),
+            disk: Arc::default(),
             preflight: Arc::default(),
             report: tokio::sync::watch::Sender::new(Report::default()),
         };
@@ -170,6 +171,46 @@ impl Lab {
     /// Writes any value into an item of the missions table.
     pub(crate) async fn set_mission_value(&self, id: &str, name: &str, value: AttributeValue) {
         self.set("tblMission", "timePush", id, name, value).await;
+    }
+
+    /// Makes the launches that a task's row and a mission's row keep, if they do, so many seconds older.
+    pub(crate) async fn age_launches(&self, task: Option<&str>, mission: Option<&str>, by: u64) {
+        let mut aged = Vec::new();
+        if let Some(key) = task {
+            let request = self.task(key).await.launch.request.unwrap();
+            let asked_at = request.asked_at - by;
+            aged.push(("tblTrans2", "srcFilename", key, "launchRequest.askedAt".to_owned(), asked_at));
+        }
+        if let Some(id) = mission {
+            for (place, request) in self.mission_row(id).await.requests.iter().enumerate() {
+                let path = format!("launchRequests[{place}].askedAt");
+                aged.push(("tblMission", "timePush", id, path, request.asked_at - by));
+            }
+        }
+        assert!(!aged.is_empty());
+        for (table, key, id, path, asked_at) in aged {
+            self.set_at(table, key, id, &path, AttributeValue::N(asked_at.to_string())).await;
+        }
+    }
+
+    /// Writes any value into a mission's row, at a path such as `launchRequests[0].askedAt`.
+    pub(crate) async fn set_path(&self, id: &str, path: &str, value: AttributeValue) {
+        self.set_at("tblMission", "timePush", id, path, value).await;
+    }
+
+    async fn set_at(&self, table: &str, key: &str, id: &str, path: &str, value: AttributeValue) {
+        // `token` is a reserved word.
+        let update = self.dynamo().update_item().table_name(table).key(key, text(id));
+        let path = path.split('.').enumerate().map(|(n, part)| {
+            let (name, rest) = part.split_at(part.find('[').unwrap_or(part.len()));
+            (format!("#n{n}"), name.to_owned(), rest.to_owned())
+        });
+        let path: Vec<_> = path.collect();
+        let text: Vec<String> = path.iter().map(|(mark, _, rest)| format!("{mark}{rest}")).collect();
+        let names = path.into_iter().map(|(mark, name, _)| (mark, name)).collect();
+        let update = update.update_expression(format!("SET {} = :v", text.join(".")));
+        let update = update.set_expression_attribute_names(Some(names));
+        update.expression_attribute_values(":v", value).send().await.unwrap();
     }
 
     /// Removes an attribute of a task's row.

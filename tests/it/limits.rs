@@ -100,6 +100,35 @@ async fn a_client_obeys_the_limit_that_the_deployments_sweep_has_stored() {
     assert!(matches!(board(&client, "e").await, Boarded::Waits(_)));
 }
 
+/// The limit binds others from the first launch on: no sweep has stored it yet.
+#[tokio::test]
+async fn a_limit_is_stored_when_nodes_are_first_counted() {
+    let lab = Lab::new().await;
+    let (function, client) = (
+        lab.scheduler_with(&Faults::new(), limited(NodeLimit::Most(1), NodeLimit::Most(7))),
+        lab.scheduler(&Faults::new()),
+    );
+    board(&function, "a").await;
+    assert!(matches!(board(&client, "b").await, Boarded::Waits(why) if why.contains("limit of 1 nodes")));
+    let stored = lab.backend.ledger.node_count().await.unwrap().unwrap().limits;
+    assert_eq!(stored, NodeLimits { at_a_time: Some(1), per_hour: Some(7) });
+}
+
+/// A clock that was ahead, or a hand, has left an hour that is not this one: it holds nothing back, and is not for ever.
+#[tokio::test]
+async fn an_hour_that_is_not_this_one_does_not_count() {
+    let lab = Lab::new().await;
+    let scheduler = lab.scheduler_with(&Faults::new(), limited(NodeLimit::Stored, NodeLimit::Most(2)));
+    board(&scheduler, "first").await;
+    for hour in ["2999-01-01T00", "zzz", "2026-01-01T00", ""] {
+        lab.set_mission_attribute("~nodes", "hour", hour).await;
+        lab.set_mission_number("~nodes", "nodesInHour", 99).await;
+        assert!(matches!(board(&scheduler, &format!("a-{hour}")).await, Boarded::Launched(_)), "{hour}");
+        assert!(matches!(board(&scheduler, &format!("b-{hour}")).await, Boarded::Launched(_)), "{hour}");
+        assert!(matches!(board(&scheduler, &format!("c-{hour}")).await, Boarded::Waits(_)), "{hour}");
+    }
+}
+
 #[tokio::test]
 async fn nodes_of_one_hour_are_limited() {
     let lab = Lab::new().await;
@@ -201,7 +230,7 @@ async fn a_crash_between_take_and_launch_is_healed_by_sweeps() {
     sweep(&scheduler).await;
     lab.cloud.stop_instance(&running(&lab)[0]);
     let seen = lab.backend.ledger.node_count().await.unwrap().unwrap();
-    lab.backend.ledger.take_nodes(&seen, 1, "2026-01-01T00", NodeLimits::default()).await.unwrap();
+    lab.backend.ledger.take_nodes(&seen, 1, 0, NodeLimits::default()).await.unwrap();
     assert_eq!(count(&lab).await, 2, "one that has ended, and one that never was");
     sweep(&scheduler).await;
     assert_eq!(running(&lab).len(), 0);

@@ -4,6 +4,8 @@
 mod bad_input;
 mod cli;
 mod crashes;
+mod disk;
+mod drains;
 mod errors;
 mod faults;
 mod folders;
@@ -25,6 +27,7 @@ mod races;
 mod refusals;
 mod results;
 mod rights;
+mod rounds;
 mod scheduler;
 mod sizes;
 mod steps;

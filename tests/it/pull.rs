@@ -124,7 +124,7 @@ async fn a_restarted_node_takes_up_what_it_was_at() {
         assert!(std::time::Instant::now() < deadline, "the folder is never abandoned");
         tokio::time::sleep(Duration::from_millis(10)).await;
     };
-    assert_eq!(left.iter().map(|left| left.src.clone()).collect::<Vec<_>>(), [src("abc")]);
+    assert_eq!(left.iter().map(|left| left.src.clone()).collect::<Vec<_>>(), [Some(src("abc"))]);
     let mut second = lab.node_on(instance, Faults::new());
     second.settings.left = left;
     let life = second.run().await;

@@ -89,7 +89,7 @@ async fn two_names_with_one_key_never_share_an_object() {
 
 /// What an earlier process would have left of a task's first attempt.
 fn left_of(task: &str) -> Left {
-    Left { src: src(task), attempt: Attempt(1), is_same_boot: true }
+    Left::without_folder(src(task), Attempt(1), true)
 }
 
 /// On one node both are attempt 1 of the same instance: that must not look like a put whose answer was lost.

@@ -19,9 +19,8 @@ async fn a_node_counts_and_may_not_change_what_later_nodes_run() {
         node.set_exec(&id, Some("evil")).await.unwrap_err(),
         node.set_exec(&id, None).await.unwrap_err(),
         node.set_workload(&id, None, Some(10_000), None).await.unwrap_err(),
-        node.take_node(&id, 10).await.unwrap_err(),
         node.take_on_demand(&id, 10).await.unwrap_err(),
-        node.reserve_round(&mission, 1, &[]).await.unwrap_err(),
+        node.reserve_round(&mission, &[], 1).await.unwrap_err(),
         node.move_cursor(&node.cursor().await.unwrap()).await.unwrap_err(),
     ];
 

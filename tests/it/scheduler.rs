@@ -39,7 +39,7 @@ pub(crate) fn running(lab: &Lab) -> Vec<String> {
 }
 
 /// EC2's answer to a fleet that got no instance.
-fn no_room() -> Fault {
+pub(crate) fn no_room() -> Fault {
     let body = r#"<?xml version="1.0" encoding="UTF-8"?><CreateFleetResponse xmlns="http://ec2.amazonaws.com/doc/2016-11-15/"><requestId>r</requestId><fleetId>fleet-1</fleetId><errorSet><item><errorCode>InsufficientInstanceCapacity</errorCode><errorMessage>There is no Spot capacity available that matches your request.</errorMessage><lifecycle>spot</lifecycle></item></errorSet><fleetInstanceSet/></CreateFleetResponse>"#;
     Fault::Raw(200, body.to_owned())
 }

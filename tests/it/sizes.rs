@@ -235,3 +235,42 @@ async fn a_log_of_absurd_size_is_cut() {
     let log = lab.backend.store.head(RESULT_BUCKET, "logs/abc.1.log").await.unwrap().unwrap();
     assert!(log.bytes < 10 << 20, "{}", log.bytes);
 }
+
+/// Nine files are counted, and eight are opened at a time: the ninth grows while the others go up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_grows_after_it_was_counted_goes_up_neither_in_a_checkpoint_nor_in_a_result() {
+    let nine = "for n in 1 2 3 4 5 6 7 8 9; do echo $n > $n; done";
+    let wait = "n=0; until grep -q grew ../../notes || [ $n -ge 1000 ]; do n=$((n + 1)); sleep 0.02; done";
+    let saving = format!(r#"cd "$LIGHTHPC_CHECKPOINT_DIR"; {nine}; {wait}; echo x > "$LIGHTHPC_OUTPUT""#);
+    let storing = format!(r#"mkdir "$LIGHTHPC_OUTPUT"; cd "$LIGHTHPC_OUTPUT"; {nine}"#);
+    for (line, folder, prefix) in [(saving, "checkpoint", "checkpoints/"), (storing, "output", "rslt_")] {
+        let lab = Lab::new().await;
+        lab.mission("M", &["abc"]).await;
+        let faults = Faults::new();
+        let gate = faults.hold_before(S3, "PutObject", When::First(8));
+        let mut node = lab.node_with("abc", "M", faults).shell(&line);
+        node.settings.sizes = SizeLimits { result_files: 9, checkpoint_files: 9, ..SMALL };
+        // The first save has all nine as a rule; one that has fewer is held as well, and finds the limit the next time.
+        node.settings.checkpoint_every = Duration::from_millis(500);
+        let work_dir = node.settings.work_dir.clone();
+        let mut running = JoinSet::new();
+        running.spawn(node.run());
+        gate.arrived(8).await;
+        let attempt = std::fs::read_dir(&work_dir).unwrap().map(|entry| entry.unwrap().path());
+        let ninth = attempt.map(|attempt| attempt.join("workload").join(folder).join("9")).find(|file| file.exists());
+        std::fs::write(ninth.unwrap(), vec![0; 1000]).unwrap();
+        gate.open();
+        let life = running.join_all().await.pop().unwrap();
+        for key in lab.backend.store.list(RESULT_BUCKET, prefix).await.unwrap() {
+            let stored = lab.backend.store.head(RESULT_BUCKET, &key).await.unwrap().unwrap();
+            assert!(stored.bytes < 1000, "{key}: {life:?}");
+        }
+        let row = lab.task("abc").await;
+        if folder == "output" {
+            assert_eq!((row.state, row.result), (State::Failed, None), "{life:?}");
+        } else {
+            assert_eq!((row.state, row.checkpoint), (State::Done, None), "{life:?}");
+            assert!(lab.result("logs/abc.1.log").unwrap().contains("grew beyond --max-checkpoint-bytes"));
+        }
+    }
+}

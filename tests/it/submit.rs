@@ -85,8 +85,8 @@ async fn a_missions_nodes_are_launched_once_however_many_look() {
     lab.set_mission_number("M", "nodes", 2).await;
     let seen = lab.mission_row("M").await;
 
-    let first = lab.backend.ledger.reserve_round(&seen, 1, &[]).await.unwrap();
-    assert_eq!((first, lab.backend.ledger.reserve_round(&seen, 1, &[]).await.unwrap()), (true, false));
+    let first = lab.backend.ledger.reserve_round(&seen, &[], 2).await.unwrap();
+    assert_eq!((first, lab.backend.ledger.reserve_round(&seen, &[], 2).await.unwrap()), (true, false));
 
     // Whoever reserved has died: the next sweep launches, and the one after finds nothing missing.
     let scheduler = lab.scheduler(&Faults::new());

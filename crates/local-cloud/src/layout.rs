@@ -14,7 +14,8 @@
 //! Must never write into a folder that is not empty and not marked as ours: it can be a home directory.
 
 use std::fs::{self, File, TryLockError};
-use std::io;
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::names::{RESULT_BUCKET, SOURCE_BUCKET};
@@ -77,14 +78,14 @@ pub(super) struct Layout {
 impl Layout {
     /// Creates or opens the folder and takes its lock, which is held while the returned file is open.
     pub(super) fn open(dir: &Path) -> Result<(Self, File), OpenError> {
-        fs::create_dir_all(dir).map_err(OpenError::io(dir))?;
+        make_folder(dir)?;
         let layout = Self { dir: dir.canonicalize().map_err(OpenError::io(dir))? };
         if !layout.own().is_dir() && !is_empty(dir)? {
             return Err(OpenError::NotOurs { dir: layout.dir });
         }
         // Our mark goes first: a second process that finds the incomplete folder sees that it is ours.
         for folder in [layout.own(), layout.uploads(), layout.meta(), layout.tmp()] {
-            fs::create_dir_all(&folder).map_err(OpenError::io(&folder))?;
+            make_folder(&folder)?;
         }
         let lock = layout.lock()?;
         layout.check_version(true)?;
@@ -159,8 +160,9 @@ impl Layout {
 
     fn lock(&self) -> Result<File, OpenError> {
         let path = self.own().join("lock");
-        let file =
-            File::options().create(true).truncate(false).write(true).open(&path).map_err(OpenError::io(&path))?;
+        let mut options = File::options();
+        let file = own_file(options.create(true).truncate(false).write(true)).open(&path);
+        let file = file.map_err(OpenError::io(&path))?;
         match file.try_lock() {
             Ok(()) => Ok(file),
             Err(TryLockError::WouldBlock) => Err(OpenError::InUse { dir: self.dir.clone() }),
@@ -179,7 +181,9 @@ impl Layout {
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound && !may_write => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::write(&path, format!("{VERSION}\n")).map_err(OpenError::io(&path))
+                let file = own_file(File::options().create_new(true).write(true)).open(&path);
+                let written = file.and_then(|mut file| writeln!(file, "{VERSION}"));
+                written.map_err(OpenError::io(&path))
             }
             Err(source) => Err(OpenError::Io { path, source }),
         }
@@ -194,6 +198,17 @@ impl Layout {
         }
         Ok(())
     }
+}
+
+/// Makes a folder, with those above it, that nobody but this user may write to, whatever the umask: with 002 it would
+/// be the group's too, and whoever may write there chooses the program that is run.
+fn make_folder(folder: &Path) -> Result<(), OpenError> {
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(OpenError::io(folder))
+}
+
+/// As [`make_folder`], for a file; what is a link is not followed.
+pub(super) fn own_file(options: &mut fs::OpenOptions) -> &mut fs::OpenOptions {
+    options.mode(0o644).custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
 }
 
 fn is_empty(dir: &Path) -> Result<bool, OpenError> {

@@ -11,7 +11,7 @@ use std::sync::Mutex;
 use aws_smithy_types::body::SdkBody;
 use serde::{Deserialize, Serialize};
 
-use super::layout::{Layout, OpenError};
+use super::layout::{Layout, OpenError, own_file};
 use super::lock::locked;
 use super::query::{Form, Xml, fresh_id, reply};
 
@@ -48,7 +48,7 @@ impl Sns {
     pub(super) fn open(layout: &Layout) -> Result<Self, OpenError> {
         let path = layout.notifications();
         let (sent, whole_bytes) = read_messages(&path)?;
-        let file = File::options().create(true).append(true).open(&path).map_err(OpenError::io(&path))?;
+        let file = own_file(File::options().create(true).append(true)).open(&path).map_err(OpenError::io(&path))?;
         file.set_len(whole_bytes).map_err(OpenError::io(&path))?;
         Ok(Self { sent: Mutex::new((sent, Some(file))) })
     }

@@ -8,7 +8,7 @@ use aws_sdk_dynamodb::types::TransactWriteItem;
 use super::commit::{Transacted, takes_no_history, tally_key, update};
 use super::expression::Expression;
 use super::item::{self, Row, history, number, text};
-use super::mission::{mission_key, opened};
+use super::mission::opened;
 use super::open::{closed, open_as};
 use super::{CloudError, Item, Ledger, task_key};
 use crate::backend::Kind;
@@ -269,20 +269,21 @@ impl Ledger {
         self.update_mission(&mission.id, &expression).await.map(|_| ())
     }
 
-    /// Takes one of the launches of nodes that serve the whole mission; its number, from 1. `None` if all `most` are taken.
-    ///
-    /// # Errors
-    /// [`CloudError`].
-    pub async fn take_node(&self, id: &MissionId, most: u32) -> Result<Option<u64>, CloudError> {
-        self.take(id, item::NODES_LAUNCHED, most).await
-    }
-
     /// Takes one of the mission's On-Demand launches. `Ok(false)` if all `floor` are taken.
     ///
     /// # Errors
     /// [`CloudError`].
     pub async fn take_on_demand(&self, id: &MissionId, floor: u32) -> Result<bool, CloudError> {
-        self.take(id, item::ON_DEMAND_LAUNCHED, floor).await.map(|taken| taken.is_some())
+        if floor == 0 {
+            return Ok(false);
+        }
+        let name = item::ON_DEMAND_LAUNCHED;
+        let is_below = vec![("{} < ?", name, Some(number(floor.into())))];
+        let expression = Expression::default()
+            .add(name, 1)
+            .when("attribute_exists({})", item::MISSION_KEY, None)
+            .when_any(vec![vec![("attribute_not_exists({})", name, None)], is_below]);
+        self.update_item_once(id.as_str(), &expression).await
     }
 
     /// Gives back one of the mission's On-Demand launches, which was not made.
@@ -292,33 +293,7 @@ impl Ledger {
     pub async fn give_on_demand_back(&self, id: &MissionId) -> Result<(), CloudError> {
         let name = item::ON_DEMAND_LAUNCHED;
         let expression = Expression::default().add(name, -1).when("{} > ?", name, Some(number(0)));
-        self.update_mission(id, &expression).await.map(|_| ())
-    }
-
-    /// Counts an attribute of the mission's row up, if it is below `most`; returns what it is then.
-    async fn take(&self, id: &MissionId, name: &str, most: u32) -> Result<Option<u64>, CloudError> {
-        use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
-        use aws_sdk_dynamodb::types::ReturnValue;
-        let expression =
-            Expression::default().add(name, 1).when("attribute_exists({})", item::MISSION_KEY, None).when_any(vec![
-                vec![("attribute_not_exists({})", name, None), ("attribute_exists({})", item::MISSION_KEY, None)],
-                vec![("{} < ?", name, Some(number(most.into())))],
-            ]);
-        if most == 0 {
-            return Ok(None);
-        }
-        let answer = expression
-            .on(self.client.update_item().table_name(&self.tables.missions).set_key(Some(mission_key(id))))
-            .return_values(ReturnValue::UpdatedNew)
-            .send()
-            .await;
-        match answer {
-            Ok(answer) => Ok(answer.attributes.and_then(|row| Row(&row).number(name))),
-            Err(error) => match error.as_service_error() {
-                Some(UpdateItemError::ConditionalCheckFailedException(_)) => Ok(None),
-                _ => Err(self.missions_error("UpdateItem", error)),
-            },
-        }
+        self.update_item_once(id.as_str(), &expression).await.map(|_| ())
     }
 
     /// Writes down which key a short name stands for: a tag cannot hold every key. May be called twice.

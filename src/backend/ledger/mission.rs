@@ -3,7 +3,7 @@
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
 use aws_sdk_dynamodb::types::AttributeValue;
 
-use super::commit::{CONFLICT_ATTEMPTS_MAX, tally_key};
+use super::commit::{CONFLICT_ATTEMPTS_MAX, Transacted, tally_key, update};
 use super::expression::Expression;
 use super::item::{self, Row, number, text};
 use super::{Item, Ledger};
@@ -260,6 +260,15 @@ impl Ledger {
             }
             tokio::time::sleep(backoff::delay(tries, rand::random())).await;
         }
+    }
+
+    /// As [`Self::update_item`], for what counts up or down: the SDK repeats a call whose answer was lost, and only a
+    /// transaction is then written once.
+    pub(super) async fn update_item_once(&self, key: &str, expression: &Expression) -> Result<bool, CloudError> {
+        let key = Item::from([(item::MISSION_KEY.to_owned(), text(key))]);
+        let item = update(&self.tables.missions, key, expression)?;
+        let token = format!("{:032x}", rand::random::<u128>());
+        Ok(self.transact(&[item], &token, None).await? == Transacted::Written)
     }
 
     pub(super) fn missions_error<E>(

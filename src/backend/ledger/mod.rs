@@ -30,7 +30,7 @@ pub use cursor::Cursor;
 pub use item::Row;
 pub use launch::Failed;
 pub use mission::NewMission;
-pub use nodes::{NodeCount, Shown, Ticket};
+pub use nodes::{NodeCount, Shown, StoredLimits, Ticket, hour_of};
 pub use open::{INDEX, OpenPage, OpenTask, PAGE_LEN, Partition};
 pub use preflight::TableKind;
 pub use publish::{Announcement, Publication};

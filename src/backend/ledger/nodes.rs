@@ -7,14 +7,16 @@
 //!
 //! What was taken is counted by epoch, and the instances bear their epoch in a tag, so that a sweep sees which of them show. A
 //! sweep begins a new epoch when the newest is ten minutes old; two epochs later, what never showed (a scheduler died between
-//! take and launch) is forgotten. All writes are differences, so that a sweep and a launch at the same moment add up.
+//! take and launch) is forgotten. All writes are differences, so that a sweep and a launch at the same moment add up; each is a
+//! transaction, which is written once however often the SDK repeats it.
 
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_sdk_dynamodb::types::AttributeValue;
 
 use super::expression::Expression;
 use super::item::{self, Row, number, text};
+use super::preflight::DateOfAnswer;
 use super::{CloudError, Item, Ledger};
 use crate::domain::node_limit::NodeLimits;
 use crate::domain::value::Form;
@@ -74,6 +76,9 @@ pub struct Ticket {
     pub hour: String,
 }
 
+/// Limits that are stored, nodes at a time and in an hour: `Some(None)` removes one, `None` leaves it as it is.
+pub type StoredLimits = [Option<Option<u64>>; 2];
+
 /// How many of our instances EC2 shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shown {
@@ -85,46 +90,60 @@ pub struct Shown {
     pub in_last_epoch: u64,
 }
 
+impl NodeCount {
+    /// Returns how many nodes were taken in the hour of `now`, seconds of DynamoDB's clock.
+    #[must_use]
+    pub fn taken_in_hour(&self, now: u64) -> i64 {
+        if self.has_hour(now) { self.in_hour } else { 0 }
+    }
+
+    /// Whether the hour that is counted is this one, or, for DynamoDB's machines have a clock each, the one that begins. Any
+    /// other has passed, or was edited.
+    fn has_hour(&self, now: u64) -> bool {
+        self.hour == hour_of(now) || self.hour == hour_of(now + 60)
+    }
+}
+
+/// The hour of the clock, such as `2026-01-01T07`.
+#[must_use]
+pub fn hour_of(now: u64) -> String {
+    let time = UNIX_EPOCH.checked_add(Duration::from_secs(now)).unwrap_or(UNIX_EPOCH);
+    crate::clock::rfc3339(time).chars().take("2026-01-01T00".len()).collect()
+}
+
 impl Ledger {
     /// Reads the count; `None` if there is none.
     ///
     /// # Errors
     /// [`CloudError`].
     pub async fn node_count(&self) -> Result<Option<NodeCount>, CloudError> {
-        let get = self.client.get_item().table_name(&self.tables.missions).set_key(Some(key())).consistent_read(true);
-        let row = get.send().await.map_err(|error| self.missions_error("GetItem", error))?.item.unwrap_or_default();
-        let row = Row(&row);
-        if row.0.is_empty() {
-            return Ok(None);
-        }
-        // A limit that cannot be read is one that holds everything back, until a person corrects it.
-        let most = |name: &str| row.number(name).or((row.form(name) != Form::Absent).then_some(0));
-        let signed = |name: &str| row.signed(name).unwrap_or(0);
-        let is_number = |name: &str| matches!(row.form(name), Form::Number(_)) && row.signed(name).is_some();
-        let is_spoilt = ![TAKEN, EPOCH, IN_EPOCH, IN_LAST_EPOCH, COUNTED].into_iter().all(is_number)
-            || row.form(HOUR) != Form::Absent && !is_number(IN_HOUR);
-        Ok(Some(NodeCount {
-            is_spoilt,
-            limits: NodeLimits { at_a_time: most(MAX), per_hour: most(MAX_PER_HOUR) },
-            taken: signed(TAKEN),
-            epoch: row.number(EPOCH).unwrap_or(0),
-            in_epoch: signed(IN_EPOCH),
-            in_last_epoch: signed(IN_LAST_EPOCH),
-            hour: row.text(HOUR).unwrap_or_default(),
-            in_hour: signed(IN_HOUR),
-            epoch_since: row.number(EPOCH_SINCE).unwrap_or(0),
-            counted: row.form(COUNTED),
-            taken_form: row.form(TAKEN),
-            hour_form: row.form(HOUR),
-            epoch_form: row.form(EPOCH),
-        }))
+        self.node_count_and_time().await.map(|(count, _)| count)
     }
 
-    /// Makes the count, of `alive` nodes, unless another has since it was `seen`.
+    /// Reads the count, and what time it is: seconds of DynamoDB's clock, the one that all schedulers share; of this machine's,
+    /// if an emulator tells none.
     ///
     /// # Errors
     /// [`CloudError`].
-    pub async fn make_node_count(&self, seen: Option<&NodeCount>, alive: u64) -> Result<(), CloudError> {
+    pub async fn node_count_and_time(&self) -> Result<(Option<NodeCount>, u64), CloudError> {
+        let date = DateOfAnswer::default();
+        let get = self.client.get_item().table_name(&self.tables.missions).set_key(Some(key())).consistent_read(true);
+        let answer = get.customize().interceptor(date.clone()).send().await;
+        let row = answer.map_err(|error| self.missions_error("GetItem", error))?.item.unwrap_or_default();
+        Ok((read(Row(&row)), seconds(date.seen())))
+    }
+
+    /// Makes the count, of `alive` nodes, unless another has since it was `seen`. Of one that was not there before, `limits` are
+    /// stored with it.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn make_node_count(
+        &self,
+        seen: Option<&NodeCount>,
+        alive: u64,
+        limits: StoredLimits,
+    ) -> Result<(), CloudError> {
         let since = self.seconds().await?;
         let (taken, counted) = seen.map_or((&Form::Absent, &Form::Absent), |seen| (&seen.taken_form, &seen.counted));
         let expression = Expression::default()
@@ -138,10 +157,11 @@ impl Ledger {
             .remove(IN_HOUR)
             .if_unchanged(TAKEN, taken)
             .if_unchanged(COUNTED, counted);
+        let expression = if seen.is_none() { store(expression, limits) } else { expression };
         self.update_item(NAME, &expression).await.map(|_| ())
     }
 
-    /// Takes `n` nodes in an hour, if the count is as it was read where that matters, and they fit into `limits`.
+    /// Takes `n` nodes `now`, if the count is as it was read where that matters, and they fit into `limits`.
     ///
     /// # Errors
     /// [`CloudError`]; `Ok(None)` if they do not fit, or the count has moved.
@@ -149,7 +169,7 @@ impl Ledger {
         &self,
         seen: &NodeCount,
         n: u32,
-        hour: &str,
+        now: u64,
         limits: NodeLimits,
     ) -> Result<Option<Ticket>, CloudError> {
         let fits = |most: u64| AttributeValue::N((i128::from(most) - i128::from(n)).to_string());
@@ -161,19 +181,19 @@ impl Ledger {
             expression = expression.when("attribute_exists({})", TAKEN, None);
         }
         expression = expression.if_unchanged(HOUR, &seen.hour_form);
-        // The hour of a clock that is ahead counts until all clocks are there: a new one never begins in the past.
-        let hour = if seen.hour.as_str() >= hour {
+        let hour = if seen.has_hour(now) {
             expression = expression.add(IN_HOUR, n.into());
             if let Some(most) = limits.per_hour {
                 expression = expression.when("{} <= ?", IN_HOUR, Some(fits(most)));
             }
-            &seen.hour
+            seen.hour.clone()
         } else {
-            expression = expression.set(HOUR, text(hour)).set(IN_HOUR, number(n.into()));
+            let hour = hour_of(now);
+            expression = expression.set(HOUR, text(&hour)).set(IN_HOUR, number(n.into()));
             hour
         };
-        let is_taken = self.update_item(NAME, &expression).await?;
-        Ok(is_taken.then(|| Ticket { epoch: seen.epoch, hour: hour.to_owned() }))
+        let is_taken = self.update_item_once(NAME, &expression).await?;
+        Ok(is_taken.then_some(Ticket { epoch: seen.epoch, hour }))
     }
 
     /// Gives `n` nodes back that were taken and not launched. Of an epoch that is forgotten there is nothing to give back.
@@ -193,11 +213,11 @@ impl Ledger {
             .if_unchanged(HOUR, &seen.hour_form)
             .when("attribute_exists({})", TAKEN, None);
         let expression = if seen.hour == ticket.hour { expression.add(IN_HOUR, less) } else { expression };
-        self.update_item(NAME, &expression).await
+        self.update_item_once(NAME, &expression).await
     }
 
     /// Corrects the count by what EC2 shows, which must have been listed after the count was read; begins a new epoch when it is
-    /// time. Stores `limits`, where they are given: `Some(None)` removes one.
+    /// time. Stores `limits`.
     ///
     /// # Errors
     /// [`CloudError`]; `Ok(false)` if another sweep was quicker.
@@ -205,7 +225,7 @@ impl Ledger {
         &self,
         seen: &NodeCount,
         shown: Shown,
-        limits: [Option<Option<u64>>; 2],
+        limits: StoredLimits,
     ) -> Result<bool, CloudError> {
         let now = self.seconds().await?;
         let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
@@ -221,26 +241,59 @@ impl Ledger {
                 .set(EPOCH, number(seen.epoch + 1))
                 .set(EPOCH_SINCE, number(now));
         }
-        for (name, limit) in [MAX, MAX_PER_HOUR].into_iter().zip(limits) {
-            expression = match limit {
-                Some(Some(most)) => expression.set(name, number(most)),
-                Some(None) => expression.remove(name),
-                None => expression,
-            };
-        }
-        let expression = expression.if_unchanged(COUNTED, &seen.counted).if_unchanged(EPOCH, &seen.epoch_form).when(
-            "attribute_type({}, ?)",
-            TAKEN,
-            Some(text("N")),
-        );
+        let expression = store(expression, limits)
+            .if_unchanged(COUNTED, &seen.counted)
+            .if_unchanged(EPOCH, &seen.epoch_form)
+            .when("attribute_type({}, ?)", TAKEN, Some(text("N")));
         self.update_item(NAME, &expression).await
     }
 
-    /// Seconds of DynamoDB's clock, the one clock that all schedulers share; of this machine's, if an emulator tells none.
     async fn seconds(&self) -> Result<u64, CloudError> {
-        let now = self.time().await?.unwrap_or_else(crate::clock::now);
-        Ok(now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
+        self.time().await.map(seconds)
     }
+}
+
+fn seconds(date: Option<SystemTime>) -> u64 {
+    let now = date.unwrap_or_else(crate::clock::now);
+    now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+fn store(mut expression: Expression, limits: StoredLimits) -> Expression {
+    for (name, limit) in [MAX, MAX_PER_HOUR].into_iter().zip(limits) {
+        expression = match limit {
+            Some(Some(most)) => expression.set(name, number(most)),
+            Some(None) => expression.remove(name),
+            None => expression,
+        };
+    }
+    expression
+}
+
+fn read(row: Row<'_>) -> Option<NodeCount> {
+    if row.0.is_empty() {
+        return None;
+    }
+    // A limit that cannot be read is one that holds everything back, until a person corrects it.
+    let most = |name: &str| row.number(name).or((row.form(name) != Form::Absent).then_some(0));
+    let signed = |name: &str| row.signed(name).unwrap_or(0);
+    let is_number = |name: &str| matches!(row.form(name), Form::Number(_)) && row.signed(name).is_some();
+    let is_spoilt = ![TAKEN, EPOCH, IN_EPOCH, IN_LAST_EPOCH, COUNTED].into_iter().all(is_number)
+        || row.form(HOUR) != Form::Absent && !is_number(IN_HOUR);
+    Some(NodeCount {
+        is_spoilt,
+        limits: NodeLimits { at_a_time: most(MAX), per_hour: most(MAX_PER_HOUR) },
+        taken: signed(TAKEN),
+        epoch: row.number(EPOCH).unwrap_or(0),
+        in_epoch: signed(IN_EPOCH),
+        in_last_epoch: signed(IN_LAST_EPOCH),
+        hour: row.text(HOUR).unwrap_or_default(),
+        in_hour: signed(IN_HOUR),
+        epoch_since: row.number(EPOCH_SINCE).unwrap_or(0),
+        counted: row.form(COUNTED),
+        taken_form: row.form(TAKEN),
+        hour_form: row.form(HOUR),
+        epoch_form: row.form(EPOCH),
+    })
 }
 
 fn key() -> Item {

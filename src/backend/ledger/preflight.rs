@@ -79,7 +79,7 @@ impl Ledger {
         let date = DateOfAnswer::default();
         let get = self.client.get_item().table_name(&self.tables.tasks).key(item::SRC, text(NOBODY));
         let answer = get.customize().interceptor(date.clone()).send().await;
-        let seen = *date.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = date.seen();
         match answer {
             // A refusal has a date, too.
             Err(error) if seen.is_none() => {
@@ -101,7 +101,14 @@ pub enum TableKind {
 
 /// Keeps the `Date` of an answer.
 #[derive(Clone, Debug, Default)]
-struct DateOfAnswer(Arc<Mutex<Option<SystemTime>>>);
+pub(super) struct DateOfAnswer(Arc<Mutex<Option<SystemTime>>>);
+
+impl DateOfAnswer {
+    /// Returns it, once an answer has come that had one.
+    pub(super) fn seen(&self) -> Option<SystemTime> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl Intercept for DateOfAnswer {
     fn name(&self) -> &'static str {

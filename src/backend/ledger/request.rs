@@ -14,11 +14,16 @@ pub(super) fn value(reserved: &Reserved) -> AttributeValue {
         ("for".to_owned(), number(reserved.number)),
         ("token".to_owned(), text(&reserved.token)),
         ("version".to_owned(), text(&reserved.version)),
+        ("types".to_owned(), text(&reserved.types.join(","))),
         ("subnets".to_owned(), text(&reserved.subnets.join(","))),
         ("purchase".to_owned(), text(reserved.purchase.as_str())),
         ("count".to_owned(), number(reserved.count.into())),
+        ("askedAt".to_owned(), number(reserved.asked_at)),
         ("digest".to_owned(), text(&reserved.digest)),
     ]);
+    if reserved.is_lost {
+        map.insert("isLost".to_owned(), AttributeValue::Bool(true));
+    }
     if let Some(epoch) = reserved.epoch {
         map.insert("epoch".to_owned(), number(epoch));
     }
@@ -34,9 +39,13 @@ pub(super) fn read(value: &AttributeValue) -> Option<Reserved> {
         number: number("for")?,
         token: text("token")?,
         version: text("version")?,
+        // Of an earlier version: none, so it is not repeated if it named some.
+        types: text("types").map(|types| words(&types)).unwrap_or_default(),
         subnets: words(&text("subnets")?),
         purchase: Purchase::parse(&text("purchase")?)?,
         count: number("count").and_then(|count| u32::try_from(count).ok())?,
+        asked_at: number("askedAt").unwrap_or(0),
+        is_lost: map.get("isLost").is_some_and(|value| value.as_bool().copied().unwrap_or(true)),
         epoch: number("epoch"),
         digest: text("digest")?,
     })
@@ -53,9 +62,12 @@ mod tests {
                 number: 4,
                 token: "t".to_owned(),
                 version: "$Latest".to_owned(),
+                types: subnets.iter().map(|name| format!("type-of-{name}")).collect(),
                 subnets,
                 purchase: Purchase::OnDemand,
                 count: 2,
+                asked_at: 1_700_000_000,
+                is_lost: epoch.is_some(),
                 epoch,
                 digest: "d".to_owned(),
             };

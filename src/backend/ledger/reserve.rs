@@ -7,7 +7,9 @@
 //! ```
 //!
 //! A scheduler that dies between two of these leaves a reservation without an instance, which a sweep finds. As long as the row
-//! has the request, its repeat is equal to the first, so EC2 launches once.
+//! has the request, its repeat is equal to the first, so EC2 launches once. A repeat reserves the next number, so that it has one
+//! winner, too, and the notes of whoever asked before are refused: what was taken of the count of nodes and was not launched is
+//! given back by the one whose note is written.
 
 use aws_sdk_dynamodb::types::AttributeValue;
 
@@ -29,8 +31,8 @@ pub struct Note {
     pub why: String,
     /// Not before this is the next try made; `None`: at the next sweep.
     pub after: Option<String>,
-    /// Whether the answer was lost, so that there may be an instance: the request stays in the row, and is repeated.
-    pub is_open: bool,
+    /// What stays in the row of the launch, if there may be an instance all the same: it is repeated, or looked for.
+    pub open: Option<Reserved>,
 }
 
 impl Ledger {
@@ -82,8 +84,8 @@ impl Ledger {
     /// Notes why no instance was launched, and not before when the next try is made; the reservation is given up.
     ///
     /// # Errors
-    /// [`CloudError`].
-    pub async fn note_no_launch(&self, task: &Task, note: &Note) -> Result<(), CloudError> {
+    /// [`CloudError`]; `Ok(false)` if the row has gone on, so that what was taken for the launch is another's.
+    pub async fn note_no_launch(&self, task: &Task, note: &Note) -> Result<bool, CloudError> {
         let expression = waits(Expression::default(), task)
             .remove(item::LAUNCH_AT_ATTEMPT)
             .set(item::LAUNCH_ERROR, text(&note.why))
@@ -93,8 +95,11 @@ impl Ledger {
             Some(after) => expression.set(item::LAUNCH_AFTER, text(after)),
             None => expression.remove(item::LAUNCH_AFTER),
         };
-        let expression = if note.is_open { expression } else { expression.remove(item::LAUNCH_REQUEST) };
-        self.update_row(&task.src, &expression).await.map(|_| ())
+        let expression = match &note.open {
+            Some(reserved) => expression.set(item::LAUNCH_REQUEST, request::value(reserved)),
+            None => expression.remove(item::LAUNCH_REQUEST),
+        };
+        self.update_row(&task.src, &expression).await
     }
 
     /// Notes why nothing is launched for a task that waits, if nobody has reserved a launch since the row was seen.
@@ -108,44 +113,52 @@ impl Ledger {
         self.update_row(&task.src, &expression).await.map(|_| ())
     }
 
-    /// Reserves a launch of a mission's nodes, as the row was seen: of many callers one gets it. `round` is the launch's
-    /// number: the next one, or the newest if that is repeated.
+    /// Reserves a launch of a mission's nodes, as the row was seen: of many callers one gets it, and the next number. `new` of
+    /// the nodes were not asked for before; those of a launch that is repeated were.
     ///
     /// # Errors
     /// [`CloudError`]; `Ok(false)` if another was quicker.
-    pub async fn reserve_round(
-        &self,
-        mission: &Mission,
-        round: u64,
-        requests: &[Reserved],
-    ) -> Result<bool, CloudError> {
-        let form = match &mission.seen {
-            Some(seen) => seen.launch_round.clone(),
-            None if mission.launch_round == 0 => Form::Absent,
-            None => Form::Number(mission.launch_round.to_string()),
+    pub async fn reserve_round(&self, mission: &Mission, requests: &[Reserved], new: u32) -> Result<bool, CloudError> {
+        let form = |value: u64| if value == 0 { Form::Absent } else { Form::Number(value.to_string()) };
+        let (round, launched) = match &mission.seen {
+            Some(seen) => (seen.launch_round.clone(), seen.nodes_launched.clone()),
+            None => (form(mission.launch_round), form(mission.nodes_launched)),
         };
         let expression = Expression::default()
-            .set(item::LAUNCH_ROUND, number(round))
-            .set(item::LAUNCH_REQUESTS, AttributeValue::L(requests.iter().map(request::value).collect()))
-            .if_unchanged(item::LAUNCH_ROUND, &form)
+            .set(item::LAUNCH_ROUND, number(mission.next_round()))
+            .set(item::NODES_LAUNCHED, number(mission.nodes_launched.saturating_add(new.into())))
+            .set(item::LAUNCH_REQUESTS, requests_value(requests))
+            .if_unchanged(item::LAUNCH_ROUND, &round)
+            .if_unchanged(item::NODES_LAUNCHED, &launched)
             // Nothing is launched for a mission that was cancelled since.
             .when("attribute_not_exists({})", item::CANCELLED_AT, None)
             .when("attribute_exists({})", item::MISSION_KEY, None);
-        self.update_mission(&mission.id, &expression).await
+        self.update_item_once(mission.id.as_str(), &expression).await
     }
 
-    /// Notes that a round's launches are answered, and why there are fewer nodes than were wanted, if there are.
+    /// Notes what became of a round: the requests that may have launched and are not answered, and why there are fewer nodes
+    /// than were wanted, if there are.
     ///
     /// # Errors
-    /// [`CloudError`].
-    pub async fn note_round(&self, id: &MissionId, round: u64, why: Option<&str>) -> Result<(), CloudError> {
-        let expression =
-            Expression::default().remove(item::LAUNCH_REQUESTS).when("{} = ?", item::LAUNCH_ROUND, Some(number(round)));
+    /// [`CloudError`]; `Ok(false)` if another has taken the round over, so that what was taken for it is another's.
+    pub async fn note_round(
+        &self,
+        id: &MissionId,
+        round: u64,
+        open: &[Reserved],
+        why: Option<&str>,
+    ) -> Result<bool, CloudError> {
+        let expression = Expression::default().when("{} = ?", item::LAUNCH_ROUND, Some(number(round)));
+        let expression = if open.is_empty() {
+            expression.remove(item::LAUNCH_REQUESTS)
+        } else {
+            expression.set(item::LAUNCH_REQUESTS, requests_value(open))
+        };
         let expression = match why {
             Some(why) => expression.set(item::LAUNCH_ERROR, text(why)),
             None => expression.remove(item::LAUNCH_ERROR),
         };
-        self.update_mission(id, &expression).await.map(|_| ())
+        self.update_mission(id, &expression).await
     }
 
     /// Notes in a mission's row why it has fewer nodes than it wants.
@@ -160,6 +173,10 @@ impl Ledger {
         );
         self.update_mission(id, &expression).await.map(|_| ())
     }
+}
+
+fn requests_value(requests: &[Reserved]) -> AttributeValue {
+    AttributeValue::L(requests.iter().map(request::value).collect())
 }
 
 /// Requires that nobody has reserved a launch since the row was seen.

@@ -16,8 +16,8 @@ const CHUNK_BYTES: usize = 256 * 1024;
 /// The content of an object that is put.
 #[derive(Clone, Debug)]
 pub enum Body<'a> {
-    /// A file, of any size.
-    File(&'a Path),
+    /// A file, of any size: all of it, or the bytes that it begins with. One that has fewer by now is refused.
+    File(&'a Path, Option<u64>),
     /// Bytes in memory; cheap to clone.
     Bytes(Bytes),
 }
@@ -30,13 +30,13 @@ impl From<Vec<u8>> for Body<'_> {
 
 impl<'a> From<&'a Path> for Body<'a> {
     fn from(file: &'a Path) -> Self {
-        Self::File(file)
+        Self::File(file, None)
     }
 }
 
 impl<'a> From<&'a std::path::PathBuf> for Body<'a> {
     fn from(file: &'a std::path::PathBuf) -> Self {
-        Self::File(file)
+        Self::File(file, None)
     }
 }
 
@@ -45,7 +45,8 @@ impl Body<'_> {
     pub(super) async fn bytes(&self) -> Result<u64, StoreError> {
         match self {
             Self::Bytes(bytes) => Ok(bytes.len() as u64),
-            Self::File(file) => {
+            Self::File(_, Some(bytes)) => Ok(*bytes),
+            Self::File(file, None) => {
                 let meta = tokio::fs::metadata(file).await.map_err(|e| StoreError::disk("looking at", file, e))?;
                 Ok(meta.len())
             }
@@ -56,7 +57,7 @@ impl Body<'_> {
     pub(super) async fn checksum(&self, algorithm: CrcAlgorithm) -> Result<u64, StoreError> {
         match self {
             Self::Bytes(bytes) => Ok(checksum(algorithm, bytes)),
-            Self::File(file) => {
+            Self::File(file, _) => {
                 let bytes = self.bytes().await?;
                 checksum_of_section(file, 0, bytes, algorithm).await
             }
@@ -80,11 +81,23 @@ pub(super) async fn section(
         let crc = checksum_of_section(file, start, bytes, algorithm).await?;
         let stream = ByteStream::read_from().path(file).offset(start).length(Length::Exact(bytes));
         let stream = stream.buffer_size(CHUNK_BYTES).build().await;
-        return Ok((stream.map_err(|e| disk("reading", std::io::Error::other(e)))?, crc));
+        return Ok((stream.map_err(|e| disk("reading", cause_of(e)))?, crc));
     }
     let body = read_section(file, start, bytes).await?;
     let crc = checksum(algorithm, &body);
     Ok((ByteStream::from(body), crc))
+}
+
+/// Returns the system's own error, with its number, by which a full or busy machine is known.
+fn cause_of(error: aws_sdk_s3::primitives::ByteStreamError) -> std::io::Error {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+    while let Some(error) = cause {
+        if let Some(number) = error.downcast_ref().and_then(std::io::Error::raw_os_error) {
+            return std::io::Error::from_raw_os_error(number);
+        }
+        cause = error.source();
+    }
+    std::io::Error::other(error)
 }
 
 /// Reads a section of a file, of [`PART_BYTES`] at the most, into memory.

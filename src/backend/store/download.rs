@@ -18,7 +18,7 @@ use crate::domain::backoff;
 /// How often a download starts over because the object was replaced meanwhile.
 const OBJECT_TRIES_MAX: u32 = 3;
 /// Room that is left free beside the input, for the log and the workload's first writes.
-const SPARE_BYTES: u64 = 64 * 1024 * 1024;
+pub const SPARE_BYTES: u64 = 64 * 1024 * 1024;
 
 /// A finished download.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -14,7 +14,7 @@ mod upload;
 mod writer;
 
 pub use body::Body;
-pub use download::Downloaded;
+pub use download::{Downloaded, SPARE_BYTES};
 pub use mark::Mark;
 pub use upload::{Put, Stored};
 pub use writer::PutWriter;

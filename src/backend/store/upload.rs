@@ -1,6 +1,5 @@
 //! Uploads: results under the fence, and plain objects.
 
-use std::path::Path;
 use std::time::Duration;
 
 use aws_sdk_s3::operation::complete_multipart_upload::builders::CompleteMultipartUploadFluentBuilder;
@@ -190,8 +189,13 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn put_file(&self, bucket: &str, key: &str, file: &Path) -> Result<Stored, StoreError> {
-        self.put_any(bucket, key, &Body::File(file)).await
+    pub async fn put_file(
+        &self,
+        bucket: &str,
+        key: &str,
+        file: impl Into<Body<'_>> + Send,
+    ) -> Result<Stored, StoreError> {
+        self.put_any(bucket, key, &file.into()).await
     }
 
     /// Puts a few bytes, whatever stands there. Bytes that arrived corrupt are put again.
@@ -225,12 +229,12 @@ impl Store {
         let bytes = body.bytes().await?;
         match body {
             Body::Bytes(bytes) => self.put_whole(target, bytes.clone(), condition).await,
-            Body::File(file) if bytes > OBJECT_BYTES_MAX => Err(StoreError::TooLarge {
+            Body::File(file, _) if bytes > OBJECT_BYTES_MAX => Err(StoreError::TooLarge {
                 path: file.to_path_buf(),
                 reason: format!("it has {bytes} bytes, more than the {OBJECT_BYTES_MAX} that S3 takes"),
             }),
-            Body::File(file) if bytes > PART_BYTES => self.put_parts(target, file, bytes, condition).await,
-            Body::File(file) => {
+            Body::File(file, _) if bytes > PART_BYTES => self.put_parts(target, file, bytes, condition).await,
+            Body::File(file, _) => {
                 let _room = self.take_room(bytes).await;
                 // No more than it had: a file that grows must not fill the memory.
                 let body = read_section(file, 0, bytes).await?;
