@@ -32,12 +32,12 @@ pub struct CloudError {
 /// A service's answer in its own words: its error code and message.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct Said(pub String);
+pub struct ServiceMessage(pub String);
 
 impl CloudError {
     /// Makes an error of our own finding.
     pub fn new(kind: Kind, operation: &'static str, resource: impl Into<String>, said: impl Into<String>) -> Self {
-        Self { kind, operation, resource: resource.into(), source: Box::new(Said(said.into())) }
+        Self { kind, operation, resource: resource.into(), source: Box::new(ServiceMessage(said.into())) }
     }
 
     /// Sorts an SDK error.
@@ -47,8 +47,10 @@ impl CloudError {
     {
         let kind = kind_of(&error);
         let source: Box<dyn StdError + Send + Sync> = match &error {
-            SdkError::ServiceError(context) => Box::new(Said(words_of(context.err(), context.raw().status().as_u16()))),
-            _ => Box::new(Said(chain_of(&error))),
+            SdkError::ServiceError(context) => {
+                Box::new(ServiceMessage(words_of(context.err(), context.raw().status().as_u16())))
+            }
+            _ => Box::new(ServiceMessage(chain_of(&error))),
         };
         Self { kind, operation, resource: resource.into(), source }
     }

@@ -22,7 +22,7 @@ use crate::domain::{printable, tags};
 
 /// What a launch template says, as far as nodes depend on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Terms {
+pub struct TemplateInfo {
     /// Whether a power-off terminates the instance.
     pub terminates: bool,
     /// Whether it has an instance profile.
@@ -79,7 +79,7 @@ impl Reason {
 
 /// An instance of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ours {
+pub struct ManagedInstance {
     /// Its id.
     pub id: String,
     /// The task it was launched for: a key, or a short name.
@@ -105,7 +105,7 @@ pub struct Ours {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Found;
 
-impl Ours {
+impl ManagedInstance {
     /// Returns why it has ended, in a sentence.
     #[must_use]
     pub fn end_words(&self) -> String {
@@ -191,7 +191,7 @@ impl Fleet {
     ///
     /// # Errors
     /// [`CloudError`]; `Refused` or `NotFound` if there is no such template or version.
-    pub async fn template(&self, template: &Template) -> Result<Terms, CloudError> {
+    pub async fn template(&self, template: &Template) -> Result<TemplateInfo, CloudError> {
         let (name, by_id) = (Some(template.name.clone()), template.name.starts_with("lt-"));
         let describe = self
             .client
@@ -210,7 +210,7 @@ impl Fleet {
         let metadata = data.metadata_options();
         let tags = metadata.and_then(|metadata| metadata.instance_metadata_tags());
         let tokens = metadata.and_then(|metadata| metadata.http_tokens());
-        Ok(Terms {
+        Ok(TemplateInfo {
             terminates: data.instance_initiated_shutdown_behavior() == Some(&ShutdownBehavior::Terminate),
             has_role: data.iam_instance_profile().is_some(),
             shows_tags: tags == Some(&LaunchTemplateInstanceMetadataTagsState::Enabled),
@@ -235,7 +235,7 @@ impl Fleet {
     ///
     /// # Errors
     /// [`CloudError`].
-    pub async fn ours(&self, mark: &str) -> Result<Vec<Ours>, CloudError> {
+    pub async fn list_instances(&self, mark: &str) -> Result<Vec<ManagedInstance>, CloudError> {
         let states = ["pending", "running", "stopping", "stopped"].map(ToOwned::to_owned).to_vec();
         let states = Filter::builder().name("instance-state-name").set_values(Some(states)).build();
         self.describe(vec![marked(mark), states]).await
@@ -245,7 +245,7 @@ impl Fleet {
     ///
     /// # Errors
     /// [`CloudError`].
-    pub async fn all_of_ours(&self, mark: &str) -> Result<Vec<Ours>, CloudError> {
+    pub async fn list_all_instances(&self, mark: &str) -> Result<Vec<ManagedInstance>, CloudError> {
         self.describe(vec![marked(mark)]).await
     }
 
@@ -253,7 +253,7 @@ impl Fleet {
     ///
     /// # Errors
     /// [`CloudError`].
-    pub async fn all_of_epoch(&self, mark: &str, epoch: u64) -> Result<Vec<Ours>, CloudError> {
+    pub async fn all_of_epoch(&self, mark: &str, epoch: u64) -> Result<Vec<ManagedInstance>, CloudError> {
         self.describe(vec![marked(mark), tagged(tags::EPOCH, &epoch.to_string())]).await
     }
 
@@ -261,7 +261,7 @@ impl Fleet {
     ///
     /// # Errors
     /// [`CloudError`].
-    pub async fn node_for(&self, mark: &str, src: &str) -> Result<Option<Ours>, CloudError> {
+    pub async fn node_for(&self, mark: &str, src: &str) -> Result<Option<ManagedInstance>, CloudError> {
         let mut filters = vec![marked(mark)];
         // A filter takes `*` and `?` for any characters, and `\` for a mark of them.
         if src.len() <= FILTER_BYTES_MAX && !src.contains(['*', '?', '\\']) {
@@ -276,7 +276,7 @@ impl Fleet {
     ///
     /// # Errors
     /// [`CloudError`].
-    pub async fn one_of_ours(&self, id: &str, mark: &str) -> Result<Option<Ours>, CloudError> {
+    pub async fn find_instance(&self, id: &str, mark: &str) -> Result<Option<ManagedInstance>, CloudError> {
         for look in 1..=YOUNG_LOOKS {
             let answer = self.client.describe_instances().instance_ids(id).send().await;
             let answer = match answer.map_err(|e| CloudError::sdk("DescribeInstances", id, e)) {
@@ -306,7 +306,7 @@ impl Fleet {
         Ok(None)
     }
 
-    async fn describe(&self, filters: Vec<Filter>) -> Result<Vec<Ours>, CloudError> {
+    async fn describe(&self, filters: Vec<Filter>) -> Result<Vec<ManagedInstance>, CloudError> {
         let mut pages = self.client.describe_instances().set_filters(Some(filters)).into_paginator().send();
         let mut found = Vec::new();
         while let Some(page) = pages.next().await {
@@ -319,11 +319,11 @@ impl Fleet {
 
     /// Terminates instances of ours. Those that have ended, or are unknown, are no error. May be called twice.
     ///
-    /// Only an [`Ours`] can be terminated, and only this module makes one: of an instance that EC2 says bears our tag.
+    /// Only an [`ManagedInstance`] can be terminated, and only this module makes one: of an instance that EC2 says bears our tag.
     ///
     /// # Errors
     /// [`CloudError`].
-    pub async fn terminate(&self, instances: &[Ours]) -> Result<(), CloudError> {
+    pub async fn terminate(&self, instances: &[ManagedInstance]) -> Result<(), CloudError> {
         let ids: Vec<String> = instances.iter().map(|ours| ours.id.clone()).collect();
         for some in ids.chunks(100) {
             match self.terminate_ids(some).await {
@@ -371,13 +371,13 @@ fn reason_of(instance: &aws_sdk_ec2::types::Instance) -> Option<Reason> {
     (!words.is_empty()).then(|| Reason { code: code.to_owned(), words })
 }
 
-fn ours(instance: &aws_sdk_ec2::types::Instance) -> Option<Ours> {
+fn ours(instance: &aws_sdk_ec2::types::Instance) -> Option<ManagedInstance> {
     let tag = |key: &str| {
         let found = instance.tags().iter().find(|tag| tag.key() == Some(key));
         found.and_then(|tag| tag.value()).filter(|value| !value.is_empty()).map(ToOwned::to_owned)
     };
     let state = instance.state().and_then(|state| state.name());
-    Some(Ours {
+    Some(ManagedInstance {
         id: instance.instance_id()?.to_owned(),
         src: tag(tags::SRC),
         mission: tag(tags::MISSION),

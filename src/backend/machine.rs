@@ -44,7 +44,7 @@ pub enum EndOrder {
     #[default]
     IfNode,
     /// `--terminate`: the machine ends, whatever its tags are.
-    End,
+    Terminate,
 }
 
 /// The tags that make an instance a node. Any of them is enough, whatever its value is.
@@ -56,7 +56,7 @@ pub struct EndProof(Ground);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Ground {
-    /// [`EndOrder::End`].
+    /// [`EndOrder::Terminate`].
     Ordered,
     /// This instance bears a tag of ours.
     Tagged { instance: String },
@@ -174,7 +174,7 @@ const POWER_OFF_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// How the machine's end was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum MachineEnd {
     /// EC2 terminates the instance.
     Terminated,
     /// The power goes off; the shutdown behaviour `terminate` does the rest.
@@ -423,7 +423,7 @@ impl Machine {
     ///
     /// # Errors
     /// [`EndError`] if both fail. May be called again.
-    pub async fn end(&self, order: EndOrder, seen: Option<EndProof>) -> Result<End, EndError> {
+    pub async fn end(&self, order: EndOrder, seen: Option<EndProof>) -> Result<MachineEnd, EndError> {
         // Without an answer this is no EC2 instance, or one that only a power-off can end.
         let instance = if order == EndOrder::Keep { None } else { self.instance_id().await.ok() };
         let instance = instance.as_deref();
@@ -431,7 +431,7 @@ impl Machine {
             Ok(proof) => proof,
             Err(why) => {
                 why.log();
-                return Ok(End::LeftRunning);
+                return Ok(MachineEnd::LeftRunning);
             }
         };
         // The own place is given up before the others are looked at: of two that end at once, one sees the other gone.
@@ -441,11 +441,11 @@ impl Machine {
             && has_process_for(instance, PLACE_LOOKS).await
         {
             tracing::info!("instance {instance} keeps running: another process of lighthpc runs here, and ends it");
-            return Ok(End::LeftRunning);
+            return Ok(MachineEnd::LeftRunning);
         }
         if let Some(instance) = instance {
             match self.terminate(instance, &proof).await {
-                Ok(()) => return Ok(End::Terminated),
+                Ok(()) => return Ok(MachineEnd::Terminated),
                 Err(error) => tracing::error!("EC2 does not terminate {instance}: {error}: {}", error.source),
             }
         }
@@ -462,7 +462,7 @@ impl Machine {
     ) -> Result<EndProof, NoProof> {
         match order {
             EndOrder::Keep => return Err(NoProof::Ordered),
-            EndOrder::End => return Ok(EndProof(Ground::Ordered)),
+            EndOrder::Terminate => return Ok(EndProof(Ground::Ordered)),
             EndOrder::IfNode => {}
         }
         if let Some(proof) = seen.filter(|proof| proof.covers(instance)) {
@@ -530,24 +530,24 @@ where
 ///
 /// # Errors
 /// [`EndError`].
-pub async fn end_unconnected(power_off: &PowerOff, order: EndOrder) -> Result<End, EndError> {
+pub async fn end_unconnected(power_off: &PowerOff, order: EndOrder) -> Result<MachineEnd, EndError> {
     let why = match order {
-        EndOrder::End => return switch_off(power_off, is_ec2(), &EndProof(Ground::Ordered)).await,
+        EndOrder::Terminate => return switch_off(power_off, is_ec2(), &EndProof(Ground::Ordered)).await,
         EndOrder::Keep => NoProof::Ordered,
         EndOrder::IfNode => NoProof::NoInstance,
     };
     why.log();
-    Ok(End::LeftRunning)
+    Ok(MachineEnd::LeftRunning)
 }
 
 /// Switches this machine off. The proof is not looked into: whoever holds one has shown that it covers this machine.
-async fn switch_off(how: &PowerOff, is_ec2: bool, _: &EndProof) -> Result<End, EndError> {
+async fn switch_off(how: &PowerOff, is_ec2: bool, _: &EndProof) -> Result<MachineEnd, EndError> {
     let command = match how {
         PowerOff::By(command) => command,
         PowerOff::OnEc2 if is_ec2 => "systemctl poweroff",
-        PowerOff::OnEc2 | PowerOff::Never => return Ok(End::LeftRunning),
+        PowerOff::OnEc2 | PowerOff::Never => return Ok(MachineEnd::LeftRunning),
     };
-    power_off(command).await.map(|()| End::PoweredOff)
+    power_off(command).await.map(|()| MachineEnd::PoweredOff)
 }
 
 /// Returns whether the firmware says that this is an EC2 instance. On Nitro the vendor is "Amazon EC2", on Xen the UUID

@@ -10,7 +10,7 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand}
 
 use super::examples;
 use super::flags::{AwsArgs, SchedulerArgs, TableArgs, bytes, range, seconds};
-use super::place::{self, DEFAULT_DIR};
+use super::local_dir::{self, DEFAULT_DIR};
 use crate::backend::machine::EndOrder;
 use crate::logging::Format;
 use crate::workload::{DEVICES_DEFAULT, Devices};
@@ -32,17 +32,17 @@ pub(super) struct Cli {
 impl Cli {
     /// Reads the program's arguments and variables. A variable that is set to nothing is not set: that is how a line of an
     /// environment file is left open. With `--local`, the variables of an account and of a node are not read at all
-    /// ([`place::is_ignored`]).
+    /// ([`local_dir::is_ignored`]).
     ///
     /// # Errors
     /// What is wrong, or the help or the version that was asked for.
     pub(super) fn read() -> Result<Self, clap::Error> {
         let mut arguments: Vec<std::ffi::OsString> = std::env::args_os().collect();
-        let is_local = place::is_local(&arguments);
+        let is_local = local_dir::is_local(&arguments);
         let is_empty = |name: &std::ffi::OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
         let without = move |arg: clap::Arg| if arg.get_env().is_some_and(is_empty) { arg.env(None) } else { arg };
         let local = move |arg: clap::Arg| {
-            if arg.get_env().is_some_and(place::is_ignored) { arg.env(None) } else { without(arg) }
+            if arg.get_env().is_some_and(local_dir::is_ignored) { arg.env(None) } else { without(arg) }
         };
         let readable = move |command: clap::Command| {
             let takes_local = command.get_arguments().any(|arg| arg.get_id() == "local");
@@ -55,7 +55,7 @@ impl Cli {
         let matches = definition.try_get_matches_from(&arguments)?;
         refuse_both_orders(&matches)?;
         let mut cli = Self::from_arg_matches(&matches)?;
-        let is_folder = !place::is_bare(&arguments);
+        let is_folder = !local_dir::is_bare(&arguments);
         match &mut cli.command {
             Command::Run(args) => args.local_is_folder = is_folder,
             Command::Status(args) => args.local_is_folder = is_folder,
@@ -227,9 +227,9 @@ pub(super) struct DoctorArgs {
     /// Folder for the files of attempts
     #[arg(long, env = "LIGHTHPC_WORK_DIR", default_value = "/var/lib/lighthpc", value_name = "DIR")]
     pub(super) work_dir: PathBuf,
-    /// What the doctor starts behind the wall, to try it
+    /// What the doctor starts behind the sandbox, to try it
     #[arg(long, hide = true)]
-    pub(super) behind_the_wall: bool,
+    pub(super) inside_sandbox: bool,
     #[command(flatten)]
     pub(super) scheduler: SchedulerArgs,
 }
@@ -239,7 +239,7 @@ pub(super) struct DoctorArgs {
 pub(super) enum Isolation {
     /// A process group.
     Process,
-    /// A transient systemd unit: the wall.
+    /// A transient systemd unit: the sandbox.
     Unit,
 }
 
@@ -385,7 +385,7 @@ impl RunArgs {
     pub(super) const fn end_order(&self) -> EndOrder {
         match (self.no_terminate, self.terminate) {
             (true, _) => EndOrder::Keep,
-            (false, true) => EndOrder::End,
+            (false, true) => EndOrder::Terminate,
             (false, false) => EndOrder::IfNode,
         }
     }

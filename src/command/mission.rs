@@ -14,10 +14,10 @@ use tokio::task::JoinSet;
 use super::cli::RunArgs;
 use super::failure::Failure;
 use super::inputs::{self, Known};
-use super::plan::{self, Plan};
+use super::plan::{self, RunPlan};
 use super::review::{Review, shown};
 use super::screen::{self, Screen};
-use super::{node, place, signals, trust};
+use super::{local_dir, node, signals, trust};
 use crate::backend::Backend;
 use crate::backend::machine::EndOrder;
 use crate::command::exit::Exit;
@@ -33,11 +33,11 @@ use local_cloud::{LocalCloud, RESULT_BUCKET, SOURCE_BUCKET, TOPIC_ARN};
 const ROOM_LOOK: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
-    place::note_ignored();
+    local_dir::note_ignored();
     refuse_aws_names(&args)?;
     let started = Instant::now();
-    let local = args.local.as_deref().unwrap_or(Path::new(place::DEFAULT_DIR));
-    let (dir, files) = place::split(local, args.local_is_folder, &args.files)?;
+    let local = args.local.as_deref().unwrap_or(Path::new(local_dir::DEFAULT_DIR));
+    let (dir, files) = local_dir::parse(local, args.local_is_folder, &args.files)?;
     trust::check(&dir, &args.trust_folder)?;
     let mut settings = node::settings(&args)?;
     if !dir.join(".lighthpc").exists() && inputs::read(&files, &Known::new())?.is_empty() {
@@ -45,7 +45,7 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
         return Err(plan::no_mission(&dir, settings.mission.as_ref()));
     }
     let cloud = LocalCloud::open(&dir)?;
-    let backend = place::backend(&cloud, None);
+    let backend = local_dir::backend(&cloud, None);
     backend.ledger.create_tables().await?;
     let rows = plan::rows(&backend).await?;
     let inputs = inputs::read(&files, &plan::known(&rows, &cloud))?;
@@ -66,7 +66,7 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
     settings.bounds.echo = false;
     settings.work_dir = work_dir(cloud.dir());
     let tasks = &backend.ledger.tables().tasks;
-    let taken = workload::take_in_trusted(&settings.work_dir, tasks);
+    let taken = workload::lock_trusted_work_dir(&settings.work_dir, tasks);
     let hint = "remove it, or name another folder with --local=DIR";
     let (_work_dir, left) = node::taken(taken, &settings.work_dir, hint)?;
 
@@ -76,7 +76,7 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
         error: error.into(),
         hint: None,
     })?;
-    let told_before = cloud.published().len();
+    let notified_before = cloud.published().len();
     let run = Run { cloud, mission, settings, stopping, screen: Screen::new(plan.total, plan.ended) };
     let mut removal = Removal::start(left, Vec::new(), &run.stopping.drain);
     removal.head_start().await;
@@ -84,7 +84,7 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
     let review = run.all(&backend, plan, slots).await;
     run.screen.close();
     removal.end().await;
-    run.conclude(&backend, review, told_before, started.elapsed()).await
+    run.conclude(&backend, review, notified_before, started.elapsed()).await
 }
 
 /// Returns where attempts have their folders. In a mission of another user, who is trusted, this user has one of its
@@ -130,8 +130,8 @@ struct Run {
 
 impl Run {
     /// Runs the queue, `slots` nodes at a time, to its end or to the drain.
-    async fn all(&self, backend: &Backend, plan: Plan, slots: usize) -> Review {
-        let Plan { mut queue, mut ended, review, .. } = plan;
+    async fn all(&self, backend: &Backend, plan: RunPlan, slots: usize) -> Review {
+        let RunPlan { mut queue, mut ended, review, .. } = plan;
         let mut nodes = JoinSet::new();
         loop {
             let mut has_room = true;
@@ -192,7 +192,7 @@ impl Run {
         begun: Begun,
     ) -> impl Future<Output = (SrcId, Option<indicatif::ProgressBar>, Duration, Life)> + use<> {
         let instance = self.cloud.launch(&[("srcID", src.as_str()), ("missionID", self.mission.id.as_str())]);
-        let backend = place::backend(&self.cloud, Some(&instance));
+        let backend = local_dir::backend(&self.cloud, Some(&instance));
         let report = tokio::sync::watch::Sender::new(Report::default());
         let mut reports = report.subscribe();
         let settings = Arc::new(Settings { report, mission: None, src: None, ..self.settings.clone() });
@@ -291,7 +291,7 @@ impl Run {
         &self,
         backend: &Backend,
         mut review: Review,
-        told_before: usize,
+        notified_before: usize,
         took: Duration,
     ) -> Result<Exit, Failure> {
         let (mut done, mut failed, mut open, mut time_cost_s) = (0_u64, 0_u64, 0_u64, 0_u64);
@@ -307,11 +307,11 @@ impl Run {
         };
         backend.ledger.each_task(Some(&self.mission.id), count).await?;
         let results_changed = review.sum_up();
-        for told in self.cloud.published().iter().skip(told_before) {
+        for notified in self.cloud.published().iter().skip(notified_before) {
             screen::to_stdout(&format!(
                 "\nnotification: {}\n{}",
-                screen::plain(told.subject.as_deref().unwrap_or("")),
-                indented(&self.with_paths(&told.message))
+                screen::plain(notified.subject.as_deref().unwrap_or("")),
+                indented(&self.with_paths(&notified.message))
             ));
         }
         let mut rest = if open > 0 { format!(", {open} not ended") } else { String::new() };

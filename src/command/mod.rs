@@ -9,9 +9,9 @@ mod failure;
 mod flags;
 mod inputs;
 mod lambda;
+mod local_dir;
 mod mission;
 mod node;
-mod place;
 mod plan;
 mod redrive;
 #[cfg(test)]

@@ -12,7 +12,7 @@ use crate::command::exit::{self, Exit};
 use crate::domain::budget::{Limits, SizeLimits};
 use crate::domain::ids::{MissionId, SrcId};
 use crate::worker::{self, Ending, Node, Report, Settings, Stopping};
-use crate::workload::{self, Bounds, GroundError, Left, Simulation, Wall, WorkLock, Workload};
+use crate::workload::{self, Bounds, GroundError, Left, Sandbox, Simulation, WorkLock, Workload};
 
 /// The time between two copies of a running workload's log: what a machine that vanishes leaves is a minute old at the most,
 /// and costs an object's put a minute, if anything was written.
@@ -22,7 +22,7 @@ pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result
     let order = args.end_order();
     if let Some(file) = args.files.first() {
         // A person has left `--local` out, as a rule. Only an explicit order says that this is a node all the same.
-        if order == EndOrder::End {
+        if order == EndOrder::Terminate {
             end_machine(args.power_off_command.as_deref(), order).await;
         }
         let hint = "add --local to process these files on this computer; put the program after `--`";
@@ -38,7 +38,7 @@ pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result
     });
     let ready = logs.and(listening).and_then(|listener| {
         let settings = settings(&args)?;
-        let taken = workload::take(&settings.work_dir, &args.aws.tables.tables().tasks);
+        let taken = workload::lock_work_dir(&settings.work_dir, &args.aws.tables.tables().tasks);
         let (work_dir, left) = self::taken(taken, &settings.work_dir, WORK_DIR_HINT)?;
         Ok((listener, Settings { left, holds_work_dir: work_dir.is_some(), ..settings }, work_dir))
     });
@@ -49,7 +49,7 @@ pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result
             return Err(failure);
         }
     };
-    let mut announcers = service::announce(settings.report.subscribe());
+    let mut announcers = service::report_to_systemd(settings.report.subscribe());
     announcers.spawn(note_drain(work_dir, stopping.clone()));
     let concluded = live(&args, settings, stopping).await;
     announcers.shutdown().await;
@@ -134,7 +134,7 @@ pub(super) fn order_of_refused(
         return None;
     }
     if is_given("--terminate") || is_on(&value("LIGHTHPC_TERMINATE")) {
-        return Some(EndOrder::End);
+        return Some(EndOrder::Terminate);
     }
     let names_a_file = ours.iter().any(|arg| std::path::Path::new(arg).exists());
     (!names_a_file).then_some(EndOrder::IfNode)
@@ -161,7 +161,7 @@ pub(super) async fn end_machine(power_off_command: Option<&str>, order: EndOrder
     say(ended);
 }
 
-fn say(ended: Result<machine::End, machine::EndError>) {
+fn say(ended: Result<machine::MachineEnd, machine::EndError>) {
     match ended {
         Ok(end) => tracing::info!("the end of this machine: {end:?}"),
         Err(error) => tracing::error!("this machine could not be ended and may go on billing: {error}"),
@@ -251,7 +251,7 @@ pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
         holds_work_dir: false,
         workload,
         simulation: Simulation { steps: args.steps, step_seconds: args.step_seconds, seed: args.seed },
-        bounds: Bounds { time_limit: args.time_limit, grace, echo: true, wall: wall(args)? },
+        bounds: Bounds { time_limit: args.time_limit, grace, echo: true, sandbox: sandbox(args)? },
         limits: Limits {
             max_attempts: args.max_attempts,
             max_interruptions: args.max_interruptions,
@@ -269,11 +269,11 @@ pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
     })
 }
 
-/// Returns the wall of this machine, if workloads are to be behind one.
-fn wall(args: &RunArgs) -> Result<Option<Wall>, Failure> {
+/// Returns the sandbox of this machine, if workloads are to be behind one.
+fn sandbox(args: &RunArgs) -> Result<Option<Sandbox>, Failure> {
     match args.isolation {
         Isolation::Process => Ok(None),
-        Isolation::Unit => Wall::of_this_machine(args.devices.clone()).map(Some).map_err(|error| {
+        Isolation::Unit => Sandbox::of_this_machine(args.devices.clone()).map(Some).map_err(|error| {
             let hint = "run scripts/provision on this machine, or use --isolation process, without a sandbox";
             Failure::usage(format!("--isolation unit is not available on this machine: {error}"), hint)
         }),
@@ -317,18 +317,18 @@ mod tests {
     fn an_order_in_a_refused_command_line_is_read_as_it_would_have_been() {
         let bad = &["run", "--no-such-flag"];
         for on in ["1", "true", "Yes", "ON", " y ", "T"] {
-            assert_eq!(order(bad, &[("LIGHTHPC_TERMINATE", on)], false), Some(EndOrder::End), "{on}");
+            assert_eq!(order(bad, &[("LIGHTHPC_TERMINATE", on)], false), Some(EndOrder::Terminate), "{on}");
             let both = [("LIGHTHPC_TERMINATE", "1"), ("LIGHTHPC_NO_TERMINATE", on)];
             assert_eq!(order(bad, &both, false), None, "{on}: --no-terminate wins");
         }
         for off in ["", "0", "No", "f", "OFF"] {
             assert_eq!(order(bad, &[("LIGHTHPC_TERMINATE", off)], false), Some(EndOrder::IfNode), "{off}");
             let both = [("LIGHTHPC_TERMINATE", "1"), ("LIGHTHPC_NO_TERMINATE", off)];
-            assert_eq!(order(bad, &both, false), Some(EndOrder::End), "{off}");
+            assert_eq!(order(bad, &both, false), Some(EndOrder::Terminate), "{off}");
         }
         assert_eq!(order(bad, &[("LIGHTHPC_TERMINATE", "perhaps")], false), Some(EndOrder::IfNode));
         assert_eq!(order(bad, &[("LIGHTHPC_NO_TERMINATE", "perhaps")], false), None);
-        assert_eq!(order(&["run", "--terminate", "--bad"], &[], false), Some(EndOrder::End));
+        assert_eq!(order(&["run", "--terminate", "--bad"], &[], false), Some(EndOrder::Terminate));
         assert_eq!(order(&["run", "--terminate", "--no-terminate"], &[], false), None, "both are refused");
     }
 }

@@ -199,7 +199,7 @@ fn row_made(made: Result<Result<Made, CloudError>, tokio::task::JoinError>) -> R
 }
 
 /// What is to be run.
-pub(super) struct Plan {
+pub(super) struct RunPlan {
     pub(super) queue: VecDeque<SrcId>,
     pub(super) total: u64,
     pub(super) ended: u64,
@@ -216,7 +216,7 @@ pub(super) async fn make(
     inputs: &[Input],
     only: Option<SrcId>,
     started: Instant,
-) -> Result<Plan, Failure> {
+) -> Result<RunPlan, Failure> {
     let mut tasks = Vec::new();
     backend.ledger.each_task(Some(&mission.id), |task| tasks.push(task)).await?;
     let named: HashSet<&SrcId> = inputs.iter().map(|input| &input.src).collect();
@@ -257,5 +257,5 @@ pub(super) async fn make(
     if queue.is_empty() && fresh.is_some_and(|mission| mission.notified != Notified::Yes) {
         queue.extend(tasks.first().map(|task| task.src.clone()));
     }
-    Ok(Plan { queue, total: tasks.len() as u64, ended: done.len() as u64, review })
+    Ok(RunPlan { queue, total: tasks.len() as u64, ended: done.len() as u64, review })
 }

@@ -15,7 +15,7 @@ const STATUS_PERIOD: Duration = Duration::from_secs(1);
 
 /// Says that the node is ready, and from now on that it lives (the watchdog of `WATCHDOG_USEC`) and at which step it is. Both
 /// are said by the runtime that the node itself runs on, so that one that is stuck is silent. Shut the set down at the end.
-pub(super) fn announce(report: watch::Receiver<Report>) -> JoinSet<()> {
+pub(super) fn report_to_systemd(report: watch::Receiver<Report>) -> JoinSet<()> {
     say(&[NotifyState::Ready]);
     let mut announcers = JoinSet::new();
     if let Some(period) = sd_notify::watchdog_enabled() {

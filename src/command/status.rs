@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::cli::StatusArgs;
 use super::failure::Failure;
 use super::review::Review;
-use super::{place, screen};
+use super::{local_dir, screen};
 use crate::backend::machine::PowerOff;
 use crate::backend::{Backend, Wire};
 use crate::command::exit::Exit;
@@ -24,16 +24,16 @@ pub(super) async fn run(mut args: StatusArgs) -> Result<Exit, Failure> {
         && !args.local_is_folder
         && args.mission.is_none()
         && !word.exists()
-        && Path::new(place::DEFAULT_DIR).exists()
+        && Path::new(local_dir::DEFAULT_DIR).exists()
     {
         args.mission = Some(word.display().to_string());
-        *word = place::DEFAULT_DIR.into();
+        *word = local_dir::DEFAULT_DIR.into();
     }
     let mut review = None;
     let backend = if let Some(dir) = &args.local {
-        place::note_ignored();
+        local_dir::note_ignored();
         let cloud = LocalCloud::attach(dir)?;
-        let backend = place::backend(&cloud, None);
+        let backend = local_dir::backend(&cloud, None);
         review = Some(Review::new(cloud, REVIEW_BYTES_MAX));
         backend
     } else {
@@ -103,7 +103,7 @@ fn list(missions: &[Mission]) -> String {
             count(m.trans_number),
             m.rolled.ok.to_string(),
             m.rolled.failed.to_string(),
-            told(m).to_owned(),
+            notification(m).to_owned(),
         ]
     }));
     screen::table(&rows)
@@ -121,7 +121,7 @@ fn detail(mission: &Mission, total: Tally, tasks: &[Task]) -> String {
         of(State::Pending),
         // Rows may have been edited: a sum of odd numbers must not be a small one.
         tasks.iter().map(|task| task.time_cost_s).fold(0, u64::saturating_add),
-        told(mission),
+        notification(mission),
     );
     let head = ["TASK", "STATE", "PROGRESS", "SECONDS", "ATTEMPT", "INSTANCE", "VERDICT"];
     let mut rows = vec![head.map(str::to_owned)];
@@ -210,7 +210,7 @@ fn verdict(task: &Task) -> Option<&'static str> {
 }
 
 /// Whether people were notified. An end that was marked where no topic is set was sent to nobody.
-fn told(mission: &Mission) -> &'static str {
+fn notification(mission: &Mission) -> &'static str {
     match (&mission.notified, mission.notified_to.as_deref()) {
         (Notified::Yes, Some("none")) => "none (no topic)",
         (notified, _) => notified.as_str(),
@@ -257,11 +257,11 @@ mod tests {
     fn an_end_without_a_topic_is_not_called_a_notification() {
         let mut mission = Mission::unknown(MissionId::new("M").unwrap());
         mission.notified = Notified::Yes;
-        assert_eq!(told(&mission), "Yes");
+        assert_eq!(notification(&mission), "Yes");
         mission.notified_to = Some("none".to_owned());
-        assert_eq!(told(&mission), "none (no topic)");
+        assert_eq!(notification(&mission), "none (no topic)");
         assert_eq!(mission_json(&mission, mission.rolled)["notifyEmail"], "Yes");
         mission.notified = Notified::No;
-        assert_eq!(told(&mission), "No");
+        assert_eq!(notification(&mission), "No");
     }
 }

@@ -22,7 +22,7 @@ use crate::command::exit::{self, Exit};
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::policy::Purchase;
 use crate::domain::printable;
-use crate::scheduler::{Checked, Plan, Scheduler, Submitted};
+use crate::scheduler::{Checked, Scheduler, SubmitPlan, Submitted};
 
 /// Files under way at once.
 const UPLOADS_PARALLEL: usize = 8;
@@ -65,7 +65,7 @@ pub(super) async fn run(args: SubmitArgs) -> Result<Exit, Failure> {
             "check the prefix or the list; a mission needs at least one input",
         ));
     }
-    let plan = Plan {
+    let plan = SubmitPlan {
         mission,
         name: args.name.clone(),
         bucket,
@@ -259,7 +259,12 @@ fn unique(srcs: Vec<SrcId>) -> Vec<SrcId> {
 }
 
 /// Uploads the files whose tasks have no row yet: one that has was uploaded before.
-async fn upload(scheduler: &Scheduler, plan: &Plan, there: &HashSet<SrcId>, files: Vec<Input>) -> Result<(), Failure> {
+async fn upload(
+    scheduler: &Scheduler,
+    plan: &SubmitPlan,
+    there: &HashSet<SrcId>,
+    files: Vec<Input>,
+) -> Result<(), Failure> {
     if files.is_empty() {
         return Ok(());
     }
@@ -302,7 +307,7 @@ fn with_archived(mut line: serde_json::Value, archived: usize) -> serde_json::Va
 }
 
 /// What was done, and what to do next.
-fn say(args: &SubmitArgs, plan: &Plan, submitted: &Submitted, archived: usize) {
+fn say(args: &SubmitArgs, plan: &SubmitPlan, submitted: &Submitted, archived: usize) {
     let Submitted { is_new, made, there, launched, waiting, waits } = submitted;
     if args.json {
         let line = json!({
@@ -331,7 +336,7 @@ fn say(args: &SubmitArgs, plan: &Plan, submitted: &Submitted, archived: usize) {
 async fn dry_run(
     args: &SubmitArgs,
     scheduler: &Scheduler,
-    plan: &Plan,
+    plan: &SubmitPlan,
     checked: &Checked,
     archived: usize,
 ) -> Result<Exit, Failure> {

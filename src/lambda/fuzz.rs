@@ -41,7 +41,7 @@ pub(crate) fn http(bytes: &[u8]) {
     assert_eq!(http::body(&json!({ "body": text })).ok().as_deref(), Some(text));
     // The bytes in the place of the base64, too: refused or read, and no more.
     drop(http::body(&json!({ "body": text, "isBase64Encoded": true })));
-    drop(http::Workload::read(text, &http::Allowed::of_environment()));
+    drop(http::WorkloadRequest::read(text, &http::Allowed::of_environment()));
     if let Ok(new) = http::read(text) {
         assert!(MissionId::for_a_new_mission(new.id.as_str()).is_ok(), "{new:?}");
         assert!(new.trans_number > 0 && new.nodes.is_none() && new.slots.is_none(), "{new:?}");

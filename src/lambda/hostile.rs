@@ -74,7 +74,7 @@ fn a_request_makes_a_mission_of_a_fit_id_alone() {
     for name in names() {
         let body = json!({ "mission": name, "transNumber": 1, "name": name });
         assert_eq!(http::read(&body.to_string()).is_ok(), MissionId::for_a_new_mission(&name).is_ok(), "{name:?}");
-        let workload = |field: &str| http::Workload::read(&json!({ (field): name }).to_string(), &allowed);
+        let workload = |field: &str| http::WorkloadRequest::read(&json!({ (field): name }).to_string(), &allowed);
         assert!(workload("exec").is_ok(), "{name:?}");
         drop((workload("nodes"), workload("slots")));
         for field in ["transNumber", "uploads", "bidMode", "maxUnitprice", "maxWaitTime", "onDemandFloor"] {

@@ -57,11 +57,11 @@ impl Allowed {
         }
     }
 
-    fn check_types(&self, types: &[String]) -> Result<(), Refusal> {
+    fn check_types(&self, types: &[String]) -> Result<(), HttpError> {
         let is_allowed = |name: &String| self.instance_types.iter().any(|pattern| matches(pattern, name));
         match types.iter().find(|name| !self.instance_types.is_empty() && !is_allowed(name)) {
             None => Ok(()),
-            Some(name) => Err(Refusal::bad(format!(
+            Some(name) => Err(HttpError::bad(format!(
                 "bidInstanceType {name} is not among the types that this deployment allows: {}",
                 self.instance_types.join(", ")
             ))),
@@ -82,15 +82,15 @@ fn matches(pattern: &str, name: &str) -> bool {
 
 /// What is wrong with a request, and its status.
 #[derive(Debug)]
-pub(crate) struct Refusal(u16, String);
+pub(crate) struct HttpError(u16, String);
 
-impl Refusal {
+impl HttpError {
     fn bad(what: impl Into<String>) -> Self {
         Self(400, what.into())
     }
 }
 
-impl From<SchedulerError> for Refusal {
+impl From<SchedulerError> for HttpError {
     fn from(error: SchedulerError) -> Self {
         let status = match &error {
             SchedulerError::NoMission(_) => 404,
@@ -102,7 +102,7 @@ impl From<SchedulerError> for Refusal {
     }
 }
 
-impl From<crate::backend::CloudError> for Refusal {
+impl From<crate::backend::CloudError> for HttpError {
     fn from(error: crate::backend::CloudError) -> Self {
         Self(503, words(&error))
     }
@@ -112,7 +112,7 @@ impl From<crate::backend::CloudError> for Refusal {
 pub(crate) async fn answer(scheduler: &Scheduler, allowed: &Allowed, event: &Value) -> Value {
     let (status, body) = match route(scheduler, allowed, event).await {
         Ok((status, body)) => (status, body),
-        Err(Refusal(status, what)) => {
+        Err(HttpError(status, what)) => {
             tracing::warn!("answered {status}: {what}");
             (status, json!({ "error": what }))
         }
@@ -125,11 +125,11 @@ pub(crate) async fn answer(scheduler: &Scheduler, allowed: &Allowed, event: &Val
     })
 }
 
-async fn route(scheduler: &Scheduler, allowed: &Allowed, event: &Value) -> Result<(u16, Value), Refusal> {
+async fn route(scheduler: &Scheduler, allowed: &Allowed, event: &Value) -> Result<(u16, Value), HttpError> {
     let text = |path: &str| event.pointer(path).and_then(Value::as_str);
     let is_let_through = event.pointer("/requestContext/authorizer").and_then(Value::as_object);
     if is_let_through.is_none_or(serde_json::Map::is_empty) {
-        return Err(Refusal(403, "no authoriser has let this request through".to_owned()));
+        return Err(HttpError(403, "no authoriser has let this request through".to_owned()));
     }
     let method = text("/requestContext/http/method").unwrap_or_default();
     let path = text("/rawPath").unwrap_or_default();
@@ -140,7 +140,7 @@ async fn route(scheduler: &Scheduler, allowed: &Allowed, event: &Value) -> Resul
     // Source: API Gateway developer guide, "Lambda proxy integrations", payload format 2.0.
     let id = |part: &str| {
         let id = text("/pathParameters/mission").unwrap_or(part);
-        MissionId::new(id).map_err(|error| Refusal::bad(error.to_string()))
+        MissionId::new(id).map_err(|error| HttpError::bad(error.to_string()))
     };
     match (method, parts.as_slice()) {
         ("GET", ["missions"]) => list(scheduler).await,
@@ -149,9 +149,9 @@ async fn route(scheduler: &Scheduler, allowed: &Allowed, event: &Value) -> Resul
         ("PUT", ["missions", part, "workload"]) => set_workload(scheduler, allowed, &id(part)?, &body(event)?).await,
         ("POST", ["missions", part, "cancel"]) => cancel(scheduler, &id(part)?).await,
         (_, ["missions"] | ["missions", _] | ["missions", _, "cancel" | "workload"]) => {
-            Err(Refusal(405, format!("{method} is not for {path}")))
+            Err(HttpError(405, format!("{method} is not for {path}")))
         }
-        _ => Err(Refusal(
+        _ => Err(HttpError(
             404,
             format!(
                 "there is no {path}: there are /missions, /missions/ID, /missions/ID/workload, and /missions/ID/cancel"
@@ -160,13 +160,13 @@ async fn route(scheduler: &Scheduler, allowed: &Allowed, event: &Value) -> Resul
     }
 }
 
-pub(crate) fn body(event: &Value) -> Result<String, Refusal> {
+pub(crate) fn body(event: &Value) -> Result<String, HttpError> {
     let text = event.get("body").and_then(Value::as_str).unwrap_or_default();
     if event.get("isBase64Encoded").and_then(Value::as_bool) != Some(true) {
         return Ok(text.to_owned());
     }
-    let bytes = aws_smithy_types::base64::decode(text).map_err(|error| Refusal::bad(format!("the body: {error}")))?;
-    String::from_utf8(bytes).map_err(|_| Refusal::bad("the body is not UTF-8"))
+    let bytes = aws_smithy_types::base64::decode(text).map_err(|error| HttpError::bad(format!("the body: {error}")))?;
+    String::from_utf8(bytes).map_err(|_| HttpError::bad("the body is not UTF-8"))
 }
 
 /// A mission to be made; numbers may be written as text, as the first version did.
@@ -185,22 +185,22 @@ struct NewBody {
     on_demand_floor: Option<Value>,
 }
 
-async fn create(scheduler: &Scheduler, allowed: &Allowed, body: &str) -> Result<(u16, Value), Refusal> {
+async fn create(scheduler: &Scheduler, allowed: &Allowed, body: &str) -> Result<(u16, Value), HttpError> {
     let new = read(body)?;
     allowed.check_types(&new.policy.instance_types)?;
     // What the row leaves open comes from the settings; together they must make sense.
-    new.policy.clone().or(&scheduler.settings.policy).check().map_err(|error| Refusal::bad(error.to_string()))?;
+    new.policy.clone().or(&scheduler.settings.policy).check().map_err(|error| HttpError::bad(error.to_string()))?;
     if !scheduler.backend.ledger.create_mission(&new).await? {
-        return Err(Refusal(409, format!("there is a mission {} already", new.id)));
+        return Err(HttpError(409, format!("there is a mission {} already", new.id)));
     }
     let (_, body) = show(scheduler, &new.id).await?;
     Ok((201, body))
 }
 
-pub(crate) fn read(body: &str) -> Result<NewMission, Refusal> {
+pub(crate) fn read(body: &str) -> Result<NewMission, HttpError> {
     let value: Value = serde_json::from_str(body).map_err(not_read)?;
     if let Some(name) = WORKLOAD.iter().find(|name| value.get(name).is_some()) {
-        return Err(Refusal::bad(format!(
+        return Err(HttpError::bad(format!(
             "{name} is not set here: make the mission, then PUT /missions/ID/workload with {{\"{name}\": …}}, which is a right \
              of its own"
         )));
@@ -211,7 +211,7 @@ pub(crate) fn read(body: &str) -> Result<NewMission, Refusal> {
         Some(Value::Number(number)) => Some(number.to_string()),
         _ => None,
     };
-    let id = MissionId::for_a_new_mission(&new.mission).map_err(|error| Refusal::bad(error.to_string()))?;
+    let id = MissionId::for_a_new_mission(&new.mission).map_err(|error| HttpError::bad(error.to_string()))?;
     let trans_number = number("transNumber", Some(&new.trans_number), 100_000_000)?.unwrap_or(1);
     let (price, wait, floor) = (word(&new.max_unit_price), word(&new.max_wait_time), word(&new.on_demand_floor));
     let policy = Policy::read(|name| match name {
@@ -225,44 +225,44 @@ pub(crate) fn read(body: &str) -> Result<NewMission, Refusal> {
     Ok(NewMission {
         name: new.name,
         uploads: uploads(new.uploads.as_ref())?,
-        policy: policy.map_err(|error| Refusal::bad(error.to_string()))?,
+        policy: policy.map_err(|error| HttpError::bad(error.to_string()))?,
         now: clock::now_rfc3339(),
         ..NewMission::of(id, trans_number)
     })
 }
 
 /// Whether uploads become tasks: `yes` or `no`, or a truth value; nothing is the article's way, and means that they do.
-fn uploads(value: Option<&Value>) -> Result<Option<bool>, Refusal> {
+fn uploads(value: Option<&Value>) -> Result<Option<bool>, HttpError> {
     match value {
         None | Some(Value::Null) => Ok(None),
         Some(Value::Bool(are_taken)) => Ok(Some(*are_taken)),
         Some(Value::String(word)) if word == "yes" => Ok(Some(true)),
         Some(Value::String(word)) if word == "no" => Ok(Some(false)),
-        Some(other) => Err(Refusal::bad(format!("uploads {other} is neither \"yes\" nor \"no\""))),
+        Some(other) => Err(HttpError::bad(format!("uploads {other} is neither \"yes\" nor \"no\""))),
     }
 }
 
-fn not_read(error: serde_json::Error) -> Refusal {
-    Refusal::bad(format!("the body: {error}"))
+fn not_read(error: serde_json::Error) -> HttpError {
+    HttpError::bad(format!("the body: {error}"))
 }
 
 /// Reads a number, which may be written as text; `null` is none.
-fn number(name: &str, value: Option<&Value>, most: u64) -> Result<Option<u64>, Refusal> {
+fn number(name: &str, value: Option<&Value>, most: u64) -> Result<Option<u64>, HttpError> {
     let Some(value) = value.filter(|value| !value.is_null()) else { return Ok(None) };
     let n = value.as_u64().or_else(|| value.as_str()?.trim().parse().ok()).filter(|n| (1..=most).contains(n));
-    n.map(Some).ok_or_else(|| Refusal::bad(format!("{name} {value} is not a number from 1 to {most}")))
+    n.map(Some).ok_or_else(|| HttpError::bad(format!("{name} {value} is not a number from 1 to {most}")))
 }
 
 /// What a mission's nodes run, and how many they are: the whole of it, so what is absent is removed.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Workload {
+pub(crate) struct WorkloadRequest {
     exec: Option<String>,
     nodes: Option<u32>,
     slots: Option<u16>,
 }
 
-impl Workload {
-    pub(crate) fn read(body: &str, allowed: &Allowed) -> Result<Self, Refusal> {
+impl WorkloadRequest {
+    pub(crate) fn read(body: &str, allowed: &Allowed) -> Result<Self, HttpError> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Body {
@@ -286,30 +286,30 @@ async fn set_workload(
     allowed: &Allowed,
     id: &MissionId,
     body: &str,
-) -> Result<(u16, Value), Refusal> {
-    let Workload { exec, nodes, slots } = Workload::read(body, allowed)?;
+) -> Result<(u16, Value), HttpError> {
+    let WorkloadRequest { exec, nodes, slots } = WorkloadRequest::read(body, allowed)?;
     if !scheduler.backend.ledger.set_workload(id, exec.as_deref(), nodes, slots).await? {
-        return Err(Refusal(404, format!("there is no mission {id}")));
+        return Err(HttpError(404, format!("there is no mission {id}")));
     }
     show(scheduler, id).await
 }
 
-async fn show(scheduler: &Scheduler, id: &MissionId) -> Result<(u16, Value), Refusal> {
+async fn show(scheduler: &Scheduler, id: &MissionId) -> Result<(u16, Value), HttpError> {
     let ledger = &scheduler.backend.ledger;
     let mission = ledger.mission(id).await?;
-    let mission = mission.ok_or_else(|| Refusal(404, format!("there is no mission {id}")))?;
+    let mission = mission.ok_or_else(|| HttpError(404, format!("there is no mission {id}")))?;
     let total = mission.total(ledger.tally(&mission).await?);
     Ok((200, mission_json(&mission, total)))
 }
 
-async fn list(scheduler: &Scheduler) -> Result<(u16, Value), Refusal> {
+async fn list(scheduler: &Scheduler) -> Result<(u16, Value), HttpError> {
     let missions = scheduler.backend.ledger.missions().await?;
     let shown: Vec<Value> =
         missions.iter().rev().take(LIST_LEN_MAX).map(|mission| mission_json(mission, mission.rolled)).collect();
     Ok((200, json!({ "missions": shown, "count": missions.len() })))
 }
 
-async fn cancel(scheduler: &Scheduler, id: &MissionId) -> Result<(u16, Value), Refusal> {
+async fn cancel(scheduler: &Scheduler, id: &MissionId) -> Result<(u16, Value), HttpError> {
     let cancelled = scheduler.cancel(id, CANCEL_PATIENCE).await?;
     let status = if cancelled.running == 0 { 200 } else { 202 };
     let body = json!({
@@ -355,18 +355,18 @@ mod tests {
             (r#"{"mission": "M", "transNumber": 1, "uploads": "perhaps"}"#, "uploads"),
             (r#"{"mission": "M#tally#0", "transNumber": 1}"#, "#tally#"),
         ] {
-            let Refusal(status, what) = read(body).unwrap_err();
+            let HttpError(status, what) = read(body).unwrap_err();
             assert!(status == 400 && what.contains(says), "{body}: {what}");
         }
     }
     #[test]
     fn a_workload_is_read_whole_and_within_the_deployments_limits() {
         let allowed = Allowed::read(|name| (name == "LIGHTHPC_MAX_NODES").then(|| "50".to_owned()));
-        let read = |body: &str| Workload::read(body, &allowed);
+        let read = |body: &str| WorkloadRequest::read(body, &allowed);
 
-        let whole = Workload { exec: Some("wc -l".to_owned()), nodes: Some(50), slots: Some(4) };
+        let whole = WorkloadRequest { exec: Some("wc -l".to_owned()), nodes: Some(50), slots: Some(4) };
         assert_eq!(read(r#"{"exec": "wc -l", "nodes": "50", "slots": 4}"#).unwrap(), whole);
-        let nothing = Workload { exec: None, nodes: None, slots: None };
+        let nothing = WorkloadRequest { exec: None, nodes: None, slots: None };
         assert_eq!(read(r#"{"exec": " ", "nodes": null}"#).unwrap(), nothing);
         for (body, says) in [
             (r#"{"nodes": 51}"#, "from 1 to 50"),
@@ -376,7 +376,7 @@ mod tests {
             (r#"{"bidMode": "on-demand"}"#, "bidMode"),
             ("", "body"),
         ] {
-            let Refusal(status, what) = read(body).unwrap_err();
+            let HttpError(status, what) = read(body).unwrap_err();
             assert!(status == 400 && what.contains(says), "{body}: {what}");
         }
     }
@@ -399,7 +399,7 @@ mod tests {
         ] {
             assert!(!is_allowed(types, name), "{types}: {name}");
         }
-        let Refusal(status, what) =
+        let HttpError(status, what) =
             allowed("c7*").check_types(&["c7i.large".to_owned(), "p5.48xlarge".to_owned()]).unwrap_err();
         assert!(status == 400 && what.contains("p5.48xlarge") && what.contains("c7*"), "{what}");
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   SQS: Records[].body of these┐              (SQS: what failed is reported by message, the rest is done)
-//!   S3: Records[] ──────────────├─► uploads ─► Intake::board, each for itself
+//!   S3: Records[] ──────────────├─► uploads ─► TaskIngest::board, each for itself
 //!   EventBridge: Object Created ┘
 //!   EventBridge: an instance's state ─► Scheduler::instance_gone      a schedule ─► Scheduler::sweep
 //!   API Gateway, payload 2.0 ─► http.rs
@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::domain::ids::SrcId;
-use crate::scheduler::{Boarded, Intake, Scheduler, SchedulerError, Upload};
+use crate::scheduler::{Ingested, Scheduler, SchedulerError, TaskIngest, UploadedObject};
 use crate::worker::words;
 
 /// Answers invocations until Lambda stops the process.
@@ -69,7 +69,7 @@ async fn answer(scheduler: &Scheduler, allowed: &Allowed, event: &Value) -> Resu
 }
 
 /// An object of an event; or why there is none: nothing to do, or nonsense.
-pub(super) type Parsed = Result<Upload, Unfit>;
+pub(super) type Parsed = Result<UploadedObject, Unfit>;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Unfit {
@@ -173,17 +173,17 @@ fn bridged(event: &Value) -> Parsed {
 fn upload(bucket: &str, key: &str, bytes: Option<u64>, time: Option<&str>, trigger: &str) -> Parsed {
     let src = SrcId::new(key).map_err(|error| Unfit::Nonsense(error.to_string()))?;
     let time = time.map_or_else(clock::now_rfc3339, ToOwned::to_owned);
-    Ok(Upload { bucket: bucket.to_owned(), src, bytes, time, trigger: trigger.to_owned() })
+    Ok(UploadedObject { bucket: bucket.to_owned(), src, bytes, time, trigger: trigger.to_owned() })
 }
 
 /// Objects of a notification that S3 or EventBridge sent itself. A failure makes Lambda invoke again, twice, for all of them
 /// (those that are in by then are duplicates), and then keep the event in the stack's queue of failures: none is lost unseen.
 async fn direct(scheduler: &Scheduler, uploads: Vec<Parsed>) -> Result<Value, String> {
-    let mut intake = Intake::new(scheduler);
+    let mut ingest = TaskIngest::new(scheduler);
     let mut failed = Vec::new();
     let mut tasks = 0;
     for parsed in uploads {
-        match board(&mut intake, parsed).await {
+        match ingest_one(&mut ingest, parsed).await {
             Outcome::In => tasks += 1,
             Outcome::Out => {}
             Outcome::Failed(why) => failed.push(why),
@@ -194,12 +194,12 @@ async fn direct(scheduler: &Scheduler, uploads: Vec<Parsed>) -> Result<Value, St
 
 /// Messages of a queue: those that failed are named, and come again, or go to the queue's dead letters.
 async fn batch(scheduler: &Scheduler, messages: Vec<(String, Vec<Parsed>)>) -> Value {
-    let mut intake = Intake::new(scheduler);
+    let mut ingest = TaskIngest::new(scheduler);
     let mut failures = Vec::new();
     for (id, uploads) in messages {
         let mut has_failed = false;
         for parsed in uploads {
-            has_failed |= matches!(board(&mut intake, parsed).await, Outcome::Failed(_));
+            has_failed |= matches!(ingest_one(&mut ingest, parsed).await, Outcome::Failed(_));
         }
         if has_failed {
             failures.push(json!({ "itemIdentifier": id }));
@@ -217,7 +217,7 @@ enum Outcome {
     Failed(String),
 }
 
-async fn board(intake: &mut Intake<'_>, parsed: Parsed) -> Outcome {
+async fn ingest_one(ingest: &mut TaskIngest<'_>, parsed: Parsed) -> Outcome {
     let upload = match parsed {
         Ok(upload) => upload,
         Err(Unfit::Other(what)) => {
@@ -230,8 +230,8 @@ async fn board(intake: &mut Intake<'_>, parsed: Parsed) -> Outcome {
         }
     };
     let src = &upload.src;
-    match intake.board(&upload).await {
-        Ok(Boarded::Refused(why)) => {
+    match ingest.ingest(&upload).await {
+        Ok(Ingested::Refused(why)) => {
             tracing::warn!(src.id = %src, "s3://{}/{src} is no task: {why}", upload.bucket);
             Outcome::Out
         }

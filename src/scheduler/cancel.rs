@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{Scheduler, SchedulerError};
 use crate::backend::CloudError;
-use crate::backend::fleet::Ours;
+use crate::backend::fleet::ManagedInstance;
 use crate::backend::ledger::{PAGE_LEN, Partition};
 use crate::clock;
 use crate::domain::ids::{MissionId, SrcId};
@@ -198,9 +198,9 @@ impl Scheduler {
     }
 
     async fn end_instances(&self, id: &MissionId) -> Result<Vec<String>, SchedulerError> {
-        let instances = self.backend.fleet.ours(self.mark()).await;
+        let instances = self.backend.fleet.list_instances(self.owner_tag()).await;
         let instances = instances.map_err(SchedulerError::cloud("listing our instances"))?;
-        let its: Vec<Ours> = instances.into_iter().filter(|ours| ours.is_of(id)).collect();
+        let its: Vec<ManagedInstance> = instances.into_iter().filter(|ours| ours.is_of(id)).collect();
         self.backend.fleet.terminate(&its).await.map_err(SchedulerError::cloud("terminating instances"))?;
         Ok(its.into_iter().map(|ours| ours.id).collect())
     }

@@ -248,7 +248,7 @@ impl Scheduler {
 
     /// Looks for a living instance that bears the task's name, and notes it as the one that was launched.
     async fn find_node(&self, task: &Task) -> Result<Option<Node>, SchedulerError> {
-        let found = self.backend.fleet.node_for(self.mark(), &tags::src_value(&task.src)).await;
+        let found = self.backend.fleet.node_for(self.owner_tag(), &tags::src_value(&task.src)).await;
         match found.map_err(SchedulerError::cloud("listing our instances"))? {
             Some(ours) => self.note_launch(task, &ours.id).await.map(Some),
             None => Ok(None),
@@ -292,7 +292,7 @@ impl Scheduler {
         let tries = (task.launch.tries + 1).to_string();
         // A row that was removed and made again is another task.
         let made_at = task.made_at.as_deref().unwrap_or_default();
-        let token = digest_hex(&["task", self.mark(), task.src.as_str(), made_at, &attempt, &tries], 48);
+        let token = digest_hex(&["task", self.owner_tag(), task.src.as_str(), made_at, &attempt, &tries], 48);
         let purchase = match &grant.on_demand_of {
             Some(_) => Purchase::OnDemand,
             None => policy.purchase(waited(task)).unwrap_or(Purchase::Spot),
@@ -336,7 +336,7 @@ impl Scheduler {
 
     pub(super) fn tags(&self, name: &str, mission: Option<&Mission>) -> Vec<(String, String)> {
         let mut tags =
-            vec![(tags::OURS.to_owned(), self.mark().to_owned()), (tags::NAME.to_owned(), tags::name_value(name))];
+            vec![(tags::OURS.to_owned(), self.owner_tag().to_owned()), (tags::NAME.to_owned(), tags::name_value(name))];
         if let Some(mission) = mission {
             tags.push((tags::MISSION.to_owned(), tags::mission_value(&mission.id)));
         }

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::{Scheduler, SchedulerError};
-use crate::backend::fleet::Ours;
+use crate::backend::fleet::ManagedInstance;
 use crate::backend::ledger::{NodeCount, Shown, StoredLimits, Ticket, hour_of};
 use crate::domain::backoff;
 use crate::domain::ids::MissionId;
@@ -108,7 +108,7 @@ impl Scheduler {
                 _ => 0,
             };
             if taken > 0 {
-                let instances = self.backend.fleet.all_of_epoch(self.mark(), epoch).await;
+                let instances = self.backend.fleet.all_of_epoch(self.owner_tag(), epoch).await;
                 let shown = instances.map_err(SchedulerError::cloud("listing our instances"))?.len();
                 let hidden = taken.saturating_sub(i64::try_from(shown).unwrap_or(i64::MAX)).max(0);
                 held.count = u32::try_from(hidden).unwrap_or(u32::MAX).min(n);
@@ -164,7 +164,7 @@ impl Scheduler {
     }
 
     async fn make_node_count(&self, seen: Option<&NodeCount>) -> Result<(), SchedulerError> {
-        let instances = self.backend.fleet.ours(self.mark()).await;
+        let instances = self.backend.fleet.list_instances(self.owner_tag()).await;
         let alive = instances.map_err(SchedulerError::cloud("listing our instances"))?.len() as u64;
         let made = self.backend.ledger.make_node_count(seen, alive, self.settings.node_limits.stored()).await;
         made.map_err(SchedulerError::cloud("making the count of nodes"))
@@ -174,7 +174,7 @@ impl Scheduler {
     pub(super) async fn correct_node_count(
         &self,
         seen: Option<NodeCount>,
-        instances: &[Ours],
+        instances: &[ManagedInstance],
     ) -> Result<(), SchedulerError> {
         let own = self.settings.node_limits;
         let fresh;
@@ -184,7 +184,7 @@ impl Scheduler {
             seen => {
                 self.make_node_count(seen.as_ref()).await?;
                 let Some(seen) = self.node_count().await?.filter(|seen| !seen.is_spoilt) else { return Ok(()) };
-                let listed = self.backend.fleet.all_of_ours(self.mark()).await;
+                let listed = self.backend.fleet.list_all_instances(self.owner_tag()).await;
                 fresh = listed.map_err(SchedulerError::cloud("listing our instances"))?;
                 (seen, fresh.as_slice())
             }

@@ -1,7 +1,7 @@
 //! The other half: what makes tasks, launches nodes for them, and heals what was lost.
 //!
 //! ```text
-//!   an object ──► intake: row (pending, launch reserved) ──► launch ──► a node claims it
+//!   an object ──► ingest: row (pending, launch reserved) ──► launch ──► a node claims it
 //!                                                             │ no capacity: the row says why, and when again
 //!   sweep: what waits without a node ──► launch      what runs without a holder ──► put back ──► launch
 //!          an instance without a task ──► ended      a mission that is over and not announced ──► announced
@@ -12,7 +12,7 @@
 
 mod cancel;
 mod error;
-mod intake;
+mod ingest;
 mod launch;
 mod limits;
 mod pacer;
@@ -24,12 +24,12 @@ mod sweep;
 
 pub use cancel::Cancelled;
 pub use error::SchedulerError;
-pub use intake::{Boarded, Intake, Upload};
+pub use ingest::{Ingested, TaskIngest, UploadedObject};
 pub use launch::Node;
 pub use limits::OwnLimits;
 pub use pacer::PER_SECOND;
 pub use redrive::Redriven;
-pub use submit::{Checked, Plan, Prepared, Submitted};
+pub use submit::{Checked, Prepared, SubmitPlan, Submitted};
 pub use sweep::{Finding, What};
 
 use std::sync::Arc;
@@ -42,7 +42,7 @@ use crate::backend::fleet::Template;
 use crate::domain::budget::Limits;
 use crate::domain::ids::{InstanceId, MissionId};
 use crate::domain::policy::Policy;
-use crate::worker::Announcer;
+use crate::worker::CompletionNotifier;
 use pacer::Pacer;
 use pools::Offers;
 
@@ -96,12 +96,12 @@ impl Scheduler {
     }
 
     /// The value of the tag that marks instances as ours.
-    fn mark(&self) -> &str {
+    fn owner_tag(&self) -> &str {
         &self.backend.ledger.tables().tasks
     }
 
-    fn announcer(&self) -> Announcer {
-        Announcer {
+    fn notifier(&self) -> CompletionNotifier {
+        CompletionNotifier {
             backend: self.backend.clone(),
             result_bucket: self.settings.result_bucket.clone(),
             topic_arn: self.settings.topic_arn.clone(),

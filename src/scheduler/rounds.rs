@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::limits::Grant;
 use super::{Scheduler, SchedulerError};
-use crate::backend::fleet::{Launched, Ours, Request};
+use crate::backend::fleet::{Launched, ManagedInstance, Request};
 use crate::backend::{CloudError, Kind};
 use crate::domain::ids::MissionId;
 use crate::domain::keys::digest_hex;
@@ -30,7 +30,7 @@ pub(super) struct Lack<'a> {
 
 impl Lack<'_> {
     /// How many nodes are missing, given those that serve the mission.
-    fn missing(&self, mission: &Mission, nodes: &[Ours]) -> u32 {
+    fn missing(&self, mission: &Mission, nodes: &[ManagedInstance]) -> u32 {
         mission.nodes_wanted(self.open).saturating_sub(count(nodes))
     }
 }
@@ -85,8 +85,12 @@ impl Scheduler {
         self.launch_missing(&mission, Lack { open, waited: Duration::ZERO, lost: None }, &instances).await
     }
 
-    async fn list_ours(&self) -> Result<Vec<Ours>, SchedulerError> {
-        self.backend.fleet.ours(self.mark()).await.map_err(SchedulerError::cloud("listing our instances"))
+    async fn list_ours(&self) -> Result<Vec<ManagedInstance>, SchedulerError> {
+        self.backend
+            .fleet
+            .list_instances(self.owner_tag())
+            .await
+            .map_err(SchedulerError::cloud("listing our instances"))
     }
 
     /// Launches what a mission lacks of its own nodes among `instances`, which were listed after its row was read; nothing if
@@ -95,7 +99,7 @@ impl Scheduler {
         &self,
         mission: &Mission,
         lack: Lack<'_>,
-        instances: &[Ours],
+        instances: &[ManagedInstance],
     ) -> Result<Launched, SchedulerError> {
         let (mut mission, mut instances) = (mission.clone(), instances.to_vec());
         for _ in 0..ROUNDS_MAX {
@@ -116,7 +120,7 @@ impl Scheduler {
         &self,
         mission: &Mission,
         lack: Lack<'_>,
-        instances: &[Ours],
+        instances: &[ManagedInstance],
     ) -> Result<Option<Launched>, SchedulerError> {
         let mut nodes = serving(instances, &mission.id);
         let mut missing = lack.missing(mission, &nodes);
@@ -212,7 +216,7 @@ impl Scheduler {
         &self,
         mission: &Mission,
         round: Round,
-        nodes: &[Ours],
+        nodes: &[ManagedInstance],
         lost: Option<&str>,
     ) -> Result<Option<Launched>, SchedulerError> {
         let Round { grant, requests, before } = round;
@@ -332,7 +336,7 @@ impl Scheduler {
         let name = format!("round {}", mission.next_round());
         for (purchase, count) in of.into_iter().filter(|(_, count)| *count > 0) {
             let tags = self.tags(mission.id.as_str(), Some(mission));
-            let parts = ["mission", self.mark(), mission.id.as_str(), made_at, &name, purchase.as_str()];
+            let parts = ["mission", self.owner_tag(), mission.id.as_str(), made_at, &name, purchase.as_str()];
             let request = self.request(policy, purchase, count, tags, digest_hex(&parts, 48)).await?;
             requests.push(request.in_epoch(grant.epoch()));
         }
@@ -366,7 +370,7 @@ impl Scheduler {
 }
 
 /// The instances that run, or boot, and serve a mission.
-fn serving(instances: &[Ours], mission: &MissionId) -> Vec<Ours> {
+fn serving(instances: &[ManagedInstance], mission: &MissionId) -> Vec<ManagedInstance> {
     instances.iter().filter(|ours| ours.serves(mission)).cloned().collect()
 }
 

@@ -32,7 +32,7 @@ const CHECKED_AT_ONCE: usize = 1000;
 
 /// A mission to be made or enlarged.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct SubmitPlan {
     /// The mission.
     pub mission: MissionId,
     /// What it is called.
@@ -102,7 +102,7 @@ impl Scheduler {
     ///
     /// # Errors
     /// [`SchedulerError::OtherMission`], [`SchedulerError::OtherTask`] before anything is written; else what a service said.
-    pub async fn prepare(&self, plan: &Plan) -> Result<Prepared, SchedulerError> {
+    pub async fn prepare(&self, plan: &SubmitPlan) -> Result<Prepared, SchedulerError> {
         let checked = self.check_rows(plan).await?;
         self.prepare_checked(plan, checked).await
     }
@@ -112,7 +112,7 @@ impl Scheduler {
     ///
     /// # Errors
     /// What the submission itself would fail with.
-    pub async fn check(&self, plan: &Plan, launches: bool) -> Result<Checked, SchedulerError> {
+    pub async fn check(&self, plan: &SubmitPlan, launches: bool) -> Result<Checked, SchedulerError> {
         let mut checked = self.check_rows(plan).await?;
         if launches {
             let ledger = &self.backend.ledger;
@@ -148,7 +148,7 @@ impl Scheduler {
     }
 
     /// Looks at rows and mission, and refuses what does not fit them.
-    async fn check_rows(&self, plan: &Plan) -> Result<Checked, SchedulerError> {
+    async fn check_rows(&self, plan: &SubmitPlan) -> Result<Checked, SchedulerError> {
         let is_ours = |task: &Task| match &task.mission {
             Some(mission) => *mission == plan.mission,
             // It was counted nowhere when it ended, and a node that runs it will not count it.
@@ -178,7 +178,7 @@ impl Scheduler {
     ///
     /// # Errors
     /// What a service said, or [`SchedulerError::OtherTask`] if a node was quicker.
-    pub async fn prepare_checked(&self, plan: &Plan, checked: Checked) -> Result<Prepared, SchedulerError> {
+    pub async fn prepare_checked(&self, plan: &SubmitPlan, checked: Checked) -> Result<Prepared, SchedulerError> {
         let ledger = &self.backend.ledger;
         let Checked { mission, known, to_adopt, .. } = checked;
         let made = if mission.is_none() { self.make_mission(plan).await? } else { None };
@@ -218,7 +218,7 @@ impl Scheduler {
     /// [`SchedulerError`].
     pub async fn make_rows(
         &self,
-        plan: &Plan,
+        plan: &SubmitPlan,
         prepared: &Prepared,
         progress: impl Fn(u64),
     ) -> Result<Submitted, SchedulerError> {
@@ -282,7 +282,7 @@ impl Scheduler {
     }
 
     /// Makes the mission; `None` if it is there.
-    async fn make_mission(&self, plan: &Plan) -> Result<Option<Mission>, SchedulerError> {
+    async fn make_mission(&self, plan: &SubmitPlan) -> Result<Option<Mission>, SchedulerError> {
         let trans_number = plan.srcs.len() as u64;
         let new = NewMission {
             tally_shards: tally_shards_for(trans_number),
@@ -308,7 +308,7 @@ impl Scheduler {
 
     /// Makes a mission that is there as large as it will be with the new tasks. Before their rows: it must not look over while
     /// it grows.
-    async fn enlarge(&self, plan: &Plan, known: &HashSet<SrcId>) -> Result<Mission, SchedulerError> {
+    async fn enlarge(&self, plan: &SubmitPlan, known: &HashSet<SrcId>) -> Result<Mission, SchedulerError> {
         let mission = self.present(&plan.mission).await?;
         refuse_other(&mission, plan)?;
         let has_all = known.len() == plan.srcs.len();
@@ -408,7 +408,7 @@ impl Scheduler {
     ///
     /// # Errors
     /// [`SchedulerError`]: no template, or a policy that cannot be read.
-    async fn requests(&self, plan: &Plan, mission: Option<&Mission>) -> Result<Vec<Request>, SchedulerError> {
+    async fn requests(&self, plan: &SubmitPlan, mission: Option<&Mission>) -> Result<Vec<Request>, SchedulerError> {
         let new = Mission { nodes: plan.nodes, slots: plan.slots, ..Mission::unknown(plan.mission.clone()) };
         let mission = mission.cloned().unwrap_or(new);
         let policy = self.policy(Some(&mission))?;
@@ -440,7 +440,7 @@ fn other_task(task: &Task) -> SchedulerError {
 }
 
 /// Refuses to add to a mission that was made otherwise, or is cancelled.
-fn refuse_other(mission: &Mission, plan: &Plan) -> Result<(), SchedulerError> {
+fn refuse_other(mission: &Mission, plan: &SubmitPlan) -> Result<(), SchedulerError> {
     let other = |what: &str| SchedulerError::OtherMission { mission: mission.id.to_string(), what: what.to_owned() };
     if mission.cancelled_at.is_some() {
         return Err(other("is cancelled: `lighthpc redrive` opens it again"));

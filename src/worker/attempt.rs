@@ -14,9 +14,9 @@ use super::execute::{self, LAST_WORDS, Stop, Trouble, of_disk, speed, upload_tim
 use super::finish::{self, Attempted};
 use super::heartbeat::{Heartbeat, Periods, TimeCost};
 use super::identity::{Assignment, Instance};
-use super::insist::{insist, insist_unless, or_drained};
-use super::interruption::Sentinel;
 use super::panic::caught;
+use super::retry::{or_drained, retry_transient, retry_transient_unless};
+use super::spot::SpotWatcher;
 use super::{Node, NodeError, Step, checkpoint_size, preflight, result, step};
 use crate::backend::Kind;
 use crate::backend::ledger::{Fence, Outcome};
@@ -27,7 +27,7 @@ use crate::domain::ids::InstanceId;
 use crate::domain::mission::Mission;
 use crate::domain::task::{State, Task};
 use crate::domain::verdict::Verdict;
-use crate::workload::{Contract, Workload};
+use crate::workload::{Workload, WorkloadEnv};
 
 /// What became of a task, as far as this node is concerned.
 #[derive(Debug)]
@@ -69,7 +69,7 @@ const AGAIN_PAUSE_TRIES: u32 = 7; // 50 ms doubled six times: up to 3.2 s.
 pub(super) async fn run(
     node: &Node,
     instance: &Instance,
-    sentinel: &Sentinel,
+    spot: &SpotWatcher,
     task: &Assignment,
 ) -> Result<Ending, NodeError> {
     // What is wrong with every task is found before one is claimed.
@@ -84,7 +84,7 @@ pub(super) async fn run(
         return Ok(Ending::Drained);
     };
     checked?;
-    if sentinel.is_unwanted() {
+    if spot.should_stop_claiming() {
         return Ok(Ending::Drained);
     }
     let held = match step(node, Step::Claim, claim::acquire(node, instance, task)).await? {
@@ -96,11 +96,11 @@ pub(super) async fn run(
         Claimed::Drained => return Ok(Ending::Drained),
     };
     let span = tracing::info_span!("attempt", attempt = held.row.attempt.0);
-    hold(node, instance, sentinel, held).instrument(span).await
+    hold(node, instance, spot, held).instrument(span).await
 }
 
 /// The attempt itself: the task is held until this returns, or until the lease is lost.
-async fn hold(node: &Node, instance: &Instance, sentinel: &Sentinel, held: Held) -> Result<Ending, NodeError> {
+async fn hold(node: &Node, instance: &Instance, spot: &SpotWatcher, held: Held) -> Result<Ending, NodeError> {
     let Held { row, claimed_at, taken_from } = held;
     tracing::info!("claimed task {} as attempt {}", row.src, row.attempt);
     let fence = Fence { src: row.src.clone(), attempt: row.attempt, owner: instance.id.clone() };
@@ -114,7 +114,7 @@ async fn hold(node: &Node, instance: &Instance, sentinel: &Sentinel, held: Held)
         return finish::give_up(node, &attempted, &mut heartbeat).await;
     }
     let mut checkpoints = None;
-    let worked = caught(work(node, &mut attempted, &heartbeat, sentinel, &mut checkpoints)).await;
+    let worked = caught(work(node, &mut attempted, &heartbeat, spot, &mut checkpoints)).await;
     let outcome = worked.unwrap_or_else(|panic| Err(infra(NodeError::Panicked(panic))));
     let outcome = blame_for_full_disk(node, &attempted, outcome).await;
     // Saved while the lease is still renewed: a large checkpoint takes its time.
@@ -129,7 +129,7 @@ async fn hold(node: &Node, instance: &Instance, sentinel: &Sentinel, held: Held)
     attempted.clean(node).await;
 
     match ending {
-        Ok(Ending::TryAgain(error)) if sentinel.is_unwanted() => Err(error),
+        Ok(Ending::TryAgain(error)) if spot.should_stop_claiming() => Err(error),
         Ok(Ending::TryAgain(error)) => {
             // Both arms may be dropped: neither holds anything.
             tokio::select! {
@@ -150,7 +150,7 @@ async fn blame_for_full_disk(
 ) -> Result<Outcome, Stop> {
     match outcome {
         Err(Stop::Trouble(mut trouble)) if trouble.ending.verdict == Verdict::DiskFull => {
-            let folder = attempted.contract.as_ref().map_or(&*node.settings.work_dir, |contract| contract.folder());
+            let folder = attempted.env.as_ref().map_or(&*node.settings.work_dir, |env| env.folder());
             trouble.ending.is_counted = node.settings.disk.is_to_blame(folder, trouble.error.wanted_bytes()).await;
             if !trouble.ending.is_counted {
                 tracing::warn!(
@@ -176,11 +176,11 @@ async fn ended_before(node: &Node, instance: &Instance, row: &Task, is_pulled: b
     tracing::info!("task {} is {} already: nothing to do", row.src, row.state.as_str());
     repair_index(node, row).await;
     if is_pulled {
-        // Found in an index that lags behind: whoever ended the task has looked at the mission.
+        // RecoveredTask in an index that lags behind: whoever ended the task has looked at the mission.
         return Ok(Ending::EndedBefore(row.state));
     }
     let (drain, limit) = (&node.stopping.drain, node.settings.lease);
-    let mission = insist_unless(drain, limit, || mission_of(node, row)).await;
+    let mission = retry_transient_unless(drain, limit, || mission_of(node, row)).await;
     let mission = or_drained(node, mission.map_err(NodeError::cloud("reading the mission")))?.flatten();
     if let Some(mission) = mission {
         finish::notify(node, &instance.id, &row.src, &mission).await?;
@@ -219,7 +219,7 @@ async fn work(
     node: &Node,
     attempted: &mut Attempted,
     heartbeat: &Heartbeat,
-    sentinel: &Sentinel,
+    spot: &SpotWatcher,
     checkpoints: &mut Option<Checkpoints>,
 ) -> Result<Outcome, Stop> {
     let bucket = result_bucket(node).map_err(infra)?;
@@ -228,39 +228,39 @@ async fn work(
         let hint = "set --source-bucket or LIGHTHPC_SOURCE_BUCKET, or bucketname in the task's row";
         infra(NodeError::Setting { what: "the source bucket", hint })
     })?;
-    let contract = prepare(node, attempted).await?;
+    let env = prepare(node, attempted).await?;
 
     // None needs another, and all are round trips.
     let mission = async {
-        let mission = insist(node.settings.lease, || mission_of(node, &attempted.row)).await;
+        let mission = retry_transient(node.settings.lease, || mission_of(node, &attempted.row)).await;
         mission.map_err(|error| infra(NodeError::cloud("reading the mission")(error)))
     };
     let lost_log = async { Ok(attempted.lost_log(node).await) };
-    let fetch = Box::pin(async { tokio::try_join!(mission, download(node, &source, &contract), lost_log) });
+    let fetch = Box::pin(async { tokio::try_join!(mission, download(node, &source, &env), lost_log) });
     let fetch = step(node, Step::Download, fetch);
     let fetched = unless(&heartbeat.lost, Stop::LeaseLost, unless(&node.stopping.drain, Stop::Drain, fetch));
-    let (mission, input, lost_log) = unless_noticed(sentinel, at_once, fetched).await?;
+    let (mission, input, lost_log) = unless_noticed(spot, at_once, fetched).await?;
     (attempted.mission, attempted.lost.1) = (mission, lost_log);
     attempted.input_etag = Some(input.etag);
     if attempted.mission.as_ref().is_some_and(|mission| mission.cancelled_at.is_some()) {
         return Err(Stop::Cancelled);
     }
     let named = attempted.row.checkpoint.clone();
-    let restore = Checkpoints::restore(node, &contract, &attempted.fence, bucket, named.as_deref());
+    let restore = Checkpoints::restore(node, &env, &attempted.fence, bucket, named.as_deref());
     let restored = Box::pin(async { restore.await.map_err(of_disk) });
     let restored = unless(&heartbeat.lost, Stop::LeaseLost, unless(&node.stopping.drain, Stop::Drain, restored));
-    let (restored, resumed) = unless_noticed(sentinel, at_once, restored).await?;
+    let (restored, resumed) = unless_noticed(spot, at_once, restored).await?;
     let checkpoints = checkpoints.insert(restored);
-    let mut resuming = (*contract).clone();
+    let mut resuming = (*env).clone();
     resuming.resumed = resumed;
-    let contract = Arc::new(resuming);
+    let env = Arc::new(resuming);
 
     let workload = choose(node, attempted.mission.as_ref());
-    let execute = execute::run(node, &workload, &contract, heartbeat, sentinel, checkpoints);
+    let execute = execute::run(node, &workload, &env, heartbeat, spot, checkpoints);
     attempted.exit_code = Some(step(node, Step::Execute, execute).await?);
-    let upload = Box::pin(step(node, Step::Upload, result::upload(node, &contract, &attempted.fence, bucket)));
-    let given_up = upload_given_up(node, &contract);
-    let uploaded = unless_noticed(sentinel, given_up, unless(&heartbeat.lost, Stop::LeaseLost, upload));
+    let upload = Box::pin(step(node, Step::Upload, result::upload(node, &env, &attempted.fence, bucket)));
+    let given_up = upload_given_up(node, &env);
+    let uploaded = unless_noticed(spot, given_up, unless(&heartbeat.lost, Stop::LeaseLost, upload));
     // A finished result is worth the time that there is. An upload may be dropped: its parts are aborted later.
     tokio::select! {
         uploaded = uploaded => uploaded,
@@ -273,16 +273,16 @@ async fn work(
 /// checkpoint to save, it is given up at once.
 fn upload_given_up(
     node: &Node,
-    contract: &Arc<Contract>,
+    env: &Arc<WorkloadEnv>,
 ) -> impl Fn(Instant) -> Pin<Box<dyn Future<Output = Instant> + Send>> {
-    let (store, contract, sizes) = (node.backend.store.clone(), contract.clone(), node.settings.sizes);
+    let (store, env, sizes) = (node.backend.store.clone(), env.clone(), node.settings.sizes);
     let before = store.uploaded_bytes();
     move |deadline| {
-        let (store, contract) = (store.clone(), contract.clone());
+        let (store, env) = (store.clone(), env.clone());
         Box::pin(async move {
-            let found = contract.clone();
+            let found = env.clone();
             let bytes = tokio::task::spawn_blocking(move || result::bytes(&found)).await.unwrap_or(0);
-            let has_checkpoint = checkpoint_size::bytes_to_save(&contract, sizes).await > 0;
+            let has_checkpoint = checkpoint_size::bytes_to_save(&env, sizes).await > 0;
             let now = Instant::now();
             let last = deadline.checked_sub(LAST_WORDS).unwrap_or(now);
             let left = bytes.saturating_sub(store.uploaded_bytes() - before);
@@ -299,12 +299,12 @@ async fn at_once(_deadline: Instant) -> Instant {
 
 /// Waits for `work`, but when a Spot notice comes with a deadline, only until `given_up` of that. `work` must be safe to drop.
 async fn unless_noticed<T, F: Future<Output = Instant>>(
-    sentinel: &Sentinel,
+    spot: &SpotWatcher,
     given_up: impl Fn(Instant) -> F,
     work: impl Future<Output = Result<T, Stop>>,
 ) -> Result<T, Stop> {
     let notice = async {
-        let deadline = sentinel.noticed().await;
+        let deadline = spot.wait_for_notice().await;
         tokio::time::sleep_until(given_up(deadline).await).await;
         deadline
     };
@@ -344,26 +344,26 @@ fn choose(node: &Node, mission: Option<&Mission>) -> Workload {
     chosen.unwrap_or_else(|| Workload::Simulated(node.settings.simulation.clone()))
 }
 
-async fn prepare(node: &Node, attempted: &mut Attempted) -> Result<Arc<Contract>, Stop> {
+async fn prepare(node: &Node, attempted: &mut Attempted) -> Result<Arc<WorkloadEnv>, Stop> {
     let (work_dir, fence) = (node.settings.work_dir.clone(), attempted.fence.clone());
     let (mission, deployment) = (attempted.row.mission.clone(), node.backend.ledger.tables().tasks.clone());
-    let make = move || Contract::prepare(&work_dir, &deployment, fence.src, mission, fence.attempt);
+    let make = move || WorkloadEnv::prepare(&work_dir, &deployment, fence.src, mission, fence.attempt);
     let made = tokio::task::spawn_blocking(make).await.map_err(std::io::Error::other).flatten();
     let disk = |source| NodeError::Disk {
         doing: "making the attempt's folder in",
         path: node.settings.work_dir.clone(),
         source,
     };
-    let contract = Arc::new(made.map_err(|error| of_disk(disk(error)))?);
-    attempted.place = Some(node.settings.disk.enter(contract.folder()));
-    attempted.contract = Some(contract.clone());
-    Ok(contract)
+    let env = Arc::new(made.map_err(|error| of_disk(disk(error)))?);
+    attempted.place = Some(node.settings.disk.enter(env.folder()));
+    attempted.env = Some(env.clone());
+    Ok(env)
 }
 
-async fn download(node: &Node, bucket: &str, contract: &Contract) -> Result<Downloaded, Stop> {
-    let input = contract.input();
-    let download = || node.backend.store.download(bucket, contract.src.as_str(), &input);
-    let error = match insist(node.settings.lease, download).await {
+async fn download(node: &Node, bucket: &str, env: &WorkloadEnv) -> Result<Downloaded, Stop> {
+    let input = env.input();
+    let download = || node.backend.store.download(bucket, env.src.as_str(), &input);
+    let error = match retry_transient(node.settings.lease, download).await {
         Ok(downloaded) => {
             node.settings.preflight.note_read();
             return Ok(downloaded);
@@ -372,7 +372,7 @@ async fn download(node: &Node, bucket: &str, contract: &Contract) -> Result<Down
     };
     // S3 is consistent: what is not there now will not be there on the next try.
     if matches!(&error, StoreError::Cloud(error) if error.kind == Kind::NotFound) {
-        let uri = uri(bucket, contract.src.as_str());
+        let uri = uri(bucket, env.src.as_str());
         return Err(Trouble::new(Verdict::Infra, false, NodeError::MissingInput { uri }).into());
     }
     let (verdict, is_transient) = ending_of(&error);

@@ -13,14 +13,14 @@ use tokio::task::JoinSet;
 
 use super::checkpoint_size::{bytes_of, check_bytes};
 use super::error::words;
-use super::insist::insist;
 use super::pins::Pins;
+use super::retry::retry_transient;
 use super::{Node, NodeError};
 use crate::backend::ledger::{Beat, Fence};
 use crate::backend::store::{Store, StoreError, uri};
 use crate::domain::checkpoint::{Content, Entry, Manifest, Saved, earlier_folder, file_key, folder, save_folder};
-use crate::workload::tree::{self, Seen};
-use crate::workload::{Contract, Wall};
+use crate::workload::tree::{self, EntryKind};
+use crate::workload::{Sandbox, WorkloadEnv};
 
 /// The name of the file that lists a checkpoint's entries; last of a save.
 const MANIFEST_NAME: &str = "_lighthpc_checkpoint.json";
@@ -38,7 +38,7 @@ pub(super) struct Checkpoints {
     /// The name of the tasks table: deployments may share a bucket.
     deployment: String,
     fence: Fence,
-    contract: Contract,
+    env: WorkloadEnv,
     newest: Manifest,
     newest_key: Option<String>,
     /// Objects that an earlier version saved, in a folder that other deployments may use too.
@@ -60,7 +60,7 @@ pub(super) enum Save {
 }
 
 impl Checkpoints {
-    /// Restores the checkpoint that the row names, if any, into the contract's folder. Returns whether there was one.
+    /// Restores the checkpoint that the row names, if any, into the env's folder. Returns whether there was one.
     ///
     /// A checkpoint that cannot be restored is worth a warning: the workload then begins from its start.
     ///
@@ -69,7 +69,7 @@ impl Checkpoints {
     /// began from its start would replace the checkpoint by less.
     pub(super) async fn restore(
         node: &Node,
-        contract: &Contract,
+        env: &WorkloadEnv,
         fence: &Fence,
         bucket: &str,
         named: Option<&str>,
@@ -78,7 +78,7 @@ impl Checkpoints {
             bucket: bucket.to_owned(),
             deployment: node.backend.ledger.tables().tasks.clone(),
             fence: fence.clone(),
-            contract: contract.clone(),
+            env: env.clone(),
             newest: Manifest::default(),
             newest_key: None,
             earlier: Vec::new(),
@@ -102,9 +102,8 @@ impl Checkpoints {
                 tracing::warn!(
                     "the checkpoint {key} could not be restored, the workload begins from its start: {cause}"
                 );
-                contract
-                    .note(&format!("the checkpoint could not be restored, the workload began from its start: {cause}"));
-                let emptied = contract.clone();
+                env.note(&format!("the checkpoint could not be restored, the workload began from its start: {cause}"));
+                let emptied = env.clone();
                 if let Err(error) = blocking(move || emptied.empty_checkpoint()).await {
                     tracing::warn!("the checkpoint folder could not be emptied: {error}");
                 }
@@ -114,16 +113,16 @@ impl Checkpoints {
     }
 
     fn disk(&self) -> impl Fn(io::Error) -> NodeError + use<> {
-        let path = self.contract.checkpoint();
+        let path = self.env.checkpoint();
         move |source| NodeError::Disk { doing: "reading the checkpoint in", path: path.clone(), source }
     }
 
     async fn fetch(&mut self, node: &Node, key: &str) -> Result<Manifest, NodeError> {
-        let (disk, dir) = (self.disk(), self.contract.checkpoint());
+        let (disk, dir) = (self.disk(), self.env.checkpoint());
         let get = Get { store: node.backend.store.clone(), bucket: self.bucket.clone(), limit: node.settings.lease };
-        let list = self.contract.folder().join("checkpoint-manifest");
+        let list = self.env.folder().join("checkpoint-manifest");
         // The row may name anything: what is no list is neither fetched nor read.
-        let head = insist(get.limit, || get.store.head(&self.bucket, key)).await;
+        let head = retry_transient(get.limit, || get.store.head(&self.bucket, key)).await;
         let head = head.map_err(NodeError::cloud("looking at the checkpoint"))?;
         if let Some(bytes) = head.map(|list| list.bytes).filter(|&bytes| bytes > LIST_BYTES_MAX) {
             let refusal = format!("its list has {bytes} bytes, more than the {LIST_BYTES_MAX} that one may have");
@@ -156,7 +155,7 @@ impl Checkpoints {
             let got = got.map_err(|panic| disk(io::Error::other(panic)))??;
             got.map_err(|path| disk(io::Error::other(format!("{} is not as long as it was", path.display()))))?;
         }
-        let owner = node.settings.bounds.wall.as_ref().map(Wall::user);
+        let owner = node.settings.bounds.sandbox.as_ref().map(Sandbox::user);
         let complete = move || {
             let mut manifest = manifest;
             tree::complete(&dir, &mut manifest, owner).map(|()| manifest)
@@ -177,7 +176,7 @@ impl Checkpoints {
                 let cause = words(&error);
                 if self.unsaved.as_ref() != Some(&cause) {
                     tracing::warn!("the checkpoint was not saved: {cause}");
-                    self.contract.note(&format!("the checkpoint was not saved: {cause}"));
+                    self.env.note(&format!("the checkpoint was not saved: {cause}"));
                     self.unsaved = Some(cause);
                 }
                 false
@@ -198,7 +197,7 @@ impl Checkpoints {
     /// # Errors
     /// [`NodeError`]; nothing is lost by one but this save.
     pub(super) async fn save(&mut self, node: &Node) -> Result<Save, NodeError> {
-        let (disk, dir, sizes) = (self.disk(), self.contract.checkpoint(), node.settings.sizes);
+        let (disk, dir, sizes) = (self.disk(), self.env.checkpoint(), node.settings.sizes);
         let found = blocking(move || {
             let found = tree::walk(&dir, sizes.checkpoint_files)?;
             check_bytes(&dir, bytes_of(&found), sizes)?;
@@ -215,9 +214,9 @@ impl Checkpoints {
         for (name, seen) in found {
             let entry = match (self.kept(&name, &seen), seen) {
                 (Some(entry), _) => entry.clone(),
-                (None, Seen::Folder { mode }) => Entry { content: Content::Folder, mode: Some(mode) },
-                (None, Seen::Link { target }) => Entry { content: Content::Link(target), mode: None },
-                (None, Seen::File { bytes, stamp, mode }) => match self.saved(&name) {
+                (None, EntryKind::Folder { mode }) => Entry { content: Content::Folder, mode: Some(mode) },
+                (None, EntryKind::Link { target }) => Entry { content: Content::Link(target), mode: None },
+                (None, EntryKind::File { bytes, stamp, mode }) => match self.saved(&name) {
                     // An earlier version kept no modes.
                     Some(saved) if (saved.bytes, saved.stamp) == (bytes, stamp) => {
                         Entry { content: Content::File(saved.clone()), mode: Some(mode) }
@@ -256,14 +255,14 @@ impl Checkpoints {
     }
 
     /// Returns the entry of the newest checkpoint, if what is there is still the same.
-    fn kept(&self, name: &[u8], seen: &Seen) -> Option<&Entry> {
+    fn kept(&self, name: &[u8], seen: &EntryKind) -> Option<&Entry> {
         let entry = self.newest.entries.get(name)?;
         let is_same = match (&entry.content, seen) {
-            (Content::File(saved), Seen::File { bytes, stamp, mode }) => {
+            (Content::File(saved), EntryKind::File { bytes, stamp, mode }) => {
                 (saved.bytes, saved.stamp, entry.mode) == (*bytes, *stamp, Some(*mode))
             }
-            (Content::Folder, Seen::Folder { mode }) => entry.mode == Some(*mode),
-            (Content::Link(old), Seen::Link { target }) => old == target,
+            (Content::Folder, EntryKind::Folder { mode }) => entry.mode == Some(*mode),
+            (Content::Link(old), EntryKind::Link { target }) => old == target,
             _ => false,
         };
         is_same.then_some(entry)
@@ -285,8 +284,8 @@ impl Checkpoints {
         names: Vec<Vec<u8>>,
         spare: u64,
     ) -> Result<BTreeMap<Vec<u8>, Entry>, NodeError> {
-        let owner = node.settings.bounds.wall.as_ref().map(|wall| wall.user().0);
-        let pins = Pins::new(self.contract.checkpoint(), owner, spare);
+        let owner = node.settings.bounds.sandbox.as_ref().map(|sandbox| sandbox.user().0);
+        let pins = Pins::new(self.env.checkpoint(), owner, spare);
         let (mut names, mut puts, mut saved) = (names.into_iter().enumerate(), JoinSet::new(), BTreeMap::new());
         loop {
             while puts.len() < FILES_PARALLEL
@@ -355,7 +354,7 @@ impl Get {
     /// Fetches one file, through an outage if need be: without it the work of hours begins from its start. Returns its
     /// size.
     async fn file(&self, key: &str, file: &Path) -> Result<u64, NodeError> {
-        let done = insist(self.limit, || self.store.download(&self.bucket, key, file)).await;
+        let done = retry_transient(self.limit, || self.store.download(&self.bucket, key, file)).await;
         let done = done.map_err(|source| NodeError::Store { doing: "fetching the checkpoint", source });
         done.map(|done| done.bytes)
     }

@@ -6,20 +6,20 @@ use std::path::Path;
 
 use crate::backend::store::total_bytes;
 use crate::domain::budget::SizeLimits;
-use crate::workload::Contract;
-use crate::workload::tree::{self, Seen};
+use crate::workload::WorkloadEnv;
+use crate::workload::tree::{self, EntryKind};
 
 /// Returns how many bytes a save of everything would put now: none if it is refused.
-pub(super) async fn bytes_to_save(contract: &Contract, sizes: SizeLimits) -> u64 {
-    let dir = contract.checkpoint();
+pub(super) async fn bytes_to_save(env: &WorkloadEnv, sizes: SizeLimits) -> u64 {
+    let dir = env.checkpoint();
     let found = tokio::task::spawn_blocking(move || tree::walk(&dir, sizes.checkpoint_files)).await;
     let found = found.map_err(io::Error::other).flatten().unwrap_or_default();
     Some(bytes_of(&found)).filter(|&bytes| bytes <= sizes.checkpoint_bytes).unwrap_or(0)
 }
 
 /// Returns the bytes of all files, holes included. The workload may claim any size: a few of 7 EiB are more than 64 bits hold.
-pub(super) fn bytes_of(found: &BTreeMap<Vec<u8>, Seen>) -> u64 {
-    let bytes = |seen: &Seen| if let Seen::File { bytes, .. } = seen { *bytes } else { 0 };
+pub(super) fn bytes_of(found: &BTreeMap<Vec<u8>, EntryKind>) -> u64 {
+    let bytes = |seen: &EntryKind| if let EntryKind::File { bytes, .. } = seen { *bytes } else { 0 };
     found.values().map(bytes).fold(0, u64::saturating_add)
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::identity::{Assignment, Instance};
-use super::insist::{insist_unless, or_drained};
+use super::retry::{or_drained, retry_transient_unless};
 use super::{Node, NodeError};
 use crate::backend::ledger::{Claim, Claimant};
 use crate::clock;
@@ -75,7 +75,7 @@ pub(super) async fn acquire(node: &Node, instance: &Instance, task: &Assignment)
         }
         let mut asked = Instant::now();
         let drain = &node.stopping.drain;
-        let claim = insist_unless(drain, node.settings.max_idle, || {
+        let claim = retry_transient_unless(drain, node.settings.max_idle, || {
             asked = Instant::now();
             ledger.claim(&task.src, &who)
         });
@@ -106,7 +106,7 @@ pub(super) async fn acquire(node: &Node, instance: &Instance, task: &Assignment)
             }
         };
         let taken_from = row.instance.clone();
-        let taken = insist_unless(drain, node.settings.max_idle, || {
+        let taken = retry_transient_unless(drain, node.settings.max_idle, || {
             asked = Instant::now();
             ledger.take_over(&row, &who)
         });
@@ -152,7 +152,7 @@ async fn watch(node: &Node, task: &Assignment, mut row: Box<Task>) -> Result<Wat
     let watch = Watch::new(lease, node.settings.lease, Duration::ZERO);
     loop {
         let read = || node.backend.ledger.task(&task.src);
-        let now = insist_unless(&node.stopping.drain, node.settings.max_idle, read).await;
+        let now = retry_transient_unless(&node.stopping.drain, node.settings.max_idle, read).await;
         let Some(now) = or_drained(node, now.map_err(NodeError::cloud("watching the lease")))? else {
             return Ok(Watched::Drained);
         };

@@ -21,8 +21,8 @@ use tokio::time::Instant;
 
 use super::error::words;
 use super::identity::Instance;
-use super::insist::{insist_unless, or_drained};
-use super::{Announcer, Node, NodeError, attempt::mission_of, log};
+use super::retry::{or_drained, retry_transient_unless};
+use super::{CompletionNotifier, Node, NodeError, attempt::mission_of, log};
 use crate::backend::ledger::{Commit, Fence, Finish, Outcome, Release};
 use crate::clock;
 use crate::domain::budget::CRASHES_MAX;
@@ -33,7 +33,7 @@ use crate::workload::Left;
 
 /// A task that an earlier process of this machine was at.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct RecoveredTask {
     pub(super) src: SrcId,
     /// Its crash; none if the process did not crash, or does not hold it any more.
     pub(super) crash: Option<Crash>,
@@ -43,7 +43,7 @@ pub(super) struct Found {
 #[derive(Debug, Default)]
 pub(super) struct Reported {
     /// What there is to be taken up: all that was left, but for what has failed now.
-    pub(super) found: Vec<Found>,
+    pub(super) found: Vec<RecoveredTask>,
     /// Tasks whose row could not be written, and why: they are not taken up here, for the claim would hide the crash.
     pub(super) failed: Vec<(SrcId, NodeError)>,
     /// Folders that nobody needs any more.
@@ -71,7 +71,7 @@ pub(super) async fn report(node: &Node, instance: &Instance) -> Reported {
         };
         if !left.is_crash {
             reported.settled.push(left.clone());
-            reported.found.push(Found { src, crash: None });
+            reported.found.push(RecoveredTask { src, crash: None });
             continue;
         }
         if is_away || node.stopping.drain.is_cancelled() {
@@ -83,7 +83,7 @@ pub(super) async fn report(node: &Node, instance: &Instance) -> Reported {
             Ok(Some(crash)) => {
                 reported.settled.push(left.clone());
                 if crash.is_none_or(|crash| crash.crashes < CRASHES_MAX) {
-                    reported.found.push(Found { src, crash });
+                    reported.found.push(RecoveredTask { src, crash });
                 }
             }
             Ok(None) => reported.unsettled.push(left.clone()),
@@ -106,7 +106,7 @@ async fn report_one(
     attempt: Attempt,
     limit: Duration,
 ) -> Result<Option<Crash>, NodeError> {
-    let row = insist_unless(&node.stopping.drain, limit, || node.backend.ledger.task(src)).await;
+    let row = retry_transient_unless(&node.stopping.drain, limit, || node.backend.ledger.task(src)).await;
     let row = row.map_err(NodeError::cloud("reading a task that a crash left"))?;
     let Some(row) = row else { return Ok(None) };
     // It has handed the task back, has ended it, or was not its holder: then another counts, or nobody has to.
@@ -142,7 +142,8 @@ async fn put_back(
         now: clock::now_rfc3339(),
     };
     let fence = fence(instance, row);
-    let released = insist_unless(&node.stopping.drain, limit, || node.backend.ledger.release(&fence, &release)).await;
+    let released =
+        retry_transient_unless(&node.stopping.drain, limit, || node.backend.ledger.release(&fence, &release)).await;
     released.map_err(NodeError::cloud("noting a crash"))
 }
 
@@ -155,7 +156,7 @@ async fn fail(
     limit: Duration,
 ) -> Result<bool, NodeError> {
     let drain = &node.stopping.drain;
-    let mission = insist_unless(drain, limit, || mission_of(node, row)).await;
+    let mission = retry_transient_unless(drain, limit, || mission_of(node, row)).await;
     let mission = mission.map_err(NodeError::cloud("reading the mission"))?;
     let finish = Finish {
         outcome: Outcome::Failed(Verdict::AppError),
@@ -166,13 +167,15 @@ async fn fail(
         counts,
     };
     let fence = fence(instance, row);
-    let committed = insist_unless(drain, limit, || node.backend.ledger.commit(&fence, mission.as_ref(), &finish)).await;
+    let committed =
+        retry_transient_unless(drain, limit, || node.backend.ledger.commit(&fence, mission.as_ref(), &finish)).await;
     if committed.map_err(NodeError::cloud("failing a task that crashes its nodes"))? != Commit::Committed {
         return Ok(false);
     }
     if let Some(mission) = mission {
         // The task has ended: whoever comes by, or a sweep, sees to the mission's end otherwise.
-        let seen = Announcer::of(node).see(&instance.id, row.src.as_str(), &mission, false).await;
+        let seen =
+            CompletionNotifier::of(node).notify_if_complete(&instance.id, row.src.as_str(), &mission, false).await;
         if let Err(error) = seen {
             tracing::warn!("whether mission {} is over is left to others: {}", mission.id, words(&error));
         }

@@ -6,12 +6,12 @@ use tokio::time::Instant;
 
 use super::checkpoint::Checkpoints;
 use super::heartbeat::Heartbeat;
-use super::interruption::Sentinel;
+use super::spot::SpotWatcher;
 use super::{Node, NodeError, checkpoint_size, log};
 use crate::backend::Store;
 use crate::domain::budget;
 use crate::domain::verdict::Verdict;
-use crate::workload::{Contract, Ended, Stops, Workload, is_of_machine};
+use crate::workload::{Ended, Stops, Workload, WorkloadEnv, is_of_machine};
 
 /// `EX_TEMPFAIL` of sysexits.h: try again.
 const EXIT_TRY_AGAIN: i32 = 75;
@@ -76,14 +76,14 @@ pub(super) fn upload_time(bytes: u64, speed: u64) -> Duration {
 pub(super) async fn run(
     node: &Node,
     workload: &Workload,
-    contract: &Contract,
+    env: &WorkloadEnv,
     heartbeat: &Heartbeat,
-    sentinel: &Sentinel,
+    spot: &SpotWatcher,
     checkpoints: &mut Checkpoints,
 ) -> Result<i32, Stop> {
     let stops = Stops { hurry: node.stopping.hurry.clone(), ..Stops::default() };
     heartbeat.time_cost.send_modify(super::heartbeat::TimeCost::start);
-    let run = workload.run(contract, node.settings.bounds.clone(), &heartbeat.progress, &stops);
+    let run = workload.run(env, node.settings.bounds.clone(), &heartbeat.progress, &stops);
     let watch = async {
         // Only the first of them matters, and the run is waited for in any case.
         tokio::select! {
@@ -93,10 +93,10 @@ pub(super) async fn run(
                 let grace = node.settings.bounds.grace.min(node.stopping.grace_max());
                 stops.grace.send_replace(Some(grace));
             }
-            deadline = sentinel.noticed() => {
+            deadline = spot.wait_for_notice() => {
                 // All the time there is, less what the save and the last words need; a third of it at least.
                 let budget = deadline.saturating_duration_since(Instant::now());
-                let save_bytes = checkpoint_size::bytes_to_save(contract, node.settings.sizes).await;
+                let save_bytes = checkpoint_size::bytes_to_save(env, node.settings.sizes).await;
                 let save = upload_time(save_bytes, speed(&node.backend.store));
                 let grace = budget.saturating_sub(LAST_WORDS + save).max(budget / 3);
                 stops.grace.send_replace(Some(grace));
@@ -105,8 +105,8 @@ pub(super) async fn run(
         stops.stop.cancel();
         std::future::pending::<()>().await;
     };
-    let logs = log::save_now_and_then(node, contract, &heartbeat.fence);
-    let (report, saves) = (mirror(node, heartbeat), save_now_and_then(node, sentinel, checkpoints));
+    let logs = log::save_now_and_then(node, env, &heartbeat.fence);
+    let (report, saves) = (mirror(node, heartbeat), save_now_and_then(node, spot, checkpoints));
     // The run is the only arm that ends; a save that is dropped leaves the one before in the row.
     let ended = tokio::select! {
         ended = run => ended,
@@ -119,30 +119,29 @@ pub(super) async fn run(
     if heartbeat.lost.is_cancelled() {
         return Err(Stop::LeaseLost);
     }
-    let early = match sentinel.deadline() {
+    let early = match spot.deadline() {
         Some(deadline) => Some(Stop::Interrupted(deadline)),
         None if heartbeat.cancelled.is_cancelled() => Some(Stop::Cancelled),
         None => node.stopping.drain.is_cancelled().then_some(Stop::Drain),
     };
-    let disk =
-        |source| NodeError::Disk { doing: "running the workload in", path: contract.folder().to_owned(), source };
+    let disk = |source| NodeError::Disk { doing: "running the workload in", path: env.folder().to_owned(), source };
     let (ended, early) = match (ended, early) {
         (Ok(ended), early) => (ended, early),
         // What broke while the workload was told to end is no failure of the task.
         (Err(_), Some(early)) => return Err(early),
         (Err(error), None) => return Err(of_disk(disk(error))),
     };
-    judge(ended, early, node.settings.disk.is_full(contract.folder()))
+    judge(ended, early, node.settings.disk.is_full(env.folder()))
 }
 
 /// Saves the checkpoint every few minutes, and once when EC2 recommends to leave.
-async fn save_now_and_then(node: &Node, sentinel: &Sentinel, checkpoints: &mut Checkpoints) {
+async fn save_now_and_then(node: &Node, spot: &SpotWatcher, checkpoints: &mut Checkpoints) {
     let mut is_recommended = false;
     loop {
         // Both arms may be dropped: neither holds anything.
         tokio::select! {
             () = tokio::time::sleep(node.settings.checkpoint_every) => {}
-            () = sentinel.rebalance.cancelled(), if !is_recommended => is_recommended = true,
+            () = spot.rebalance.cancelled(), if !is_recommended => is_recommended = true,
         }
         checkpoints.save_or_note(node).await;
     }

@@ -9,8 +9,8 @@ use super::checkpoint::Checkpoints;
 use super::disk::Place;
 use super::execute::{LAST_WORDS, Stop, Trouble};
 use super::heartbeat::Heartbeat;
-use super::insist::{insist, or_drained};
-use super::{Announcer, Node, NodeError, Step, log, step};
+use super::retry::{or_drained, retry_transient};
+use super::{CompletionNotifier, Node, NodeError, Step, log, step};
 use crate::backend::ledger::{Commit, Fence, Finish, Outcome, Release};
 use crate::clock;
 use crate::domain::budget::{self, Next, decide};
@@ -18,7 +18,7 @@ use crate::domain::ids::{Attempt, InstanceId, SrcId};
 use crate::domain::mission::Mission;
 use crate::domain::task::{Counts, PastAttempt, Task};
 use crate::domain::verdict::{Budget, Verdict};
-use crate::workload::Contract;
+use crate::workload::WorkloadEnv;
 
 /// What is known of an attempt at its end.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ pub(super) struct Attempted {
     pub(super) row: Box<Task>,
     pub(super) started: String,
     pub(super) mission: Option<Mission>,
-    pub(super) contract: Option<Arc<Contract>>,
+    pub(super) env: Option<Arc<WorkloadEnv>>,
     /// `ETag` of the input, once it is downloaded.
     pub(super) input_etag: Option<String>,
     pub(super) exit_code: Option<i32>,
@@ -47,7 +47,7 @@ impl Attempted {
             row,
             started,
             mission: None,
-            contract: None,
+            env: None,
             input_etag: None,
             exit_code: None,
             time_cost_s: 0,
@@ -66,9 +66,9 @@ impl Attempted {
     /// Removes the attempt's folder: off this thread, for it may have very many files. A drain whose time is over leaves
     /// the rest to the next process.
     pub(super) async fn clean(&self, node: &Node) {
-        let Some(contract) = self.contract.clone() else { return };
-        let (folder, stop) = (contract.folder().to_owned(), node.stopping.token().clone());
-        let removed = tokio::task::spawn_blocking(move || contract.remove_unless(&stop)).await;
+        let Some(env) = self.env.clone() else { return };
+        let (folder, stop) = (env.folder().to_owned(), node.stopping.token().clone());
+        let removed = tokio::task::spawn_blocking(move || env.remove_unless(&stop)).await;
         if let Err(error) = removed.map_err(std::io::Error::other).flatten() {
             tracing::warn!("the folder {} is left behind: {error}", folder.display());
         }
@@ -246,8 +246,8 @@ async fn hand_back(
             release(node, attempted, verdict, exit_code, history, counts, heartbeat).await?;
         }
     }
-    if !is_first && let Some(contract) = &attempted.contract {
-        log::save(node, contract, &attempted.fence, node.stopping.write_limit()).await;
+    if !is_first && let Some(env) = &attempted.env {
+        log::save(node, env, &attempted.fence, node.stopping.write_limit()).await;
     }
     Ok(next)
 }
@@ -281,13 +281,14 @@ async fn commit(
     // An attempt that failed early has not read its mission; without it the end would not be counted.
     let mission = match &attempted.mission {
         Some(mission) => Some(mission.clone()),
-        None => insist(node.settings.lease, || mission_of(node, &attempted.row))
+        None => retry_transient(node.settings.lease, || mission_of(node, &attempted.row))
             .await
             .map_err(NodeError::cloud("reading the mission"))?,
     };
     heartbeat.stop().await;
     let commit = async {
-        let commit = insist(node.settings.lease, || node.backend.ledger.commit(fence, mission.as_ref(), &finish));
+        let commit =
+            retry_transient(node.settings.lease, || node.backend.ledger.commit(fence, mission.as_ref(), &finish));
         commit.await.map_err(NodeError::cloud("committing the task"))
     };
     match step(node, Step::Commit, commit).await? {
@@ -309,9 +310,9 @@ async fn commit(
 /// Looks whether the mission is over, now that a task of it has ended. A drain leaves that to others if a service is away, or
 /// if it takes too long: a sweep sees to it, and to a publisher that is broken off.
 pub(super) async fn notify(node: &Node, me: &InstanceId, src: &SrcId, mission: &Mission) -> Result<(), NodeError> {
-    let announcer = Announcer::of(node);
+    let notifier = CompletionNotifier::of(node);
     let seen = tokio::select! {
-        seen = step(node, Step::Notify, announcer.see(me, src.as_str(), mission, false)) => seen,
+        seen = step(node, Step::Notify, notifier.notify_if_complete(me, src.as_str(), mission, false)) => seen,
         () = node.stopping.writes_are_over() => {
             tracing::warn!("whether mission {} is over is left to others: the node drains", mission.id);
             return Ok(());
@@ -340,7 +341,7 @@ async fn release(
         Release { verdict, exit_code, time_cost_s: attempted.time_cost_s, history, counts, now: clock::now_rfc3339() };
     heartbeat.stop().await;
     let write = async {
-        let released = insist(node.settings.lease, || node.backend.ledger.release(&attempted.fence, &release));
+        let released = retry_transient(node.settings.lease, || node.backend.ledger.release(&attempted.fence, &release));
         released.await.map_err(NodeError::cloud("handing the task back"))
     };
     if step(node, Step::Release, write).await? { Ok(()) } else { Err(lease_lost(attempted)) }
@@ -352,15 +353,15 @@ fn lease_lost(attempted: &Attempted) -> NodeError {
 
 /// Saves the log before the row is written; a drain leaves the row its time.
 async fn save_log(node: &Node, attempted: &Attempted) -> Option<String> {
-    let contract = attempted.contract.as_ref()?;
+    let env = attempted.env.as_ref()?;
     // A put that is dropped has not been answered, and the log is then named by nobody.
     tokio::select! {
-        log = log::save(node, contract, &attempted.fence, node.stopping.write_limit()) => log,
+        log = log::save(node, env, &attempted.fence, node.stopping.write_limit()) => log,
         () = node.stopping.uploads_are_over() => None,
     }
 }
 
 /// Returns where the log will be that is saved after the row.
 async fn will_have_log(node: &Node, attempted: &Attempted) -> Option<String> {
-    log::place(node, attempted.contract.as_ref()?, &attempted.fence).await
+    log::place(node, attempted.env.as_ref()?, &attempted.fence).await
 }

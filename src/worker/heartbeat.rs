@@ -102,7 +102,7 @@ impl Beater {
         cancelled: CancellationToken,
     ) {
         let mut renewed = claimed;
-        let mut heeds_cancel = true;
+        let mut stop_if_cancelled = true;
         // A claim that was slow has used up its lease's beginning.
         let mut pause = self.pause().saturating_sub(claimed.elapsed());
         loop {
@@ -117,14 +117,14 @@ impl Beater {
             // A process that was frozen for longer asks once all the same: the row knows whose the task is.
             let limit = if left.is_zero() { self.try_limit() } else { left.min(self.try_limit()) };
             let (progress, seconds) = (*self.progress.borrow(), self.time_cost.borrow().seconds());
-            let beat = self.ledger.beat(&self.fence, progress, seconds, heeds_cancel);
+            let beat = self.ledger.beat(&self.fence, progress, seconds, stop_if_cancelled);
             match tokio::time::timeout(limit, beat).await {
                 Ok(Ok(Beat::Renewed)) => renewed = asked,
                 Ok(Ok(Beat::Lost)) => return lost.cancel(),
                 Ok(Ok(Beat::Cancelled)) => {
                     // The lease is kept for what is left to do: the end of the workload, the log, or a finished result.
                     cancelled.cancel();
-                    heeds_cancel = false;
+                    stop_if_cancelled = false;
                     pause = Duration::ZERO;
                 }
                 Ok(Err(error)) => {

@@ -2,7 +2,7 @@
 
 use tokio::sync::watch;
 
-use super::insist::insist;
+use super::retry::retry_transient;
 use super::{Node, NodeError};
 use crate::backend::Kind;
 use crate::backend::machine::{EndProof, Machine, NodeTags};
@@ -110,7 +110,7 @@ async fn task(node: &Node, instance: &Instance, seen: &watch::Sender<Option<EndP
     seen.send_replace(proof);
     let mission = match mission.filter(|mission| !mission.is_empty()) {
         Some(value) if settings.mission.is_none() && tags::is_short_mission(&value) => {
-            let named = insist(settings.max_idle, || node.backend.ledger.mission_named(&value)).await;
+            let named = retry_transient(settings.max_idle, || node.backend.ledger.mission_named(&value)).await;
             named.map_err(NodeError::cloud("looking up the mission's name"))?
         }
         Some(id) => Some(MissionId::new(id)?),
@@ -120,7 +120,7 @@ async fn task(node: &Node, instance: &Instance, seen: &watch::Sender<Option<EndP
     let no_task = || NodeError::NoTask { instance: instance.on_ec2.as_ref().unwrap_or(&instance.id).to_string() };
     let Some(src) = src.filter(|src| !src.is_empty()) else { return mission.map(Work::Mission).ok_or_else(no_task) };
     let src = if tags::is_short(&src) {
-        let key = insist(settings.max_idle, || node.backend.ledger.key_of(&src)).await;
+        let key = retry_transient(settings.max_idle, || node.backend.ledger.key_of(&src)).await;
         key.map_err(NodeError::cloud("looking up the task's name"))?.ok_or_else(no_task)?
     } else {
         SrcId::new(src)?

@@ -10,14 +10,14 @@ use crate::backend::ledger::Fence;
 use crate::backend::store::{Mark, uri};
 use crate::domain::ids::{Attempt, SrcId};
 use crate::domain::keys::log_key;
-use crate::workload::Contract;
+use crate::workload::WorkloadEnv;
 
 /// Puts the log as it stands, whole. Its key is the attempt's own; another deployment that shares the bucket may have
 /// the same key, and its log is not overwritten. Returns where it is. A log that cannot be saved is worth a warning,
 /// not the task.
-pub(super) async fn save(node: &Node, contract: &Contract, fence: &Fence, limit: Duration) -> Option<String> {
+pub(super) async fn save(node: &Node, env: &WorkloadEnv, fence: &Fence, limit: Duration) -> Option<String> {
     let bucket = node.settings.result_bucket.as_deref()?;
-    let log = read(contract).await;
+    let log = read(env).await;
     if log.is_empty() {
         return None;
     }
@@ -33,27 +33,27 @@ pub(super) async fn save(node: &Node, contract: &Contract, fence: &Fence, limit:
 }
 
 /// Returns where the log will be, if there is anything to save.
-pub(super) async fn place(node: &Node, contract: &Contract, fence: &Fence) -> Option<String> {
+pub(super) async fn place(node: &Node, env: &WorkloadEnv, fence: &Fence) -> Option<String> {
     let bucket = node.settings.result_bucket.as_deref()?;
-    (!read(contract).await.is_empty()).then(|| uri(bucket, &log_key(&fence.src, fence.attempt)))
+    (!read(env).await.is_empty()).then(|| uri(bucket, &log_key(&fence.src, fence.attempt)))
 }
 
 /// Saves the log every minute, if something was written. Never ends; may be dropped at any point.
-pub(super) async fn save_now_and_then(node: &Node, contract: &Contract, fence: &Fence) {
+pub(super) async fn save_now_and_then(node: &Node, env: &WorkloadEnv, fence: &Fence) {
     let mut saved_bytes = 0;
     loop {
         tokio::time::sleep(node.settings.log_every).await;
-        let bytes = read(contract).await.len();
-        if bytes != saved_bytes && save(node, contract, fence, node.stopping.write_limit()).await.is_some() {
+        let bytes = read(env).await.len();
+        if bytes != saved_bytes && save(node, env, fence, node.stopping.write_limit()).await.is_some() {
             saved_bytes = bytes;
         }
     }
 }
 
 /// Reads the log as it stands, off this thread: it has up to 6 MiB. One that cannot be read is empty.
-async fn read(contract: &Contract) -> Vec<u8> {
-    let contract = contract.clone();
-    let log = tokio::task::spawn_blocking(move || contract.log()).await;
+async fn read(env: &WorkloadEnv) -> Vec<u8> {
+    let env = env.clone();
+    let log = tokio::task::spawn_blocking(move || env.log()).await;
     log.map_err(std::io::Error::other).flatten().unwrap_or_default()
 }
 

@@ -22,24 +22,24 @@ mod execute;
 mod finish;
 mod heartbeat;
 mod identity;
-mod insist;
-mod interruption;
 pub(crate) mod log;
+mod mission_loop;
 mod notify;
 mod panic;
 mod pins;
 mod preflight;
-mod pull;
 mod queue;
 mod result;
+mod retry;
 mod settings;
+mod spot;
 mod stopping;
 mod turns;
 
 pub use attempt::Ending;
 pub use disk::{Begun, Disk};
 pub use error::{NodeError, words};
-pub use notify::Announcer;
+pub use notify::CompletionNotifier;
 pub use preflight::Preflight;
 pub use settings::{Report, Settings, Step};
 pub use stopping::{DRAIN_LIMIT, Stopping};
@@ -52,10 +52,10 @@ use tokio::task::JoinSet;
 use tracing::Instrument;
 
 use identity::{Assignment, Instance, Work};
-use interruption::Sentinel;
+use spot::SpotWatcher;
 
 use crate::backend::Backend;
-use crate::backend::machine::{End, EndError, EndProof};
+use crate::backend::machine::{EndError, EndProof, MachineEnd};
 use crate::workload::Removal;
 
 /// What a node is made of. Cheap to clone.
@@ -75,7 +75,7 @@ pub struct Life {
     /// What became of its task.
     pub ending: Result<Ending, NodeError>,
     /// What became of the machine.
-    pub end: Result<End, EndError>,
+    pub end: Result<MachineEnd, EndError>,
 }
 
 /// Runs a node: one task from its instance's tag to its end, then the end of the machine.
@@ -124,14 +124,14 @@ async fn life(node: Node, proof: watch::Sender<Option<EndProof>>) -> Result<Endi
     let crash::Reported { found, failed, settled, unsettled } = crash::report(&node, &instance).await;
     let mut removal = Removal::start(settled, unsettled, &node.stopping.drain);
     removal.head_start().await;
-    let (sentinel, mut looks) =
-        Sentinel::start(node.backend.machine.clone(), node.backend.ledger.clone(), instance.is_on_ec2());
+    let (spot, mut looks) =
+        SpotWatcher::start(node.backend.machine.clone(), node.backend.ledger.clone(), instance.is_on_ec2());
     let ending = match work {
         Work::Task(task) => match failed.into_iter().find(|(src, _)| *src == task.src) {
             Some((_, error)) => Err(error),
-            None => one_task(&node, &instance, &sentinel, &task).await,
+            None => one_task(&node, &instance, &spot, &task).await,
         },
-        Work::Mission(mission) => pull::serve(&node, &instance, &sentinel, &mission, found).await,
+        Work::Mission(mission) => mission_loop::serve(&node, &instance, &spot, &mission, found).await,
     };
     looks.shutdown().await;
     removal.end().await;
@@ -142,12 +142,12 @@ async fn life(node: Node, proof: watch::Sender<Option<EndProof>>) -> Result<Endi
 async fn one_task(
     node: &Node,
     instance: &Instance,
-    sentinel: &Sentinel,
+    spot: &SpotWatcher,
     task: &Assignment,
 ) -> Result<Ending, NodeError> {
     let span = tracing::info_span!("task", task.id = %task.src, src.id = %task.src, instance.id = %instance.id);
     loop {
-        let ending = attempt::run(node, instance, sentinel, task).instrument(span.clone()).await?;
+        let ending = attempt::run(node, instance, spot, task).instrument(span.clone()).await?;
         // A failure that may pass is tried again here: a new machine would only cost another boot.
         if !matches!(ending, Ending::TryAgain(_)) || node.stopping.drain.is_cancelled() {
             return Ok(ending);

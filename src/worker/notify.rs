@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::insist::{insist, insist_unless};
+use super::retry::{retry_transient, retry_transient_unless};
 use super::{Node, NodeError};
 use crate::backend::Backend;
 use crate::backend::ledger::{Announcement, Publication};
@@ -25,7 +25,7 @@ use crate::domain::task::{State, Task};
 
 /// What it takes to look whether a mission is over, and to announce it.
 #[derive(Clone, Debug)]
-pub struct Announcer {
+pub struct CompletionNotifier {
     /// The services.
     pub backend: Backend,
     /// The bucket of manifests.
@@ -46,7 +46,7 @@ const LOOK_PAUSE: Duration = Duration::from_millis(200);
 /// Renewals of the publisher's lease within its length: two may be missed.
 const RENEWALS: u32 = 3;
 
-impl Announcer {
+impl CompletionNotifier {
     pub(super) fn of(node: &Node) -> Self {
         let settings = &node.settings;
         Self {
@@ -68,7 +68,13 @@ impl Announcer {
     ///
     /// # Errors
     /// [`NodeError`]; the mission is then looked at by whoever comes by next.
-    pub async fn see(&self, me: &InstanceId, right: &str, mission: &Mission, is_lost: bool) -> Result<bool, NodeError> {
+    pub async fn notify_if_complete(
+        &self,
+        me: &InstanceId,
+        right: &str,
+        mission: &Mission,
+        is_lost: bool,
+    ) -> Result<bool, NodeError> {
         let total = self.tally(mission).await?;
         if !mission.is_complete(total) {
             self.roll_up(mission, total).await?;
@@ -106,7 +112,7 @@ impl Announcer {
                 }
             };
             let ledger = &self.backend.ledger;
-            let begun = insist_unless(&self.stop, self.patience, || {
+            let begun = retry_transient_unless(&self.stop, self.patience, || {
                 ledger.begin_publication(&fresh, &publication, is_lost, total)
             })
             .await;
@@ -118,12 +124,12 @@ impl Announcer {
     }
 
     async fn fresh(&self, id: &MissionId) -> Result<Option<Mission>, NodeError> {
-        let read = insist_unless(&self.stop, self.patience, || self.backend.ledger.mission(id)).await;
+        let read = retry_transient_unless(&self.stop, self.patience, || self.backend.ledger.mission(id)).await;
         read.map_err(NodeError::cloud("reading the mission"))
     }
 
     async fn tally(&self, mission: &Mission) -> Result<Tally, NodeError> {
-        let sum = insist_unless(&self.stop, self.patience, || self.backend.ledger.tally(mission)).await;
+        let sum = retry_transient_unless(&self.stop, self.patience, || self.backend.ledger.tally(mission)).await;
         Ok(mission.total(sum.map_err(NodeError::cloud("reading the tally"))?))
     }
 
@@ -131,7 +137,8 @@ impl Announcer {
         if !mission.wants_roll_up(total) {
             return Ok(());
         }
-        let rolled = insist_unless(&self.stop, self.patience, || self.backend.ledger.roll_up(mission, total)).await;
+        let rolled =
+            retry_transient_unless(&self.stop, self.patience, || self.backend.ledger.roll_up(mission, total)).await;
         rolled.map_err(NodeError::cloud("rolling the tally up"))
     }
 
@@ -189,7 +196,7 @@ impl Announcer {
         let to = self.topic_arn.as_deref().unwrap_or("none");
         let results = result_list(&mission.results, results.as_deref(), &manifest);
         let announcement = Announcement { results: &results, manifest: &manifest, to, now: &now };
-        let prepared = insist_unless(&self.stop, self.patience, || {
+        let prepared = retry_transient_unless(&self.stop, self.patience, || {
             ledger.prepare_publication(mission, publication, total, &announcement)
         })
         .await;
@@ -207,7 +214,7 @@ impl Announcer {
             tracing::warn!("mission {} is over, but no topic is set: no notification is sent", mission.id);
         }
         // Retried whatever the node is told: without the mark, the next one notifies people once more.
-        let marked = insist(self.patience, || ledger.end_publication(&mission.id, publication)).await;
+        let marked = retry_transient(self.patience, || ledger.end_publication(&mission.id, publication)).await;
         if marked.map_err(NodeError::cloud("marking the mission as announced"))? {
             tracing::info!(mission = %mission.id, ok = total.ok, failed = total.failed, "mission {} is announced", mission.id);
         } else {
@@ -240,9 +247,10 @@ impl Announcer {
         let mut noted_at = Instant::now();
         loop {
             let after = list.after.clone();
-            let page =
-                insist_unless(&self.stop, self.patience, || ledger.task_page(Some(&mission.id), after.as_deref()))
-                    .await;
+            let page = retry_transient_unless(&self.stop, self.patience, || {
+                ledger.task_page(Some(&mission.id), after.as_deref())
+            })
+            .await;
             let (tasks, last) = page.map_err(NodeError::cloud("listing the mission's tasks"))?;
             let added = list.add(&tasks).await;
             if let Err(error) = added {
@@ -261,7 +269,7 @@ impl Announcer {
             };
             if let Some(progress) = stored {
                 noted_at = Instant::now();
-                let noted = insist_unless(&self.stop, self.patience, || {
+                let noted = retry_transient_unless(&self.stop, self.patience, || {
                     ledger.renew_publication(&mission.id, publication, Some(&progress))
                 })
                 .await;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::insist::{Failure, insist};
+use super::retry::{Failure, retry_transient};
 use crate::backend::store::Body;
 use crate::domain::checkpoint::Stamp;
 use crate::workload::is_limit;
@@ -62,7 +62,7 @@ impl Pins {
     /// Opens the file at a path below the folder; `None` if it is gone. Where a limit of the machine is in the way, it
     /// is tried again for as long as `limit`.
     pub(super) async fn open(&self, path: &[u8], limit: Duration) -> Result<Option<Pin>, PinError> {
-        insist(limit, || self.open_once(path.to_vec())).await
+        retry_transient(limit, || self.open_once(path.to_vec())).await
     }
 
     async fn open_once(&self, path: Vec<u8>) -> Result<Option<Pin>, PinError> {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use tokio::sync::OnceCell;
 
-use super::insist::insist;
+use super::retry::retry_transient;
 use super::{Node, NodeError};
 use crate::backend::Kind;
 use crate::backend::store::StoreError;
@@ -65,11 +65,11 @@ pub(super) async fn check(node: &Node, bucket: &str, src: &SrcId) -> Result<(), 
     let sources = async {
         let Some(source) = &node.settings.source_bucket else { return Ok(()) };
         let check = || preflight.sources.get_or_try_init(|| store.check_bucket(source));
-        insist(limit, check).await.map(drop).map_err(NodeError::cloud("looking at the source bucket"))
+        retry_transient(limit, check).await.map(drop).map_err(NodeError::cloud("looking at the source bucket"))
     };
     let results = async {
         let check = || preflight.results.get_or_try_init(|| store.check_write(bucket, &key));
-        insist(limit, check).await.map(drop).map_err(NodeError::cloud("checking that results can be written"))
+        retry_transient(limit, check).await.map(drop).map_err(NodeError::cloud("checking that results can be written"))
     };
     tokio::try_join!(sources, results).map(drop)
 }

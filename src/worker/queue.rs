@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::crash::Found;
+use super::crash::RecoveredTask;
 use super::turns::SUSPECT_WAIT;
 use crate::domain::ids::SrcId;
 
@@ -60,10 +60,10 @@ pub(super) struct Next {
 impl Queue {
     /// What an earlier process was at goes first: it is still held by this machine, or this node is as idle as any. A
     /// task that has crashed a node on its own waits: the next crash may end this machine.
-    pub(super) fn new(left: Vec<Found>, nodes: u32) -> Self {
+    pub(super) fn new(left: Vec<RecoveredTask>, nodes: u32) -> Self {
         let now = Instant::now();
         let (suspects, held): (Vec<_>, Vec<_>) = left.into_iter().partition(|found| found.crash.is_some());
-        let due = |found: &Found| {
+        let due = |found: &RecoveredTask| {
             if found.crash.is_some_and(|crash| crash.crashes > 0) { now + patience(nodes, 0) } else { now }
         };
         Self {
@@ -167,9 +167,9 @@ mod tests {
         SrcId::new(name).unwrap()
     }
 
-    fn found(name: &str, crash: Option<(u64, bool)>) -> Found {
+    fn found(name: &str, crash: Option<(u64, bool)>) -> RecoveredTask {
         let crash = crash.map(|(crashes, was_alone)| Crash { crashes, was_alone });
-        Found { src: src(name), crash }
+        RecoveredTask { src: src(name), crash }
     }
 
     fn next(name: &str, is_suspect: bool) -> Next {

@@ -12,8 +12,8 @@ use rustix::io::Errno;
 use tokio::task::JoinSet;
 
 use super::execute::{Stop, Trouble};
-use super::insist::insist;
 use super::pins::Pins;
+use super::retry::retry_transient;
 use super::{Node, NodeError};
 use crate::backend::Backend;
 use crate::backend::ledger::{Fence, Outcome};
@@ -22,7 +22,7 @@ use crate::domain::budget::SizeLimits;
 use crate::domain::ids::KEY_BYTES_MAX;
 use crate::domain::keys::{INDEX_NAME, result_key};
 use crate::domain::verdict::Verdict;
-use crate::workload::Contract;
+use crate::workload::WorkloadEnv;
 use crate::workload::tree::PinError;
 use crate::workload::walk::{self, DEPTH_MAX, WalkError, open_top};
 
@@ -46,33 +46,33 @@ const FILES_PARALLEL: usize = 8;
 /// A folder goes up file by file under `rslt_<src>/`; last goes an index of them, which is the result's `ETag` and tells
 /// the attempt's own files from what a dead attempt may have left. The index is put from memory: the disk may be full.
 /// What S3 would refuse is found before anything goes up.
-pub(super) async fn upload(node: &Node, contract: &Contract, fence: &Fence, bucket: &str) -> Result<Outcome, Stop> {
-    let key = result_key(&contract.src);
+pub(super) async fn upload(node: &Node, env: &WorkloadEnv, fence: &Fence, bucket: &str) -> Result<Outcome, Stop> {
+    let key = result_key(&env.src);
     let (ledger, store, limit) = (&node.backend.ledger, &node.backend.store, node.settings.lease);
-    match insist(limit, || find(contract, node.settings.sizes)).await.map_err(trouble)? {
+    match retry_transient(limit, || find(env, node.settings.sizes)).await.map_err(trouble)? {
         // A program that ignores its failed writes ends with 0.
-        Output::Nothing if node.settings.disk.is_full(contract.folder()) => {
+        Output::Nothing if node.settings.disk.is_full(env.folder()) => {
             Err(Trouble::new(Verdict::DiskFull, true, NodeError::WorkloadDiskFull).into())
         }
         Output::Nothing => {
-            let error = NodeError::NoResult { output: contract.output() };
+            let error = NodeError::NoResult { output: env.output() };
             Err(Trouble { exit_code: Some(0), ..Trouble::new(Verdict::NoResult, false, error) }.into())
         }
         Output::File(file) => {
-            let pins = pins(node, contract);
+            let pins = pins(node, env);
             let put = put(&pins, &node.backend, fence, (bucket, &key), &file, limit).await.map_err(trouble)?;
             let Put::Stored(Stored { etag, bytes }) = put else { return Err(Stop::LeaseLost) };
             Ok(Outcome::Done { result: uri(bucket, &key), etag, bytes })
         }
         Output::Files(files) => {
             let prefix = format!("{key}/");
-            let pins = pins(node, contract);
+            let pins = pins(node, env);
             let Some(stored) = upload_files(node, fence, pins, (bucket, &prefix), files).await.map_err(trouble)? else {
                 return Err(Stop::LeaseLost);
             };
             let index = Body::Bytes(index_of(&stored, fence).into());
             let index_key = format!("{prefix}{INDEX_NAME}");
-            let put = insist(limit, || store.put_result(ledger, fence, bucket, &index_key, index.clone()));
+            let put = retry_transient(limit, || store.put_result(ledger, fence, bucket, &index_key, index.clone()));
             let put = put.await.map_err(trouble)?;
             let Put::Stored(Stored { etag, .. }) = put else { return Err(Stop::LeaseLost) };
             let bytes = sum(stored.values().map(|file| file.bytes));
@@ -115,11 +115,11 @@ async fn upload_files(
 
 /// Returns how the files of a result are opened: below the workload's folder, through no link, and in a sandbox only
 /// what is the workload's own. A process that nobody found may still change what is there.
-fn pins(node: &Node, contract: &Contract) -> Pins {
-    let root = contract.workspace();
+fn pins(node: &Node, env: &WorkloadEnv) -> Pins {
+    let root = env.workspace();
     // As the files' paths, which have no link in them.
     let root = root.canonicalize().unwrap_or(root);
-    let owner = node.settings.bounds.wall.as_ref().map(|wall| wall.user().0);
+    let owner = node.settings.bounds.sandbox.as_ref().map(|sandbox| sandbox.user().0);
     Pins::new(root, owner, node.settings.sizes.result_bytes)
 }
 
@@ -139,7 +139,8 @@ async fn put(
     if !pins.take_bytes(&pin) {
         return Err(changed());
     }
-    let put = insist(limit, || backend.store.put_result(&backend.ledger, fence, bucket, key, pin.body())).await;
+    let put =
+        retry_transient(limit, || backend.store.put_result(&backend.ledger, fence, bucket, key, pin.body())).await;
     let put = put.map_err(|error| match error {
         // By the name that people know.
         StoreError::Disk { doing, source, .. } => StoreError::Disk { doing, path: file.to_owned(), source },
@@ -200,9 +201,9 @@ fn bad(path: &Path, reason: impl Into<String>) -> StoreError {
 }
 
 /// Returns how many bytes the result has, as far as it can be read.
-pub(super) fn bytes(contract: &Contract) -> u64 {
+pub(super) fn bytes(env: &WorkloadEnv) -> u64 {
     let size = |path: &PathBuf| path.symlink_metadata().map_or(0, |meta| meta.len());
-    match find_blocking(&contract.output(), &contract.workspace(), &result_key(&contract.src), SizeLimits::default()) {
+    match find_blocking(&env.output(), &env.workspace(), &result_key(&env.src), SizeLimits::default()) {
         Ok(Output::File(file)) => size(&file),
         Ok(Output::Files(files)) => sum(files.values().map(size)),
         Ok(Output::Nothing) | Err(_) => 0,
@@ -214,10 +215,10 @@ fn sum(sizes: impl Iterator<Item = u64>) -> u64 {
     sizes.fold(0, u64::saturating_add)
 }
 
-async fn find(contract: &Contract, sizes: SizeLimits) -> Result<Output, StoreError> {
-    let (output, folder, key) = (contract.output(), contract.workspace(), result_key(&contract.src));
+async fn find(env: &WorkloadEnv, sizes: SizeLimits) -> Result<Output, StoreError> {
+    let (output, folder, key) = (env.output(), env.workspace(), result_key(&env.src));
     let found = tokio::task::spawn_blocking(move || find_blocking(&output, &folder, &key, sizes)).await;
-    found.map_err(|panic| disk("reading", &contract.output(), io::Error::other(panic)))?
+    found.map_err(|panic| disk("reading", &env.output(), io::Error::other(panic)))?
 }
 
 /// Looks at the output. The workload may have made it a link; it must still lead into the attempt's own folder, for the
@@ -342,62 +343,62 @@ mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
 
-    fn contract() -> (tempfile::TempDir, Contract) {
+    fn env() -> (tempfile::TempDir, WorkloadEnv) {
         let dir = tempfile::tempdir().unwrap();
         let src = crate::domain::ids::SrcId::new("a").unwrap();
-        let contract = Contract::prepare(dir.path(), "t", src, None, crate::domain::ids::Attempt(1)).unwrap();
-        (dir, contract)
+        let env = WorkloadEnv::prepare(dir.path(), "t", src, None, crate::domain::ids::Attempt(1)).unwrap();
+        (dir, env)
     }
 
     #[test]
     fn no_output_and_an_empty_folder_are_no_result() {
-        let (_dir, contract) = contract();
+        let (_dir, env) = env();
         assert_eq!(
-            find_blocking(&contract.output(), &contract.workspace(), "rslt_a", SizeLimits::default()).unwrap(),
+            find_blocking(&env.output(), &env.workspace(), "rslt_a", SizeLimits::default()).unwrap(),
             Output::Nothing
         );
-        std::fs::create_dir(contract.output()).unwrap();
+        std::fs::create_dir(env.output()).unwrap();
         assert_eq!(
-            find_blocking(&contract.output(), &contract.workspace(), "rslt_a", SizeLimits::default()).unwrap(),
+            find_blocking(&env.output(), &env.workspace(), "rslt_a", SizeLimits::default()).unwrap(),
             Output::Nothing
         );
     }
 
     #[test]
     fn a_link_may_only_lead_into_the_attempts_folder() {
-        let (_dir, contract) = contract();
-        symlink("/etc/hostname", contract.output()).unwrap();
+        let (_dir, env) = env();
+        symlink("/etc/hostname", env.output()).unwrap();
         assert!(matches!(
-            find_blocking(&contract.output(), &contract.workspace(), "rslt_a", SizeLimits::default()),
+            find_blocking(&env.output(), &env.workspace(), "rslt_a", SizeLimits::default()),
             Err(StoreError::BadResult { .. })
         ));
 
-        std::fs::remove_file(contract.output()).unwrap();
-        let real = contract.scratch().join("out");
+        std::fs::remove_file(env.output()).unwrap();
+        let real = env.scratch().join("out");
         std::fs::write(&real, "x").unwrap();
-        symlink(&real, contract.output()).unwrap();
+        symlink(&real, env.output()).unwrap();
         assert!(matches!(
-            find_blocking(&contract.output(), &contract.workspace(), "rslt_a", SizeLimits::default()),
+            find_blocking(&env.output(), &env.workspace(), "rslt_a", SizeLimits::default()),
             Ok(Output::File(_))
         ));
     }
 
     #[test]
     fn a_folder_is_all_its_files() {
-        let (_dir, contract) = contract();
-        std::fs::create_dir_all(contract.output().join("b/c")).unwrap();
-        std::fs::write(contract.output().join("a.txt"), "1").unwrap();
-        std::fs::write(contract.output().join("b/c/ü d"), "2").unwrap();
+        let (_dir, env) = env();
+        std::fs::create_dir_all(env.output().join("b/c")).unwrap();
+        std::fs::write(env.output().join("a.txt"), "1").unwrap();
+        std::fs::write(env.output().join("b/c/ü d"), "2").unwrap();
         let Output::Files(files) =
-            find_blocking(&contract.output(), &contract.workspace(), "rslt_a", SizeLimits::default()).unwrap()
+            find_blocking(&env.output(), &env.workspace(), "rslt_a", SizeLimits::default()).unwrap()
         else {
             panic!()
         };
         assert_eq!(files.keys().collect::<Vec<_>>(), ["a.txt", "b/c/ü d"]);
 
-        std::fs::write(contract.output().join(INDEX_NAME), "x").unwrap();
+        std::fs::write(env.output().join(INDEX_NAME), "x").unwrap();
         assert!(matches!(
-            find_blocking(&contract.output(), &contract.workspace(), "rslt_a", SizeLimits::default()),
+            find_blocking(&env.output(), &env.workspace(), "rslt_a", SizeLimits::default()),
             Err(StoreError::BadResult { .. })
         ));
     }
@@ -405,7 +406,7 @@ mod tests {
     /// What the machine lacks, or cannot read, is not the result's fault; and what only lacks now is tried again.
     #[test]
     fn a_file_that_this_machine_cannot_open_hands_the_task_back() {
-        use crate::worker::insist::Failure;
+        use crate::worker::retry::Failure;
         let ends = |error| {
             let ending = trouble(of_pin(Path::new("/output"), error)).ending;
             (ending.verdict, ending.may_pass)

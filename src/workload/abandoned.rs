@@ -134,7 +134,7 @@ impl Removal {
 #[cfg(test)]
 mod tests {
     use super::super::folder::{Folder, MARKER_NAME};
-    use super::super::leftovers::take;
+    use super::super::orphans::lock_work_dir;
     use super::*;
 
     fn abandoned(work_dir: &Path, deployment: &str, src: &str) -> PathBuf {
@@ -150,11 +150,11 @@ mod tests {
         let folders = [abandoned(dir.path(), "t", "a"), abandoned(dir.path(), "other", "b")];
         let are_there = || folders.iter().all(|folder| folder.join(MARKER_NAME).exists());
         for _ in 0..2 {
-            let (_lock, left) = take(dir.path(), "t").unwrap();
+            let (_lock, left) = lock_work_dir(dir.path(), "t").unwrap();
             assert_eq!(left.len(), 2);
             assert!(folders.iter().all(|folder| folder.join("file").exists()));
         }
-        let (_lock, left) = take(dir.path(), "t").unwrap();
+        let (_lock, left) = lock_work_dir(dir.path(), "t").unwrap();
         let drain = CancellationToken::new();
         drain.cancel();
         for left in &left {
@@ -174,11 +174,11 @@ mod tests {
     async fn what_is_not_settled_is_emptied_and_found_again() {
         let dir = tempfile::tempdir().unwrap();
         let folder = abandoned(dir.path(), "t", "a");
-        let (lock, left) = take(dir.path(), "t").unwrap();
+        let (lock, left) = lock_work_dir(dir.path(), "t").unwrap();
         Removal::start(Vec::new(), left.clone(), &CancellationToken::new()).end().await;
         assert!(!folder.join("file").exists() && folder.join(MARKER_NAME).exists());
         drop(lock);
-        assert_eq!(take(dir.path(), "t").unwrap().1, left);
+        assert_eq!(lock_work_dir(dir.path(), "t").unwrap().1, left);
     }
 
     /// What a person put in the place of a folder that was listed is not removed.
@@ -186,7 +186,7 @@ mod tests {
     fn a_folder_that_is_another_by_now_stays() {
         let dir = tempfile::tempdir().unwrap();
         let folder = abandoned(dir.path(), "t", "a");
-        let (_lock, left) = take(dir.path(), "t").unwrap();
+        let (_lock, left) = lock_work_dir(dir.path(), "t").unwrap();
         std::fs::rename(&folder, dir.path().join("moved")).unwrap();
         std::fs::create_dir(&folder).unwrap();
         std::fs::write(folder.join("precious"), "x").unwrap();
@@ -201,9 +201,9 @@ mod tests {
     fn a_drain_that_is_killed_is_no_crash() {
         let dir = tempfile::tempdir().unwrap();
         abandoned(dir.path(), "t", "a");
-        let is_crash = || take(dir.path(), "t").unwrap().1[0].is_crash;
+        let is_crash = || lock_work_dir(dir.path(), "t").unwrap().1[0].is_crash;
         assert!(is_crash());
-        take(dir.path(), "t").unwrap().0.unwrap().note_drain().unwrap();
+        lock_work_dir(dir.path(), "t").unwrap().0.unwrap().note_drain().unwrap();
         assert!(!is_crash());
         assert!(is_crash(), "a note is of one process");
         // Of another boot, and a file of somebody else's.
@@ -212,7 +212,7 @@ mod tests {
         assert!(is_crash() && !note.exists());
         std::fs::write(&note, "mine").unwrap();
         assert!(is_crash());
-        assert!(take(dir.path(), "t").unwrap().0.unwrap().note_drain().is_err());
+        assert!(lock_work_dir(dir.path(), "t").unwrap().0.unwrap().note_drain().is_err());
         assert_eq!(std::fs::read_to_string(&note).unwrap(), "mine");
     }
 }

@@ -1,6 +1,6 @@
 //! A workload that is a program: its processes, its output, its progress file.
 //!
-//! By hand it is a child in a process group of its own; behind the wall (`wall.rs`) it is a transient unit.
+//! By hand it is a child in a process group of its own; behind the sandbox (`sandbox.rs`) it is a transient unit.
 
 use std::io;
 use std::os::unix::process::ExitStatusExt;
@@ -15,12 +15,12 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::contract::{Contract, is_withheld};
+use super::env::{WorkloadEnv, is_withheld};
 use super::machine::{self, is_of_machine};
-use super::memory::Kills;
+use super::memory::OomCounter;
 use super::progress_file::ProgressFile;
-use super::wall::{self, End, State};
-use super::{Bounds, Ended, Stops, leftovers, log};
+use super::sandbox::{self, UnitEnd, UnitState};
+use super::{Bounds, Ended, Stops, log, orphans};
 use crate::domain::progress::Progress;
 
 /// How often the progress file is looked at: a `stat`, twice a second.
@@ -38,7 +38,7 @@ enum Exit {
     Child(ExitStatus),
     /// Of the unit: with 0.
     Done,
-    Failed(End),
+    Failed(UnitEnd),
 }
 
 /// The workload's processes: what is waited for, and what a signal must reach.
@@ -48,7 +48,7 @@ struct Running {
     /// Whether the unit is known to be gone, with all that was in it.
     is_gone: bool,
     /// What the kernel had killed before.
-    before: Kills,
+    before: OomCounter,
 }
 
 /// How all processes of a workload are reached.
@@ -65,22 +65,22 @@ const START_PAUSES_MS: [u64; 6] = [100, 200, 400, 800, 1600, 3200];
 
 pub(super) async fn run(
     argv: &[String],
-    contract: &Contract,
+    env: &WorkloadEnv,
     bounds: &Bounds,
     progress: &watch::Sender<Progress>,
     stops: &Stops,
 ) -> io::Result<Ended> {
     let program = argv.first().cloned().unwrap_or_default();
-    if let Some((uid, gid)) = bounds.wall.as_ref().map(wall::Wall::user) {
-        let contract = contract.clone();
-        let handed = tokio::task::spawn_blocking(move || contract.hand_over(uid, gid));
+    if let Some((uid, gid)) = bounds.sandbox.as_ref().map(sandbox::Sandbox::user) {
+        let env = env.clone();
+        let handed = tokio::task::spawn_blocking(move || env.hand_over(uid, gid));
         handed.await.map_err(io::Error::other).flatten()?;
     }
     let mut pauses = START_PAUSES_MS.iter();
     loop {
-        let failure = match start(argv, contract, bounds) {
+        let failure = match start(argv, env, bounds) {
             Err(failure) => failure,
-            Ok((running, output)) => match attend(running, output, contract, bounds, progress, stops).await? {
+            Ok((running, output)) => match attend(running, output, env, bounds, progress, stops).await? {
                 Ok(ended) => return Ok(ended),
                 Err(failure) => failure,
             },
@@ -93,7 +93,7 @@ pub(super) async fn run(
             () = stops.stop.cancelled() => return Ok(Ended::Stopped),
         }
         // A start that failed half-way must not run beside the next one.
-        end_escaped(contract.folder().to_owned(), None).await;
+        end_escaped(env.folder().to_owned(), None).await;
     }
 }
 
@@ -127,17 +127,17 @@ impl StartFailure {
 async fn attend(
     mut running: Running,
     output: pipe::Receiver,
-    contract: &Contract,
+    env: &WorkloadEnv,
     bounds: &Bounds,
     progress: &watch::Sender<Progress>,
     stops: &Stops,
 ) -> io::Result<Result<Ended, StartFailure>> {
     let mut side = JoinSet::new();
     let (over, ended) = oneshot::channel::<()>();
-    let (folder, echo) = (contract.folder().to_owned(), bounds.echo);
+    let (folder, echo) = (env.folder().to_owned(), bounds.echo);
     side.spawn(async move { log::drain(output, &folder, echo, async { ended.await.unwrap_or(()) }).await });
     let looking = CancellationToken::new();
-    side.spawn(look(ProgressFile::new(contract.progress()), progress.clone(), looking.clone()));
+    side.spawn(look(ProgressFile::new(env.progress()), progress.clone(), looking.clone()));
 
     // Waiting is cancel-safe, and the other arms only set the reason; the match below acts on it.
     let event = tokio::select! {
@@ -150,7 +150,7 @@ async fn attend(
         Event::TimeLimit => running.end(grace(stops, bounds), &stops.hurry).await.map(|()| Ok(Ended::TimedOut)),
         Event::Stop => running.end(grace(stops, bounds), &stops.hurry).await.map(|()| Ok(Ended::Stopped)),
     };
-    running.end_the_rest(contract.folder().to_owned()).await;
+    running.end_the_rest(env.folder().to_owned()).await;
     looking.cancel();
     drop(over);
     side.join_all().await;
@@ -158,15 +158,15 @@ async fn attend(
 }
 
 /// Starts the program, and returns it with its output.
-fn start(argv: &[String], contract: &Contract, bounds: &Bounds) -> Result<(Running, pipe::Receiver), StartFailure> {
-    let before = Kills::read();
+fn start(argv: &[String], env: &WorkloadEnv, bounds: &Bounds) -> Result<(Running, pipe::Receiver), StartFailure> {
+    let before = OomCounter::read();
     let (reader, output) = io::pipe().map_err(StartFailure::of_machine)?;
     let reader = pipe::Receiver::from_owned_fd(reader.into()).map_err(StartFailure::of_machine)?;
-    let (mut command, unit) = match &bounds.wall {
-        None => (plain(argv, contract).map_err(StartFailure::of_machine)?, None),
-        Some(wall) => {
-            wall::check_program(argv.first().map_or("", String::as_str)).map_err(StartFailure::of_program)?;
-            let (command, unit) = wall.command(argv, contract).map_err(StartFailure::of_machine)?;
+    let (mut command, unit) = match &bounds.sandbox {
+        None => (plain(argv, env).map_err(StartFailure::of_machine)?, None),
+        Some(sandbox) => {
+            sandbox::check_program(argv.first().map_or("", String::as_str)).map_err(StartFailure::of_program)?;
+            let (command, unit) = sandbox.command(argv, env).map_err(StartFailure::of_machine)?;
             (command, Some(unit))
         }
     };
@@ -186,7 +186,7 @@ fn start(argv: &[String], contract: &Contract, bounds: &Bounds) -> Result<(Runni
     Ok((Running { child, reach, is_gone: false, before }, reader))
 }
 
-fn plain(argv: &[String], contract: &Contract) -> io::Result<Command> {
+fn plain(argv: &[String], env: &WorkloadEnv) -> io::Result<Command> {
     let (program, arguments) = argv.split_first().ok_or_else(|| io::Error::other("no program is named"))?;
     let mut command = Command::new(program);
     command.args(arguments);
@@ -195,7 +195,7 @@ fn plain(argv: &[String], contract: &Contract) -> io::Result<Command> {
             command.env_remove(name);
         }
     }
-    command.envs(contract.variables());
+    command.envs(env.variables());
     Ok(command)
 }
 
@@ -204,7 +204,7 @@ impl Running {
         match &self.reach {
             // The only refusal is "no such group": it has ended.
             Reach::Group(group) => drop(group.map(|group| kill_process_group(group, signal))),
-            Reach::Unit(unit) => wall::signal(unit, signal).await,
+            Reach::Unit(unit) => sandbox::signal(unit, signal).await,
         }
     }
 
@@ -217,19 +217,19 @@ impl Running {
         let Reach::Unit(unit) = &self.reach else { return Ok(Exit::Child(status)) };
         let (mut has_run_on, mut silences) = (false, 0);
         loop {
-            match wall::state(unit).await {
-                State::Failed(end) => return Ok(Exit::Failed(end)),
+            match sandbox::state(unit).await {
+                UnitState::Failed(end) => return Ok(Exit::Failed(end)),
                 // One that ended otherwise would be remembered.
-                State::Gone if has_run_on || status.success() => {
+                UnitState::Gone if has_run_on || status.success() => {
                     self.is_gone = true;
                     return Ok(Exit::Done);
                 }
-                State::Gone => return Err(io::Error::other(format!("systemd-run made no unit: {status}"))),
-                State::Running => has_run_on = true,
-                State::Unknown if silences == SILENCES_MAX => {
+                UnitState::Gone => return Err(io::Error::other(format!("systemd-run made no unit: {status}"))),
+                UnitState::Running => has_run_on = true,
+                UnitState::Unknown if silences == SILENCES_MAX => {
                     return Err(io::Error::other("systemd does not say how the workload's unit is"));
                 }
-                State::Unknown => silences += 1,
+                UnitState::Unknown => silences += 1,
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         }
@@ -268,10 +268,10 @@ impl Running {
             Reach::Unit(unit) => unit,
         };
         for _ in 0..KILLS_MAX {
-            match wall::state(unit).await {
-                State::Gone => return,
-                State::Failed(_) => return wall::forget(unit).await,
-                State::Running | State::Unknown => self.signal(Signal::KILL).await,
+            match sandbox::state(unit).await {
+                UnitState::Gone => return,
+                UnitState::Failed(_) => return sandbox::forget(unit).await,
+                UnitState::Running | UnitState::Unknown => self.signal(Signal::KILL).await,
             }
             tokio::time::sleep(KILL_PERIOD).await;
         }
@@ -280,7 +280,7 @@ impl Running {
 }
 
 /// Reads what a program's own end means.
-fn explain(exit: Exit, before: Kills) -> io::Result<Result<Ended, StartFailure>> {
+fn explain(exit: Exit, before: OomCounter) -> io::Result<Result<Ended, StartFailure>> {
     let exited = |code, signal, out_of_memory| Ok(Ok(Ended::Exited { code, signal, out_of_memory }));
     match exit {
         Exit::Child(status) => {
@@ -288,15 +288,15 @@ fn explain(exit: Exit, before: Kills) -> io::Result<Result<Ended, StartFailure>>
             exited(code, signal, before.explain(code, signal))
         }
         Exit::Done => exited(Some(0), None, false),
-        Exit::Failed(End::Code(code)) => exited(Some(code), None, false),
-        Exit::Failed(End::Signal(signal)) => exited(None, Some(signal), false),
-        Exit::Failed(End::OutOfMemory) => exited(None, Some(Signal::KILL.as_raw()), true),
-        Exit::Failed(End::NotExecuted) => {
+        Exit::Failed(UnitEnd::Code(code)) => exited(Some(code), None, false),
+        Exit::Failed(UnitEnd::Signal(signal)) => exited(None, Some(signal), false),
+        Exit::Failed(UnitEnd::OutOfMemory) => exited(None, Some(Signal::KILL.as_raw()), true),
+        Exit::Failed(UnitEnd::NotExecuted) => {
             // systemd does not say why: a program that is just being written looks like one that is none.
             let source = io::Error::other("systemd could not run it (203/EXEC): look at its #! line");
             Ok(Err(StartFailure { source, is_transient: true, is_of_machine: false }))
         }
-        Exit::Failed(End::NotMade(why)) => Err(io::Error::other(why)),
+        Exit::Failed(UnitEnd::NotMade(why)) => Err(io::Error::other(why)),
     }
 }
 
@@ -341,7 +341,7 @@ async fn time_limit(limit: Option<Duration>) {
 
 /// Ends descendants that left the group.
 async fn end_escaped(folder: PathBuf, group: Option<Pid>) {
-    match tokio::task::spawn_blocking(move || leftovers::end_below(&folder, group)).await {
+    match tokio::task::spawn_blocking(move || orphans::end_below(&folder, group)).await {
         Ok(0) | Err(_) => {}
         Ok(count) => tracing::warn!("{count} processes of the workload had left its process group, and were ended"),
     }
@@ -356,10 +356,10 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::path::Path;
 
-    const BOUNDS: Bounds = Bounds { time_limit: None, grace: Duration::from_secs(1), echo: false, wall: None };
+    const BOUNDS: Bounds = Bounds { time_limit: None, grace: Duration::from_secs(1), echo: false, sandbox: None };
 
-    fn contract(dir: &Path) -> Contract {
-        Contract::prepare(dir, "t", SrcId::new("a").unwrap(), None, Attempt(1)).unwrap()
+    fn env(dir: &Path) -> WorkloadEnv {
+        WorkloadEnv::prepare(dir, "t", SrcId::new("a").unwrap(), None, Attempt(1)).unwrap()
     }
 
     fn script(dir: &Path, mode: u32) -> PathBuf {
@@ -369,37 +369,37 @@ mod tests {
         path
     }
 
-    async fn run_it(program: &Path, contract: &Contract, stops: &Stops) -> Ended {
+    async fn run_it(program: &Path, env: &WorkloadEnv, stops: &Stops) -> Ended {
         let argv = [program.display().to_string()];
-        run(&argv, contract, &BOUNDS, &watch::Sender::new(Progress::default()), stops).await.unwrap()
+        run(&argv, env, &BOUNDS, &watch::Sender::new(Progress::default()), stops).await.unwrap()
     }
 
     #[tokio::test]
     async fn a_program_that_is_being_written_is_started_when_it_is_whole() {
         let dir = tempfile::tempdir().unwrap();
-        let (program, contract) = (script(dir.path(), 0o755), contract(dir.path()));
+        let (program, env) = (script(dir.path(), 0o755), env(dir.path()));
         let writer = File::options().append(true).open(&program).unwrap();
         let stops = Stops::default();
         // It has been refused once when the first pause begins, and this goes on.
         let release = async { drop(writer) };
-        let (ended, ()) = tokio::join!(run_it(&program, &contract, &stops), release);
+        let (ended, ()) = tokio::join!(run_it(&program, &env, &stops), release);
         assert!(matches!(ended, Ended::Exited { code: Some(0), .. }), "{ended:?}");
-        assert_eq!(std::fs::read_to_string(contract.output()).unwrap(), "x\n", "it ran once");
+        assert_eq!(std::fs::read_to_string(env.output()).unwrap(), "x\n", "it ran once");
     }
 
     #[tokio::test]
     async fn a_start_that_stays_impossible_is_given_up_and_a_stop_ends_the_wait() {
         let dir = tempfile::tempdir().unwrap();
-        let (program, contract) = (script(dir.path(), 0o755), contract(dir.path()));
+        let (program, env) = (script(dir.path(), 0o755), env(dir.path()));
         let _writer = File::options().append(true).open(&program).unwrap();
         let stops = Stops::default();
         let began = std::time::Instant::now();
         let stop = async { stops.stop.cancel() };
-        let (ended, ()) = tokio::join!(run_it(&program, &contract, &stops), stop);
+        let (ended, ()) = tokio::join!(run_it(&program, &env, &stops), stop);
         assert!(matches!(ended, Ended::Stopped), "{ended:?}");
         assert!(began.elapsed() < Duration::from_secs(3));
 
-        let ended = run_it(&program, &contract, &Stops::default()).await;
+        let ended = run_it(&program, &env, &Stops::default()).await;
         let Ended::NotStarted { source, .. } = ended else { panic!("{ended:?}") };
         assert_eq!(Errno::from_io_error(&source), Some(Errno::TXTBSY));
     }
@@ -407,10 +407,10 @@ mod tests {
     #[tokio::test]
     async fn a_program_that_is_none_is_not_tried_again() {
         let dir = tempfile::tempdir().unwrap();
-        let contract = contract(dir.path());
+        let env = env(dir.path());
         let began = std::time::Instant::now();
         for program in [dir.path().join("none"), dir.path().to_owned(), script(dir.path(), 0o644)] {
-            let ended = run_it(&program, &contract, &Stops::default()).await;
+            let ended = run_it(&program, &env, &Stops::default()).await;
             assert!(matches!(ended, Ended::NotStarted { .. }), "{ended:?}");
         }
         assert!(began.elapsed() < Duration::from_secs(3));

@@ -2,13 +2,13 @@
 
 /// A reading of the kernel's counter. Only a difference of two readings says something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Kills {
+pub(super) struct OomCounter {
     count: u64,
     /// Whether it counts this process's own group, not the whole machine.
     is_own: bool,
 }
 
-impl Kills {
+impl OomCounter {
     /// Reads how many processes the kernel has ended for want of memory: in this process's cgroup (version 2, or 1) if that is
     /// counted, else on the whole machine.
     ///
@@ -57,8 +57,8 @@ mod tests {
 
     #[test]
     fn without_a_new_kill_nothing_is_explained() {
-        assert!(!Kills::read().explain(Some(3), None));
-        let before = Kills { count: 0, is_own: false };
+        assert!(!OomCounter::read().explain(Some(3), None));
+        let before = OomCounter { count: 0, is_own: false };
         assert!(!before.explain(Some(3), None), "a stranger's, or none of this counter");
     }
 }

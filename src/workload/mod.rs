@@ -10,33 +10,33 @@
 //! to the ledger.
 
 mod abandoned;
-mod contract;
+mod env;
 mod external;
 mod folder;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod ground;
 mod groups;
-mod leftovers;
 mod log;
 mod machine;
 mod memory;
+mod orphans;
 mod progress_file;
 mod remover;
 mod sandbox;
 mod simulated;
 pub mod tree;
+mod unit_properties;
 pub mod walk;
-mod wall;
 
 pub use abandoned::{Left, Removal};
-pub use contract::Contract;
+pub use env::WorkloadEnv;
 pub use ground::{GroundError, objection_to_mission};
-pub use leftovers::{WorkLock, take, take_in_trusted, try_folder};
 pub use machine::{is_limit, is_of_machine, raise_descriptors};
-pub use sandbox::{DEVICES_DEFAULT, Devices};
+pub use orphans::{WorkLock, lock_trusted_work_dir, lock_work_dir, try_folder};
+pub use sandbox::Sandbox;
 pub use simulated::Simulation;
-pub use wall::Wall;
+pub use unit_properties::{DEVICES_DEFAULT, Devices};
 
 use std::io;
 use std::time::Duration;
@@ -66,8 +66,8 @@ pub struct Bounds {
     pub grace: Duration,
     /// Whether the workload's output also goes to this process's standard error (the journal), up to 1 MiB.
     pub echo: bool,
-    /// The wall around the workload; without one it is a child of this process, with its user and its rights.
-    pub wall: Option<Wall>,
+    /// The sandbox around the workload; without one it is a child of this process, with its user and its rights.
+    pub sandbox: Option<Sandbox>,
 }
 
 /// How a run is ended before its time.
@@ -110,24 +110,24 @@ impl Workload {
     /// Runs the workload to its end, or to the cancellation of `stops.stop`, and reports progress on the way.
     ///
     /// When this returns, nothing of the workload runs any more. Not cancel-safe: dropping the future
-    /// ends the program but not its descendants, and behind a wall nothing; cancel `stops.stop` instead and wait.
+    /// ends the program but not its descendants, and behind a sandbox nothing; cancel `stops.stop` instead and wait.
     ///
     /// # Errors
-    /// The system's, if the contract's own files cannot be written.
+    /// The system's, if the env's own files cannot be written.
     pub async fn run(
         &self,
-        contract: &Contract,
+        env: &WorkloadEnv,
         bounds: Bounds,
         progress: &watch::Sender<Progress>,
         stops: &Stops,
     ) -> io::Result<Ended> {
         match self {
-            Self::Program(argv) => external::run(argv, contract, &bounds, progress, stops).await,
+            Self::Program(argv) => external::run(argv, env, &bounds, progress, stops).await,
             Self::Shell(line) => {
                 let argv = ["/bin/sh".to_owned(), "-c".to_owned(), line.clone()];
-                external::run(&argv, contract, &bounds, progress, stops).await
+                external::run(&argv, env, &bounds, progress, stops).await
             }
-            Self::Simulated(simulation) => simulation.run(contract, bounds, progress, &stops.stop).await,
+            Self::Simulated(simulation) => simulation.run(env, bounds, progress, &stops.stop).await,
         }
     }
 }

@@ -8,7 +8,7 @@ use rand::{RngExt, SeedableRng};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{Bounds, Contract, Ended};
+use super::{Bounds, Ended, WorkloadEnv};
 use crate::domain::keys::digest_hex;
 use crate::domain::progress::Progress;
 
@@ -32,12 +32,12 @@ impl Default for Simulation {
 impl Simulation {
     pub(super) async fn run(
         &self,
-        contract: &Contract,
+        env: &WorkloadEnv,
         bounds: Bounds,
         progress: &watch::Sender<Progress>,
         stop: &CancellationToken,
     ) -> io::Result<Ended> {
-        let lengths = self.lengths(contract.src.as_str());
+        let lengths = self.lengths(env.src.as_str());
         let limit = bounds.time_limit.unwrap_or(Duration::MAX);
         let steps = async {
             for (done, length) in (1_u64..).zip(&lengths) {
@@ -56,11 +56,11 @@ impl Simulation {
             let total: f64 = lengths.iter().map(Duration::as_secs_f64).sum();
             let text = format!(
                 "simulated result of {}\nattempt {}, {} steps, {total:.1} s\n",
-                contract.src,
-                contract.attempt,
+                env.src,
+                env.attempt,
                 lengths.len()
             );
-            tokio::fs::write(contract.output(), text).await?;
+            tokio::fs::write(env.output(), text).await?;
         }
         Ok(ended)
     }

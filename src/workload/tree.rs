@@ -25,7 +25,7 @@ const PATH_BYTES_MAX: usize = 3072;
 
 /// What is at a place of the folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Seen {
+pub enum EntryKind {
     /// A file.
     File {
         /// Its size in bytes.
@@ -52,7 +52,7 @@ pub enum Seen {
 /// # Errors
 /// The system's; and of what has no place in a checkpoint: a socket, a FIFO, a device, a path that is too long, folders
 /// that lie too deep, and more entries than a save has time for. The error names it.
-pub fn walk(root: &Path, entries_max: usize) -> io::Result<BTreeMap<Vec<u8>, Seen>> {
+pub fn walk(root: &Path, entries_max: usize) -> io::Result<BTreeMap<Vec<u8>, EntryKind>> {
     let mut found = BTreeMap::new();
     walk::each(&walk::open_top(root)?, DEPTH_MAX, |at: Found<'_>| -> io::Result<()> {
         if let Some(seen) = look_at(at)? {
@@ -68,7 +68,7 @@ pub fn walk(root: &Path, entries_max: usize) -> io::Result<BTreeMap<Vec<u8>, See
     Ok(found)
 }
 
-fn look_at(at: Found<'_>) -> io::Result<Option<Seen>> {
+fn look_at(at: Found<'_>) -> io::Result<Option<EntryKind>> {
     let Found { parent: folder, name, path, meta } = at;
     if path.len() > PATH_BYTES_MAX {
         return Err(io::Error::other(format!("{} is a path of more than {PATH_BYTES_MAX} bytes", shortened(path))));
@@ -81,12 +81,12 @@ fn look_at(at: Found<'_>) -> io::Result<Option<Seen>> {
             let (modified, changed) = ((meta.st_mtime, meta.st_mtime_nsec), (meta.st_ctime, meta.st_ctime_nsec));
             let in_i64 = |(seconds, nanoseconds)| (seconds, i64::try_from(nanoseconds).unwrap_or(0));
             let stamp = Stamp { inode: meta.st_ino, modified: in_i64(modified), changed: in_i64(changed) };
-            return Ok(Some(Seen::File { bytes, stamp, mode }));
+            return Ok(Some(EntryKind::File { bytes, stamp, mode }));
         }
-        FileType::Directory => return Ok(Some(Seen::Folder { mode })),
+        FileType::Directory => return Ok(Some(EntryKind::Folder { mode })),
         FileType::Symlink => {
             return match readlinkat(folder, name, Vec::new()) {
-                Ok(target) => Ok(Some(Seen::Link { target: target.into_bytes() })),
+                Ok(target) => Ok(Some(EntryKind::Link { target: target.into_bytes() })),
                 // It was replaced by something else just now; the next save has that.
                 Err(Errno::NOENT | Errno::INVAL) => Ok(None),
                 Err(error) => refuse(&format!("cannot be read: {error}")),
@@ -247,13 +247,13 @@ mod tests {
 
     /// Saves a folder and restores it elsewhere, with the disk for a bucket.
     fn carry_over(from: &Path, to: &Path) -> Manifest {
-        let entry = |(path, seen): (Vec<u8>, Seen)| {
+        let entry = |(path, seen): (Vec<u8>, EntryKind)| {
             let (content, mode) = match seen {
-                Seen::File { bytes, stamp, mode } => {
+                EntryKind::File { bytes, stamp, mode } => {
                     (Content::File(Saved { key: encode(&path), bytes, stamp }), Some(mode))
                 }
-                Seen::Folder { mode } => (Content::Folder, Some(mode)),
-                Seen::Link { target } => (Content::Link(target), None),
+                EntryKind::Folder { mode } => (Content::Folder, Some(mode)),
+                EntryKind::Link { target } => (Content::Link(target), None),
             };
             (path, Entry { content, mode })
         };
@@ -298,8 +298,8 @@ mod tests {
 
         carry_over(from.path(), to.path());
 
-        let strip = |seen: Seen| match seen {
-            Seen::File { bytes, mode, .. } => Seen::File { bytes, stamp: Stamp::default(), mode },
+        let strip = |seen: EntryKind| match seen {
+            EntryKind::File { bytes, mode, .. } => EntryKind::File { bytes, stamp: Stamp::default(), mode },
             other => other,
         };
         let all = |dir: &Path| {
@@ -320,7 +320,7 @@ mod tests {
         set_mode(&from.path().join("a/b"), 0o600);
         let manifest = carry_over(from.path(), to.path());
         let Content::File(saved) = &manifest.entries[b"a/b".as_slice()].content else { panic!() };
-        let Seen::File { bytes, stamp, .. } = walk(to.path(), 100).unwrap()[b"a/b".as_slice()].clone() else {
+        let EntryKind::File { bytes, stamp, .. } = walk(to.path(), 100).unwrap()[b"a/b".as_slice()].clone() else {
             panic!()
         };
         assert_eq!((saved.bytes, saved.stamp), (bytes, stamp));
@@ -363,7 +363,7 @@ mod tests {
         std::fs::write(outside.path().join("secret"), "x").unwrap();
         symlink(outside.path(), dir.path().join("folder")).unwrap();
         symlink(outside.path().join("secret"), dir.path().join("file")).unwrap();
-        assert!(walk(dir.path(), 100).unwrap().values().all(|seen| matches!(seen, Seen::Link { .. })));
+        assert!(walk(dir.path(), 100).unwrap().values().all(|seen| matches!(seen, EntryKind::Link { .. })));
         assert!(pin(dir.path(), b"folder/secret", None).is_err());
         assert!(pin(dir.path(), b"file", None).is_err());
     }

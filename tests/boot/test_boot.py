@@ -58,7 +58,7 @@ HONEST = {
 
 
 @pytest.mark.short
-def test_nothing_of_the_role_is_behind_the_wall(cloud, node, tmp_path):
+def test_nothing_of_the_role_is_in_the_sandbox(cloud, node, tmp_path):
     # The metadata service over IPv6: an address of the machine's own, where something listens that root reaches.
     listener = unit_at_boot(
         "imds6.service",
@@ -80,7 +80,7 @@ def test_nothing_of_the_role_is_behind_the_wall(cloud, node, tmp_path):
         "ExecStart=/bin/chmod 0666 /dev/hwrng /dev/vda /dev/kmsg\n",
     ) | {"/etc/resolv.conf": "->/run/boot-test/resolv.conf", "/etc/hosts": "127.0.0.1 localhost\n"}
     files = listener | tell | resolver | {"/opt/boot-test/port": port}
-    machine = node("a-wall", files=files, LIGHTHPC_DEVICES="/dev/hwrng,/dev/nvidia*", LIGHTHPC_WORK_LIMIT="96M")
+    machine = node("a-sandbox", files=files, LIGHTHPC_DEVICES="/dev/hwrng,/dev/nvidia*", LIGHTHPC_WORK_LIMIT="96M")
 
     machine.wait_off(OFF_S_MAX)
 
@@ -267,11 +267,11 @@ def test_the_doctor_finds_a_node_well_and_a_stopped_service_ends_the_machine(clo
     (line,) = [line for line in machine.console().splitlines() if '{"checks":' in line]
     report = json.loads(line[line.index("{") :])
     checks = {check["name"]: check["status"] for check in report["checks"]}
-    assert {name: checks[name] for name in ("tags", "unit", "unit files", "wall", "disk")} == {
+    assert {name: checks[name] for name in ("tags", "unit", "unit files", "sandbox", "disk")} == {
         "tags": "ok",
         "unit": "ok",
         "unit files": "ok",
-        "wall": "ok",
+        "sandbox": "ok",
         "disk": "warning",
     }, report
     assert report["failures"] == 0, report
@@ -368,4 +368,4 @@ def test_a_machine_that_is_not_baked_installs_the_bundle_and_does_its_task(cloud
     machine.wait_off(OFF_S_MAX)
 
     assert cloud.task(machine.src)["state"] == "done", machine.tail()
-    assert machine.says("ok", "wall", "a workload reaches no role"), "the doctor tried the wall from inside"
+    assert machine.says("ok", "sandbox", "a workload reaches no role"), "the doctor tried the sandbox from inside"

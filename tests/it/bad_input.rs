@@ -9,48 +9,48 @@ use lighthpc::worker::{Ending, NodeError};
 use local_cloud::Service::{Dynamodb, S3};
 use local_cloud::{Faults, SOURCE_BUCKET};
 
-use crate::lab::Lab;
+use crate::test_cloud::TestCloud;
 
 #[tokio::test]
 async fn an_empty_input_and_an_empty_result_are_good_ones() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    lab.input("abc", b"").await;
-    lab.node("abc", "M").shell(r#"[ -e "$LIGHTHPC_INPUT" ] && : > "$LIGHTHPC_OUTPUT""#).run().await.ending.unwrap();
-    assert_eq!(lab.result("rslt_abc").as_deref(), Some(""));
-    assert_eq!(lab.task("abc").await.result_bytes, Some(0));
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    cloud.input("abc", b"").await;
+    cloud.node("abc", "M").shell(r#"[ -e "$LIGHTHPC_INPUT" ] && : > "$LIGHTHPC_OUTPUT""#).run().await.ending.unwrap();
+    assert_eq!(cloud.result("rslt_abc").as_deref(), Some(""));
+    assert_eq!(cloud.task("abc").await.result_bytes, Some(0));
 }
 
 #[tokio::test]
 async fn no_result_is_a_verdict_of_its_own() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    let life = lab.node("abc", "M").shell("true").run().await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let life = cloud.node("abc", "M").shell("true").run().await;
     assert!(matches!(life.ending, Err(NodeError::NoResult { .. })), "{life:?}");
-    let row = lab.task("abc").await;
+    let row = cloud.task("abc").await;
     assert_eq!((row.state, row.verdict), (State::Failed, Some(Verdict::NoResult)));
 }
 
 #[tokio::test]
 async fn an_input_that_is_not_there_fails_the_task_at_once() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    std::fs::remove_file(lab.cloud.object_path(SOURCE_BUCKET, "abc")).unwrap();
-    let life = lab.node("abc", "M").run().await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    std::fs::remove_file(cloud.local.object_path(SOURCE_BUCKET, "abc")).unwrap();
+    let life = cloud.node("abc", "M").run().await;
     assert!(matches!(life.ending, Err(NodeError::MissingInput { .. })), "{life:?}");
-    assert_eq!(lab.task("abc").await.state, State::Failed);
-    assert_eq!(lab.cloud.published().len(), 1);
+    assert_eq!(cloud.task("abc").await.state, State::Failed);
+    assert_eq!(cloud.local.published().len(), 1);
 }
 
 /// A failure before the mission was read is counted in it all the same.
 #[tokio::test]
 async fn a_task_that_fails_before_its_mission_is_read_is_counted() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let faults = Faults::new();
-    let mut node = lab.node_with("abc", "M", faults.clone());
+    let mut node = cloud.node_with("abc", "M", faults.clone());
     // From the claim on, a file stands where the attempt's folder would be made.
-    let work = lab.dir.path().join("work");
+    let work = cloud.dir.path().join("work");
     node.settings.work_dir.clone_from(&work);
     faults.before(Dynamodb, "UpdateItem", 1, move || {
         std::fs::remove_dir_all(&work).ok();
@@ -58,36 +58,36 @@ async fn a_task_that_fails_before_its_mission_is_read_is_counted() {
     });
     node.settings.limits.max_attempts = 1;
     node.run().await.ending.unwrap_err();
-    assert_eq!(lab.task("abc").await.state, State::Failed);
-    assert_eq!(lab.tally("M").await.failed, 1);
-    assert_eq!(lab.mission_row("M").await.rolled.failed, 1, "the row shows the end, though nobody could be told");
+    assert_eq!(cloud.task("abc").await.state, State::Failed);
+    assert_eq!(cloud.tally("M").await.failed, 1);
+    assert_eq!(cloud.mission_row("M").await.rolled.failed, 1, "the row shows the end, though nobody could be told");
 }
 
 /// What is wrong with every task is found before one is claimed.
 #[tokio::test]
 async fn a_node_without_a_result_bucket_claims_nothing() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    let mut node = lab.node("abc", "M");
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let mut node = cloud.node("abc", "M");
     node.settings.result_bucket = None;
     let instance = node.instance.clone();
     let life = node.run().await;
     assert!(matches!(life.ending, Err(NodeError::Setting { .. })), "{life:?}");
-    assert_eq!(lab.task("abc").await.attempt.0, 0);
-    assert!(lab.has_ended(&instance));
+    assert_eq!(cloud.task("abc").await.attempt.0, 0);
+    assert!(cloud.has_ended(&instance));
 }
 
 /// Larger than the disk: refused before a byte is fetched, and another machine may have the room.
 #[tokio::test]
 async fn an_input_that_does_not_fit_is_refused_before_the_first_byte() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    let path = lab.cloud.object_path(SOURCE_BUCKET, "abc");
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let path = cloud.local.object_path(SOURCE_BUCKET, "abc");
     std::fs::File::create(path).unwrap().set_len(8 << 40).unwrap();
     let faults = Faults::new();
-    let life = lab.node_with("abc", "M", faults.clone()).run().await;
+    let life = cloud.node_with("abc", "M", faults.clone()).run().await;
     assert!(matches!(&life.ending, Err(NodeError::Store { source: StoreError::DiskFull { .. }, .. })), "{life:?}");
-    let row = lab.task("abc").await;
+    let row = cloud.task("abc").await;
     assert_eq!((row.state, row.verdict), (State::Pending, Some(Verdict::DiskFull)));
     assert_eq!(faults.count(S3, "GetObject"), 0);
 }
@@ -95,101 +95,103 @@ async fn an_input_that_does_not_fit_is_refused_before_the_first_byte() {
 /// Replaced between HEAD and GET: the download starts over and takes the new one, whole.
 #[tokio::test]
 async fn an_input_that_changes_during_the_download_is_taken_whole() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let faults = Faults::new();
-    let path = lab.cloud.object_path(SOURCE_BUCKET, "abc");
+    let path = cloud.local.object_path(SOURCE_BUCKET, "abc");
     faults.before(S3, "GetObject", 1, move || std::fs::write(&path, "changed").unwrap());
-    lab.node_with("abc", "M", faults.clone()).run().await.ending.unwrap();
-    assert_eq!(lab.result("rslt_abc").as_deref(), Some("degnahc"));
+    cloud.node_with("abc", "M", faults.clone()).run().await.ending.unwrap();
+    assert_eq!(cloud.result("rslt_abc").as_deref(), Some("degnahc"));
     assert_eq!(faults.count(S3, "GetObject"), 2);
 }
 
 #[tokio::test]
 async fn an_input_that_keeps_changing_hands_the_task_back() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let faults = Faults::new();
     for nth in 1..=9 {
-        let path = lab.cloud.object_path(SOURCE_BUCKET, "abc");
+        let path = cloud.local.object_path(SOURCE_BUCKET, "abc");
         faults.before(S3, "GetObject", nth, move || std::fs::write(&path, format!("change {nth}")).unwrap());
     }
-    let life = lab.node_with("abc", "M", faults).run().await;
+    let life = cloud.node_with("abc", "M", faults).run().await;
     assert!(matches!(&life.ending, Err(NodeError::Store { source: StoreError::Changed { .. }, .. })), "{life:?}");
-    let row = lab.task("abc").await;
+    let row = cloud.task("abc").await;
     assert_eq!((row.state, row.verdict, row.app_failures), (State::Pending, Some(Verdict::Infra), 1));
 }
 
 #[tokio::test]
 async fn a_large_input_comes_in_ranges_and_a_large_result_goes_in_parts() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let bytes: Vec<u8> = (0..20_000_003_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-    lab.input("abc", &bytes).await;
+    cloud.input("abc", &bytes).await;
     let faults = Faults::new();
-    lab.node_with("abc", "M", faults.clone())
+    cloud
+        .node_with("abc", "M", faults.clone())
         .shell(r#"cp "$LIGHTHPC_INPUT" "$LIGHTHPC_OUTPUT""#)
         .run()
         .await
         .ending
         .unwrap();
-    let result = std::fs::read(lab.cloud.object_path("results", "rslt_abc")).unwrap();
+    let result = std::fs::read(cloud.local.object_path("results", "rslt_abc")).unwrap();
     assert!(result == bytes, "the bytes differ");
     assert_eq!((faults.count(S3, "GetObject"), faults.count(S3, "UploadPart")), (3, 3));
 }
 
 #[tokio::test]
 async fn a_failed_upload_leaves_no_parts_behind() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    lab.input("abc", &vec![7; 20_000_000]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    cloud.input("abc", &vec![7; 20_000_000]).await;
     let faults = Faults::new();
     let broken = local_cloud::Fault::Status(403, "AccessDenied");
     faults.add(S3, "UploadPart", local_cloud::When::After(1), broken);
     let life =
-        lab.node_with("abc", "M", faults.clone()).shell(r#"cp "$LIGHTHPC_INPUT" "$LIGHTHPC_OUTPUT""#).run().await;
+        cloud.node_with("abc", "M", faults.clone()).shell(r#"cp "$LIGHTHPC_INPUT" "$LIGHTHPC_OUTPUT""#).run().await;
     assert!(life.ending.is_err());
     // One is the trial's, before the claim.
     assert_eq!(faults.count(S3, "AbortMultipartUpload"), 2);
-    assert_eq!(lab.task("abc").await.state, State::Pending);
+    assert_eq!(cloud.task("abc").await.state, State::Pending);
 }
 
 #[tokio::test]
 async fn a_folder_goes_up_file_by_file_with_an_index() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let line =
         r#"mkdir -p "$LIGHTHPC_OUTPUT/sub" && cd "$LIGHTHPC_OUTPUT" && echo one > 1.txt && echo two > sub/2.txt"#;
-    let life = lab.node("abc", "M").shell(line).run().await;
+    let life = cloud.node("abc", "M").shell(line).run().await;
     assert!(matches!(&life.ending, Ok(Ending::Committed { result }) if result == "s3://results/rslt_abc/"), "{life:?}");
-    assert_eq!(lab.result("rslt_abc/1.txt").as_deref(), Some("one\n"));
-    assert_eq!(lab.result("rslt_abc/sub/2.txt").as_deref(), Some("two\n"));
-    let index: serde_json::Value = serde_json::from_str(&lab.result("rslt_abc/_lighthpc_index.json").unwrap()).unwrap();
+    assert_eq!(cloud.result("rslt_abc/1.txt").as_deref(), Some("one\n"));
+    assert_eq!(cloud.result("rslt_abc/sub/2.txt").as_deref(), Some("two\n"));
+    let index: serde_json::Value =
+        serde_json::from_str(&cloud.result("rslt_abc/_lighthpc_index.json").unwrap()).unwrap();
     assert_eq!(index["files"]["sub/2.txt"]["bytes"], 4);
-    assert_eq!(lab.task("abc").await.result_bytes, Some(8));
+    assert_eq!(cloud.task("abc").await.result_bytes, Some(8));
 }
 
 #[tokio::test]
 async fn two_hundred_megabytes_of_output_neither_block_nor_fill_anything() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let line = r#"head -c 200000000 /dev/zero | tr '\0' x; echo; echo the end; : > "$LIGHTHPC_OUTPUT""#;
-    lab.node("abc", "M").shell(line).run().await.ending.unwrap();
-    let log = lab.result("logs/abc.1.log").unwrap();
+    cloud.node("abc", "M").shell(line).run().await.ending.unwrap();
+    let log = cloud.result("logs/abc.1.log").unwrap();
     assert!(log.len() < 5_000_000 && log.ends_with("the end\n"));
     assert!(log.contains("bytes of output were dropped"));
 }
 
 #[tokio::test]
 async fn chatty_progress_is_at_most_one_write_per_heartbeat() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let faults = Faults::new();
     let line = r#"for n in $(seq 3000); do echo "$((n / 40))% step $n" >> "$LIGHTHPC_PROGRESS"; done
         sleep 1.2; : > "$LIGHTHPC_OUTPUT""#;
     let half = Duration::from_millis(500);
-    lab.node_with("abc", "M", faults.clone()).shell(line).lease(6 * half, half).run().await.ending.unwrap();
-    let beats = lab.task("abc").await.beat;
+    cloud.node_with("abc", "M", faults.clone()).shell(line).lease(6 * half, half).run().await.ending.unwrap();
+    let beats = cloud.task("abc").await.beat;
     assert!((1..=5).contains(&beats), "{beats} beats");
     // Claim, beats, and the publication: begun, what the mission came to, ended.
     assert_eq!(faults.count(Dynamodb, "UpdateItem") as u64, beats + 4);
@@ -197,21 +199,21 @@ async fn chatty_progress_is_at_most_one_write_per_heartbeat() {
 
 #[tokio::test]
 async fn the_time_limit_ends_the_whole_process_group() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    let pid = lab.dir.path().join("pid");
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let pid = cloud.dir.path().join("pid");
     // A grandchild that ignores SIGTERM, and holds the output open.
     let line = format!(
         "(trap '' TERM; echo $BASHPID > '{0}'; sh -c 'trap \"\" TERM; echo $$ > {0}; sleep 60') & wait",
         pid.display()
     );
-    let mut node = lab.node("abc", "M").shell(&line);
+    let mut node = cloud.node("abc", "M").shell(&line);
     node.settings.bounds.time_limit = Some(Duration::from_secs(1));
     node.settings.bounds.grace = Duration::from_millis(300);
     node.settings.limits.max_attempts = 1;
     let life = node.run().await;
     assert!(matches!(life.ending, Err(NodeError::TimeLimit)), "{life:?}");
-    assert_eq!(lab.task("abc").await.verdict, Some(Verdict::Timeout));
+    assert_eq!(cloud.task("abc").await.verdict, Some(Verdict::Timeout));
     let pid = std::fs::read_to_string(pid).unwrap();
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
     assert!(stat.is_empty() || stat.contains(") Z "), "the grandchild lives: {stat}");
@@ -219,10 +221,10 @@ async fn the_time_limit_ends_the_whole_process_group() {
 
 #[tokio::test]
 async fn the_workload_sees_its_contract_and_no_credential() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    lab.node("abc", "M").shell(r#"env > "$LIGHTHPC_OUTPUT"; [ -d "$LIGHTHPC_SCRATCH" ]"#).run().await.ending.unwrap();
-    let env = lab.result("rslt_abc").unwrap();
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    cloud.node("abc", "M").shell(r#"env > "$LIGHTHPC_OUTPUT"; [ -d "$LIGHTHPC_SCRATCH" ]"#).run().await.ending.unwrap();
+    let env = cloud.result("rslt_abc").unwrap();
     for line in ["LIGHTHPC_SRC_ID=abc", "LIGHTHPC_MISSION=M", "LIGHTHPC_ATTEMPT=1", "LIGHTHPC_RESUMED=0"] {
         assert!(env.lines().any(|l| l == line), "{line} is missing:\n{env}");
     }
@@ -233,12 +235,12 @@ async fn the_workload_sees_its_contract_and_no_credential() {
 
 #[tokio::test]
 async fn a_table_with_another_key_is_named_as_such() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    let mut node = lab.node("abc", "M");
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let mut node = cloud.node("abc", "M");
     let tables = lighthpc::backend::Tables { tasks: "tblMission".to_owned(), missions: "tblMission".to_owned() };
     let wire = lighthpc::backend::Wire::plugged(
-        lab.cloud.http_client(Some(&node.instance)),
+        cloud.local.http_client(Some(&node.instance)),
         local_cloud::REGION,
         local_cloud::ACCESS_KEY,
         local_cloud::SECRET_KEY,
@@ -249,30 +251,30 @@ async fn a_table_with_another_key_is_named_as_such() {
     let (exit, hint) = lighthpc::command::exit::of_node(&life.ending.unwrap_err());
     assert_eq!(exit, lighthpc::command::exit::Exit::TableKey);
     assert!(hint.unwrap().contains("srcFilename"));
-    assert!(lab.has_ended(&instance));
+    assert!(cloud.has_ended(&instance));
 }
 
 #[tokio::test]
 async fn tags_come_from_ec2_where_imds_has_none_and_without_a_tag_of_ours_the_machine_keeps_running() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    lab.cloud.set_instance_tags_in_imds(false);
-    lab.node("abc", "M").run().await.ending.unwrap();
-    lab.assert_done("abc", "M", "by DescribeTags").await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    cloud.local.set_instance_tags_in_imds(false);
+    cloud.node("abc", "M").run().await.ending.unwrap();
+    cloud.assert_done("abc", "M", "by DescribeTags").await;
 
-    let node = lab.node_on(lab.cloud.launch(&[("Name", "nobody")]), Faults::new());
+    let node = cloud.node_on(cloud.local.launch(&[("Name", "nobody")]), Faults::new());
     let instance = node.instance.clone();
     let life = node.run().await;
     assert!(matches!(life.ending, Err(NodeError::NoTask { .. })), "{life:?}");
-    assert!(!lab.has_ended(&instance));
+    assert!(!cloud.has_ended(&instance));
 }
 
 /// Whatever the workload makes of its progress file, and whoever goes on writing to its output, the node ends.
 #[tokio::test]
 async fn neither_a_fifo_nor_an_endless_writer_holds_the_node() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    let pid = lab.dir.path().join("pid");
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let pid = cloud.dir.path().join("pid");
     let line = format!(
         r#"rm "$LIGHTHPC_PROGRESS"; mkfifo "$LIGHTHPC_PROGRESS"
         env -i setsid sh -c 'echo $$ > {}; while :; do echo x; sleep 0.01; done' &
@@ -280,7 +282,7 @@ async fn neither_a_fifo_nor_an_endless_writer_holds_the_node() {
         pid.display()
     );
     let started = std::time::Instant::now();
-    lab.node("abc", "M").shell(&line).run().await.ending.unwrap();
+    cloud.node("abc", "M").shell(&line).run().await.ending.unwrap();
     assert!(started.elapsed() < Duration::from_secs(20), "it took {:?}", started.elapsed());
     // Out of our reach by its own doing; not out of the test's.
     let pid = std::fs::read_to_string(pid).unwrap();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::lab::PATIENCE;
+use crate::test_cloud::PATIENCE;
 
 pub(crate) struct Project {
     dir: tempfile::TempDir,

@@ -8,7 +8,7 @@ use lighthpc::domain::verdict::Verdict;
 use lighthpc::worker::Ending;
 use local_cloud::Faults;
 
-use crate::lab::{Lab, Subject};
+use crate::test_cloud::{TestCloud, TestNode};
 
 /// A file system of 256 MiB in memory, of which 64 must stay free for an input to be fetched.
 pub(crate) struct SmallDisk(pub(crate) PathBuf);
@@ -41,12 +41,12 @@ const TOOLS: &str = r#"
 "#;
 
 /// A node of two slots on a small disk, whose workloads share a folder for their signs.
-fn node(lab: &Lab, disk: &SmallDisk, line: &str) -> Subject {
-    let instance = lab.cloud.launch(&[("missionID", "M"), ("lighthpc", "tblTrans2")]);
-    let signs = lab.dir.path().join("signs");
+fn node(cloud: &TestCloud, disk: &SmallDisk, line: &str) -> TestNode {
+    let instance = cloud.local.launch(&[("missionID", "M"), ("lighthpc", "tblTrans2")]);
+    let signs = cloud.dir.path().join("signs");
     std::fs::create_dir_all(&signs).unwrap();
     let line = format!("S='{}'; {TOOLS} {line}", signs.display());
-    let mut node = lab.node_on(instance, Faults::new()).shell(&line);
+    let mut node = cloud.node_on(instance, Faults::new()).shell(&line);
     node.settings.slots = Some(2);
     node.settings.work_dir = disk.0.join("work");
     node
@@ -76,11 +76,11 @@ async fn a_task_that_fills_the_disk_costs_its_neighbour_no_failure() {
         n=0; while [ -e $hog ] && [ $n -lt 1500 ]; do n=$((n + 1)); sleep 0.02; done
         : > $S/failed; exit 1"#;
     for line in [neighbour_first, hog_first] {
-        let lab = Lab::new().await;
-        let Some(disk) = SmallDisk::mount(lab.dir.path().join("disk")) else { return };
-        lab.mission("M", &["hog", "small"]).await;
-        let life = node(&lab, &disk, line).run().await;
-        let (hog, small) = (lab.task("hog").await, lab.task("small").await);
+        let cloud = TestCloud::new().await;
+        let Some(disk) = SmallDisk::mount(cloud.dir.path().join("disk")) else { return };
+        cloud.mission("M", &["hog", "small"]).await;
+        let life = node(&cloud, &disk, line).run().await;
+        let (hog, small) = (cloud.task("hog").await, cloud.task("small").await);
         let context = format!("{line} {life:?} {hog:?} {small:?}");
         assert_eq!((hog.state, small.state), (State::Done, State::Done), "{context}");
         assert_eq!((hog.app_failures, small.app_failures), (1, 0), "{context}");
@@ -93,15 +93,15 @@ async fn a_task_that_fills_the_disk_costs_its_neighbour_no_failure() {
 /// Two tasks that fit one at a time: nobody is to blame, and they follow one another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tasks_that_fill_the_disk_together_run_one_after_another_and_none_is_counted() {
-    let lab = Lab::new().await;
-    let Some(disk) = SmallDisk::mount(lab.dir.path().join("disk")) else { return };
-    lab.mission("M", &["one", "two"]).await;
+    let cloud = TestCloud::new().await;
+    let Some(disk) = SmallDisk::mount(cloud.dir.path().join("disk")) else { return };
+    cloud.mission("M", &["one", "two"]).await;
     let line = r"
         write 100 || exit 1; : > $S/$LIGHTHPC_SRC_ID; until_there $S/one; until_there $S/two
         write 60 || exit 1; done_now";
-    let life = node(&lab, &disk, line).run().await;
+    let life = node(&cloud, &disk, line).run().await;
     for task in ["one", "two"] {
-        let row = lab.task(task).await;
+        let row = cloud.task(task).await;
         assert_eq!((row.state, row.app_failures), (State::Done, 0), "{life:?} {row:?}");
         assert!(row.attempt.0 <= 2, "{row:?}");
     }
@@ -110,15 +110,15 @@ async fn tasks_that_fill_the_disk_together_run_one_after_another_and_none_is_cou
 /// A task that fills the disk on its own is counted, and fails in the end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_task_that_always_fills_the_disk_fails_and_its_neighbours_are_done() {
-    let lab = Lab::new().await;
-    let Some(disk) = SmallDisk::mount(lab.dir.path().join("disk")) else { return };
-    lab.mission("M", &["a", "b", "c", "hog"]).await;
+    let cloud = TestCloud::new().await;
+    let Some(disk) = SmallDisk::mount(cloud.dir.path().join("disk")) else { return };
+    cloud.mission("M", &["a", "b", "c", "hog"]).await;
     let line = r"if [ $LIGHTHPC_SRC_ID = hog ]; then write 300; exit 1; fi; write 1 || exit 1; done_now";
-    let life = node(&lab, &disk, line).run().await;
-    let hog = lab.task("hog").await;
+    let life = node(&cloud, &disk, line).run().await;
+    let hog = cloud.task("hog").await;
     assert_eq!((hog.state, hog.verdict, hog.app_failures), (State::Failed, Some(Verdict::DiskFull), 3), "{hog:?}");
     for task in ["a", "b", "c"] {
-        let row = lab.task(task).await;
+        let row = cloud.task(task).await;
         assert_eq!((row.state, row.app_failures), (State::Done, 0), "{life:?} {row:?}");
     }
 }

@@ -10,7 +10,7 @@ use local_cloud::Service::{Dynamodb, S3};
 use local_cloud::{Fault, Faults, When};
 use tokio::task::JoinSet;
 
-use crate::lab::{Lab, PATIENCE, Subject, src};
+use crate::test_cloud::{PATIENCE, TestCloud, TestNode, src};
 
 async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
@@ -20,47 +20,47 @@ async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// What a node meets, by name: the lab, and the node with its faults.
+/// What a node meets, by name: the cloud, and the node with its faults.
 const SCENES: [&str; 6] = ["pulls", "has one task", "finds crashes", "takes over", "watches", "finds its task ended"];
 
-async fn scene(name: &str, faults: &Faults) -> (Lab, Subject) {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+async fn scene(name: &str, faults: &Faults) -> (TestCloud, TestNode) {
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let before = || async {
         let gate_faults = Faults::new();
         let gate = gate_faults.hold_before(Dynamodb, "TransactWriteItems", When::Nth(1));
-        let holder = lab.node_with("abc", "M", gate_faults);
+        let holder = cloud.node_with("abc", "M", gate_faults);
         let instance = holder.instance.clone();
         holder.die_at(&gate).await;
         instance
     };
     let node = match name {
-        "pulls" => lab.node_on(lab.cloud.launch(&[("missionID", "M")]), faults.clone()),
-        "has one task" => lab.node_with("abc", "M", faults.clone()),
+        "pulls" => cloud.node_on(cloud.local.launch(&[("missionID", "M")]), faults.clone()),
+        "has one task" => cloud.node_with("abc", "M", faults.clone()),
         "finds crashes" => {
             let instance = before().await;
             // The third crash of a task that was alone: its mission is read, and it is failed.
-            lab.set_value("abc", "crashes", aws_sdk_dynamodb::types::AttributeValue::N("2".to_owned())).await;
-            let mut node = lab.node_on(instance, faults.clone());
-            node.settings.left = vec![Left::without_folder(src("abc"), lab.task("abc").await.attempt, true)];
+            cloud.set_value("abc", "crashes", aws_sdk_dynamodb::types::AttributeValue::N("2".to_owned())).await;
+            let mut node = cloud.node_on(instance, faults.clone());
+            node.settings.left = vec![Left::without_folder(src("abc"), cloud.task("abc").await.attempt, true)];
             node
         }
         "takes over" => {
-            lab.cloud.stop_instance(&before().await);
-            lab.node_with("abc", "M", faults.clone())
+            cloud.local.stop_instance(&before().await);
+            cloud.node_with("abc", "M", faults.clone())
         }
         "watches" => {
             before().await;
-            lab.node_with("abc", "M", faults.clone())
+            cloud.node_with("abc", "M", faults.clone())
         }
         _ => {
             let gone = Faults::new();
             let gate = gone.hold_after(Dynamodb, "TransactWriteItems", When::Nth(1));
-            lab.node_with("abc", "M", gone).die_at(&gate).await;
-            lab.node_with("abc", "M", faults.clone())
+            cloud.node_with("abc", "M", gone).die_at(&gate).await;
+            cloud.node_with("abc", "M", faults.clone())
         }
     };
-    (lab, node)
+    (cloud, node)
 }
 
 /// The tables are away from the n-th call on, for longer than anyone waits, and at that moment the node is told to end:
@@ -88,8 +88,8 @@ async fn a_drain_during_an_outage_is_an_orderly_end_at_every_call() {
 /// Returns whether there was such a call.
 async fn outage_at(name: &str, n: u32) -> bool {
     let faults = Faults::new();
-    let (lab, mut node) = scene(name, &faults).await;
-    let attempt_before = lab.task("abc").await.attempt;
+    let (cloud, mut node) = scene(name, &faults).await;
+    let attempt_before = cloud.task("abc").await.attempt;
     node.settings.max_idle = Duration::from_hours(1);
     node.settings.lease = Duration::from_hours(1);
     let (stopping, drained) = (node.stopping.clone(), node.stopping.drain.clone());
@@ -104,8 +104,8 @@ async fn outage_at(name: &str, n: u32) -> bool {
         () = async { tokio::time::sleep(PATIENCE / 6).await; stopping.cancel(); std::future::pending().await } => unreachable!(),
     };
     let what = format!("{name}, call {n}, {:?}: {life:?}", started.elapsed());
-    assert!(lab.has_ended(&instance), "{what}");
-    let row = lab.task("abc").await;
+    assert!(cloud.has_ended(&instance), "{what}");
+    let row = cloud.task("abc").await;
     let holds = row.state == State::Running && row.attempt > attempt_before;
     let is_in_order = match life.ending {
         Err(NodeError::DrainCutShort | NodeError::Cloud { .. }) => holds,
@@ -116,18 +116,18 @@ async fn outage_at(name: &str, n: u32) -> bool {
 }
 
 /// Runs a node until its workload has begun, and tells it to end within a time.
-async fn drained_within(lab: &Lab, node: Subject, limit: Duration) -> (Life, Duration) {
+async fn drained_within(cloud: &TestCloud, node: TestNode, limit: Duration) -> (Life, Duration) {
     let (stopping, mut running) = (node.stopping.clone(), JoinSet::new());
     running.spawn(node.run());
-    let began = lab.dir.path().join("began");
+    let began = cloud.dir.path().join("began");
     until("the workload begins", async || began.exists()).await;
     let told = Instant::now();
     stopping.drain_within(limit);
     (running.join_next().await.unwrap().unwrap(), told.elapsed())
 }
 
-fn line(lab: &Lab, before: &str, after: &str) -> String {
-    format!("echo words; {before}; : > '{}'; {after}", lab.dir.path().join("began").display())
+fn line(cloud: &TestCloud, before: &str, after: &str) -> String {
+    format!("echo words; {before}; : > '{}'; {after}", cloud.dir.path().join("began").display())
 }
 
 const FOREVER: &str = "while :; do sleep 0.05; done";
@@ -135,24 +135,24 @@ const FOREVER: &str = "while :; do sleep 0.05; done";
 /// Another node can go on as soon as the row says so: the log, which S3 may take a minute for, comes after it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_row_of_a_drained_attempt_is_written_before_its_log() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let faults = Faults::new();
     let gate = faults.hold_before(S3, "PutObject", When::Always);
-    let node = lab.node_with("abc", "M", faults).shell(&line(&lab, ":", FOREVER));
+    let node = cloud.node_with("abc", "M", faults).shell(&line(&cloud, ":", FOREVER));
     let (stopping, mut running) = (node.stopping.clone(), JoinSet::new());
     running.spawn(node.run());
-    until("the workload begins", async || lab.dir.path().join("began").exists()).await;
+    until("the workload begins", async || cloud.dir.path().join("began").exists()).await;
     stopping.drain.cancel();
     gate.arrived(1).await;
-    let row = lab.task("abc").await;
+    let row = cloud.task("abc").await;
     assert_eq!((row.state, row.verdict), (State::Pending, Some(Verdict::Cancelled)));
     gate.open();
     let life = running.join_next().await.unwrap().unwrap();
     assert!(matches!(life.ending, Ok(Ending::Drained)), "{life:?}");
     // It names the log that is there now.
     assert_eq!(row.history[0].log.as_deref(), Some("s3://results/logs/abc.1.log"));
-    assert!(lab.result("logs/abc.1.log").unwrap().contains("words"));
+    assert!(cloud.result("logs/abc.1.log").unwrap().contains("words"));
 }
 
 /// Whatever hangs, the row has its time, and the machine ends.
@@ -169,21 +169,21 @@ async fn a_drain_ends_in_time_whatever_hangs() {
         ("the workload", S3, "Nothing", stubborn, FOREVER, true),
         ("the row", Dynamodb, "UpdateItem", ":", FOREVER, false),
     ] {
-        let lab = Lab::new().await;
-        lab.mission("M", &["abc"]).await;
+        let cloud = TestCloud::new().await;
+        cloud.mission("M", &["abc"]).await;
         let faults = Faults::new();
         // The claim is the first update.
         let when = if service == Dynamodb { When::After(1) } else { When::Always };
         faults.add(service, operation, when, Fault::Hang);
-        let mut node = lab.node_with("abc", "M", faults).shell(&line(&lab, before, after));
+        let mut node = cloud.node_with("abc", "M", faults).shell(&line(&cloud, before, after));
         node.settings.bounds.grace = Duration::from_hours(1);
         let instance = node.instance.clone();
 
-        let (life, took) = drained_within(&lab, node, limit).await;
+        let (life, took) = drained_within(&cloud, node, limit).await;
 
         assert!(took < limit + Duration::from_secs(10), "{what}: {took:?}");
-        assert!(lab.has_ended(&instance), "{what}");
-        let row = lab.task("abc").await;
+        assert!(cloud.has_ended(&instance), "{what}");
+        let row = cloud.task("abc").await;
         if is_handed_back {
             assert!(matches!(life.ending, Ok(Ending::Drained)), "{what}: {life:?}");
             assert_eq!((row.state, row.interruptions), (State::Pending, 1), "{what}");

@@ -7,12 +7,12 @@ use lighthpc::backend::machine::EndOrder;
 use local_cloud::Service::{Dynamodb, Ec2, Imds, S3, Sns};
 use local_cloud::{Fault, Faults, Service, When};
 
-use crate::lab::{Lab, PATIENCE};
 use crate::steps::{CALLS, Call};
+use crate::test_cloud::{PATIENCE, TestCloud};
 
 /// What befalls a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mishap {
+enum InjectedFault {
     FailsOnce,
     FailsForGood,
     DiesBefore,
@@ -23,15 +23,15 @@ enum Mishap {
     ServerError,
 }
 
-const MISHAPS: [Mishap; 8] = [
-    Mishap::FailsOnce,
-    Mishap::FailsForGood,
-    Mishap::DiesBefore,
-    Mishap::DiesAfter,
-    Mishap::AnswerLost,
-    Mishap::Repeated,
-    Mishap::Throttled,
-    Mishap::ServerError,
+const MISHAPS: [InjectedFault; 8] = [
+    InjectedFault::FailsOnce,
+    InjectedFault::FailsForGood,
+    InjectedFault::DiesBefore,
+    InjectedFault::DiesAfter,
+    InjectedFault::AnswerLost,
+    InjectedFault::Repeated,
+    InjectedFault::Throttled,
+    InjectedFault::ServerError,
 ];
 
 fn throttle(service: Service) -> Fault {
@@ -44,7 +44,7 @@ fn throttle(service: Service) -> Fault {
     }
 }
 
-impl Mishap {
+impl InjectedFault {
     fn arrange(self, faults: &Faults, call: Call) {
         let Call { service, operation, nth, .. } = call;
         let fault = match self {
@@ -63,28 +63,28 @@ impl Mishap {
     }
 }
 
-/// Runs a node into the mishap; then, if the mission still stands, lets the machine vanish and launches another.
-async fn survive(call: Call, mishap: Mishap) {
-    let context = format!("{} × {mishap:?}", call.name);
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+/// Runs a node into the fault; then, if the mission still stands, lets the machine vanish and launches another.
+async fn survive(call: Call, fault: InjectedFault) {
+    let context = format!("{} × {fault:?}", call.name);
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let faults = Faults::new();
-    mishap.arrange(&faults, call);
+    fault.arrange(&faults, call);
     // A write that fails for good is insisted on for a lease.
-    let mut node = lab.node_with("abc", "M", faults.clone()).lease(Duration::from_secs(3), Duration::from_secs(1));
+    let mut node = cloud.node_with("abc", "M", faults.clone()).lease(Duration::from_secs(3), Duration::from_secs(1));
     let instance = node.instance.clone();
     // Where the machine cannot learn its own name, nothing proves that it is a node; a real one has the order of its
     // unit.
-    let is_nameless = mishap == Mishap::FailsForGood && matches!(call.name, "token" | "instance id");
+    let is_nameless = fault == InjectedFault::FailsForGood && matches!(call.name, "token" | "instance id");
     if is_nameless {
-        node.settings.end_order = EndOrder::End;
+        node.settings.end_order = EndOrder::Terminate;
     }
 
-    match mishap {
-        Mishap::DiesBefore | Mishap::DiesAfter => {
+    match fault {
+        InjectedFault::DiesBefore | InjectedFault::DiesAfter => {
             let when = When::Nth(call.nth);
-            let gate = match mishap {
-                Mishap::DiesBefore => faults.hold_before(call.service, call.operation, when),
+            let gate = match fault {
+                InjectedFault::DiesBefore => faults.hold_before(call.service, call.operation, when),
                 _ => faults.hold_after(call.service, call.operation, when),
             };
             // Dropping the node's future is its process's death: nothing of it goes on, and nothing is undone.
@@ -92,43 +92,44 @@ async fn survive(call: Call, mishap: Mishap) {
                 life = node.run() => panic!("{context}: the call was never made: {life:?}"),
                 () = gate.arrived(1) => {}
             }
-            lab.cloud.stop_instance(&instance);
+            cloud.local.stop_instance(&instance);
         }
         _ => {
             let life = node.run().await;
-            assert!(lab.has_ended(&instance), "{context}: the instance was left running: {life:?}");
+            assert!(cloud.has_ended(&instance), "{context}: the instance was left running: {life:?}");
         }
     }
 
-    let second = lab.node("abc", "M");
+    let second = cloud.node("abc", "M");
     let second_instance = second.instance.clone();
     let life = second.run().await;
 
-    lab.assert_done("abc", "M", &format!("{context}, then {life:?}")).await;
-    assert!(lab.has_ended(&second_instance), "{context}");
-    let told = lab.cloud.published().len();
+    cloud.assert_done("abc", "M", &format!("{context}, then {life:?}")).await;
+    assert!(cloud.has_ended(&second_instance), "{context}");
+    let told = cloud.local.published().len();
     // At least once, and once in practice: a publisher that cannot know whether its message went out sends it again.
-    let unknowable = call.service == Sns && mishap != Mishap::DiesBefore && mishap != Mishap::Throttled
-        || call.name == "mark announced" && matches!(mishap, Mishap::DiesBefore | Mishap::FailsForGood);
+    let unknowable = call.service == Sns && fault != InjectedFault::DiesBefore && fault != InjectedFault::Throttled
+        || call.name == "mark announced" && matches!(fault, InjectedFault::DiesBefore | InjectedFault::FailsForGood);
     assert!(told == 1 || unknowable && told == 2, "{context}: {told} notifications");
-    assert!(lab.task("abc").await.attempt.0 <= 3, "{context}");
+    assert!(cloud.task("abc").await.attempt.0 <= 3, "{context}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_call_survives_every_mishap() {
     // Four at a time; each in a folder of its own.
-    let mut cases: Vec<(Call, Mishap)> = CALLS.iter().flat_map(|&call| MISHAPS.map(|mishap| (call, mishap))).collect();
+    let mut cases: Vec<(Call, InjectedFault)> =
+        CALLS.iter().flat_map(|&call| MISHAPS.map(|fault| (call, fault))).collect();
     let count = cases.len();
     let mut running = tokio::task::JoinSet::new();
     let mut failed = Vec::new();
     while !cases.is_empty() || !running.is_empty() {
         while running.len() < 4
-            && let Some((call, mishap)) = cases.pop()
+            && let Some((call, fault)) = cases.pop()
         {
             running.spawn(async move {
-                let case = format!("{} × {mishap:?}", call.name);
+                let case = format!("{} × {fault:?}", call.name);
                 let mut one = tokio::task::JoinSet::new();
-                one.spawn(async move { tokio::time::timeout(2 * PATIENCE, survive(call, mishap)).await });
+                one.spawn(async move { tokio::time::timeout(2 * PATIENCE, survive(call, fault)).await });
                 let ended = one.join_next().await.unwrap();
                 match ended {
                     Ok(Ok(())) => None,
@@ -145,17 +146,17 @@ async fn every_call_survives_every_mishap() {
 /// EC2 refuses for good: the power goes off instead.
 #[tokio::test]
 async fn an_instance_that_ec2_does_not_end_is_powered_off() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let faults = Faults::new();
     faults.add(Ec2, "TerminateInstances", When::Always, Fault::Status(403, "UnauthorizedOperation"));
-    let node = lab.node_with("abc", "M", faults.clone());
+    let node = cloud.node_with("abc", "M", faults.clone());
     let instance = node.instance.clone();
 
     let life = node.run().await;
 
-    assert_eq!(life.end.unwrap(), lighthpc::backend::machine::End::PoweredOff);
-    assert!(lab.has_ended(&instance));
+    assert_eq!(life.end.unwrap(), lighthpc::backend::machine::MachineEnd::PoweredOff);
+    assert!(cloud.has_ended(&instance));
     // A refusal is not repeated.
     assert_eq!(faults.count(Ec2, "TerminateInstances"), 1);
 }
@@ -163,78 +164,78 @@ async fn an_instance_that_ec2_does_not_end_is_powered_off() {
 /// A transaction that others' transactions keep cancelling is tried again, and counted once.
 #[tokio::test]
 async fn a_conflicting_commit_is_tried_again() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let faults = Faults::new();
     let body = r#"{"__type":"com.amazonaws.dynamodb.v20120810#TransactionCanceledException","Message":"Transaction cancelled, please refer cancellation reasons for specific reasons [None, TransactionConflict]","CancellationReasons":[{"Code":"None"},{"Code":"TransactionConflict","Message":"Transaction is ongoing for the item"}]}"#;
     faults.add(Dynamodb, "TransactWriteItems", When::First(3), Fault::Raw(400, body.to_owned()));
 
-    lab.node_with("abc", "M", faults.clone()).run().await.ending.unwrap();
+    cloud.node_with("abc", "M", faults.clone()).run().await.ending.unwrap();
 
-    lab.assert_done("abc", "M", "after conflicts").await;
+    cloud.assert_done("abc", "M", "after conflicts").await;
     assert_eq!(faults.count(Dynamodb, "TransactWriteItems"), 4);
 }
 
 /// A download whose body breaks off is taken up again.
 #[tokio::test]
 async fn a_body_that_breaks_off_is_fetched_again() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let faults = Faults::new();
     faults.add(S3, "GetObject", When::First(2), Fault::CutBody(1));
 
-    lab.node_with("abc", "M", faults.clone()).run().await.ending.unwrap();
+    cloud.node_with("abc", "M", faults.clone()).run().await.ending.unwrap();
 
-    lab.assert_done("abc", "M", "after cut bodies").await;
+    cloud.assert_done("abc", "M", "after cut bodies").await;
     assert_eq!(faults.count(S3, "GetObject"), 3);
 }
 
 /// DynamoDB is away for less than a lease: the workload runs on, and its result is committed by the first attempt.
 #[tokio::test]
 async fn a_short_outage_of_the_ledger_does_not_stop_the_workload() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let faults = Faults::new();
     // The second to the sixth UpdateItem are heartbeats of 0.2 s.
     for nth in 2..=6 {
         faults.add(Dynamodb, "UpdateItem", When::Nth(nth), Fault::FailBefore);
     }
-    let node = lab
+    let node = cloud
         .node_with("abc", "M", faults.clone())
         .shell(r#"sleep 1.5; rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#)
         .lease(Duration::from_secs(6), Duration::from_millis(200));
 
     node.run().await.ending.unwrap();
 
-    lab.assert_done("abc", "M", "after an outage").await;
-    assert_eq!(lab.task("abc").await.attempt.0, 1);
+    cloud.assert_done("abc", "M", "after an outage").await;
+    assert_eq!(cloud.task("abc").await.attempt.0, 1);
 }
 
 /// S3 is away for a while, before the workload and after it: neither costs an attempt.
 #[tokio::test]
 async fn a_short_outage_of_s3_costs_no_attempt() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let faults = Faults::new();
     // Each is three times the SDK's own five tries.
     for operation in ["HeadBucket", "CreateMultipartUpload", "HeadObject", "GetObject", "PutObject"] {
         faults.add(S3, operation, When::First(15), Fault::Status(503, "ServiceUnavailable"));
     }
-    let mut node = lab.node_with("abc", "M", faults);
+    let mut node = cloud.node_with("abc", "M", faults);
     node.settings.max_idle = PATIENCE / 2;
 
     node.run().await.ending.unwrap();
 
-    lab.assert_done("abc", "M", "after an outage of S3").await;
-    let row = lab.task("abc").await;
+    cloud.assert_done("abc", "M", "after an outage of S3").await;
+    let row = cloud.task("abc").await;
     assert_eq!((row.attempt.0, row.app_failures), (1, 0));
 }
 
 /// A role's credentials run out and are replaced: no refusal, and nothing lost by it.
 #[tokio::test]
 async fn credentials_that_ran_out_are_not_a_refusal() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let faults = Faults::new();
     for (service, operation, code) in [
         (Dynamodb, "UpdateItem", "ExpiredTokenException"),
@@ -245,8 +246,8 @@ async fn credentials_that_ran_out_are_not_a_refusal() {
         faults.add(service, operation, When::First(1), Fault::Status(400, code));
     }
 
-    lab.node_with("abc", "M", faults).run().await.ending.unwrap();
+    cloud.node_with("abc", "M", faults).run().await.ending.unwrap();
 
-    lab.assert_done("abc", "M", "after credentials ran out").await;
-    assert_eq!(lab.task("abc").await.attempt.0, 1);
+    cloud.assert_done("abc", "M", "after credentials ran out").await;
+    assert_eq!(cloud.task("abc").await.attempt.0, 1);
 }

@@ -8,7 +8,7 @@ use lighthpc::domain::verdict::Verdict;
 use local_cloud::RESULT_BUCKET;
 use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
 
-use crate::lab::{Lab, src};
+use crate::test_cloud::{TestCloud, src};
 
 /// Makes a chain of folders with a file in the innermost: in a folder of its own, for a workload to move.
 fn chain(dir: &Path, levels: usize) -> PathBuf {
@@ -31,16 +31,16 @@ fn left_in(work_dir: &Path) -> usize {
 async fn a_result_that_is_too_deep_fails_its_task_with_a_text_of_its_own() {
     // Twenty thousand are tried beside the walker, in memory: a disk takes its time for them.
     for levels in [201, 3000] {
-        let lab = Lab::new().await;
-        lab.mission("M", &["abc"]).await;
-        let made = chain(lab.dir.path(), levels);
-        let node = lab.node("abc", "M").shell(&format!("mv '{}' \"$LIGHTHPC_OUTPUT\"", made.display()));
+        let cloud = TestCloud::new().await;
+        cloud.mission("M", &["abc"]).await;
+        let made = chain(cloud.dir.path(), levels);
+        let node = cloud.node("abc", "M").shell(&format!("mv '{}' \"$LIGHTHPC_OUTPUT\"", made.display()));
         let work_dir = node.settings.work_dir.clone();
         let ending = node.run().await.ending;
 
-        let row = lab.task("abc").await;
+        let row = cloud.task("abc").await;
         assert_eq!((row.state, row.verdict), (State::Failed, Some(Verdict::AppError)), "{levels}: {ending:?}");
-        let log = lab.result("logs/abc.1.log").unwrap_or_default();
+        let log = cloud.result("logs/abc.1.log").unwrap_or_default();
         assert!(format!("{ending:?}{log}").contains("levels of folders"), "{levels}: {ending:?} {log}");
         assert_eq!(left_in(&work_dir), 0, "{levels}");
     }
@@ -49,15 +49,15 @@ async fn a_result_that_is_too_deep_fails_its_task_with_a_text_of_its_own() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deep_folders_elsewhere_fail_no_task_and_are_removed() {
     for place in ["$LIGHTHPC_SCRATCH", "$LIGHTHPC_CHECKPOINT_DIR"] {
-        let lab = Lab::new().await;
-        lab.mission("M", &["abc"]).await;
-        let made = chain(lab.dir.path(), 3000);
+        let cloud = TestCloud::new().await;
+        cloud.mission("M", &["abc"]).await;
+        let made = chain(cloud.dir.path(), 3000);
         let line = format!("mv '{}' \"{place}\"; echo whole > \"$LIGHTHPC_OUTPUT\"", made.display());
-        let node = lab.node("abc", "M").shell(&line);
+        let node = cloud.node("abc", "M").shell(&line);
         let work_dir = node.settings.work_dir.clone();
         node.run().await.ending.unwrap();
 
-        assert_eq!(lab.result("rslt_abc").as_deref(), Some("whole\n"), "{place}");
+        assert_eq!(cloud.result("rslt_abc").as_deref(), Some("whole\n"), "{place}");
         assert_eq!(left_in(&work_dir), 0, "{place}");
     }
 }
@@ -72,10 +72,10 @@ async fn an_output_that_leads_round_or_too_far_is_the_tasks_own_failure() {
          for i in $(seq 17); do mkdir $n; cd -P $n; done; : > x; cd \"$LIGHTHPC_SCRATCH\"; ln -s $eight half; \
          ln -s scratch/half/$eight/$n/x \"$LIGHTHPC_OUTPUT\"; cat \"$LIGHTHPC_OUTPUT\"",
     ] {
-        let lab = Lab::new().await;
-        lab.mission("M", &["abc"]).await;
-        let ending = lab.node("abc", "M").shell(line).run().await.ending;
-        let row = lab.task("abc").await;
+        let cloud = TestCloud::new().await;
+        cloud.mission("M", &["abc"]).await;
+        let ending = cloud.node("abc", "M").shell(line).run().await.ending;
+        let row = cloud.task("abc").await;
         assert_eq!((row.state, row.verdict), (State::Failed, Some(Verdict::AppError)), "{line}: {ending:?}");
     }
 }
@@ -83,8 +83,8 @@ async fn an_output_that_leads_round_or_too_far_is_the_tasks_own_failure() {
 /// Earlier versions put a file's own name into its key, and a name may have any byte.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn odd_names_of_an_earlier_checkpoint_do_not_stop_the_clean_up() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let earlier = earlier_folder(&src("abc"));
     let names: Vec<String> = (1..=31).chain([127, 128, 159]).map(|code| format!("a{}b", char::from(code))).collect();
     let names: Vec<String> =
@@ -92,18 +92,18 @@ async fn odd_names_of_an_earlier_checkpoint_do_not_stop_the_clean_up() {
     let mut files = serde_json::Map::new();
     for name in &names {
         let key = format!("{earlier}1.1/{name}");
-        lab.backend.store.put_bytes(RESULT_BUCKET, &key, b"old\n".to_vec()).await.unwrap();
+        cloud.backend.store.put_bytes(RESULT_BUCKET, &key, b"old\n".to_vec()).await.unwrap();
         files.insert(name.clone(), serde_json::json!({ "key": key, "bytes": 4, "changed_ns": 5 }));
     }
-    let listed = lab.backend.store.list(RESULT_BUCKET, &earlier).await.unwrap();
+    let listed = cloud.backend.store.list(RESULT_BUCKET, &earlier).await.unwrap();
     assert_eq!(listed.len(), names.len());
     assert!(names.iter().all(|name| listed.contains(&format!("{earlier}1.1/{name}"))), "{listed:?}");
 
     let list = format!("{earlier}1.1/_lighthpc_checkpoint.json");
     let text = serde_json::json!({ "files": files }).to_string().into_bytes();
-    lab.backend.store.put_bytes(RESULT_BUCKET, &list, text).await.unwrap();
-    lab.set_attribute("abc", "checkpoint", &format!("s3://{RESULT_BUCKET}/{list}")).await;
+    cloud.backend.store.put_bytes(RESULT_BUCKET, &list, text).await.unwrap();
+    cloud.set_attribute("abc", "checkpoint", &format!("s3://{RESULT_BUCKET}/{list}")).await;
     let line = r#"ls "$LIGHTHPC_CHECKPOINT_DIR" | wc -l > "$LIGHTHPC_OUTPUT"; [ "$LIGHTHPC_RESUMED" = 1 ]"#;
-    lab.node("abc", "M").shell(line).run().await.ending.unwrap();
-    assert_eq!(lab.backend.store.list(RESULT_BUCKET, "checkpoints/").await.unwrap(), Vec::<String>::new());
+    cloud.node("abc", "M").shell(line).run().await.ending.unwrap();
+    assert_eq!(cloud.backend.store.list(RESULT_BUCKET, "checkpoints/").await.unwrap(), Vec::<String>::new());
 }

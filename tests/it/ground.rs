@@ -125,11 +125,11 @@ fn a_local_mission_of_another_user_is_not_run_unless_it_is_trusted() {
 fn nobody_else_reads_an_attempts_folder() {
     let dir = tempfile::tempdir().unwrap();
     let work = dir.path().join("new/work");
-    lighthpc::workload::take(&work, "t").unwrap();
+    lighthpc::workload::lock_work_dir(&work, "t").unwrap();
     let src = lighthpc::domain::ids::SrcId::new("a").unwrap();
     let attempt = lighthpc::domain::ids::Attempt(1);
-    let contract = lighthpc::workload::Contract::prepare(&work, "t", src, None, attempt).unwrap();
-    for path in [work.as_path(), work.parent().unwrap(), contract.folder()] {
+    let env = lighthpc::workload::WorkloadEnv::prepare(&work, "t", src, None, attempt).unwrap();
+    for path in [work.as_path(), work.parent().unwrap(), env.folder()] {
         assert_eq!(path.metadata().unwrap().mode() & 0o7777, 0o700, "{}", path.display());
     }
 }

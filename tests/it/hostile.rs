@@ -7,15 +7,15 @@ use lighthpc::domain::ids::{MissionId, SrcId};
 use lighthpc::domain::mission::Notified;
 use lighthpc::domain::tags;
 use lighthpc::domain::task::State;
-use lighthpc::scheduler::{Boarded, Finding, Intake, Plan, What};
+use lighthpc::scheduler::{Finding, Ingested, SubmitPlan, TaskIngest, What};
 use lighthpc::worker::{Ending, NodeError};
 use local_cloud::Faults;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::lab::{Lab, mission_id, src, text};
 use crate::names::names;
 use crate::scheduler::{board, upload};
+use crate::test_cloud::{TestCloud, mission_id, src, text};
 
 /// Values of other types than a name has in a row.
 fn other_types() -> Vec<AttributeValue> {
@@ -38,8 +38,8 @@ fn other_types() -> Vec<AttributeValue> {
 const ITEMS: &[&str] =
     &["M#tally#0", "N#tally#", "~sweep", "~nodes", "~", "~key:00000000000000000000000000000000", "~x/y"];
 
-async fn sweep(lab: &Lab) -> Vec<Finding> {
-    lab.scheduler(&Faults::new()).sweep(&CancellationToken::new()).await.unwrap()
+async fn sweep(cloud: &TestCloud) -> Vec<Finding> {
+    cloud.scheduler(&Faults::new()).sweep(&CancellationToken::new()).await.unwrap()
 }
 
 fn of(found: &[Finding], what: What) -> Vec<&str> {
@@ -66,10 +66,10 @@ fn an_id_of_a_new_mission_is_harmless_in_all_that_is_made_of_it() {
 /// The mechanism behind the commands: whoever forgets to check an id is refused by the ledger.
 #[tokio::test]
 async fn the_ledger_makes_no_mission_with_an_unfit_id() {
-    let lab = Lab::new().await;
+    let cloud = TestCloud::new().await;
     for id in names().iter().filter_map(|name| MissionId::new(name).ok()) {
         let new = lighthpc::backend::ledger::NewMission::of(id.clone(), 1);
-        assert_eq!(lab.backend.ledger.create_mission(&new).await.is_ok(), id.unfit().is_none(), "{id:?}");
+        assert_eq!(cloud.backend.ledger.create_mission(&new).await.is_ok(), id.unfit().is_none(), "{id:?}");
     }
 }
 
@@ -77,50 +77,51 @@ async fn the_ledger_makes_no_mission_with_an_unfit_id() {
 /// changes an item of the missions table.
 #[tokio::test]
 async fn no_key_of_an_upload_reaches_another_mission_or_an_item_that_is_none() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["M/honest"]).await;
-    lab.mission("N", &["N/other"]).await;
-    lab.node("N/other", "N").run().await.ending.unwrap();
-    sweep(&lab).await;
-    let scheduler = lab.scheduler(&Faults::new());
-    let mut intake = Intake::new(&scheduler);
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["M/honest"]).await;
+    cloud.mission("N", &["N/other"]).await;
+    cloud.node("N/other", "N").run().await.ending.unwrap();
+    sweep(&cloud).await;
+    let scheduler = cloud.scheduler(&Faults::new());
+    let mut ingest = TaskIngest::new(&scheduler);
     for name in names() {
         for key in [name.clone(), format!("{name}/e"), format!("M/{name}")] {
             let Ok(src) = SrcId::new(&key) else { continue };
-            let boarded = intake.board(&upload(&key)).await.unwrap();
-            if matches!(boarded, Boarded::Refused(_)) {
+            let boarded = ingest.ingest(&upload(&key)).await.unwrap();
+            if matches!(boarded, Ingested::Refused(_)) {
                 continue;
             }
-            let mission = lab.backend.ledger.task(&src).await.unwrap().unwrap().mission;
+            let mission = cloud.backend.ledger.task(&src).await.unwrap().unwrap().mission;
             let prefix = key.split_once('/').map(|(prefix, _)| prefix);
             let its = prefix.filter(|prefix| ["M", "N"].contains(prefix)).map(mission_id);
             assert_eq!(mission, its, "{key:?}");
         }
     }
-    let missions: Vec<String> = lab.backend.ledger.missions().await.unwrap().iter().map(|m| m.id.to_string()).collect();
+    let missions: Vec<String> =
+        cloud.backend.ledger.missions().await.unwrap().iter().map(|m| m.id.to_string()).collect();
     assert_eq!(missions, ["M", "N"]);
-    assert_eq!((lab.tally("M").await.seq, lab.tally("N").await.ok), (0, 1));
+    assert_eq!((cloud.tally("M").await.seq, cloud.tally("N").await.ok), (0, 1));
 }
 
 /// The attack: tasks of a "mission" that is the tally item of another. Their end used to overwrite the tally.
 #[tokio::test]
 async fn the_tally_of_a_mission_is_no_mission() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    let scheduler = lab.scheduler(&Faults::new());
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let scheduler = cloud.scheduler(&Faults::new());
     for key in ["M#tally#0/e0", "M#tally#0/e1", "~sweep/e0"] {
-        lab.input(key, b"x").await;
-        let Boarded::Launched(instance) = board(&scheduler, key).await else { panic!("{key}") };
-        assert_eq!(lab.task(key).await.mission, None, "{key}");
-        lab.node_on(instance, Faults::new()).run().await.ending.unwrap();
-        assert_eq!(lab.task(key).await.state, State::Done, "{key}");
+        cloud.input(key, b"x").await;
+        let Ingested::Launched(instance) = board(&scheduler, key).await else { panic!("{key}") };
+        assert_eq!(cloud.task(key).await.mission, None, "{key}");
+        cloud.node_on(instance, Faults::new()).run().await.ending.unwrap();
+        assert_eq!(cloud.task(key).await.state, State::Done, "{key}");
         // Nor by a tag that somebody has set.
-        let life = lab.node("abc", "M#tally#0").run().await;
+        let life = cloud.node("abc", "M#tally#0").run().await;
         assert!(matches!(life.ending, Err(NodeError::BadName(_))), "{life:?}");
     }
-    lab.node("abc", "M").run().await.ending.unwrap();
-    lab.assert_done("abc", "M", "beside tasks of its tally").await;
-    assert!(lab.backend.ledger.missions().await.unwrap().iter().all(|mission| mission.id == mission_id("M")));
+    cloud.node("abc", "M").run().await.ending.unwrap();
+    cloud.assert_done("abc", "M", "beside tasks of its tally").await;
+    assert!(cloud.backend.ledger.missions().await.unwrap().iter().all(|mission| mission.id == mission_id("M")));
 }
 
 /// A hand writes the key of such an item, or another type, into a row, in any state: no claim, no count, no change; the sweep says
@@ -142,38 +143,38 @@ async fn a_row_that_names_an_item_as_its_mission_counts_for_none() {
 }
 
 async fn counts_for_none(value: AttributeValue, state: &'static str) {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc", "odd"]).await;
-    lab.set_mission_number("M", "transNumber", 1).await;
-    lab.set_value("odd", "missionID", value.clone()).await;
-    lab.set_attribute("odd", "state", state).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc", "odd"]).await;
+    cloud.set_mission_number("M", "transNumber", 1).await;
+    cloud.set_value("odd", "missionID", value.clone()).await;
+    cloud.set_attribute("odd", "state", state).await;
     let context = format!("{state} {value:?}");
 
-    let alone = lab.node("odd", "M").run().await;
+    let alone = cloud.node("odd", "M").run().await;
     let is_open = ["pending", "running"].contains(&state);
     assert_eq!(
         matches!(alone.ending, Err(NodeError::OddRow { .. })),
         is_open && !is_number(&value),
         "{context}: {alone:?}"
     );
-    let found = sweep(&lab).await;
+    let found = sweep(&cloud).await;
     if is_open && !is_number(&value) {
         assert_eq!(of(&found, What::Trouble), ["odd"], "{context}: {found:?}");
     }
-    let serves = lab.node_on(lab.cloud.launch(&[("missionID", "M")]), Faults::new()).run().await;
+    let serves = cloud.node_on(cloud.local.launch(&[("missionID", "M")]), Faults::new()).run().await;
     assert!(matches!(serves.ending, Ok(Ending::Served { .. })), "{context}: {serves:?}");
-    let scheduler = lab.scheduler(&Faults::new());
+    let scheduler = cloud.scheduler(&Faults::new());
     let redriven = scheduler.redrive(&mission_id("M"), None, &[src("odd")]).await.unwrap();
     assert_eq!(redriven.put_back, 0, "{context}");
     scheduler.cancel(&mission_id("M"), std::time::Duration::ZERO).await.unwrap();
 
-    let tally = lab.tally("M").await;
-    assert_eq!((tally.ok, tally.failed, lab.mission_row("M").await.notified), (1, 0, Notified::Yes), "{context}");
+    let tally = cloud.tally("M").await;
+    assert_eq!((tally.ok, tally.failed, cloud.mission_row("M").await.notified), (1, 0, Notified::Yes), "{context}");
     if !is_number(&value) {
-        let row = lab.row_of("odd").await;
+        let row = cloud.row_of("odd").await;
         assert_eq!((&row["missionID"], &row["state"]), (&value, &text(state)), "{context}");
     }
-    assert_eq!(lab.backend.ledger.missions().await.unwrap().len(), 1, "{context}");
+    assert_eq!(cloud.backend.ledger.missions().await.unwrap().len(), 1, "{context}");
 }
 
 /// A number is read as its digits, which may be a mission's id.
@@ -184,15 +185,15 @@ fn is_number(value: &AttributeValue) -> bool {
 /// A row of the missions table that was meant as a mission, and can be none, is named by each sweep.
 #[tokio::test]
 async fn a_mission_that_can_be_none_is_reported() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    lab.set_mission_number("~mine", "transNumber", 3).await;
-    lab.set_mission_number("M#tally#0", "transNumber", 3).await;
-    let found = sweep(&lab).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    cloud.set_mission_number("~mine", "transNumber", 3).await;
+    cloud.set_mission_number("M#tally#0", "transNumber", 3).await;
+    let found = sweep(&cloud).await;
     let mut odd = of(&found, What::Trouble);
     odd.sort_unstable();
     assert_eq!(odd, ["M#tally#0", "~mine"], "{found:?}");
-    assert_eq!(lab.backend.ledger.missions().await.unwrap().len(), 1);
+    assert_eq!(cloud.backend.ledger.missions().await.unwrap().len(), 1);
 }
 
 /// Missions that an earlier version made under ids that no new one may have: a node for each task, or nodes of the mission, are
@@ -213,30 +214,30 @@ async fn an_older_mission_with_an_unfit_id_is_worked_at_and_reported() {
 
 async fn is_worked_at(id: String, nodes: u64) {
     let id = id.as_str();
-    let lab = Lab::new().await;
-    lab.set_mission_number(id, "transNumber", 1).await;
-    lab.set_mission_value(id, "rsltList", AttributeValue::L(vec![text("rsltList")])).await;
+    let cloud = TestCloud::new().await;
+    cloud.set_mission_number(id, "transNumber", 1).await;
+    cloud.set_mission_value(id, "rsltList", AttributeValue::L(vec![text("rsltList")])).await;
     if nodes > 0 {
-        lab.set_mission_number(id, "nodes", nodes).await;
+        cloud.set_mission_number(id, "nodes", nodes).await;
     }
-    lab.input("abc", b"abc").await;
-    lab.row("abc", &mission_id(id)).await;
+    cloud.input("abc", b"abc").await;
+    cloud.row("abc", &mission_id(id)).await;
 
-    let found = sweep(&lab).await;
+    let found = sweep(&cloud).await;
 
     assert_eq!(of(&found, What::Trouble), [id], "{found:?}");
-    let [instance] = &lab.cloud.instances()[..] else { panic!("{id:?}: {found:?}") };
+    let [instance] = &cloud.local.instances()[..] else { panic!("{id:?}: {found:?}") };
     let tag = instance.tags.iter().find(|(key, _)| key == "missionID").map(|(_, value)| value.as_str());
     assert!(tag.is_some_and(|tag| tag.chars().count() <= 256 && !tag.contains(char::is_control)), "{tag:?}");
     // A node that is there is seen: no second is launched.
-    assert!(of(&sweep(&lab).await, What::Launched).is_empty(), "{id:?}");
-    lab.node_on(instance.id.clone(), Faults::new()).run().await.ending.unwrap();
-    lab.assert_done("abc", id, id).await;
-    lab.scheduler(&Faults::new()).cancel(&mission_id(id), std::time::Duration::ZERO).await.unwrap();
+    assert!(of(&sweep(&cloud).await, What::Launched).is_empty(), "{id:?}");
+    cloud.node_on(instance.id.clone(), Faults::new()).run().await.ending.unwrap();
+    cloud.assert_done("abc", id, id).await;
+    cloud.scheduler(&Faults::new()).cancel(&mission_id(id), std::time::Duration::ZERO).await.unwrap();
 }
 
-fn plan(uploads: Option<bool>, keys: &[&str]) -> Plan {
-    Plan {
+fn plan(uploads: Option<bool>, keys: &[&str]) -> SubmitPlan {
+    SubmitPlan {
         mission: mission_id("M"),
         name: None,
         bucket: local_cloud::SOURCE_BUCKET.to_owned(),
@@ -251,25 +252,25 @@ fn plan(uploads: Option<bool>, keys: &[&str]) -> Plan {
 /// A stranger's object below the prefix of a submitted mission is neither a row nor a launch, and does not end the mission.
 #[tokio::test]
 async fn an_upload_does_not_count_for_a_mission_that_takes_none() {
-    let lab = Lab::new().await;
-    let scheduler = lab.scheduler(&Faults::new());
-    lab.input("M/honest", b"tsenoh/M").await;
+    let cloud = TestCloud::new().await;
+    let scheduler = cloud.scheduler(&Faults::new());
+    cloud.input("M/honest", b"tsenoh/M").await;
     let plan = plan(None, &["M/honest"]);
     let prepared = scheduler.prepare(&plan).await.unwrap();
     scheduler.make_rows(&plan, &prepared, |_| {}).await.unwrap();
 
     for key in ["M/evil", "M/", "M//", "M/honest/..", "M/\u{1b}[2J"] {
         let boarded = board(&scheduler, key).await;
-        assert!(matches!(boarded, Boarded::Refused(_)), "{key}: {boarded:?}");
-        assert_eq!(lab.backend.ledger.task(&src(key)).await.unwrap(), None, "{key}");
+        assert!(matches!(boarded, Ingested::Refused(_)), "{key}: {boarded:?}");
+        assert_eq!(cloud.backend.ledger.task(&src(key)).await.unwrap(), None, "{key}");
     }
-    assert_eq!(board(&scheduler, "M/honest").await, Boarded::Duplicate);
-    assert!(lab.cloud.instances().is_empty());
-    assert_eq!(lab.mission_row("M").await.notified, Notified::No);
+    assert_eq!(board(&scheduler, "M/honest").await, Ingested::Duplicate);
+    assert!(cloud.local.instances().is_empty());
+    assert_eq!(cloud.mission_row("M").await.notified, Notified::No);
 
-    lab.node("M/honest", "M").run().await.ending.unwrap();
-    let row = lab.mission_row("M").await;
-    assert_eq!((row.trans_number, lab.tally("M").await.ok, row.notified), (Some(1), 1, Notified::Yes));
+    cloud.node("M/honest", "M").run().await.ending.unwrap();
+    let row = cloud.mission_row("M").await;
+    assert_eq!((row.trans_number, cloud.tally("M").await.ok, row.notified), (Some(1), 1, Notified::Yes));
 }
 
 /// What stands in `uploads`, and what a submission makes of it.
@@ -290,12 +291,12 @@ async fn a_mission_takes_uploads_as_its_row_says() {
     ];
     for (value, is_open) in values {
         for uploads in [None, Some(true), Some(false)] {
-            let lab = Lab::new().await;
-            lab.mission("M", &["M/a"]).await;
+            let cloud = TestCloud::new().await;
+            cloud.mission("M", &["M/a"]).await;
             if let Some(value) = &value {
-                lab.set_mission_value("M", "uploads", value.clone()).await;
+                cloud.set_mission_value("M", "uploads", value.clone()).await;
             }
-            let scheduler = lab.scheduler(&Faults::new());
+            let scheduler = cloud.scheduler(&Faults::new());
             let submitted = plan(uploads, &["M/a", "M/b"]);
             let prepared = scheduler.prepare(&submitted).await.unwrap();
             scheduler.make_rows(&submitted, &prepared, |_| {}).await.unwrap();
@@ -303,14 +304,14 @@ async fn a_mission_takes_uploads_as_its_row_says() {
             let boarded = board(&scheduler, "M/evil").await;
 
             let is_open = uploads.unwrap_or(is_open);
-            assert_eq!(!matches!(boarded, Boarded::Refused(_)), is_open, "{value:?} {uploads:?}: {boarded:?}");
-            assert_eq!(lab.mission_row("M").await.accepts_uploads, is_open);
+            assert_eq!(!matches!(boarded, Ingested::Refused(_)), is_open, "{value:?} {uploads:?}: {boarded:?}");
+            assert_eq!(cloud.mission_row("M").await.accepts_uploads, is_open);
         }
     }
     // One that is made by a submission takes none, unless it is told to.
     for uploads in [None, Some(true), Some(false)] {
-        let lab = Lab::new().await;
-        let made = lab.scheduler(&Faults::new()).prepare(&plan(uploads, &["M/a"])).await.unwrap();
+        let cloud = TestCloud::new().await;
+        let made = cloud.scheduler(&Faults::new()).prepare(&plan(uploads, &["M/a"])).await.unwrap();
         assert_eq!(made.mission.accepts_uploads, uploads == Some(true));
     }
 }
@@ -318,14 +319,14 @@ async fn a_mission_takes_uploads_as_its_row_says() {
 /// Nor by way of the default mission.
 #[tokio::test]
 async fn an_upload_without_a_mission_does_not_count_for_a_default_mission_that_takes_none() {
-    let lab = Lab::new().await;
-    lab.scheduler(&Faults::new()).prepare(&plan(None, &["M/a"])).await.unwrap();
-    let mut settings = Lab::scheduler_settings();
+    let cloud = TestCloud::new().await;
+    cloud.scheduler(&Faults::new()).prepare(&plan(None, &["M/a"])).await.unwrap();
+    let mut settings = TestCloud::scheduler_settings();
     settings.default_mission = Some(mission_id("M"));
-    let scheduler = lab.scheduler_with(&Faults::new(), settings);
-    assert!(matches!(board(&scheduler, "evil").await, Boarded::Refused(_)));
-    lab.backend.ledger.set_uploads(&mission_id("M"), true).await.unwrap();
-    assert!(matches!(board(&scheduler, "good").await, Boarded::Launched(_)));
+    let scheduler = cloud.scheduler_with(&Faults::new(), settings);
+    assert!(matches!(board(&scheduler, "evil").await, Ingested::Refused(_)));
+    cloud.backend.ledger.set_uploads(&mission_id("M"), true).await.unwrap();
+    assert!(matches!(board(&scheduler, "good").await, Ingested::Launched(_)));
 }
 
 /// A program run in `dir`, without any setting of this machine.

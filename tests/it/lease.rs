@@ -9,13 +9,13 @@ use local_cloud::Service::{Dynamodb, Ec2};
 use local_cloud::{Fault, Faults, When};
 use tokio::task::JoinSet;
 
-use crate::lab::Lab;
+use crate::test_cloud::TestCloud;
 
 const SECOND: Duration = Duration::from_secs(1);
 
 /// A workload that says that it runs, waits to be told, and answers.
-fn waiting(lab: &Lab) -> (String, std::path::PathBuf, std::path::PathBuf) {
-    let (began, go) = (lab.dir.path().join("began"), lab.dir.path().join("go"));
+fn waiting(cloud: &TestCloud) -> (String, std::path::PathBuf, std::path::PathBuf) {
+    let (began, go) = (cloud.dir.path().join("began"), cloud.dir.path().join("go"));
     let line = format!(
         r#"echo $$ >> '{}'; while [ ! -e '{}' ]; do sleep 0.05; done; rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#,
         began.display(),
@@ -25,7 +25,7 @@ fn waiting(lab: &Lab) -> (String, std::path::PathBuf, std::path::PathBuf) {
 }
 
 async fn until(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + crate::lab::PATIENCE;
+    let deadline = Instant::now() + crate::test_cloud::PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "{what} never happened");
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -34,91 +34,91 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_duplicate_leaves_when_the_holder_beats() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    let (line, began, go) = waiting(&lab);
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let (line, began, go) = waiting(&cloud);
     let mut holder = JoinSet::new();
-    holder.spawn(lab.node("abc", "M").shell(&line).lease(6 * SECOND, SECOND / 4).run());
+    holder.spawn(cloud.node("abc", "M").shell(&line).lease(6 * SECOND, SECOND / 4).run());
     until("the workload's start", || began.exists()).await;
 
-    let duplicate = lab.node("abc", "M").lease(6 * SECOND, SECOND / 4);
+    let duplicate = cloud.node("abc", "M").lease(6 * SECOND, SECOND / 4);
     let instance = duplicate.instance.clone();
     let life = duplicate.run().await;
 
     assert!(matches!(life.ending, Ok(Ending::HeldByOther(_))), "{life:?}");
-    assert!(lab.has_ended(&instance));
+    assert!(cloud.has_ended(&instance));
     std::fs::write(go, "").unwrap();
     holder.join_all().await.pop().unwrap().ending.unwrap();
-    lab.assert_done("abc", "M", "by the holder").await;
-    assert_eq!(lab.task("abc").await.attempt.0, 1);
+    cloud.assert_done("abc", "M", "by the holder").await;
+    assert_eq!(cloud.task("abc").await.attempt.0, 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_silent_holder_is_replaced_after_a_whole_lease_and_stops_itself_before() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    let (line, began, _go) = waiting(&lab);
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let (line, began, _go) = waiting(&cloud);
     // The holder's heartbeats are lost; EC2 says that it runs.
     let faults = Faults::new();
     faults.add(Dynamodb, "UpdateItem", When::After(1), Fault::FailBefore);
     let mut holder = JoinSet::new();
-    holder.spawn(lab.node_with("abc", "M", faults).shell(&line).lease(3 * SECOND, SECOND / 2).run());
+    holder.spawn(cloud.node_with("abc", "M", faults).shell(&line).lease(3 * SECOND, SECOND / 2).run());
     until("the workload's start", || began.exists()).await;
     let pid: u32 = std::fs::read_to_string(&began).unwrap().trim().parse().unwrap();
 
     let started = Instant::now();
-    lab.node("abc", "M").lease(3 * SECOND, SECOND / 2).run().await.ending.unwrap();
+    cloud.node("abc", "M").lease(3 * SECOND, SECOND / 2).run().await.ending.unwrap();
 
     assert!(started.elapsed() >= 3 * SECOND, "taken over after {:?}", started.elapsed());
     let life = holder.join_all().await.pop().unwrap();
     assert!(matches!(life.ending, Err(NodeError::LeaseLost { .. })), "{life:?}");
     assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "the old workload still runs");
-    lab.assert_done("abc", "M", "by the second").await;
-    assert_eq!(lab.task("abc").await.attempt.0, 2);
-    assert_eq!(lab.task("abc").await.history[0].verdict, Verdict::Lost);
+    cloud.assert_done("abc", "M", "by the second").await;
+    assert_eq!(cloud.task("abc").await.attempt.0, 2);
+    assert_eq!(cloud.task("abc").await.history[0].verdict, Verdict::Lost);
 }
 
 #[tokio::test]
 async fn a_holder_whose_instance_is_gone_is_replaced_at_once() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let faults = Faults::new();
     let gate = faults.hold_before(Dynamodb, "TransactWriteItems", When::Nth(1));
-    let first = lab.node_with("abc", "M", faults);
+    let first = cloud.node_with("abc", "M", faults);
     let instance = first.instance.clone();
     first.die_at(&gate).await;
-    lab.cloud.stop_instance(&instance);
+    cloud.local.stop_instance(&instance);
 
     let started = Instant::now();
-    lab.node("abc", "M").run().await.ending.unwrap();
+    cloud.node("abc", "M").run().await.ending.unwrap();
 
     assert!(started.elapsed() < 30 * SECOND, "a lease of 90 s was waited for");
-    lab.assert_done("abc", "M", "by the second").await;
+    cloud.assert_done("abc", "M", "by the second").await;
 }
 
 #[tokio::test]
 async fn the_same_instance_takes_its_task_up_again_after_a_restart() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let faults = Faults::new();
     let gate = faults.hold_before(Dynamodb, "TransactWriteItems", When::Nth(1));
-    let first = lab.node_with("abc", "M", faults);
+    let first = cloud.node_with("abc", "M", faults);
     let instance = first.instance.clone();
     first.die_at(&gate).await;
 
     let faults = Faults::new();
-    lab.node_on(instance, faults.clone()).run().await.ending.unwrap();
+    cloud.node_on(instance, faults.clone()).run().await.ending.unwrap();
 
-    lab.assert_done("abc", "M", "by the same instance").await;
+    cloud.assert_done("abc", "M", "by the same instance").await;
     assert_eq!(faults.count(Ec2, "DescribeInstances"), 0, "it asked whether it is gone itself");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drained_node_hands_its_task_back() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    let (line, began, go) = waiting(&lab);
-    let node = lab.node("abc", "M").shell(&line);
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let (line, began, go) = waiting(&cloud);
+    let node = cloud.node("abc", "M").shell(&line);
     let (stopping, instance) = (node.stopping.clone(), node.instance.clone());
     let mut running = JoinSet::new();
     running.spawn(node.run());
@@ -128,38 +128,38 @@ async fn a_drained_node_hands_its_task_back() {
     let life = running.join_all().await.pop().unwrap();
 
     assert!(matches!(life.ending, Ok(Ending::Drained)), "{life:?}");
-    assert!(lab.has_ended(&instance));
-    let row = lab.task("abc").await;
+    assert!(cloud.has_ended(&instance));
+    let row = cloud.task("abc").await;
     assert_eq!((row.state, row.verdict, row.interruptions), (State::Pending, Some(Verdict::Cancelled), 1));
     std::fs::write(go, "").unwrap();
-    lab.node("abc", "M").shell(&line).run().await.ending.unwrap();
-    lab.assert_done("abc", "M", "by the next").await;
+    cloud.node("abc", "M").shell(&line).run().await.ending.unwrap();
+    cloud.assert_done("abc", "M", "by the next").await;
 }
 
 /// A task that takes its machine down each time: after the allowed interruptions it is failed, counted, and announced.
 #[tokio::test]
 async fn a_task_that_ends_its_machines_is_failed_in_the_end() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let doomed = || {
         let faults = Faults::new();
         let gate = faults.hold_before(local_cloud::Service::S3, "PutObject", When::Nth(1));
-        let mut node = lab.node_with("abc", "M", faults);
+        let mut node = cloud.node_with("abc", "M", faults);
         node.settings.limits.max_interruptions = 2;
         (node, gate)
     };
     for (node, gate) in [doomed(), doomed(), doomed()] {
         let instance = node.instance.clone();
         node.die_at(&gate).await;
-        lab.cloud.stop_instance(&instance);
+        cloud.local.stop_instance(&instance);
     }
 
     let (last, _) = doomed();
     let life = last.run().await;
 
     assert!(matches!(life.ending, Err(NodeError::Exhausted { interruptions: 3, .. })), "{life:?}");
-    let row = lab.task("abc").await;
+    let row = cloud.task("abc").await;
     assert_eq!((row.state, row.verdict, row.attempt.0), (State::Failed, Some(Verdict::Lost), 4));
-    assert_eq!(lab.tally("M").await.failed, 1);
-    assert_eq!(lab.cloud.published().len(), 1);
+    assert_eq!(cloud.tally("M").await.failed, 1);
+    assert_eq!(cloud.local.published().len(), 1);
 }

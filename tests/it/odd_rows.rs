@@ -15,14 +15,14 @@ use proptest::test_runner::{Config, TestRunner};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::lab::{Lab, mission_id, text};
+use crate::test_cloud::{TestCloud, mission_id, text};
 
 fn number(value: &str) -> AttributeValue {
     AttributeValue::N(value.to_owned())
 }
 
-async fn sweep(lab: &Lab) -> Vec<Finding> {
-    lab.scheduler(&Faults::new()).sweep(&CancellationToken::new()).await.unwrap()
+async fn sweep(cloud: &TestCloud) -> Vec<Finding> {
+    cloud.scheduler(&Faults::new()).sweep(&CancellationToken::new()).await.unwrap()
 }
 
 fn of(found: &[Finding], what: What) -> Vec<&str> {
@@ -35,20 +35,20 @@ async fn a_leftover_of_the_index_stops_neither_a_node_nor_a_sweep() {
     for (state, open_as) in
         [("done", "pending#2026"), ("failed", "pending#2026"), ("failed", "running#2026"), ("done", "running#2026")]
     {
-        let lab = Lab::new().await;
-        lab.mission("M", &["abc", "old"]).await;
-        lab.set_attribute("old", "state", state).await;
-        lab.set_attribute("old", "openAs", open_as).await;
+        let cloud = TestCloud::new().await;
+        cloud.mission("M", &["abc", "old"]).await;
+        cloud.set_attribute("old", "state", state).await;
+        cloud.set_attribute("old", "openAs", open_as).await;
         let faults = Faults::new();
-        let node = lab.node_on(lab.cloud.launch(&[("missionID", "M")]), faults.clone());
+        let node = cloud.node_on(cloud.local.launch(&[("missionID", "M")]), faults.clone());
 
         let life = node.run().await;
 
         assert!(matches!(life.ending, Ok(Ending::Served { done: 1, .. })), "{state} {open_as}: {life:?}");
         let calls = faults.count(Dynamodb, "*");
         assert!(calls < 40, "{state} {open_as}: {calls} calls");
-        sweep(&lab).await;
-        let row = lab.row_of("old").await;
+        sweep(&cloud).await;
+        let row = cloud.row_of("old").await;
         assert!(
             !row.contains_key("openIn") && !row.contains_key("openAs"),
             "{state} {open_as}: it is still in the index"
@@ -60,13 +60,13 @@ async fn a_leftover_of_the_index_stops_neither_a_node_nor_a_sweep() {
 /// What runs is in the index as waiting, and the other way round: the sweep corrects it.
 #[tokio::test]
 async fn an_open_row_in_a_wrong_place_of_the_index_is_moved() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    lab.set_attribute("abc", "openAs", "running#2026-01-01T00:00:00Z").await;
-    assert_eq!(of(&sweep(&lab).await, What::Reindexed), ["abc"]);
-    assert!(lab.attribute("abc", "openAs").await.starts_with("pending#"));
-    lab.node("abc", "M").run().await.ending.unwrap();
-    lab.assert_done("abc", "M", "after the index was corrected").await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    cloud.set_attribute("abc", "openAs", "running#2026-01-01T00:00:00Z").await;
+    assert_eq!(of(&sweep(&cloud).await, What::Reindexed), ["abc"]);
+    assert!(cloud.attribute("abc", "openAs").await.starts_with("pending#"));
+    cloud.node("abc", "M").run().await.ending.unwrap();
+    cloud.assert_done("abc", "M", "after the index was corrected").await;
 }
 
 /// `running` without `beat`, or with one that is no number: it is taken over, put back, and a holder can renew it.
@@ -82,24 +82,24 @@ async fn a_running_row_with_an_odd_beat_is_taken_over_and_put_back() {
     ];
     for beat in odd {
         for by_sweep in [false, true] {
-            let lab = Lab::new().await;
-            lab.mission("M", &["abc"]).await;
+            let cloud = TestCloud::new().await;
+            cloud.mission("M", &["abc"]).await;
             let faults = Faults::new();
             let gate = faults.hold_before(Dynamodb, "TransactWriteItems", When::Nth(1));
-            let silent = lab.ours("abc", "M").instance;
-            lab.node_on(silent, faults).die_at(&gate).await;
+            let silent = cloud.ours("abc", "M").instance;
+            cloud.node_on(silent, faults).die_at(&gate).await;
             match &beat {
-                Some(value) => lab.set_value("abc", "beat", value.clone()).await,
-                None => lab.remove_attribute("abc", "beat").await,
+                Some(value) => cloud.set_value("abc", "beat", value.clone()).await,
+                None => cloud.remove_attribute("abc", "beat").await,
             }
             if by_sweep {
-                assert_eq!(of(&sweep(&lab).await, What::PutBack), ["abc"], "{beat:?}");
-                assert_eq!(lab.task("abc").await.state, State::Pending);
+                assert_eq!(of(&sweep(&cloud).await, What::PutBack), ["abc"], "{beat:?}");
+                assert_eq!(cloud.task("abc").await.state, State::Pending);
             }
             let second = Duration::from_secs(1);
-            lab.node("abc", "M").lease(3 * second / 2, second / 4).run().await.ending.unwrap();
-            lab.assert_done("abc", "M", &format!("{beat:?}")).await;
-            assert_eq!((lab.task("abc").await.attempt.0, lab.task("abc").await.interruptions), (2, 1), "{beat:?}");
+            cloud.node("abc", "M").lease(3 * second / 2, second / 4).run().await.ending.unwrap();
+            cloud.assert_done("abc", "M", &format!("{beat:?}")).await;
+            assert_eq!((cloud.task("abc").await.attempt.0, cloud.task("abc").await.interruptions), (2, 1), "{beat:?}");
         }
     }
 }
@@ -107,9 +107,9 @@ async fn a_running_row_with_an_odd_beat_is_taken_over_and_put_back() {
 /// Somebody writes into `beat` while the workload runs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_holder_goes_on_when_its_beat_is_overwritten() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    let (began, go) = (lab.dir.path().join("began"), lab.dir.path().join("go"));
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let (began, go) = (cloud.dir.path().join("began"), cloud.dir.path().join("go"));
     let line = format!(
         r#"echo x > '{}'; while [ ! -e '{}' ]; do sleep 0.05; done; rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#,
         began.display(),
@@ -117,20 +117,20 @@ async fn a_holder_goes_on_when_its_beat_is_overwritten() {
     );
     let second = Duration::from_secs(1);
     let mut running = JoinSet::new();
-    running.spawn(lab.node("abc", "M").shell(&line).lease(6 * second, second / 5).run());
-    let deadline = std::time::Instant::now() + crate::lab::PATIENCE;
+    running.spawn(cloud.node("abc", "M").shell(&line).lease(6 * second, second / 5).run());
+    let deadline = std::time::Instant::now() + crate::test_cloud::PATIENCE;
     while !began.exists() {
         assert!(std::time::Instant::now() < deadline);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    lab.set_value("abc", "beat", text("forty")).await;
-    while lab.task("abc").await.beat < 2 {
+    cloud.set_value("abc", "beat", text("forty")).await;
+    while cloud.task("abc").await.beat < 2 {
         assert!(std::time::Instant::now() < deadline, "it renews no more");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     std::fs::write(go, "").unwrap();
     running.join_next().await.unwrap().unwrap().ending.unwrap();
-    lab.assert_done("abc", "M", "with an overwritten beat").await;
+    cloud.assert_done("abc", "M", "with an overwritten beat").await;
 }
 
 /// `attempt` and `state` in other forms are understood, and the fence holds from then on.
@@ -149,17 +149,17 @@ async fn a_row_in_other_forms_is_claimed_as_it_is() {
         ("history", text("none"), 1),
         ("launchTries", text("1"), 1),
     ] {
-        let lab = Lab::new().await;
-        lab.mission("M", &["abc"]).await;
-        lab.set_value("abc", name, value.clone()).await;
-        let scheduler = lab.scheduler(&Faults::new());
+        let cloud = TestCloud::new().await;
+        cloud.mission("M", &["abc"]).await;
+        cloud.set_value("abc", name, value.clone()).await;
+        let scheduler = cloud.scheduler(&Faults::new());
         scheduler.sweep(&CancellationToken::new()).await.unwrap();
-        assert_eq!(lab.cloud.instances().len(), 1, "{name} {value:?}: a node is launched");
+        assert_eq!(cloud.local.instances().len(), 1, "{name} {value:?}: a node is launched");
 
-        lab.node_on(lab.cloud.instances()[0].id.clone(), Faults::new()).run().await.ending.unwrap();
+        cloud.node_on(cloud.local.instances()[0].id.clone(), Faults::new()).run().await.ending.unwrap();
 
-        lab.assert_done("abc", "M", &format!("{name} {value:?}")).await;
-        assert_eq!(lab.task("abc").await.attempt.0, attempt, "{name} {value:?}");
+        cloud.assert_done("abc", "M", &format!("{name} {value:?}")).await;
+        assert_eq!(cloud.task("abc").await.attempt.0, attempt, "{name} {value:?}");
     }
 }
 
@@ -174,50 +174,50 @@ async fn a_row_that_cannot_be_understood_is_reported_and_left_alone() {
         ("attempt", number("1e38")),
         ("attempt", AttributeValue::L(vec![text("1")])),
     ] {
-        let lab = Lab::new().await;
-        lab.mission("M", &["abc", "odd"]).await;
-        lab.set_value("odd", name, value.clone()).await;
-        let before = lab.row_of("odd").await;
+        let cloud = TestCloud::new().await;
+        cloud.mission("M", &["abc", "odd"]).await;
+        cloud.set_value("odd", name, value.clone()).await;
+        let before = cloud.row_of("odd").await;
         let faults = Faults::new();
-        let node = lab.node_on(lab.cloud.launch(&[("missionID", "M"), ("lighthpc", "tblTrans2")]), faults.clone());
+        let node = cloud.node_on(cloud.local.launch(&[("missionID", "M"), ("lighthpc", "tblTrans2")]), faults.clone());
 
         let life = node.run().await;
 
         assert!(matches!(life.ending, Ok(Ending::Served { done: 1, .. })), "{name} {value:?}: {life:?}");
         assert!(faults.count(Dynamodb, "*") < 60, "{name} {value:?}: {} calls", faults.count(Dynamodb, "*"));
-        let life = lab.node("odd", "M").run().await;
+        let life = cloud.node("odd", "M").run().await;
         assert!(matches!(life.ending, Err(NodeError::OddRow { .. })), "{name} {value:?}: {life:?}");
         for _ in 0..2 {
-            let found = sweep(&lab).await;
+            let found = sweep(&cloud).await;
             assert_eq!(of(&found, What::Trouble), ["odd"], "{name} {value:?}: {found:?}");
             assert!(of(&found, What::Launched).is_empty(), "{name} {value:?}: {found:?}");
         }
-        assert_eq!(lab.row_of("odd").await, before, "{name} {value:?}");
+        assert_eq!(cloud.row_of("odd").await, before, "{name} {value:?}");
     }
 }
 
 /// A mission with nodes of its own has nothing but odd rows: no node is launched for them again and again.
 #[tokio::test]
 async fn no_node_is_launched_for_rows_that_nobody_can_claim() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["odd", "old"]).await;
-    lab.set_mission_number("M", "nodes", 2).await;
-    lab.set_attribute("odd", "state", "paused").await;
-    lab.set_attribute("old", "state", "done").await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["odd", "old"]).await;
+    cloud.set_mission_number("M", "nodes", 2).await;
+    cloud.set_attribute("odd", "state", "paused").await;
+    cloud.set_attribute("old", "state", "done").await;
     for _ in 0..2 {
-        let found = sweep(&lab).await;
+        let found = sweep(&cloud).await;
         assert_eq!(of(&found, What::Trouble), ["odd"], "{found:?}");
     }
-    assert!(lab.cloud.instances().is_empty());
+    assert!(cloud.local.instances().is_empty());
 }
 
 /// The drain is heard however the rows look.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_finds_only_odd_rows_hears_the_drain() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["odd"]).await;
-    lab.set_attribute("odd", "state", "paused").await;
-    let node = lab.node_on(lab.cloud.launch(&[("missionID", "M")]), Faults::new());
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["odd"]).await;
+    cloud.set_attribute("odd", "state", "paused").await;
+    let node = cloud.node_on(cloud.local.launch(&[("missionID", "M")]), Faults::new());
     node.stopping.drain.cancel();
     let started = std::time::Instant::now();
     node.run().await.ending.unwrap();
@@ -245,33 +245,33 @@ async fn a_mission_row_in_other_forms_is_announced() {
         ("manifestProgress", text("half")),
         ("closed", number("7")),
     ] {
-        let lab = Lab::new().await;
-        lab.mission("M", &["abc"]).await;
-        lab.set_mission_value("M", name, value.clone()).await;
+        let cloud = TestCloud::new().await;
+        cloud.mission("M", &["abc"]).await;
+        cloud.set_mission_value("M", name, value.clone()).await;
 
-        lab.node("abc", "M").run().await.ending.unwrap();
-        sweep(&lab).await;
+        cloud.node("abc", "M").run().await.ending.unwrap();
+        sweep(&cloud).await;
 
-        let row = lab.mission_row("M").await;
-        assert_eq!((&row.notified, lab.cloud.published().len()), (&Notified::Yes, 1), "{name} {value:?}");
+        let row = cloud.mission_row("M").await;
+        assert_eq!((&row.notified, cloud.local.published().len()), (&Notified::Yes, 1), "{name} {value:?}");
         // And is opened, and announced, again.
-        let failed = lab.task("abc").await;
+        let failed = cloud.task("abc").await;
         assert_eq!(failed.state, State::Done);
-        assert!(lab.backend.ledger.resize_mission(&row, 2).await.unwrap(), "{name} {value:?}");
-        lab.input("def", b"def").await;
-        lab.row("def", &mission_id("M")).await;
-        lab.node("def", "M").run().await.ending.unwrap();
-        assert_eq!(lab.cloud.published().len(), 2, "{name} {value:?}");
+        assert!(cloud.backend.ledger.resize_mission(&row, 2).await.unwrap(), "{name} {value:?}");
+        cloud.input("def", b"def").await;
+        cloud.row("def", &mission_id("M")).await;
+        cloud.node("def", "M").run().await.ending.unwrap();
+        assert_eq!(cloud.local.published().len(), 2, "{name} {value:?}");
     }
 }
 
 #[tokio::test]
 async fn a_number_that_cannot_be_read_is_reported() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    lab.set_mission_value("M", "transNumber", text("a lot")).await;
-    lab.node("abc", "M").run().await.ending.unwrap();
-    let found = sweep(&lab).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    cloud.set_mission_value("M", "transNumber", text("a lot")).await;
+    cloud.node("abc", "M").run().await.ending.unwrap();
+    let found = sweep(&cloud).await;
     assert_eq!(of(&found, What::Trouble), ["M"], "{found:?}");
     assert!(found[0].reason.contains("transNumber"), "{found:?}");
 }
@@ -279,15 +279,15 @@ async fn a_number_that_cannot_be_read_is_reported() {
 /// A tally item holds text: the commit makes a number of it, and counts.
 #[tokio::test]
 async fn a_tally_item_that_holds_text_is_repaired_by_the_commit() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc", "bad"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc", "bad"]).await;
     for (name, value) in [("transOK", "0"), ("transFailed", "none"), ("timeCost", "3.0"), ("tallySeq", "")] {
-        lab.set_mission_value("M#tally#0", name, text(value)).await;
+        cloud.set_mission_value("M#tally#0", name, text(value)).await;
     }
-    lab.node("abc", "M").run().await.ending.unwrap();
-    lab.node("bad", "M").shell("exit 3").run().await.ending.unwrap_err();
-    let tally = lab.tally("M").await;
-    assert_eq!((tally.ok, tally.failed, tally.seq, lab.cloud.published().len()), (1, 1, 2, 1));
+    cloud.node("abc", "M").run().await.ending.unwrap();
+    cloud.node("bad", "M").shell("exit 3").run().await.ending.unwrap_err();
+    let tally = cloud.tally("M").await;
+    assert_eq!((tally.ok, tally.failed, tally.seq, cloud.local.published().len()), (1, 1, 2, 1));
 }
 
 const NAMES: &[&str] = &[
@@ -327,17 +327,17 @@ const NAMES: &[&str] = &[
 async fn a_row_without_room_for_its_history_is_ended() {
     let mut without_history = 0;
     for room in (460..1500).step_by(20) {
-        let lab = Lab::new().await;
-        lab.mission("M", &["abc"]).await;
+        let cloud = TestCloud::new().await;
+        cloud.mission("M", &["abc"]).await;
         let padding = "x".repeat(409_600 - room);
-        lab.set_attribute("abc", "remark", &padding).await;
+        cloud.set_attribute("abc", "remark", &padding).await;
 
-        let ending = lab.node("abc", "M").run().await.ending;
+        let ending = cloud.node("abc", "M").run().await.ending;
 
-        let row = lab.row_of("abc").await;
+        let row = cloud.row_of("abc").await;
         assert_eq!(row["remark"], text(&padding), "{room}");
         ending.unwrap();
-        lab.assert_done("abc", "M", &format!("a row with room for {room} bytes")).await;
+        cloud.assert_done("abc", "M", &format!("a row with room for {room} bytes")).await;
         without_history += u32::from(!row.contains_key("history"));
     }
     assert!(without_history > 0, "no row was too full for its history");
@@ -346,21 +346,21 @@ async fn a_row_without_room_for_its_history_is_ended() {
 /// DynamoDB allows a key of 2,048 bytes, S3 one of 1,024. Such a row of another program's ends pages of the table.
 #[tokio::test]
 async fn a_key_that_is_longer_than_s3_allows_stops_no_announcement() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     for number in 0..8 {
         let key = format!("{number}{}", "k".repeat(1_200));
-        lab.set_value(&key, "remark", text(&"x".repeat(300_000))).await;
+        cloud.set_value(&key, "remark", text(&"x".repeat(300_000))).await;
     }
     let indexed = format!("9{}", "k".repeat(1_200));
     for (name, value) in [("openIn", "M#0"), ("openAs", "pending#2026"), ("missionID", "M")] {
-        lab.set_value(&indexed, name, text(value)).await;
+        cloud.set_value(&indexed, name, text(value)).await;
     }
 
-    lab.node("abc", "M").run().await.ending.unwrap();
+    cloud.node("abc", "M").run().await.ending.unwrap();
 
-    assert_eq!((lab.mission_row("M").await.notified, lab.cloud.published().len()), (Notified::Yes, 1));
-    assert_eq!(of(&sweep(&lab).await, What::Trouble), [indexed.as_str()], "its mission waits for it in vain");
+    assert_eq!((cloud.mission_row("M").await.notified, cloud.local.published().len()), (Notified::Yes, 1));
+    assert_eq!(of(&sweep(&cloud).await, What::Trouble), [indexed.as_str()], "its mission waits for it in vain");
 }
 
 /// `openAs` of another form: no page of the index shows the row, and a sweep, or a cancellation, puts it where it belongs.
@@ -370,18 +370,18 @@ async fn an_open_row_that_no_page_of_the_index_shows_is_found() {
         ["pending", "Pending#2026", "running", "running$", "done#2026", "failed#2026", "#", "xx", "pending\"", "q"]
     {
         for is_cancelled in [false, true] {
-            let lab = Lab::new().await;
-            lab.mission("M", &["abc"]).await;
-            lab.set_attribute("abc", "openAs", open_as).await;
+            let cloud = TestCloud::new().await;
+            cloud.mission("M", &["abc"]).await;
+            cloud.set_attribute("abc", "openAs", open_as).await;
             if is_cancelled {
                 let patience = Duration::from_millis(200);
-                let cancelled = lab.scheduler(&Faults::new()).cancel(&mission_id("M"), patience).await.unwrap();
-                assert_eq!((cancelled.ended, lab.task("abc").await.state), (1, State::Failed), "{open_as}");
+                let cancelled = cloud.scheduler(&Faults::new()).cancel(&mission_id("M"), patience).await.unwrap();
+                assert_eq!((cancelled.ended, cloud.task("abc").await.state), (1, State::Failed), "{open_as}");
             } else {
-                assert_eq!(of(&sweep(&lab).await, What::Reindexed), ["abc"], "{open_as}");
-                let node = lab.node_on(lab.cloud.launch(&[("missionID", "M")]), Faults::new());
+                assert_eq!(of(&sweep(&cloud).await, What::Reindexed), ["abc"], "{open_as}");
+                let node = cloud.node_on(cloud.local.launch(&[("missionID", "M")]), Faults::new());
                 node.run().await.ending.unwrap();
-                lab.assert_done("abc", "M", open_as).await;
+                cloud.assert_done("abc", "M", open_as).await;
             }
         }
     }
@@ -393,20 +393,20 @@ async fn a_task_whose_mission_cannot_be_read_is_reported_and_not_run() {
     for value in [text(""), number("1"), AttributeValue::M(std::collections::HashMap::new()), text(&"m".repeat(1_901))]
     {
         let is_readable = value == number("1");
-        let lab = Lab::new().await;
-        lab.mission("M", &["abc", "odd"]).await;
-        lab.set_value("odd", "missionID", value.clone()).await;
+        let cloud = TestCloud::new().await;
+        cloud.mission("M", &["abc", "odd"]).await;
+        cloud.set_value("odd", "missionID", value.clone()).await;
 
-        let node = lab.node_on(lab.cloud.launch(&[("missionID", "M")]), Faults::new());
+        let node = cloud.node_on(cloud.local.launch(&[("missionID", "M")]), Faults::new());
         let life = node.run().await;
 
         assert!(matches!(life.ending, Ok(Ending::Served { .. })), "{value:?}: {life:?}");
         if !is_readable {
-            assert_eq!(of(&sweep(&lab).await, What::Trouble), ["odd"], "{value:?}");
-            assert_eq!(lab.task("odd").await.state, State::Pending, "{value:?}");
-            lab.set_attribute("odd", "missionID", "M").await;
-            lab.node("odd", "M").run().await.ending.unwrap();
-            assert_eq!((lab.task("odd").await.state, lab.tally("M").await.ok), (State::Done, 2), "{value:?}");
+            assert_eq!(of(&sweep(&cloud).await, What::Trouble), ["odd"], "{value:?}");
+            assert_eq!(cloud.task("odd").await.state, State::Pending, "{value:?}");
+            cloud.set_attribute("odd", "missionID", "M").await;
+            cloud.node("odd", "M").run().await.ending.unwrap();
+            assert_eq!((cloud.task("odd").await.state, cloud.tally("M").await.ok), (State::Done, 2), "{value:?}");
         }
     }
 }
@@ -414,17 +414,17 @@ async fn a_task_whose_mission_cannot_be_read_is_reported_and_not_run() {
 /// The index has a row in the partition of a mission that is cancelled; the row names another mission.
 #[tokio::test]
 async fn a_cancellation_leaves_rows_of_other_missions_alone() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    lab.mission("N", &["other"]).await;
-    lab.set_attribute("other", "openIn", "M#0").await;
-    let scheduler = lab.scheduler(&Faults::new());
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    cloud.mission("N", &["other"]).await;
+    cloud.set_attribute("other", "openIn", "M#0").await;
+    let scheduler = cloud.scheduler(&Faults::new());
 
     let cancelled = scheduler.cancel(&mission_id("M"), Duration::from_millis(50)).await.unwrap();
-    sweep(&lab).await;
+    sweep(&cloud).await;
 
-    assert_eq!((cancelled.ended, lab.task("other").await.state), (1, State::Pending));
-    assert_eq!((lab.tally("M").await.failed, lab.tally("N").await.failed), (1, 0));
+    assert_eq!((cancelled.ended, cloud.task("other").await.state), (1, State::Pending));
+    assert_eq!((cloud.tally("M").await.failed, cloud.tally("N").await.failed), (1, 0));
 }
 
 /// Whatever stands in the cursor's item, sweeps go round.
@@ -437,13 +437,13 @@ async fn an_odd_cursor_stops_no_sweep() {
         &[("openAs", text("running#2026")), ("srcFilename", text("abc")), ("moved", number("7"))],
     ];
     for item in odd {
-        let lab = Lab::new().await;
-        lab.mission("M", &["abc"]).await;
+        let cloud = TestCloud::new().await;
+        cloud.mission("M", &["abc"]).await;
         for (name, value) in item {
-            lab.set_mission_value("~sweep", name, value.clone()).await;
+            cloud.set_mission_value("~sweep", name, value.clone()).await;
         }
 
-        let found = sweep(&lab).await;
+        let found = sweep(&cloud).await;
 
         assert_eq!(of(&found, What::Trouble), Vec::<&str>::new(), "{item:?}: {found:?}");
         assert_eq!(of(&found, What::Launched).len(), 1, "{item:?}: {found:?}");
@@ -455,24 +455,24 @@ async fn an_odd_cursor_stops_no_sweep() {
 async fn a_row_without_room_for_its_history_is_put_back_and_failed() {
     let mut without_history = [0, 0];
     for room in (300..520).step_by(10) {
-        let lab = Lab::new().await;
-        lab.mission("M", &["abc"]).await;
-        lab.set_attribute("abc", "remark", &"x".repeat(409_600 - room)).await;
+        let cloud = TestCloud::new().await;
+        cloud.mission("M", &["abc"]).await;
+        cloud.set_attribute("abc", "remark", &"x".repeat(409_600 - room)).await;
         let faults = Faults::new();
         let gate = faults.hold_before(Dynamodb, "TransactWriteItems", When::Nth(1));
-        let gone = lab.ours("abc", "M").instance;
-        lab.node_on(gone.clone(), faults.clone()).die_at(&gate).await;
+        let gone = cloud.ours("abc", "M").instance;
+        cloud.node_on(gone.clone(), faults.clone()).die_at(&gate).await;
         if room % 20 == 0 {
-            lab.cloud.stop_instance(&gone);
-            assert_eq!(of(&sweep(&lab).await, What::PutBack), ["abc"], "{room}");
-            without_history[0] += u32::from(!lab.row_of("abc").await.contains_key("history"));
+            cloud.local.stop_instance(&gone);
+            assert_eq!(of(&sweep(&cloud).await, What::PutBack), ["abc"], "{room}");
+            without_history[0] += u32::from(!cloud.row_of("abc").await.contains_key("history"));
             continue;
         }
-        let scheduler = lab.scheduler(&Faults::new());
+        let scheduler = cloud.scheduler(&Faults::new());
         scheduler.cancel(&mission_id("M"), Duration::from_millis(1)).await.unwrap();
-        lab.cloud.stop_instance(&gone);
-        assert_eq!(of(&sweep(&lab).await, What::Failed), ["abc"], "{room}");
-        without_history[1] += u32::from(!lab.row_of("abc").await.contains_key("history"));
+        cloud.local.stop_instance(&gone);
+        assert_eq!(of(&sweep(&cloud).await, What::Failed), ["abc"], "{room}");
+        without_history[1] += u32::from(!cloud.row_of("abc").await.contains_key("history"));
     }
     assert!(without_history.iter().all(|&rows| rows > 0), "no row was too full for its history: {without_history:?}");
 }
@@ -514,30 +514,30 @@ async fn rows_of_arbitrary_values_stop_neither_nodes_nor_sweeps() {
             5,
         );
         let rows = rows.new_tree(&mut runner).unwrap().current();
-        let lab = Lab::new().await;
-        lab.mission("M", &["good-1", "odd-0", "odd-1", "odd-2", "odd-3", "odd-4", "good-2"]).await;
+        let cloud = TestCloud::new().await;
+        cloud.mission("M", &["good-1", "odd-0", "odd-1", "odd-2", "odd-3", "odd-4", "good-2"]).await;
         for (n, row) in rows.iter().enumerate() {
             for (name, value) in row {
-                lab.set_value(&format!("odd-{n}"), name, value.clone()).await;
+                cloud.set_value(&format!("odd-{n}"), name, value.clone()).await;
             }
         }
         let faults = Faults::new();
         let tags = [("missionID", "M"), ("lighthpc", "tblTrans2")];
-        let node = lab.node_on(lab.cloud.launch(&tags), faults.clone());
+        let node = cloud.node_on(cloud.local.launch(&tags), faults.clone());
         let life = node.run().await;
         assert!(faults.count(Dynamodb, "*") < 400, "{} calls for {rows:?}", faults.count(Dynamodb, "*"));
         assert!(matches!(life.ending, Ok(Ending::Served { .. })), "{life:?} for {rows:?}");
         for good in ["good-1", "good-2"] {
-            assert_eq!(lab.task(good).await.state, State::Done, "{good} beside {rows:?}");
+            assert_eq!(cloud.task(good).await.state, State::Done, "{good} beside {rows:?}");
         }
         let faults = Faults::new();
-        let scheduler = lab.scheduler(&faults);
+        let scheduler = cloud.scheduler(&faults);
         for _ in 0..2 {
             scheduler.sweep(&CancellationToken::new()).await.unwrap();
         }
         assert!(faults.count(Dynamodb, "*") < 400, "{} calls for {rows:?}", faults.count(Dynamodb, "*"));
         scheduler.cancel(&mission_id("M"), Duration::ZERO).await.unwrap();
         scheduler.redrive(&mission_id("M"), None, &[]).await.unwrap();
-        lab.backend.ledger.each_task(None, |_| {}).await.unwrap();
+        cloud.backend.ledger.each_task(None, |_| {}).await.unwrap();
     }
 }

@@ -15,111 +15,111 @@ use local_cloud::{Fault, Faults, When};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::lab::{Lab, PATIENCE, backend, mission_id, src, text};
+use crate::test_cloud::{PATIENCE, TestCloud, backend, mission_id, src, text};
 
 const SECOND: Duration = Duration::from_secs(1);
 
 /// A sweep has read a cancelled mission when a redrive reinstates it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sweep_does_not_fail_the_tasks_of_a_mission_that_was_reinstated() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc", "def"]).await;
-    lab.backend.ledger.cancel_mission(&mission_id("M"), "2026-01-01T00:00:00Z").await.unwrap();
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc", "def"]).await;
+    cloud.backend.ledger.cancel_mission(&mission_id("M"), "2026-01-01T00:00:00Z").await.unwrap();
     let faults = Faults::new();
     let gate = faults.hold_before(Dynamodb, "TransactWriteItems", When::Nth(1));
-    let scheduler = lab.scheduler(&faults);
+    let scheduler = cloud.scheduler(&faults);
     let mut sweeping = JoinSet::new();
     sweeping.spawn(async move { scheduler.sweep(&CancellationToken::new()).await.unwrap() });
     gate.arrived(1).await;
 
-    let redriven = lab.scheduler(&Faults::new()).redrive(&mission_id("M"), None, &[]).await.unwrap();
+    let redriven = cloud.scheduler(&Faults::new()).redrive(&mission_id("M"), None, &[]).await.unwrap();
     assert!(redriven.is_reinstated, "a mission without failed tasks is reinstated, too");
     gate.open();
     let found = sweeping.join_next().await.unwrap().unwrap();
 
     assert!(found.iter().all(|finding| finding.what != What::Failed), "{found:?}");
     for task in ["abc", "def"] {
-        assert_eq!(lab.task(task).await.state, State::Pending, "{task}");
+        assert_eq!(cloud.task(task).await.state, State::Pending, "{task}");
     }
-    assert_eq!(lab.tally("M").await.failed, 0);
+    assert_eq!(cloud.tally("M").await.failed, 0);
 }
 
 /// The holder has found its mission cancelled and is about to end its task when the mission is reinstated.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_does_not_end_a_task_for_a_cancellation_that_was_taken_back() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    lab.backend.ledger.cancel_mission(&mission_id("M"), "2026-01-01T00:00:00Z").await.unwrap();
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    cloud.backend.ledger.cancel_mission(&mission_id("M"), "2026-01-01T00:00:00Z").await.unwrap();
     let faults = Faults::new();
     let gate = faults.hold_before(Dynamodb, "TransactWriteItems", When::Nth(1));
     let mut running = JoinSet::new();
-    running.spawn(lab.node_with("abc", "M", faults).run());
+    running.spawn(cloud.node_with("abc", "M", faults).run());
     gate.arrived(1).await;
 
-    lab.scheduler(&Faults::new()).redrive(&mission_id("M"), None, &[]).await.unwrap();
+    cloud.scheduler(&Faults::new()).redrive(&mission_id("M"), None, &[]).await.unwrap();
     gate.open();
     let life = running.join_next().await.unwrap().unwrap();
 
     assert!(matches!(life.ending, Ok(Ending::Drained)), "{life:?}");
-    let row = lab.task("abc").await;
-    assert_eq!((row.state, row.interruptions, lab.tally("M").await.ended()), (State::Pending, 0, 0));
-    lab.node("abc", "M").run().await.ending.unwrap();
-    lab.assert_done("abc", "M", "after the mission was reinstated").await;
+    let row = cloud.task("abc").await;
+    assert_eq!((row.state, row.interruptions, cloud.tally("M").await.ended()), (State::Pending, 0, 0));
+    cloud.node("abc", "M").run().await.ending.unwrap();
+    cloud.assert_done("abc", "M", "after the mission was reinstated").await;
 }
 
 /// Between a publisher's look at the tally and its `Sending`, a failed task is redriven: there is nothing to announce.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redrive_before_the_publication_puts_the_announcement_off() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let faults = Faults::new();
     // The claim is the first.
     let gate = faults.hold_before(Dynamodb, "UpdateItem", When::Nth(2));
     let mut running = JoinSet::new();
-    running.spawn(lab.node_with("abc", "M", faults).shell("exit 3").run());
+    running.spawn(cloud.node_with("abc", "M", faults).shell("exit 3").run());
     gate.arrived(1).await;
 
     let redriven =
-        lab.scheduler(&Faults::new()).redrive(&mission_id("M"), None, &[src("abc"), src("abc")]).await.unwrap();
+        cloud.scheduler(&Faults::new()).redrive(&mission_id("M"), None, &[src("abc"), src("abc")]).await.unwrap();
     assert_eq!((redriven.put_back, redriven.others.len()), (1, 0), "a task that is named twice is one");
     gate.open();
     let life = running.join_next().await.unwrap().unwrap();
 
     assert!(matches!(life.ending, Err(NodeError::WorkloadFailed { .. })), "{life:?}");
-    assert_eq!((lab.cloud.published().len(), lab.mission_row("M").await.notified), (0, Notified::No));
-    lab.node("abc", "M").run().await.ending.unwrap();
-    lab.assert_done("abc", "M", "after the redrive").await;
-    assert_eq!(lab.cloud.published().len(), 1, "the real end is announced, once");
+    assert_eq!((cloud.local.published().len(), cloud.mission_row("M").await.notified), (0, Notified::No));
+    cloud.node("abc", "M").run().await.ending.unwrap();
+    cloud.assert_done("abc", "M", "after the redrive").await;
+    assert_eq!(cloud.local.published().len(), 1, "the real end is announced, once");
 }
 
 /// The same when the mission is enlarged, by any of the writes of a publisher that have not arrived yet.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_enlargement_meanwhile_is_announced_at_its_own_end() {
     for (write, told) in [(2, 0), (3, 0), (4, 1)] {
-        let lab = Lab::new().await;
-        lab.mission("M", &["abc"]).await;
+        let cloud = TestCloud::new().await;
+        cloud.mission("M", &["abc"]).await;
         let faults = Faults::new();
         let gate = faults.hold_before(Dynamodb, "UpdateItem", When::Nth(write));
         let mut running = JoinSet::new();
-        running.spawn(lab.node_with("abc", "M", faults).run());
+        running.spawn(cloud.node_with("abc", "M", faults).run());
         gate.arrived(1).await;
 
-        let seen = lab.mission_row("M").await;
-        assert!(lab.backend.ledger.resize_mission(&seen, 2).await.unwrap());
-        assert!(!lab.backend.ledger.resize_mission(&seen, 3).await.unwrap(), "it has another number by now");
+        let seen = cloud.mission_row("M").await;
+        assert!(cloud.backend.ledger.resize_mission(&seen, 2).await.unwrap());
+        assert!(!cloud.backend.ledger.resize_mission(&seen, 3).await.unwrap(), "it has another number by now");
         gate.open();
         running.join_next().await.unwrap().unwrap().ending.unwrap();
 
         assert_eq!(
-            (lab.cloud.published().len(), lab.mission_row("M").await.notified),
+            (cloud.local.published().len(), cloud.mission_row("M").await.notified),
             (told, Notified::No),
             "write {write}"
         );
-        lab.input("def", b"def").await;
-        lab.row("def", &mission_id("M")).await;
-        lab.node("def", "M").run().await.ending.unwrap();
+        cloud.input("def", b"def").await;
+        cloud.row("def", &mission_id("M")).await;
+        cloud.node("def", "M").run().await.ending.unwrap();
         assert_eq!(
-            (lab.cloud.published().len(), lab.mission_row("M").await.notified),
+            (cloud.local.published().len(), cloud.mission_row("M").await.notified),
             (told + 1, Notified::Yes),
             "write {write}"
         );
@@ -128,120 +128,120 @@ async fn an_enlargement_meanwhile_is_announced_at_its_own_end() {
 
 #[tokio::test]
 async fn the_rows_counters_follow_the_tally_after_the_announcement() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    lab.node("abc", "M").run().await.ending.unwrap();
-    assert_eq!(lab.mission_row("M").await.notified, Notified::Yes);
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    cloud.node("abc", "M").run().await.ending.unwrap();
+    assert_eq!(cloud.mission_row("M").await.notified, Notified::Yes);
 
-    lab.input("late", b"late").await;
-    lab.row("late", &mission_id("M")).await;
-    lab.node("late", "M").run().await.ending.unwrap();
-    assert_eq!(lab.mission_row("M").await.rolled.ok, 2, "by the node");
+    cloud.input("late", b"late").await;
+    cloud.row("late", &mission_id("M")).await;
+    cloud.node("late", "M").run().await.ending.unwrap();
+    assert_eq!(cloud.mission_row("M").await.rolled.ok, 2, "by the node");
 
     // The committer dies before it reads the tally: a sweep counts.
-    lab.input("later", b"later").await;
-    lab.row("later", &mission_id("M")).await;
+    cloud.input("later", b"later").await;
+    cloud.row("later", &mission_id("M")).await;
     let faults = Faults::new();
     let gate = faults.hold_before(Dynamodb, "BatchGetItem", When::Nth(1));
-    lab.node_with("later", "M", faults).die_at(&gate).await;
-    lab.scheduler(&Faults::new()).sweep(&CancellationToken::new()).await.unwrap();
-    assert_eq!((lab.mission_row("M").await.rolled.ok, lab.cloud.published().len()), (3, 1), "by the sweep");
+    cloud.node_with("later", "M", faults).die_at(&gate).await;
+    cloud.scheduler(&Faults::new()).sweep(&CancellationToken::new()).await.unwrap();
+    assert_eq!((cloud.mission_row("M").await.rolled.ok, cloud.local.published().len()), (3, 1), "by the sweep");
 }
 
 /// A sweep and a node see the same lost attempt at the same time: one interruption.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_attempt_is_one_interruption_whoever_notices() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let faults = Faults::new();
     let gate = faults.hold_before(Dynamodb, "TransactWriteItems", When::Nth(1));
-    let gone = lab.ours("abc", "M").instance;
-    lab.node_on(gone.clone(), faults).shell("echo begun; echo x > $LIGHTHPC_OUTPUT").die_at(&gate).await;
-    lab.cloud.stop_instance(&gone);
+    let gone = cloud.ours("abc", "M").instance;
+    cloud.node_on(gone.clone(), faults).shell("echo begun; echo x > $LIGHTHPC_OUTPUT").die_at(&gate).await;
+    cloud.local.stop_instance(&gone);
     let faults = Faults::new();
     // The claim is refused, then the lease is taken over: that is held up.
     let gate = faults.hold_before(Dynamodb, "UpdateItem", When::Nth(2));
     let mut running = JoinSet::new();
-    running.spawn(lab.node_with("abc", "M", faults).run());
+    running.spawn(cloud.node_with("abc", "M", faults).run());
     gate.arrived(1).await;
 
-    let found = lab.scheduler(&Faults::new()).sweep(&CancellationToken::new()).await.unwrap();
+    let found = cloud.scheduler(&Faults::new()).sweep(&CancellationToken::new()).await.unwrap();
     assert_eq!(found[0].what, What::PutBack, "{found:?}");
     gate.open();
     running.join_next().await.unwrap().unwrap().ending.unwrap();
 
-    let row = lab.task("abc").await;
+    let row = cloud.task("abc").await;
     assert_eq!((row.interruptions, row.attempt.0), (1, 2));
     assert_eq!(row.history.len(), 2, "{:?}", row.history);
     assert_eq!((row.history[0].verdict, row.history[0].instance.as_str()), (Verdict::Lost, gone.as_str()));
     assert_eq!(row.history[0].log.as_deref(), Some("s3://results/logs/abc.1.log"), "its node had saved a log");
-    lab.assert_done("abc", "M", "after a lost attempt").await;
+    cloud.assert_done("abc", "M", "after a lost attempt").await;
 }
 
 /// S3 takes longer for the log than a lease lasts: the holder still holds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_lease_is_renewed_until_the_commit_is_sent() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let faults = Faults::new();
     // The result is the first, the log the second.
     let gate = faults.hold_before(S3, "PutObject", When::Nth(2));
     let lease = 3 * SECOND / 2;
     let mut running = JoinSet::new();
     let line = r#"echo a log; rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#;
-    running.spawn(lab.node_with("abc", "M", faults).shell(line).lease(lease, lease / 6).run());
+    running.spawn(cloud.node_with("abc", "M", faults).shell(line).lease(lease, lease / 6).run());
     gate.arrived(1).await;
 
     // Each of these waits for a beat, or for a whole lease.
     for _ in 0..3 {
-        let life = lab.node("abc", "M").lease(lease, lease / 6).run().await;
+        let life = cloud.node("abc", "M").lease(lease, lease / 6).run().await;
         assert!(matches!(life.ending, Ok(Ending::HeldByOther(_))), "{life:?}");
     }
-    let beat = lab.task("abc").await.beat;
+    let beat = cloud.task("abc").await.beat;
     let deadline = Instant::now() + PATIENCE;
-    while lab.task("abc").await.beat < beat + 7 {
+    while cloud.task("abc").await.beat < beat + 7 {
         assert!(Instant::now() < deadline, "no more beats");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     gate.open();
     running.join_next().await.unwrap().unwrap().ending.unwrap();
 
-    lab.assert_done("abc", "M", "after a slow log").await;
-    assert_eq!(lab.task("abc").await.attempt.0, 1);
+    cloud.assert_done("abc", "M", "after a slow log").await;
+    assert_eq!(cloud.task("abc").await.attempt.0, 1);
 }
 
 /// The publisher's process is gone, and its machine runs on: its lease tells.
 #[tokio::test]
 async fn a_publisher_that_died_on_a_machine_that_runs_is_replaced() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let faults = Faults::new();
     let gate = faults.hold_before(Sns, "Publish", When::Nth(1));
-    let node = lab.ours("abc", "M").instance;
-    lab.node_on(node, faults).die_at(&gate).await;
-    let scheduler = lab.scheduler(&Faults::new());
+    let node = cloud.ours("abc", "M").instance;
+    cloud.node_on(node, faults).die_at(&gate).await;
+    let scheduler = cloud.scheduler(&Faults::new());
 
     let started = Instant::now();
     let found = scheduler.sweep(&CancellationToken::new()).await.unwrap();
 
     assert!(found.iter().any(|finding| finding.what == What::Announced), "{found:?}");
     assert!(started.elapsed() >= scheduler.settings.lease);
-    lab.assert_done("abc", "M", "announced by the sweep").await;
-    assert_eq!(lab.cloud.published().len(), 1);
+    cloud.assert_done("abc", "M", "announced by the sweep").await;
+    assert_eq!(cloud.local.published().len(), 1);
 }
 
 /// A manifest takes several leases: its publisher renews its own, and no sweep publishes beside it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_manifest_that_takes_longer_than_a_lease_is_announced_once() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    let scheduler = lab.scheduler(&Faults::new());
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let scheduler = cloud.scheduler(&Faults::new());
     let lease = scheduler.settings.lease;
     let faults = Faults::new();
     let gate = faults.hold_before(Dynamodb, "Scan", When::Nth(1));
-    let node = lab.ours("abc", "M").instance;
+    let node = cloud.ours("abc", "M").instance;
     let mut running = JoinSet::new();
-    running.spawn(lab.node_on(node, faults).lease(lease, lease / 6).run());
+    running.spawn(cloud.node_on(node, faults).lease(lease, lease / 6).run());
     gate.arrived(1).await;
 
     for _ in 0..2 {
@@ -250,42 +250,42 @@ async fn a_manifest_that_takes_longer_than_a_lease_is_announced_once() {
     gate.open();
     running.join_next().await.unwrap().unwrap().ending.unwrap();
 
-    lab.assert_done("abc", "M", "after a long manifest").await;
-    assert_eq!(lab.cloud.published().len(), 1);
+    cloud.assert_done("abc", "M", "after a long manifest").await;
+    assert_eq!(cloud.local.published().len(), 1);
 }
 
 /// A large manifest goes up in parts. Its publisher dies, and another goes on after the last part.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_manifest_is_gone_on_with_where_its_publisher_stopped() {
     const TASKS: usize = 7_000;
-    let lab = Lab::new().await;
-    lab.mission("M", &[]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &[]).await;
     let name = |n: usize| format!("{}-{n:05}", "x".repeat(900));
     for n in 0..TASKS {
-        lab.row(&name(n), &mission_id("M")).await;
+        cloud.row(&name(n), &mission_id("M")).await;
     }
-    lab.set_mission_number("M", "transNumber", TASKS as u64).await;
-    lab.set_mission_value("M#tally#0", "transFailed", AttributeValue::N(TASKS.to_string())).await;
-    let mut settings = Lab::scheduler_settings();
+    cloud.set_mission_number("M", "transNumber", TASKS as u64).await;
+    cloud.set_mission_value("M#tally#0", "transFailed", AttributeValue::N(TASKS.to_string())).await;
+    let mut settings = TestCloud::scheduler_settings();
     settings.template = None;
     settings.lease = Duration::from_millis(60);
     let faults = Faults::new();
     let gate = faults.hold_before(S3, "CompleteMultipartUpload", When::Nth(1));
-    let dying = lab.scheduler_with(&faults, settings.clone());
+    let dying = cloud.scheduler_with(&faults, settings.clone());
     let never = CancellationToken::new();
     tokio::select! {
         found = dying.sweep(&never) => panic!("{found:?}"),
         () = gate.arrived(1) => {}
     }
-    let progress = lab.mission_row("M").await.manifest_progress.expect("a part was noted");
+    let progress = cloud.mission_row("M").await.manifest_progress.expect("a part was noted");
     assert!(progress.tasks > 1_000 && progress.tasks < TASKS as u64, "{} tasks are noted", progress.tasks);
 
     let faults = Faults::new();
-    let found = lab.scheduler_with(&faults, settings).sweep(&never).await.unwrap();
+    let found = cloud.scheduler_with(&faults, settings).sweep(&never).await.unwrap();
 
     assert!(found.iter().any(|finding| finding.what == What::Announced), "{found:?}");
     assert_eq!(faults.count(S3, "CreateMultipartUpload"), 0, "it went on with the upload that was begun");
-    let manifest: serde_json::Value = serde_json::from_str(&lab.result("manifests/M.json").unwrap()).unwrap();
+    let manifest: serde_json::Value = serde_json::from_str(&cloud.result("manifests/M.json").unwrap()).unwrap();
     let mut listed: Vec<&str> =
         manifest["tasks"].as_array().unwrap().iter().map(|task| task["srcFilename"].as_str().unwrap()).collect();
     listed.sort_unstable();
@@ -293,110 +293,110 @@ async fn a_manifest_is_gone_on_with_where_its_publisher_stopped() {
         listed.iter().copied().eq((0..TASKS).map(name).collect::<Vec<_>>().iter().map(String::as_str)),
         "each task once"
     );
-    let row = lab.mission_row("M").await;
-    assert_eq!((row.notified, row.manifest_progress, lab.cloud.published().len()), (Notified::Yes, None, 1));
+    let row = cloud.mission_row("M").await;
+    assert_eq!((row.notified, row.manifest_progress, cloud.local.published().len()), (Notified::Yes, None, 1));
 }
 
 /// The upload that a manifest was to go on with is gone: the next publisher but one begins a new list.
 #[tokio::test]
 async fn a_manifest_whose_upload_is_gone_is_begun_again() {
     const TASKS: usize = 7_000;
-    let lab = Lab::new().await;
-    lab.mission("M", &[]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &[]).await;
     for n in 0..TASKS {
-        lab.row(&format!("{}-{n:05}", "x".repeat(900)), &mission_id("M")).await;
+        cloud.row(&format!("{}-{n:05}", "x".repeat(900)), &mission_id("M")).await;
     }
-    lab.set_mission_number("M", "transNumber", TASKS as u64).await;
-    lab.set_mission_value("M#tally#0", "transFailed", AttributeValue::N(TASKS.to_string())).await;
+    cloud.set_mission_number("M", "transNumber", TASKS as u64).await;
+    cloud.set_mission_value("M#tally#0", "transFailed", AttributeValue::N(TASKS.to_string())).await;
     let progress = [("upload", text("gone")), ("after", text("k")), ("parts", AttributeValue::L(vec![]))];
     let mut progress: HashMap<String, AttributeValue> = progress.map(|(name, value)| (name.to_owned(), value)).into();
     for (name, value) in [("tasks", "0"), ("opened", "0")] {
         progress.insert(name.to_owned(), AttributeValue::N(value.to_owned()));
     }
-    lab.set_mission_value("M", "manifestProgress", AttributeValue::M(progress)).await;
-    let mut settings = Lab::scheduler_settings();
+    cloud.set_mission_value("M", "manifestProgress", AttributeValue::M(progress)).await;
+    let mut settings = TestCloud::scheduler_settings();
     settings.template = None;
     // Each page is a reason to store a part.
     settings.lease = Duration::from_millis(3);
 
     for _ in 0..4 {
-        lab.scheduler_with(&Faults::new(), settings.clone()).sweep(&CancellationToken::new()).await.unwrap();
+        cloud.scheduler_with(&Faults::new(), settings.clone()).sweep(&CancellationToken::new()).await.unwrap();
     }
 
-    let row = lab.mission_row("M").await;
-    assert_eq!((row.notified, lab.cloud.published().len()), (Notified::Yes, 1));
-    let manifest: serde_json::Value = serde_json::from_str(&lab.result("manifests/M.json").unwrap()).unwrap();
+    let row = cloud.mission_row("M").await;
+    assert_eq!((row.notified, cloud.local.published().len()), (Notified::Yes, 1));
+    let manifest: serde_json::Value = serde_json::from_str(&cloud.result("manifests/M.json").unwrap()).unwrap();
     assert_eq!(manifest["tasks"].as_array().unwrap().len(), TASKS);
 }
 
 /// A transaction that checks the mission's row is in the way of a redrive.
 #[tokio::test]
 async fn a_mission_is_reinstated_while_transactions_check_its_row() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    lab.scheduler(&Faults::new()).cancel(&mission_id("M"), Duration::from_millis(20)).await.unwrap();
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    cloud.scheduler(&Faults::new()).cancel(&mission_id("M"), Duration::from_millis(20)).await.unwrap();
     let faults = Faults::new();
     let body = r#"{"__type":"com.amazonaws.dynamodb.v20120810#TransactionConflictException","message":"Transaction is ongoing for the item"}"#;
     faults.add(Dynamodb, "UpdateItem", When::First(3), Fault::Raw(400, body.to_owned()));
 
-    let cancelled = lab.mission_row("M").await;
-    let backend = backend(&lab.cloud, None, &faults, PowerOff::Never);
+    let cancelled = cloud.mission_row("M").await;
+    let backend = backend(&cloud.local, None, &faults, PowerOff::Never);
     backend.ledger.reinstate_mission(&cancelled).await.unwrap();
 
-    assert_eq!(lab.mission_row("M").await.cancelled_at, None);
+    assert_eq!(cloud.mission_row("M").await.cancelled_at, None);
     assert_eq!(faults.count(Dynamodb, "UpdateItem"), 4);
 }
 
 /// The mission's row is near DynamoDB's 400 kB: people are notified once, and the row says so.
 #[tokio::test]
 async fn a_row_without_room_for_results_is_announced_once() {
-    let lab = Lab::new().await;
+    let cloud = TestCloud::new().await;
     // The name of its result is longer than what is left in the row.
     let task = "x".repeat(1_000);
-    lab.mission("M", &[&task]).await;
-    lab.set_mission_value("M", "remark", text(&"x".repeat(409_600 - 1_200))).await;
+    cloud.mission("M", &[&task]).await;
+    cloud.set_mission_value("M", "remark", text(&"x".repeat(409_600 - 1_200))).await;
 
-    lab.node(&task, "M").run().await.ending.unwrap();
+    cloud.node(&task, "M").run().await.ending.unwrap();
     for _ in 0..2 {
-        lab.scheduler(&Faults::new()).sweep(&CancellationToken::new()).await.unwrap();
+        cloud.scheduler(&Faults::new()).sweep(&CancellationToken::new()).await.unwrap();
     }
 
-    let row = lab.mission_row("M").await;
-    assert_eq!((row.notified, row.rolled.ok, lab.cloud.published().len()), (Notified::Yes, 1, 1));
+    let row = cloud.mission_row("M").await;
+    assert_eq!((row.notified, row.rolled.ok, cloud.local.published().len()), (Notified::Yes, 1, 1));
     assert_eq!(row.results, ["rsltList"], "there was no room for more");
 }
 
 /// An instance of ours that somebody, or a Spot interruption, has stopped bills for its volumes.
 #[tokio::test]
 async fn a_stopped_instance_of_ours_is_terminated_and_its_task_put_back() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let faults = Faults::new();
     let gate = faults.hold_before(Dynamodb, "TransactWriteItems", When::Nth(1));
-    let stopped = lab.ours("abc", "M").instance;
-    lab.node_on(stopped.clone(), faults).die_at(&gate).await;
-    let foreign = lab.cloud.launch(&[("lighthpc", "another table"), ("srcID", "abc")]);
+    let stopped = cloud.ours("abc", "M").instance;
+    cloud.node_on(stopped.clone(), faults).die_at(&gate).await;
+    let foreign = cloud.local.launch(&[("lighthpc", "another table"), ("srcID", "abc")]);
     for id in [&stopped, &foreign] {
-        lab.cloud.halt_instance(id);
+        cloud.local.halt_instance(id);
     }
 
-    let found = lab.scheduler(&Faults::new()).sweep(&CancellationToken::new()).await.unwrap();
+    let found = cloud.scheduler(&Faults::new()).sweep(&CancellationToken::new()).await.unwrap();
 
     let of = |what: What| found.iter().filter(|f| f.what == what).map(|f| f.subject.as_str()).collect::<Vec<_>>();
     assert_eq!((of(What::PutBack), of(What::Ended)), (vec!["abc"], vec![stopped.as_str()]), "{found:?}");
-    let state = |id: &str| lab.cloud.instances().iter().find(|i| i.id == id).unwrap().state.clone();
+    let state = |id: &str| cloud.local.instances().iter().find(|i| i.id == id).unwrap().state.clone();
     assert_eq!((state(&stopped), state(&foreign)), ("terminated".to_owned(), "stopped".to_owned()));
 }
 
 /// More tasks wait than one sweep may look at: the next ones go on where it stopped, and round.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sweep_that_cannot_launch_for_all_leaves_the_rest_to_the_next() {
-    let lab = Lab::new().await;
+    let cloud = TestCloud::new().await;
     for mission in ["A", "B"] {
         let names: Vec<String> = (0..500).map(|n| format!("{mission}-{n:03}")).collect();
-        lab.mission(mission, &names.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        cloud.mission(mission, &names.iter().map(String::as_str).collect::<Vec<_>>()).await;
     }
-    let scheduler = lab.scheduler(&Faults::new());
+    let scheduler = cloud.scheduler(&Faults::new());
 
     let mut launched = Vec::new();
     for sweep in 0..5 {
@@ -407,24 +407,24 @@ async fn a_sweep_that_cannot_launch_for_all_leaves_the_rest_to_the_next() {
     }
 
     assert_eq!(launched.iter().sum::<usize>(), 1_000, "{launched:?}");
-    assert_eq!(lab.cloud.instances().len(), 1_000);
+    assert_eq!(cloud.local.instances().len(), 1_000);
     assert_eq!(scheduler.sweep(&CancellationToken::new()).await.unwrap(), [], "all have a node");
 }
 
 /// Throttled or conflicting transactions do not stop a cancellation, and each task is counted once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_mission_is_cancelled_in_batches_and_counted_once() {
-    let lab = Lab::new().await;
+    let cloud = TestCloud::new().await;
     let names: Vec<String> = (0..230).map(|n| format!("t{n}")).collect();
-    lab.mission("M", &names.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    cloud.mission("M", &names.iter().map(String::as_str).collect::<Vec<_>>()).await;
     let faults = Faults::new();
     faults.add(Dynamodb, "TransactWriteItems", When::Nth(2), Fault::FailAfter);
     faults.add(Dynamodb, "TransactWriteItems", When::Nth(5), Fault::Status(400, "ThrottlingException"));
 
-    let cancelled = lab.scheduler(&faults).cancel(&mission_id("M"), 30 * SECOND).await.unwrap();
+    let cancelled = cloud.scheduler(&faults).cancel(&mission_id("M"), 30 * SECOND).await.unwrap();
 
     assert_eq!((cancelled.ended, cancelled.running), (230, 0));
     assert!(faults.count(Dynamodb, "TransactWriteItems") < 30, "in batches");
-    let tally = lab.tally("M").await;
-    assert_eq!((tally.failed, tally.seq, lab.cloud.published().len()), (230, 230, 1));
+    let tally = cloud.tally("M").await;
+    assert_eq!((tally.failed, tally.seq, cloud.local.published().len()), (230, 230, 1));
 }

@@ -11,19 +11,19 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use lighthpc::backend::machine::{End, EndOrder};
+use lighthpc::backend::machine::{EndOrder, MachineEnd};
 use lighthpc::domain::ids::is_ec2_instance;
 use lighthpc::worker::{Ending, NodeError};
 use lighthpc::workload::Workload;
 use local_cloud::Service::{Dynamodb, Ec2, Imds, S3};
 use local_cloud::{Fault, Faults, When};
 
-use crate::lab::{Lab, PATIENCE, REVERSE, Subject, src};
+use crate::test_cloud::{PATIENCE, REVERSE, TestCloud, TestNode, src};
 
 // In this process: a node's own ways out.
 
 /// A way out of a node's life: what is done to it, and what comes of its task.
-type WayOut = (&'static str, fn(&Lab, &mut Subject, &Faults));
+type WayOut = (&'static str, fn(&TestCloud, &mut TestNode, &Faults));
 
 const WAYS_OUT: &[WayOut] = &[
     ("the task is done", |_, _, _| {}),
@@ -31,7 +31,7 @@ const WAYS_OUT: &[WayOut] = &[
     ("no program", |_, node, _| {
         node.settings.workload = Some(Workload::Program(vec!["/no/such/program".to_owned()]));
     }),
-    ("no input", |lab, _, _| std::fs::remove_file(lab.cloud.object_path("source", "abc")).unwrap()),
+    ("no input", |cloud, _, _| std::fs::remove_file(cloud.local.object_path("source", "abc")).unwrap()),
     ("no result bucket", |_, node, _| node.settings.result_bucket = None),
     ("no task", |_, node, _| node.settings.src = None),
     ("stopped at once", |_, node, _| node.stopping.drain.cancel()),
@@ -43,9 +43,9 @@ const WAYS_OUT: &[WayOut] = &[
         node.settings.max_lifetime = Some(Duration::from_millis(300));
         node.settings.workload = Some(Workload::Shell("sleep 30".to_owned()));
     }),
-    ("a broken work folder", |lab, node, _| {
-        node.settings.work_dir = lab.dir.path().join("file/below");
-        std::fs::write(lab.dir.path().join("file"), "").unwrap();
+    ("a broken work folder", |cloud, node, _| {
+        node.settings.work_dir = cloud.dir.path().join("file/below");
+        std::fs::write(cloud.dir.path().join("file"), "").unwrap();
     }),
     ("a panic", |_, _, faults| {
         faults.before(Dynamodb, "UpdateItem", 1, || panic!("a panic of the test"));
@@ -67,20 +67,20 @@ async fn way_out(
     (_, change): &WayOut,
     tags: &[(&str, &str)],
     order: EndOrder,
-    more: impl FnOnce(&Lab, &Faults),
-) -> (bool, usize, End) {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    more: impl FnOnce(&TestCloud, &Faults),
+) -> (bool, usize, MachineEnd) {
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let faults = Faults::new();
-    let mut node = lab.node_on(lab.cloud.launch(tags), faults.clone());
+    let mut node = cloud.node_on(cloud.local.launch(tags), faults.clone());
     node.settings.src = Some(src("abc"));
     node.settings.limits.max_attempts = 1;
     node.settings.end_order = order;
-    change(&lab, &mut node, &faults);
-    more(&lab, &faults);
+    change(&cloud, &mut node, &faults);
+    more(&cloud, &faults);
     let instance = node.instance.clone();
     let life = node.run().await;
-    (lab.has_ended(&instance), faults.count(Ec2, "TerminateInstances"), life.end.unwrap())
+    (cloud.has_ended(&instance), faults.count(Ec2, "TerminateInstances"), life.end.unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -88,7 +88,7 @@ async fn no_way_out_ends_a_machine_that_is_no_node() {
     for way in WAYS_OUT {
         for tags in [&[("Name", "a workstation")] as &[_], &[], &[("srcid", "abc"), ("lighthpc2", "x")]] {
             let outcome = way_out(way, tags, EndOrder::IfNode, |_, _| {}).await;
-            assert_eq!(outcome, (false, 0, End::LeftRunning), "{} with {tags:?}", way.0);
+            assert_eq!(outcome, (false, 0, MachineEnd::LeftRunning), "{} with {tags:?}", way.0);
         }
     }
 }
@@ -100,10 +100,10 @@ async fn every_way_out_ends_a_node() {
             let (has_ended, ..) = way_out(way, &[(tag, "abc"), ("Name", "x")], EndOrder::IfNode, |_, _| {}).await;
             assert!(has_ended, "{} with {tag}", way.0);
         }
-        let (has_ended, ..) = way_out(way, &[("Name", "x")], EndOrder::End, |_, _| {}).await;
+        let (has_ended, ..) = way_out(way, &[("Name", "x")], EndOrder::Terminate, |_, _| {}).await;
         assert!(has_ended, "{} by --terminate", way.0);
         let kept = way_out(way, &[("srcID", "abc")], EndOrder::Keep, |_, _| {}).await;
-        assert_eq!(kept, (false, 0, End::LeftRunning), "{} with --no-terminate", way.0);
+        assert_eq!(kept, (false, 0, MachineEnd::LeftRunning), "{} with --no-terminate", way.0);
     }
 }
 
@@ -111,49 +111,49 @@ async fn every_way_out_ends_a_node() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tags_are_read_from_ec2_where_imds_hides_them_and_without_an_answer_nothing_is_ended() {
     let way = &WAYS_OUT[0];
-    let hidden = |lab: &Lab, _: &Faults| lab.cloud.set_instance_tags_in_imds(false);
-    let refused = |lab: &Lab, faults: &Faults| {
-        lab.cloud.set_instance_tags_in_imds(false);
+    let hidden = |cloud: &TestCloud, _: &Faults| cloud.local.set_instance_tags_in_imds(false);
+    let refused = |cloud: &TestCloud, faults: &Faults| {
+        cloud.local.set_instance_tags_in_imds(false);
         faults.add(Ec2, "DescribeTags", When::Always, Fault::Status(403, "UnauthorizedOperation"));
     };
     let ours = &[("lighthpc", "tblTrans2")];
     let other = &[("Name", "x")];
     assert!(way_out(way, ours, EndOrder::IfNode, hidden).await.0);
-    assert_eq!(way_out(way, other, EndOrder::IfNode, hidden).await, (false, 0, End::LeftRunning));
-    assert_eq!(way_out(way, ours, EndOrder::IfNode, refused).await, (false, 0, End::LeftRunning));
-    assert!(way_out(way, ours, EndOrder::End, refused).await.0);
+    assert_eq!(way_out(way, other, EndOrder::IfNode, hidden).await, (false, 0, MachineEnd::LeftRunning));
+    assert_eq!(way_out(way, ours, EndOrder::IfNode, refused).await, (false, 0, MachineEnd::LeftRunning));
+    assert!(way_out(way, ours, EndOrder::Terminate, refused).await.0);
     // A short failure of EC2 costs no termination.
-    let throttled = |lab: &Lab, faults: &Faults| {
-        lab.cloud.set_instance_tags_in_imds(false);
+    let throttled = |cloud: &TestCloud, faults: &Faults| {
+        cloud.local.set_instance_tags_in_imds(false);
         faults.add(Ec2, "DescribeTags", When::First(7), Fault::Status(503, "RequestLimitExceeded"));
     };
     assert!(way_out(way, ours, EndOrder::IfNode, throttled).await.0);
-    let imds_fails = |_: &Lab, faults: &Faults| {
+    let imds_fails = |_: &TestCloud, faults: &Faults| {
         faults.add(Imds, "/latest/meta-data/tags/instance", When::Always, Fault::Status(403, "Forbidden"));
     };
     assert!(way_out(way, ours, EndOrder::IfNode, imds_fails).await.0);
-    assert_eq!(way_out(way, other, EndOrder::IfNode, imds_fails).await, (false, 0, End::LeftRunning));
+    assert_eq!(way_out(way, other, EndOrder::IfNode, imds_fails).await, (false, 0, MachineEnd::LeftRunning));
 }
 
 /// What one instance's tags prove does not end another, and a machine knows itself by IMDS alone.
 #[tokio::test]
 async fn the_proof_of_one_instance_does_not_end_another() {
-    let lab = Lab::new().await;
-    let node = lab.node("abc", "M");
-    let other = lab.node_on(lab.cloud.launch(&[("Name", "x")]), Faults::new());
+    let cloud = TestCloud::new().await;
+    let node = cloud.node("abc", "M");
+    let other = cloud.node_on(cloud.local.launch(&[("Name", "x")]), Faults::new());
     let seen = node.backend.machine.node_tags().await.unwrap().proof;
     assert!(seen.is_some());
     let end = other.backend.machine.end(EndOrder::IfNode, seen.clone()).await.unwrap();
-    assert_eq!(end, End::LeftRunning);
-    assert!(!lab.has_ended(&other.instance) && !lab.has_ended(&node.instance));
-    assert_eq!(node.backend.machine.end(EndOrder::IfNode, seen).await.unwrap(), End::Terminated);
-    assert!(!lab.has_ended(&other.instance) && lab.has_ended(&node.instance));
+    assert_eq!(end, MachineEnd::LeftRunning);
+    assert!(!cloud.has_ended(&other.instance) && !cloud.has_ended(&node.instance));
+    assert_eq!(node.backend.machine.end(EndOrder::IfNode, seen).await.unwrap(), MachineEnd::Terminated);
+    assert!(!cloud.has_ended(&other.instance) && cloud.has_ended(&node.instance));
 }
 
 // Owners.
 
-fn waiting(lab: &Lab) -> (String, PathBuf, PathBuf) {
-    let (began, go) = (lab.dir.path().join("began"), lab.dir.path().join("go"));
+fn waiting(cloud: &TestCloud) -> (String, PathBuf, PathBuf) {
+    let (began, go) = (cloud.dir.path().join("began"), cloud.dir.path().join("go"));
     let line =
         format!("echo $$ >> '{}'; until [ -e '{}' ]; do sleep 0.02; done; {REVERSE}", began.display(), go.display());
     (line, began, go)
@@ -172,30 +172,30 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_process_of_an_instance_does_not_take_up_the_first_ones_task() {
     for holds_work_dir in [true, false] {
-        let lab = Lab::new().await;
-        lab.mission("M", &["abc"]).await;
-        let (line, began, go) = waiting(&lab);
-        let first = lab.node("abc", "M").shell(&line).lease(Duration::from_secs(6), Duration::from_millis(100));
+        let cloud = TestCloud::new().await;
+        cloud.mission("M", &["abc"]).await;
+        let (line, began, go) = waiting(&cloud);
+        let first = cloud.node("abc", "M").shell(&line).lease(Duration::from_secs(6), Duration::from_millis(100));
         let instance = first.instance.clone();
         let mut running = tokio::task::JoinSet::new();
         running.spawn(first.run());
         until("the workload's start", || began.exists()).await;
 
-        let mut second = lab.node_on(instance.clone(), Faults::new());
-        second.settings.work_dir = lab.dir.path().join("another");
+        let mut second = cloud.node_on(instance.clone(), Faults::new());
+        second.settings.work_dir = cloud.dir.path().join("another");
         second.settings.holds_work_dir = holds_work_dir;
         let life = second.lease(Duration::from_secs(6), Duration::from_millis(100)).run().await;
 
-        assert_eq!(life.end.unwrap(), End::LeftRunning, "the first process still works here");
+        assert_eq!(life.end.unwrap(), MachineEnd::LeftRunning, "the first process still works here");
         let is_held = matches!(&life.ending, Ok(Ending::HeldByOther(holder)) if holder.as_str() == instance);
         assert!(is_held, "{:?}", life.ending);
-        let row = lab.task("abc").await;
+        let row = cloud.task("abc").await;
         assert_eq!((row.attempt.0, row.instance.unwrap().to_string()), (1, instance.clone()));
         std::fs::write(go, "").unwrap();
         running.join_all().await.pop().unwrap().ending.unwrap();
-        lab.assert_done("abc", "M", "by the first process").await;
+        cloud.assert_done("abc", "M", "by the first process").await;
         assert_eq!(std::fs::read_to_string(began).unwrap().lines().count(), 1, "one workload ran");
-        assert!(lab.has_ended(&instance), "the first process ends the machine");
+        assert!(cloud.has_ended(&instance), "the first process ends the machine");
     }
 }
 
@@ -203,69 +203,69 @@ async fn a_second_process_of_an_instance_does_not_take_up_the_first_ones_task() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_processes_of_an_instance_have_two_owners_and_the_last_ends_the_machine() {
     for round in 0..5 {
-        let lab = Lab::new().await;
-        lab.mission("M", &["abc", "xyz"]).await;
-        let instance = lab.cloud.launch(&[("missionID", "M")]);
-        let (line, began, go) = waiting(&lab);
+        let cloud = TestCloud::new().await;
+        cloud.mission("M", &["abc", "xyz"]).await;
+        let instance = cloud.local.launch(&[("missionID", "M")]);
+        let (line, began, go) = waiting(&cloud);
         let mut running = tokio::task::JoinSet::new();
         for task in ["abc", "xyz"] {
-            let mut node = lab.node_on(instance.clone(), Faults::new()).shell(&line);
+            let mut node = cloud.node_on(instance.clone(), Faults::new()).shell(&line);
             node.settings.src = Some(src(task));
             running.spawn(node.run());
         }
         until("both starts", || std::fs::read_to_string(&began).unwrap_or_default().lines().count() == 2).await;
-        let owner = async |task| lab.task(task).await.instance.unwrap().to_string();
+        let owner = async |task| cloud.task(task).await.instance.unwrap().to_string();
         let owners = [owner("abc").await, owner("xyz").await];
         std::fs::write(go, "").unwrap();
         assert!(running.join_all().await.iter().all(|life| life.ending.is_ok()));
         assert_eq!(owners.iter().filter(|owner| **owner == instance).count(), 1, "{owners:?}");
         assert_eq!(owners.iter().filter(|owner| is_ec2_instance(owner)).count(), 1, "{owners:?}");
-        assert!(lab.has_ended(&instance), "round {round}: each left the machine's end to the other");
+        assert!(cloud.has_ended(&instance), "round {round}: each left the machine's end to the other");
     }
 }
 
 /// Off EC2 each process has a name of its own, and no task needs `--no-terminate`.
 #[tokio::test]
 async fn off_ec2_each_process_has_an_owner_of_its_own_and_nothing_is_ended() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc", "xyz"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc", "xyz"]).await;
     let mut owners = Vec::new();
     for task in ["abc", "xyz"] {
         let faults = Faults::new();
         faults.add(Imds, "/latest/api/token", When::Always, Fault::FailBefore);
-        let mut node = lab.node_on("nowhere".to_owned(), faults);
+        let mut node = cloud.node_on("nowhere".to_owned(), faults);
         node.settings.src = Some(src(task));
         let life = node.run().await;
         life.ending.unwrap();
-        assert_eq!(life.end.unwrap(), End::LeftRunning);
-        owners.push(lab.task(task).await.instance.unwrap().to_string());
+        assert_eq!(life.end.unwrap(), MachineEnd::LeftRunning);
+        owners.push(cloud.task(task).await.instance.unwrap().to_string());
     }
     assert_ne!(owners[0], owners[1]);
     assert!(owners.iter().all(|owner| !owner.starts_with("i-") && owner.len() > 17), "{owners:?}");
-    assert!(!lab.has_ended("nowhere"), "the power-off command was run");
+    assert!(!cloud.has_ended("nowhere"), "the power-off command was run");
 }
 
 #[tokio::test]
 async fn a_node_that_is_stopped_before_it_begins_claims_nothing() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    let node = lab.node("abc", "M");
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let node = cloud.node("abc", "M");
     node.stopping.drain.cancel();
     let instance = node.instance.clone();
     let life = node.run().await;
     assert!(matches!(life.ending, Ok(Ending::Drained)), "{life:?}");
-    assert_eq!(lab.task("abc").await.attempt.0, 0);
-    assert!(lab.has_ended(&instance));
+    assert_eq!(cloud.task("abc").await.attempt.0, 0);
+    assert!(cloud.has_ended(&instance));
 }
 
 #[tokio::test]
 async fn a_node_without_a_task_ends_if_it_bears_our_mark_alone() {
-    let lab = Lab::new().await;
-    let node = lab.node_on(lab.cloud.launch(&[("lighthpc", "tblTrans2")]), Faults::new());
+    let cloud = TestCloud::new().await;
+    let node = cloud.node_on(cloud.local.launch(&[("lighthpc", "tblTrans2")]), Faults::new());
     let instance = node.instance.clone();
     let life = node.run().await;
     assert!(matches!(&life.ending, Err(NodeError::NoTask { instance: named }) if *named == instance), "{life:?}");
-    assert!(lab.has_ended(&instance));
+    assert!(cloud.has_ended(&instance));
 }
 
 // In processes of their own: what happens before there is a node, and signals.

@@ -4,18 +4,18 @@ use std::time::Duration;
 
 use lighthpc::domain::ids::MissionId;
 use lighthpc::domain::task::State;
-use lighthpc::scheduler::{Boarded, Intake, Upload, What};
+use lighthpc::scheduler::{Ingested, TaskIngest, UploadedObject, What};
 use lighthpc::worker::{Ending, NodeError};
 use local_cloud::Service::Dynamodb;
 use local_cloud::{Faults, RESULT_BUCKET, When};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::lab::{Lab, Subject, mission_id, src};
+use crate::test_cloud::{TestCloud, TestNode, mission_id, src};
 
-fn server(lab: &Lab, mission: &str, slots: u16) -> Subject {
-    let instance = lab.cloud.launch(&[("missionID", mission), ("lighthpc", "tblTrans2")]);
-    let mut node = lab.node_on(instance, Faults::new());
+fn server(cloud: &TestCloud, mission: &str, slots: u16) -> TestNode {
+    let instance = cloud.local.launch(&[("missionID", mission), ("lighthpc", "tblTrans2")]);
+    let mut node = cloud.node_on(instance, Faults::new());
     node.settings.slots = Some(slots);
     node
 }
@@ -26,16 +26,16 @@ fn names(count: usize) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_few_nodes_do_a_whole_mission_each_task_once() {
-    let lab = Lab::new().await;
+    let cloud = TestCloud::new().await;
     let names = names(60);
     let tasks: Vec<&str> = names.iter().map(String::as_str).collect();
-    lab.mission("M", &tasks).await;
-    let runs = lab.dir.path().join("runs");
+    cloud.mission("M", &tasks).await;
+    let runs = cloud.dir.path().join("runs");
     let line =
         format!(r#"echo "$LIGHTHPC_SRC_ID" >> '{}'; rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#, runs.display());
     let mut nodes = JoinSet::new();
     for _ in 0..3 {
-        nodes.spawn(server(&lab, "M", 2).shell(&line).run());
+        nodes.spawn(server(&cloud, "M", 2).shell(&line).run());
     }
 
     let mut done = 0;
@@ -46,57 +46,57 @@ async fn a_few_nodes_do_a_whole_mission_each_task_once() {
         }
     }
 
-    assert_eq!((done, lab.tally("M").await.ok, lab.cloud.published().len()), (60, 60, 1));
+    assert_eq!((done, cloud.tally("M").await.ok, cloud.local.published().len()), (60, 60, 1));
     let mut ran: Vec<String> = std::fs::read_to_string(runs).unwrap().lines().map(str::to_owned).collect();
     ran.sort();
     ran.dedup();
     assert_eq!(ran.len(), 60);
-    assert!(lab.cloud.instances().iter().all(|i| i.state == "terminated"));
+    assert!(cloud.local.instances().iter().all(|i| i.state == "terminated"));
 }
 
 /// What fails is counted, and does not hold up the rest.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_task_that_fails_does_not_stop_its_node() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["bad", "good", "none"]).await;
-    std::fs::remove_file(lab.cloud.object_path("source", "none")).unwrap();
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["bad", "good", "none"]).await;
+    std::fs::remove_file(cloud.local.object_path("source", "none")).unwrap();
     let line = r#"[ "$LIGHTHPC_SRC_ID" != bad ] || exit 3; rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#;
-    let life = server(&lab, "M", 1).shell(line).run().await;
+    let life = server(&cloud, "M", 1).shell(line).run().await;
     assert!(matches!(life.ending, Ok(Ending::Served { done: 1, other: 2 })), "{life:?}");
-    let tally = lab.tally("M").await;
+    let tally = cloud.tally("M").await;
     assert_eq!((tally.ok, tally.failed), (1, 2));
 }
 
 /// What is wrong with the node is wrong for every task: it must not fail them one after another.
 #[tokio::test]
 async fn a_node_that_cannot_work_stops_taking_tasks() {
-    let lab = Lab::new().await;
+    let cloud = TestCloud::new().await;
     let names = names(20);
-    lab.mission("M", &names.iter().map(String::as_str).collect::<Vec<_>>()).await;
-    let mut node = server(&lab, "M", 1);
+    cloud.mission("M", &names.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let mut node = server(&cloud, "M", 1);
     node.settings.workload = Some(lighthpc::workload::Workload::Program(vec!["/no/such/program".to_owned()]));
     let life = node.run().await;
     assert!(matches!(life.ending, Err(NodeError::NotStarted { .. })), "{life:?}");
-    assert_eq!(lab.tally("M").await.ended(), 1);
+    assert_eq!(cloud.tally("M").await.ended(), 1);
 }
 
 /// Tasks that come while the node works are done by it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_task_that_comes_late_is_picked_up() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["first"]).await;
-    let came = lab.dir.path().join("came");
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["first"]).await;
+    let came = cloud.dir.path().join("came");
     let line = format!(
         r#"echo x >> '{0}'; while [ ! -e '{0}.go' ]; do sleep 0.02; done; rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#,
         came.display()
     );
     let mut running = JoinSet::new();
-    running.spawn(server(&lab, "M", 1).shell(&line).run());
+    running.spawn(server(&cloud, "M", 1).shell(&line).run());
     while !came.exists() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    lab.input("late", b"late").await;
-    lab.row("late", &mission_id("M")).await;
+    cloud.input("late", b"late").await;
+    cloud.row("late", &mission_id("M")).await;
     std::fs::write(came.with_extension("go"), "").unwrap();
     let life = running.join_all().await.pop().unwrap();
     assert!(matches!(life.ending, Ok(Ending::Served { done: 2, .. })), "{life:?}");
@@ -105,19 +105,19 @@ async fn a_task_that_comes_late_is_picked_up() {
 /// The process dies and is started again: what it was at comes first, at once.
 #[tokio::test]
 async fn a_restarted_node_takes_up_what_it_was_at() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let faults = Faults::new();
     let gate = faults.hold_before(Dynamodb, "TransactWriteItems", When::Nth(1));
-    let instance = lab.cloud.launch(&[("missionID", "M")]);
-    let first = lab.node_on(instance.clone(), faults);
+    let instance = cloud.local.launch(&[("missionID", "M")]);
+    let first = cloud.node_on(instance.clone(), faults);
     let work_dir = first.settings.work_dir.clone();
     first.die_at(&gate).await;
 
     // The dropped node's tasks end on their own; a process that has died holds no lock.
-    let deadline = std::time::Instant::now() + crate::lab::PATIENCE;
+    let deadline = std::time::Instant::now() + crate::test_cloud::PATIENCE;
     let (_lock, left) = loop {
-        let (lock, left) = lighthpc::workload::take(&work_dir, "tblTrans2").unwrap();
+        let (lock, left) = lighthpc::workload::lock_work_dir(&work_dir, "tblTrans2").unwrap();
         if !left.is_empty() {
             break (lock, left);
         }
@@ -125,27 +125,27 @@ async fn a_restarted_node_takes_up_what_it_was_at() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     };
     assert_eq!(left.iter().map(|left| left.src.clone()).collect::<Vec<_>>(), [Some(src("abc"))]);
-    let mut second = lab.node_on(instance, Faults::new());
+    let mut second = cloud.node_on(instance, Faults::new());
     second.settings.left = left;
     let life = second.run().await;
 
     assert!(matches!(life.ending, Ok(Ending::Served { done: 1, .. })), "{life:?}");
-    lab.assert_done("abc", "M", "after a restart").await;
-    assert_eq!(lab.task("abc").await.interruptions, 0);
+    cloud.assert_done("abc", "M", "after a restart").await;
+    assert_eq!(cloud.task("abc").await.interruptions, 0);
 }
 
 /// However large the mission, the next task costs a page of the index, and a node reads few of them.
 #[tokio::test]
 async fn finding_the_next_task_costs_few_reads() {
-    let lab = Lab::new().await;
+    let cloud = TestCloud::new().await;
     let names = names(150);
-    lab.mission("M", &names.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    cloud.mission("M", &names.iter().map(String::as_str).collect::<Vec<_>>()).await;
     let faults = Faults::new();
-    let instance = lab.cloud.launch(&[("missionID", "M")]);
-    let mut node = lab.node_on(instance, faults.clone()).shell(r#": > "$LIGHTHPC_OUTPUT""#);
+    let instance = cloud.local.launch(&[("missionID", "M")]);
+    let mut node = cloud.node_on(instance, faults.clone()).shell(r#": > "$LIGHTHPC_OUTPUT""#);
     node.settings.slots = Some(4);
     node.run().await.ending.unwrap();
-    assert_eq!(lab.tally("M").await.ok, 150);
+    assert_eq!(cloud.tally("M").await.ok, 150);
     // Two pages of a hundred as long as they are fresh, then looks that find nothing.
     let queries = faults.count(Dynamodb, "Query");
     assert!(queries <= 30, "{queries} queries for 150 tasks");
@@ -154,64 +154,64 @@ async fn finding_the_next_task_costs_few_reads() {
 
 #[tokio::test]
 async fn a_mission_that_is_not_there_and_one_that_is_cancelled_serve_nothing() {
-    let lab = Lab::new().await;
-    let life = server(&lab, "none", 1).run().await;
+    let cloud = TestCloud::new().await;
+    let life = server(&cloud, "none", 1).run().await;
     assert!(matches!(life.ending, Err(NodeError::NoMission { .. })), "{life:?}");
-    lab.mission("M", &["abc"]).await;
-    lab.backend.ledger.cancel_mission(&mission_id("M"), "2026-01-01T00:00:00Z").await.unwrap();
-    let life = server(&lab, "M", 1).run().await;
+    cloud.mission("M", &["abc"]).await;
+    cloud.backend.ledger.cancel_mission(&mission_id("M"), "2026-01-01T00:00:00Z").await.unwrap();
+    let life = server(&cloud, "M", 1).run().await;
     assert!(matches!(life.ending, Ok(Ending::Served { done: 0, .. })), "{life:?}");
-    assert_eq!(lab.task("abc").await.state, State::Pending);
-    assert!(lab.cloud.instances().iter().all(|i| i.state == "terminated"));
+    assert_eq!(cloud.task("abc").await.state, State::Pending);
+    assert!(cloud.local.instances().iter().all(|i| i.state == "terminated"));
 }
 
 /// A recommendation to leave: the task at hand is finished, no other is begun.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_should_leave_takes_no_more_tasks() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc", "def"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc", "def"]).await;
     // IMDS is looked at every 5 s.
-    let node = server(&lab, "M", 1).shell(r#"sleep 7; rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#);
-    lab.cloud.rebalance(&node.instance, "2026-01-01T00:00:00Z");
+    let node = server(&cloud, "M", 1).shell(r#"sleep 7; rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#);
+    cloud.local.rebalance(&node.instance, "2026-01-01T00:00:00Z");
     let life = node.run().await;
     assert!(matches!(life.ending, Ok(Ending::Served { done: 1, .. })), "{life:?}");
-    assert_eq!(lab.tally("M").await.ok, 1);
+    assert_eq!(cloud.tally("M").await.ok, 1);
 }
 
 /// Uploads to a mission with nodes of its own launch these, and no more; the sweep replaces those that ended.
 #[tokio::test]
 async fn a_missions_own_nodes_are_launched_and_replaced() {
-    let lab = Lab::new().await;
-    lab.mission("M", &[]).await;
-    lab.set_mission_number("M", "nodes", 2).await;
-    let scheduler = lab.scheduler(&Faults::new());
-    let upload = |key: &str| Upload {
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &[]).await;
+    cloud.set_mission_number("M", "nodes", 2).await;
+    let scheduler = cloud.scheduler(&Faults::new());
+    let upload = |key: &str| UploadedObject {
         bucket: "source".to_owned(),
         src: src(key),
         bytes: Some(1),
         time: String::new(),
         trigger: "ObjectCreated:Put".to_owned(),
     };
-    let mut intake = Intake::new(&scheduler);
+    let mut ingest = TaskIngest::new(&scheduler);
     let mut boarded = Vec::new();
     for n in 0..5 {
-        lab.input(&format!("M/{n}"), b"abc").await;
-        boarded.push(intake.board(&upload(&format!("M/{n}"))).await.unwrap());
+        cloud.input(&format!("M/{n}"), b"abc").await;
+        boarded.push(ingest.ingest(&upload(&format!("M/{n}"))).await.unwrap());
     }
-    assert_eq!(boarded.iter().filter(|one| matches!(one, Boarded::Launched(_))).count(), 2);
-    assert_eq!(boarded.iter().filter(|one| **one == Boarded::Queued).count(), 3);
-    let nodes = lab.cloud.instances();
+    assert_eq!(boarded.iter().filter(|one| matches!(one, Ingested::Launched(_))).count(), 2);
+    assert_eq!(boarded.iter().filter(|one| **one == Ingested::Queued).count(), 3);
+    let nodes = cloud.local.instances();
     assert!(nodes.iter().all(|i| i.tags.iter().all(|(key, _)| key != "srcID")));
-    lab.cloud.stop_instance(&nodes[0].id);
+    cloud.local.stop_instance(&nodes[0].id);
 
     let found = scheduler.sweep(&CancellationToken::new()).await.unwrap();
 
     assert_eq!(found.iter().map(|finding| finding.what).collect::<Vec<_>>(), [What::Launched]);
     assert_eq!(scheduler.sweep(&CancellationToken::new()).await.unwrap(), []);
-    let node = lab.node_on(nodes[1].id.clone(), Faults::new());
+    let node = cloud.node_on(nodes[1].id.clone(), Faults::new());
     node.run().await.ending.unwrap();
-    assert_eq!(lab.tally("M").await.ok, 5);
+    assert_eq!(cloud.tally("M").await.ok, 5);
     let id: MissionId = mission_id("M");
-    assert!(lab.backend.ledger.open_tasks(Some(&id), 1, State::Pending).await.unwrap().is_empty());
-    assert!(lab.backend.store.head(RESULT_BUCKET, "rslt_M/0").await.unwrap().is_some());
+    assert!(cloud.backend.ledger.open_tasks(Some(&id), 1, State::Pending).await.unwrap().is_empty());
+    assert!(cloud.backend.store.head(RESULT_BUCKET, "rslt_M/0").await.unwrap().is_some());
 }

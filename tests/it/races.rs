@@ -14,7 +14,7 @@ use local_cloud::{Faults, RESULT_BUCKET, When};
 use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 
-use crate::lab::{Lab, mission_id, src};
+use crate::test_cloud::{TestCloud, mission_id, src};
 
 fn claimant(instance: &str) -> Claimant {
     Claimant {
@@ -27,10 +27,10 @@ fn claimant(instance: &str) -> Claimant {
     }
 }
 
-async fn claim(lab: &Lab, instance: &str, expired: bool) -> Fence {
-    let (ledger, who) = (&lab.backend.ledger, claimant(instance));
+async fn claim(cloud: &TestCloud, instance: &str, expired: bool) -> Fence {
+    let (ledger, who) = (&cloud.backend.ledger, claimant(instance));
     let task = if expired {
-        ledger.take_over(&lab.task("abc").await, &who).await.unwrap().unwrap()
+        ledger.take_over(&cloud.task("abc").await, &who).await.unwrap().unwrap()
     } else {
         match ledger.claim(&src("abc"), &who).await.unwrap() {
             Claim::Held(task) => task,
@@ -42,12 +42,12 @@ async fn claim(lab: &Lab, instance: &str, expired: bool) -> Fence {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_sixty_four_claimers_one_wins() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let barrier = Arc::new(Barrier::new(64));
     let mut claimers = JoinSet::new();
     for n in 0..64 {
-        let (ledger, barrier) = (lab.backend.ledger.clone(), barrier.clone());
+        let (ledger, barrier) = (cloud.backend.ledger.clone(), barrier.clone());
         claimers.spawn(async move {
             barrier.wait().await;
             ledger.claim(&src("abc"), &claimant(&format!("i-{n}"))).await.unwrap()
@@ -59,18 +59,18 @@ async fn of_sixty_four_claimers_one_wins() {
     let held: Vec<_> = claims.iter().filter(|claim| matches!(claim, Claim::Held(_))).collect();
     assert_eq!(held.len(), 1);
     assert!(claims.iter().all(|claim| matches!(claim, Claim::Held(_) | Claim::HeldByOther(_))));
-    assert_eq!(lab.task("abc").await.attempt.0, 1);
+    assert_eq!(cloud.task("abc").await.attempt.0, 1);
 }
 
 #[tokio::test]
 async fn a_stale_attempt_cannot_write_upload_or_commit() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    let stale = claim(&lab, "i-old", false).await;
-    let fresh = claim(&lab, "i-new", true).await;
-    let before = lab.task("abc").await;
-    let mission = lab.mission_row("M").await;
-    let file = lab.dir.path().join("result");
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let stale = claim(&cloud, "i-old", false).await;
+    let fresh = claim(&cloud, "i-new", true).await;
+    let before = cloud.task("abc").await;
+    let mission = cloud.mission_row("M").await;
+    let file = cloud.dir.path().join("result");
     std::fs::write(&file, "stale").unwrap();
     let finish = |result: &str| Finish {
         input_etag: None,
@@ -80,7 +80,7 @@ async fn a_stale_attempt_cannot_write_upload_or_commit() {
         history: vec![],
         counts: Counts::default(),
     };
-    let (ledger, store) = (&lab.backend.ledger, &lab.backend.store);
+    let (ledger, store) = (&cloud.backend.ledger, &cloud.backend.store);
 
     let beat = ledger.beat(&stale, Progress::default(), 1, true).await.unwrap();
     let put = store.put_result(ledger, &stale, RESULT_BUCKET, "rslt_abc", &file).await.unwrap();
@@ -96,79 +96,79 @@ async fn a_stale_attempt_cannot_write_upload_or_commit() {
     let released = ledger.release(&stale, &release).await.unwrap();
 
     assert_eq!((beat, put, commit, released), (Beat::Lost, Put::LeaseLost, Commit::Lost, false));
-    assert_eq!(lab.task("abc").await, before);
-    assert_eq!(lab.result("rslt_abc"), None);
-    assert_eq!(lab.tally("M").await.ended(), 0);
+    assert_eq!(cloud.task("abc").await, before);
+    assert_eq!(cloud.result("rslt_abc"), None);
+    assert_eq!(cloud.tally("M").await.ended(), 0);
 
     // The fresh one can, twice, and is counted once.
     for _ in 0..2 {
         assert_eq!(ledger.commit(&fresh, Some(&mission), &finish("fresh")).await.unwrap(), Commit::Committed);
     }
-    assert_eq!(lab.tally("M").await.ok, 1);
+    assert_eq!(cloud.tally("M").await.ok, 1);
     // A late stale commit changes nothing, not even with the row done.
     assert_eq!(ledger.commit(&stale, Some(&mission), &finish("stale")).await.unwrap(), Commit::Lost);
-    assert_eq!(lab.task("abc").await.result.as_deref(), Some("fresh"));
+    assert_eq!(cloud.task("abc").await.result.as_deref(), Some("fresh"));
 }
 
 /// The old attempt passes its fence check and stalls right before its put; the new one does everything; the old one wakes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_put_that_stalls_past_the_commit_of_another_changes_nothing() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let faults = Faults::new();
     let gate = faults.hold_before(S3, "PutObject", When::Nth(1));
-    let old = lab.node_with("abc", "M", faults).shell(r#"echo stale > "$LIGHTHPC_OUTPUT""#);
+    let old = cloud.node_with("abc", "M", faults).shell(r#"echo stale > "$LIGHTHPC_OUTPUT""#);
     let mut running = JoinSet::new();
     running.spawn(old.run());
     gate.arrived(1).await;
 
     // To the others the old machine is gone; its process does not know.
-    let gone = lab.cloud.instances()[0].id.clone();
-    lab.cloud.stop_instance(&gone);
-    lab.node("abc", "M").run().await.ending.unwrap();
-    lab.assert_done("abc", "M", "by the new attempt").await;
+    let gone = cloud.local.instances()[0].id.clone();
+    cloud.local.stop_instance(&gone);
+    cloud.node("abc", "M").run().await.ending.unwrap();
+    cloud.assert_done("abc", "M", "by the new attempt").await;
     gate.open();
     let life = running.join_next().await.unwrap().unwrap();
 
     assert!(matches!(life.ending, Err(NodeError::LeaseLost { .. })), "{life:?}");
-    lab.assert_done("abc", "M", "after the old attempt woke").await;
-    assert_eq!(lab.cloud.published().len(), 1);
+    cloud.assert_done("abc", "M", "after the old attempt woke").await;
+    assert_eq!(cloud.local.published().len(), 1);
 }
 
 /// The same, but what stalls is the commit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_that_stalls_past_another_counts_nothing() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let faults = Faults::new();
     let gate = faults.hold_before(Dynamodb, "TransactWriteItems", When::Nth(1));
     let mut running = JoinSet::new();
-    running.spawn(lab.node_with("abc", "M", faults).shell(r#"echo stale > "$LIGHTHPC_OUTPUT""#).run());
+    running.spawn(cloud.node_with("abc", "M", faults).shell(r#"echo stale > "$LIGHTHPC_OUTPUT""#).run());
     gate.arrived(1).await;
 
-    let gone = lab.cloud.instances()[0].id.clone();
-    lab.cloud.stop_instance(&gone);
+    let gone = cloud.local.instances()[0].id.clone();
+    cloud.local.stop_instance(&gone);
     // The stale result stands there: a dead attempt's, overwritten by the new one.
-    assert_eq!(lab.result("rslt_abc").as_deref(), Some("stale\n"));
-    lab.node("abc", "M").run().await.ending.unwrap();
+    assert_eq!(cloud.result("rslt_abc").as_deref(), Some("stale\n"));
+    cloud.node("abc", "M").run().await.ending.unwrap();
     gate.open();
     let life = running.join_next().await.unwrap().unwrap();
 
     assert!(matches!(life.ending, Err(NodeError::LeaseLost { .. })), "{life:?}");
-    lab.assert_done("abc", "M", "after the old commit").await;
+    cloud.assert_done("abc", "M", "after the old commit").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_last_two_committers_publish_once() {
     for round in 0..10 {
-        let lab = Lab::new().await;
-        lab.mission("M", &["abc", "def"]).await;
+        let cloud = TestCloud::new().await;
+        cloud.mission("M", &["abc", "def"]).await;
         // Both have committed before either reads the tally.
         let faults = Faults::new();
         let gate = faults.hold_before(Dynamodb, "BatchGetItem", When::First(2));
         let mut nodes = JoinSet::new();
-        nodes.spawn(lab.node_with("abc", "M", faults.clone()).run());
-        nodes.spawn(lab.node_with("def", "M", faults.clone()).run());
+        nodes.spawn(cloud.node_with("abc", "M", faults.clone()).run());
+        nodes.spawn(cloud.node_with("def", "M", faults.clone()).run());
         gate.arrived(2).await;
         gate.open();
 
@@ -176,36 +176,36 @@ async fn the_last_two_committers_publish_once() {
             assert!(matches!(life.ending, Ok(Ending::Committed { .. })), "{round}: {life:?}");
         }
 
-        assert_eq!(lab.cloud.published().len(), 1, "round {round}");
-        let mission = lab.mission_row("M").await;
+        assert_eq!(cloud.local.published().len(), 1, "round {round}");
+        let mission = cloud.mission_row("M").await;
         assert_eq!((mission.notified, mission.rolled.ok), (Notified::Yes, 2));
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mission_whose_every_node_is_launched_twice_is_done_once() {
-    let lab = Lab::new().await;
+    let cloud = TestCloud::new().await;
     let names: Vec<String> = (0..12).map(|n| format!("task-{n}")).collect();
     let tasks: Vec<&str> = names.iter().map(String::as_str).collect();
-    lab.mission("M", &tasks).await;
-    let runs = lab.dir.path().join("runs");
+    cloud.mission("M", &tasks).await;
+    let runs = cloud.dir.path().join("runs");
     let line = format!(r#"echo x >> '{}'; rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#, runs.display());
     let mut nodes = JoinSet::new();
     for task in tasks.iter().chain(&tasks) {
         let second = std::time::Duration::from_secs(1);
-        nodes.spawn(lab.node(task, "M").shell(&line).lease(6 * second, second / 2).run());
+        nodes.spawn(cloud.node(task, "M").shell(&line).lease(6 * second, second / 2).run());
     }
 
     for life in nodes.join_all().await {
         life.ending.unwrap();
     }
 
-    assert_eq!(lab.tally("M").await.ok, 12);
+    assert_eq!(cloud.tally("M").await.ok, 12);
     assert_eq!(std::fs::read_to_string(runs).unwrap().lines().count(), 12, "a task was run twice");
-    assert_eq!(lab.cloud.published().len(), 1);
+    assert_eq!(cloud.local.published().len(), 1);
     for task in tasks {
-        assert_eq!(lab.result(&format!("rslt_{task}")), Some(task.chars().rev().collect()));
+        assert_eq!(cloud.result(&format!("rslt_{task}")), Some(task.chars().rev().collect()));
     }
-    assert!(lab.cloud.instances().iter().all(|instance| instance.state == "terminated"));
-    assert_eq!(lab.mission_row("M").await.id, mission_id("M"));
+    assert!(cloud.local.instances().iter().all(|instance| instance.state == "terminated"));
+    assert_eq!(cloud.mission_row("M").await.id, mission_id("M"));
 }

@@ -21,19 +21,19 @@ use lighthpc::worker::{Ending, NodeError};
 use local_cloud::Service::{Dynamodb, S3};
 use local_cloud::{ACCESS_KEY, Fault, Faults, REGION, SECRET_KEY, When};
 
-use crate::lab::{Lab, Subject};
+use crate::test_cloud::{TestCloud, TestNode};
 
-fn server(lab: &Lab, mission: &str, slots: u16, faults: Faults) -> Subject {
-    let instance = lab.cloud.launch(&[("missionID", mission), ("lighthpc", "tblTrans2")]);
-    let mut node = lab.node_on(instance, faults);
+fn server(cloud: &TestCloud, mission: &str, slots: u16, faults: Faults) -> TestNode {
+    let instance = cloud.local.launch(&[("missionID", mission), ("lighthpc", "tblTrans2")]);
+    let mut node = cloud.node_on(instance, faults);
     node.settings.slots = Some(slots);
     node
 }
 
-async fn states(lab: &Lab, tasks: &[&str]) -> Vec<State> {
+async fn states(cloud: &TestCloud, tasks: &[&str]) -> Vec<State> {
     let mut states = Vec::new();
     for task in tasks {
-        states.push(lab.task(task).await.state);
+        states.push(cloud.task(task).await.state);
     }
     states
 }
@@ -51,8 +51,8 @@ async fn one_unreadable_input_fails_its_task_once() {
         (Some(403), Fault::Status(403, "AccessDenied"), Exit::AccessDenied, "s3:GetObject"),
         (Some(400), Fault::Status(400, "InvalidRequest"), Exit::Internal, ""),
     ] {
-        let lab = Lab::new().await;
-        lab.mission("M", &["abc"]).await;
+        let cloud = TestCloud::new().await;
+        cloud.mission("M", &["abc"]).await;
         let faults = Faults::new();
         if let Some(status) = head {
             faults.add(S3, "HeadObject", When::Always, Fault::Raw(status, String::new()));
@@ -60,14 +60,14 @@ async fn one_unreadable_input_fails_its_task_once() {
         faults.add(S3, "GetObject", When::Always, get.clone());
         let context = format!("{head:?} {get:?}");
 
-        let life = lab.node_with("abc", "M", faults.clone()).run().await;
+        let life = cloud.node_with("abc", "M", faults.clone()).run().await;
 
         let (found, advice) = exit::of_node(life.ending.as_ref().unwrap_err());
         assert_eq!(found, exit, "{context}: {life:?}");
         assert!(advice.unwrap().contains(hint), "{context}");
-        let row = lab.task("abc").await;
+        let row = cloud.task("abc").await;
         assert_eq!((row.state, row.verdict, row.attempt.0), (State::Failed, Some(Verdict::Infra), 1), "{context}");
-        assert_eq!(lab.tally("M").await.failed, 1, "{context}");
+        assert_eq!(cloud.tally("M").await.failed, 1, "{context}");
     }
 }
 
@@ -79,9 +79,9 @@ async fn a_node_goes_on_after_an_unreadable_input() {
         Fault::Status(403, "AccessDenied"),
         Fault::Status(400, "SomethingNew"),
     ] {
-        let lab = Lab::new().await;
+        let cloud = TestCloud::new().await;
         let tasks = ["a", "b", "c", "d", "e", "f"];
-        lab.mission("M", &tasks).await;
+        cloud.mission("M", &tasks).await;
         let faults = Faults::new();
         // The second to the fifth object: some are read before.
         faults.add(S3, "GetObject", When::Nth(2), fault.clone());
@@ -89,10 +89,10 @@ async fn a_node_goes_on_after_an_unreadable_input() {
         faults.add(S3, "GetObject", When::Nth(4), fault.clone());
         faults.add(S3, "GetObject", When::Nth(5), fault.clone());
 
-        let life = server(&lab, "M", 1, faults).run().await;
+        let life = server(&cloud, "M", 1, faults).run().await;
 
         assert!(matches!(life.ending, Ok(Ending::Served { done: 2, other: 4 })), "{fault:?}: {life:?}");
-        let tally = lab.tally("M").await;
+        let tally = cloud.tally("M").await;
         assert_eq!((tally.ok, tally.failed), (2, 4), "{fault:?}");
     }
 }
@@ -101,19 +101,19 @@ async fn a_node_goes_on_after_an_unreadable_input() {
 /// the repair.
 #[tokio::test]
 async fn when_every_input_is_refused_the_node_ends_and_keeps_the_rest() {
-    let lab = Lab::new().await;
+    let cloud = TestCloud::new().await;
     let tasks = ["a", "b", "c", "d", "e", "f", "g"];
-    lab.mission("M", &tasks).await;
+    cloud.mission("M", &tasks).await;
     let faults = Faults::new();
     faults.add(S3, "HeadObject", When::Always, Fault::Raw(403, String::new()));
     faults.add(S3, "GetObject", When::Always, Fault::Status(403, "AccessDenied"));
 
-    let life = server(&lab, "M", 1, faults).run().await;
+    let life = server(&cloud, "M", 1, faults).run().await;
 
     let error = life.ending.unwrap_err();
     assert!(matches!(error, NodeError::InputsRefused { .. }), "{error:?}");
     assert_eq!(exit::of_node(&error).0, Exit::AccessDenied);
-    let states = states(&lab, &tasks).await;
+    let states = states(&cloud, &tasks).await;
     assert_eq!(states.iter().filter(|state| **state == State::Failed).count(), 2);
     assert_eq!(states.iter().filter(|state| **state == State::Pending).count(), 5);
 }
@@ -121,16 +121,16 @@ async fn when_every_input_is_refused_the_node_ends_and_keeps_the_rest() {
 /// A bucket that answers for other keys may be read: its refusals are of the objects, however many.
 #[tokio::test]
 async fn forbidden_objects_of_a_readable_bucket_are_their_own_fault() {
-    let lab = Lab::new().await;
+    let cloud = TestCloud::new().await;
     let tasks = ["a", "b", "c", "d", "e"];
-    lab.mission("M", &tasks).await;
+    cloud.mission("M", &tasks).await;
     let faults = Faults::new();
     faults.add(S3, "GetObject", When::Always, Fault::Status(403, "AccessDenied"));
 
-    let life = server(&lab, "M", 1, faults).run().await;
+    let life = server(&cloud, "M", 1, faults).run().await;
 
     assert!(matches!(life.ending, Ok(Ending::Served { done: 0, other: 5 })), "{life:?}");
-    assert_eq!(lab.tally("M").await.failed, 5);
+    assert_eq!(cloud.tally("M").await.failed, 5);
 }
 
 /// The right to write is tried once per node, before any claim; no workload is run for nothing.
@@ -143,22 +143,22 @@ async fn a_missing_right_to_write_is_found_before_the_first_claim() {
         ("PermanentRedirect", Exit::WrongRegion),
     ] {
         for slots in [1, 4] {
-            let lab = Lab::new().await;
+            let cloud = TestCloud::new().await;
             let tasks = ["a", "b", "c", "d", "e"];
-            lab.mission("M", &tasks).await;
+            cloud.mission("M", &tasks).await;
             let faults = Faults::new();
             faults.add(S3, "CreateMultipartUpload", When::Always, Fault::Status(403, code));
-            let runs = lab.dir.path().join("runs");
+            let runs = cloud.dir.path().join("runs");
             let line = format!("echo x >> '{}'; echo x > $LIGHTHPC_OUTPUT", runs.display());
 
-            let life = server(&lab, "M", slots, faults).shell(&line).run().await;
+            let life = server(&cloud, "M", slots, faults).shell(&line).run().await;
 
             let error = life.ending.unwrap_err();
             assert_eq!(exit::of_node(&error).0, exit, "{error:?}");
             assert!(matches!(&error, NodeError::Cloud { source, .. } if source.scope() == Scope::Deployment));
             assert!(!runs.exists(), "a workload was run");
             for task in tasks {
-                assert_eq!((lab.task(task).await.state, lab.task(task).await.attempt.0), (State::Pending, 0));
+                assert_eq!((cloud.task(task).await.state, cloud.task(task).await.attempt.0), (State::Pending, 0));
             }
         }
     }
@@ -166,24 +166,24 @@ async fn a_missing_right_to_write_is_found_before_the_first_claim() {
 
 #[tokio::test]
 async fn a_missing_source_bucket_is_found_before_the_first_claim() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    let mut node = lab.node("abc", "M");
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let mut node = cloud.node("abc", "M");
     node.settings.source_bucket = Some("no-such-bucket".to_owned());
     let life = node.run().await;
     assert_eq!(exit::of_node(&life.ending.unwrap_err()).0, Exit::NoBucket);
-    assert_eq!(lab.task("abc").await.attempt.0, 0);
+    assert_eq!(cloud.task("abc").await.attempt.0, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_trial_is_made_once_per_node_and_an_outage_is_not_remembered() {
-    let lab = Lab::new().await;
+    let cloud = TestCloud::new().await;
     let tasks = ["a", "b", "c", "d", "e"];
-    lab.mission("M", &tasks).await;
+    cloud.mission("M", &tasks).await;
     let faults = Faults::new();
     faults.add(S3, "CreateMultipartUpload", When::First(6), Fault::Status(503, "SlowDown"));
 
-    let mut node = server(&lab, "M", 2, faults.clone());
+    let mut node = server(&cloud, "M", 2, faults.clone());
     node.settings.max_idle = Duration::from_secs(30);
     let life = node.run().await;
 
@@ -195,13 +195,13 @@ async fn the_trial_is_made_once_per_node_and_an_outage_is_not_remembered() {
 /// A right that is taken away while the workload runs is the deployment's: the task is kept.
 #[tokio::test]
 async fn a_right_that_vanishes_hands_the_task_back() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let faults = Faults::new();
     faults.add(S3, "PutObject", When::Always, Fault::Status(403, "AccessDenied"));
-    let life = lab.node_with("abc", "M", faults).run().await;
+    let life = cloud.node_with("abc", "M", faults).run().await;
     assert_eq!(exit::of_node(&life.ending.unwrap_err()).0, Exit::AccessDenied);
-    let row = lab.task("abc").await;
+    let row = cloud.task("abc").await;
     assert_eq!((row.state, row.verdict, row.app_failures), (State::Pending, Some(Verdict::Infra), 1));
 }
 
@@ -211,38 +211,38 @@ async fn a_wrong_clock_is_the_machines_fault() {
     for message in
         ["Signature expired: 20260101T000000Z is now earlier than …", "Signature not yet current: 20260101T …"]
     {
-        let lab = Lab::new().await;
-        lab.mission("M", &["abc"]).await;
+        let cloud = TestCloud::new().await;
+        cloud.mission("M", &["abc"]).await;
         let faults = Faults::new();
         let body =
             format!(r#"{{"__type":"com.amazon.coral.service#InvalidSignatureException","message":"{message}"}}"#);
         faults.add(Dynamodb, "UpdateItem", When::Always, Fault::Raw(400, body));
 
-        let life = lab.node_with("abc", "M", faults).run().await;
+        let life = cloud.node_with("abc", "M", faults).run().await;
 
         let error = life.ending.unwrap_err();
         assert!(matches!(&error, NodeError::Cloud { source, .. } if source.scope() == Scope::Machine), "{error:?}");
         let (exit, hint) = exit::of_node(&error);
         assert_eq!(exit, Exit::WrongClock);
         assert!(hint.unwrap().contains("chrony"));
-        assert_eq!(lab.task("abc").await.attempt.0, 0);
+        assert_eq!(cloud.task("abc").await.attempt.0, 0);
     }
 }
 
 /// A row that a node can do nothing with does not stop it, and is not tried again and again.
 #[tokio::test]
 async fn a_row_that_refuses_its_claim_does_not_hold_its_node() {
-    let lab = Lab::new().await;
+    let cloud = TestCloud::new().await;
     let tasks = ["a", "b", "c"];
-    lab.mission("M", &tasks).await;
+    cloud.mission("M", &tasks).await;
     let faults = Faults::new();
     let body = r#"{"__type":"com.amazon.coral.validate#ValidationException","message":"Item size to update has exceeded the maximum allowed size"}"#;
     faults.add(Dynamodb, "UpdateItem", When::Nth(1), Fault::Raw(400, body.to_owned()));
 
-    let life = server(&lab, "M", 1, faults).run().await;
+    let life = server(&cloud, "M", 1, faults).run().await;
 
     assert!(matches!(life.ending, Ok(Ending::Served { done: 2, other: 1 })), "{life:?}");
-    let pending = states(&lab, &tasks).await.into_iter().filter(|state| *state == State::Pending).count();
+    let pending = states(&cloud, &tasks).await.into_iter().filter(|state| *state == State::Pending).count();
     assert_eq!(pending, 1);
 }
 
@@ -304,10 +304,10 @@ impl HttpConnector for RefusingConnector {
     }
 }
 
-fn stale_node(lab: &Lab, stale: u32) -> (Subject, Arc<AtomicU32>) {
-    let mut node = lab.node("abc", "M");
+fn stale_node(cloud: &TestCloud, stale: u32) -> (TestNode, Arc<AtomicU32>) {
+    let mut node = cloud.node("abc", "M");
     let asked = Arc::new(AtomicU32::new(0));
-    let http = SharedHttpClient::new(Refusing(lab.cloud.http_client(Some(&node.instance))));
+    let http = SharedHttpClient::new(Refusing(cloud.local.http_client(Some(&node.instance))));
     let wire = Wire::plugged_as(http, REGION, Stale { asked: asked.clone(), stale });
     node.backend = Backend::new(&wire, Tables::default(), PowerOff::Never);
     (node, asked)
@@ -317,32 +317,32 @@ fn stale_node(lab: &Lab, stale: u32) -> (Subject, Arc<AtomicU32>) {
 #[tokio::test]
 async fn refused_credentials_are_requested_again() {
     for stale in [1, 2, 4] {
-        let lab = Lab::new().await;
-        lab.mission("M", &["abc"]).await;
-        let (mut node, asked) = stale_node(&lab, stale);
+        let cloud = TestCloud::new().await;
+        cloud.mission("M", &["abc"]).await;
+        let (mut node, asked) = stale_node(&cloud, stale);
         node.settings.max_idle = Duration::from_secs(30);
 
         node.run().await.ending.unwrap();
 
-        lab.assert_done("abc", "M", &format!("after {stale} stale credentials")).await;
+        cloud.assert_done("abc", "M", &format!("after {stale} stale credentials")).await;
         // Each client keeps credentials of its own: a few calls more than the stale ones, not one for each request.
         let asked = asked.load(Ordering::SeqCst);
         assert!(asked > stale && asked <= stale + 8, "{asked} for {stale}");
-        assert!(lab.cloud.instances().iter().all(|instance| instance.state == "terminated"));
+        assert!(cloud.local.instances().iter().all(|instance| instance.state == "terminated"));
     }
 }
 
 /// If they stay stale, the node ends in bounded time, and does not flood the provider.
 #[tokio::test]
 async fn credentials_that_stay_stale_end_the_node_in_time() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    let (node, asked) = stale_node(&lab, u32::MAX);
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let (node, asked) = stale_node(&cloud, u32::MAX);
 
     let life = node.run().await;
 
     let error = life.ending.unwrap_err();
     assert_eq!(exit::of_node(&error).0, Exit::NoCredentials, "{error:?}");
     assert!(asked.load(Ordering::SeqCst) < 60, "{asked:?}");
-    assert_eq!(lab.task("abc").await.attempt.0, 0);
+    assert_eq!(cloud.task("abc").await.attempt.0, 0);
 }

@@ -17,7 +17,7 @@ use local_cloud::Service::S3;
 use local_cloud::{ACCESS_KEY, Fault, Faults, REGION, RESULT_BUCKET, SECRET_KEY, SOURCE_BUCKET, When};
 use tokio::task::JoinSet;
 
-use crate::lab::{Lab, Subject, mission_id, src};
+use crate::test_cloud::{TestCloud, TestNode, mission_id, src};
 
 /// Task `d` makes a folder with the files `x` and `y`; any other makes a file.
 const WORK: &str = r#"case "$LIGHTHPC_SRC_ID" in
@@ -29,8 +29,8 @@ fn other_tables() -> Tables {
 }
 
 /// A backend of another deployment, which shares the buckets.
-async fn other_deployment(lab: &Lab, instance: Option<&str>) -> Backend {
-    let wire = Wire::plugged(lab.cloud.http_client(instance), REGION, ACCESS_KEY, SECRET_KEY);
+async fn other_deployment(cloud: &TestCloud, instance: Option<&str>) -> Backend {
+    let wire = Wire::plugged(cloud.local.http_client(instance), REGION, ACCESS_KEY, SECRET_KEY);
     let backend = Backend::new(&wire, other_tables(), PowerOff::Never);
     backend.ledger.create_tables().await.unwrap();
     backend
@@ -55,13 +55,13 @@ async fn claim(backend: &Backend, task: &str, instance: &str) -> Fence {
 }
 
 /// Asserts that a task failed at once because of another's object, and that the error names both.
-async fn assert_refused(lab: &Lab, task: &str, ending: &Result<Ending, NodeError>, names: &[&str]) {
+async fn assert_refused(cloud: &TestCloud, task: &str, ending: &Result<Ending, NodeError>, names: &[&str]) {
     let Err(error @ NodeError::Store { source: StoreError::Taken { .. }, .. }) = ending else { panic!("{ending:?}") };
     for name in names {
         assert!(words(error).contains(name), "{name} is not in: {}", words(error));
     }
     assert_eq!(exit::of_node(error).0, Exit::WorkloadFailed);
-    let row = lab.task(task).await;
+    let row = cloud.task(task).await;
     assert_eq!((row.state, row.verdict, row.attempt.0), (State::Failed, Some(Verdict::AppError), 1));
     assert_eq!(row.result, None);
 }
@@ -71,17 +71,17 @@ async fn two_names_with_one_key_never_share_an_object() {
     // The folder's file, and the folder's index.
     for other in ["d/x", "d/_lighthpc_index.json"] {
         for (first, second) in [("d", other), (other, "d")] {
-            let lab = Lab::new().await;
-            lab.mission("M", &[first, second]).await;
-            lab.node(first, "M").shell(WORK).run().await.ending.unwrap();
-            let before = lab.result(&format!("rslt_{other}"));
+            let cloud = TestCloud::new().await;
+            cloud.mission("M", &[first, second]).await;
+            cloud.node(first, "M").shell(WORK).run().await.ending.unwrap();
+            let before = cloud.result(&format!("rslt_{other}"));
 
-            let life = lab.node(second, "M").shell(WORK).run().await;
+            let life = cloud.node(second, "M").shell(WORK).run().await;
 
-            assert_refused(&lab, second, &life.ending, &["task d", &format!("task {other}"), "rslt_d/"]).await;
-            assert_eq!(lab.result(&format!("rslt_{other}")), before, "{first}, {second}");
-            assert_eq!(lab.task(first).await.state, State::Done);
-            let tally = lab.tally("M").await;
+            assert_refused(&cloud, second, &life.ending, &["task d", &format!("task {other}"), "rslt_d/"]).await;
+            assert_eq!(cloud.result(&format!("rslt_{other}")), before, "{first}, {second}");
+            assert_eq!(cloud.task(first).await.state, State::Done);
+            let tally = cloud.tally("M").await;
             assert_eq!((tally.ok, tally.failed), (1, 1));
         }
     }
@@ -96,36 +96,36 @@ fn left_of(task: &str) -> Left {
 #[tokio::test]
 async fn on_one_node_a_foreign_object_is_not_adopted() {
     for order in [["d", "d/x"], ["d/x", "d"]] {
-        let lab = Lab::new().await;
-        lab.mission("M", &order).await;
-        let instance = lab.cloud.launch(&[("missionID", "M")]);
-        let mut node = lab.node_on(instance, Faults::new()).shell(WORK);
+        let cloud = TestCloud::new().await;
+        cloud.mission("M", &order).await;
+        let instance = cloud.local.launch(&[("missionID", "M")]);
+        let mut node = cloud.node_on(instance, Faults::new()).shell(WORK);
         node.settings.left = order.iter().map(|task| left_of(task)).collect();
 
         let life = node.run().await;
 
         assert!(matches!(life.ending, Ok(Ending::Served { done: 1, other: 1 })), "{order:?}: {life:?}");
-        assert_eq!(lab.task(order[0]).await.state, State::Done, "{order:?}");
-        let row = lab.task(order[1]).await;
+        assert_eq!(cloud.task(order[0]).await.state, State::Done, "{order:?}");
+        let row = cloud.task(order[1]).await;
         assert_eq!((row.state, row.verdict), (State::Failed, Some(Verdict::AppError)), "{order:?}");
         let bytes = if order[0] == "d" { "folder\n" } else { "file of d/x\n" };
-        assert_eq!(lab.result("rslt_d/x").as_deref(), Some(bytes), "{order:?}");
+        assert_eq!(cloud.result("rslt_d/x").as_deref(), Some(bytes), "{order:?}");
     }
 }
 
 #[tokio::test]
 async fn what_a_failed_task_left_is_overwritten_and_what_a_running_one_put_is_not() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["d", "d/x"]).await;
-    let (ledger, store) = (&lab.backend.ledger, &lab.backend.store);
-    let d = claim(&lab.backend, "d", "i-d").await;
-    let other = claim(&lab.backend, "d/x", "i-x").await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["d", "d/x"]).await;
+    let (ledger, store) = (&cloud.backend.ledger, &cloud.backend.store);
+    let d = claim(&cloud.backend, "d", "i-d").await;
+    let other = claim(&cloud.backend, "d/x", "i-x").await;
     let put = async |fence: &Fence, text: &str| {
         store.put_result(ledger, fence, RESULT_BUCKET, "rslt_d/x", text.as_bytes().to_vec()).await
     };
     assert!(matches!(put(&d, "d's file").await, Ok(Put::Stored(_))));
     assert!(matches!(put(&other, "x's").await, Err(StoreError::Taken { .. })));
-    assert_eq!(lab.result("rslt_d/x").as_deref(), Some("d's file"));
+    assert_eq!(cloud.result("rslt_d/x").as_deref(), Some("d's file"));
 
     let outcome = Outcome::Failed(Verdict::AppError);
     let finish = Finish {
@@ -136,11 +136,11 @@ async fn what_a_failed_task_left_is_overwritten_and_what_a_running_one_put_is_no
         history: vec![],
         counts: Counts::default(),
     };
-    let mission = lab.mission_row("M").await;
+    let mission = cloud.mission_row("M").await;
     assert_eq!(ledger.commit(&d, Some(&mission), &finish).await.unwrap(), Commit::Committed);
 
     assert!(matches!(put(&other, "x's").await, Ok(Put::Stored(_))));
-    assert_eq!(lab.result("rslt_d/x").as_deref(), Some("x's"));
+    assert_eq!(cloud.result("rslt_d/x").as_deref(), Some("x's"));
     // And now it is the other's.
     let again = store.head(RESULT_BUCKET, "rslt_d/x").await.unwrap().unwrap();
     assert!(again.is_of_another(&Mark::of_task(ledger.tables(), &src("d"))));
@@ -148,46 +148,46 @@ async fn what_a_failed_task_left_is_overwritten_and_what_a_running_one_put_is_no
 
 #[tokio::test]
 async fn an_attempt_overwrites_what_its_own_task_left_and_what_has_no_mark() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    let (ledger, store) = (&lab.backend.ledger, &lab.backend.store);
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let (ledger, store) = (&cloud.backend.ledger, &cloud.backend.store);
     store.put_bytes(RESULT_BUCKET, "rslt_abc", b"an earlier version's".to_vec()).await.unwrap();
     for n in 0..3 {
-        let fence = claim(&lab.backend, "abc", &format!("i-{n}")).await;
+        let fence = claim(&cloud.backend, "abc", &format!("i-{n}")).await;
         let text = format!("attempt {}", fence.attempt);
         let put = store.put_result(ledger, &fence, RESULT_BUCKET, "rslt_abc", text.clone().into_bytes()).await;
         assert!(matches!(put, Ok(Put::Stored(_))), "{put:?}");
-        assert_eq!(lab.result("rslt_abc"), Some(text));
+        assert_eq!(cloud.result("rslt_abc"), Some(text));
     }
 }
 
 #[tokio::test]
 async fn a_name_that_looks_like_a_shortened_one_has_a_place_of_its_own() {
-    let lab = Lab::new().await;
+    let cloud = TestCloud::new().await;
     let long = "x".repeat(1024);
     let literal = result_key(&src(&long)).strip_prefix("rslt_").unwrap().to_owned();
-    lab.mission("M", &[&long, &literal]).await;
+    cloud.mission("M", &[&long, &literal]).await;
     for task in [&long, &literal] {
-        lab.node(task, "M").shell(r#"printf %s "$LIGHTHPC_SRC_ID" > "$LIGHTHPC_OUTPUT""#).run().await.ending.unwrap();
+        cloud.node(task, "M").shell(r#"printf %s "$LIGHTHPC_SRC_ID" > "$LIGHTHPC_OUTPUT""#).run().await.ending.unwrap();
     }
     for task in [&long, &literal] {
-        assert_eq!(lab.result(&result_key(&src(task))).as_ref(), Some(task));
+        assert_eq!(cloud.result(&result_key(&src(task))).as_ref(), Some(task));
     }
 }
 
 /// Two deployments with other tables share the result bucket.
 #[tokio::test]
 async fn deployments_that_share_a_bucket_do_not_overwrite_each_other() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let chatty = r#"echo "the log of $LIGHTHPC_SRC_ID"; rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#;
-    lab.node("abc", "M").shell(chatty).run().await.ending.unwrap();
-    lab.assert_done("abc", "M", "in the first deployment").await;
-    let log = lab.result("logs/abc.1.log");
+    cloud.node("abc", "M").shell(chatty).run().await.ending.unwrap();
+    cloud.assert_done("abc", "M", "in the first deployment").await;
+    let log = cloud.result("logs/abc.1.log");
 
-    let Subject { instance, settings, stopping, .. } =
-        lab.node("abc", "").shell("echo other; echo x > $LIGHTHPC_OUTPUT");
-    let backend = other_deployment(&lab, Some(&instance)).await;
+    let TestNode { instance, settings, stopping, .. } =
+        cloud.node("abc", "").shell("echo other; echo x > $LIGHTHPC_OUTPUT");
+    let backend = other_deployment(&cloud, Some(&instance)).await;
     let new = NewTask {
         src: src("abc"),
         mission: None,
@@ -197,7 +197,7 @@ async fn deployments_that_share_a_bucket_do_not_overwrite_each_other() {
         trigger: "test".to_owned(),
     };
     assert_eq!(backend.ledger.create_task(&new).await.unwrap(), Made::New);
-    let other = Subject { instance, backend: backend.clone(), settings, stopping };
+    let other = TestNode { instance, backend: backend.clone(), settings, stopping };
     let life = other.run().await;
 
     let ending = life.ending.unwrap_err();
@@ -206,21 +206,21 @@ async fn deployments_that_share_a_bucket_do_not_overwrite_each_other() {
     let row = backend.ledger.task(&src("abc")).await.unwrap().unwrap();
     assert_eq!((row.state, row.verdict), (State::Failed, Some(Verdict::AppError)));
     assert_eq!(row.history.last().unwrap().log, None, "its log has no place");
-    assert_eq!(lab.result("logs/abc.1.log"), log);
-    lab.assert_done("abc", "M", "after the other deployment").await;
+    assert_eq!(cloud.result("logs/abc.1.log"), log);
+    cloud.assert_done("abc", "M", "after the other deployment").await;
 }
 
 /// A small object is one put, a large one goes in parts: both replace what is theirs, and refuse what is another's.
 #[tokio::test]
 async fn what_is_written_as_it_is_made_is_whole_and_replaces_only_its_own() {
     const KEY: &str = "manifests/M.json";
-    let lab = Lab::new().await;
-    let other = other_deployment(&lab, None).await;
-    let own = Mark::of_mission(lab.backend.ledger.tables(), &mission_id("M"));
+    let cloud = TestCloud::new().await;
+    let other = other_deployment(&cloud, None).await;
+    let own = Mark::of_mission(cloud.backend.ledger.tables(), &mission_id("M"));
     let foreign = Mark::of_mission(other.ledger.tables(), &mission_id("M"));
     let bytes: Vec<u8> = (0..20_000_003_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let second = Duration::from_secs(1);
-    let store = &lab.backend.store;
+    let store = &cloud.backend.store;
     let write = async |mark: &Mark, bytes: &[u8]| {
         let mut writer = store.writer(RESULT_BUCKET, KEY, mark.clone(), second);
         for chunk in bytes.chunks(3_000_001) {
@@ -228,7 +228,7 @@ async fn what_is_written_as_it_is_made_is_whole_and_replaces_only_its_own() {
         }
         writer.finish().await
     };
-    let path = lab.cloud.object_path(RESULT_BUCKET, KEY);
+    let path = cloud.local.object_path(RESULT_BUCKET, KEY);
     // Of an earlier version, then one's own; of exactly one part, and of nothing.
     store.put_bytes(RESULT_BUCKET, KEY, b"old".to_vec()).await.unwrap();
     for length in [5, bytes.len(), 8 * 1024 * 1024, 8 * 1024 * 1024 + 1, 0, 16 * 1024 * 1024] {
@@ -249,15 +249,15 @@ async fn what_is_written_as_it_is_made_is_whole_and_replaces_only_its_own() {
 /// An answer that was lost is no second object, an outage is waited for, and what is dropped leaves no parts.
 #[tokio::test]
 async fn an_object_under_way_survives_faults_and_leaves_no_parts() {
-    let lab = Lab::new().await;
-    let own = Mark::of_mission(lab.backend.ledger.tables(), &mission_id("M"));
+    let cloud = TestCloud::new().await;
+    let own = Mark::of_mission(cloud.backend.ledger.tables(), &mission_id("M"));
     let bytes = vec![7; 20_000_000];
     for fault in [Fault::FailBefore, Fault::FailAfter, Fault::Repeat, Fault::StatusAfter(500, "InternalError")] {
         for operation in ["CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload", "HeadObject"] {
             let faults = Faults::new();
             // More often than the SDK tries, once.
             faults.add(S3, operation, When::First(6), fault.clone());
-            let wire = Wire::plugged(lab.cloud.faulty_http_client(None, faults), REGION, ACCESS_KEY, SECRET_KEY);
+            let wire = Wire::plugged(cloud.local.faulty_http_client(None, faults), REGION, ACCESS_KEY, SECRET_KEY);
             let store = Backend::new(&wire, Tables::default(), PowerOff::Never).store;
             let mut writer = store.writer(RESULT_BUCKET, "manifests/M", own.clone(), Duration::from_secs(20));
             writer.write(&bytes).await.unwrap();
@@ -267,7 +267,7 @@ async fn an_object_under_way_survives_faults_and_leaves_no_parts() {
         }
     }
     let faults = Faults::new();
-    let wire = Wire::plugged(lab.cloud.faulty_http_client(None, faults.clone()), REGION, ACCESS_KEY, SECRET_KEY);
+    let wire = Wire::plugged(cloud.local.faulty_http_client(None, faults.clone()), REGION, ACCESS_KEY, SECRET_KEY);
     let store = Backend::new(&wire, Tables::default(), PowerOff::Never).store;
     let mut writer = store.writer(RESULT_BUCKET, "manifests/dropped", own, Duration::ZERO);
     writer.write(&bytes).await.unwrap();
@@ -275,19 +275,19 @@ async fn an_object_under_way_survives_faults_and_leaves_no_parts() {
     assert_eq!(faults.count(S3, "AbortMultipartUpload"), 0);
     store.abort_dropped().await;
     assert_eq!(faults.count(S3, "AbortMultipartUpload"), 1);
-    assert_eq!(lab.result("manifests/dropped"), None);
+    assert_eq!(cloud.result("manifests/dropped"), None);
 }
 
 /// The mark alone says who put an object, not what arrived.
 #[tokio::test]
 async fn an_own_object_is_adopted_only_if_its_bytes_are_the_files() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    let fence = claim(&lab.backend, "abc", "i-1").await;
-    let file = lab.dir.path().join("result");
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let fence = claim(&cloud.backend, "abc", "i-1").await;
+    let file = cloud.dir.path().join("result");
     for bytes in [100, 9_000_000] {
         let faults = Faults::new();
-        let wire = Wire::plugged(lab.cloud.faulty_http_client(None, faults.clone()), REGION, ACCESS_KEY, SECRET_KEY);
+        let wire = Wire::plugged(cloud.local.faulty_http_client(None, faults.clone()), REGION, ACCESS_KEY, SECRET_KEY);
         let Backend { ledger, store, .. } = Backend::new(&wire, Tables::default(), PowerOff::Never);
         let put = async || match store.put_result(&ledger, &fence, RESULT_BUCKET, "rslt_abc", &file).await {
             Ok(Put::Stored(stored)) => stored,
@@ -300,7 +300,7 @@ async fn an_own_object_is_adopted_only_if_its_bytes_are_the_files() {
         std::fs::write(&file, vec![b'2'; bytes]).unwrap();
         let second = put().await;
         assert_ne!(second.etag, first.etag);
-        assert!(lab.result("rslt_abc").unwrap().bytes().all(|b| b == b'2'), "{bytes}");
+        assert!(cloud.result("rslt_abc").unwrap().bytes().all(|b| b == b'2'), "{bytes}");
         // Shorter.
         std::fs::write(&file, vec![b'2'; bytes - 1]).unwrap();
         assert_eq!(put().await.bytes, bytes as u64 - 1);
@@ -310,23 +310,23 @@ async fn an_own_object_is_adopted_only_if_its_bytes_are_the_files() {
 /// S3's sum over the parts is not ours: nothing of that stays, and the result is put again.
 #[tokio::test]
 async fn an_upload_that_is_found_corrupt_is_made_again() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let bytes: Vec<u8> = (0..20_000_003_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-    lab.input("abc", &bytes).await;
+    cloud.input("abc", &bytes).await;
     let faults = Faults::new();
     let answer = r#"<?xml version="1.0"?><CompleteMultipartUploadResult><ETag>"0"</ETag><ChecksumCRC32>AAAAAA==</ChecksumCRC32></CompleteMultipartUploadResult>"#;
     faults.add(S3, "CompleteMultipartUpload", When::Nth(1), Fault::Raw(200, answer.to_owned()));
     faults.add(S3, "CompleteMultipartUpload", When::Nth(2), Fault::Status(400, "BadDigest"));
 
-    let node = lab.node_with("abc", "M", faults.clone()).shell(r#"cp "$LIGHTHPC_INPUT" "$LIGHTHPC_OUTPUT""#);
+    let node = cloud.node_with("abc", "M", faults.clone()).shell(r#"cp "$LIGHTHPC_INPUT" "$LIGHTHPC_OUTPUT""#);
     node.run().await.ending.unwrap();
 
-    let result = std::fs::read(lab.cloud.object_path(RESULT_BUCKET, "rslt_abc")).unwrap();
+    let result = std::fs::read(cloud.local.object_path(RESULT_BUCKET, "rslt_abc")).unwrap();
     assert!(result == bytes, "the bytes differ");
     assert_eq!(faults.count(S3, "CompleteMultipartUpload"), 3);
     let (row, there) =
-        (lab.task("abc").await, lab.backend.store.head(RESULT_BUCKET, "rslt_abc").await.unwrap().unwrap());
+        (cloud.task("abc").await, cloud.backend.store.head(RESULT_BUCKET, "rslt_abc").await.unwrap().unwrap());
     assert_eq!((row.attempt.0, row.result_etag), (1, Some(there.etag)));
 }
 
@@ -350,11 +350,11 @@ async fn a_result_with_a_name_that_is_too_long_fails_once_and_uploads_nothing() 
         (name.as_str(), r#"mkdir "$LIGHTHPC_OUTPUT"; echo 1 > "$LIGHTHPC_OUTPUT/a""#.to_owned(), true),
         (name.as_str(), r#"echo 1 > "$LIGHTHPC_OUTPUT""#.to_owned(), false),
     ] {
-        let lab = Lab::new().await;
-        lab.mission("M", &[task]).await;
+        let cloud = TestCloud::new().await;
+        cloud.mission("M", &[task]).await;
         let faults = Faults::new();
-        let life = lab.node_with(task, "M", faults.clone()).shell(&line).run().await;
-        let row = lab.task(task).await;
+        let life = cloud.node_with(task, "M", faults.clone()).shell(&line).run().await;
+        let row = cloud.task(task).await;
         if !is_bad {
             life.ending.unwrap();
             continue;
@@ -364,7 +364,7 @@ async fn a_result_with_a_name_that_is_too_long_fails_once_and_uploads_nothing() 
         };
         assert_eq!(exit::of_node(error).0, Exit::WorkloadFailed);
         assert_eq!((row.state, row.verdict, row.attempt.0), (State::Failed, Some(Verdict::AppError), 1), "{line}");
-        assert!(lab.backend.store.list(RESULT_BUCKET, "rslt_").await.unwrap().is_empty(), "{line}");
+        assert!(cloud.backend.store.list(RESULT_BUCKET, "rslt_").await.unwrap().is_empty(), "{line}");
     }
 }
 
@@ -372,13 +372,13 @@ async fn a_result_with_a_name_that_is_too_long_fails_once_and_uploads_nothing() 
 #[tokio::test]
 async fn a_result_that_s3_does_not_store_fails_its_task_once() {
     for code in ["KeyTooLongError", "EntityTooLarge", "InvalidURI"] {
-        let lab = Lab::new().await;
-        lab.mission("M", &["abc"]).await;
+        let cloud = TestCloud::new().await;
+        cloud.mission("M", &["abc"]).await;
         let faults = Faults::new();
         faults.add(S3, "PutObject", When::First(1), Fault::Status(400, code));
-        let life = lab.node_with("abc", "M", faults).run().await;
+        let life = cloud.node_with("abc", "M", faults).run().await;
         assert_eq!(exit::of_node(&life.ending.unwrap_err()).0, Exit::WorkloadFailed, "{code}");
-        let row = lab.task("abc").await;
+        let row = cloud.task("abc").await;
         assert_eq!((row.state, row.verdict, row.attempt.0), (State::Failed, Some(Verdict::AppError), 1), "{code}");
     }
 }
@@ -386,18 +386,19 @@ async fn a_result_that_s3_does_not_store_fails_its_task_once() {
 /// The index of a folder result never touches the disk: there may be no room, or something in the way.
 #[tokio::test]
 async fn a_folder_result_needs_no_room_on_the_disk() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let line = r#"mkdir "$LIGHTHPC_OUTPUT" "$LIGHTHPC_OUTPUT/../../index" || exit 1
         echo 'a "quoted" name' > "$LIGHTHPC_OUTPUT/a \"b\" ü"
         echo 2 > "$LIGHTHPC_OUTPUT/c""#;
 
-    lab.node("abc", "M").shell(line).run().await.ending.unwrap();
+    cloud.node("abc", "M").shell(line).run().await.ending.unwrap();
 
-    let index: serde_json::Value = serde_json::from_str(&lab.result("rslt_abc/_lighthpc_index.json").unwrap()).unwrap();
+    let index: serde_json::Value =
+        serde_json::from_str(&cloud.result("rslt_abc/_lighthpc_index.json").unwrap()).unwrap();
     assert_eq!((index["srcFilename"].as_str(), index["attempt"].as_u64()), (Some("abc"), Some(1)));
     assert_eq!(index["files"].as_object().unwrap().len(), 2);
-    let there = lab.backend.store.head(RESULT_BUCKET, "rslt_abc/a \"b\" ü").await.unwrap().unwrap();
+    let there = cloud.backend.store.head(RESULT_BUCKET, "rslt_abc/a \"b\" ü").await.unwrap().unwrap();
     assert_eq!(index["files"]["a \"b\" ü"]["etag"].as_str(), Some(there.etag.as_str()));
     assert_eq!(index["files"]["c"]["bytes"], 2);
 }
@@ -405,29 +406,29 @@ async fn a_folder_result_needs_no_room_on_the_disk() {
 /// Many files go up and none is lost, although some puts fail for a while.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_files_go_up_through_an_outage() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let faults = Faults::new();
     faults.add(S3, "PutObject", When::First(40), Fault::Status(503, "SlowDown"));
     let line = r#"mkdir "$LIGHTHPC_OUTPUT"; cd "$LIGHTHPC_OUTPUT"; for n in $(seq 300); do echo $n > $n; done"#;
 
-    lab.node_with("abc", "M", faults).shell(line).run().await.ending.unwrap();
+    cloud.node_with("abc", "M", faults).shell(line).run().await.ending.unwrap();
 
-    assert_eq!(lab.backend.store.list(RESULT_BUCKET, "rslt_abc/").await.unwrap().len(), 301);
-    assert_eq!(lab.task("abc").await.attempt.0, 1);
+    assert_eq!(cloud.backend.store.list(RESULT_BUCKET, "rslt_abc/").await.unwrap().len(), 301);
+    assert_eq!(cloud.task("abc").await.attempt.0, 1);
 }
 
 /// The range that is on its way decides what is in memory, not the size of the object.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_huge_input_or_folder_makes_a_bounded_number_of_tasks() {
     let alive = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    let object = std::fs::File::create(lab.cloud.object_path(SOURCE_BUCKET, "abc")).unwrap();
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let object = std::fs::File::create(cloud.local.object_path(SOURCE_BUCKET, "abc")).unwrap();
     object.set_len(1 << 30).unwrap();
     let faults = Faults::new();
     let gate = faults.hold_before(S3, "GetObject", When::Always);
-    let node = lab.node_with("abc", "M", faults.clone());
+    let node = cloud.node_with("abc", "M", faults.clone());
     let stopping = node.stopping.clone();
     let mut running = JoinSet::new();
     running.spawn(node.run());
@@ -439,17 +440,17 @@ async fn a_huge_input_or_folder_makes_a_bounded_number_of_tasks() {
     let life = running.join_next().await.unwrap().unwrap();
     assert!(matches!(life.ending, Ok(Ending::Drained)), "{life:?}");
 
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let faults = Faults::new();
     let gate = faults.hold_before(S3, "PutObject", When::Always);
     let line = r#"mkdir "$LIGHTHPC_OUTPUT"; cd "$LIGHTHPC_OUTPUT"; for n in $(seq 500); do : > $n; done"#;
-    running.spawn(lab.node_with("abc", "M", faults.clone()).shell(line).run());
+    running.spawn(cloud.node_with("abc", "M", faults.clone()).shell(line).run());
     gate.arrived(8).await;
     assert!(alive() < 40, "{} tasks", alive());
     gate.open();
     running.join_next().await.unwrap().unwrap().ending.unwrap();
-    assert_eq!(lab.backend.store.list(RESULT_BUCKET, "rslt_abc/").await.unwrap().len(), 501);
+    assert_eq!(cloud.backend.store.list(RESULT_BUCKET, "rslt_abc/").await.unwrap().len(), 501);
 }
 
 /// A large part is streamed from its file with a checksum that was computed before: the SDK and S3 agree on it, and
@@ -457,10 +458,10 @@ async fn a_huge_input_or_folder_makes_a_bounded_number_of_tasks() {
 #[tokio::test]
 async fn a_streamed_part_with_its_checksum_is_taken() {
     use aws_sdk_s3::primitives::{ByteStream, Length};
-    let lab = Lab::new().await;
-    let wire = Wire::plugged(lab.cloud.http_client(None), REGION, ACCESS_KEY, SECRET_KEY);
+    let cloud = TestCloud::new().await;
+    let wire = Wire::plugged(cloud.local.http_client(None), REGION, ACCESS_KEY, SECRET_KEY);
     let client = aws_sdk_s3::Client::new(wire.sdk_config());
-    let file = lab.dir.path().join("part");
+    let file = cloud.dir.path().join("part");
     std::fs::write(&file, vec![7; 6_000_000]).unwrap();
     let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32IsoHdlc, &vec![7; 5_500_000]);
     let sum = aws_smithy_types::base64::encode(&crc.to_be_bytes()[4..]);

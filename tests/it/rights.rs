@@ -1,16 +1,16 @@
-//! What a node's role denies it, in every test: `Lab` holds each node to it.
+//! What a node's role denies it, in every test: `TestCloud` holds each node to it.
 
 use lighthpc::backend::Kind;
 use lighthpc::domain::mission::Tally;
 
-use crate::lab::{Lab, mission_id};
+use crate::test_cloud::{TestCloud, mission_id};
 
 #[tokio::test]
 async fn a_node_counts_and_may_not_change_what_later_nodes_run() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["a"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["a"]).await;
     let id = mission_id("M");
-    let (node, scheduler) = (&lab.node("a", "M").backend.ledger, &lab.backend.ledger);
+    let (node, scheduler) = (&cloud.node("a", "M").backend.ledger, &cloud.backend.ledger);
     scheduler.set_workload(&id, Some("honest"), Some(2), Some(3)).await.unwrap();
     let mission = scheduler.mission(&id).await.unwrap().unwrap();
 

@@ -4,23 +4,23 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use lighthpc::backend::fleet::Template;
 use lighthpc::domain::node_limit::NodeLimit;
 use lighthpc::domain::policy::{BidMode, Policy, words};
-use lighthpc::scheduler::{Boarded, Node, OwnLimits, Settings, What};
+use lighthpc::scheduler::{Ingested, Node, OwnLimits, Settings, What};
 use local_cloud::Service::{Dynamodb, Ec2};
 use local_cloud::{Fault, Faults, When};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::lab::{Lab, text};
 use crate::scheduler::{board, no_room, running, sweep};
+use crate::test_cloud::{TestCloud, text};
 
 /// A scheduler with a limit that it never reaches, so that nodes are counted.
 fn counting() -> Settings {
     let node_limits = OwnLimits { at_a_time: NodeLimit::Most(50), per_hour: NodeLimit::Most(50) };
-    Settings { node_limits, ..Lab::scheduler_settings() }
+    Settings { node_limits, ..TestCloud::scheduler_settings() }
 }
 
-async fn count(lab: &Lab) -> i64 {
-    lab.backend.ledger.node_count().await.unwrap().unwrap().taken
+async fn count(cloud: &TestCloud) -> i64 {
+    cloud.backend.ledger.node_count().await.unwrap().unwrap().taken
 }
 
 fn always(fault: Fault) -> Faults {
@@ -30,13 +30,13 @@ fn always(fault: Fault) -> Faults {
 }
 
 /// A mission of `nodes` nodes whose first round was asked for, with one fault at EC2.
-async fn with_round(nodes: u64, fault: Fault) -> Lab {
-    let lab = Lab::new().await;
-    lab.mission("M", &["a", "b", "c", "d", "e"]).await;
-    lab.set_mission_number("M", "nodes", nodes).await;
-    lab.scheduler_with(&always(fault), counting()).sweep(&CancellationToken::new()).await.unwrap();
-    assert_eq!(lab.mission_row("M").await.requests.len(), 1);
-    lab
+async fn with_round(nodes: u64, fault: Fault) -> TestCloud {
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["a", "b", "c", "d", "e"]).await;
+    cloud.set_mission_number("M", "nodes", nodes).await;
+    cloud.scheduler_with(&always(fault), counting()).sweep(&CancellationToken::new()).await.unwrap();
+    assert_eq!(cloud.mission_row("M").await.requests.len(), 1);
+    cloud
 }
 
 fn launched(found: &[(What, String)]) -> usize {
@@ -45,31 +45,31 @@ fn launched(found: &[(What, String)]) -> usize {
 
 #[tokio::test]
 async fn a_round_whose_nodes_show_is_settled_and_blocks_nothing() {
-    let lab = with_round(3, Fault::FailAfter).await;
-    let scheduler = lab.scheduler_with(&Faults::new(), counting());
+    let cloud = with_round(3, Fault::FailAfter).await;
+    let scheduler = cloud.scheduler_with(&Faults::new(), counting());
     assert_eq!(sweep(&scheduler).await, []);
-    let row = lab.mission_row("M").await;
+    let row = cloud.mission_row("M").await;
     assert!(row.requests.is_empty() && row.launch_error.is_none(), "{row:?}");
 
-    lab.cloud.stop_instance(&running(&lab)[0]);
+    cloud.local.stop_instance(&running(&cloud)[0]);
     assert_eq!(launched(&sweep(&scheduler).await), 1);
-    assert_eq!((running(&lab).len(), lab.cloud.instances().len()), (3, 4));
+    assert_eq!((running(&cloud).len(), cloud.local.instances().len()), (3, 4));
 }
 
 /// Of three nodes two show: the third is not replaced before it must show, and three are not launched again for it.
 #[tokio::test]
 async fn a_round_that_is_more_than_what_is_missing_is_waited_for() {
-    let lab = with_round(3, Fault::FailAfter).await;
-    let hidden = running(&lab)[0].clone();
-    lab.cloud.show_instance(&hidden, false);
-    let scheduler = lab.scheduler_with(&Faults::new(), counting());
+    let cloud = with_round(3, Fault::FailAfter).await;
+    let hidden = running(&cloud)[0].clone();
+    cloud.local.show_instance(&hidden, false);
+    let scheduler = cloud.scheduler_with(&Faults::new(), counting());
     assert_eq!(sweep(&scheduler).await, [(What::NoNode, "M".to_owned())]);
-    assert!(lab.mission_row("M").await.launch_error.unwrap().contains("may not show yet"));
+    assert!(cloud.mission_row("M").await.launch_error.unwrap().contains("may not show yet"));
 
     // It never was, after all: what EC2 has not shown for five minutes is not there.
-    lab.age_launches(None, Some("M"), 300).await;
+    cloud.age_launches(None, Some("M"), 300).await;
     assert_eq!(launched(&sweep(&scheduler).await), 1);
-    let row = lab.mission_row("M").await;
+    let row = cloud.mission_row("M").await;
     assert!(row.requests.is_empty() && row.launch_error.is_none(), "{row:?}");
 }
 
@@ -81,18 +81,18 @@ async fn a_round_that_cannot_be_repeated_is_given_up_when_it_would_show() {
     for (settings, nodes) in
         [(counting(), 2), (Settings { policy, ..counting() }, 3), (Settings { node_limits: few, ..counting() }, 3)]
     {
-        let lab = with_round(3, Fault::FailBefore).await;
+        let cloud = with_round(3, Fault::FailBefore).await;
         // As after two epochs, so that the limit leaves no room for all of it.
-        lab.set_mission_number("~nodes", "nodesInEpoch", 0).await;
-        lab.set_mission_number("~nodes", "nodes", 0).await;
-        lab.set_mission_number("M", "nodes", nodes).await;
-        let scheduler = lab.scheduler_with(&Faults::new(), settings);
+        cloud.set_mission_number("~nodes", "nodesInEpoch", 0).await;
+        cloud.set_mission_number("~nodes", "nodes", 0).await;
+        cloud.set_mission_number("M", "nodes", nodes).await;
+        let scheduler = cloud.scheduler_with(&Faults::new(), settings);
         assert_eq!(launched(&sweep(&scheduler).await), 0, "{nodes}");
-        lab.age_launches(None, Some("M"), 300).await;
-        assert_eq!(launched(&sweep(&scheduler).await), running(&lab).len());
+        cloud.age_launches(None, Some("M"), 300).await;
+        assert_eq!(launched(&sweep(&scheduler).await), running(&cloud).len());
         let wanted = if scheduler.settings.node_limits == few { 2 } else { nodes };
-        assert_eq!(running(&lab).len() as u64, wanted);
-        assert!(lab.mission_row("M").await.requests.is_empty());
+        assert_eq!(running(&cloud).len() as u64, wanted);
+        assert!(cloud.mission_row("M").await.requests.is_empty());
     }
 }
 
@@ -107,13 +107,13 @@ async fn an_edited_round_blocks_nothing() {
         ("launchRound", text("many")),
         ("nodesLaunched", text("many")),
     ] {
-        let lab = with_round(3, Fault::FailBefore).await;
-        lab.age_launches(None, Some("M"), 300).await;
-        lab.set_path("M", name, value).await;
-        let scheduler = lab.scheduler_with(&Faults::new(), counting());
+        let cloud = with_round(3, Fault::FailBefore).await;
+        cloud.age_launches(None, Some("M"), 300).await;
+        cloud.set_path("M", name, value).await;
+        let scheduler = cloud.scheduler_with(&Faults::new(), counting());
         sweep(&scheduler).await;
-        assert_eq!((running(&lab).len(), sweep(&scheduler).await), (3, vec![]), "{name}");
-        let asked = lab.cloud.requests("CreateFleet");
+        assert_eq!((running(&cloud).len(), sweep(&scheduler).await), (3, vec![]), "{name}");
+        let asked = cloud.local.requests("CreateFleet");
         assert!(asked.iter().all(|request| !request.values().any(|value| value == "p5.48xlarge")), "{asked:?}");
     }
 }
@@ -122,109 +122,112 @@ async fn an_edited_round_blocks_nothing() {
 /// EC2 has no room for either: what was taken is given back once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_that_ask_for_one_round_one_gives_back() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["a", "b", "c"]).await;
-    lab.set_mission_number("M", "nodes", 3).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["a", "b", "c"]).await;
+    cloud.set_mission_number("M", "nodes", 3).await;
     let (slow, quick) = (always(no_room()), always(no_room()));
     let gate = slow.hold_before(Ec2, "CreateFleet", When::Nth(1));
-    let first = lab.scheduler_with(&slow, counting());
+    let first = cloud.scheduler_with(&slow, counting());
     let mut work = JoinSet::new();
     work.spawn(async move { first.sweep(&CancellationToken::new()).await.unwrap() });
     gate.arrived(1).await;
-    let second = lab.scheduler_with(&quick, counting());
+    let second = cloud.scheduler_with(&quick, counting());
     assert_eq!(sweep(&second).await, []);
-    assert_eq!((quick.count(Ec2, "CreateFleet"), count(&lab).await), (0, 3));
+    assert_eq!((quick.count(Ec2, "CreateFleet"), count(&cloud).await), (0, 3));
 
-    lab.age_launches(None, Some("M"), 150).await;
+    cloud.age_launches(None, Some("M"), 150).await;
     assert_eq!(sweep(&second).await, [(What::NoNode, "M".to_owned())]);
-    assert_eq!((quick.count(Ec2, "CreateFleet"), count(&lab).await), (1, 0));
+    assert_eq!((quick.count(Ec2, "CreateFleet"), count(&cloud).await), (1, 0));
     gate.open();
     work.join_next().await.unwrap().unwrap();
-    assert_eq!(count(&lab).await, 0);
-    let tokens = lab.cloud.requests("CreateFleet");
+    assert_eq!(count(&cloud).await, 0);
+    let tokens = cloud.local.requests("CreateFleet");
     assert!(tokens.iter().all(|request| request["ClientToken"] == tokens[0]["ClientToken"]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_that_ask_for_one_node_one_gives_back() {
-    let lab = Lab::new().await;
+    let cloud = TestCloud::new().await;
     let (slow, quick) = (always(no_room()), always(no_room()));
     let gate = slow.hold_before(Ec2, "CreateFleet", When::Nth(1));
-    let first = lab.scheduler_with(&slow, counting());
+    let first = cloud.scheduler_with(&slow, counting());
     let mut work = JoinSet::new();
     work.spawn(async move { board(&first, "abc").await });
     gate.arrived(1).await;
-    let second = lab.scheduler_with(&quick, counting());
-    let row = lab.task("abc").await;
+    let second = cloud.scheduler_with(&quick, counting());
+    let row = cloud.task("abc").await;
     let (one, two) = tokio::join!(second.launch_for(&row, None), second.launch_for(&row, None));
     assert!(matches!(
         (&one, &two),
         (Ok(Node::Waits(_)), Ok(Node::NotNeeded)) | (Ok(Node::NotNeeded), Ok(Node::Waits(_)))
     ));
-    assert_eq!((quick.count(Ec2, "CreateFleet"), count(&lab).await), (1, 0));
+    assert_eq!((quick.count(Ec2, "CreateFleet"), count(&cloud).await), (1, 0));
     gate.open();
-    assert!(matches!(work.join_next().await.unwrap(), Ok(Boarded::Waits(_))));
-    assert_eq!(count(&lab).await, 0);
-    assert!(matches!(board(&lab.scheduler_with(&Faults::new(), counting()), "def").await, Boarded::Launched(_)));
-    assert_eq!(count(&lab).await, 1);
+    assert!(matches!(work.join_next().await.unwrap(), Ok(Ingested::Waits(_))));
+    assert_eq!(count(&cloud).await, 0);
+    assert!(matches!(board(&cloud.scheduler_with(&Faults::new(), counting()), "def").await, Ingested::Launched(_)));
+    assert_eq!(count(&cloud).await, 1);
 }
 
 /// One scheduler may not ask which types the region offers, the other may: the repeat has the types of the first.
 #[tokio::test]
 async fn a_repeat_has_the_types_of_the_first_request() {
-    let lab = Lab::new().await;
+    let cloud = TestCloud::new().await;
     let types = |types: &str| {
         let policy = Policy { instance_types: words(types), ..Policy::default() };
-        Settings { policy, ..Lab::scheduler_settings() }
+        Settings { policy, ..TestCloud::scheduler_settings() }
     };
     let faults = always(Fault::FailAfter);
     faults.add(Ec2, "DescribeInstanceTypeOfferings", When::Always, Fault::Status(403, "UnauthorizedOperation"));
-    assert!(matches!(board(&lab.scheduler_with(&faults, types("m5.large,c5.large")), "abc").await, Boarded::Waits(_)));
-    lab.cloud.show_instance(&running(&lab)[0], false);
-    lab.cloud.offer_types(&["m5.large", "c5.large"]);
+    assert!(matches!(
+        board(&cloud.scheduler_with(&faults, types("m5.large,c5.large")), "abc").await,
+        Ingested::Waits(_)
+    ));
+    cloud.local.show_instance(&running(&cloud)[0], false);
+    cloud.local.offer_types(&["m5.large", "c5.large"]);
 
-    let second = lab.scheduler_with(&Faults::new(), types("c5.large,m5.large,r5.large"));
-    assert!(matches!(second.launch_for(&lab.task("abc").await, None).await, Ok(Node::Launched(_))));
+    let second = cloud.scheduler_with(&Faults::new(), types("c5.large,m5.large,r5.large"));
+    assert!(matches!(second.launch_for(&cloud.task("abc").await, None).await, Ok(Node::Launched(_))));
 
-    let asked = lab.cloud.requests("CreateFleet");
+    let asked = cloud.local.requests("CreateFleet");
     assert!(asked.iter().all(|request| *request == asked[0]), "{asked:?}");
-    assert_eq!(running(&lab).len(), 1);
+    assert_eq!(running(&cloud).len(), 1);
 }
 
 /// The types have changed since, and EC2 does not show the first instance yet: never two nodes for one task.
 #[tokio::test]
 async fn a_node_that_may_not_show_yet_is_waited_for() {
-    let lab = Lab::new().await;
+    let cloud = TestCloud::new().await;
     let policy = Policy { instance_types: words("c5.large"), ..Policy::default() };
-    let other = lab.scheduler_with(&Faults::new(), Settings { policy, ..counting() });
+    let other = cloud.scheduler_with(&Faults::new(), Settings { policy, ..counting() });
     for (key, is_there) in [("abc", true), ("def", false)] {
         let fault = if is_there { Fault::FailAfter } else { Fault::FailBefore };
-        assert!(matches!(board(&lab.scheduler_with(&always(fault), counting()), key).await, Boarded::Waits(_)));
-        for instance in running(&lab) {
-            lab.cloud.show_instance(&instance, false);
+        assert!(matches!(board(&cloud.scheduler_with(&always(fault), counting()), key).await, Ingested::Waits(_)));
+        for instance in running(&cloud) {
+            cloud.local.show_instance(&instance, false);
         }
-        let asked = lab.cloud.requests("CreateFleet").len();
+        let asked = cloud.local.requests("CreateFleet").len();
         for _ in 0..2 {
-            let node = other.launch_for(&lab.task(key).await, None).await.unwrap();
+            let node = other.launch_for(&cloud.task(key).await, None).await.unwrap();
             assert!(matches!(node, Node::Waits(why) if why.contains("may not show yet")), "{key}");
         }
-        assert_eq!((lab.cloud.requests("CreateFleet").len(), count(&lab).await), (asked, 1), "{key}: taken once");
-        for instance in running(&lab) {
-            lab.cloud.show_instance(&instance, true);
+        assert_eq!((cloud.local.requests("CreateFleet").len(), count(&cloud).await), (asked, 1), "{key}: taken once");
+        for instance in running(&cloud) {
+            cloud.local.show_instance(&instance, true);
         }
         if !is_there {
-            lab.age_launches(Some(key), None, 300).await;
+            cloud.age_launches(Some(key), None, 300).await;
         }
-        assert!(matches!(other.launch_for(&lab.task(key).await, None).await, Ok(Node::Launched(_))), "{key}");
-        assert_eq!((running(&lab).len(), count(&lab).await), (1, 1), "{key}");
-        lab.cloud.stop_instance(&running(&lab)[0]);
+        assert!(matches!(other.launch_for(&cloud.task(key).await, None).await, Ok(Node::Launched(_))), "{key}");
+        assert_eq!((running(&cloud).len(), count(&cloud).await), (1, 1), "{key}");
+        cloud.local.stop_instance(&running(&cloud)[0]);
         sweep(&other).await;
-        lab.set_value(key, "state", text("done")).await;
-        for instance in running(&lab) {
-            lab.cloud.stop_instance(&instance);
+        cloud.set_value(key, "state", text("done")).await;
+        for instance in running(&cloud) {
+            cloud.local.stop_instance(&instance);
         }
         sweep(&other).await;
-        assert_eq!(count(&lab).await, 0);
+        assert_eq!(count(&cloud).await, 0);
     }
 }
 
@@ -236,47 +239,47 @@ async fn a_repeat_that_is_refused_ends_no_sweep_and_loses_no_node() {
         Settings { template: Some(template), ..counting() }
     };
     for is_there in [true, false] {
-        let lab = Lab::new().await;
-        lab.mission("M", &["m"]).await;
-        lab.set_mission_number("M", "nodes", 1).await;
-        let first =
-            lab.scheduler_with(&always(if is_there { Fault::FailAfter } else { Fault::FailBefore }), with_version("1"));
-        assert!(matches!(board(&first, "abc").await, Boarded::Waits(_)));
+        let cloud = TestCloud::new().await;
+        cloud.mission("M", &["m"]).await;
+        cloud.set_mission_number("M", "nodes", 1).await;
+        let first = cloud
+            .scheduler_with(&always(if is_there { Fault::FailAfter } else { Fault::FailBefore }), with_version("1"));
+        assert!(matches!(board(&first, "abc").await, Ingested::Waits(_)));
         first.sweep(&CancellationToken::new()).await.unwrap();
-        let hidden = running(&lab);
+        let hidden = running(&cloud);
         for instance in &hidden {
-            lab.cloud.show_instance(instance, false);
+            cloud.local.show_instance(instance, false);
         }
-        lab.set_attribute("abc", "launchAfter", "2026-01-01T00:00:00Z").await;
-        lab.mission("N", &["def"]).await;
+        cloud.set_attribute("abc", "launchAfter", "2026-01-01T00:00:00Z").await;
+        cloud.mission("N", &["def"]).await;
 
         let faults = Faults::new();
         faults.add(Ec2, "CreateFleet", When::First(2), Fault::Status(403, "UnauthorizedOperation"));
-        let second = lab.scheduler_with(&faults, with_version("2"));
+        let second = cloud.scheduler_with(&faults, with_version("2"));
         let found = sweep(&second).await;
         let waits = ["M", "abc"].map(|subject| (What::NoNode, subject.to_owned()));
         assert!(waits.iter().all(|waits| found.contains(waits)), "{found:?}");
         assert!(found.contains(&(What::Launched, "def".to_owned())), "{found:?}");
 
-        lab.set_attribute("abc", "launchAfter", "2026-01-01T00:00:00Z").await;
+        cloud.set_attribute("abc", "launchAfter", "2026-01-01T00:00:00Z").await;
         if is_there {
             for instance in &hidden {
-                lab.cloud.show_instance(instance, true);
+                cloud.local.show_instance(instance, true);
             }
         } else {
-            lab.age_launches(Some("abc"), Some("M"), 300).await;
+            cloud.age_launches(Some("abc"), Some("M"), 300).await;
             // The repeats: the mission's, then the task's.
             for n in [1, 3] {
                 faults.add(Ec2, "CreateFleet", When::Nth(n), Fault::Status(403, "UnauthorizedOperation"));
             }
         }
         sweep(&second).await;
-        let mission = lab.mission_row("M").await;
+        let mission = cloud.mission_row("M").await;
         // What was taken for a round that is given up is forgotten with its epoch: some of it might still show.
         let counted = if is_there { 3 } else { 4 };
-        assert_eq!((running(&lab).len(), mission.requests.len(), count(&lab).await), (3, 0, counted), "{is_there}");
+        assert_eq!((running(&cloud).len(), mission.requests.len(), count(&cloud).await), (3, 0, counted), "{is_there}");
         let its =
-            lab.cloud.instances().into_iter().filter(|it| it.tags.contains(&("srcID".to_owned(), "abc".to_owned())));
+            cloud.local.instances().into_iter().filter(|it| it.tags.contains(&("srcID".to_owned(), "abc".to_owned())));
         assert_eq!(its.count(), 1, "{is_there}");
     }
 }
@@ -284,49 +287,49 @@ async fn a_repeat_that_is_refused_ends_no_sweep_and_loses_no_node() {
 /// A mission has so many nodes, whoever launches them: uploads, a submission, a sweep.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn uploads_and_rounds_share_a_missions_nodes() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["a", "b", "c"]).await;
-    lab.set_mission_number("M", "nodes", 3).await;
-    let scheduler = lab.scheduler_with(&Faults::new(), counting());
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["a", "b", "c"]).await;
+    cloud.set_mission_number("M", "nodes", 3).await;
+    let scheduler = cloud.scheduler_with(&Faults::new(), counting());
     sweep(&scheduler).await;
     for n in 0..4 {
-        assert_eq!(board(&scheduler, &format!("M/{n}")).await, Boarded::Queued);
+        assert_eq!(board(&scheduler, &format!("M/{n}")).await, Ingested::Queued);
     }
-    assert_eq!(lab.cloud.instances().len(), 3);
+    assert_eq!(cloud.local.instances().len(), 3);
 
     // An upload's launch is under way, and does not show: a sweep does not count without it, nor does another upload.
-    let lab = Lab::new().await;
-    lab.mission("M", &["a", "b", "c"]).await;
-    lab.set_mission_number("M", "nodes", 3).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["a", "b", "c"]).await;
+    cloud.set_mission_number("M", "nodes", 3).await;
     let slow = Faults::new();
     let gate = slow.hold_after(Ec2, "CreateFleet", When::Nth(1));
-    let upload = lab.scheduler_with(&slow, counting());
+    let upload = cloud.scheduler_with(&slow, counting());
     let mut work = JoinSet::new();
     work.spawn(async move { board(&upload, "M/0").await });
     gate.arrived(1).await;
-    let scheduler = lab.scheduler_with(&Faults::new(), counting());
-    assert_eq!(board(&scheduler, "M/1").await, Boarded::Queued);
+    let scheduler = cloud.scheduler_with(&Faults::new(), counting());
+    assert_eq!(board(&scheduler, "M/1").await, Ingested::Queued);
     assert_eq!(launched(&sweep(&scheduler).await), 0);
     gate.open();
-    assert!(matches!(work.join_next().await.unwrap(), Ok(Boarded::Launched(_))));
+    assert!(matches!(work.join_next().await.unwrap(), Ok(Ingested::Launched(_))));
     assert_eq!(launched(&sweep(&scheduler).await), 2);
     let boarded = [board(&scheduler, "M/2").await, board(&scheduler, "M/3").await];
-    assert_eq!((boarded, lab.cloud.instances().len()), ([Boarded::Queued, Boarded::Queued], 3));
+    assert_eq!((boarded, cloud.local.instances().len()), ([Ingested::Queued, Ingested::Queued], 3));
 }
 
 /// An upload's launch whose answer is lost is repeated by a sweep, as any round.
 #[tokio::test]
 async fn the_launch_of_an_upload_to_a_mission_is_repeated() {
-    let lab = Lab::new().await;
-    lab.mission("M", &[]).await;
-    lab.set_mission_number("M", "nodes", 2).await;
-    let first = lab.scheduler_with(&always(Fault::FailAfter), counting());
-    assert!(matches!(board(&first, "M/0").await, Boarded::Waits(_)));
-    lab.cloud.show_instance(&running(&lab)[0], false);
-    let second = lab.scheduler_with(&Faults::new(), counting());
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &[]).await;
+    cloud.set_mission_number("M", "nodes", 2).await;
+    let first = cloud.scheduler_with(&always(Fault::FailAfter), counting());
+    assert!(matches!(board(&first, "M/0").await, Ingested::Waits(_)));
+    cloud.local.show_instance(&running(&cloud)[0], false);
+    let second = cloud.scheduler_with(&Faults::new(), counting());
     assert_eq!(launched(&sweep(&second).await), 1);
-    assert_eq!((lab.cloud.instances().len(), count(&lab).await), (1, 1));
-    assert!(lab.mission_row("M").await.requests.is_empty());
+    assert_eq!((cloud.local.instances().len(), count(&cloud).await), (1, 1));
+    assert!(cloud.mission_row("M").await.requests.is_empty());
 }
 
 fn mixed(floor: u32) -> Settings {
@@ -335,8 +338,8 @@ fn mixed(floor: u32) -> Settings {
 }
 
 /// How many On-Demand instances were asked for, of the newest `n` requests.
-fn on_demand(lab: &Lab, n: usize) -> usize {
-    let asked = lab.cloud.requests("CreateFleet");
+fn on_demand(cloud: &TestCloud, n: usize) -> usize {
+    let asked = cloud.local.requests("CreateFleet");
     let kind = "TargetCapacitySpecification.DefaultTargetCapacityType";
     asked.iter().rev().take(n).filter(|request| request[kind] == "on-demand").count()
 }
@@ -350,33 +353,33 @@ async fn what_is_not_launched_does_not_count_for_the_floor() {
         Fault::Status(400, "InvalidParameterValue"),
         Fault::Status(400, "IdempotentParameterMismatch"),
     ] {
-        let lab = Lab::new().await;
-        lab.mission("M", &[]).await;
-        let failing = lab.scheduler_with(&always(fault.clone()), mixed(1));
-        assert!(matches!(board(&failing, "M/a").await, Boarded::Waits(_)));
+        let cloud = TestCloud::new().await;
+        cloud.mission("M", &[]).await;
+        let failing = cloud.scheduler_with(&always(fault.clone()), mixed(1));
+        assert!(matches!(board(&failing, "M/a").await, Ingested::Waits(_)));
         // The answer is lost, and the repeat finds no room.
-        let lost = lab.scheduler_with(&always(Fault::FailBefore), mixed(1));
-        assert!(matches!(board(&lost, "M/b").await, Boarded::Waits(_)));
-        let mission = lab.mission_row("M").await;
-        let again = lab.scheduler_with(&always(no_room()), mixed(1));
-        assert!(matches!(again.launch_for(&lab.task("M/b").await, Some(&mission)).await, Ok(Node::Waits(_))));
-        assert_eq!(count(&lab).await, 0, "{fault:?}");
+        let lost = cloud.scheduler_with(&always(Fault::FailBefore), mixed(1));
+        assert!(matches!(board(&lost, "M/b").await, Ingested::Waits(_)));
+        let mission = cloud.mission_row("M").await;
+        let again = cloud.scheduler_with(&always(no_room()), mixed(1));
+        assert!(matches!(again.launch_for(&cloud.task("M/b").await, Some(&mission)).await, Ok(Node::Waits(_))));
+        assert_eq!(count(&cloud).await, 0, "{fault:?}");
 
-        let scheduler = lab.scheduler_with(&Faults::new(), mixed(1));
+        let scheduler = cloud.scheduler_with(&Faults::new(), mixed(1));
         for key in ["M/c", "M/d"] {
-            assert!(matches!(board(&scheduler, key).await, Boarded::Launched(_)));
+            assert!(matches!(board(&scheduler, key).await, Ingested::Launched(_)));
         }
-        assert_eq!((on_demand(&lab, 2), on_demand(&lab, 1)), (1, 0), "{fault:?}");
+        assert_eq!((on_demand(&cloud, 2), on_demand(&cloud, 1)), (1, 0), "{fault:?}");
     }
 }
 
 /// The SDK sends a call again whose answer was lost: nothing is counted twice.
 #[tokio::test]
 async fn what_the_sdk_repeats_is_counted_once() {
-    let lab = Lab::new().await;
-    lab.mission("M", &[]).await;
-    lab.mission("N", &["n1", "n2"]).await;
-    lab.set_mission_number("N", "nodes", 2).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &[]).await;
+    cloud.mission("N", &["n1", "n2"]).await;
+    cloud.set_mission_number("N", "nodes", 2).await;
     let faults = Faults::new();
     for operation in ["UpdateItem", "TransactWriteItems"] {
         // Each second call: so a call is lost once, and what it is repeated with is not.
@@ -385,37 +388,37 @@ async fn what_the_sdk_repeats_is_counted_once() {
         }
     }
     faults.add(Ec2, "CreateFleet", When::First(1), no_room());
-    let scheduler = lab.scheduler_with(&faults, mixed(1));
+    let scheduler = cloud.scheduler_with(&faults, mixed(1));
     for key in ["M/a", "M/b", "M/c"] {
         board(&scheduler, key).await;
     }
     scheduler.sweep(&CancellationToken::new()).await.unwrap();
-    let seen = lab.backend.ledger.node_count().await.unwrap().unwrap();
-    let nodes = i64::try_from(running(&lab).len()).unwrap();
+    let seen = cloud.backend.ledger.node_count().await.unwrap().unwrap();
+    let nodes = i64::try_from(running(&cloud).len()).unwrap();
     assert_eq!((seen.taken, seen.in_epoch, seen.in_hour), (nodes, nodes, nodes));
-    assert_eq!(lab.mission_row("N").await.nodes_launched, 2);
+    assert_eq!(cloud.mission_row("N").await.nodes_launched, 2);
 }
 
 /// A filter takes `*` for any characters; a task's name does not.
 #[tokio::test]
 async fn a_name_with_a_wildcard_finds_its_own_instance_alone() {
     for (key, other) in [("a*", "abc"), ("a?", "ab"), (r"a\b", "ab")] {
-        let lab = Lab::new().await;
+        let cloud = TestCloud::new().await;
         let faults = always(Fault::FailAfter);
-        assert!(matches!(board(&lab.scheduler(&faults), key).await, Boarded::Waits(_)));
-        let its = running(&lab)[0].clone();
-        assert!(matches!(board(&lab.scheduler(&Faults::new()), other).await, Boarded::Launched(_)));
+        assert!(matches!(board(&cloud.scheduler(&faults), key).await, Ingested::Waits(_)));
+        let its = running(&cloud)[0].clone();
+        assert!(matches!(board(&cloud.scheduler(&Faults::new()), other).await, Ingested::Launched(_)));
         let policy = Policy { instance_types: words("c5.large"), ..Policy::default() };
-        let scheduler = lab.scheduler_with(&Faults::new(), Settings { policy, ..Lab::scheduler_settings() });
-        let node = scheduler.launch_for(&lab.task(key).await, None).await.unwrap();
+        let scheduler = cloud.scheduler_with(&Faults::new(), Settings { policy, ..TestCloud::scheduler_settings() });
+        let node = scheduler.launch_for(&cloud.task(key).await, None).await.unwrap();
         assert_eq!(node, Node::Launched(its), "{key}");
     }
     // Of any other name the instances of that name alone are listed.
-    let lab = Lab::new().await;
-    assert!(matches!(board(&lab.scheduler(&always(Fault::FailAfter)), "abc").await, Boarded::Waits(_)));
+    let cloud = TestCloud::new().await;
+    assert!(matches!(board(&cloud.scheduler(&always(Fault::FailAfter)), "abc").await, Ingested::Waits(_)));
     let policy = Policy { instance_types: words("c5.large"), ..Policy::default() };
-    let scheduler = lab.scheduler_with(&Faults::new(), Settings { policy, ..Lab::scheduler_settings() });
-    assert!(matches!(scheduler.launch_for(&lab.task("abc").await, None).await, Ok(Node::Launched(_))));
-    let listed = lab.cloud.requests("DescribeInstances");
+    let scheduler = cloud.scheduler_with(&Faults::new(), Settings { policy, ..TestCloud::scheduler_settings() });
+    assert!(matches!(scheduler.launch_for(&cloud.task("abc").await, None).await, Ok(Node::Launched(_))));
+    let listed = cloud.local.requests("DescribeInstances");
     assert!(listed.iter().all(|request| request.values().any(|value| value == "tag:srcID")), "{listed:?}");
 }

@@ -14,7 +14,7 @@ use local_cloud::Service::S3;
 use local_cloud::{Faults, RESULT_BUCKET, When};
 use tokio::task::JoinSet;
 
-use crate::lab::{Lab, src};
+use crate::test_cloud::{TestCloud, src};
 
 /// As large as the file system lets a file look: 7 EiB, of ext4 15 TiB.
 const HUGE: &str = r#"huge() { truncate -s 7E "$1" 2> /dev/null || truncate -s 15T "$1"; }; "#;
@@ -41,10 +41,10 @@ async fn a_result_that_is_too_large_fails_its_task_once_and_uploads_nothing() {
         (format!("{folder} for n in 1 2 3; do head -c 334 /dev/zero > $n; done"), SMALL, "--max-result-bytes"),
         (format!("{folder} mkdir d; : > 1; : > 2; : > 3; : > d/4"), SMALL, "--max-result-files"),
     ] {
-        let lab = Lab::new().await;
-        lab.mission("M", &["abc"]).await;
+        let cloud = TestCloud::new().await;
+        cloud.mission("M", &["abc"]).await;
         let faults = Faults::new();
-        let mut node = lab.node_with("abc", "M", faults.clone()).shell(&line);
+        let mut node = cloud.node_with("abc", "M", faults.clone()).shell(&line);
         node.settings.work_dir = disk.path().join("work");
         node.settings.sizes = sizes;
         // Even where such failures are tried again, the answer is the same.
@@ -55,12 +55,12 @@ async fn a_result_that_is_too_large_fails_its_task_once_and_uploads_nothing() {
         };
         assert!(reason.contains(flag), "{line}: {reason}");
         assert_eq!(exit::of_node(error).0, Exit::WorkloadFailed);
-        let row = lab.task("abc").await;
+        let row = cloud.task("abc").await;
         assert_eq!((row.state, row.verdict, row.attempt.0), (State::Failed, Some(Verdict::AppError), 1), "{line}");
-        assert!(lab.backend.store.list(RESULT_BUCKET, "rslt_").await.unwrap().is_empty(), "{line}");
+        assert!(cloud.backend.store.list(RESULT_BUCKET, "rslt_").await.unwrap().is_empty(), "{line}");
         // The one of the check before the first claim.
         assert_eq!(faults.count(S3, "CreateMultipartUpload"), 1, "{line}");
-        let tally = lab.tally("M").await;
+        let tally = cloud.tally("M").await;
         assert_eq!((tally.ok, tally.failed), (0, 1), "{line}");
     }
 }
@@ -68,17 +68,17 @@ async fn a_result_that_is_too_large_fails_its_task_once_and_uploads_nothing() {
 /// What is as large as it may be is a result; a hole is zeros.
 #[tokio::test]
 async fn a_result_of_exactly_the_limit_is_stored_and_a_sparse_one_has_all_its_bytes() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc", "sparse"]).await;
-    let mut node = lab.node("abc", "M").shell(r#"head -c 1000 /dev/zero > "$LIGHTHPC_OUTPUT""#);
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc", "sparse"]).await;
+    let mut node = cloud.node("abc", "M").shell(r#"head -c 1000 /dev/zero > "$LIGHTHPC_OUTPUT""#);
     node.settings.sizes = SMALL;
     node.run().await.ending.unwrap();
-    assert_eq!(lab.task("abc").await.result_bytes, Some(1000));
+    assert_eq!(cloud.task("abc").await.result_bytes, Some(1000));
 
     let line = r#"printf 'begin' > "$LIGHTHPC_OUTPUT"; truncate -s 20000000 "$LIGHTHPC_OUTPUT"
         printf 'end' >> "$LIGHTHPC_OUTPUT""#;
-    lab.node("sparse", "M").shell(line).run().await.ending.unwrap();
-    let result = std::fs::read(lab.cloud.object_path(RESULT_BUCKET, "rslt_sparse")).unwrap();
+    cloud.node("sparse", "M").shell(line).run().await.ending.unwrap();
+    let result = std::fs::read(cloud.local.object_path(RESULT_BUCKET, "rslt_sparse")).unwrap();
     assert_eq!(result.len(), 20_000_003);
     assert!(result.starts_with(b"begin\0") && result.ends_with(b"\0end"));
     assert_eq!(result.iter().filter(|&&byte| byte != 0).count(), 8);
@@ -87,18 +87,18 @@ async fn a_result_of_exactly_the_limit_is_stored_and_a_sparse_one_has_all_its_by
 /// The node goes on, with its other slots and with the next task.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_result_that_is_too_large_does_not_stop_its_node() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["one", "huge", "two", "three"]).await;
-    let instance = lab.cloud.launch(&[("missionID", "M")]);
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["one", "huge", "two", "three"]).await;
+    let instance = cloud.local.launch(&[("missionID", "M")]);
     let line = format!(
         r#"{HUGE} if [ "$LIGHTHPC_SRC_ID" = huge ]; then huge "$LIGHTHPC_OUTPUT"
         else rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT"; fi"#
     );
-    let mut node = lab.node_on(instance, Faults::new()).shell(&line);
+    let mut node = cloud.node_on(instance, Faults::new()).shell(&line);
     node.settings.slots = Some(2);
     let life = node.run().await;
     assert!(matches!(life.ending, Ok(Ending::Served { done: 3, other: 1 })), "{life:?}");
-    let tally = lab.tally("M").await;
+    let tally = cloud.tally("M").await;
     assert_eq!((tally.ok, tally.failed), (3, 1));
 }
 
@@ -117,16 +117,16 @@ async fn what_is_no_file_of_the_workloads_is_no_result() {
         socket,
     ] {
         for place in [r#"AT="$LIGHTHPC_OUTPUT""#, r#"mkdir "$LIGHTHPC_OUTPUT"; AT="$LIGHTHPC_OUTPUT/x""#] {
-            let lab = Lab::new().await;
-            lab.mission("M", &["abc"]).await;
-            let life = lab.node("abc", "M").shell(&format!("{place}; export AT; {line}")).run().await;
-            let row = lab.task("abc").await;
+            let cloud = TestCloud::new().await;
+            cloud.mission("M", &["abc"]).await;
+            let life = cloud.node("abc", "M").shell(&format!("{place}; export AT; {line}")).run().await;
+            let row = cloud.task("abc").await;
             assert_eq!(
                 (row.state, row.verdict, row.attempt.0),
                 (State::Failed, Some(Verdict::AppError), 1),
                 "{place} {line}: {life:?}"
             );
-            assert!(lab.backend.store.list(RESULT_BUCKET, "rslt_").await.unwrap().is_empty(), "{line}");
+            assert!(cloud.backend.store.list(RESULT_BUCKET, "rslt_").await.unwrap().is_empty(), "{line}");
         }
     }
 }
@@ -148,13 +148,13 @@ async fn a_result_that_changes_while_it_goes_up_is_none() {
     let cut = |path: &Path| std::fs::File::options().write(true).open(path).unwrap().set_len(1).unwrap();
     for (bytes, call) in [(1000, "PutObject"), (20_000_000, "CreateMultipartUpload")] {
         for (what, change) in [("append", append as Change), ("grow", grow), ("cut", cut)] {
-            let lab = Lab::new().await;
-            lab.mission("M", &["abc"]).await;
+            let cloud = TestCloud::new().await;
+            cloud.mission("M", &["abc"]).await;
             let faults = Faults::new();
             // The first upload in parts is the check before the claim.
             let gate = faults.hold_before(S3, call, When::Nth(if bytes > 1000 { 2 } else { 1 }));
             let line = format!(r#"head -c {bytes} /dev/zero > "$LIGHTHPC_OUTPUT""#);
-            let node = lab.node_with("abc", "M", faults).shell(&line);
+            let node = cloud.node_with("abc", "M", faults).shell(&line);
             let work_dir = node.settings.work_dir.clone();
             let mut running = JoinSet::new();
             running.spawn(node.run());
@@ -164,7 +164,7 @@ async fn a_result_that_changes_while_it_goes_up_is_none() {
             let life = running.join_all().await.pop().unwrap();
             let is_bad = matches!(&life.ending, Err(NodeError::Store { source: StoreError::BadResult { .. }, .. }));
             assert!(is_bad, "{bytes} {what}: {life:?}");
-            let row = lab.task("abc").await;
+            let row = cloud.task("abc").await;
             assert_eq!((row.state, row.attempt.0, row.result), (State::Failed, 1, None), "{bytes} {what}");
         }
     }
@@ -185,22 +185,22 @@ async fn a_checkpoint_that_is_too_large_is_not_saved_and_costs_nothing_else() {
         ),
         (": > a; : > b; mkdir c; : > c/d".to_owned(), SMALL, "--max-checkpoint-files"),
     ] {
-        let lab = Lab::new().await;
-        lab.mission("M", &["abc"]).await;
+        let cloud = TestCloud::new().await;
+        cloud.mission("M", &["abc"]).await;
         // It ends when the first save was tried: the node's note of it is there then.
         let line = format!(
             r#"cd "$LIGHTHPC_CHECKPOINT_DIR"; {line}; n=0
             until [ -e ../../notes ] || [ $n -ge 1000 ]; do n=$((n + 1)); sleep 0.02; done
             rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT"; echo said"#
         );
-        let mut node = lab.node("abc", "M").shell(&line);
+        let mut node = cloud.node("abc", "M").shell(&line);
         node.settings.work_dir = disk.path().join("work");
         node.settings.sizes = sizes;
         node.settings.checkpoint_every = Duration::from_millis(50);
         node.run().await.ending.unwrap();
-        lab.assert_done("abc", "M", why).await;
-        assert!(lab.backend.store.list(RESULT_BUCKET, "checkpoints/").await.unwrap().is_empty(), "{why}");
-        let log = lab.result("logs/abc.1.log").unwrap();
+        cloud.assert_done("abc", "M", why).await;
+        assert!(cloud.backend.store.list(RESULT_BUCKET, "checkpoints/").await.unwrap().is_empty(), "{why}");
+        let log = cloud.result("logs/abc.1.log").unwrap();
         assert_eq!(log.matches("the checkpoint was not saved").count(), 1, "{log}");
         assert!(log.contains(why), "{log}");
     }
@@ -209,30 +209,30 @@ async fn a_checkpoint_that_is_too_large_is_not_saved_and_costs_nothing_else() {
 /// The row may name anything as a checkpoint's list.
 #[tokio::test]
 async fn a_list_of_absurd_size_is_not_read() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    lab.backend.store.put_bytes(RESULT_BUCKET, "absurd", b"x".to_vec()).await.unwrap();
-    let list = std::fs::File::options().write(true).open(lab.cloud.object_path(RESULT_BUCKET, "absurd")).unwrap();
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    cloud.backend.store.put_bytes(RESULT_BUCKET, "absurd", b"x".to_vec()).await.unwrap();
+    let list = std::fs::File::options().write(true).open(cloud.local.object_path(RESULT_BUCKET, "absurd")).unwrap();
     list.set_len(1 << 43).unwrap();
-    lab.set_attribute("abc", "checkpoint", &format!("s3://{RESULT_BUCKET}/absurd")).await;
+    cloud.set_attribute("abc", "checkpoint", &format!("s3://{RESULT_BUCKET}/absurd")).await;
     let line = r#"[ "$LIGHTHPC_RESUMED" = 0 ] || exit 3; rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#;
-    lab.node("abc", "M").shell(line).run().await.ending.unwrap();
-    lab.assert_done("abc", "M", "from the start").await;
-    assert_eq!(lab.task("abc").await.src, src("abc"));
+    cloud.node("abc", "M").shell(line).run().await.ending.unwrap();
+    cloud.assert_done("abc", "M", "from the start").await;
+    assert_eq!(cloud.task("abc").await.src, src("abc"));
 }
 
 /// A workload without a sandbox can write into its attempt's folder, where its log is.
 #[tokio::test]
 async fn a_log_of_absurd_size_is_cut() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let line = format!(
         r#"{HUGE} echo hello; cd "$LIGHTHPC_SCRATCH/../.."; for n in 1 2 3 4 5 6 7; do huge log.$n; done; mkfifo log.9
         huge notes; rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#
     );
-    lab.node("abc", "M").shell(&line).run().await.ending.unwrap();
-    lab.assert_done("abc", "M", "a log that is no log").await;
-    let log = lab.backend.store.head(RESULT_BUCKET, "logs/abc.1.log").await.unwrap().unwrap();
+    cloud.node("abc", "M").shell(&line).run().await.ending.unwrap();
+    cloud.assert_done("abc", "M", "a log that is no log").await;
+    let log = cloud.backend.store.head(RESULT_BUCKET, "logs/abc.1.log").await.unwrap().unwrap();
     assert!(log.bytes < 10 << 20, "{}", log.bytes);
 }
 
@@ -244,11 +244,11 @@ async fn what_grows_after_it_was_counted_goes_up_neither_in_a_checkpoint_nor_in_
     let saving = format!(r#"cd "$LIGHTHPC_CHECKPOINT_DIR"; {nine}; {wait}; echo x > "$LIGHTHPC_OUTPUT""#);
     let storing = format!(r#"mkdir "$LIGHTHPC_OUTPUT"; cd "$LIGHTHPC_OUTPUT"; {nine}"#);
     for (line, folder, prefix) in [(saving, "checkpoint", "checkpoints/"), (storing, "output", "rslt_")] {
-        let lab = Lab::new().await;
-        lab.mission("M", &["abc"]).await;
+        let cloud = TestCloud::new().await;
+        cloud.mission("M", &["abc"]).await;
         let faults = Faults::new();
         let gate = faults.hold_before(S3, "PutObject", When::First(8));
-        let mut node = lab.node_with("abc", "M", faults).shell(&line);
+        let mut node = cloud.node_with("abc", "M", faults).shell(&line);
         node.settings.sizes = SizeLimits { result_files: 9, checkpoint_files: 9, ..SMALL };
         // The first save has all nine as a rule; one that has fewer is held as well, and finds the limit the next time.
         node.settings.checkpoint_every = Duration::from_millis(500);
@@ -261,16 +261,16 @@ async fn what_grows_after_it_was_counted_goes_up_neither_in_a_checkpoint_nor_in_
         std::fs::write(ninth.unwrap(), vec![0; 1000]).unwrap();
         gate.open();
         let life = running.join_all().await.pop().unwrap();
-        for key in lab.backend.store.list(RESULT_BUCKET, prefix).await.unwrap() {
-            let stored = lab.backend.store.head(RESULT_BUCKET, &key).await.unwrap().unwrap();
+        for key in cloud.backend.store.list(RESULT_BUCKET, prefix).await.unwrap() {
+            let stored = cloud.backend.store.head(RESULT_BUCKET, &key).await.unwrap().unwrap();
             assert!(stored.bytes < 1000, "{key}: {life:?}");
         }
-        let row = lab.task("abc").await;
+        let row = cloud.task("abc").await;
         if folder == "output" {
             assert_eq!((row.state, row.result), (State::Failed, None), "{life:?}");
         } else {
             assert_eq!((row.state, row.checkpoint), (State::Done, None), "{life:?}");
-            assert!(lab.result("logs/abc.1.log").unwrap().contains("grew beyond --max-checkpoint-bytes"));
+            assert!(cloud.result("logs/abc.1.log").unwrap().contains("grew beyond --max-checkpoint-bytes"));
         }
     }
 }

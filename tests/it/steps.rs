@@ -4,7 +4,7 @@
 use local_cloud::Faults;
 use local_cloud::Service::{self, Dynamodb, Ec2, Imds, S3, Sns};
 
-use crate::lab::Lab;
+use crate::test_cloud::TestCloud;
 
 /// One call of a node that does a mission's only task.
 #[derive(Clone, Copy, Debug)]
@@ -49,16 +49,16 @@ pub(crate) const CALLS: &[Call] = &[
 
 #[tokio::test]
 async fn the_list_is_complete() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let faults = Faults::new();
 
-    let node = lab.node_with("abc", "M", faults.clone());
+    let node = cloud.node_with("abc", "M", faults.clone());
     let instance = node.instance.clone();
     node.run().await.ending.unwrap();
 
-    lab.assert_done("abc", "M", "without a fault").await;
-    assert!(lab.has_ended(&instance));
+    cloud.assert_done("abc", "M", "without a fault").await;
+    assert!(cloud.has_ended(&instance));
     let made: Vec<(Service, String)> = faults.calls();
     let listed: Vec<(Service, String)> = CALLS.iter().map(|call| (call.service, call.operation.to_owned())).collect();
     assert_eq!(made, listed);

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use lighthpc::scheduler::{Boarded, Plan, SchedulerError, What};
+use lighthpc::scheduler::{Ingested, SchedulerError, SubmitPlan, What};
 use local_cloud::{Fault, Faults, SOURCE_BUCKET, Service, When};
 
-use crate::lab::{Lab, mission_id, src};
 use crate::scheduler::{board, running, sweep};
+use crate::test_cloud::{TestCloud, mission_id, src};
 
-fn plan(keys: &[&str]) -> Plan {
-    Plan {
+fn plan(keys: &[&str]) -> SubmitPlan {
+    SubmitPlan {
         mission: mission_id("M"),
         name: None,
         bucket: SOURCE_BUCKET.to_owned(),
@@ -27,29 +27,29 @@ fn plan(keys: &[&str]) -> Plan {
 async fn a_submission_and_its_objects_events_meet_in_any_order() {
     for uploads in [None, Some(false), Some(true)] {
         let is_open = uploads == Some(true);
-        let lab = Lab::new().await;
-        let scheduler = lab.scheduler(&Faults::new());
+        let cloud = TestCloud::new().await;
+        let scheduler = cloud.scheduler(&Faults::new());
         board(&scheduler, "M/before").await;
-        assert_eq!(lab.task("M/before").await.mission, None);
+        assert_eq!(cloud.task("M/before").await.mission, None);
         let keys = ["M/before", "M/while", "M/between", "M/after"];
-        let plan = Plan { uploads, ..plan(&keys) };
+        let plan = SubmitPlan { uploads, ..plan(&keys) };
 
         // The rows are looked at, an object comes, the mission is made.
         let checked = scheduler.check(&plan, false).await.unwrap();
         board(&scheduler, "M/while").await;
         let prepared = scheduler.prepare_checked(&plan, checked).await.unwrap();
         let between = board(&scheduler, "M/between").await;
-        assert_eq!(matches!(between, Boarded::Refused(_)), !is_open, "{uploads:?}: {between:?}");
+        assert_eq!(matches!(between, Ingested::Refused(_)), !is_open, "{uploads:?}: {between:?}");
         let submitted = scheduler.make_rows(&plan, &prepared, |_| {}).await.unwrap();
         for key in keys {
-            assert_eq!(board(&scheduler, key).await, Boarded::Duplicate, "{key}");
+            assert_eq!(board(&scheduler, key).await, Ingested::Duplicate, "{key}");
         }
 
         assert!(submitted.is_new);
         assert_eq!(submitted.made + submitted.there, 4, "{submitted:?}");
-        assert_eq!(lab.mission_row("M").await.trans_number, Some(4));
+        assert_eq!(cloud.mission_row("M").await.trans_number, Some(4));
         for key in keys {
-            assert_eq!(lab.task(key).await.mission, Some(mission_id("M")), "{key}");
+            assert_eq!(cloud.task(key).await.mission, Some(mission_id("M")), "{key}");
         }
         let again = scheduler.prepare(&plan).await.unwrap();
         assert!(!again.is_new && again.known.len() == 4);
@@ -57,7 +57,7 @@ async fn a_submission_and_its_objects_events_meet_in_any_order() {
 
         // A later upload is a task of the mission if it takes any, and a later submission counts it.
         board(&scheduler, "M/uploaded").await;
-        let larger = Plan { srcs: vec![src("M/more")], ..plan };
+        let larger = SubmitPlan { srcs: vec![src("M/more")], ..plan };
         let larger = scheduler.prepare(&larger).await.unwrap();
         assert_eq!(larger.mission.trans_number, Some(if is_open { 6 } else { 5 }));
     }
@@ -65,52 +65,52 @@ async fn a_submission_and_its_objects_events_meet_in_any_order() {
 
 #[tokio::test]
 async fn a_task_that_ran_in_no_mission_is_not_taken_over() {
-    let lab = Lab::new().await;
-    let scheduler = lab.scheduler(&Faults::new());
-    lab.input("abc", b"abc").await;
-    let Boarded::Launched(instance) = board(&scheduler, "abc").await else { panic!("no node") };
-    lab.node_on(instance, Faults::new()).run().await.ending.unwrap();
+    let cloud = TestCloud::new().await;
+    let scheduler = cloud.scheduler(&Faults::new());
+    cloud.input("abc", b"abc").await;
+    let Ingested::Launched(instance) = board(&scheduler, "abc").await else { panic!("no node") };
+    cloud.node_on(instance, Faults::new()).run().await.ending.unwrap();
 
     let error = scheduler.prepare(&plan(&["abc"])).await.unwrap_err();
 
     assert!(matches!(error, SchedulerError::OtherTask { .. }), "{error:?}");
-    assert_eq!(lab.backend.ledger.mission(&mission_id("M")).await.unwrap(), None, "nothing was written");
+    assert_eq!(cloud.backend.ledger.mission(&mission_id("M")).await.unwrap(), None, "nothing was written");
 }
 
 /// Two sweeps, or a sweep and a submission, see the same missing nodes: one launches them.
 #[tokio::test]
 async fn a_missions_nodes_are_launched_once_however_many_look() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["a", "b", "c", "d"]).await;
-    lab.set_mission_number("M", "nodes", 2).await;
-    let seen = lab.mission_row("M").await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["a", "b", "c", "d"]).await;
+    cloud.set_mission_number("M", "nodes", 2).await;
+    let seen = cloud.mission_row("M").await;
 
-    let first = lab.backend.ledger.reserve_round(&seen, &[], 2).await.unwrap();
-    assert_eq!((first, lab.backend.ledger.reserve_round(&seen, &[], 2).await.unwrap()), (true, false));
+    let first = cloud.backend.ledger.reserve_round(&seen, &[], 2).await.unwrap();
+    assert_eq!((first, cloud.backend.ledger.reserve_round(&seen, &[], 2).await.unwrap()), (true, false));
 
     // Whoever reserved has died: the next sweep launches, and the one after finds nothing missing.
-    let scheduler = lab.scheduler(&Faults::new());
+    let scheduler = cloud.scheduler(&Faults::new());
     let found = sweep(&scheduler).await;
     assert_eq!(found.iter().filter(|(what, _)| *what == What::Launched).count(), 2, "{found:?}");
     assert_eq!(sweep(&scheduler).await, []);
-    assert_eq!(running(&lab).len(), 2);
+    assert_eq!(running(&cloud).len(), 2);
 
     // A redrive launches them, too.
     scheduler.cancel(&mission_id("M"), Duration::from_secs(30)).await.unwrap();
-    assert_eq!(running(&lab).len(), 0);
+    assert_eq!(running(&cloud).len(), 0);
     let redriven = scheduler.redrive(&mission_id("M"), None, &[]).await.unwrap();
-    assert_eq!((redriven.put_back, redriven.launched, running(&lab).len()), (4, 2, 2));
+    assert_eq!((redriven.put_back, redriven.launched, running(&cloud).len()), (4, 2, 2));
 }
 
 /// `--dry-run` and the submission itself ask this first, so neither finds out later.
 #[tokio::test]
 async fn what_would_refuse_a_submission_is_found_before_anything_is_written() {
-    let lab = Lab::new().await;
-    let mission = async || lab.backend.ledger.mission(&mission_id("M")).await.unwrap();
+    let cloud = TestCloud::new().await;
+    let mission = async || cloud.backend.ledger.mission(&mission_id("M")).await.unwrap();
     let keys = plan(&["M/a"]);
-    let mut settings = Lab::scheduler_settings();
+    let mut settings = TestCloud::scheduler_settings();
     settings.template = None;
-    let without = lab.scheduler_with(&Faults::new(), settings);
+    let without = cloud.scheduler_with(&Faults::new(), settings);
     assert!(matches!(without.check(&keys, true).await, Err(SchedulerError::NoTemplate)));
     assert!(without.check(&keys, false).await.is_ok(), "with --no-launch nothing is launched");
 
@@ -129,7 +129,7 @@ async fn what_would_refuse_a_submission_is_found_before_anything_is_written() {
             When::Always,
             Fault::Status(400, "UnauthorizedOperation"),
         );
-        let checked = lab.scheduler(&faults).check(&keys, true).await;
+        let checked = cloud.scheduler(&faults).check(&keys, true).await;
         assert_eq!(checked.is_err(), is_refused, "{call} {code}: {checked:?}");
     }
     for call in ["Query", "UpdateItem"] {
@@ -141,41 +141,41 @@ async fn what_would_refuse_a_submission_is_found_before_anything_is_written() {
             When::Always,
             Fault::Status(400, "UnauthorizedOperation"),
         );
-        assert!(lab.scheduler(&faults).check(&keys, true).await.is_err(), "{call}");
+        assert!(cloud.scheduler(&faults).check(&keys, true).await.is_err(), "{call}");
     }
-    let mut settings = Lab::scheduler_settings();
+    let mut settings = TestCloud::scheduler_settings();
     settings.policy.bid_mode = Some(lighthpc::domain::policy::BidMode::SpotThenOnDemand);
-    let incomplete = lab.scheduler_with(&Faults::new(), settings);
+    let incomplete = cloud.scheduler_with(&Faults::new(), settings);
     assert!(matches!(incomplete.check(&keys, false).await, Err(SchedulerError::Policy { .. })));
     assert_eq!(mission().await, None, "nothing was written");
-    assert_eq!(running(&lab).len(), 0, "nothing was launched");
+    assert_eq!(running(&cloud).len(), 0, "nothing was launched");
 
     // A mission that is there, and was made otherwise.
-    lab.mission("M", &["M/a"]).await;
-    lab.mission("N", &["N/a"]).await;
+    cloud.mission("M", &["M/a"]).await;
+    cloud.mission("N", &["N/a"]).await;
     let before = mission().await;
-    let scheduler = lab.scheduler(&Faults::new());
+    let scheduler = cloud.scheduler(&Faults::new());
     for other in [
-        Plan { exec: Some("x".to_owned()), ..keys.clone() },
-        Plan { nodes: Some(3), ..keys.clone() },
-        Plan { slots: Some(3), ..keys.clone() },
-        Plan { srcs: vec![src("N/a")], ..keys.clone() },
+        SubmitPlan { exec: Some("x".to_owned()), ..keys.clone() },
+        SubmitPlan { nodes: Some(3), ..keys.clone() },
+        SubmitPlan { slots: Some(3), ..keys.clone() },
+        SubmitPlan { srcs: vec![src("N/a")], ..keys.clone() },
     ] {
         let refused = scheduler.check(&other, false).await.unwrap_err();
         let same = scheduler.prepare(&other).await.unwrap_err();
         assert_eq!(refused.to_string(), same.to_string());
     }
     scheduler.cancel(&mission_id("N"), Duration::ZERO).await.unwrap();
-    let cancelled = Plan { mission: mission_id("N"), ..keys };
+    let cancelled = SubmitPlan { mission: mission_id("N"), ..keys };
     assert!(matches!(scheduler.check(&cancelled, false).await, Err(SchedulerError::OtherTask { .. })));
-    let cancelled = Plan { srcs: vec![src("N/b")], ..cancelled };
+    let cancelled = SubmitPlan { srcs: vec![src("N/b")], ..cancelled };
     assert!(matches!(scheduler.check(&cancelled, false).await, Err(SchedulerError::OtherMission { .. })));
     assert_eq!(mission().await, before);
 }
 
 #[tokio::test]
 async fn a_listing_tells_which_objects_are_archived() {
-    let lab = Lab::new().await;
+    let cloud = TestCloud::new().await;
     let object = |key: &str, class: &str, more: &str| {
         format!("<Contents><Key>{key}</Key><Size>1</Size><StorageClass>{class}</StorageClass>{more}</Contents>")
     };
@@ -198,14 +198,14 @@ async fn a_listing_tells_which_objects_are_archived() {
     );
     let faults = Faults::new();
     faults.add(Service::S3, "ListObjectsV2", When::Nth(1), Fault::Raw(200, body));
-    let store = lab.scheduler(&faults).backend.store.clone();
+    let store = cloud.scheduler(&faults).backend.store.clone();
 
     let objects = store.list_objects(SOURCE_BUCKET, "in/").await.unwrap();
 
     let archived: Vec<_> = objects.iter().filter(|it| it.is_archived).map(|it| it.key.as_str()).collect();
     assert_eq!((objects.len(), archived), (8, vec!["in/glacier", "in/deep", "in/restoring"]));
     // As the local cloud has them: nothing is archived.
-    lab.input("in/a", b"x").await;
+    cloud.input("in/a", b"x").await;
     assert!(!store.list_objects(SOURCE_BUCKET, "in/").await.unwrap()[0].is_archived);
 }
 
@@ -215,10 +215,10 @@ async fn two_submissions_to_a_mission_at_once_are_counted_together() {
     // A step is of the first or of the second; each has two: the mission, and the rows.
     for order in [[0, 1, 0, 1], [0, 1, 1, 0], [1, 0, 0, 1], [1, 0, 1, 0]] {
         for already in [false, true] {
-            let lab = Lab::new().await;
-            let scheduler = lab.scheduler(&Faults::new());
+            let cloud = TestCloud::new().await;
+            let scheduler = cloud.scheduler(&Faults::new());
             if already {
-                lab.mission("M", &["old"]).await;
+                cloud.mission("M", &["old"]).await;
             }
             let plans = [plan(&["a1", "a2", "a3", "a4"]), plan(&["b1", "b2", "b3"])];
             let mut prepared = [None, None];
@@ -229,7 +229,7 @@ async fn two_submissions_to_a_mission_at_once_are_counted_together() {
                 }
             }
             let count = 7 + u64::from(already);
-            assert_eq!(lab.mission_row("M").await.trans_number, Some(count), "{order:?} {already}");
+            assert_eq!(cloud.mission_row("M").await.trans_number, Some(count), "{order:?} {already}");
         }
     }
 }
@@ -237,12 +237,12 @@ async fn two_submissions_to_a_mission_at_once_are_counted_together() {
 /// Another submission enlarges the mission just after it was made, before its maker has read it back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mission_that_is_enlarged_as_soon_as_it_is_made_is_counted_whole() {
-    let lab = Lab::new().await;
+    let cloud = TestCloud::new().await;
     let (first, second) = (plan(&["a1", "a2", "a3", "a4"]), plan(&["b1", "b2", "b3"]));
     let faults = Faults::new();
     // The mission is looked for, made, and read.
     let gate = faults.hold_before(Service::Dynamodb, "GetItem", When::Nth(2));
-    let maker = lab.scheduler(&faults);
+    let maker = cloud.scheduler(&faults);
     let mut making = tokio::task::JoinSet::new();
     making.spawn(async move {
         let ready = maker.prepare(&first).await.unwrap();
@@ -250,20 +250,20 @@ async fn a_mission_that_is_enlarged_as_soon_as_it_is_made_is_counted_whole() {
     });
     gate.arrived(1).await;
 
-    let scheduler = lab.scheduler(&Faults::new());
+    let scheduler = cloud.scheduler(&Faults::new());
     let ready = scheduler.prepare(&second).await.unwrap();
     scheduler.make_rows(&second, &ready, |_| {}).await.unwrap();
     gate.open();
     making.join_next().await.unwrap().unwrap();
 
-    assert_eq!(lab.mission_row("M").await.trans_number, Some(7));
+    assert_eq!(cloud.mission_row("M").await.trans_number, Some(7));
 }
 
 /// Two submissions find no mission, and both make it: the second enlarges the first's.
 #[tokio::test]
 async fn of_two_submissions_that_make_a_mission_the_second_enlarges_it() {
-    let lab = Lab::new().await;
-    let scheduler = lab.scheduler(&Faults::new());
+    let cloud = TestCloud::new().await;
+    let scheduler = cloud.scheduler(&Faults::new());
     let (first, second) = (plan(&["a1", "a2"]), plan(&["b1", "b2", "b3"]));
     let checked = scheduler.check(&second, false).await.unwrap();
     let ready = scheduler.prepare(&first).await.unwrap();
@@ -273,8 +273,8 @@ async fn of_two_submissions_that_make_a_mission_the_second_enlarges_it() {
     scheduler.make_rows(&first, &ready, |_| {}).await.unwrap();
 
     assert!(ready.is_new && !late.is_new);
-    assert_eq!(lab.mission_row("M").await.trans_number, Some(5));
+    assert_eq!(cloud.mission_row("M").await.trans_number, Some(5));
     // Of another workload, it is refused.
-    let other = Plan { exec: Some("other".to_owned()), ..plan(&["c"]) };
+    let other = SubmitPlan { exec: Some("other".to_owned()), ..plan(&["c"]) };
     assert!(matches!(scheduler.prepare(&other).await, Err(SchedulerError::OtherMission { .. })));
 }

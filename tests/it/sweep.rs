@@ -12,7 +12,7 @@ use local_cloud::{Faults, When};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::lab::{Lab, PATIENCE, mission_id};
+use crate::test_cloud::{PATIENCE, TestCloud, mission_id};
 
 async fn sweep(scheduler: &Scheduler) -> Vec<(What, String)> {
     let found = scheduler.sweep(&CancellationToken::new()).await.unwrap();
@@ -25,45 +25,45 @@ fn one(what: What, subject: &str) -> (What, String) {
 }
 
 /// Runs a node until its commit is on its way; then its process is gone, and its machine as `vanishes` says.
-async fn die(lab: &Lab, task: &str, vanishes: bool) -> String {
+async fn die(cloud: &TestCloud, task: &str, vanishes: bool) -> String {
     let faults = Faults::new();
     let gate = faults.hold_before(Dynamodb, "TransactWriteItems", When::Nth(1));
-    let instance = lab.ours(task, "M").instance;
-    let node = lab.node_on(instance.clone(), faults);
+    let instance = cloud.ours(task, "M").instance;
+    let node = cloud.node_on(instance.clone(), faults);
     node.die_at(&gate).await;
     if vanishes {
-        lab.cloud.stop_instance(&instance);
+        cloud.local.stop_instance(&instance);
     }
     instance
 }
 
 #[tokio::test]
 async fn a_task_whose_instance_is_gone_is_put_back_and_launched_at_once() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    let gone = die(&lab, "abc", true).await;
-    let scheduler = lab.scheduler(&Faults::new());
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let gone = die(&cloud, "abc", true).await;
+    let scheduler = cloud.scheduler(&Faults::new());
 
     let started = Instant::now();
     let found = sweep(&scheduler).await;
 
     assert_eq!(found, [one(What::PutBack, "abc"), one(What::Launched, "abc")]);
     assert!(started.elapsed() < scheduler.settings.lease, "nothing had to be seen twice");
-    let row = lab.task("abc").await;
+    let row = cloud.task("abc").await;
     assert_eq!((row.state, row.verdict, row.interruptions), (State::Pending, Some(Verdict::Lost), 1));
     assert_eq!(row.history[0].instance, gone);
     let instance = row.launch.instance.unwrap();
-    lab.node_on(instance, Faults::new()).run().await.ending.unwrap();
-    lab.assert_done("abc", "M", "after the sweep").await;
-    assert_eq!(lab.task("abc").await.history.len(), 2);
+    cloud.node_on(instance, Faults::new()).run().await.ending.unwrap();
+    cloud.assert_done("abc", "M", "after the sweep").await;
+    assert_eq!(cloud.task("abc").await.history.len(), 2);
 }
 
 #[tokio::test]
 async fn a_silent_lease_is_put_back_after_a_whole_lease_and_its_machine_ended() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    let silent = die(&lab, "abc", false).await;
-    let scheduler = lab.scheduler(&Faults::new());
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let silent = die(&cloud, "abc", false).await;
+    let scheduler = cloud.scheduler(&Faults::new());
 
     let started = Instant::now();
     let found = sweep(&scheduler).await;
@@ -76,21 +76,21 @@ async fn a_silent_lease_is_put_back_after_a_whole_lease_and_its_machine_ended() 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_lives_is_left_alone() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc", "def"]).await;
-    let scheduler = lab.scheduler(&Faults::new());
-    let go = lab.dir.path().join("go");
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc", "def"]).await;
+    let scheduler = cloud.scheduler(&Faults::new());
+    let go = cloud.dir.path().join("go");
     let line = format!(
         r#"while [ ! -e '{}' ]; do sleep 0.05; done; rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#,
         go.display()
     );
     let lease = scheduler.settings.lease;
     let mut holder = JoinSet::new();
-    holder.spawn(lab.ours("abc", "M").shell(&line).lease(lease, lease / 4).run());
+    holder.spawn(cloud.ours("abc", "M").shell(&line).lease(lease, lease / 4).run());
     // A node that boots, and takes longer for it than a sweep.
-    let booting = lab.ours("def", "M");
+    let booting = cloud.ours("def", "M");
     let deadline = Instant::now() + PATIENCE;
-    while lab.task("abc").await.state != State::Running {
+    while cloud.task("abc").await.state != State::Running {
         assert!(Instant::now() < deadline);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -101,50 +101,50 @@ async fn what_lives_is_left_alone() {
     std::fs::write(go, "").unwrap();
     assert!(matches!(holder.join_all().await.pop().unwrap().ending, Ok(Ending::Committed { .. })));
     booting.run().await.ending.unwrap();
-    assert_eq!(lab.tally("M").await.ok, 2);
+    assert_eq!(cloud.tally("M").await.ok, 2);
 }
 
 #[tokio::test]
 async fn instances_without_a_live_task_are_ended_and_others_are_not_touched() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    lab.node("abc", "M").run().await.ending.unwrap();
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    cloud.node("abc", "M").run().await.ending.unwrap();
     let mark = ("lighthpc", "tblTrans2");
-    let ended_task = lab.cloud.launch(&[mark, ("srcID", "abc"), ("missionID", "M")]);
-    let no_task = lab.cloud.launch(&[mark]);
-    let over = lab.cloud.launch(&[mark, ("missionID", "M")]);
-    let no_row = lab.cloud.launch(&[mark, ("srcID", "of no row"), ("missionID", "M")]);
-    let young = lab.cloud.launch(&[mark, ("missionID", "M")]);
+    let ended_task = cloud.local.launch(&[mark, ("srcID", "abc"), ("missionID", "M")]);
+    let no_task = cloud.local.launch(&[mark]);
+    let over = cloud.local.launch(&[mark, ("missionID", "M")]);
+    let no_row = cloud.local.launch(&[mark, ("srcID", "of no row"), ("missionID", "M")]);
+    let young = cloud.local.launch(&[mark, ("missionID", "M")]);
     for id in [&over, &no_row] {
-        lab.cloud.age_instance(id, Duration::from_mins(16));
+        cloud.local.age_instance(id, Duration::from_mins(16));
     }
-    let foreign = lab.cloud.launch(&[("lighthpc", "another table"), ("srcID", "abc")]);
-    let stranger = lab.cloud.launch(&[("Name", "a database")]);
+    let foreign = cloud.local.launch(&[("lighthpc", "another table"), ("srcID", "abc")]);
+    let stranger = cloud.local.launch(&[("Name", "a database")]);
 
-    let mut found = sweep(&lab.scheduler(&Faults::new())).await;
+    let mut found = sweep(&cloud.scheduler(&Faults::new())).await;
 
     found.sort_by(|a, b| a.1.cmp(&b.1));
     let mut expected = [ended_task, no_task, over, no_row].map(|id| one(What::Ended, &id));
     expected.sort_by(|a, b| a.1.cmp(&b.1));
     assert_eq!(found, expected);
     for id in [foreign, stranger, young] {
-        assert!(lab.cloud.instances().iter().any(|i| i.id == id && i.state == "running"));
+        assert!(cloud.local.instances().iter().any(|i| i.id == id && i.state == "running"));
     }
 }
 
 /// What boots gets its time; what has had it and still holds nothing does not work. Its task gets another node.
 #[tokio::test]
 async fn an_instance_that_never_claims_is_ended_after_its_time() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    let scheduler = lab.scheduler(&Faults::new());
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let scheduler = cloud.scheduler(&Faults::new());
     sweep(&scheduler).await;
-    let stuck = lab.task("abc").await.launch.instance.unwrap();
-    let idle_server = lab.cloud.launch(&[("lighthpc", "tblTrans2"), ("missionID", "M")]);
+    let stuck = cloud.task("abc").await.launch.instance.unwrap();
+    let idle_server = cloud.local.launch(&[("lighthpc", "tblTrans2"), ("missionID", "M")]);
     assert_eq!(sweep(&scheduler).await, []);
 
     for id in [&stuck, &idle_server] {
-        lab.cloud.age_instance(id, Duration::from_mins(16));
+        cloud.local.age_instance(id, Duration::from_mins(16));
     }
     let mut found = sweep(&scheduler).await;
     found.sort_by(|a, b| a.1.cmp(&b.1));
@@ -153,117 +153,117 @@ async fn an_instance_that_never_claims_is_ended_after_its_time() {
     assert_eq!(found, expected);
 
     assert_eq!(sweep(&scheduler).await, [one(What::Launched, "abc")]);
-    assert_eq!(lab.task("abc").await.launch.lost, 1);
+    assert_eq!(cloud.task("abc").await.launch.lost, 1);
 }
 
 #[tokio::test]
 async fn a_mission_that_nobody_announced_is_announced() {
     // The last committer dies after its commit, or as the publisher.
     for (service, operation, nth) in [(Dynamodb, "BatchGetItem", 1), (Sns, "Publish", 1)] {
-        let lab = Lab::new().await;
-        lab.mission("M", &["abc"]).await;
+        let cloud = TestCloud::new().await;
+        cloud.mission("M", &["abc"]).await;
         let faults = Faults::new();
         let gate = faults.hold_before(service, operation, When::Nth(nth));
-        let node = lab.node_with("abc", "M", faults);
+        let node = cloud.node_with("abc", "M", faults);
         let instance = node.instance.clone();
         node.die_at(&gate).await;
-        lab.cloud.stop_instance(&instance);
+        cloud.local.stop_instance(&instance);
 
-        assert_eq!(sweep(&lab.scheduler(&Faults::new())).await, [one(What::Announced, "M")], "{operation}");
+        assert_eq!(sweep(&cloud.scheduler(&Faults::new())).await, [one(What::Announced, "M")], "{operation}");
 
-        assert_eq!(lab.cloud.published().len(), 1);
-        lab.assert_done("abc", "M", operation).await;
-        assert_eq!(sweep(&lab.scheduler(&Faults::new())).await, []);
+        assert_eq!(cloud.local.published().len(), 1);
+        cloud.assert_done("abc", "M", operation).await;
+        assert_eq!(sweep(&cloud.scheduler(&Faults::new())).await, []);
     }
 }
 
 /// A sweep that publishes may die, too; EC2 cannot say so of it, so its silence must last a lease.
 #[tokio::test]
 async fn a_sweep_that_died_as_publisher_is_replaced() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let faults = Faults::new();
     let gate = faults.hold_before(Dynamodb, "BatchGetItem", When::Nth(1));
-    let node = lab.node_with("abc", "M", faults);
+    let node = cloud.node_with("abc", "M", faults);
     let instance = node.instance.clone();
     node.die_at(&gate).await;
-    lab.cloud.stop_instance(&instance);
+    cloud.local.stop_instance(&instance);
     let faults = Faults::new();
     let gate = faults.hold_before(Sns, "Publish", When::Nth(1));
-    let dying = lab.scheduler(&faults);
+    let dying = cloud.scheduler(&faults);
     let never = CancellationToken::new();
     tokio::select! {
         found = dying.sweep(&never) => panic!("{found:?}"),
         () = gate.arrived(1) => {}
     }
     assert!(
-        matches!(lab.mission_row("M").await.notified, Notified::Sending { by, .. } if by.starts_with("scheduler-"))
+        matches!(cloud.mission_row("M").await.notified, Notified::Sending { by, .. } if by.starts_with("scheduler-"))
     );
 
     let started = Instant::now();
-    let scheduler = lab.scheduler(&Faults::new());
+    let scheduler = cloud.scheduler(&Faults::new());
     assert_eq!(sweep(&scheduler).await, [one(What::Announced, "M")]);
     assert!(started.elapsed() >= scheduler.settings.lease);
-    assert_eq!(lab.cloud.published().len(), 1);
+    assert_eq!(cloud.local.published().len(), 1);
 }
 
 /// Each instance ends before it claims: after five the task is failed, and its mission ends with that.
 #[tokio::test]
 async fn a_task_whose_machines_never_boot_is_failed_in_the_end() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    let scheduler = lab.scheduler(&Faults::new());
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let scheduler = cloud.scheduler(&Faults::new());
     let mut rounds = 0;
-    while lab.task("abc").await.state == State::Pending {
+    while cloud.task("abc").await.state == State::Pending {
         sweep(&scheduler).await;
-        for instance in lab.cloud.instances() {
-            lab.cloud.stop_instance(&instance.id);
+        for instance in cloud.local.instances() {
+            cloud.local.stop_instance(&instance.id);
         }
         rounds += 1;
         assert!(rounds < 20);
     }
-    assert_eq!(lab.cloud.instances().len(), 5);
-    assert_eq!(lab.task("abc").await.verdict, Some(Verdict::Infra));
-    assert_eq!((lab.tally("M").await.failed, lab.cloud.published().len()), (1, 1));
+    assert_eq!(cloud.local.instances().len(), 5);
+    assert_eq!(cloud.task("abc").await.verdict, Some(Verdict::Infra));
+    assert_eq!((cloud.tally("M").await.failed, cloud.local.published().len()), (1, 1));
 }
 
 #[tokio::test]
 async fn interruptions_have_their_budget_in_a_sweep_too() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    let mut settings = Lab::scheduler_settings();
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let mut settings = TestCloud::scheduler_settings();
     settings.limits.max_interruptions = 1;
-    let scheduler = lab.scheduler_with(&Faults::new(), settings);
-    die(&lab, "abc", true).await;
+    let scheduler = cloud.scheduler_with(&Faults::new(), settings);
+    die(&cloud, "abc", true).await;
     sweep(&scheduler).await;
-    die(&lab, "abc", true).await;
+    die(&cloud, "abc", true).await;
 
     assert_eq!(sweep(&scheduler).await[0], one(What::Failed, "abc"));
-    assert_eq!((lab.task("abc").await.state, lab.tally("M").await.failed), (State::Failed, 1));
+    assert_eq!((cloud.task("abc").await.state, cloud.tally("M").await.failed), (State::Failed, 1));
 }
 
 /// EC2's event comes, before any sweep.
 #[tokio::test]
 async fn an_instances_end_heals_its_own_task_at_once() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc", "def"]).await;
-    let scheduler = lab.scheduler(&Faults::new());
-    let held = lab.ours("abc", "M").instance;
-    lab.cloud.stop_instance(&held);
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc", "def"]).await;
+    let scheduler = cloud.scheduler(&Faults::new());
+    let held = cloud.ours("abc", "M").instance;
+    cloud.local.stop_instance(&held);
     // Never claimed, and launched for nothing that the row knows: a sweep's.
     assert_eq!(scheduler.instance_gone(&held, true).await.unwrap(), []);
 
-    let row = lab.task("abc").await;
-    scheduler.launch_for(&row, Some(&lab.mission_row("M").await)).await.unwrap();
-    let launched = lab.task("abc").await.launch.instance.unwrap();
-    lab.cloud.stop_instance(&launched);
+    let row = cloud.task("abc").await;
+    scheduler.launch_for(&row, Some(&cloud.mission_row("M").await)).await.unwrap();
+    let launched = cloud.task("abc").await.launch.instance.unwrap();
+    cloud.local.stop_instance(&launched);
     let found = scheduler.instance_gone(&launched, true).await.unwrap();
     assert_eq!(found.iter().map(|f| f.what).collect::<Vec<_>>(), [What::Launched]);
     assert_eq!(scheduler.instance_gone(&launched, true).await.unwrap(), [], "the event comes twice");
     assert_eq!(scheduler.instance_gone("i-00000000000000000", true).await.unwrap(), []);
 
     // One that holds its task and is going may still hand it back; one that is gone does not.
-    let gone = die(&lab, "def", true).await;
+    let gone = die(&cloud, "def", true).await;
     assert_eq!(scheduler.instance_gone(&gone, false).await.unwrap(), []);
     let found = scheduler.instance_gone(&gone, true).await.unwrap();
     assert_eq!(found.iter().map(|f| f.what).collect::<Vec<_>>(), [What::PutBack, What::Launched]);
@@ -271,15 +271,15 @@ async fn an_instances_end_heals_its_own_task_at_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cancelled_mission_ends_and_a_redrive_opens_it() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc", "def"]).await;
-    let scheduler = lab.scheduler(&Faults::new());
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc", "def"]).await;
+    let scheduler = cloud.scheduler(&Faults::new());
     let second = Duration::from_secs(1);
-    let began = lab.dir.path().join("began");
+    let began = cloud.dir.path().join("began");
     let line = format!("echo begun; echo x > '{}'; while :; do sleep 0.05; done", began.display());
-    let node = lab.ours("abc", "M").shell(&line).lease(6 * second, second / 4);
+    let node = cloud.ours("abc", "M").shell(&line).lease(6 * second, second / 4);
     let instance = node.instance.clone();
-    let waiting = lab.ours("def", "M").instance;
+    let waiting = cloud.ours("def", "M").instance;
     let mut running = JoinSet::new();
     running.spawn(node.run());
     let deadline = Instant::now() + PATIENCE;
@@ -294,66 +294,66 @@ async fn a_cancelled_mission_ends_and_a_redrive_opens_it() {
     let life = running.join_all().await.pop().unwrap();
     assert!(matches!(life.ending, Ok(Ending::Cancelled)), "{life:?}");
     for task in ["abc", "def"] {
-        let row = lab.task(task).await;
+        let row = cloud.task(task).await;
         assert_eq!((row.state, row.verdict), (State::Failed, Some(Verdict::Cancelled)), "{task}");
     }
-    assert_eq!(lab.result("logs/abc.1.log").as_deref(), Some("begun\n"));
-    assert!(lab.has_ended(&instance) && lab.has_ended(&waiting));
-    assert_eq!((lab.tally("M").await.failed, lab.cloud.published().len()), (2, 1));
+    assert_eq!(cloud.result("logs/abc.1.log").as_deref(), Some("begun\n"));
+    assert!(cloud.has_ended(&instance) && cloud.has_ended(&waiting));
+    assert_eq!((cloud.tally("M").await.failed, cloud.local.published().len()), (2, 1));
     assert_eq!(scheduler.cancel(&mission_id("M"), second).await.unwrap().ended, 0);
     assert_eq!(sweep(&scheduler).await, []);
 
     let redriven = scheduler.redrive(&mission_id("M"), Some(Verdict::Cancelled), &[]).await.unwrap();
     assert_eq!((redriven.put_back, redriven.launched), (2, 2));
     for task in ["abc", "def"] {
-        let launched = lab.task(task).await.launch.instance.unwrap();
-        lab.node_on(launched, Faults::new()).run().await.ending.unwrap();
+        let launched = cloud.task(task).await.launch.instance.unwrap();
+        cloud.node_on(launched, Faults::new()).run().await.ending.unwrap();
     }
-    assert_eq!((lab.tally("M").await.ok, lab.tally("M").await.failed), (2, 0));
+    assert_eq!((cloud.tally("M").await.ok, cloud.tally("M").await.failed), (2, 0));
 }
 
 /// A holder that does not answer is ended by the sweep, once its lease has been silent.
 #[tokio::test]
 async fn a_cancelled_task_whose_holder_is_silent_is_ended() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    die(&lab, "abc", false).await;
-    let scheduler = lab.scheduler(&Faults::new());
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    die(&cloud, "abc", false).await;
+    let scheduler = cloud.scheduler(&Faults::new());
     let cancelled = scheduler.cancel(&mission_id("M"), Duration::ZERO).await.unwrap();
     assert_eq!(cancelled.running, 1);
 
     let found = sweep(&scheduler).await;
 
     assert!(found.contains(&one(What::Failed, "abc")) && found.contains(&one(What::Announced, "M")), "{found:?}");
-    assert_eq!(lab.task("abc").await.verdict, Some(Verdict::Cancelled));
+    assert_eq!(cloud.task("abc").await.verdict, Some(Verdict::Cancelled));
 }
 
 /// What is put back in a cancelled mission ends instead of getting a node.
 #[tokio::test]
 async fn a_lost_task_of_a_cancelled_mission_ends() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    let gone = die(&lab, "abc", true).await;
-    let scheduler = lab.scheduler(&Faults::new());
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let gone = die(&cloud, "abc", true).await;
+    let scheduler = cloud.scheduler(&Faults::new());
     scheduler.cancel(&mission_id("M"), Duration::ZERO).await.unwrap();
 
     let found = scheduler.instance_gone(&gone, true).await.unwrap();
 
     assert_eq!(found.iter().map(|f| f.what).collect::<Vec<_>>(), [What::Failed, What::Announced]);
-    let row = lab.task("abc").await;
+    let row = cloud.task("abc").await;
     assert_eq!((row.state, row.verdict), (State::Failed, Some(Verdict::Cancelled)));
     assert_eq!(row.history.last().unwrap().verdict, Verdict::Lost);
-    assert_eq!((lab.tally("M").await.failed, lab.cloud.published().len()), (1, 1));
+    assert_eq!((cloud.tally("M").await.failed, cloud.local.published().len()), (1, 1));
 }
 
 /// One mission's types are refused: others get their nodes.
 #[tokio::test]
 async fn a_missions_refused_launches_do_not_stop_others() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc", "def"]).await;
-    lab.mission("N", &["ghi"]).await;
-    lab.set_mission_attribute("M", "maxUnitprice", "a lot").await;
-    let scheduler = lab.scheduler(&Faults::new());
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc", "def"]).await;
+    cloud.mission("N", &["ghi"]).await;
+    cloud.set_mission_attribute("M", "maxUnitprice", "a lot").await;
+    let scheduler = cloud.scheduler(&Faults::new());
 
     let found = scheduler.sweep(&CancellationToken::new()).await.unwrap();
 

@@ -12,7 +12,7 @@ use lighthpc::workload::Workload;
 use local_cloud::RESULT_BUCKET;
 use tokio::task::JoinSet;
 
-use crate::lab::{Lab, PATIENCE, Subject, src};
+use crate::test_cloud::{PATIENCE, TestCloud, TestNode, src};
 
 async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
@@ -23,7 +23,7 @@ async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
 }
 
 /// Runs a node until its workload has made the file `began`, then drains it.
-async fn drained_after(node: Subject, began: &Path) {
+async fn drained_after(node: TestNode, began: &Path) {
     let (stopping, mut running) = (node.stopping.clone(), JoinSet::new());
     running.spawn(node.run());
     until("the workload begins", async || began.exists()).await;
@@ -33,15 +33,15 @@ async fn drained_after(node: Subject, began: &Path) {
     assert!(matches!(life.ending, Ok(Ending::Drained)), "{life:?}");
 }
 
-async fn checkpoint_keys(lab: &Lab) -> Vec<String> {
-    lab.backend.store.list(RESULT_BUCKET, "checkpoints/").await.unwrap()
+async fn checkpoint_keys(cloud: &TestCloud) -> Vec<String> {
+    cloud.backend.store.list(RESULT_BUCKET, "checkpoints/").await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_checkpoint_keeps_links_empty_folders_modes_and_any_name() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    let began = lab.dir.path().join("began");
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let began = cloud.dir.path().join("began");
     let long = "n".repeat(250);
     let line = format!(
         r#"cd "$LIGHTHPC_CHECKPOINT_DIR"; mkdir -p empty/deeper ro {long}/{long}/{long}/{long}
@@ -51,8 +51,8 @@ async fn a_checkpoint_keeps_links_empty_folders_modes_and_any_name() {
         : > '{}'; while :; do sleep 0.05; done"#,
         began.display()
     );
-    drained_after(lab.node("abc", "M").shell(&line), &began).await;
-    let first = checkpoint_keys(&lab).await;
+    drained_after(cloud.node("abc", "M").shell(&line), &began).await;
+    let first = checkpoint_keys(&cloud).await;
     assert!(first.iter().all(|key| key.starts_with(&folder("tblTrans2", &src("abc")))), "{first:?}");
 
     let line = format!(
@@ -63,58 +63,59 @@ async fn a_checkpoint_keeps_links_empty_folders_modes_and_any_name() {
         [ "$(cat "$(printf 'odd\377')")" = odd ]; [ "$(cat '100%25')" = 100 ]
         echo whole > "$LIGHTHPC_OUTPUT""#
     );
-    let second = lab.node("abc", "M").shell(&line);
+    let second = cloud.node("abc", "M").shell(&line);
     let work_dir = second.settings.work_dir.clone();
     second.run().await.ending.unwrap();
 
-    assert_eq!(lab.result("rslt_abc").as_deref(), Some("whole\n"));
-    assert_eq!(checkpoint_keys(&lab).await, Vec::<String>::new());
+    assert_eq!(cloud.result("rslt_abc").as_deref(), Some("whole\n"));
+    assert_eq!(checkpoint_keys(&cloud).await, Vec::<String>::new());
     assert_eq!(std::fs::read_dir(work_dir).unwrap().count(), 0, "the attempt's folder is gone, read-only parts too");
 }
 
 /// A restored checkpoint that nobody touched is not put again, and a change that hides behind size and time is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_a_change_since_the_restoring_is_saved() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    let began = lab.dir.path().join("began");
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let began = cloud.dir.path().join("began");
     let at = |commands: &str| {
         format!(r#"cd "$LIGHTHPC_CHECKPOINT_DIR"; {commands}; : > '{}'; while :; do sleep 0.05; done"#, began.display())
     };
     let first = at("mkdir a; echo one > a/b; chmod 600 a/b; ln -s a c; touch -d 2020-01-01 a/b");
-    drained_after(lab.node("abc", "M").shell(&first), &began).await;
-    let before = (checkpoint_keys(&lab).await, lab.task("abc").await.checkpoint);
+    drained_after(cloud.node("abc", "M").shell(&first), &began).await;
+    let before = (checkpoint_keys(&cloud).await, cloud.task("abc").await.checkpoint);
 
-    drained_after(lab.node("abc", "M").shell(&at("true")), &began).await;
-    assert_eq!((checkpoint_keys(&lab).await, lab.task("abc").await.checkpoint), before);
+    drained_after(cloud.node("abc", "M").shell(&at("true")), &began).await;
+    assert_eq!((checkpoint_keys(&cloud).await, cloud.task("abc").await.checkpoint), before);
 
     let hidden = "touch -r a/b ../time; echo two > a/b; touch -r ../time a/b";
-    drained_after(lab.node("abc", "M").shell(&at(hidden)), &began).await;
-    lab.node("abc", "M")
+    drained_after(cloud.node("abc", "M").shell(&at(hidden)), &began).await;
+    cloud
+        .node("abc", "M")
         .shell(r#"cat "$LIGHTHPC_CHECKPOINT_DIR/a/b" > "$LIGHTHPC_OUTPUT""#)
         .run()
         .await
         .ending
         .unwrap();
-    assert_eq!(lab.result("rslt_abc").as_deref(), Some("two\n"));
+    assert_eq!(cloud.result("rslt_abc").as_deref(), Some("two\n"));
 }
 
 /// What cannot be saved is said: once in the task's own log, however often the save is tried.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_save_that_is_refused_is_seen_in_the_tasks_log() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    let began = lab.dir.path().join("began");
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let began = cloud.dir.path().join("began");
     let line = format!(
         r#"mkfifo "$LIGHTHPC_CHECKPOINT_DIR/pipe"; echo working; sleep 0.5; : > '{}'; while :; do sleep 0.05; done"#,
         began.display()
     );
-    let mut node = lab.node("abc", "M").shell(&line);
+    let mut node = cloud.node("abc", "M").shell(&line);
     node.settings.checkpoint_every = Duration::from_millis(50);
     drained_after(node, &began).await;
 
-    assert_eq!(lab.task("abc").await.checkpoint, None);
-    let log = lab.result("logs/abc.1.log").unwrap();
+    assert_eq!(cloud.task("abc").await.checkpoint, None);
+    let log = cloud.result("logs/abc.1.log").unwrap();
     assert_eq!(log.matches("the checkpoint was not saved").count(), 1, "{log}");
     assert!(log.starts_with("working\n") && log.contains("pipe is a FIFO"), "{log}");
 }
@@ -123,35 +124,36 @@ async fn a_save_that_is_refused_is_seen_in_the_tasks_log() {
 /// nothing that another deployment has in the same folder.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_checkpoint_of_an_earlier_version_is_restored_and_removed() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let earlier = earlier_folder(&src("abc"));
     let put = async |key: &str, text: String| {
-        lab.backend.store.put_bytes(RESULT_BUCKET, &format!("{earlier}{key}"), text.into_bytes()).await.unwrap();
+        cloud.backend.store.put_bytes(RESULT_BUCKET, &format!("{earlier}{key}"), text.into_bytes()).await.unwrap();
     };
     let file = |name: &str| format!(r#""{name}":{{"key":"{earlier}1.1/{name}","bytes":4,"changed_ns":5}}"#);
     put("1.1/a", "old\n".to_owned()).await;
     put("1.1/b/c", "old\n".to_owned()).await;
     put("1.1/_lighthpc_checkpoint.json", format!(r#"{{"files":{{{},{}}}}}"#, file("a"), file("b/c"))).await;
     put("7.1/of-another-deployment", "x".to_owned()).await;
-    lab.set_attribute("abc", "checkpoint", &format!("s3://{RESULT_BUCKET}/{earlier}1.1/_lighthpc_checkpoint.json"))
+    cloud
+        .set_attribute("abc", "checkpoint", &format!("s3://{RESULT_BUCKET}/{earlier}1.1/_lighthpc_checkpoint.json"))
         .await;
 
-    let began = lab.dir.path().join("began");
+    let began = cloud.dir.path().join("began");
     let line = format!(
         r#"cd "$LIGHTHPC_CHECKPOINT_DIR"; [ "$LIGHTHPC_RESUMED" = 1 ] || exit 3; echo new > a; : > '{}'
         while :; do sleep 0.05; done"#,
         began.display()
     );
-    drained_after(lab.node("abc", "M").shell(&line), &began).await;
-    let keys = checkpoint_keys(&lab).await;
+    drained_after(cloud.node("abc", "M").shell(&line), &began).await;
+    let keys = checkpoint_keys(&cloud).await;
     assert!(keys.contains(&format!("{earlier}1.1/b/c")), "what did not change stays where it is: {keys:?}");
     assert!(!keys.contains(&format!("{earlier}1.1/a")), "{keys:?}");
 
     let line = r#"cd "$LIGHTHPC_CHECKPOINT_DIR"; cat a b/c > "$LIGHTHPC_OUTPUT""#;
-    lab.node("abc", "M").shell(line).run().await.ending.unwrap();
-    assert_eq!(lab.result("rslt_abc").as_deref(), Some("new\nold\n"));
-    assert_eq!(checkpoint_keys(&lab).await, [format!("{earlier}7.1/of-another-deployment")]);
+    cloud.node("abc", "M").shell(line).run().await.ending.unwrap();
+    assert_eq!(cloud.result("rslt_abc").as_deref(), Some("new\nold\n"));
+    assert_eq!(checkpoint_keys(&cloud).await, [format!("{earlier}7.1/of-another-deployment")]);
 }
 
 /// A list that leads out of the folder restores nothing, and the workload begins from its start.
@@ -161,20 +163,20 @@ async fn a_list_that_leads_out_of_the_folder_restores_nothing() {
         r#"{"name":"../../../precious","key":"k","bytes":1}"#,
         r#"{"name":"link","target":"PLACE"},{"name":"link/precious","key":"k","bytes":1}"#,
     ] {
-        let lab = Lab::new().await;
-        lab.mission("M", &["abc"]).await;
-        let place = lab.dir.path().to_str().unwrap();
+        let cloud = TestCloud::new().await;
+        cloud.mission("M", &["abc"]).await;
+        let place = cloud.dir.path().to_str().unwrap();
         let list = format!(r#"{{"version":2,"entries":[{}]}}"#, entries.replace("PLACE", place));
-        lab.backend.store.put_bytes(RESULT_BUCKET, "k", b"x".to_vec()).await.unwrap();
-        lab.backend.store.put_bytes(RESULT_BUCKET, "checkpoints/list", list.into_bytes()).await.unwrap();
-        lab.set_attribute("abc", "checkpoint", &format!("s3://{RESULT_BUCKET}/checkpoints/list")).await;
+        cloud.backend.store.put_bytes(RESULT_BUCKET, "k", b"x".to_vec()).await.unwrap();
+        cloud.backend.store.put_bytes(RESULT_BUCKET, "checkpoints/list", list.into_bytes()).await.unwrap();
+        cloud.set_attribute("abc", "checkpoint", &format!("s3://{RESULT_BUCKET}/checkpoints/list")).await;
         let line = r#"[ "$LIGHTHPC_RESUMED" = 0 ] && ls -A "$LIGHTHPC_CHECKPOINT_DIR" > "$LIGHTHPC_OUTPUT""#;
-        lab.node("abc", "M").shell(line).run().await.ending.unwrap();
-        assert_eq!(lab.result("rslt_abc").as_deref(), Some(""));
-        assert!(lab.result("logs/abc.1.log").unwrap().contains("could not be restored"));
-        assert!(!lab.dir.path().join("precious").exists());
+        cloud.node("abc", "M").shell(line).run().await.ending.unwrap();
+        assert_eq!(cloud.result("rslt_abc").as_deref(), Some(""));
+        assert!(cloud.result("logs/abc.1.log").unwrap().contains("could not be restored"));
+        assert!(!cloud.dir.path().join("precious").exists());
         // It is nothing that lighthpc keeps for this task.
-        assert_eq!(checkpoint_keys(&lab).await, ["checkpoints/list"]);
+        assert_eq!(checkpoint_keys(&cloud).await, ["checkpoints/list"]);
     }
 }
 
@@ -182,17 +184,17 @@ async fn a_list_that_leads_out_of_the_folder_restores_nothing() {
 /// its start.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_checkpoint_that_does_not_fit_is_left_to_another_machine() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
     let list = r#"{"version":2,"entries":[{"name":"huge","key":"checkpoints/huge","bytes":8796093022208}]}"#;
-    lab.backend.store.put_bytes(RESULT_BUCKET, "checkpoints/huge", b"x".to_vec()).await.unwrap();
-    let huge = lab.cloud.object_path(RESULT_BUCKET, "checkpoints/huge");
+    cloud.backend.store.put_bytes(RESULT_BUCKET, "checkpoints/huge", b"x".to_vec()).await.unwrap();
+    let huge = cloud.local.object_path(RESULT_BUCKET, "checkpoints/huge");
     std::fs::File::options().write(true).open(huge).unwrap().set_len(8 << 40).unwrap();
-    lab.backend.store.put_bytes(RESULT_BUCKET, "checkpoints/list", list.as_bytes().to_vec()).await.unwrap();
+    cloud.backend.store.put_bytes(RESULT_BUCKET, "checkpoints/list", list.as_bytes().to_vec()).await.unwrap();
     let named = format!("s3://{RESULT_BUCKET}/checkpoints/list");
-    lab.set_attribute("abc", "checkpoint", &named).await;
-    lab.node("abc", "M").run().await.ending.unwrap_err();
-    let row = lab.task("abc").await;
+    cloud.set_attribute("abc", "checkpoint", &named).await;
+    cloud.node("abc", "M").run().await.ending.unwrap_err();
+    let row = cloud.task("abc").await;
     assert_eq!((row.state, row.verdict), (State::Pending, Some(Verdict::DiskFull)));
     assert_eq!(row.checkpoint, Some(named));
 }
@@ -201,35 +203,35 @@ async fn a_checkpoint_that_does_not_fit_is_left_to_another_machine() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_program_that_stays_busy_hands_the_task_back() {
     use std::os::unix::fs::PermissionsExt;
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    let program = lab.dir.path().join("program");
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let program = cloud.dir.path().join("program");
     std::fs::write(&program, "#!/bin/sh\n: > \"$LIGHTHPC_OUTPUT\"\n").unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
     let writer = std::fs::File::options().append(true).open(&program).unwrap();
-    let node = |lab: &Lab| {
-        let mut node = lab.node("abc", "M");
+    let node = |cloud: &TestCloud| {
+        let mut node = cloud.node("abc", "M");
         node.settings.workload = Some(Workload::Program(vec![program.display().to_string()]));
         node
     };
 
-    let life = node(&lab).run().await;
+    let life = node(&cloud).run().await;
     assert!(matches!(life.ending, Err(NodeError::NotStarted { .. })), "{life:?}");
-    let row = lab.task("abc").await;
+    let row = cloud.task("abc").await;
     assert_eq!((row.state, row.verdict, row.app_failures), (State::Pending, Some(Verdict::Infra), 1));
 
     drop(writer);
-    node(&lab).run().await.ending.unwrap();
-    assert_eq!(lab.task("abc").await.state, State::Done);
+    node(&cloud).run().await.ending.unwrap();
+    assert_eq!(cloud.task("abc").await.state, State::Done);
 }
 
 /// The work folder may be somebody's home.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_in_the_work_folder_before_stays() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    let mut node = lab.node("abc", "M");
-    let home = lab.dir.path().join("home");
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let mut node = cloud.node("abc", "M");
+    let home = cloud.dir.path().join("home");
     std::fs::create_dir_all(home.join("thesis")).unwrap();
     std::fs::write(home.join("thesis/draft.tex"), "x").unwrap();
     std::fs::write(home.join("notes"), "x").unwrap();
@@ -243,7 +245,7 @@ async fn what_was_in_the_work_folder_before_stays() {
     node.settings.work_dir.clone_from(&home);
     node.run().await.ending.unwrap();
     assert_eq!(names(), before);
-    lighthpc::workload::take(&home, "tblTrans2").unwrap();
+    lighthpc::workload::lock_work_dir(&home, "tblTrans2").unwrap();
     assert_eq!(names().len(), before.len() + 1, "the lock is new");
     assert!(home.join("thesis/draft.tex").exists());
 }
@@ -251,13 +253,13 @@ async fn what_was_in_the_work_folder_before_stays() {
 /// What cannot be a work folder is found before a task is claimed, and what can is left as it was.
 #[tokio::test]
 async fn a_work_folder_that_cannot_be_used_claims_nothing() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    let file = lab.dir.path().join("file");
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let file = cloud.dir.path().join("file");
     std::fs::write(&file, "mine").unwrap();
     for work in [file.clone(), file.join("below"), std::path::PathBuf::from("/proc/none")] {
         let faults = local_cloud::Faults::new();
-        let mut node = lab.node_with("abc", "M", faults.clone());
+        let mut node = cloud.node_with("abc", "M", faults.clone());
         let instance = node.instance.clone();
         node.settings.work_dir.clone_from(&work);
 
@@ -265,12 +267,12 @@ async fn a_work_folder_that_cannot_be_used_claims_nothing() {
 
         assert!(matches!(life.ending, Err(NodeError::Disk { .. })), "{}: {life:?}", work.display());
         assert_eq!(faults.count(local_cloud::Service::Dynamodb, "UpdateItem"), 0, "{}", work.display());
-        assert!(lab.has_ended(&instance), "{}", work.display());
+        assert!(cloud.has_ended(&instance), "{}", work.display());
     }
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine");
 
-    let work = lab.dir.path().join("new");
-    let mut node = lab.node("abc", "M");
+    let work = cloud.dir.path().join("new");
+    let mut node = cloud.node("abc", "M");
     node.settings.work_dir.clone_from(&work);
     node.run().await.ending.unwrap();
     let left: Vec<_> = std::fs::read_dir(&work).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -287,9 +289,9 @@ async fn no_room_for_files_is_a_full_disk() {
             Command::new("umount").arg("--lazy").arg(&self.0).status().ok();
         }
     }
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc", "def"]).await;
-    let work = lab.dir.path().join("small");
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc", "def"]).await;
+    let work = cloud.dir.path().join("small");
     std::fs::create_dir(&work).unwrap();
     let mount =
         Command::new("mount").args(["-t", "tmpfs", "-o", "size=256m,nr_inodes=40", "tmpfs"]).arg(&work).output();
@@ -302,11 +304,11 @@ async fn no_room_for_files_is_a_full_disk() {
     // A program that heeds the failure, and one that ignores it and leaves no result.
     for (attempt, otherwise) in ["exit 1", "break"].into_iter().enumerate() {
         let fill = format!(r#"for n in $(seq 100); do : > "$LIGHTHPC_SCRATCH/$n" || {otherwise}; done; true"#);
-        let mut node = lab.node("abc", "M").shell(&format!("( {fill} )"));
+        let mut node = cloud.node("abc", "M").shell(&format!("( {fill} )"));
         node.settings.work_dir.clone_from(&work);
         let life = node.run().await;
         assert!(matches!(life.ending, Err(NodeError::WorkloadDiskFull)), "{otherwise}: {life:?}");
-        let row = lab.task("abc").await;
+        let row = cloud.task("abc").await;
         assert_eq!((row.state, row.verdict), (State::Pending, Some(Verdict::DiskFull)), "{otherwise}");
         assert_eq!(row.attempt.0, attempt as u64 + 1);
     }
@@ -315,11 +317,11 @@ async fn no_room_for_files_is_a_full_disk() {
     for n in 0..40 {
         std::fs::write(work.join(n.to_string()), "").ok();
     }
-    let mut node = lab.node("def", "M");
+    let mut node = cloud.node("def", "M");
     node.settings.work_dir.clone_from(&work);
     let life = node.run().await;
     assert!(matches!(life.ending, Err(NodeError::Disk { .. })), "{life:?}");
-    let row = lab.task("def").await;
+    let row = cloud.task("def").await;
     assert_eq!((row.state, row.attempt.0), (State::Pending, 0), "it was found before the claim");
     assert!(
         std::fs::read_dir(&work).unwrap().all(|entry| !entry.unwrap().file_type().unwrap().is_dir()),
@@ -330,9 +332,9 @@ async fn no_room_for_files_is_a_full_disk() {
 /// However the workload writes its progress, the row follows.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn progress_that_is_rewritten_or_renamed_reaches_the_row() {
-    let lab = Lab::new().await;
-    lab.mission("M", &["abc"]).await;
-    let go = lab.dir.path().join("go");
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let go = cloud.dir.path().join("go");
     let line = format!(
         r#"wait_for() {{ while [ ! -e '{0}'-$1 ]; do sleep 0.02; done; }}
         echo "10 the first of the lines" > "$LIGHTHPC_PROGRESS"; wait_for 1
@@ -342,11 +344,11 @@ async fn progress_that_is_rewritten_or_renamed_reaches_the_row() {
         : > "$LIGHTHPC_OUTPUT""#,
         go.display()
     );
-    let node = lab.node("abc", "M").shell(&line).lease(Duration::from_mins(1), Duration::from_millis(50));
+    let node = cloud.node("abc", "M").shell(&line).lease(Duration::from_mins(1), Duration::from_millis(50));
     let mut running = JoinSet::new();
     running.spawn(node.run());
     for (step, shown) in [(1, "10%"), (2, "21%"), (3, "32%"), (4, "43%")] {
-        until(shown, async || lab.task("abc").await.progress == shown).await;
+        until(shown, async || cloud.task("abc").await.progress == shown).await;
         std::fs::write(format!("{}-{step}", go.display()), "").unwrap();
     }
     running.join_all().await.pop().unwrap().ending.unwrap();

@@ -48,7 +48,7 @@ pub struct Release {
 impl Ledger {
     /// Renews the lease and reports progress and time cost, in one fenced write.
     ///
-    /// With `heeds_cancel` it is refused once the mission was cancelled; a holder that knows renews without, until its end.
+    /// With `stop_if_cancelled` it is refused once the mission was cancelled; a holder that knows renews without, until its end.
     ///
     /// Sent once, not repeated by the SDK: its back-off would sleep while the lease runs out, and the next beat says more.
     /// One that arrives twice counts `beat` up twice, which an observer reads as what it is: a sign of life.
@@ -60,15 +60,18 @@ impl Ledger {
         fence: &Fence,
         progress: Progress,
         time_cost_s: u64,
-        heeds_cancel: bool,
+        stop_if_cancelled: bool,
     ) -> Result<Beat, CloudError> {
         let expression = Expression::default()
             .set(item::PROGRESS, text(progress.to_string()))
             .set(item::TIME_COST, text(time_cost_s.to_string()))
             .set(item::INSTANCE, text(fence.owner.as_str()))
             .fence(fence.attempt);
-        let expression =
-            if heeds_cancel { expression.when("attribute_not_exists({})", item::CANCELLED, None) } else { expression };
+        let expression = if stop_if_cancelled {
+            expression.when("attribute_not_exists({})", item::CANCELLED, None)
+        } else {
+            expression
+        };
         let counted = expression.clone().add(item::BEAT, 1);
         let mut sent = self.update_task(fence, &counted, RetryConfig::disabled().into()).await;
         if let Err(error) = &sent

@@ -10,7 +10,7 @@ use tokio::fs::File;
 use tokio::io::{AsyncSeekExt, AsyncWriteExt, SeekFrom};
 use tokio::task::JoinSet;
 
-use super::mark::Found;
+use super::mark::MarkedObject;
 use super::sums::Sums;
 use super::{CloudError, Kind, Object, PART_BYTES, PART_TRIES_MAX, PARTS_PARALLEL, Store, StoreError, free_bytes, uri};
 use crate::domain::backoff;
@@ -68,7 +68,7 @@ pub(super) fn object(head: &HeadObjectOutput) -> Object {
         checksum: whole(head.checksum_crc64_nvme(), "CRC-64/NVME")
             .or_else(|| whole(head.checksum_crc32_c(), "CRC-32C"))
             .or_else(|| whole(head.checksum_crc32(), "CRC-32")),
-        found: Found::read(head.metadata()),
+        found: MarkedObject::read(head.metadata()),
     }
 }
 

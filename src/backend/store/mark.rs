@@ -108,13 +108,13 @@ impl Mark {
 
 /// Whose an object is, as its metadata say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct MarkedObject {
     holder: Option<(Holder, String)>,
     name: Option<String>,
     attempt: Option<(String, String)>,
 }
 
-impl Found {
+impl MarkedObject {
     /// Reads the metadata of an object.
     pub(super) fn read(meta: Option<&HashMap<String, String>>) -> Self {
         let value = |name: &str| meta.and_then(|meta| meta.get(name)).cloned();
@@ -196,7 +196,7 @@ mod tests {
 
     #[test]
     fn a_mark_names_table_and_task_and_nothing_else_has_it() {
-        let found = Found::read(Some(&mark("t", "d/x", "i-1").metadata()));
+        let found = MarkedObject::read(Some(&mark("t", "d/x", "i-1").metadata()));
         assert!(!found.is_of_another(&mark("t", "d/x", "i-2")) && !found.is_of_attempt(&mark("t", "d/x", "i-2")));
         assert!(found.is_of_attempt(&mark("t", "d/x", "i-1")));
         // Another task, another table, and a pair that only joins to the same text.
@@ -207,7 +207,7 @@ mod tests {
         assert_eq!(found.task_of("u"), None);
         let tables = Tables { tasks: "t".to_owned(), missions: "m".to_owned() };
         assert!(found.is_of_another(&Mark::of_mission(&tables, &MissionId::new("d/x").unwrap())));
-        assert!(!Found::read(None).is_of_another(&mark("t", "d/x", "i-1")), "an earlier version's");
+        assert!(!MarkedObject::read(None).is_of_another(&mark("t", "d/x", "i-1")), "an earlier version's");
     }
 
     proptest! {
@@ -218,7 +218,7 @@ mod tests {
             let bytes: usize = meta.iter().map(|(name, value)| name.len() + value.len()).sum();
             prop_assert!(bytes + 4 * META_PREFIX.len() <= 2048, "{bytes}");
             prop_assert!(meta.values().all(|value| value.bytes().all(|b| b.is_ascii_graphic())));
-            let found = Found::read(Some(&meta));
+            let found = MarkedObject::read(Some(&meta));
             prop_assert!(name.starts_with(&found.decoded_name().unwrap()));
             prop_assert!(found.is_of_attempt(&mark("tblTrans2", &name, &owner)));
         }

@@ -19,7 +19,7 @@ pub use mark::Mark;
 pub use upload::{Put, Stored};
 pub use writer::PutWriter;
 
-use multipart::Upload;
+use multipart::MultipartUpload;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -178,7 +178,7 @@ pub struct Object {
     /// Its CRC-64/NVME or CRC-32 over the whole object, base64, if S3 keeps one.
     checksum: Option<download::Checksum>,
     /// Whose it is.
-    found: mark::Found,
+    found: mark::MarkedObject,
 }
 
 /// S3. Cheap to clone.
@@ -189,7 +189,7 @@ pub struct Store {
     /// What is left of [`ROOM_BLOCKS`].
     room: Arc<Semaphore>,
     /// Multipart uploads whose future was dropped under way: their parts bill until they are aborted.
-    dropped: Arc<Mutex<Vec<Upload>>>,
+    dropped: Arc<Mutex<Vec<MultipartUpload>>>,
 }
 
 impl Store {

@@ -34,7 +34,7 @@ impl Store {
     }
 
     /// Begins an upload in parts.
-    pub(super) async fn begin_upload(&self, target: &Target<'_>) -> Result<Upload, CloudError> {
+    pub(super) async fn begin_upload(&self, target: &Target<'_>) -> Result<MultipartUpload, CloudError> {
         let created = self
             .client
             .create_multipart_upload()
@@ -47,7 +47,7 @@ impl Store {
             .await
             .map_err(|e| CloudError::sdk("CreateMultipartUpload", target.uri(), e))?;
         let id = created.upload_id.unwrap_or_default();
-        Ok(Upload { bucket: target.bucket.to_owned(), key: target.key.to_owned(), id })
+        Ok(MultipartUpload { bucket: target.bucket.to_owned(), key: target.key.to_owned(), id })
     }
 
     /// Begins an upload and aborts it: that shows the right to put, and to take back, and leaves nothing.
@@ -86,7 +86,7 @@ impl Store {
     }
 
     /// Aborts an upload. Returns whether there is nothing more to do about it: a refusal stays one.
-    pub(super) async fn abort(&self, upload: &Upload) -> bool {
+    pub(super) async fn abort(&self, upload: &MultipartUpload) -> bool {
         let abort = self.client.abort_multipart_upload().bucket(&upload.bucket).key(&upload.key).upload_id(&upload.id);
         let Err(error) = abort.send().await else { return true };
         let uri = uri(&upload.bucket, &upload.key);
@@ -101,7 +101,7 @@ impl Store {
     async fn put_parts_of(
         &self,
         target: &Target<'_>,
-        upload: &Upload,
+        upload: &MultipartUpload,
         file: &Path,
         bytes: u64,
         condition: &Condition,
@@ -135,7 +135,7 @@ impl Store {
     pub(super) async fn complete(
         &self,
         target: &Target<'_>,
-        upload: &Upload,
+        upload: &MultipartUpload,
         whole: Whole,
         condition: &Condition,
     ) -> Result<Stored, StoreError> {
@@ -163,7 +163,7 @@ impl Store {
     /// Puts a section of a file as a part.
     async fn put_section(
         &self,
-        upload: &Upload,
+        upload: &MultipartUpload,
         number: i32,
         file: &Path,
         (start, bytes): (u64, u64),
@@ -177,7 +177,7 @@ impl Store {
     /// Puts one part.
     pub(super) async fn put_part(
         &self,
-        upload: &Upload,
+        upload: &MultipartUpload,
         number: i32,
         body: ByteStream,
         (bytes, crc): (u64, u64),
@@ -207,13 +207,13 @@ impl Store {
 
 /// A multipart upload.
 #[derive(Clone, Debug)]
-pub(super) struct Upload {
+pub(super) struct MultipartUpload {
     bucket: String,
     key: String,
     id: String,
 }
 
-impl Upload {
+impl MultipartUpload {
     /// Names an upload that is there.
     pub(super) fn of(bucket: &str, key: &str, id: String) -> Self {
         Self { bucket: bucket.to_owned(), key: key.to_owned(), id }
@@ -228,7 +228,7 @@ impl Upload {
 /// A multipart upload under way. Dropped before it is closed, it is noted, to be aborted: a drop cannot wait.
 struct Open<'a> {
     store: &'a Store,
-    upload: Option<Upload>,
+    upload: Option<MultipartUpload>,
 }
 
 impl Open<'_> {

@@ -10,7 +10,7 @@ use aws_smithy_types::base64;
 use crc_fast::{CrcAlgorithm, checksum};
 
 use super::body::{Body, read_section};
-use super::mark::{Found, Mark};
+use super::mark::{Mark, MarkedObject};
 use super::{CloudError, Kind, OBJECT_BYTES_MAX, Object, PART_BYTES, Store, StoreError, uri};
 use crate::backend::Ledger;
 use crate::backend::ledger::Fence;
@@ -288,12 +288,12 @@ async fn is_body(object: &Object, body: &Body<'_>) -> Result<bool, StoreError> {
 }
 
 /// Returns whether the object's task is known in this table and has failed: then what it left is no result.
-async fn has_failed(ledger: &Ledger, found: &Found) -> Result<bool, CloudError> {
+async fn has_failed(ledger: &Ledger, found: &MarkedObject) -> Result<bool, CloudError> {
     let Some(src) = found.task_of(&ledger.tables().tasks) else { return Ok(false) };
     Ok(ledger.task(&src).await?.is_some_and(|task| task.state == State::Failed))
 }
 
-fn taken(target: &Target<'_>, mark: &Mark, found: &Found, table: &str) -> StoreError {
+fn taken(target: &Target<'_>, mark: &Mark, found: &MarkedObject, table: &str) -> StoreError {
     StoreError::Taken { uri: target.uri(), holder: found.holder(table), wanted_by: mark.holder() }
 }
 

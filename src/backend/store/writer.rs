@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::body::Body;
 use super::mark::Mark;
-use super::multipart::{PARTS_MAX, Upload, Whole};
+use super::multipart::{MultipartUpload, PARTS_MAX, Whole};
 use super::upload::{CRC, Condition, Stored, Target, asks_for_a_look, crc_base64};
 use super::{CloudError, Kind, PART_BYTES, Store, StoreError};
 use crate::domain::backoff;
@@ -32,7 +32,7 @@ pub struct PutWriter {
     mark: Mark,
     patience: Duration,
     buffer: Vec<u8>,
-    upload: Option<Upload>,
+    upload: Option<MultipartUpload>,
     parts: Vec<ManifestPart>,
     /// Whether its parts stay if it is not finished.
     is_left: bool,
@@ -83,7 +83,7 @@ impl PutWriter {
 
     /// Goes on with an object of which an earlier writer has stored some parts. Before anything is written.
     pub fn resume(&mut self, upload_id: String, parts: &[ManifestPart]) {
-        self.upload = Some(Upload::of(&self.bucket, &self.key, upload_id));
+        self.upload = Some(MultipartUpload::of(&self.bucket, &self.key, upload_id));
         self.parts = parts.to_vec();
         self.is_left = true;
     }

@@ -1,10 +1,10 @@
-//! What a node needs of its machine: room on the disk, the wall, the units.
+//! What a node needs of its machine: room on the disk, the sandbox, the units.
 
 use std::path::Path;
 
 use super::super::cli::DoctorArgs;
 use super::check::{Check, ENV_FILE, ask, is_provisioned, run, settings_of};
-use super::wall;
+use super::sandbox;
 use crate::backend::store::{free_bytes, free_inodes};
 
 /// Less than this fits no input worth a machine.
@@ -23,7 +23,7 @@ pub(super) async fn look(args: &DoctorArgs) -> Vec<Check> {
         checks.push(env_file());
         checks.push(enabled(args.bake).await);
         checks.push(verified().await);
-        checks.push(wall::look(&args.work_dir, args.bake).await);
+        checks.push(sandbox::look(&args.work_dir, args.bake).await);
     } else if args.bake {
         let fix = "run scripts/provision on it";
         checks.push(Check::failure("unit", "this machine is not provisioned: it has no lighthpc.service", fix));

@@ -6,7 +6,7 @@
 mod check;
 mod cloud;
 mod machine;
-mod wall;
+mod sandbox;
 
 use std::os::unix::process::CommandExt;
 
@@ -21,8 +21,8 @@ use crate::command::exit::Exit;
 const ENV_READ: &str = "LIGHTHPC_DOCTOR_ENV_READ";
 
 pub(super) async fn run(args: Box<DoctorArgs>) -> Result<Exit, Failure> {
-    if args.behind_the_wall {
-        return wall::try_out();
+    if args.inside_sandbox {
+        return sandbox::try_out();
     }
     if !args.bake {
         with_settings_of_the_node()?;

@@ -13,7 +13,7 @@
 //! waits, for a bounded time; where it stops it leaves a cursor, from which the next one goes on. Nothing else is remembered, so
 //! any number of sweeps may run, on any machines, at any times.
 
-mod look;
+mod checks;
 mod parts;
 mod repair;
 mod snapshot;
@@ -97,7 +97,7 @@ impl Scheduler {
     /// # Errors
     /// [`SchedulerError`].
     pub async fn instance_gone(&self, id: &str, is_over: bool) -> Result<Vec<Finding>, SchedulerError> {
-        let described = self.backend.fleet.one_of_ours(id, self.mark()).await;
+        let described = self.backend.fleet.find_instance(id, self.owner_tag()).await;
         let Some(ours) = described.map_err(SchedulerError::cloud("reading an instance's tags"))? else {
             return Ok(Vec::new());
         };
@@ -148,7 +148,8 @@ impl Scheduler {
     /// `mission` names it, was seen not to renew its lease.
     pub(super) async fn announce(&self, mission: &Mission, is_lost: bool) -> Result<bool, SchedulerError> {
         let wrong = |source| SchedulerError::Announce { mission: mission.id.to_string(), source };
-        let seen = self.announcer().see(&self.me, mission.id.as_str(), mission, is_lost).await.map_err(wrong);
+        let seen =
+            self.notifier().notify_if_complete(&self.me, mission.id.as_str(), mission, is_lost).await.map_err(wrong);
         if seen.is_err() {
             // Parts of a manifest that was begun.
             self.backend.store.abort_dropped().await;

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::snapshot::Snapshot;
 use super::{Sweep, What, tally_of};
-use crate::backend::fleet::Ours;
+use crate::backend::fleet::ManagedInstance;
 use crate::clock;
 use crate::domain::ids::MissionId;
 use crate::domain::mission::{Mission, Notified};
@@ -75,8 +75,9 @@ impl Sweep<'_> {
 
     pub(super) async fn terminate_idle(&mut self, world: &Snapshot) {
         let idle = world.idle(&self.holders);
-        let is_idle = |ours: &&Ours| idle.contains_key(&ours.id) && self.unconfirmed.idle.contains_key(&ours.id);
-        let instances: Vec<Ours> = world.instances.iter().filter(is_idle).cloned().collect();
+        let is_idle =
+            |ours: &&ManagedInstance| idle.contains_key(&ours.id) && self.unconfirmed.idle.contains_key(&ours.id);
+        let instances: Vec<ManagedInstance> = world.instances.iter().filter(is_idle).cloned().collect();
         let ended = self.scheduler.backend.fleet.terminate(&instances).await;
         match ended.map_err(SchedulerError::cloud("terminating instances")) {
             Ok(()) => {

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
-use crate::backend::fleet::Ours;
+use crate::backend::fleet::ManagedInstance;
 use crate::clock;
 use crate::domain::ids::{InstanceId, MissionId, SrcId};
 use crate::domain::mission::{Mission, Notified};
@@ -24,11 +24,11 @@ const CLOSING: Duration = Duration::from_mins(15);
 pub(super) struct Snapshot {
     /// Missions that may have open tasks, or whose end may not be announced.
     pub(super) missions: HashMap<MissionId, Mission>,
-    pub(super) instances: Vec<Ours>,
+    pub(super) instances: Vec<ManagedInstance>,
     /// Rows of the missions table that cannot be missions, and why.
     pub(super) odd: Vec<(String, String)>,
     /// Instances of ours that have ended, as long as EC2 shows them: by their ids.
-    ended: HashMap<String, Ours>,
+    ended: HashMap<String, ManagedInstance>,
     /// The places in `instances` of those that run or boot, by their task's tag.
     by_src: HashMap<String, Vec<usize>>,
     /// The ids of those that run or boot.
@@ -64,10 +64,11 @@ impl Scheduler {
         }
         // Before the instances: what is taken after this is counted by itself.
         let count = self.node_count().await?;
-        let all = self.backend.fleet.all_of_ours(self.mark()).await;
+        let all = self.backend.fleet.list_all_instances(self.owner_tag()).await;
         let all = all.map_err(SchedulerError::cloud("listing our instances"))?;
         self.correct_node_count(count, &all).await?;
-        let (ended, instances): (Vec<Ours>, Vec<Ours>) = all.into_iter().partition(|ours| ours.is_ended);
+        let (ended, instances): (Vec<ManagedInstance>, Vec<ManagedInstance>) =
+            all.into_iter().partition(|ours| ours.is_ended);
         let ended = ended.into_iter().map(|ours| (ours.id.clone(), ours)).collect();
         let mut tasks = HashMap::new();
         // Their tasks are looked at whether the index has them or not: it lags, and of rows of the first version has none.
@@ -80,7 +81,7 @@ impl Scheduler {
             tasks.extend(rows.into_iter().map(|task| (tags::src_value(&task.src), Brief::of(&task))));
         }
         let mut by_src: HashMap<String, Vec<usize>> = HashMap::new();
-        let runs = |(_, ours): &(usize, &Ours)| !ours.is_stopped;
+        let runs = |(_, ours): &(usize, &ManagedInstance)| !ours.is_stopped;
         for (place, ours) in instances.iter().enumerate().filter(runs) {
             if let Some(src) = &ours.src {
                 by_src.entry(src.clone()).or_default().push(place);
@@ -116,7 +117,7 @@ impl Brief {
     }
 
     /// Whether this is the instance that was launched for the task. Of a launch that was not noted, any that bears its name.
-    fn is_node(&self, ours: &Ours) -> bool {
+    fn is_node(&self, ours: &ManagedInstance) -> bool {
         !ours.is_stopped && self.launched.as_ref().is_none_or(|launched| *launched == ours.id)
     }
 }
@@ -127,7 +128,7 @@ impl Snapshot {
     }
 
     /// The mission that an instance's tag names; of a short name, if the mission is among those that are looked at.
-    pub(super) fn mission_tagged(&self, ours: &Ours) -> Option<MissionId> {
+    pub(super) fn mission_tagged(&self, ours: &ManagedInstance) -> Option<MissionId> {
         let value = ours.mission.as_deref()?;
         if tags::is_short_mission(value) {
             return self.missions.keys().find(|id| ours.is_of(id)).cloned();
@@ -150,15 +151,15 @@ impl Snapshot {
     /// Why the instance has ended that was launched for the task's next attempt; `None` if EC2 does not say that it has.
     pub(super) fn end_of_node(&self, task: &Task) -> Option<String> {
         let id = task.launch.instance.as_ref().filter(|_| task.launch.is_for(task.attempt))?;
-        self.ended.get(id).map(Ours::end_words)
+        self.ended.get(id).map(ManagedInstance::end_words)
     }
 
     /// Why a node of a mission has ended that was not meant to, such as one that EC2 could not start.
     pub(super) fn odd_end(&self, mission: &MissionId) -> Option<String> {
-        let is_its = |ours: &&Ours| ours.src.is_none() && ours.mission.as_deref() == Some(mission.as_str());
-        let is_odd = |ours: &&Ours| ours.reason.as_ref().is_some_and(|reason| !reason.is_usual());
+        let is_its = |ours: &&ManagedInstance| ours.src.is_none() && ours.mission.as_deref() == Some(mission.as_str());
+        let is_odd = |ours: &&ManagedInstance| ours.reason.as_ref().is_some_and(|reason| !reason.is_usual());
         // The youngest.
-        self.ended.values().filter(is_its).filter(is_odd).min_by_key(|ours| ours.age).map(Ours::end_words)
+        self.ended.values().filter(is_its).filter(is_odd).min_by_key(|ours| ours.age).map(ManagedInstance::end_words)
     }
 
     /// Instances that have nothing to do, with the reason: their task has ended or is another's, or they hold none of their
@@ -172,7 +173,7 @@ impl Snapshot {
                 Notified::No | Notified::Yes => None,
             })
             .collect();
-        let reason = |ours: &Ours| {
+        let reason = |ours: &ManagedInstance| {
             if ours.is_stopped {
                 return Some("it is stopped, and its volumes bill");
             }

@@ -1,4 +1,4 @@
-//! The wall, tried from inside: this program is run as a workload is, and tells what it can reach.
+//! The sandbox, tried from inside: this program is run as a workload is, and tells what it can reach.
 
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::command::failure::Failure;
 use crate::domain::ids::{Attempt, SrcId};
 use crate::domain::progress::Progress;
 use crate::workload::Devices;
-use crate::workload::{Bounds, Contract, Ended, Stops, Wall, Workload};
+use crate::workload::{Bounds, Ended, Sandbox, Stops, Workload, WorkloadEnv};
 
 /// The instance metadata service. Source: EC2 user guide, "Access instance metadata".
 const IMDS: [&str; 2] = ["169.254.169.254:80", "[fd00:ec2::254]:80"];
@@ -22,14 +22,14 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Two silences, and systemd's own time.
 const TRY_TIMEOUT: Duration = Duration::from_mins(1);
 /// The rules that are loaded before every node.
-const RULES: &str = "/usr/local/lib/lighthpc/wall.nft";
+const RULES: &str = "/usr/local/lib/lighthpc/sandbox.nft";
 
-const NAME: &str = "wall";
+const NAME: &str = "sandbox";
 const FIX: &str = "run scripts/provision again, and look at `journalctl -u 'lighthpc-task-*'`";
 
 pub(super) async fn look(work_dir: &Path, is_baking: bool) -> Check {
-    let wall = match Wall::of_this_machine(Devices::default()) {
-        Ok(wall) => wall,
+    let sandbox = match Sandbox::of_this_machine(Devices::default()) {
+        Ok(sandbox) => sandbox,
         Err(error) => return Check::failure(NAME, error.to_string(), "run scripts/provision again"),
     };
     if !rustix::process::geteuid().is_root() {
@@ -55,9 +55,9 @@ pub(super) async fn look(work_dir: &Path, is_baking: bool) -> Check {
     if runs && !is_loaded && !is_baking {
         return Check::failure(NAME, "the node runs, and the rules of nftables are not loaded", FIX);
     }
-    match from_inside(wall.clone(), work_dir).await {
+    match from_inside(sandbox.clone(), work_dir).await {
         Ok(open) if open.is_empty() => {
-            let memory_mib = wall.memory_bytes / 1024 / 1024;
+            let memory_mib = sandbox.memory_bytes / 1024 / 1024;
             Check::ok(
                 NAME,
                 format!("a workload reaches no role, no setting, no other process; it may use {memory_mib} MiB"),
@@ -69,28 +69,29 @@ pub(super) async fn look(work_dir: &Path, is_baking: bool) -> Check {
 }
 
 /// Runs this program as a workload, and returns what it could do that it should not, in words.
-async fn from_inside(wall: Wall, work_dir: &Path) -> Result<String, String> {
+async fn from_inside(sandbox: Sandbox, work_dir: &Path) -> Result<String, String> {
     let said = |error: std::io::Error| error.to_string();
     let program = std::env::current_exe().map_err(said)?.display().to_string();
     let src = SrcId::new("~doctor").map_err(|error| error.to_string())?;
-    let contract = Contract::prepare(work_dir, "~doctor", src, None, Attempt(0)).map_err(said)?;
-    let workload = Workload::Program(["doctor", "--behind-the-wall"].iter().fold(vec![program], |mut all, word| {
+    let env = WorkloadEnv::prepare(work_dir, "~doctor", src, None, Attempt(0)).map_err(said)?;
+    let workload = Workload::Program(["doctor", "--inside-sandbox"].iter().fold(vec![program], |mut all, word| {
         all.push((*word).to_owned());
         all
     }));
-    let bounds = Bounds { time_limit: Some(TRY_TIMEOUT), grace: Duration::from_secs(1), echo: false, wall: Some(wall) };
+    let bounds =
+        Bounds { time_limit: Some(TRY_TIMEOUT), grace: Duration::from_secs(1), echo: false, sandbox: Some(sandbox) };
     let progress = watch::Sender::new(Progress::default());
-    let ended = workload.run(&contract, bounds, &progress, &Stops::default()).await;
-    let output = std::fs::read_to_string(contract.output());
-    let log = contract.log().unwrap_or_default();
-    contract.remove().map_err(said)?;
+    let ended = workload.run(&env, bounds, &progress, &Stops::default()).await;
+    let output = std::fs::read_to_string(env.output());
+    let log = env.log().unwrap_or_default();
+    env.remove().map_err(said)?;
     match ended.map_err(said)? {
         Ended::Exited { code: Some(0), .. } => output.map_err(said),
         other => Err(format!("{other:?} {}", String::from_utf8_lossy(&log).trim().replace('\n', "; "))),
     }
 }
 
-/// Behind the wall: tries what a workload must not be able to do, and writes what succeeded to its output.
+/// Behind the sandbox: tries what a workload must not be able to do, and writes what succeeded to its output.
 pub(super) fn try_out() -> Result<Exit, Failure> {
     let mut open = Vec::new();
     if rustix::process::geteuid().is_root() {

@@ -68,7 +68,7 @@ pub(super) fn is_bare(arguments: &[OsString]) -> bool {
 
 /// Reads `--local [DIR] FILE…`, where DIR may be left out: a file after `--local` is the first input, not a folder.
 /// `--local=DIR` (`is_folder`) is a folder, whatever its name.
-pub(super) fn split(local: &Path, is_folder: bool, files: &[PathBuf]) -> Result<(PathBuf, Vec<PathBuf>), Failure> {
+pub(super) fn parse(local: &Path, is_folder: bool, files: &[PathBuf]) -> Result<(PathBuf, Vec<PathBuf>), Failure> {
     let default = PathBuf::from(DEFAULT_DIR);
     if is_folder {
         if local.exists() && !local.is_dir() {
@@ -128,7 +128,7 @@ mod tests {
         std::fs::write(&one, "").unwrap();
         let files = [two.clone()];
 
-        let bare = |local: &Path| split(local, false, &files).unwrap();
+        let bare = |local: &Path| parse(local, false, &files).unwrap();
         assert_eq!(bare(Path::new(DEFAULT_DIR)), (DEFAULT_DIR.into(), vec![two.clone()]));
         assert_eq!(bare(&one), (DEFAULT_DIR.into(), vec![one.clone(), two.clone()]));
         assert_eq!(bare(dir.path()), (dir.path().into(), vec![two.clone()]));
@@ -142,8 +142,8 @@ mod tests {
         std::fs::write(&file, "").unwrap();
         let new = dir.path().join("new.fa");
 
-        assert_eq!(split(&new, true, &[]).unwrap(), (new, vec![]));
-        assert!(split(&file, true, &[]).is_err());
+        assert_eq!(parse(&new, true, &[]).unwrap(), (new, vec![]));
+        assert!(parse(&file, true, &[]).is_err());
     }
 
     #[test]
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn a_mistyped_file_is_not_taken_for_a_folder() {
-        assert!(split(Path::new("no-such-file.fa"), false, &["x".into()]).is_err());
-        assert!(split(Path::new("new.d/"), false, &["x".into()]).is_ok());
+        assert!(parse(Path::new("no-such-file.fa"), false, &["x".into()]).is_err());
+        assert!(parse(Path::new("new.d/"), false, &["x".into()]).is_ok());
     }
 }

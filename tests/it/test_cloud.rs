@@ -24,13 +24,13 @@ pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 /// A workload that answers with its input, backwards: no result is right by chance.
 pub(crate) const REVERSE: &str = r#"rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#;
 
-pub(crate) struct Lab {
-    pub(crate) cloud: LocalCloud,
+pub(crate) struct TestCloud {
+    pub(crate) local: LocalCloud,
     pub(crate) backend: Backend,
     pub(crate) dir: tempfile::TempDir,
 }
 
-impl Lab {
+impl TestCloud {
     pub(crate) async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let cloud = LocalCloud::in_memory(&dir.path().join("cloud")).unwrap();
@@ -38,7 +38,7 @@ impl Lab {
         backend.ledger.create_tables().await.unwrap();
         // Each node of each test is held to this, whatever goes wrong in its life.
         cloud.deny_instances(&backend.ledger.tables().missions, SETTINGS);
-        Self { cloud, backend, dir }
+        Self { local: cloud, backend, dir }
     }
 
     /// A mission of tasks whose inputs are their own names.
@@ -69,16 +69,16 @@ impl Lab {
     }
 
     /// A node on an instance of its own, tagged with the task and the mission.
-    pub(crate) fn node(&self, task: &str, mission: &str) -> Subject {
+    pub(crate) fn node(&self, task: &str, mission: &str) -> TestNode {
         self.node_with(task, mission, Faults::new())
     }
 
-    pub(crate) fn node_with(&self, task: &str, mission: &str, faults: Faults) -> Subject {
-        let instance = self.cloud.launch(&[("srcID", task), ("missionID", mission)]);
+    pub(crate) fn node_with(&self, task: &str, mission: &str, faults: Faults) -> TestNode {
+        let instance = self.local.launch(&[("srcID", task), ("missionID", mission)]);
         self.node_on(instance, faults)
     }
 
-    pub(crate) fn node_on(&self, instance: String, faults: Faults) -> Subject {
+    pub(crate) fn node_on(&self, instance: String, faults: Faults) -> TestNode {
         let settings = Settings {
             src: None,
             mission: None,
@@ -98,7 +98,7 @@ impl Lab {
             holds_work_dir: true,
             workload: Some(Workload::Shell(REVERSE.to_owned())),
             simulation: Simulation::default(),
-            bounds: Bounds { time_limit: None, grace: Duration::from_secs(5), echo: false, wall: None },
+            bounds: Bounds { time_limit: None, grace: Duration::from_secs(5), echo: false, sandbox: None },
             limits: Limits::default(),
             sizes: SizeLimits::default(),
             disk: Arc::default(),
@@ -106,14 +106,14 @@ impl Lab {
             report: tokio::sync::watch::Sender::new(Report::default()),
         };
         let power_off = format!("echo {instance} >> '{}'", self.dir.path().join("powered-off").display());
-        let backend = backend(&self.cloud, Some(&instance), &faults, PowerOff::By(power_off));
-        Subject { instance, backend, settings, stopping: Stopping::default() }
+        let backend = backend(&self.local, Some(&instance), &faults, PowerOff::By(power_off));
+        TestNode { instance, backend, settings, stopping: Stopping::default() }
     }
 
     /// A node on an instance that bears our mark, as a scheduler launches it.
-    pub(crate) fn ours(&self, task: &str, mission: &str) -> Subject {
+    pub(crate) fn ours(&self, task: &str, mission: &str) -> TestNode {
         let tags = [("srcID", task), ("missionID", mission), ("lighthpc", "tblTrans2")];
-        self.node_on(self.cloud.launch(&tags), Faults::new())
+        self.node_on(self.local.launch(&tags), Faults::new())
     }
 
     pub(crate) fn scheduler_settings() -> scheduler::Settings {
@@ -137,11 +137,11 @@ impl Lab {
     }
 
     pub(crate) fn scheduler_with(&self, faults: &Faults, settings: scheduler::Settings) -> Scheduler {
-        Scheduler::new(backend(&self.cloud, None, faults, PowerOff::Never), settings)
+        Scheduler::new(backend(&self.local, None, faults, PowerOff::Never), settings)
     }
 
     fn dynamo(&self) -> aws_sdk_dynamodb::Client {
-        let wire = Wire::plugged(self.cloud.http_client(None), REGION, ACCESS_KEY, SECRET_KEY);
+        let wire = Wire::plugged(self.local.http_client(None), REGION, ACCESS_KEY, SECRET_KEY);
         aws_sdk_dynamodb::Client::new(wire.sdk_config())
     }
 
@@ -244,12 +244,12 @@ impl Lab {
     }
 
     pub(crate) fn result(&self, key: &str) -> Option<String> {
-        std::fs::read_to_string(self.cloud.object_path(RESULT_BUCKET, key)).ok()
+        std::fs::read_to_string(self.local.object_path(RESULT_BUCKET, key)).ok()
     }
 
     /// Returns whether the instance was ended: by EC2, or by its power-off.
     pub(crate) fn has_ended(&self, instance: &str) -> bool {
-        let terminated = self.cloud.instances().iter().any(|i| i.id == instance && i.state == "terminated");
+        let terminated = self.local.instances().iter().any(|i| i.id == instance && i.state == "terminated");
         let off = std::fs::read_to_string(self.dir.path().join("powered-off")).unwrap_or_default();
         terminated || off.lines().any(|line| line == instance)
     }
@@ -275,14 +275,14 @@ impl Lab {
 }
 
 /// A node that is still to be run.
-pub(crate) struct Subject {
+pub(crate) struct TestNode {
     pub(crate) instance: String,
     pub(crate) backend: Backend,
     pub(crate) settings: Settings,
     pub(crate) stopping: Stopping,
 }
 
-impl Subject {
+impl TestNode {
     pub(crate) fn shell(mut self, line: &str) -> Self {
         self.settings.workload = Some(Workload::Shell(line.to_owned()));
         self

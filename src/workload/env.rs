@@ -1,4 +1,4 @@
-//! The workload's contract: the environment it gets, and the files behind it.
+//! The workload's env: the environment it gets, and the files behind it.
 
 use std::ffi::OsString;
 use std::io;
@@ -18,11 +18,11 @@ use crate::domain::keys::file_name;
 /// <work dir>/<16 digits of the SHA-256 of deployment and task>-<attempt>-<8 random digits>/
 ///   .lighthpc-attempt.json      the marker, which proves that the folder is lighthpc's
 ///   log.<segment>   notes       the node's
-///   workload/                   the workload's; behind the wall its user owns it, and sees nothing else of the work dir
-///     input/<file name>   output   progress   checkpoint/   scratch/   tmp/ (behind the wall)
+///   workload/                   the workload's; behind the sandbox its user owns it, and sees nothing else of the work dir
+///     input/<file name>   output   progress   checkpoint/   scratch/   tmp/ (behind the sandbox)
 /// ```
 #[derive(Clone, Debug)]
-pub struct Contract {
+pub struct WorkloadEnv {
     /// The task.
     pub src: SrcId,
     /// The mission, if the task has one.
@@ -34,7 +34,7 @@ pub struct Contract {
     folder: Folder,
 }
 
-impl Contract {
+impl WorkloadEnv {
     /// Makes the attempt's folder. Its name is of this deployment (the name of its tasks table), task, attempt, and
     /// process, so that no other process has the same; other processes know by its lock that it is in use until the
     /// last clone is dropped.
@@ -49,17 +49,17 @@ impl Contract {
         attempt: Attempt,
     ) -> io::Result<Self> {
         let folder = Folder::create(&std::path::absolute(work_dir)?, deployment, &src, attempt)?;
-        let contract = Self { src, mission, attempt, resumed: false, folder };
+        let env = Self { src, mission, attempt, resumed: false, folder };
         let fill = || {
             for part in ["input", "checkpoint", "scratch"] {
-                std::fs::create_dir_all(contract.workspace().join(part))?;
+                std::fs::create_dir_all(env.workspace().join(part))?;
             }
-            std::fs::write(contract.progress(), "")
+            std::fs::write(env.progress(), "")
         };
         match fill() {
-            Ok(()) => Ok(contract),
+            Ok(()) => Ok(env),
             Err(error) => {
-                contract.remove().ok();
+                env.remove().ok();
                 Err(error)
             }
         }
@@ -73,10 +73,10 @@ impl Contract {
         self.remove_unless(&CancellationToken::new())
     }
 
-    /// As [`Contract::remove`], until it is told to stop: what is left then has its marker still.
+    /// As [`WorkloadEnv::remove`], until it is told to stop: what is left then has its marker still.
     ///
     /// # Errors
-    /// As of [`Contract::remove`]; `Interrupted` if it was stopped.
+    /// As of [`WorkloadEnv::remove`]; `Interrupted` if it was stopped.
     pub fn remove_unless(&self, stop: &CancellationToken) -> io::Result<()> {
         self.folder.remove(stop)
     }
@@ -84,7 +84,7 @@ impl Contract {
     /// Empties the checkpoint folder.
     ///
     /// # Errors
-    /// As of [`Contract::remove`].
+    /// As of [`WorkloadEnv::remove`].
     pub fn empty_checkpoint(&self) -> io::Result<()> {
         self.folder.remove_part("workload/checkpoint")?;
         std::fs::create_dir(self.checkpoint())
@@ -225,11 +225,11 @@ mod tests {
     fn no_key_leaves_the_attempts_folder() {
         let dir = tempfile::tempdir().unwrap();
         for key in ["../../etc/passwd", "/abs", "a/../../b", "..", "x/", "ü/文", &"n/".repeat(500)] {
-            let contract = Contract::prepare(dir.path(), "t", SrcId::new(key).unwrap(), None, Attempt(1)).unwrap();
-            assert_eq!(contract.input().parent().unwrap(), contract.workspace().join("input"));
-            std::fs::write(contract.input(), "x").unwrap();
-            contract.remove().unwrap();
-            contract.remove().unwrap();
+            let env = WorkloadEnv::prepare(dir.path(), "t", SrcId::new(key).unwrap(), None, Attempt(1)).unwrap();
+            assert_eq!(env.input().parent().unwrap(), env.workspace().join("input"));
+            std::fs::write(env.input(), "x").unwrap();
+            env.remove().unwrap();
+            env.remove().unwrap();
         }
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
@@ -238,15 +238,16 @@ mod tests {
     #[test]
     fn two_contracts_for_one_key_do_not_meet() {
         let dir = tempfile::tempdir().unwrap();
-        let prepare =
-            |deployment| Contract::prepare(dir.path(), deployment, SrcId::new("a").unwrap(), None, Attempt(1)).unwrap();
+        let prepare = |deployment| {
+            WorkloadEnv::prepare(dir.path(), deployment, SrcId::new("a").unwrap(), None, Attempt(1)).unwrap()
+        };
         let all = [prepare("one"), prepare("one"), prepare("other")];
-        for contract in &all {
-            std::fs::write(contract.output(), contract.mark()).unwrap();
+        for env in &all {
+            std::fs::write(env.output(), env.mark()).unwrap();
         }
-        for contract in &all {
-            assert_eq!(std::fs::read_to_string(contract.output()).unwrap(), contract.mark());
-            contract.remove().unwrap();
+        for env in &all {
+            assert_eq!(std::fs::read_to_string(env.output()).unwrap(), env.mark());
+            env.remove().unwrap();
         }
     }
 
@@ -254,13 +255,13 @@ mod tests {
     fn a_checkpoint_folder_is_emptied_whatever_its_modes() {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
-        let contract = Contract::prepare(dir.path(), "t", SrcId::new("a").unwrap(), None, Attempt(1)).unwrap();
-        std::fs::create_dir(contract.checkpoint().join("a")).unwrap();
-        std::fs::write(contract.checkpoint().join("a/b"), "x").unwrap();
+        let env = WorkloadEnv::prepare(dir.path(), "t", SrcId::new("a").unwrap(), None, Attempt(1)).unwrap();
+        std::fs::create_dir(env.checkpoint().join("a")).unwrap();
+        std::fs::write(env.checkpoint().join("a/b"), "x").unwrap();
         let read_only = std::fs::Permissions::from_mode(0o555);
-        std::fs::set_permissions(contract.checkpoint().join("a"), read_only).unwrap();
-        contract.empty_checkpoint().unwrap();
-        assert_eq!(std::fs::read_dir(contract.checkpoint()).unwrap().count(), 0);
+        std::fs::set_permissions(env.checkpoint().join("a"), read_only).unwrap();
+        env.empty_checkpoint().unwrap();
+        assert_eq!(std::fs::read_dir(env.checkpoint()).unwrap().count(), 0);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What is left of a workload: processes that left its group, and the folders and processes of a node that died.
 //!
 //! A process group is what a signal reaches; a daemonised descendant is in another. But every descendant inherits the
-//! contract's variables, and `LIGHTHPC_SCRATCH` names the attempt's folder, so they are found by that. (One that
+//! env's variables, and `LIGHTHPC_SCRATCH` names the attempt's folder, so they are found by that. (One that
 //! clears its environment is out of reach here; on the AMI, its unit's cgroup ends it.)
 
 use std::ffi::{OsStr, OsString};
@@ -23,7 +23,7 @@ use super::remover::open_folder;
 /// How often `/proc` is gone through: a process may fork between the look and the signal.
 const ROUNDS_MAX: u32 = 5;
 
-/// Kills every process whose `LIGHTHPC_SCRATCH` is below `folder`, an attempt's, and returns how many there were; those
+/// OomCounter every process whose `LIGHTHPC_SCRATCH` is below `folder`, an attempt's, and returns how many there were; those
 /// of a process group that was killed already, and may still be dying, are left out.
 pub(super) fn end_below(folder: &Path, dying: Option<Pid>) -> usize {
     let mut ended = 0;
@@ -96,19 +96,19 @@ impl WorkLock {
 ///
 /// # Errors
 /// [`GroundError`]: the folder is not certainly this user's own, or the system refused.
-pub fn take(work_dir: &Path, deployment: &str) -> Result<(Option<WorkLock>, Vec<Left>), GroundError> {
-    take_opened(work_dir, ground::open(work_dir)?, deployment)
+pub fn lock_work_dir(work_dir: &Path, deployment: &str) -> Result<(Option<WorkLock>, Vec<Left>), GroundError> {
+    lock_opened(work_dir, ground::open(work_dir)?, deployment)
 }
 
 /// As [`take`], of a work folder in a folder that was found to be trusted: what is above it is not looked at.
 ///
 /// # Errors
 /// As of [`take`].
-pub fn take_in_trusted(work_dir: &Path, deployment: &str) -> Result<(Option<WorkLock>, Vec<Left>), GroundError> {
-    take_opened(work_dir, ground::make_checked(work_dir)?, deployment)
+pub fn lock_trusted_work_dir(work_dir: &Path, deployment: &str) -> Result<(Option<WorkLock>, Vec<Left>), GroundError> {
+    lock_opened(work_dir, ground::make_checked(work_dir)?, deployment)
 }
 
-fn take_opened(
+fn lock_opened(
     work_dir: &Path,
     folder: OwnedFd,
     deployment: &str,
@@ -240,8 +240,8 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     /// Takes the work folder, and removes what was left. Returns the lock, and whose attempts those were.
-    fn take(work_dir: &Path, deployment: &str) -> io::Result<(Option<WorkLock>, Vec<String>)> {
-        let (lock, left) = super::take(work_dir, deployment).map_err(io::Error::other)?;
+    fn lock_work_dir(work_dir: &Path, deployment: &str) -> io::Result<(Option<WorkLock>, Vec<String>)> {
+        let (lock, left) = super::lock_work_dir(work_dir, deployment).map_err(io::Error::other)?;
         assert!(left.iter().all(|left| left.is_crash && left.attempt == Attempt(1)));
         let tasks = left.iter().filter_map(|left| Some(left.src.as_ref()?.to_string())).collect();
         for left in &left {
@@ -270,7 +270,7 @@ mod tests {
         let namesake = dir.path().join("elsewhere").join(ours.file_name().unwrap());
         let (mut our, mut others) = (sleeper(&ours), [sleeper(&unmarked), sleeper(&namesake)]);
 
-        let (lock, left) = take(dir.path(), "table").unwrap();
+        let (lock, left) = lock_work_dir(dir.path(), "table").unwrap();
         assert!(lock.is_some());
         assert_eq!(left, ["in/a b"]);
 
@@ -312,7 +312,7 @@ mod tests {
         std::fs::create_dir(&moved).unwrap();
         std::fs::rename(&elsewhere, moved.join("kept")).unwrap();
 
-        assert_eq!(take(&work, "table").unwrap().1, ["a"]);
+        assert_eq!(lock_work_dir(&work, "table").unwrap().1, ["a"]);
         let mut found: Vec<_> = std::fs::read_dir(&work)
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -326,9 +326,9 @@ mod tests {
         assert!(!ours.exists() && live.path().exists() && path("photos/2020").exists());
 
         let before = std::fs::read_dir(&other).unwrap().count();
-        assert!(take(&other, "table").unwrap().1.is_empty());
+        assert!(lock_work_dir(&other, "table").unwrap().1.is_empty());
         assert_eq!(std::fs::read_dir(&other).unwrap().count(), before + 1, "the lock alone is new");
-        assert!(take(&moved, "table").unwrap().1.is_empty());
+        assert!(lock_work_dir(&moved, "table").unwrap().1.is_empty());
         assert!(moved.join("kept").join(MARKER_NAME).exists());
     }
 
@@ -337,12 +337,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         // The second process, which did not get the lock, works here while the first one ends and a third one starts.
         let second = Folder::create(dir.path(), "table", &SrcId::new("a").unwrap(), Attempt(1)).unwrap();
-        let (third, left) = take(dir.path(), "table").unwrap();
+        let (third, left) = lock_work_dir(dir.path(), "table").unwrap();
         assert!(third.is_some() && left.is_empty());
         assert!(second.path().exists());
-        assert!(take(dir.path(), "table").unwrap().0.is_none(), "the lock is taken");
+        assert!(lock_work_dir(dir.path(), "table").unwrap().0.is_none(), "the lock is taken");
         drop((second, third));
-        assert_eq!(take(dir.path(), "table").unwrap().1.len(), 1);
+        assert_eq!(lock_work_dir(dir.path(), "table").unwrap().1.len(), 1);
     }
 
     #[test]
@@ -350,7 +350,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let theirs = abandoned(dir.path(), "their-table", "a");
         let ours = abandoned(dir.path(), "table", "b");
-        assert_eq!(take(dir.path(), "table").unwrap().1, ["b"]);
+        assert_eq!(lock_work_dir(dir.path(), "table").unwrap().1, ["b"]);
         assert!(!theirs.exists() && !ours.exists(), "both processes have died");
     }
 
@@ -359,7 +359,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let precious = dir.path().join("precious");
         symlink(&precious, dir.path().join(LOCK_NAME)).unwrap();
-        assert!(take(dir.path(), "table").is_err());
+        assert!(lock_work_dir(dir.path(), "table").is_err());
         assert!(!precious.exists());
     }
 }

@@ -30,14 +30,14 @@ const BUDGET_MAX: Duration = Duration::from_mins(2);
 
 /// What IMDS has said, for as long as the node lives. A clone hears the same.
 #[derive(Clone)]
-pub(super) struct Sentinel {
+pub(super) struct SpotWatcher {
     /// When the machine is taken away, once that is known.
     pub(super) notice: watch::Receiver<Option<Instant>>,
     /// Cancelled when EC2 recommends to leave.
     pub(super) rebalance: CancellationToken,
 }
 
-impl Sentinel {
+impl SpotWatcher {
     /// Starts to look. Off EC2 there is nothing to see, and nothing is asked. The looks end when the set is shut down, which is
     /// safe at any point: they only read.
     ///
@@ -55,7 +55,7 @@ impl Sentinel {
     }
 
     /// Waits for a notice; for ever if none comes.
-    pub(super) async fn noticed(&self) -> Instant {
+    pub(super) async fn wait_for_notice(&self) -> Instant {
         let mut notice = self.notice.clone();
         match notice.wait_for(Option::is_some).await.map(|deadline| *deadline) {
             Ok(Some(deadline)) => deadline,
@@ -64,7 +64,7 @@ impl Sentinel {
     }
 
     /// Returns whether no new claim should be made here: EC2 takes the instance back, or recommends to leave it.
-    pub(super) fn is_unwanted(&self) -> bool {
+    pub(super) fn should_stop_claiming(&self) -> bool {
         self.deadline().is_some() || self.rebalance.is_cancelled()
     }
 

@@ -40,19 +40,19 @@ impl Failure for StoreError {
 ///
 /// # Errors
 /// The last failure.
-pub(super) async fn insist<T, E: Failure, F>(limit: Duration, call: impl FnMut() -> F) -> Result<T, E>
+pub(super) async fn retry_transient<T, E: Failure, F>(limit: Duration, call: impl FnMut() -> F) -> Result<T, E>
 where
     F: Future<Output = Result<T, E>>,
 {
-    insist_unless(&CancellationToken::new(), limit, call).await
+    retry_transient_unless(&CancellationToken::new(), limit, call).await
 }
 
-/// Repeats a call as [`insist`] does, but no more once `stop` is cancelled. A call that is under way is waited for: whether it was
+/// Repeats a call as [`retry_transient`] does, but no more once `stop` is cancelled. A call that is under way is waited for: whether it was
 /// applied must be known.
 ///
 /// # Errors
 /// The last failure.
-pub(super) async fn insist_unless<T, E: Failure, F>(
+pub(super) async fn retry_transient_unless<T, E: Failure, F>(
     stop: &CancellationToken,
     limit: Duration,
     mut call: impl FnMut() -> F,
@@ -118,7 +118,7 @@ mod tests {
                 let is_away = started.elapsed() < limit;
                 if is_away { Err(CloudError::new(Kind::Unreachable, "GetItem", "a table", "away")) } else { Ok(()) }
             };
-            insist(limit, call).await.unwrap();
+            retry_transient(limit, call).await.unwrap();
         }
     }
 
@@ -127,7 +127,8 @@ mod tests {
         let stop = CancellationToken::new();
         let started = Instant::now();
         let away = || async { Err::<(), _>(CloudError::new(Kind::Unreachable, "Query", "a table", "away")) };
-        let (waited, ()) = tokio::join!(insist_unless(&stop, Duration::from_hours(1), away), async { stop.cancel() });
+        let (waited, ()) =
+            tokio::join!(retry_transient_unless(&stop, Duration::from_hours(1), away), async { stop.cancel() });
         assert!(waited.is_err() && started.elapsed() < Duration::from_mins(1));
     }
 }

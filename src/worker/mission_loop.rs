@@ -30,18 +30,18 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use super::attempt::Ending;
-use super::crash::Found;
+use super::crash::RecoveredTask;
 use super::error::words;
 use super::identity::{Assignment, Instance};
-use super::insist::{insist_unless, or_drained};
-use super::interruption::Sentinel;
 use super::queue::{Next, PAGE_LIFE, Queue};
+use super::retry::{or_drained, retry_transient_unless};
+use super::spot::SpotWatcher;
 use super::turns::{SUSPECT_WAIT, Turn, Turns, Waited};
 use super::{Node, NodeError, one_task};
 use crate::backend::ledger::Partition;
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::task::{State, Task};
-use crate::workload::Wall;
+use crate::workload::Sandbox;
 
 /// The entries of one page of the index at the least: a hundred keys are about 20 kB, 2.5 read units.
 const PAGE_LEN_MIN: usize = 100;
@@ -62,22 +62,22 @@ const PAGES_MAX: usize = 20;
 pub(super) async fn serve(
     node: &Node,
     instance: &Instance,
-    sentinel: &Sentinel,
+    spot: &SpotWatcher,
     mission: &MissionId,
-    left: Vec<Found>,
+    left: Vec<RecoveredTask>,
 ) -> Result<Ending, NodeError> {
     let (drain, limit) = (&node.stopping.drain, node.settings.max_idle);
-    let row = insist_unless(drain, limit, || node.backend.ledger.mission(mission)).await;
+    let row = retry_transient_unless(drain, limit, || node.backend.ledger.mission(mission)).await;
     let Some(row) = or_drained(node, row.map_err(NodeError::cloud("reading the mission")))? else {
         return Ok(Ending::Drained);
     };
     let row = row.ok_or_else(|| NodeError::NoMission { mission: mission.to_string() })?;
     let slots = slots_of(node, row.slots.or(node.settings.slots).unwrap_or(1).max(1));
     tracing::info!(mission = %mission, slots, "serving mission {mission}, {slots} tasks at a time");
-    let node = with_wall(node, |wall| wall.shared(slots));
+    let node = with_sandbox(node, |sandbox| sandbox.shared(slots));
     let server = Arc::new(Server {
         instance: instance.clone(),
-        sentinel: sentinel.clone(),
+        spot: spot.clone(),
         mission: mission.clone(),
         shards: row.tally_shards,
         // Twice as many as slots that look at the same page, so that few try for the same task.
@@ -95,7 +95,7 @@ pub(super) async fn serve(
     for slot in 0..slots {
         let server = server.clone();
         let span = tracing::info_span!("slot", slot, mission = %mission, instance.id = %instance.id);
-        let node = with_wall(&server.node, |wall| wall.of_slot(slot));
+        let node = with_sandbox(&server.node, |sandbox| sandbox.of_slot(slot));
         running.spawn(async move { server.slot(&node).await }.instrument(span));
     }
     let (mut done, mut other, mut trouble) = (0, 0, None);
@@ -118,7 +118,7 @@ pub(super) async fn serve(
 /// Returns how many tasks a node works at, at a time. In a sandbox each has a user of its own, as far as there are
 /// users.
 fn slots_of(node: &Node, wanted: u16) -> u16 {
-    let most = node.settings.bounds.wall.as_ref().map_or(u16::MAX, Wall::slots_max);
+    let most = node.settings.bounds.sandbox.as_ref().map_or(u16::MAX, Sandbox::slots_max);
     if wanted > most {
         tracing::warn!(
             "{wanted} slots are asked for, and this machine has users for {most}: run scripts/provision again"
@@ -128,11 +128,11 @@ fn slots_of(node: &Node, wanted: u16) -> u16 {
 }
 
 /// Returns a node with another sandbox for its workloads, if it has one.
-fn with_wall(node: &Node, change: impl FnOnce(&Wall) -> Wall) -> Node {
+fn with_sandbox(node: &Node, change: impl FnOnce(&Sandbox) -> Sandbox) -> Node {
     let mut node = node.clone();
-    if let Some(wall) = &node.settings.bounds.wall {
+    if let Some(sandbox) = &node.settings.bounds.sandbox {
         let mut settings = (*node.settings).clone();
-        settings.bounds.wall = Some(change(wall));
+        settings.bounds.sandbox = Some(change(sandbox));
         node.settings = Arc::new(settings);
     }
     node
@@ -149,7 +149,7 @@ struct Slot {
 struct Server {
     node: Node,
     instance: Instance,
-    sentinel: Sentinel,
+    spot: SpotWatcher,
     mission: MissionId,
     shards: u32,
     page_len: usize,
@@ -204,7 +204,9 @@ impl Server {
     }
 
     fn must_end(&self) -> bool {
-        self.is_over.load(Ordering::SeqCst) || self.node.stopping.drain.is_cancelled() || self.sentinel.is_unwanted()
+        self.is_over.load(Ordering::SeqCst)
+            || self.node.stopping.drain.is_cancelled()
+            || self.spot.should_stop_claiming()
     }
 
     /// Waits for a slot's turn. `None` if the task does not wait any more, or not now, or the node is to end.
@@ -245,7 +247,7 @@ impl Server {
         let Some(turn) = self.turn(next).await else { return };
         let is_alone = self.slots == 1 || matches!(turn, Turn::Alone(..));
         let task = Assignment { src: src.clone(), mission: Some(self.mission.clone()), is_pulled: true, is_alone };
-        match one_task(node, &self.instance, &self.sentinel, &task).await {
+        match one_task(node, &self.instance, &self.spot, &task).await {
             Ok(Ending::Committed { .. }) => slot.done += 1,
             // Another was quicker, or the index lags.
             Ok(Ending::EndedBefore(_) | Ending::HeldByOther(_)) => self.set_aside(src).await,
@@ -308,10 +310,11 @@ impl Server {
                 }
                 let ledger = &self.node.backend.ledger;
                 let page = || ledger.open_page(partition, State::Pending, self.page_len, from.as_ref());
-                let page = match insist_unless(&self.node.stopping.drain, self.node.settings.max_idle, page).await {
-                    Err(error) if error.is_retryable() && self.must_end() => return Ok(None),
-                    page => page,
-                };
+                let page =
+                    match retry_transient_unless(&self.node.stopping.drain, self.node.settings.max_idle, page).await {
+                        Err(error) if error.is_retryable() && self.must_end() => return Ok(None),
+                        page => page,
+                    };
                 let page = page.map_err(NodeError::cloud("looking for the next task"))?;
                 let last = page.tasks.last().cloned().filter(|_| !page.is_last);
                 let mut srcs: Vec<SrcId> = page.tasks.into_iter().map(|task| task.src).collect();

@@ -15,7 +15,7 @@ use crate::worker::words;
 
 /// An object that was put into a bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Upload {
+pub struct UploadedObject {
     /// The bucket.
     pub bucket: String,
     /// The key, decoded.
@@ -30,7 +30,7 @@ pub struct Upload {
 
 /// What became of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Boarded {
+pub enum Ingested {
     /// It has a row and a node.
     Launched(String),
     /// It has a row, and waits for the mission's own nodes.
@@ -53,12 +53,12 @@ const NO_UPLOADS: &str =
 
 /// Takes objects in. Missions' rows are kept for [`MISSION_AGE_MAX`].
 #[derive(Debug)]
-pub struct Intake<'a> {
+pub struct TaskIngest<'a> {
     scheduler: &'a Scheduler,
     missions: HashMap<MissionId, (Instant, Option<Mission>)>,
 }
 
-impl<'a> Intake<'a> {
+impl<'a> TaskIngest<'a> {
     /// Begins.
     #[must_use]
     pub fn new(scheduler: &'a Scheduler) -> Self {
@@ -75,20 +75,20 @@ impl<'a> Intake<'a> {
     /// # Errors
     /// [`SchedulerError`] if the row could not be made, or may not have been. If it [may pass](SchedulerError::may_pass), call
     /// again. That EC2 refuses to launch is no error here: the row is there, and waits.
-    pub async fn board(&mut self, upload: &Upload) -> Result<Boarded, SchedulerError> {
+    pub async fn ingest(&mut self, upload: &UploadedObject) -> Result<Ingested, SchedulerError> {
         let settings = &self.scheduler.settings;
         if settings.result_bucket.as_deref() == Some(&upload.bucket) {
-            return Ok(Boarded::Refused("it is in the result bucket, and results must not become tasks"));
+            return Ok(Ingested::Refused("it is in the result bucket, and results must not become tasks"));
         }
         if settings.source_bucket.as_deref().is_some_and(|ours| ours != upload.bucket) {
-            return Ok(Boarded::Refused("it is in a bucket that is not ours"));
+            return Ok(Ingested::Refused("it is in a bucket that is not ours"));
         }
         if upload.src.as_str().ends_with('/') && upload.bytes.unwrap_or(0) == 0 {
-            return Ok(Boarded::Refused("it is an empty object that stands for a folder"));
+            return Ok(Ingested::Refused("it is an empty object that stands for a folder"));
         }
         let mission = self.mission_of(&upload.src).await?;
         if mission.as_ref().is_some_and(|mission| mission.cancelled_at.is_some()) {
-            return Ok(Boarded::Refused("its mission is cancelled"));
+            return Ok(Ingested::Refused("its mission is cancelled"));
         }
         let by_nodes = mission.as_ref().and_then(|mission| mission.nodes);
         let now = clock::now_rfc3339();
@@ -105,7 +105,7 @@ impl<'a> Intake<'a> {
             ledger.create_task(&new).await.map_err(SchedulerError::cloud("making the task's row"))?
         } else {
             let there = ledger.task(&upload.src).await.map_err(SchedulerError::cloud("looking for the task's row"))?;
-            let Some(task) = there else { return Ok(Boarded::Refused(NO_UPLOADS)) };
+            let Some(task) = there else { return Ok(Ingested::Refused(NO_UPLOADS)) };
             Made::There(Box::new(task))
         };
         let is_new = made == Made::New;
@@ -124,7 +124,7 @@ impl<'a> Intake<'a> {
         if !is_new {
             let noted = ledger.note_duplicate(&upload.src).await;
             noted.map_err(SchedulerError::cloud("noting a duplicate event"))?;
-            return Ok(Boarded::Duplicate);
+            return Ok(Ingested::Duplicate);
         }
         let launched = match (by_nodes, mission) {
             (Some(_), Some(mission)) => self.one_node(&mission).await,
@@ -132,33 +132,33 @@ impl<'a> Intake<'a> {
                 let task = Task::new(upload.src.clone(), mission.as_ref().map(|m| m.id.clone()));
                 let task = Task { made_at: Some(now.clone()), open_since: Some(now), ..task };
                 self.scheduler.launch_for(&task, mission.as_ref()).await.map(|node| match node {
-                    Node::Launched(instance) => Boarded::Launched(instance),
-                    Node::Waits(why) | Node::Held(why) => Boarded::Waits(why),
-                    Node::NotNeeded => Boarded::Duplicate,
+                    Node::Launched(instance) => Ingested::Launched(instance),
+                    Node::Waits(why) | Node::Held(why) => Ingested::Waits(why),
+                    Node::NotNeeded => Ingested::Duplicate,
                 })
             }
-            _ => Ok(Boarded::Waits("no launch template is set".to_owned())),
+            _ => Ok(Ingested::Waits("no launch template is set".to_owned())),
         };
         match launched {
             // The row is there and says so, too; once it is mended, a sweep launches.
             Err(error) if !error.may_pass() => {
                 tracing::error!(src.id = %upload.src, "no node for {}: {}", upload.src, words(&error));
-                Ok(Boarded::Waits(words(&error)))
+                Ok(Ingested::Waits(words(&error)))
             }
             launched => launched,
         }
     }
 
     /// Launches one of the mission's nodes, as long as it has not had all of them; from then on a sweep replaces them.
-    async fn one_node(&self, mission: &Mission) -> Result<Boarded, SchedulerError> {
+    async fn one_node(&self, mission: &Mission) -> Result<Ingested, SchedulerError> {
         if self.scheduler.settings.template.is_none() {
-            return Ok(Boarded::Queued);
+            return Ok(Ingested::Queued);
         }
-        let Some(launched) = self.scheduler.launch_one(mission).await? else { return Ok(Boarded::Queued) };
+        let Some(launched) = self.scheduler.launch_one(mission).await? else { return Ok(Ingested::Queued) };
         Ok(match launched.instances.into_iter().next() {
-            Some(instance) => Boarded::Launched(instance),
-            None if launched.shortfall.is_empty() => Boarded::Queued,
-            None => Boarded::Waits(launched.shortfall.join("; ")),
+            Some(instance) => Ingested::Launched(instance),
+            None if launched.shortfall.is_empty() => Ingested::Queued,
+            None => Ingested::Waits(launched.shortfall.join("; ")),
         })
     }
 
