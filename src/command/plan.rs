@@ -81,7 +81,7 @@ pub(super) async fn find_or_make(
         if done > 0 {
             return Err(other_program(dir, &mission, exec.as_deref()));
         }
-        // No result stands yet, so a mended command line does no harm.
+        // No result stands yet, so a corrected command line does no harm.
         backend.ledger.set_exec(&id, exec.as_deref()).await?;
         return Ok(Mission { exec, ..mission });
     }
@@ -208,7 +208,7 @@ pub(super) struct RunPlan {
 }
 
 /// Reads from the tables what is to be run. A failed task is tried again: a person called once more, and may have
-/// mended what was wrong.
+/// fixed what was wrong.
 pub(super) async fn make(
     backend: &Backend,
     cloud: &LocalCloud,
@@ -252,7 +252,7 @@ pub(super) async fn make(
     }
     let mut queue: VecDeque<SrcId> =
         tasks.iter().filter(|task| task.state != State::Done).map(|task| task.src.clone()).collect();
-    // Everything is done but nobody was told: the last committer died in between. Any of its tasks leads a node there.
+    // Everything is done but no notification was sent: the last committer died in between. Any of its tasks leads a node there.
     let fresh = backend.ledger.mission(&mission.id).await?;
     if queue.is_empty() && fresh.is_some_and(|mission| mission.notified != Notified::Yes) {
         queue.extend(tasks.first().map(|task| task.src.clone()));

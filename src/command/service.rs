@@ -1,4 +1,4 @@
-//! What systemd is told of a node that is its service: ready, alive, where it is, stopping. Without systemd, nothing.
+//! Reports the state of a node to systemd (ready, alive, current step, stopping). Without systemd it does nothing.
 
 use std::time::Duration;
 
@@ -48,6 +48,6 @@ async fn follow(mut report: watch::Receiver<Report>) {
 fn say(states: &[NotifyState<'_>]) {
     // Where nobody listens there is nobody to tell; systemd that does not hear us acts on that itself.
     if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!("systemd was not told: {error}");
+        tracing::debug!("systemd was not notified: {error}");
     }
 }

@@ -1,4 +1,4 @@
-//! `lighthpc sweep`: finds what was lost and what leaked, and mends it.
+//! `lighthpc sweep`: relaunches lost tasks, terminates leaked instances, repairs rows and notifications.
 
 use serde_json::json;
 
@@ -21,7 +21,7 @@ pub(super) async fn run(args: SweepArgs) -> Result<Exit, Failure> {
                 for finding in findings {
                     show(finding, args.json);
                 }
-                findings.iter().any(|finding| finding.what == What::Trouble)
+                findings.iter().any(|finding| finding.what == What::Failure)
             }
             Err(_) => true,
         };

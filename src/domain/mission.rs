@@ -28,7 +28,7 @@ impl Tally {
     }
 }
 
-/// Whether the people were told: the value of `notifyEmail`.
+/// Whether the notification was sent: the value of `notifyEmail`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notified {
     /// Not yet.
@@ -75,7 +75,7 @@ pub struct Mission {
     pub rolled: Tally,
     /// Whether the row's counters are written as strings, as the first version did.
     pub counts_as_strings: bool,
-    /// Whether the people were told.
+    /// Whether the notification was sent.
     pub notified: Notified,
     /// The topic that the end was published to, or `none`; absent if nobody noted it.
     pub notified_to: Option<String>,

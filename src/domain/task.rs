@@ -316,7 +316,7 @@ impl Task {
         (!is_readable && !self.state.is_final()).then(attempt)
     }
 
-    /// Returns whether the index of open tasks has the row in another state than the row itself: a leftover.
+    /// Returns whether the index of open tasks has the row in another state than the row itself.
     #[must_use]
     pub fn is_leftover(&self) -> bool {
         self.state != State::Unknown && self.open_as.is_some_and(|open_as| open_as != self.state)

@@ -113,7 +113,7 @@ impl<'a> TaskIngest<'a> {
             Made::New => true,
             Made::There(task) => task.state == State::Pending,
         };
-        // Read anew, now that the row is there: whoever announces the mission after this finds the row.
+        // Read again, now that the row is there: whoever announces the mission after this finds the row.
         if waits
             && let Some(mission) = &mission
             && self.scheduler.mission(&mission.id).await?.is_some_and(|mission| mission.notified == Notified::Yes)
@@ -140,7 +140,7 @@ impl<'a> TaskIngest<'a> {
             _ => Ok(Ingested::Waits("no launch template is set".to_owned())),
         };
         match launched {
-            // The row is there and says so, too; once it is mended, a sweep launches.
+            // The row is there and says so, too; once it is fixed, a sweep launches.
             Err(error) if !error.may_pass() => {
                 tracing::error!(src.id = %upload.src, "no node for {}: {}", upload.src, words(&error));
                 Ok(Ingested::Waits(words(&error)))

@@ -187,7 +187,7 @@ impl Scheduler {
                     return Err(SchedulerError::cloud("launching a node")(error));
                 }
             }
-            // Another deployment's, or a row's that was made anew: never two nodes for one task.
+            // Another deployment's, or a row's that was made again: never two nodes for one task.
             if let Some(node) = self.find_node(&task).await? {
                 self.give_back(&grant).await;
                 return Ok(node);

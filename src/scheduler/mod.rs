@@ -46,7 +46,7 @@ use crate::worker::CompletionNotifier;
 use pacer::Pacer;
 use pools::Offers;
 
-/// What a scheduler is told.
+/// A scheduler's settings.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// What nodes are launched from. Without it, rows are made and nothing is launched.

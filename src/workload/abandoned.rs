@@ -21,7 +21,7 @@ pub struct Left {
     pub src: Option<SrcId>,
     /// The attempt.
     pub attempt: Attempt,
-    /// Whether the process crashed: the machine is still in the same boot, and the process was not told to end.
+    /// Whether the process crashed: the machine is still in the same boot, and the process was not asked to stop.
     pub is_crash: bool,
     folder: Option<Abandoned>,
 }
@@ -196,7 +196,7 @@ mod tests {
         left[0].remove(false, &CancellationToken::new()).unwrap();
     }
 
-    /// A process that was told to end, and killed before it had, has not crashed: nobody counts that against its tasks.
+    /// A process that was asked to stop, and killed before it had, has not crashed: nobody counts that against its tasks.
     #[test]
     fn a_drain_that_is_killed_is_no_crash() {
         let dir = tempfile::tempdir().unwrap();
@@ -208,7 +208,7 @@ mod tests {
         assert!(is_crash(), "a note is of one process");
         // Of another boot, and a file of somebody else's.
         let note = dir.path().join(".lighthpc-drained");
-        std::fs::write(&note, "lighthpc was told to end in boot 0").unwrap();
+        std::fs::write(&note, "lighthpc was asked to stop in boot 0").unwrap();
         assert!(is_crash() && !note.exists());
         std::fs::write(&note, "mine").unwrap();
         assert!(is_crash());

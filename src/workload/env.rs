@@ -12,7 +12,7 @@ use super::{log, walk};
 use crate::domain::ids::{Attempt, MissionId, SrcId};
 use crate::domain::keys::file_name;
 
-/// One attempt's folder, and what the workload is told of it.
+/// The folder and the environment variables of one attempt.
 ///
 /// ```text
 /// <work dir>/<16 digits of the SHA-256 of deployment and task>-<attempt>-<8 random digits>/
@@ -73,7 +73,7 @@ impl WorkloadEnv {
         self.remove_unless(&CancellationToken::new())
     }
 
-    /// As [`WorkloadEnv::remove`], until it is told to stop: what is left then has its marker still.
+    /// As [`WorkloadEnv::remove`], until it is asked to stop: what is left then has its marker still.
     ///
     /// # Errors
     /// As of [`WorkloadEnv::remove`]; `Interrupted` if it was stopped.

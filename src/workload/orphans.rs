@@ -43,10 +43,10 @@ pub(super) fn end_below(folder: &Path, dying: Option<Pid>) -> usize {
 
 /// The name of the lock in a work folder.
 const LOCK_NAME: &str = ".lock";
-/// The name of the note of a process that was told to end, how it begins, and the most that is read of it: a boot's
+/// The name of the note of a process that was asked to stop, how it begins, and the most that is read of it: a boot's
 /// name has 36 characters.
 const NOTE_NAME: &str = ".lighthpc-drained";
-const NOTE_START: &str = "lighthpc was told to end in boot ";
+const NOTE_START: &str = "lighthpc was asked to stop in boot ";
 const NOTE_BYTES_MAX: u64 = 128;
 /// How many folders that stay are named in one warning.
 const NAMED_MAX: usize = 5;
@@ -59,7 +59,7 @@ pub struct WorkLock {
 }
 
 impl WorkLock {
-    /// Notes that this process was told to end: what it leaves, if it does not come to its end, is no crash.
+    /// Notes that this process was asked to stop: what it leaves, if it does not come to its end, is no crash.
     ///
     /// # Errors
     /// The system's.
@@ -69,7 +69,7 @@ impl WorkLock {
         note.write_all(format!("{NOTE_START}{}\n", folder::boot_id()).as_bytes())
     }
 
-    /// Returns whether the process before this one was told to end in this boot, and removes its note. What has the
+    /// Returns whether the process before this one was asked to stop in this boot, and removes its note. What has the
     /// note's name and is none stays.
     fn take_note(&self) -> bool {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;

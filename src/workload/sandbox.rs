@@ -193,7 +193,7 @@ pub(super) enum UnitEnd {
 pub(super) enum UnitState {
     /// It is being made, runs, or is being ended.
     Running,
-    /// It ended otherwise than with 0; systemd remembers it until it is told to forget.
+    /// It ended otherwise than with 0; systemd keeps it until it is reset.
     Failed(UnitEnd),
     /// There is none: it ended with 0 and was forgotten, or was never made.
     Gone,

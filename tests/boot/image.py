@@ -1,6 +1,6 @@
 """Makes the image of a node: a minimal Debian, provisioned by scripts/provision, as a disk that QEMU boots.
 
-The base system is made once, by mmdebstrap, and kept; the image is made anew whenever something that goes into it has
+The base system is made once, by mmdebstrap, and kept; the image is made again whenever something that goes into it has
 changed. Each test boots a copy of it with a few files of its own, written by debugfs, so that nothing has to be mounted.
 """
 

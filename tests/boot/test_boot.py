@@ -205,7 +205,7 @@ def test_at_the_end_of_its_life_a_node_hands_its_task_back(cloud, node):
 
 
 def test_the_deadline_needs_no_daemon(cloud, node):
-    # The node lives longer than it may, and does not know: it is told another lifetime than the deadline.
+    # The node lives longer than it may, and does not know: its lifetime is not the one of the deadline.
     files = {
         f"{DEADLINE}.timer.d/test.conf": "[Timer]\nOnBootSec=\nOnBootSec=30s\nOnUnitInactiveSec=10s\n",
         f"{DEADLINE}.service.d/test.conf": "[Service]\nEnvironmentFile=\nEnvironment=LIGHTHPC_MAX_LIFETIME=40 LIGHTHPC_MAX_DRAIN=5\n",

@@ -58,7 +58,7 @@ def assert_done(cloud, src, content, attempt=1, uploads=0):
 
 
 def assert_announced(cloud, mission, *words):
-    """People were told exactly once, in the article's sense; returns the text."""
+    """The notification was sent exactly once, in the article's sense; returns its text."""
     wait_until(cloud.notifications, 10, "the notification arrives")
     notes = cloud.notifications()
     assert len(notes) == 1
@@ -75,5 +75,5 @@ def ahead_s(text):
 
 
 def assert_hint(finished):
-    """The user is told the cause and the next command."""
+    """The user sees the cause and the next command."""
     assert [line for line in finished.stderr.splitlines() if "hint:" in line], finished.stderr

@@ -29,7 +29,7 @@ TASKS_MAX = 1_000  # each keeps an instance in moto and a metadata service here
 INPUT = b">seq\nacgtacgt\n"
 # The standard input of what runs in the background is /dev/null, so "go" comes by another descriptor.
 START = 'exec 3<&0; { read -r _ <&3; exec "$@" 3<&- >stdout 2>stderr; } & echo $!'
-TROUBLE_CHARS_MAX = 1_000
+FAILURE_CHARS_MAX = 1_000
 PR_SET_CHILD_SUBREAPER = 36
 MEASURES = {"cpu_ms": "CPU ms", "wall_ms": "wall ms", "rss_mib": "peak MiB"}
 
@@ -54,7 +54,7 @@ class Run:
     cpu_ms: float
     wall_ms: float
     rss_mib: float  # of the largest single process
-    trouble: list
+    failures: list
 
 
 def adopt_orphans():
@@ -83,13 +83,13 @@ def measure(kind, number, command, env, folder):
             os.kill(pid, signal.SIGKILL)  # a child that nobody has waited for: its id is still its own
         _, status, usage = os.wait4(pid, 0)
         wall_s = time.perf_counter() - started
-    trouble = [] if has_ended else [f"not ended within {RUN_S_MAX} s"]
+    failures = [] if has_ended else [f"not ended within {RUN_S_MAX} s"]
     code = os.waitstatus_to_exitcode(status)
     if has_ended and code != 0:
         words = (folder / "stderr").read_text(errors="replace").strip()
-        trouble.append(f"exit code {code}: {words[-TROUBLE_CHARS_MAX:]}")
+        failures.append(f"exit code {code}: {words[-FAILURE_CHARS_MAX:]}")
     cpu_s = usage.ru_utime + usage.ru_stime
-    return Run(kind, number, cpu_s * 1e3, wall_s * 1e3, usage.ru_maxrss / 1024, trouble)
+    return Run(kind, number, cpu_s * 1e3, wall_s * 1e3, usage.ru_maxrss / 1024, failures)
 
 
 def ended_within(pid, timeout_s):
@@ -135,11 +135,11 @@ def run_task(cloud, kind, number):
     row = cloud.task(src)
     is_done = row.get("strIndiProgress") == "100%" and (kind.is_peer or row["state"] == "done")
     if not is_done:
-        run.trouble.append(f"the row is not done: {row}")
+        run.failures.append(f"the row is not done: {row}")
     if cloud.object(f"rslt_{src}") is None:
-        run.trouble.append("there is no result")
+        run.failures.append("there is no result")
     if cloud.instance_state(instance_id) not in ("shutting-down", "terminated"):
-        run.trouble.append("the instance is not ended")
+        run.failures.append("the instance is not ended")
     return run
 
 
@@ -173,13 +173,13 @@ def bench(binary, tasks, with_aws_cli, folder):
             nothing = [measure("nothing", n, ["/bin/true"], env, folder / f"true-{n}") for n in range(5)]
         finally:
             cloud.close()
-    failed = [run for run in warm + runs if run.trouble]
+    failed = [run for run in warm + runs if run.failures]
     return chosen, runs, nothing, failed
 
 
 def median(runs, measure_name):
     """The median of one measure; None if nothing ran well."""
-    values = [getattr(run, measure_name) for run in runs if not run.trouble]
+    values = [getattr(run, measure_name) for run in runs if not run.failures]
     return statistics.median(values) if values else None
 
 
@@ -212,7 +212,7 @@ def table(chosen, result):
     """The summary for people."""
     rows = [["median of {tasks} runs".format(**result), *MEASURES.values(), "CPU min..max", "wall min..max"]]
     for kind in chosen:
-        runs = [run for run in result["runs"] if run["kind"] == kind.name and not run["trouble"]]
+        runs = [run for run in result["runs"] if run["kind"] == kind.name and not run["failures"]]
         spread = [
             f"{min(run[m] for run in runs):.1f}..{max(run[m] for run in runs):.1f}" if runs else "-"
             for m in ("cpu_ms", "wall_ms")
@@ -277,7 +277,7 @@ def main():
         result = summary(chosen, runs, nothing, failed, asked.tasks)
     print(json.dumps(result, indent=2) if asked.json else table(chosen, result))
     for run in failed:
-        say(f"FAILED: {run.kind} {run.round}: {'; '.join(run.trouble)}")
+        say(f"FAILED: {run.kind} {run.round}: {'; '.join(run.failures)}")
     return 1 if failed else 0
 
 

@@ -56,7 +56,7 @@ def bench(binary, rows, folder):
                 bench_node.say(f"round {number} of {ROUNDS}")
                 for name in ("submit", "python") if number % 2 else ("python", "submit"):
                     run = run_once(cloud, binary, name, number, rows if number else min(rows, 500), env)
-                    runs += [run] if number or run.trouble else []
+                    runs += [run] if number or run.failures else []
         finally:
             cloud.close()
     return runs
@@ -81,7 +81,7 @@ def run_once(cloud, binary, name, number, rows, env):
     )
     there = sum(page["Count"] for page in pages)
     if there != rows:
-        run.trouble.append(f"{there} rows of {rows} are there")
+        run.failures.append(f"{there} rows of {rows} are there")
     return run
 
 
@@ -137,12 +137,12 @@ def main():
     bench_node.adopt_orphans()
     with tempfile.TemporaryDirectory(prefix="lighthpc-bench-") as temporary:
         runs = bench(str(binary), asked.submit, pathlib.Path(temporary))
-    good = [run for run in runs if not run.trouble]
+    good = [run for run in runs if not run.failures]
     result = summary(good, asked.submit)
     print(json.dumps(result, indent=2) if asked.json else table(result))
     for run in runs:
-        if run.trouble:
-            bench_node.say(f"FAILED: {run.kind} {run.round}: {'; '.join(run.trouble)}")
+        if run.failures:
+            bench_node.say(f"FAILED: {run.kind} {run.round}: {'; '.join(run.failures)}")
     return 0 if len(good) == len(runs) else 1
 
 

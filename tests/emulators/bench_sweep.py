@@ -36,7 +36,7 @@ def bench(binary, tasks, folder):
                 command = ["/bin/sh", "-c", line, binary, f"m{number}", keys]
                 made_rows = bench_node.measure("submit", number, command, env, folder / f"submit-{number}")
                 swept = bench_node.measure("sweep", number, [binary, "sweep", "--json"], env, folder / f"sweep-{number}")
-                swept.trouble += made_rows.trouble
+                swept.failures += made_rows.failures
                 runs[count] = swept
                 made = count
         finally:
@@ -71,9 +71,9 @@ def main():
         for count, run in runs.items():
             print(f"{count:16}{run.cpu_ms:10.0f}{run.wall_ms:10.0f}{run.rss_mib:10.1f}")
     for count, run in runs.items():
-        if run.trouble:
-            bench_node.say(f"FAILED: {count} tasks: {'; '.join(run.trouble)}")
-    return 1 if any(run.trouble for run in runs.values()) else 0
+        if run.failures:
+            bench_node.say(f"FAILED: {count} tasks: {'; '.join(run.failures)}")
+    return 1 if any(run.failures for run in runs.values()) else 0
 
 
 if __name__ == "__main__":

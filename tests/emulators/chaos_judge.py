@@ -52,7 +52,7 @@ def _results(chaos, keys):
     checked = 0
     for src, content in chaos.inputs.items():
         row = chaos.rows[src]
-        told = row.get("resultETag"), row.get("resultBytes")
+        written = row.get("resultETag"), row.get("resultBytes")
         got = chaos.cloud.object(f"rslt_{src}")
         if row.get("state") != "done":
             wrong = f"{row.get('state')}, verdict {row.get('verdict')}"
@@ -60,8 +60,8 @@ def _results(chaos, keys):
             wrong = "done, but its result is lost"
         elif got != chaos_workload.expected(content):
             wrong = f"its result is wrong: {len(got)} bytes, {got[:70]!r}"
-        elif told != (chaos.cloud.object_head(f"rslt_{src}")["ETag"], len(got)):
-            wrong = f"the row has ETag and bytes {told}"
+        elif written != (chaos.cloud.object_head(f"rslt_{src}")["ETag"], len(got)):
+            wrong = f"the row has ETag and bytes {written}"
         elif row.get("strIndiProgress") != "100%" or row.get("rsltFilename") is None:
             wrong = f"done, but the row says {row.get('strIndiProgress')}, {row.get('rsltFilename')}"
         else:
@@ -75,13 +75,13 @@ def _results(chaos, keys):
 
 
 def _attempts(chaos):
-    """How attempts ended: none because of an outage, and each at the time that its own machine's clock told."""
+    """How attempts ended: none because of an outage, and each at the time of its own machine's clock."""
     rows = chaos.rows.values()
     takeovers = 0
     for row in rows:
-        told = [entry for entry in row.get("history", []) if entry["verdict"] != "lost"]
+        entries = [entry for entry in row.get("history", []) if entry["verdict"] != "lost"]
         # The history keeps ten.
-        takeovers += max(row.get("attempt", 0) - len(told), 0) if row.get("attempt", 0) <= 10 else 0
+        takeovers += max(row.get("attempt", 0) - len(entries), 0) if row.get("attempt", 0) <= 10 else 0
     verdicts = collections.Counter(entry["verdict"] for row in rows for entry in row.get("history", []))
     if verdicts["infra"]:
         chaos.failures.append(f"{verdicts['infra']} attempts were lost to outages that were shorter than a lease")
@@ -128,18 +128,18 @@ def _mission(chaos, mission):
 
 
 def _publishers(chaos):
-    """People were told once, and again only for a reason."""
-    told = len(chaos.cloud.notifications())
+    """The notification was sent once, and again only for a reason."""
+    sent = len(chaos.cloud.notifications())
     deaths = list(chaos.publisher_deaths.values())
     # One that dies before its message has left explains no second message; one that dies by chance may have sent it.
     doubled = [kind for kind in chaos.events.publishes if kind in ("proxy lose", "proxy repeat", "proxy delay")]
     explained = 1 + deaths.count("after") + deaths.count("by chance") + len(doubled)
-    if not 1 <= told <= explained:
-        chaos.failures.append(f"{told} notifications; the faults explain 1 to {explained}")
+    if not 1 <= sent <= explained:
+        chaos.failures.append(f"{sent} notifications; the faults explain 1 to {explained}")
     if chaos.proxy.on_publish:
         chaos.failures.append(f"the publisher's fault, {chaos.publisher_fault}, met no publisher: this run shows less")
     return {
-        "notifications": told,
+        "notifications": sent,
         "publisher_fault": chaos.publisher_fault,
         "publisher_deaths_by_plan": deaths.count("before") + deaths.count("after"),
         "publisher_deaths_by_chance": deaths.count("by chance"),

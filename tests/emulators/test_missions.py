@@ -42,7 +42,7 @@ def test_rows_of_the_first_version_are_carried_on(cloud):
     assert {name: row[name] for name in ("bidMode", "maxUnitprice", "timeCfg")} == {
         name: mission[name] for name in ("bidMode", "maxUnitprice", "timeCfg")
     }
-    assert not early, "nobody is told at half time"
+    assert not early, "nobody is notified at half time"
     assert re.search(r"\b2\b", assert_announced(cloud, key).replace(key, ""))
     manifests = cloud.manifests(key)
     assert len(manifests) == 1
@@ -108,11 +108,11 @@ def test_status_counts_and_lists_as_json(cloud):
     status = cloud.run_command("status", "M001", "--json")
 
     assert status.returncode == 0, status.stderr
-    told = json.loads(status.stdout)
-    assert "M001" in json.dumps(told)
-    counts = [value for _, value in leaves(told) if isinstance(value, int)]
+    answer = json.loads(status.stdout)
+    assert "M001" in json.dumps(answer)
+    counts = [value for _, value in leaves(answer) if isinstance(value, int)]
     assert 1 in counts and 3 in counts
-    assert {"done", "one", "two"} <= {value for _, value in leaves(told) if isinstance(value, str)}
+    assert {"done", "one", "two"} <= {value for _, value in leaves(answer) if isinstance(value, str)}
 
 
 def leaves(value, name=""):

@@ -79,8 +79,8 @@ def test_local_files_become_a_mission_and_its_nodes_do_it(account, tmp_path):
         "waiting": 0,
         "reasons": [],
     }
-    told = json.loads(again.stdout)
-    assert (told["isNew"], told["rowsMade"], told["rowsThere"], told["launched"]) == (False, 0, 3, 0)
+    answer = json.loads(again.stdout)
+    assert (answer["isNew"], answer["rowsMade"], answer["rowsThere"], answer["launched"]) == (False, 0, 3, 0)
     launched = instances(account)
     assert sorted(tags["srcID"] for tags in launched.values()) == ["M001/one.txt", "M001/three.txt", "M001/two + ü.txt"]
     assert {tags["missionID"] for tags in launched.values()} == {"M001"}

@@ -186,7 +186,7 @@ def test_uploads_wait_in_a_queue_that_a_few_functions_empty(template):
         assert functions["UploadFunction"][name] == functions["Function"][name]
     for it in (queue, dead):
         assert it["SqsManagedSseEnabled"] is True
-    # A bucket is told of the queue once the queue may be sent to.
+    # A bucket notifies the queue once the queue may be sent to.
     assert bucket["DependsOn"] == "UploadQueuePolicy"
 
 

@@ -60,7 +60,11 @@ async fn a_task_that_fails_before_its_mission_is_read_is_counted() {
     node.run().await.ending.unwrap_err();
     assert_eq!(cloud.task("abc").await.state, State::Failed);
     assert_eq!(cloud.tally("M").await.failed, 1);
-    assert_eq!(cloud.mission_row("M").await.rolled.failed, 1, "the row shows the end, though nobody could be told");
+    assert_eq!(
+        cloud.mission_row("M").await.rolled.failed,
+        1,
+        "the row shows the end, though no notification could be sent"
+    );
 }
 
 /// What is wrong with every task is found before one is claimed.

@@ -1,4 +1,4 @@
-//! A node that is told to end, at any moment, with services away or silent: it ends in time and in order.
+//! A node that is asked to stop, at any moment, with services away or silent: it ends in time and in order.
 
 use std::time::{Duration, Instant};
 
@@ -63,7 +63,7 @@ async fn scene(name: &str, faults: &Faults) -> (TestCloud, TestNode) {
     (cloud, node)
 }
 
-/// The tables are away from the n-th call on, for longer than anyone waits, and at that moment the node is told to end:
+/// The tables are away from the n-th call on, for longer than anyone waits, and at that moment the node is asked to stop:
 /// it does so in time, whichever call it is, and that is an error only if it holds a task that it cannot hand back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_during_an_outage_is_an_orderly_end_at_every_call() {
@@ -97,7 +97,7 @@ async fn outage_at(name: &str, n: u32) -> bool {
     faults.add(Dynamodb, "*", When::After(n - 1), Fault::FailBefore);
     let instance = node.instance.clone();
     let (started, running) = (Instant::now(), node.run());
-    // Whoever watches a lease of an hour makes few calls: it is told to end all the same.
+    // Whoever watches a lease of an hour makes few calls: it is asked to stop all the same.
     let stopping = drained.clone();
     let life = tokio::select! {
         life = running => life,
@@ -121,9 +121,9 @@ async fn drained_within(cloud: &TestCloud, node: TestNode, limit: Duration) -> (
     running.spawn(node.run());
     let began = cloud.dir.path().join("began");
     until("the workload begins", async || began.exists()).await;
-    let told = Instant::now();
+    let asked = Instant::now();
     stopping.drain_within(limit);
-    (running.join_next().await.unwrap().unwrap(), told.elapsed())
+    (running.join_next().await.unwrap().unwrap(), asked.elapsed())
 }
 
 fn line(cloud: &TestCloud, before: &str, after: &str) -> String {

@@ -1,5 +1,5 @@
 //! The fault table: each call of a node's life × each fault. Whatever happens, the mission ends with one result, one count,
-//! its people told, and its machines ended.
+//! its notification sent, and its machines ended.
 
 use std::time::Duration;
 
@@ -70,7 +70,7 @@ async fn survive(call: Call, fault: InjectedFault) {
     cloud.mission("M", &["abc"]).await;
     let faults = Faults::new();
     fault.arrange(&faults, call);
-    // A write that fails for good is insisted on for a lease.
+    // A write that fails permanently is retried for a lease.
     let mut node = cloud.node_with("abc", "M", faults.clone()).lease(Duration::from_secs(3), Duration::from_secs(1));
     let instance = node.instance.clone();
     // Where the machine cannot learn its own name, nothing proves that it is a node; a real one has the order of its
@@ -106,11 +106,11 @@ async fn survive(call: Call, fault: InjectedFault) {
 
     cloud.assert_done("abc", "M", &format!("{context}, then {life:?}")).await;
     assert!(cloud.has_ended(&second_instance), "{context}");
-    let told = cloud.local.published().len();
+    let sent = cloud.local.published().len();
     // At least once, and once in practice: a publisher that cannot know whether its message went out sends it again.
     let unknowable = call.service == Sns && fault != InjectedFault::DiesBefore && fault != InjectedFault::Throttled
         || call.name == "mark announced" && matches!(fault, InjectedFault::DiesBefore | InjectedFault::FailsForGood);
-    assert!(told == 1 || unknowable && told == 2, "{context}: {told} notifications");
+    assert!(sent == 1 || unknowable && sent == 2, "{context}: {sent} notifications");
     assert!(cloud.task("abc").await.attempt.0 <= 3, "{context}");
 }
 

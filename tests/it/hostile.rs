@@ -159,7 +159,7 @@ async fn counts_for_none(value: AttributeValue, state: &'static str) {
     );
     let found = sweep(&cloud).await;
     if is_open && !is_number(&value) {
-        assert_eq!(of(&found, What::Trouble), ["odd"], "{context}: {found:?}");
+        assert_eq!(of(&found, What::Failure), ["odd"], "{context}: {found:?}");
     }
     let serves = cloud.node_on(cloud.local.launch(&[("missionID", "M")]), Faults::new()).run().await;
     assert!(matches!(serves.ending, Ok(Ending::Served { .. })), "{context}: {serves:?}");
@@ -190,7 +190,7 @@ async fn a_mission_that_can_be_none_is_reported() {
     cloud.set_mission_number("~mine", "transNumber", 3).await;
     cloud.set_mission_number("M#tally#0", "transNumber", 3).await;
     let found = sweep(&cloud).await;
-    let mut odd = of(&found, What::Trouble);
+    let mut odd = of(&found, What::Failure);
     odd.sort_unstable();
     assert_eq!(odd, ["M#tally#0", "~mine"], "{found:?}");
     assert_eq!(cloud.backend.ledger.missions().await.unwrap().len(), 1);
@@ -225,7 +225,7 @@ async fn is_worked_at(id: String, nodes: u64) {
 
     let found = sweep(&cloud).await;
 
-    assert_eq!(of(&found, What::Trouble), [id], "{found:?}");
+    assert_eq!(of(&found, What::Failure), [id], "{found:?}");
     let [instance] = &cloud.local.instances()[..] else { panic!("{id:?}: {found:?}") };
     let tag = instance.tags.iter().find(|(key, _)| key == "missionID").map(|(_, value)| value.as_str());
     assert!(tag.is_some_and(|tag| tag.chars().count() <= 256 && !tag.contains(char::is_control)), "{tag:?}");
@@ -308,7 +308,7 @@ async fn a_mission_takes_uploads_as_its_row_says() {
             assert_eq!(cloud.mission_row("M").await.accepts_uploads, is_open);
         }
     }
-    // One that is made by a submission takes none, unless it is told to.
+    // One that is made by a submission takes none, unless it is opened to them.
     for uploads in [None, Some(true), Some(false)] {
         let cloud = TestCloud::new().await;
         let made = cloud.scheduler(&Faults::new()).prepare(&plan(uploads, &["M/a"])).await.unwrap();

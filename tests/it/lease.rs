@@ -13,7 +13,7 @@ use crate::test_cloud::TestCloud;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A workload that says that it runs, waits to be told, and answers.
+/// A workload that says that it runs, waits for a signal of the test, and answers.
 fn waiting(cloud: &TestCloud) -> (String, std::path::PathBuf, std::path::PathBuf) {
     let (began, go) = (cloud.dir.path().join("began"), cloud.dir.path().join("go"));
     let line = format!(

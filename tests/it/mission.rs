@@ -115,9 +115,9 @@ async fn a_failed_task_is_counted_and_the_mission_still_ends() {
     assert_eq!(cloud.result("logs/abc.1.log").as_deref(), Some("sorry\n"));
     let tally = cloud.tally("M").await;
     assert_eq!((tally.ok, tally.failed), (1, 1));
-    let told = cloud.local.published();
-    assert_eq!(told.len(), 1);
-    assert!(told[0].message.contains("with 1 failed"), "{}", told[0].message);
+    let sent = cloud.local.published();
+    assert_eq!(sent.len(), 1);
+    assert!(sent[0].message.contains("with 1 failed"), "{}", sent[0].message);
 }
 
 #[tokio::test]

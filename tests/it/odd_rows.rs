@@ -189,7 +189,7 @@ async fn a_row_that_cannot_be_understood_is_reported_and_left_alone() {
         assert!(matches!(life.ending, Err(NodeError::OddRow { .. })), "{name} {value:?}: {life:?}");
         for _ in 0..2 {
             let found = sweep(&cloud).await;
-            assert_eq!(of(&found, What::Trouble), ["odd"], "{name} {value:?}: {found:?}");
+            assert_eq!(of(&found, What::Failure), ["odd"], "{name} {value:?}: {found:?}");
             assert!(of(&found, What::Launched).is_empty(), "{name} {value:?}: {found:?}");
         }
         assert_eq!(cloud.row_of("odd").await, before, "{name} {value:?}");
@@ -206,7 +206,7 @@ async fn no_node_is_launched_for_rows_that_nobody_can_claim() {
     cloud.set_attribute("old", "state", "done").await;
     for _ in 0..2 {
         let found = sweep(&cloud).await;
-        assert_eq!(of(&found, What::Trouble), ["odd"], "{found:?}");
+        assert_eq!(of(&found, What::Failure), ["odd"], "{found:?}");
     }
     assert!(cloud.local.instances().is_empty());
 }
@@ -272,7 +272,7 @@ async fn a_number_that_cannot_be_read_is_reported() {
     cloud.set_mission_value("M", "transNumber", text("a lot")).await;
     cloud.node("abc", "M").run().await.ending.unwrap();
     let found = sweep(&cloud).await;
-    assert_eq!(of(&found, What::Trouble), ["M"], "{found:?}");
+    assert_eq!(of(&found, What::Failure), ["M"], "{found:?}");
     assert!(found[0].reason.contains("transNumber"), "{found:?}");
 }
 
@@ -360,7 +360,7 @@ async fn a_key_that_is_longer_than_s3_allows_stops_no_announcement() {
     cloud.node("abc", "M").run().await.ending.unwrap();
 
     assert_eq!((cloud.mission_row("M").await.notified, cloud.local.published().len()), (Notified::Yes, 1));
-    assert_eq!(of(&sweep(&cloud).await, What::Trouble), [indexed.as_str()], "its mission waits for it in vain");
+    assert_eq!(of(&sweep(&cloud).await, What::Failure), [indexed.as_str()], "its mission waits for it in vain");
 }
 
 /// `openAs` of another form: no page of the index shows the row, and a sweep, or a cancellation, puts it where it belongs.
@@ -402,7 +402,7 @@ async fn a_task_whose_mission_cannot_be_read_is_reported_and_not_run() {
 
         assert!(matches!(life.ending, Ok(Ending::Served { .. })), "{value:?}: {life:?}");
         if !is_readable {
-            assert_eq!(of(&sweep(&cloud).await, What::Trouble), ["odd"], "{value:?}");
+            assert_eq!(of(&sweep(&cloud).await, What::Failure), ["odd"], "{value:?}");
             assert_eq!(cloud.task("odd").await.state, State::Pending, "{value:?}");
             cloud.set_attribute("odd", "missionID", "M").await;
             cloud.node("odd", "M").run().await.ending.unwrap();
@@ -445,7 +445,7 @@ async fn an_odd_cursor_stops_no_sweep() {
 
         let found = sweep(&cloud).await;
 
-        assert_eq!(of(&found, What::Trouble), Vec::<&str>::new(), "{item:?}: {found:?}");
+        assert_eq!(of(&found, What::Failure), Vec::<&str>::new(), "{item:?}: {found:?}");
         assert_eq!(of(&found, What::Launched).len(), 1, "{item:?}: {found:?}");
     }
 }

@@ -95,7 +95,7 @@ async fn a_redrive_before_the_publication_puts_the_announcement_off() {
 /// The same when the mission is enlarged, by any of the writes of a publisher that have not arrived yet.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_enlargement_meanwhile_is_announced_at_its_own_end() {
-    for (write, told) in [(2, 0), (3, 0), (4, 1)] {
+    for (write, sent) in [(2, 0), (3, 0), (4, 1)] {
         let cloud = TestCloud::new().await;
         cloud.mission("M", &["abc"]).await;
         let faults = Faults::new();
@@ -112,7 +112,7 @@ async fn an_enlargement_meanwhile_is_announced_at_its_own_end() {
 
         assert_eq!(
             (cloud.local.published().len(), cloud.mission_row("M").await.notified),
-            (told, Notified::No),
+            (sent, Notified::No),
             "write {write}"
         );
         cloud.input("def", b"def").await;
@@ -120,7 +120,7 @@ async fn an_enlargement_meanwhile_is_announced_at_its_own_end() {
         cloud.node("def", "M").run().await.ending.unwrap();
         assert_eq!(
             (cloud.local.published().len(), cloud.mission_row("M").await.notified),
-            (told + 1, Notified::Yes),
+            (sent + 1, Notified::Yes),
             "write {write}"
         );
     }

@@ -30,7 +30,7 @@ pub(crate) async fn board(scheduler: &Scheduler, key: &str) -> Ingested {
 
 pub(crate) async fn sweep(scheduler: &Scheduler) -> Vec<(What, String)> {
     let found = scheduler.sweep(&CancellationToken::new()).await.unwrap();
-    assert!(found.iter().all(|finding| finding.what != What::Trouble), "{found:?}");
+    assert!(found.iter().all(|finding| finding.what != What::Failure), "{found:?}");
     found.into_iter().map(|finding| (finding.what, finding.subject)).collect()
 }
 

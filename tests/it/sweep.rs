@@ -16,7 +16,7 @@ use crate::test_cloud::{PATIENCE, TestCloud, mission_id};
 
 async fn sweep(scheduler: &Scheduler) -> Vec<(What, String)> {
     let found = scheduler.sweep(&CancellationToken::new()).await.unwrap();
-    assert!(found.iter().all(|finding| finding.what != What::Trouble), "{found:?}");
+    assert!(found.iter().all(|finding| finding.what != What::Failure), "{found:?}");
     found.into_iter().map(|finding| (finding.what, finding.subject)).collect()
 }
 
@@ -359,5 +359,5 @@ async fn a_missions_refused_launches_do_not_stop_others() {
 
     let of = |what: What| found.iter().filter(|f| f.what == what).map(|f| f.subject.as_str()).collect::<Vec<_>>();
     assert_eq!(of(What::Launched), ["ghi"], "{found:?}");
-    assert_eq!(of(What::Trouble).len(), 1, "the second is not asked for: {found:?}");
+    assert_eq!(of(What::Failure).len(), 1, "the second is not asked for: {found:?}");
 }

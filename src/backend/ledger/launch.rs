@@ -193,7 +193,7 @@ impl Ledger {
     }
 
     /// Takes out of the index of open tasks what has ended, and puts there in its right state what is open in another: a
-    /// leftover of a write by other hands. On condition that the row is as it was seen.
+    /// left by a write of other hands. On condition that the row is as it was seen.
     ///
     /// # Errors
     /// [`CloudError`]; `Ok(false)` if the row has moved.

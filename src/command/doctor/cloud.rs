@@ -330,7 +330,7 @@ async fn source(backend: &Backend, bucket: Option<&str>) -> Check {
     match backend.store.head(bucket, PROBE_KEY).await {
         Err(error) if error.kind == Kind::AccessDenied => Check::warning(
             name,
-            format!("{bucket}: whether it may be read cannot be told without s3:ListBucket"),
+            format!("{bucket}: whether it can be read is unknown without s3:ListBucket"),
             format!("allow s3:ListBucket on {bucket}, and s3:GetObject on {bucket}/*"),
         ),
         other => Check::of_call(name, other.map(|_| format!("{bucket}: may be read"))),
@@ -354,7 +354,7 @@ async fn results(backend: &Backend, bucket: Option<&str>, is_node: bool) -> Chec
 async fn topic(backend: &Backend, topic: Option<&str>) -> Check {
     let name = "topic";
     let Some(topic) = topic else {
-        return Check::warning(name, "none is set, so nobody is told of a mission's end", "set LIGHTHPC_TOPIC_ARN");
+        return Check::warning(name, "no topic is set, so no notification is sent", "set LIGHTHPC_TOPIC_ARN");
     };
     match backend.notifier.look(topic).await {
         Err(error) if error.kind == Kind::AccessDenied => Check::skipped(name, "sns:GetTopicAttributes"),

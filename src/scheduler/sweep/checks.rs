@@ -152,7 +152,7 @@ impl Sweep<'_> {
         {
             let asked = self.scheduler.backend.ledger.ask_to_cancel(&[task], mission, &clock::now_rfc3339()).await;
             if let Err(error) = asked.map_err(SchedulerError::cloud("asking a node to stop")) {
-                self.trouble(task.src.as_str(), &error);
+                self.note_failure(task.src.as_str(), &error);
             }
         }
         if !world.is_alive(owner) && self.is_gone(owner).await {
@@ -205,7 +205,7 @@ impl Sweep<'_> {
                 self.find(What::Reindexed, task.src.as_str(), &reason);
             }
             Ok(false) => {}
-            Err(error) => self.trouble(task.src.as_str(), &error),
+            Err(error) => self.note_failure(task.src.as_str(), &error),
         }
     }
 
@@ -237,7 +237,7 @@ impl Sweep<'_> {
         if to != cursor {
             let moved = self.scheduler.backend.ledger.move_cursor(&to).await;
             if let Err(error) = moved.map_err(SchedulerError::cloud("moving the cursor")) {
-                self.trouble("the sweeps' cursor", &error);
+                self.note_failure("the sweeps' cursor", &error);
             }
         }
         Ok(())
@@ -318,7 +318,7 @@ impl Sweep<'_> {
                     self.find(What::Failed, src.as_str(), "its mission is cancelled");
                 }
             }
-            Err(error) => self.trouble(mission.id.as_str(), &error),
+            Err(error) => self.note_failure(mission.id.as_str(), &error),
         }
     }
 

@@ -57,7 +57,7 @@ pub enum What {
     /// An entry of the index of open tasks was corrected.
     Reindexed,
     /// Something could not be done.
-    Trouble,
+    Failure,
 }
 
 impl What {
@@ -72,7 +72,7 @@ impl What {
             Self::Ended => "ended",
             Self::Announced => "announced",
             Self::Reindexed => "reindexed",
-            Self::Trouble => "trouble",
+            Self::Failure => "failure",
         }
     }
 }
@@ -163,8 +163,8 @@ pub(super) fn tally_of(task: &Task, mission: Option<&Mission>) -> Option<Mission
     mission.cloned().or_else(|| task.mission.clone().map(Mission::unknown))
 }
 
-/// The most findings of one kind of trouble that are listed; of the rest only the number is.
-const TROUBLES_MAX: usize = 100;
+/// The most findings of failures that are listed. Of the rest only the number is.
+const FAILURES_MAX: usize = 100;
 /// The most tasks that are kept from one look to the other: key and two counters are about 150 bytes, so this is 30 MB.
 const UNCONFIRMED_MAX: usize = 200_000;
 
@@ -173,7 +173,7 @@ struct Sweep<'a> {
     scheduler: &'a Scheduler,
     stop: &'a CancellationToken,
     findings: Vec<Finding>,
-    troubles: usize,
+    failures: usize,
     /// Cleared when EC2 refuses to launch at all: there is no use in asking it a thousand times.
     may_launch: bool,
     /// The limit of nodes that holds launches back, once it did in this half.
@@ -235,7 +235,7 @@ impl<'a> Sweep<'a> {
             scheduler,
             stop,
             findings: Vec::new(),
-            troubles: 0,
+            failures: 0,
             may_launch: scheduler.settings.template.is_some(),
             held: None,
             refused: HashSet::new(),
@@ -250,9 +250,9 @@ impl<'a> Sweep<'a> {
     }
 
     fn into_findings(mut self) -> Vec<Finding> {
-        if self.troubles > TROUBLES_MAX {
-            let reason = format!("{} more could not be done or read; the log has each", self.troubles - TROUBLES_MAX);
-            self.findings.push(Finding { what: What::Trouble, subject: "the rest".to_owned(), reason });
+        if self.failures > FAILURES_MAX {
+            let reason = format!("{} more could not be done or read; the log has each", self.failures - FAILURES_MAX);
+            self.findings.push(Finding { what: What::Failure, subject: "the rest".to_owned(), reason });
         }
         if self.left > 0 {
             tracing::warn!("{} lost tasks are left to the next sweep", self.left);
@@ -265,16 +265,16 @@ impl<'a> Sweep<'a> {
         self.findings.push(Finding { what, subject: subject.to_owned(), reason: reason.to_owned() });
     }
 
-    fn trouble(&mut self, subject: &str, error: &SchedulerError) {
+    fn note_failure(&mut self, subject: &str, error: &SchedulerError) {
         self.odd(subject, &crate::worker::words(error));
     }
 
     fn odd(&mut self, subject: &str, reason: &str) {
         tracing::warn!("{subject}: {reason}");
-        self.troubles += 1;
-        if self.troubles <= TROUBLES_MAX {
+        self.failures += 1;
+        if self.failures <= FAILURES_MAX {
             let (subject, reason) = (subject.to_owned(), reason.to_owned());
-            self.findings.push(Finding { what: What::Trouble, subject, reason });
+            self.findings.push(Finding { what: What::Failure, subject, reason });
         }
     }
 }

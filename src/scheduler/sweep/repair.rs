@@ -47,7 +47,7 @@ impl Sweep<'_> {
             (true, None) | (false, Some(_)) => Ok(()),
         };
         if let Err(error) = noted {
-            self.trouble(mission.id.as_str(), &error);
+            self.note_failure(mission.id.as_str(), &error);
         }
     }
 
@@ -87,7 +87,7 @@ impl Sweep<'_> {
             }
             Err(error) => {
                 let ids: Vec<&str> = instances.iter().map(|ours| ours.id.as_str()).collect();
-                self.trouble(&ids.join(", "), &error);
+                self.note_failure(&ids.join(", "), &error);
             }
         }
     }
@@ -128,7 +128,7 @@ impl Sweep<'_> {
             }
             // It moved after all.
             Ok(None) => {}
-            Err(error) => self.trouble(task.src.as_str(), &error),
+            Err(error) => self.note_failure(task.src.as_str(), &error),
         }
     }
 
@@ -137,7 +137,7 @@ impl Sweep<'_> {
             let reason =
                 format!("{LAUNCHES_LOST_MAX} instances for it have ended before they claimed it, the last: {reason}");
             if let Err(error) = self.scheduler.note_held(task, &reason).await {
-                self.trouble(task.src.as_str(), &error);
+                self.note_failure(task.src.as_str(), &error);
             }
             return self.fail(task, mission, Verdict::Infra, None, &reason).await;
         }
@@ -147,7 +147,7 @@ impl Sweep<'_> {
         if let Some(why) = self.held.clone() {
             // The row says why; whether there is room again is the next sweep's question.
             if let Err(error) = self.scheduler.note_held(task, &why).await {
-                self.trouble(task.src.as_str(), &error);
+                self.note_failure(task.src.as_str(), &error);
             }
             return;
         }
@@ -163,7 +163,7 @@ impl Sweep<'_> {
             Ok(Node::NotNeeded) => {}
             Err(error) => {
                 self.refuse(task.mission.clone(), &error);
-                self.trouble(task.src.as_str(), &error);
+                self.note_failure(task.src.as_str(), &error);
             }
         }
     }
@@ -203,7 +203,7 @@ impl Sweep<'_> {
             }
             Err(error) => {
                 self.refuse(Some(mission.id.clone()), &error);
-                self.trouble(mission.id.as_str(), &error);
+                self.note_failure(mission.id.as_str(), &error);
             }
         }
     }
@@ -216,7 +216,7 @@ impl Sweep<'_> {
                 self.unconfirmed.publishers.insert(mission.id.clone(), mission.notified.clone());
             }
             Ok(false) => {}
-            Err(error) => self.trouble(mission.id.as_str(), &error),
+            Err(error) => self.note_failure(mission.id.as_str(), &error),
         }
     }
 
@@ -240,7 +240,7 @@ impl Sweep<'_> {
                     self.announce(mission, false).await;
                 }
             }
-            Err(error) => self.trouble(task.src.as_str(), &error),
+            Err(error) => self.note_failure(task.src.as_str(), &error),
         }
     }
 }
