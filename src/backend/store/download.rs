@@ -2,17 +2,19 @@
 
 use std::path::Path;
 
-use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::types::ChecksumMode;
-use aws_smithy_types::base64;
 use crc_fast::{CrcAlgorithm, Digest};
 use tokio::fs::File;
 use tokio::io::{AsyncSeekExt, AsyncWriteExt, SeekFrom};
 use tokio::task::JoinSet;
 
-use super::mark::MarkedObject;
+use super::client::Store;
+use super::disk::free_bytes;
+use super::error::StoreError;
+use super::object::{Checksum, Object, uri};
+use super::part::{PART_BYTES, PART_TRIES_MAX, PARTS_PARALLEL};
 use super::sums::Sums;
-use super::{CloudError, Kind, Object, PART_BYTES, PART_TRIES_MAX, PARTS_PARALLEL, Store, StoreError, free_bytes, uri};
+use crate::backend::error::{CloudError, Kind};
 use crate::domain::backoff;
 
 /// How often a download starts over because the object was replaced meanwhile.
@@ -27,49 +29,6 @@ pub struct Downloaded {
     pub bytes: u64,
     /// The `ETag` all its ranges were pinned to.
     pub etag: String,
-}
-
-/// A checksum that S3 keeps over a whole object and that ranges can be combined to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Checksum {
-    name: &'static str,
-    base64: String,
-}
-
-impl Checksum {
-    pub(super) fn algorithm(&self) -> CrcAlgorithm {
-        match self.name {
-            "CRC-64/NVME" => CrcAlgorithm::Crc64Nvme,
-            "CRC-32C" => CrcAlgorithm::Crc32Iscsi,
-            _ => CrcAlgorithm::Crc32IsoHdlc,
-        }
-    }
-
-    /// Returns whether `crc` is this checksum.
-    pub(super) fn is(&self, crc: u64) -> bool {
-        self.encode(crc) == self.base64
-    }
-
-    fn encode(&self, crc: u64) -> String {
-        match self.algorithm() {
-            CrcAlgorithm::Crc64Nvme => base64::encode(crc.to_be_bytes()),
-            _ => base64::encode(&crc.to_be_bytes()[4..]),
-        }
-    }
-}
-
-/// Reads an object's `HEAD`. A checksum with `-` is one of parts' checksums, and says nothing of ranges.
-pub(super) fn object(head: &HeadObjectOutput) -> Object {
-    let whole =
-        |value: Option<&str>, name| value.filter(|v| !v.contains('-')).map(|v| Checksum { name, base64: v.to_owned() });
-    Object {
-        bytes: head.content_length().and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0),
-        etag: head.e_tag().unwrap_or_default().to_owned(),
-        checksum: whole(head.checksum_crc64_nvme(), "CRC-64/NVME")
-            .or_else(|| whole(head.checksum_crc32_c(), "CRC-32C"))
-            .or_else(|| whole(head.checksum_crc32(), "CRC-32")),
-        found: MarkedObject::read(head.metadata()),
-    }
 }
 
 /// One range of an object under way.

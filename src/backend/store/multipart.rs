@@ -8,12 +8,13 @@ use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumType, CompletedMultipartUploa
 use tokio::task::JoinSet;
 
 use super::body::section;
+use super::client::Store;
+use super::error::StoreError;
+use super::object::uri;
+use super::part::{MultipartUpload, PART_BYTES, PARTS_MAX, PARTS_PARALLEL};
 use super::sums::Sums;
 use super::upload::{CRC, Condition, Stored, Target, completing, crc_base64, sending};
-use super::{CloudError, Kind, PART_BYTES, PARTS_PARALLEL, Store, StoreError, uri};
-
-/// S3's limit of parts in one upload. Source: Amazon S3 user guide, "Amazon S3 multipart upload limits".
-pub(super) const PARTS_MAX: u64 = 10_000;
+use crate::backend::error::{CloudError, Kind};
 
 impl Store {
     /// Uploads in parts and completes on the condition; whatever fails, the upload is aborted, for its parts bill.
@@ -205,26 +206,6 @@ impl Store {
     }
 }
 
-/// A multipart upload.
-#[derive(Clone, Debug)]
-pub(super) struct MultipartUpload {
-    bucket: String,
-    key: String,
-    id: String,
-}
-
-impl MultipartUpload {
-    /// Names an upload that is there.
-    pub(super) fn of(bucket: &str, key: &str, id: String) -> Self {
-        Self { bucket: bucket.to_owned(), key: key.to_owned(), id }
-    }
-
-    /// Returns its id.
-    pub(super) fn id(&self) -> &str {
-        &self.id
-    }
-}
-
 /// A multipart upload under way. Dropped before it is closed, it is noted, to be aborted: a drop cannot wait.
 struct Open<'a> {
     store: &'a Store,
@@ -266,7 +247,7 @@ fn part_bytes_for(bytes: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::OBJECT_BYTES_MAX;
+    use super::super::part::OBJECT_BYTES_MAX;
     use super::*;
 
     #[test]

@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::parts::{Pages, Part, parts_of, rotated};
-use super::repair::{PUT_BACK_TIME_MAX, WANTED_MAX};
+use super::repair::WANTED_MAX;
 use super::snapshot::{BOOT_MAX, Snapshot};
-use super::{Sweep, Unconfirmed, What};
+use super::{PUT_BACK_TIME_MAX, Sweep, Unconfirmed, What};
 use crate::backend::ledger::{Cursor, OpenTask, Partition};
 use crate::clock;
 use crate::domain::ids::{InstanceId, MissionId, SrcId};
