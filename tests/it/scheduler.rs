@@ -224,7 +224,7 @@ async fn a_launch_that_ec2_refuses_is_named_and_the_task_waits() {
         let error = scheduler.launch_for(&row, None).await.unwrap_err();
         let (exit, hint) = of_scheduler(&error);
         assert!(matches!(exit, Exit::LaunchRefused | Exit::AccessDenied), "{code}: {exit:?}");
-        assert!(hint.is_some() && !error.may_pass(), "{code}");
+        assert!(hint.is_some() && !error.is_transient(), "{code}");
         // Types and prices are a mission's own, and others may launch.
         assert_eq!(error.is_of_every_launch(), code != "InvalidParameterValue", "{code}");
     }

@@ -84,7 +84,7 @@ impl Sweep<'_> {
                     Pages::new(self.scheduler, Partition { mission: Some(&id), shard }, State::Running, None);
                 while let Some(keys) = pages.next().await? {
                     for rows in keys.chunks(ROWS_LEN) {
-                        // Whether it still runs or has just ended: its holder was at it a moment ago.
+                        // Whether it still runs or has just ended: its holder wrote a moment ago.
                         for task in self.rows(rows).await? {
                             if let Some(holder) = &task.instance {
                                 self.unconfirmed.idle.remove(holder.as_str());
