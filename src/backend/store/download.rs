@@ -6,7 +6,6 @@ use aws_sdk_s3::types::ChecksumMode;
 use crc_fast::{CrcAlgorithm, Digest};
 use tokio::fs::File;
 use tokio::io::{AsyncSeekExt, AsyncWriteExt, SeekFrom};
-use tokio::task::JoinSet;
 
 use super::client::Store;
 use super::disk::free_bytes;
@@ -15,6 +14,7 @@ use super::object::{Checksum, Object, uri};
 use super::part::{PART_BYTES, PART_TRIES_MAX, PARTS_PARALLEL};
 use super::sums::Sums;
 use crate::backend::error::{CloudError, Kind};
+use crate::backend::parallel::Parallel;
 use crate::domain::backoff;
 
 /// How often a download starts over because the object was replaced meanwhile.
@@ -80,30 +80,25 @@ impl Store {
 
         let checksum = object.checksum.as_ref();
         let algorithm = checksum.map(Checksum::algorithm);
-        let mut starts = (0..object.bytes).step_by(usize::try_from(PART_BYTES).unwrap_or(usize::MAX));
-        let (mut ranges, mut sums) = (JoinSet::new(), algorithm.map(Sums::new));
-        loop {
-            // Made as earlier ones end: a huge object has a hundred thousand.
-            while ranges.len() < PARTS_PARALLEL
-                && let Some(start) = starts.next()
-            {
-                let range = Range {
-                    bucket: bucket.to_owned(),
-                    key: key.to_owned(),
-                    etag: object.etag.clone(),
-                    start,
-                    bytes: PART_BYTES.min(object.bytes - start),
-                    is_whole: object.bytes <= PART_BYTES,
-                };
-                let (store, file) = (self.clone(), file.to_owned());
-                ranges.spawn(async move {
-                    let crc = store.range(&range, &file, algorithm).await?;
-                    Ok::<_, RangeError>((range.start, range.bytes, crc))
-                });
+        let starts = (0..object.bytes).step_by(usize::try_from(PART_BYTES).unwrap_or(usize::MAX));
+        let ranges = starts.map(|start| {
+            let range = Range {
+                bucket: bucket.to_owned(),
+                key: key.to_owned(),
+                etag: object.etag.clone(),
+                start,
+                bytes: PART_BYTES.min(object.bytes - start),
+                is_whole: object.bytes <= PART_BYTES,
+            };
+            let (store, file) = (self.clone(), file.to_owned());
+            async move {
+                let crc = store.range(&range, &file, algorithm).await?;
+                Ok::<_, RangeError>((range.start, range.bytes, crc))
             }
-            // Losing the rest on an error is safe: dropping the set ends them, and the file is started over or thrown
-            // away.
-            let Some(part) = ranges.join_next().await else { break };
+        });
+        let (mut ranges, mut sums) = (Parallel::new(PARTS_PARALLEL, ranges), algorithm.map(Sums::new));
+        // Losing the rest on an error is safe: the file is started over or thrown away.
+        while let Some(part) = ranges.next().await {
             let (start, bytes, crc) = part.map_err(|panic| disk("downloading to", std::io::Error::other(panic)))??;
             if let Some(sums) = &mut sums {
                 sums.add(start, bytes, crc);
