@@ -192,8 +192,8 @@ def test_a_mission_of_another_kind_and_a_task_of_another_mission_are_refused(acc
     other = run(account, "submit", "--mission", "M001", "--exec", "false", here, code=2)
     foreign = run(account, "submit", "--mission", "M002", here, code=2)
 
-    assert "M001" in other.stderr and "two kinds" in other.stderr
-    assert "in/a is a task of mission M001 already" in foreign.stderr
+    assert "M001" in other.stderr and "one workload" in other.stderr
+    assert "in/a already is a task of mission M001" in foreign.stderr
     assert account.mission("M002") is None
     assert len(instances(account)) == 1
 
