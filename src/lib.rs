@@ -1,7 +1,8 @@
-//! One task per input file on EC2 Spot instances: nothing lost, nothing counted twice, nothing left running.
+//! Runs one task per input file on EC2 Spot instances: no task is lost, none is counted twice, no instance is left
+//! running.
 //!
-//! The floors, each of which imports only from floors below it (`scripts/check-floors`):
-//! `command → scheduler → worker → {workload, backend} → domain`; `command` alone uses the crate `local-cloud`.
+//! Layers; each imports only from the layers below it (`scripts/check-floors`): `{command, lambda} → scheduler → worker
+//! → {workload, backend} → domain`. Only `command` uses the crate `local-cloud`.
 
 pub mod backend;
 pub mod clock;

@@ -1,7 +1,7 @@
-//! Logs: to standard error, for people or as JSON for machines.
+//! Logs to standard error, as text or as JSON.
 //!
-//! Whatever a message or a field holds (names, errors of services, paths), no line acts on a terminal: the writer
-//! escapes each line as a whole ([`printable`]), after it was formatted.
+//! No log line can send control sequences to a terminal: the writer escapes each formatted line ([`printable`]),
+//! whatever names, paths and error messages it contains.
 
 use std::io::{self, Write};
 use std::sync::OnceLock;
@@ -15,10 +15,10 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::domain::printable;
 
-/// The bars that a line must not be written through, once there are some.
+/// The progress bars, once they exist. They are hidden while a line is written.
 static BARS: OnceLock<MultiProgress> = OnceLock::new();
 
-/// How logs look.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
     /// Lines for people.
@@ -27,11 +27,11 @@ pub enum Format {
     Json,
 }
 
-/// Sets logging up, once. `default` is the level without `LIGHTHPC_LOG`, which is a level of our own lines, or
-/// a list such as `lighthpc=info,aws_config=debug`.
+/// Sets up logging, once. `default` is the level if `LIGHTHPC_LOG` is not set. The variable is a level for this crate,
+/// or a list such as `lighthpc=info,aws_config=debug`.
 ///
 /// # Errors
-/// A text that says what is wrong with `LIGHTHPC_LOG`.
+/// A text that explains why `LIGHTHPC_LOG` is invalid.
 pub fn init(default: LevelFilter, format: Format) -> Result<(), String> {
     let filter = match std::env::var("LIGHTHPC_LOG").ok().filter(|text| !text.trim().is_empty()) {
         Some(text) if text.contains('=') => {
@@ -42,7 +42,7 @@ pub fn init(default: LevelFilter, format: Format) -> Result<(), String> {
     };
     let registry = tracing_subscriber::registry().with(filter);
     let is_coloured = io::IsTerminal::is_terminal(&io::stderr());
-    // Colours are added after the escaping, so the formatter adds none.
+    // The formatter adds no colours, because the escaping would remove them. They are added afterwards.
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(Stderr { format, is_coloured })
         .with_target(false)
@@ -54,17 +54,17 @@ pub fn init(default: LevelFilter, format: Format) -> Result<(), String> {
     done.map_err(|error| error.to_string())
 }
 
-/// Our own lines from this level on. What other crates have to say comes back to us as errors, and is said once.
+/// Returns a filter for this crate's lines only: errors of other crates are returned to us, and we log them once.
 fn ours(level: LevelFilter) -> Targets {
     Targets::new().with_target("lighthpc", level)
 }
 
-/// Keeps log lines and bars apart from now on.
+/// Hides the bars while a log line is written, from now on.
 pub fn with_bars(bars: &MultiProgress) {
     drop(BARS.set(bars.clone()));
 }
 
-/// Standard error, beside the bars. The formatter writes each event with one call.
+/// Standard error, shared with the progress bars. The formatter writes each event with one call.
 #[derive(Clone, Copy, Debug)]
 struct Stderr {
     format: Format,

@@ -1,4 +1,4 @@
-//! The program: parse, set up logging, dispatch, and turn the end into an exit code.
+//! The binary: runs [`lighthpc::command::main`] and returns its exit code.
 
 use std::process::ExitCode;
 

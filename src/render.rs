@@ -1,11 +1,11 @@
-//! The JSON form of rows, as commands and the HTTP interface print it.
+//! The JSON form of rows, for the commands and the HTTP interface.
 
 use serde_json::{Value, json};
 
 use crate::domain::mission::{Mission, Tally};
 use crate::domain::policy::BidMode;
 
-/// Returns a mission as `status --json` and the HTTP interface print it: numbers of tasks, `timeCost` in seconds of all
+/// Returns a mission as `status --json` and the HTTP interface print it. `timeCost` is the sum, in seconds, of all
 /// successful attempts.
 #[must_use]
 pub fn mission_json(mission: &Mission, total: Tally) -> Value {

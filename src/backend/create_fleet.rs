@@ -1,4 +1,4 @@
-//! `CreateFleet`: how a launch is asked for, and which refusals mean that there is no room.
+//! `CreateFleet`: builds the request of a launch, and classifies refusals as missing capacity or as errors.
 
 use aws_sdk_ec2::operation::create_fleet::builders::CreateFleetFluentBuilder;
 use aws_sdk_ec2::types::{
@@ -11,11 +11,11 @@ use aws_sdk_ec2::types::{
 use crate::domain::policy::Purchase;
 use crate::domain::request::Request;
 
-/// The most pools (instance type × subnet) that one request names. Source: EC2 user guide, "EC2 Fleet quotas": 300 launch
-/// specifications and overrides per fleet.
+/// The maximum number of pools (instance type × subnet) in one request. Source: EC2 user guide, "EC2 Fleet quotas": 300
+/// launch specifications and overrides per fleet.
 const POOLS_MAX: usize = 300;
 
-/// Makes the call of a launch.
+/// Builds the request of a launch.
 pub(super) fn build(fleet: CreateFleetFluentBuilder, request: &Request) -> CreateFleetFluentBuilder {
     let by_id = request.template.name.starts_with("lt-");
     let name = Some(request.template.name.clone());
@@ -81,9 +81,10 @@ pub(super) fn build(fleet: CreateFleetFluentBuilder, request: &Request) -> Creat
     }
 }
 
-/// Returns whether EC2's word means that there is no room, or no quota, now. Sources: EC2 API reference, "Error codes"; the EC2
-/// Fleet user guide's launch errors; the lists of Karpenter (`unfulfillableCapacityErrorCodes`) and of
-/// terraform-aws-github-runner (`scale_errors`). `Unsupported` is a type that a zone does not offer: another may have it.
+/// Returns whether an EC2 error code means that capacity or a quota is exhausted now. Sources: EC2 API reference,
+/// "Error codes"; the launch errors in the EC2 Fleet user guide; Karpenter's `unfulfillableCapacityErrorCodes`;
+/// `scale_errors` of terraform-aws-github-runner. `Unsupported` means that a zone does not offer the type; another zone
+/// may.
 pub(super) fn is_shortfall(word: &str) -> bool {
     const WORDS: [&str; 27] = [
         "InsufficientInstanceCapacity",
@@ -114,7 +115,8 @@ pub(super) fn is_shortfall(word: &str) -> bool {
         "InternalError",
         "Unsupported",
     ];
-    // The code alone: a message may name anything. `Server.InternalError` and `…Exception` are the same words.
+    // Only the code is compared, because a message may contain any name. `Server.InternalError` and `…Exception` are
+    // variants of it.
     let code = word.split(':').next().unwrap_or(word);
     let code = code.trim().trim_end_matches("Exception").trim_start_matches("Server.").trim_start_matches("Client.");
     WORDS.contains(&code) || code.starts_with("InsufficientCapacity")

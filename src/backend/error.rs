@@ -1,8 +1,8 @@
-//! What went wrong with a service, sorted by what a caller can do about it.
+//! Errors of service calls, classified by what a caller can do about them.
 //!
-//! The SDK has an error type per operation; the callers have five questions: may the same call succeed later
-//! ([`CloudError::is_retryable`]), may it have been applied ([`CloudError::is_ambiguous`]), whose fault is it
-//! ([`CloudError::scope`]), which exit code is it, and which hint helps. All are answered by one table, in `failures`.
+//! The SDK has one error type per operation. Callers need five answers: whether the same call may succeed later
+//! ([`CloudError::is_retryable`]), whether it may have been applied ([`CloudError::is_ambiguous`]), what it affects
+//! ([`CloudError::scope`]), the exit code, and the hint. The table in `failures` has all of them.
 
 use std::error::Error as StdError;
 
@@ -18,29 +18,29 @@ use super::failures::{kind_of_answer, nature_of};
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} on {resource}")]
 pub struct CloudError {
-    /// What a caller can do.
+    /// The class of the failure.
     pub kind: Kind,
-    /// The API operation, `UpdateItem` for example.
+    /// The API operation, such as `UpdateItem`.
     pub operation: &'static str,
     /// The table, bucket and key, topic, or instance.
     pub resource: String,
-    /// The service's own words.
+    /// The error of the service.
     #[source]
     pub source: Box<dyn StdError + Send + Sync>,
 }
 
-/// A service's answer in its own words: its error code and message.
+/// The error code and message of a service.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct ServiceMessage(pub String);
 
 impl CloudError {
-    /// Makes an error of our own finding.
+    /// Creates an error that this program detected itself.
     pub fn new(kind: Kind, operation: &'static str, resource: impl Into<String>, said: impl Into<String>) -> Self {
         Self { kind, operation, resource: resource.into(), source: Box::new(ServiceMessage(said.into())) }
     }
 
-    /// Sorts an SDK error.
+    /// Classifies an SDK error.
     pub fn sdk<E>(operation: &'static str, resource: impl Into<String>, error: SdkError<E, HttpResponse>) -> Self
     where
         E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
@@ -55,44 +55,44 @@ impl CloudError {
         Self { kind, operation, resource: resource.into(), source }
     }
 
-    /// Returns what follows from the failure: the row of the table.
+    /// Returns the row of the table for this failure.
     #[must_use]
     pub fn nature(&self) -> &'static Nature {
         nature_of(self.kind, self.operation)
     }
 
-    /// Returns whether the same call may succeed later. The SDK has already tried a few times by then.
+    /// Returns whether the same call may succeed later. The SDK has already retried it a few times.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         self.nature().is_transient
     }
 
-    /// Returns whether the call may have been applied although it failed. Such a write is re-read, not repeated blindly.
+    /// Returns whether the failed call may have been applied. Such a write is read back before it is repeated.
     #[must_use]
     pub const fn is_ambiguous(&self) -> bool {
         matches!(self.kind, Kind::Unavailable | Kind::Unreachable)
     }
 
-    /// Returns what the failure is certain to affect.
+    /// Returns the scope that the failure certainly affects.
     #[must_use]
     pub fn scope(&self) -> Scope {
         self.nature().scope
     }
 
-    /// Returns what to do about it.
+    /// Returns the hint.
     #[must_use]
     pub fn hint(&self) -> String {
-        // The resource last: it is other people's text, and may hold braces.
+        // The resource comes last, because it is untrusted text and may contain braces.
         self.nature().hint.replace("{operation}", self.operation).replace("{resource}", &self.resource)
     }
 
-    /// Returns whether the service gave a code, or words: a HEAD's answer has neither.
+    /// Returns whether the service sent neither a code nor a message. The answer to a HEAD request has neither.
     pub(super) fn is_without_words(&self) -> bool {
         self.source.to_string().starts_with("HTTP ")
     }
 }
 
-/// Reads the answer to a dry run: EC2 says `DryRunOperation` if it would have done it.
+/// Converts the answer to a dry run. EC2 returns `DryRunOperation` if it would have executed the request.
 pub(super) fn dry_run<T>(answer: Result<T, CloudError>) -> Result<(), CloudError> {
     match answer {
         Err(error) if error.source.to_string().starts_with("DryRunOperation") => Ok(()),
@@ -101,7 +101,7 @@ pub(super) fn dry_run<T>(answer: Result<T, CloudError>) -> Result<(), CloudError
     }
 }
 
-/// `CODE: message (HTTP status)`, leaving out what the service did not say.
+/// Formats `CODE: message (HTTP status)` without the missing parts.
 fn words_of<E: ProvideErrorMetadata>(error: &E, status: u16) -> String {
     match (error.code(), error.message()) {
         (Some(code), Some(message)) => format!("{code}: {message}"),
@@ -111,7 +111,7 @@ fn words_of<E: ProvideErrorMetadata>(error: &E, status: u16) -> String {
     }
 }
 
-/// The messages of an error and its sources, each once.
+/// Returns the messages of an error and its sources, without duplicates.
 pub(super) fn chain_of(error: &(dyn StdError + 'static)) -> String {
     let mut words: Vec<String> = Vec::new();
     for link in chain(error) {
@@ -142,13 +142,13 @@ where
     }
 }
 
-/// No answer came: either no request went out, or the connection failed.
+/// Classifies a call without an answer: either the request was not sent, or the connection failed.
 fn kind_of_silence(error: &(dyn StdError + 'static)) -> Kind {
     if chain(error).any(<dyn StdError + 'static>::is::<CredentialsError>) {
         return Kind::NoCredentials;
     }
     let words = chain_of(error);
-    // The SDK has no types for these three; its texts are the only sign.
+    // The SDK has no types for these three failures, only their messages.
     if words.contains("identity cache") || words.contains("no providers in chain provided credentials") {
         return Kind::NoCredentials;
     }

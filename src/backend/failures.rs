@@ -1,60 +1,59 @@
-//! Whose fault is it? One table: a service's error code, and the operation, decide the scope of a failure, whether it
-//! is transient, the hint, and the exit code. `docs/FAILURES.md` is the same for people.
+//! The classification of failures. An error code and an operation determine the scope of a failure, whether it is
+//! transient, the hint, and the exit code. `docs/FAILURES.md` documents the same table.
 //!
-//! [`ANSWERS`] sorts codes into kinds; [`NATURES`] says of each kind what follows. Both are read from the top: the
-//! first row that fits counts. What no row names is sorted by its HTTP status, and is at most the task's: the smallest
+//! [`ANSWERS`] maps error codes to kinds; [`NATURES`] maps kinds to consequences. In both, the first matching row
+//! applies. A code without a row is classified by its HTTP status, and its scope is at most the task: the smallest
 //! scope that is certainly affected.
 
-/// What a caller can do about a failed call.
+/// The class of a failed call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// The credential chain found nothing, or what it found does not work.
+    /// The credential chain found no credentials, or invalid ones.
     NoCredentials,
-    /// The credentials have run out; the role's next ones will do.
+    /// The credentials have expired. The role's next ones will be valid.
     Expired,
-    /// The machine's clock is wrong: the service refuses the signature for its time.
+    /// The machine's clock is wrong: the service refuses the time of the signature.
     Clock,
-    /// The service refused: the identity may not do this.
+    /// The service refused: the identity is not permitted to do this.
     AccessDenied,
-    /// The key of KMS that an object, a bucket, a table, or a topic is encrypted with is disabled, gone, or not
-    /// allowed.
+    /// The KMS key that encrypts an object, a bucket, a table or a topic is disabled, deleted or not permitted.
     KeyUnusable,
     /// The object is archived and must be restored before it can be read.
     Archived,
-    /// The resource is in another region, or the region is not set.
+    /// The resource is in another region, or no region is set.
     WrongRegion,
-    /// The table does not exist here.
+    /// The table does not exist.
     NoTable,
-    /// The table's key is not the expected one.
+    /// The table's key differs from the expected key.
     TableKey,
     /// The bucket does not exist.
     NoBucket,
     /// The object, topic, or instance does not exist.
     NotFound,
-    /// A condition of the call did not hold; the world is as it was.
+    /// A condition of the call did not hold; nothing was changed.
     Precondition,
-    /// Another transaction was at the same items.
+    /// Another transaction used the same items.
     Conflict,
     /// Too many requests.
     Throttled,
-    /// The service failed (5xx). It may have applied the call.
+    /// The service failed (5xx). It may have applied the request.
     Unavailable,
-    /// No connection, or it broke. It may have been applied.
+    /// There was no connection, or it was interrupted. The request may have been applied.
     Unreachable,
-    /// What arrived is not what was sent: a checksum or a length is off.
+    /// The received data differs from the sent data: a checksum or a length is wrong.
     Corrupt,
     /// The local cloud's disk is full.
     DiskFull,
-    /// S3 does not store this: its key or its size is not acceptable.
+    /// S3 cannot store the object: its key or its size is invalid.
     NotStorable,
-    /// The request itself is not acceptable; the same again fails again.
+    /// The request is invalid; a repetition fails again.
     Invalid,
-    /// EC2 does not accept a launch: its template, its types, or its subnets.
+    /// EC2 refuses a launch because of its template, types or subnets.
     Refused,
 }
 
 impl Kind {
-    /// Every kind, for tables and tests.
+    /// All kinds, for tables and tests.
     pub const ALL: [Self; 21] = [
         Self::NoCredentials,
         Self::Expired,
@@ -80,21 +79,21 @@ impl Kind {
     ];
 }
 
-/// What a failure is certain to affect, and so what is done about it.
+/// The scope that a failure certainly affects. It determines the reaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Scope {
-    /// This task: it fails once, or is handed back if the failure is transient, and the node goes on.
+    /// The task: it fails or, if the failure is transient, is returned to the queue. The node continues.
     Task,
-    /// This machine: the task is handed back, and the node ends.
+    /// The machine: the task is returned to the queue, and the node stops.
     Machine,
-    /// The deployment: a right, a bucket, a table. The node ends, and says what to do.
+    /// The deployment: a permission, a bucket, a table. The node stops and prints the hint.
     Deployment,
 }
 
-/// Which calls a row is about.
+/// The calls that a row applies to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum On {
-    /// All.
+    /// All calls.
     Any,
     /// Reading one object.
     Read,
@@ -117,12 +116,12 @@ impl On {
     }
 }
 
-/// A row of the table of answers: error codes, perhaps with words of the message, and their kind.
+/// A row of the table of answers: error codes, an optional part of the message, and their kind.
 #[derive(Debug)]
 pub(super) struct Answer {
-    /// Codes, exact; or, with `*` at the end, all that begin so.
+    /// Error codes; with `*` at the end, a prefix.
     codes: &'static [&'static str],
-    /// What the message must hold, whatever the case of its letters; empty: anything.
+    /// A text that the message must contain, in any case; empty: no condition.
     says: &'static str,
     kind: Kind,
 }
@@ -131,15 +130,15 @@ const fn answer(codes: &'static [&'static str], says: &'static str, kind: Kind) 
     Answer { codes, says, kind }
 }
 
-/// Codes of refusals for credentials that have run out. EC2 says `RequestExpired` of these and of a wrong clock alike.
+/// Error codes for expired credentials. EC2 uses `RequestExpired` for these and for a wrong clock.
 const EXPIRED: &[&str] = &["ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"];
-/// EC2's word for a request that is too old: by the clock, or by the credentials.
+/// EC2's error code for a request that is too old, because of the clock or of the credentials.
 const REQUEST_EXPIRED: &str = "RequestExpired";
 
-/// Error codes and their kinds.
+/// The error codes and their kinds.
 ///
-/// Sources: "Common errors" of each service's API reference; for S3 "List of error codes"; for EC2 "Error codes for the
-/// Amazon EC2 API"; KMS's errors come through S3 with the prefix `KMS.` and through SNS with `KMS`.
+/// Sources: "Common errors" in each service's API reference; for S3 "List of error codes"; for EC2 "Error codes for the
+/// Amazon EC2 API". KMS errors have the prefix `KMS.` in S3, and `KMS` in SNS.
 pub(super) const ANSWERS: &[Answer] = &[
     answer(
         &[
@@ -262,7 +261,7 @@ pub(super) const ANSWERS: &[Answer] = &[
             "XAmzContentChecksumMismatch",
             "XAmzContentSHA256Mismatch",
             "IncompleteBody",
-            // A part that is not there any more, or whose checksum is not the one that was stored with it.
+            // The part does not exist any more, or its checksum differs from the stored one.
             "InvalidPart",
             "InvalidPartOrder",
         ],
@@ -272,7 +271,7 @@ pub(super) const ANSWERS: &[Answer] = &[
     answer(&["RequestTimeout", "RequestTimeoutException"], "", Kind::Unreachable),
 ];
 
-/// Sorts an answer by its error code, its message, and its HTTP status.
+/// Classifies an answer by its error code, its message, and its HTTP status.
 pub(super) fn kind_of_answer(status: u16, code: &str, message: &str) -> Kind {
     let message = message.to_ascii_lowercase();
     let fits = |answer: &&Answer| {
@@ -285,7 +284,7 @@ pub(super) fn kind_of_answer(status: u16, code: &str, message: &str) -> Kind {
     ANSWERS.iter().find(fits).map_or_else(|| kind_of_status(status), |answer| answer.kind)
 }
 
-/// A HEAD has no body, so no code: only the status speaks.
+/// Classifies an answer without a code, such as the answer to a HEAD request, by its status.
 const fn kind_of_status(status: u16) -> Kind {
     match status {
         301 | 307 => Kind::WrongRegion,
@@ -295,14 +294,14 @@ const fn kind_of_status(status: u16) -> Kind {
         412 => Kind::Precondition,
         429 => Kind::Throttled,
         500..=599 => Kind::Unavailable,
-        // An answer of success that cannot be read: it was applied, or it was not.
+        // A successful answer that cannot be parsed: the request may have been applied.
         200..=299 => Kind::Unreachable,
         _ => Kind::Invalid,
     }
 }
 
-/// Returns whether a refusal may mean that the credentials have run out: by its code, or, of a HEAD, which has no code,
-/// by status 400 (which is what S3 says then).
+/// Returns whether a refusal may mean expired credentials: by its code or, for a HEAD request, by status 400, which S3
+/// returns in this case.
 pub(super) fn may_be_expired(status: u16, is_head: bool, body: &[u8]) -> bool {
     if !(400..500).contains(&status) {
         return false;
@@ -312,18 +311,18 @@ pub(super) fn may_be_expired(status: u16, is_head: bool, body: &[u8]) -> bool {
     has_code || is_head && status == 400
 }
 
-/// A row of the table of kinds: what follows from a failure.
+/// A row of the table of kinds: the consequences of a failure.
 #[derive(Debug)]
 pub struct Nature {
     pub(super) kind: Kind,
     pub(super) on: On,
-    /// What it affects.
+    /// The scope.
     pub scope: Scope,
     /// Whether the same call may succeed later.
     pub is_transient: bool,
     /// The program's exit code.
     pub exit: u8,
-    /// What to do, with `{operation}` and `{resource}`.
+    /// The hint, with the placeholders `{operation}` and `{resource}`.
     pub hint: &'static str,
 }
 
@@ -332,12 +331,12 @@ const fn nature(kind: Kind, on: On, scope: Scope, is_transient: bool, exit: u8, 
 }
 
 const CREDENTIALS: &str = "on EC2 give the instance a profile with a role; on your computer run `aws configure` or set \
-     AWS_PROFILE; expired ones need a new login";
-const CONTENT: &str = "look at what {resource} holds: it is not as lighthpc writes or reads it";
+     AWS_PROFILE; if they have expired, log in again";
+const CONTENT: &str = "check the content of {resource}: lighthpc cannot process it";
 const REGION: &str = "set AWS_REGION to the region of the tables and buckets; to stay on this machine, use --local";
-const OUTAGE: &str = "it may be over soon: try again; if not, look at the network, the region, and AWS_ENDPOINT_URL";
+const OUTAGE: &str = "try again; if the error persists, check the network, the region, and AWS_ENDPOINT_URL";
 
-/// What follows from each kind of failure. Each kind has a row for any call, at last.
+/// The consequences of each kind of failure. The last row of each kind applies to any call.
 pub(super) const NATURES: &[Nature] = &[
     nature(Kind::NoCredentials, On::Any, Scope::Deployment, false, 10, CREDENTIALS),
     nature(Kind::Expired, On::Any, Scope::Machine, true, 10, CREDENTIALS),
@@ -347,8 +346,8 @@ pub(super) const NATURES: &[Nature] = &[
         Scope::Machine,
         true,
         29,
-        "set this machine's clock: let chrony or systemd-timesyncd keep it (Amazon Time Sync: 169.254.169.123); if it \
-         is right, the credentials have expired",
+        "synchronize this machine's clock with chrony or systemd-timesyncd (Amazon Time Sync: 169.254.169.123); if it \
+         is correct, the credentials have expired",
     ),
     nature(
         Kind::AccessDenied,
@@ -356,7 +355,7 @@ pub(super) const NATURES: &[Nature] = &[
         Scope::Task,
         false,
         11,
-        "allow s3:GetObject on {resource} in the role's policy, and look at the bucket's policy; then redrive the task",
+        "allow s3:GetObject on {resource} in the role's policy, and check the bucket's policy; then redrive the task",
     ),
     nature(
         Kind::AccessDenied,
@@ -390,8 +389,8 @@ pub(super) const NATURES: &[Nature] = &[
         Scope::Task,
         false,
         28,
-        "{resource} is archived: restore it with `aws s3api restore-object`, wait until that is done, then redrive the \
-         task",
+        "{resource} is archived: restore it with `aws s3api restore-object`, wait until this is complete, then redrive \
+         the task",
     ),
     nature(Kind::WrongRegion, On::Read, Scope::Task, false, 12, REGION),
     nature(Kind::WrongRegion, On::Any, Scope::Deployment, false, 12, REGION),
@@ -401,7 +400,7 @@ pub(super) const NATURES: &[Nature] = &[
         Scope::Deployment,
         false,
         13,
-        "make {resource}, name another with --tasks-table or --missions-table, or set AWS_REGION to its region",
+        "create {resource}, set another one with --tasks-table or --missions-table, or set AWS_REGION to its region",
     ),
     nature(
         Kind::TableKey,
@@ -409,8 +408,8 @@ pub(super) const NATURES: &[Nature] = &[
         Scope::Deployment,
         false,
         15,
-        "the tasks table's partition key must be srcFilename (S), the missions table's timePush (S), both without a \
-         sort key",
+        "use a tasks table with the partition key srcFilename (S), and a missions table with timePush (S), both \
+         without a sort key",
     ),
     nature(
         Kind::NoBucket,
@@ -418,7 +417,8 @@ pub(super) const NATURES: &[Nature] = &[
         Scope::Task,
         false,
         14,
-        "make {resource}, or name another with --source-bucket or bucketname in the task's row; then redrive the task",
+        "create {resource}, or set another one with --source-bucket or bucketname in the task's row; then redrive \
+         the task",
     ),
     nature(
         Kind::NoBucket,
@@ -426,7 +426,7 @@ pub(super) const NATURES: &[Nature] = &[
         Scope::Deployment,
         false,
         14,
-        "make {resource}, or name another with --source-bucket or --result-bucket",
+        "create {resource}, or set another one with --source-bucket or --result-bucket",
     ),
     nature(
         Kind::NotFound,
@@ -434,10 +434,10 @@ pub(super) const NATURES: &[Nature] = &[
         Scope::Deployment,
         false,
         14,
-        "make {resource}, or name another with --topic-arn; the results are safe, and the next node that comes by \
-         publishes",
+        "create {resource}, or set another one with --topic-arn; the results are safe, and the next node or sweep \
+         sends the notification",
     ),
-    // An upload that somebody aborted, or an object that others change at the same time.
+    // An upload that was aborted, or an object that another process changes at the same time.
     nature(Kind::NotFound, On::Write, Scope::Task, true, 1, CONTENT),
     nature(Kind::Precondition, On::Write, Scope::Task, true, 1, CONTENT),
     nature(Kind::NotFound, On::Any, Scope::Task, false, 1, CONTENT),
@@ -453,7 +453,7 @@ pub(super) const NATURES: &[Nature] = &[
         Scope::Machine,
         false,
         18,
-        "make room; or use a larger disk: on a node by a larger volume or --work-dir, on this machine by --local=DIR",
+        "free some space, or use a larger disk: a larger volume or --work-dir on a node, --local=DIR on this computer",
     ),
     nature(
         Kind::NotStorable,
@@ -461,7 +461,7 @@ pub(super) const NATURES: &[Nature] = &[
         Scope::Task,
         false,
         20,
-        "S3 takes keys of at most 1,024 bytes and objects of at most 48.8 TiB (5 TiB in some regions): shorten the \
+        "S3 stores keys of at most 1,024 bytes and objects of at most 48.8 TiB (5 TiB in some regions): shorten the \
          names in the result, or split it",
     ),
     nature(Kind::Invalid, On::Any, Scope::Task, false, 1, CONTENT),
@@ -471,11 +471,11 @@ pub(super) const NATURES: &[Nature] = &[
         Scope::Deployment,
         false,
         26,
-        "look at the launch template and its version, the instance types (the region must offer them), and the subnets",
+        "check the launch template and its version, the instance types (the region must offer them), and the subnets",
     ),
 ];
 
-/// Returns what follows from a failure of this kind in this operation.
+/// Returns the consequences of a failure of this kind in this operation.
 pub(super) fn nature_of(kind: Kind, operation: &str) -> &'static Nature {
     let fits = |nature: &&Nature| nature.kind == kind && nature.on.covers(operation);
     NATURES.iter().find(fits).expect("each kind has a row for any call")

@@ -1,4 +1,4 @@
-//! EC2 as a scheduler needs it: launches by `CreateFleet`, what runs of ours, and its end.
+//! EC2 for schedulers: launches by `CreateFleet`, and lists and terminates the deployment's instances.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::domain::request::{HIDDEN_MAX, LAUNCH_MAX};
 pub use crate::domain::request::{Request, Template};
 use crate::domain::{printable, tags};
 
-/// What a launch template says, as far as nodes depend on it.
+/// The settings of a launch template that nodes depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TemplateInfo {
     /// Whether a power-off terminates the instance.
@@ -29,38 +29,39 @@ pub struct TemplateInfo {
     pub has_role: bool,
     /// Whether the metadata service offers the instance's tags.
     pub shows_tags: bool,
-    /// The metadata service; `None` in it: the image's setting, or the account's.
+    /// The metadata options. `None` in them means the setting of the image or the account.
     pub metadata: Options,
 }
 
-/// One attempt of a launch: EC2 answers when it has launched all instances, which takes seconds for one and more than a
-/// minute for thousands. One that hung for the whole of it has 30 s of [`LAUNCH_MAX`] to find what became of it.
+/// The time limit of one attempt of a launch. EC2 answers when all instances are launched: seconds for one, more than a
+/// minute for thousands. After one attempt that takes the whole limit, 30 s of [`LAUNCH_MAX`] remain for a repetition.
 const LAUNCH_TIMEOUT: Duration = Duration::from_mins(2);
-/// The longest name that is looked for by a filter; of a longer one all instances are listed. EC2 takes 255 characters.
+/// The longest tag value that is used in a filter. EC2 allows 255 characters. For a longer one, all instances are
+/// listed.
 const FILTER_BYTES_MAX: usize = 255;
-/// The longest reason that is kept, in characters.
+/// The maximum length of a stored reason, in characters.
 const REASON_CHARS_MAX: usize = 300;
 
-/// What came of a launch.
+/// The result of a launch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Launched {
     /// The instances' ids.
     pub instances: Vec<String>,
-    /// Why there are fewer than were asked for, in EC2's words, each once.
+    /// EC2's reasons why fewer instances than requested were launched, without duplicates.
     pub shortfall: Vec<String>,
 }
 
-/// Why EC2 ended an instance, or did not start it.
+/// EC2's reason for terminating, or not starting, an instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reason {
     /// EC2's code, such as `Client.InternalError`.
     pub code: String,
-    /// EC2's words, made plain.
+    /// EC2's message, escaped.
     pub words: String,
 }
 
 impl Reason {
-    /// Returns whether the instance was ended on purpose: by a person, by itself, or as Spot.
+    /// Returns whether the termination was intended: by a user, by the instance itself, or as a Spot interruption.
     /// Source: EC2 API reference, `StateReason`.
     #[must_use]
     pub fn is_usual(&self) -> bool {
@@ -77,65 +78,65 @@ impl Reason {
     }
 }
 
-/// An instance of ours.
+/// An instance of this deployment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ManagedInstance {
-    /// Its id.
+    /// The instance id.
     pub id: String,
-    /// The task it was launched for: a key, or a short name.
+    /// The task that it was launched for: a key or a short name.
     pub src: Option<String>,
-    /// The mission, as the tag names it.
+    /// The mission's id from the tag.
     pub mission: Option<String>,
     /// Whether it is a Spot instance.
     pub is_spot: bool,
-    /// How long ago EC2 launched it, by this machine's clock.
+    /// The time since EC2 launched it, by this machine's clock.
     pub age: Duration,
-    /// Whether it is stopped, or on its way there: it does no work any more, and its volumes bill.
+    /// Whether it is stopped or stopping. It does no work, but its volumes cost money.
     pub is_stopped: bool,
-    /// Whether it is terminated, or on its way there.
+    /// Whether it is terminated or shutting down.
     pub is_ended: bool,
-    /// Why EC2 changed its state, if it says so.
+    /// EC2's reason for the last state change, if there is one.
     pub reason: Option<Reason>,
-    /// The epoch of the nodes' count in which it was taken.
+    /// The epoch of the count of nodes in which it was counted.
     pub epoch: Option<u64>,
     _found: Found,
 }
 
-/// Shows that EC2 named an instance as ours: nothing outside this module makes it.
+/// Proof that EC2 listed an instance with our tag. Only this module creates it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Found;
 
 impl ManagedInstance {
-    /// Returns why it has ended, in a sentence.
+    /// Returns the reason for its termination as a sentence.
     #[must_use]
     pub fn end_words(&self) -> String {
         match &self.reason {
-            Some(reason) => format!("its instance {} has ended: {}", self.id, reason.words),
-            None => format!("its instance {} has ended", self.id),
+            Some(reason) => format!("its instance {} has terminated: {}", self.id, reason.words),
+            None => format!("its instance {} has terminated", self.id),
         }
     }
 
-    /// Returns whether it runs, or boots, and serves a whole mission, this one.
+    /// Returns whether it runs or boots, and serves this mission.
     #[must_use]
     pub fn serves(&self, mission: &MissionId) -> bool {
         !self.is_stopped && !self.is_ended && self.src.is_none() && self.is_of(mission)
     }
 
-    /// Returns whether its tag names this mission.
+    /// Returns whether its tag has this mission's id.
     #[must_use]
     pub fn is_of(&self, mission: &MissionId) -> bool {
         self.mission.as_ref().is_some_and(|value| *value == tags::mission_value(mission))
     }
 }
 
-/// EC2's scheduling side. Cheap to clone.
+/// The EC2 client of a scheduler. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Fleet {
     client: Client,
 }
 
 impl Fleet {
-    /// Makes the client. Sends nothing.
+    /// Creates the client. Sends no requests.
     #[must_use]
     pub fn new(wire: &Wire) -> Self {
         Self { client: Client::from_conf(Builder::from(&wire.config).retry_classifier(wire.renewal.clone()).build()) }
@@ -145,14 +146,13 @@ impl Fleet {
         &self.client
     }
 
-    /// Launches instances by an instant fleet: EC2 chooses among the pools, Spot by `price-capacity-optimized`.
+    /// Launches instances by an instant fleet. EC2 chooses among the pools; for Spot, by `price-capacity-optimized`.
     ///
     /// May be repeated: the same token launches once.
     ///
     /// # Errors
-    /// [`CloudError`]: `Invalid`, `NotFound`, or `AccessDenied` if EC2 does not accept the request, whatever the capacity;
-    /// `Precondition` if the token was used for another request.
-    /// That there is no capacity, or that a quota is reached, is a shortfall, not an error.
+    /// [`CloudError`]: `Invalid`, `NotFound` or `AccessDenied` if EC2 refuses the request itself; `Precondition` if the
+    /// token was used for another request. Missing capacity or an exhausted quota is a shortfall, not an error.
     pub async fn launch(&self, request: &Request) -> Result<Launched, CloudError> {
         let resource = format!("launch template {}", request.template.name);
         let timeouts = timeouts(LAUNCH_TIMEOUT).to_builder().operation_timeout(LAUNCH_MAX).build();
@@ -160,7 +160,8 @@ impl Fleet {
         let answer = build(self.client.create_fleet(), request).customize().config_override(own).send().await;
         let answer = match answer.map_err(|e| CloudError::sdk("CreateFleet", &resource, e)) {
             Ok(answer) => answer,
-            // A quota that EC2 looks at before it makes the fleet. What may have been launched all the same is no shortfall.
+            // EC2 checks this quota before it creates the fleet. If instances may have been launched, it is not a
+            // shortfall.
             Err(error) if !error.is_retryable() && is_shortfall(&error.source.to_string()) => {
                 return Ok(Launched { instances: Vec::new(), shortfall: vec![error.source.to_string()] });
             }
@@ -174,7 +175,8 @@ impl Fleet {
             refusals.entry(code.to_owned()).or_insert_with(|| format!("{code}: {message}"));
         }
         let is_short = u32::try_from(instances.len()).unwrap_or(u32::MAX) < request.count;
-        // One pool's refusal says nothing if another had room, or might have; if all refused, it is the request.
+        // A refusal of one pool is ignored if another had or may have capacity. If all pools refuse, the request is
+        // refused.
         let is_refused = instances.is_empty() && !refusals.keys().any(|code| is_shortfall(code));
         if is_refused && let Some(said) = refusals.values().next() {
             let kind = if said.contains("UnauthorizedOperation") { Kind::AccessDenied } else { Kind::Refused };
@@ -182,15 +184,15 @@ impl Fleet {
         }
         let mut shortfall: Vec<String> = refusals.into_values().collect();
         if is_short && shortfall.is_empty() {
-            shortfall.push("EC2 launched fewer instances than were asked for, and says no reason".to_owned());
+            shortfall.push("EC2 launched fewer instances than requested, without a reason".to_owned());
         }
         Ok(Launched { instances, shortfall: if is_short { shortfall } else { Vec::new() } })
     }
 
-    /// Reads what a launch template says of what must be right for a node to work, and to end.
+    /// Reads the settings of a launch template that nodes need to work and to terminate.
     ///
     /// # Errors
-    /// [`CloudError`]; `Refused` or `NotFound` if there is no such template or version.
+    /// [`CloudError`]; `Refused` or `NotFound` if the template or its version does not exist.
     pub async fn template(&self, template: &Template) -> Result<TemplateInfo, CloudError> {
         let (name, by_id) = (Some(template.name.clone()), template.name.starts_with("lt-"));
         let describe = self
@@ -204,7 +206,7 @@ impl Fleet {
             describe.send().await.map_err(|e| CloudError::sdk("DescribeLaunchTemplateVersions", &resource, e))?;
         let data = answer.launch_template_versions().first().and_then(|version| version.launch_template_data());
         let data = data.ok_or_else(|| {
-            let said = format!("it has no version {}", template.version);
+            let said = format!("the launch template has no version {}", template.version);
             CloudError::new(Kind::Refused, "DescribeLaunchTemplateVersions", resource, said)
         })?;
         let metadata = data.metadata_options();
@@ -221,17 +223,17 @@ impl Fleet {
         })
     }
 
-    /// Asks EC2 whether it would take a launch; launches nothing.
+    /// Checks by a dry run whether EC2 would accept a launch.
     ///
     /// # Errors
-    /// [`CloudError`]: as of a launch.
+    /// [`CloudError`], as for a launch.
     pub async fn may_launch(&self, request: &Request) -> Result<(), CloudError> {
         let answer = build(self.client.create_fleet(), request).dry_run(true).send().await;
         let resource = format!("launch template {}", request.template.name);
         super::error::dry_run(answer.map_err(|e| CloudError::sdk("CreateFleet", resource, e)))
     }
 
-    /// Lists the instances of ours in every state that can still bill: pending, running, stopping, and stopped.
+    /// Lists the deployment's instances in every state that costs money: pending, running, stopping, and stopped.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -241,7 +243,7 @@ impl Fleet {
         self.describe(vec![marked(mark), states]).await
     }
 
-    /// Lists the instances of ours in every state. EC2 shows those that have ended for about an hour.
+    /// Lists the deployment's instances in every state. EC2 shows terminated ones for about an hour.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -249,7 +251,7 @@ impl Fleet {
         self.describe(vec![marked(mark)]).await
     }
 
-    /// Lists the instances of ours, in every state, that were taken in an epoch of the nodes' count.
+    /// Lists the deployment's instances, in every state, that were counted in an epoch.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -257,13 +259,13 @@ impl Fleet {
         self.describe(vec![marked(mark), tagged(tags::EPOCH, &epoch.to_string())]).await
     }
 
-    /// Finds an instance of ours that runs or boots and bears a task's name, as its tag has it.
+    /// Finds a running or booting instance of the deployment with this task tag.
     ///
     /// # Errors
     /// [`CloudError`].
     pub async fn node_for(&self, mark: &str, src: &str) -> Result<Option<ManagedInstance>, CloudError> {
         let mut filters = vec![marked(mark)];
-        // A filter takes `*` and `?` for any characters, and `\` for a mark of them.
+        // In a filter, `*` and `?` are wildcards, and `\` escapes them.
         if src.len() <= FILTER_BYTES_MAX && !src.contains(['*', '?', '\\']) {
             filters.push(tagged(tags::SRC, src));
         }
@@ -271,8 +273,9 @@ impl Fleet {
         Ok(found.into_iter().find(|ours| !ours.is_stopped && !ours.is_ended && ours.src.as_deref() == Some(src)))
     }
 
-    /// Reads one instance, ended or not, if it is ours; `None` if it is not, or if EC2 knows it no more. EC2 may show a new
-    /// instance late, and its tags later: one that is unknown, or young and without tags, is asked for [`YOUNG_LOOKS`] times.
+    /// Reads one instance, terminated or not; `None` if it is not of this deployment, or if EC2 does not know it any
+    /// more. EC2 shows a new instance and its tags late: an unknown or young instance without tags is read up to
+    /// [`YOUNG_LOOKS`] times.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -287,12 +290,12 @@ impl Fleet {
             let first = |reservation: &Reservation| reservation.instances().first().cloned();
             let instance = answer.and_then(|answer| answer.reservations().iter().find_map(first));
             let is_marked = |tag: &Tag| tag.key() == Some(tags::OURS) && tag.value() == Some(mark);
-            // Those of AWS, such as the fleet's, are there first.
+            // Tags of AWS, such as the fleet's, appear first.
             let is_set = |tag: &Tag| tag.key().is_some_and(|key| !key.starts_with("aws:"));
             let found = instance.as_ref().and_then(ours);
             match (&instance, found) {
                 (Some(instance), found) if instance.tags().iter().any(is_marked) => return Ok(found),
-                // Another's, or one that has had the time to show its tags.
+                // It belongs to another deployment, or it is old enough to have its tags.
                 (Some(instance), found)
                     if instance.tags().iter().any(is_set)
                         || found.as_ref().is_some_and(|found| found.age >= HIDDEN_MAX) =>
@@ -310,16 +313,17 @@ impl Fleet {
         let mut pages = self.client.describe_instances().set_filters(Some(filters)).into_paginator().send();
         let mut found = Vec::new();
         while let Some(page) = pages.next().await {
-            let page = page.map_err(|e| CloudError::sdk("DescribeInstances", "instances of ours", e))?;
+            let page = page.map_err(|e| CloudError::sdk("DescribeInstances", "instances of this deployment", e))?;
             let instances = page.reservations().iter().flat_map(Reservation::instances);
             found.extend(instances.filter_map(ours));
         }
         Ok(found)
     }
 
-    /// Terminates instances of ours. Those that have ended, or are unknown, are no error. May be called twice.
+    /// Terminates instances of this deployment. Terminated and unknown instances are not an error. May be repeated.
     ///
-    /// Only an [`ManagedInstance`] can be terminated, and only this module makes one: of an instance that EC2 says bears our tag.
+    /// Only a [`ManagedInstance`] can be terminated, and only this module creates one, from an instance that EC2 lists
+    /// with our tag.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -327,7 +331,7 @@ impl Fleet {
         let ids: Vec<String> = instances.iter().map(|ours| ours.id.clone()).collect();
         for some in ids.chunks(100) {
             match self.terminate_ids(some).await {
-                // One unknown id refuses the whole call.
+                // One unknown id makes EC2 refuse the whole call.
                 Err(error) if error.kind == Kind::NotFound && some.len() > 1 => {
                     for id in some {
                         match self.terminate_ids(std::slice::from_ref(id)).await {
@@ -357,15 +361,16 @@ fn tagged(key: &str, value: &str) -> Filter {
     Filter::builder().name(format!("tag:{key}")).values(value).build()
 }
 
-/// How often a new instance is looked for, and the pause between: 9 s, of a function that is called for its end.
+/// The number of reads of a new instance, and the pause between them: 9 s, within a function call for the instance's
+/// event.
 const YOUNG_LOOKS: u32 = 4;
 const YOUNG_PAUSE: Duration = Duration::from_secs(3);
 
-/// Why EC2 changed an instance's state, in one plain line.
+/// Returns EC2's reason for the last state change as one escaped line.
 fn reason_of(instance: &aws_sdk_ec2::types::Instance) -> Option<Reason> {
     let reason = instance.state_reason()?;
     let (code, message) = (reason.code().unwrap_or_default(), reason.message().unwrap_or_default());
-    // The message mostly begins with the code.
+    // The message usually starts with the code.
     let words = if message.starts_with(code) { message.to_owned() } else { format!("{code}: {message}") };
     let words: String = printable::one_line(words.trim_end_matches(": ")).chars().take(REASON_CHARS_MAX).collect();
     (!words.is_empty()).then(|| Reason { code: code.to_owned(), words })

@@ -1,8 +1,8 @@
-//! EC2 and IMDS: which machine this is, whether another still lives, and this one's end.
+//! EC2 and IMDS: identifies this machine, checks whether another instance is alive, and terminates this one.
 //!
-//! A machine is terminated or powered off only with an [`EndProof`]: its instance bears a tag of ours, or the person
-//! who started the process ordered it. Nothing outside this file makes one, and [`Machine::end`] and
-//! [`end_unconnected`] are the only ways to the end of a machine.
+//! A machine is terminated or powered off only with an [`EndProof`]: its instance has a tag of ours, or the user who
+//! started the process ordered it. Only this file creates such a proof, and only [`Machine::end`] and
+//! [`end_unconnected`] terminate a machine.
 
 use std::io;
 use std::os::linux::net::SocketAddrExt;
@@ -23,34 +23,34 @@ use super::sdk::Wire;
 use super::unknown::Unknown;
 use crate::domain::{backoff, ids, tags};
 
-/// How this machine is switched off if EC2 does not end it. An [`EndProof`] is needed as well.
+/// The way to power off this machine if EC2 does not terminate it. An [`EndProof`] is needed as well.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PowerOff {
-    /// By `systemctl poweroff`, but only if IMDS answers at its own link-local address: a stand-in for IMDS means that
-    /// this is somebody's own computer.
+    /// Runs `systemctl poweroff`, but only if IMDS has its own link-local address. A replacement for IMDS means that
+    /// this is a user's computer.
     OnEc2,
-    /// By this command line, for `sh -c`.
+    /// Runs this command line with `sh -c`.
     By(String),
-    /// Never: the machine is not ours.
+    /// Never powers off: the machine is not ours.
     Never,
 }
 
-/// What the person who started the process ordered about the end of the machine.
+/// The user's order about the termination of the machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum EndOrder {
     /// `--no-terminate`: the machine keeps running, whatever its tags are.
     Keep,
-    /// Nothing: the machine ends if its tags prove that it is a node.
+    /// No order: the machine is terminated if its tags prove that it is a node.
     #[default]
     IfNode,
-    /// `--terminate`: the machine ends, whatever its tags are.
+    /// `--terminate`: the machine is terminated, whatever its tags are.
     Terminate,
 }
 
-/// The tags that make an instance a node. Any of them is enough, whatever its value is.
+/// The tags that identify an instance as a node. One of them is enough, with any value.
 pub const NODE_TAGS: [&str; 3] = [tags::SRC, tags::MISSION, tags::OURS];
 
-/// The proof that this process may end the machine that it runs on. Only this module makes one.
+/// Proof that this process may terminate its machine. Only this module creates it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndProof(Ground);
 
@@ -58,7 +58,7 @@ pub struct EndProof(Ground);
 enum Ground {
     /// [`EndOrder::Terminate`].
     Ordered,
-    /// This instance bears a tag of ours.
+    /// This instance has a tag of ours.
     Tagged { instance: String },
 }
 
@@ -68,8 +68,7 @@ impl EndProof {
         Some(Self(Ground::Tagged { instance: instance.to_owned() }))
     }
 
-    /// Returns whether the proof is about this machine: tags prove nothing about another instance than the one that
-    /// bears them.
+    /// Returns whether the proof applies to this machine. Tags prove nothing about another instance.
     fn covers(&self, instance: Option<&str>) -> bool {
         match &self.0 {
             Ground::Ordered => true,
@@ -78,25 +77,25 @@ impl EndProof {
     }
 }
 
-/// What a node's tags say.
+/// The tags of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeTags {
     /// The value of `srcID`.
     pub src: Option<String>,
     /// The value of `missionID`.
     pub mission: Option<String>,
-    /// The proof that this instance is a node, if it bears a tag of ours.
+    /// The proof that this instance is a node, if it has a tag of ours.
     pub proof: Option<EndProof>,
 }
 
-/// Why a machine is not ended.
+/// The reason why a machine is not terminated.
 #[derive(Debug)]
 enum NoProof {
     /// `--no-terminate`.
     Ordered,
-    /// IMDS does not say which instance this is.
+    /// IMDS does not report the instance id.
     NoInstance,
-    /// The instance bears no tag of ours.
+    /// The instance has no tag of ours.
     NotANode(String),
     /// The tags can be read neither from IMDS nor from EC2.
     Unknown(String, String),
@@ -106,51 +105,53 @@ impl NoProof {
     fn log(&self) {
         let keys = NODE_TAGS.join(", ");
         match self {
-            Self::Ordered => tracing::info!("this machine keeps running, as ordered: if it is an instance, it bills"),
+            Self::Ordered => {
+                tracing::info!("this machine keeps running, as requested; an EC2 instance costs money");
+            }
             Self::NoInstance => tracing::info!(
-                "this machine keeps running: it is no EC2 instance, or its metadata service does not answer \
-                 (hint: --terminate or LIGHTHPC_TERMINATE=1 ends a machine all the same)"
+                "this machine keeps running: it is not an EC2 instance, or its metadata service does not answer \
+                 (hint: use --terminate or LIGHTHPC_TERMINATE=1 to terminate it nevertheless)"
             ),
             Self::NotANode(instance) => tracing::info!(
-                "instance {instance} keeps running, and bills: it is no node, for it bears none of the tags {keys} \
-                 (hint: --terminate or LIGHTHPC_TERMINATE=1 ends it all the same)"
+                "instance {instance} keeps running and costs money: it is not a node, because it has none of the tags \
+                 {keys} (hint: use --terminate or LIGHTHPC_TERMINATE=1 to terminate it nevertheless)"
             ),
             Self::Unknown(instance, why) => tracing::error!(
-                "instance {instance} keeps running, and bills: its tags cannot be read, so it may be no node: {why} \
-                 (hint: terminate it by hand; set InstanceMetadataTags=enabled, allow ec2:DescribeTags in its role, or \
-                 set LIGHTHPC_TERMINATE=1 on machines that are nodes)"
+                "instance {instance} keeps running and costs money: its tags cannot be read, so it is unknown \
+                 whether it is a node: {why} (hint: terminate it manually; set InstanceMetadataTags=enabled, allow \
+                 ec2:DescribeTags in its role, or set LIGHTHPC_TERMINATE=1 on machines that are nodes)"
             ),
         }
     }
 }
 
-/// How many processes of one machine can have a place at a time; others have none. Each place that is looked at is one
-/// system call.
+/// The maximum number of processes on one machine that have a slot; others have none. The check of a slot is one system
+/// call.
 const PLACES: u32 = 16;
 
-/// The address of a place: a socket with an abstract name. The kernel removes it with the process, and all processes of
-/// one network namespace share it, whatever their user, root folder, or work folder.
+/// Returns the address of a slot: a socket with an abstract name. The kernel removes it with the process. All processes
+/// in one network namespace share the names, whatever their user, root folder or work folder.
 fn place(instance: &str, number: u32) -> io::Result<SocketAddr> {
     SocketAddr::from_abstract_name(format!("lighthpc/{instance}/{number}"))
 }
 
-/// Returns whether a living process has a place on this instance.
+/// Returns whether a living process holds a slot on this instance.
 #[must_use]
 pub fn has_process(instance: &str) -> bool {
     let is_taken = |number| {
-        // A datagram socket waits for nobody: it is connected if the name is bound, and refused if not.
+        // A datagram socket does not wait: connecting succeeds if the name is bound, and fails otherwise.
         let socket = UnixDatagram::unbound()?;
         socket.connect_addr(&place(instance, number)?)
     };
     (0..PLACES).any(|number| is_taken(number).is_ok())
 }
 
-/// How often, and how long apart, a taken place is looked at before it counts: a child that this process has just forked holds a
-/// copy of its sockets for some ms, until it executes its program.
+/// The number of checks of a taken slot, and the pause between them. A child that was just forked holds a copy of its
+/// parent's sockets for some milliseconds, until it executes its program.
 const PLACE_LOOKS: u32 = 10;
 const PLACE_PAUSE: Duration = Duration::from_millis(20);
 
-/// Returns whether a process has a place on this instance for as long as it is looked at.
+/// Returns whether a process holds a slot on this instance in all of the checks.
 async fn has_process_for(instance: &str, looks: u32) -> bool {
     for look in 0..looks {
         if look > 0 {
@@ -163,36 +164,36 @@ async fn has_process_for(instance: &str, looks: u32) -> bool {
     true
 }
 
-/// How often the machine asks EC2 for its own end, the SDK's five attempts (about 4 s) a time. With waits of up to 5 s
-/// between, about a minute at the most: then the power goes off.
+/// The number of requests to EC2 for the machine's own termination. Each has the SDK's five attempts (about 4 s). With
+/// pauses of up to 5 s this takes at most about a minute; then the machine is powered off.
 const TERMINATE_TRIES_MAX: u32 = 7;
-/// How long a machine looks for the proof that it is a node: IMDS fails within 15 s, and EC2 has the time of a
+/// The time limit for proving that the machine is a node: IMDS fails within 15 s, and EC2 has the time of a
 /// termination.
 const PROOF_TIMEOUT: Duration = Duration::from_mins(1);
-/// A power-off returns at once; a minute is for a system that is out of memory.
+/// The time limit of a power-off. It returns at once; a minute is for a system without free memory.
 const POWER_OFF_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// How the machine's end was asked for.
+/// The way in which the machine's termination was requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MachineEnd {
     /// EC2 terminates the instance.
     Terminated,
-    /// The power goes off; the shutdown behaviour `terminate` does the rest.
+    /// The machine is powered off; the shutdown behaviour `terminate` does the rest.
     PoweredOff,
-    /// Nothing was done: nothing proves that this is a machine of ours to end.
+    /// Nothing was done: there is no proof that this machine may be terminated.
     LeftRunning,
 }
 
-/// What EC2 has set for an instance's metadata service; `None` where it does not say.
+/// The metadata options of an instance; `None` if EC2 does not report them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// How many hops an answer with a token may go: more than 1 reaches containers.
+    /// The number of network hops of an answer with a token. More than 1 reaches containers.
     pub hop_limit: Option<i32>,
-    /// Whether every read needs a token (`IMDSv2`).
+    /// Whether every request needs a token (`IMDSv2`).
     pub needs_token: Option<bool>,
 }
 
-/// Why the machine could not be ended.
+/// The error of a machine that could not be terminated.
 #[derive(Debug, thiserror::Error)]
 pub enum EndError {
     /// The power-off command could not be run, or failed.
@@ -200,28 +201,28 @@ pub enum EndError {
     PowerOff {
         /// The command line.
         command: String,
-        /// What happened.
+        /// The reason.
         reason: String,
     },
 }
 
-/// EC2 and IMDS. Cheap to clone.
+/// The client of EC2 and IMDS. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Machine {
     client: Client,
     imds: imds::Client,
     imds_is_real: bool,
     power_off: PowerOff,
-    /// The instance that this is, once IMDS has said so. Nobody else says it: a machine ends only itself.
+    /// The id of this instance, from IMDS only: a machine terminates only itself.
     own: Arc<OnceLock<String>>,
-    /// This process's place on the instance.
+    /// This process's slot on the instance.
     place: Arc<Mutex<Option<UnixDatagram>>>,
-    /// Instances that EC2 did not know.
+    /// Instances that EC2 did not list.
     unknown: Unknown,
 }
 
 impl Machine {
-    /// Makes the clients. Sends nothing.
+    /// Creates the clients. Sends no requests.
     #[must_use]
     pub fn new(wire: &Wire, power_off: PowerOff) -> Self {
         let client = Client::from_conf(Builder::from(&wire.config).retry_classifier(wire.renewal.clone()).build());
@@ -240,20 +241,20 @@ impl Machine {
     /// Reads this machine's instance id from IMDS (version 2 only).
     ///
     /// # Errors
-    /// [`CloudError`]: `Unreachable` where there is no IMDS, that is, not on EC2.
+    /// [`CloudError`]: `Unreachable` if there is no IMDS, that is, off EC2.
     pub async fn instance_id(&self) -> Result<String, CloudError> {
         if let Some(own) = self.own.get() {
             return Ok(own.clone());
         }
         let id = self.metadata("instance-id").await?.filter(|id| !id.is_empty()).ok_or_else(|| {
-            CloudError::new(Kind::NotFound, "IMDS", "instance-id", "IMDS answers, but knows no instance id")
+            CloudError::new(Kind::NotFound, "IMDS", "instance-id", "IMDS answers, but has no instance id")
         })?;
         Ok(self.own.get_or_init(|| id).clone())
     }
 
-    /// Takes a place among the processes of this instance, until the machine's end. Returns whether it is the first, which
-    /// at most one living process has: that one may be named by the instance's id. `may_be_first` tells whether this
-    /// process asks for that.
+    /// Takes a slot among the processes of this instance, until the machine is terminated. Returns whether it is the
+    /// first slot. At most one living process has it, and may use the instance's id as its own name. With
+    /// `may_be_first`, this process tries to get it.
     pub fn take_place(&self, instance: &str, may_be_first: bool) -> bool {
         for number in u32::from(!may_be_first)..PLACES {
             match place(instance, number).and_then(|address| UnixDatagram::bind_addr(&address)) {
@@ -263,7 +264,7 @@ impl Machine {
                 }
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
                 Err(error) => {
-                    tracing::warn!("this process has no place among those of instance {instance}: {error}");
+                    tracing::warn!("taking a process slot on instance {instance} failed: {error}");
                     return false;
                 }
             }
@@ -279,7 +280,7 @@ impl Machine {
         self.metadata(&format!("tags/instance/{key}")).await
     }
 
-    /// Reads the Spot interruption notice as IMDS has it; `None` while there is none.
+    /// Reads the Spot interruption notice from IMDS; `None` if there is none.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -287,7 +288,7 @@ impl Machine {
         self.metadata("spot/instance-action").await
     }
 
-    /// Reads whether EC2 recommends to leave this Spot instance, for one that is less likely to be interrupted.
+    /// Reads from IMDS whether EC2 recommends to replace this Spot instance, because its risk of interruption is high.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -312,7 +313,7 @@ impl Machine {
         }
     }
 
-    /// Reads an instance's tags from EC2, where IMDS does not offer them.
+    /// Reads an instance's tags from EC2, if IMDS does not offer them.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -329,8 +330,7 @@ impl Machine {
         Ok(answer.tags().iter().filter_map(pair).collect())
     }
 
-    /// Reads what the tags of this instance say to a node: from IMDS, and if it has neither `srcID` nor `missionID`,
-    /// from EC2.
+    /// Reads the tags of this instance: from IMDS and, if that has neither `srcID` nor `missionID`, from EC2.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -343,14 +343,14 @@ impl Machine {
             let proof = EndProof::of_tags(instance, keys);
             return Ok(NodeTags { src, mission, proof });
         }
-        // 404: the tag is not there, or the instance's metadata options do not offer tags. EC2 knows which.
+        // 404: the tag does not exist, or the metadata options do not offer tags. EC2 has the answer.
         let mut found = self.tags_of(instance).await?;
         let proof = EndProof::of_tags(instance, found.iter().map(|(key, _)| key.as_str()));
         let mut take = |name: &str| found.iter().position(|(key, _)| key == name).map(|at| found.swap_remove(at).1);
         Ok(NodeTags { src: take(tags::SRC), mission: take(tags::MISSION), proof })
     }
 
-    /// Reads what EC2 has set for an instance's metadata service.
+    /// Reads an instance's metadata options from EC2.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -366,7 +366,7 @@ impl Machine {
         })
     }
 
-    /// Reads what EC2 does with an instance that switches itself off: `terminate` or `stop`.
+    /// Reads the shutdown behaviour of an instance: `terminate` or `stop`.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -377,7 +377,7 @@ impl Machine {
         Ok(answer.instance_initiated_shutdown_behavior().and_then(|behavior| behavior.value()).map(str::to_owned))
     }
 
-    /// Asks EC2 whether this caller may end an instance; ends nothing.
+    /// Checks by a dry run whether this caller may terminate an instance.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -386,11 +386,12 @@ impl Machine {
         super::error::dry_run(answer.map_err(|e| CloudError::sdk("TerminateInstances", instance, e)))
     }
 
-    /// Asks EC2 whether an instance is permanently gone: terminated, on its way there, or stopped. Of an owner that is no
-    /// instance EC2 knows nothing, so it is not gone: its lease must run out.
+    /// Checks in EC2 whether an instance is permanently gone: terminated, shutting down or stopped. EC2 does not know
+    /// an owner that is not an instance, so it is never gone: its lease must expire.
     ///
-    /// That EC2 does not know an instance is believed when it was so for [`UNKNOWN_MIN`](super::unknown::UNKNOWN_MIN) of this process's monotonic clock:
-    /// it may show a new one late. Source: EC2 developer guide, "Eventual consistency".
+    /// An instance that EC2 does not list counts as gone after [`UNKNOWN_MIN`](super::unknown::UNKNOWN_MIN) on this
+    /// process's monotonic clock, because EC2 may show a new one late. Source: EC2 developer guide, "Eventual
+    /// consistency".
     ///
     /// # Errors
     /// [`CloudError`].
@@ -418,13 +419,13 @@ impl Machine {
         ))
     }
 
-    /// Ends this machine, if it may be ended: by EC2, and if EC2 does not, by power-off. `seen` is what its tags have
-    /// proved already; without it they are read now. Logs why a machine keeps running.
+    /// Terminates this machine, if it may be terminated: by EC2 or, if EC2 fails, by power-off. `seen` is a proof from
+    /// tags that were read before; without it they are read now. Logs why a machine keeps running.
     ///
     /// # Errors
-    /// [`EndError`] if both fail. May be called again.
+    /// [`EndError`] if both fail. May be repeated.
     pub async fn end(&self, order: EndOrder, seen: Option<EndProof>) -> Result<MachineEnd, EndError> {
-        // Without an answer this is no EC2 instance, or one that only a power-off can end.
+        // Without an answer, this is not an EC2 instance, or one that can only be powered off.
         let instance = if order == EndOrder::Keep { None } else { self.instance_id().await.ok() };
         let instance = instance.as_deref();
         let proof = match self.prove(order, instance, seen).await {
@@ -434,26 +435,27 @@ impl Machine {
                 return Ok(MachineEnd::LeftRunning);
             }
         };
-        // The own place is given up before the others are looked at: of two that end at once, one sees the other gone.
+        // The own slot is released before the others are checked: of two processes that stop at once, one finds no
+        // other.
         drop(self.place.lock().unwrap_or_else(PoisonError::into_inner).take());
         if proof.0 != Ground::Ordered
             && let Some(instance) = instance
             && has_process_for(instance, PLACE_LOOKS).await
         {
-            tracing::info!("instance {instance} keeps running: another process of lighthpc runs here, and ends it");
+            tracing::info!("instance {instance} keeps running: another lighthpc process on it will terminate it");
             return Ok(MachineEnd::LeftRunning);
         }
         if let Some(instance) = instance {
             match self.terminate(instance, &proof).await {
                 Ok(()) => return Ok(MachineEnd::Terminated),
-                Err(error) => tracing::error!("EC2 does not terminate {instance}: {error}: {}", error.source),
+                Err(error) => tracing::error!("terminating {instance} failed: {error}: {}", error.source),
             }
         }
         let is_ec2 = self.imds_is_real && (instance.is_some() || is_ec2());
         switch_off(&self.power_off, is_ec2, &proof).await
     }
 
-    /// Finds the proof that this machine may be ended.
+    /// Searches for proof that this machine may be terminated.
     async fn prove(
         &self,
         order: EndOrder,
@@ -477,7 +479,7 @@ impl Machine {
         }
     }
 
-    /// Looks for a tag of ours: in IMDS, and if it shows none, in EC2.
+    /// Searches for a tag of ours in IMDS and, if there is none, in EC2.
     async fn find_tags(&self, instance: &str) -> Result<Option<EndProof>, CloudError> {
         match self.metadata("tags/instance").await {
             Ok(keys) => {
@@ -486,7 +488,7 @@ impl Machine {
                     return Ok(proof);
                 }
             }
-            Err(error) => tracing::debug!("IMDS does not say which tags {instance} bears: {}", error.source),
+            Err(error) => tracing::debug!("reading the tags of {instance} from IMDS failed: {}", error.source),
         }
         let found = retry_transient(|| self.tags_of(instance)).await?;
         Ok(EndProof::of_tags(instance, found.iter().map(|(key, _)| key.as_str())))
@@ -494,7 +496,7 @@ impl Machine {
 
     async fn terminate(&self, instance: &str, proof: &EndProof) -> Result<(), CloudError> {
         if !proof.covers(Some(instance)) {
-            let words = format!("{proof:?} says nothing about this instance");
+            let words = format!("{proof:?} does not apply to this instance");
             return Err(CloudError::new(Kind::Precondition, "TerminateInstances", instance, words));
         }
         retry_transient(|| async {
@@ -506,7 +508,7 @@ impl Machine {
     }
 }
 
-/// Repeats a call to EC2 while its failure is transient, up to [`TERMINATE_TRIES_MAX`] times.
+/// Retries a call to EC2 while its failure is transient, up to [`TERMINATE_TRIES_MAX`] times.
 async fn retry_transient<T, F>(mut call: impl FnMut() -> F) -> Result<T, CloudError>
 where
     F: Future<Output = Result<T, CloudError>>,
@@ -525,8 +527,8 @@ where
     }
 }
 
-/// Ends this machine where not even the SDK could be set up: by power-off, and only by the explicit order, for without
-/// the SDK its tags cannot be read.
+/// Powers off this machine if the SDK could not be set up. Only by the explicit order, because without the SDK its tags
+/// cannot be read.
 ///
 /// # Errors
 /// [`EndError`].
@@ -540,7 +542,8 @@ pub async fn end_unconnected(power_off: &PowerOff, order: EndOrder) -> Result<Ma
     Ok(MachineEnd::LeftRunning)
 }
 
-/// Switches this machine off. The proof is not looked into: whoever holds one has shown that it covers this machine.
+/// Powers off this machine. The proof is only required, not read: its holder has checked that it applies to this
+/// machine.
 async fn switch_off(how: &PowerOff, is_ec2: bool, _: &EndProof) -> Result<MachineEnd, EndError> {
     let command = match how {
         PowerOff::By(command) => command,
@@ -550,8 +553,8 @@ async fn switch_off(how: &PowerOff, is_ec2: bool, _: &EndProof) -> Result<Machin
     power_off(command).await.map(|()| MachineEnd::PoweredOff)
 }
 
-/// Returns whether the firmware says that this is an EC2 instance. On Nitro the vendor is "Amazon EC2", on Xen the UUID
-/// begins with `ec2`. Source: EC2 user guide, "Detect whether a host is an EC2 instance".
+/// Returns whether the firmware identifies an EC2 instance. On Nitro the vendor is "Amazon EC2"; on Xen the UUID starts
+/// with `ec2`. Source: EC2 user guide, "Detect whether a host is an EC2 instance".
 fn is_ec2() -> bool {
     let says = |file: &str, start: &str| {
         std::fs::read_to_string(file).is_ok_and(|text| text.trim().to_ascii_lowercase().starts_with(start))
@@ -566,6 +569,6 @@ async fn power_off(command: &str) -> Result<(), EndError> {
         Ok(Ok(status)) if status.success() => Ok(()),
         Ok(Ok(status)) => Err(failed(status.to_string())),
         Ok(Err(error)) => Err(failed(error.to_string())),
-        Err(_) => Err(failed(format!("not done after {POWER_OFF_TIMEOUT:?}"))),
+        Err(_) => Err(failed(format!("not finished after {POWER_OFF_TIMEOUT:?}"))),
     }
 }

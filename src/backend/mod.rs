@@ -1,9 +1,9 @@
-//! AWS, as the worker needs it: always the real SDK, whatever the wire under it.
+//! AWS, through the SDK only.
 //!
-//! [`Backend`] has five parts: the `ledger` (DynamoDB: claims, fences, the tally), the `store` (S3), the
-//! `notifier` (SNS), the `machine` (EC2, IMDS, power), and the `fleet` (EC2: launches). On AWS they speak over the SDK's own HTTPS client;
-//! for `--local` and in tests over the cloud in this process ([`Wire::plugged`]). The conditional
-//! expressions are written once, and nothing here knows which of the two it is.
+//! [`Backend`] has five parts: the `ledger` (DynamoDB: claims, fences, the tally), the `store` (S3), the `notifier`
+//! (SNS), the `machine` (EC2, IMDS, power-off), and the `fleet` (EC2 launches). On AWS they use the SDK's HTTPS client;
+//! for `--local` and in tests the HTTP client of the in-process cloud ([`Wire::plugged`]). The code is the same for
+//! both.
 
 mod create_fleet;
 pub mod error;
@@ -27,7 +27,7 @@ pub use notifier::Notifier;
 pub use sdk::Wire;
 pub use store::Store;
 
-/// The names of the tables, as settings give them.
+/// The names of the tables, from the settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tables {
     /// The tasks table. Default `tblTrans2`.
@@ -42,23 +42,23 @@ impl Default for Tables {
     }
 }
 
-/// The services a node talks to. Cheap to clone.
+/// The service clients of a node. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Backend {
     /// DynamoDB: tasks, missions, and the tally.
     pub ledger: Ledger,
     /// S3: inputs, results, logs.
     pub store: Store,
-    /// SNS: tells people.
+    /// SNS: notifications.
     pub notifier: Notifier,
-    /// EC2 and IMDS: who this machine is, and its end.
+    /// EC2 and IMDS: this machine's identity and termination.
     pub machine: Machine,
-    /// EC2: what is launched, and what runs.
+    /// EC2: launches and lists of instances.
     pub fleet: Fleet,
 }
 
 impl Backend {
-    /// Makes the clients over a wire. Sends nothing.
+    /// Creates the clients. Sends no requests.
     #[must_use]
     pub fn new(wire: &Wire, tables: Tables, power_off: machine::PowerOff) -> Self {
         Self {

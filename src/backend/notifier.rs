@@ -1,4 +1,4 @@
-//! SNS: tells people that a mission is over.
+//! SNS: sends the notification of a complete mission.
 
 use aws_sdk_sns::Client;
 use aws_sdk_sns::config::Builder;
@@ -7,40 +7,40 @@ use super::error::CloudError;
 use super::sdk::Wire;
 use crate::domain::printable;
 
-/// The most characters SNS takes in a subject ("less than 100"), which must be ASCII without line breaks.
+/// The maximum length of an SNS subject ("less than 100"), which must be ASCII without line breaks.
 /// Source: Amazon SNS API reference, `Publish`.
 const SUBJECT_LEN_MAX: usize = 99;
 
-/// One message.
+/// A message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// A line for the e-mail's subject.
+    /// The subject of the e-mail.
     pub subject: String,
-    /// The text, of several lines. Names in it must be of one line; what else could act on its reader is escaped.
+    /// The text, of several lines. Names in it must be single lines; control characters are escaped.
     pub text: String,
-    /// Groups messages of a FIFO topic: the mission.
+    /// The message group of a FIFO topic: the mission.
     pub group: String,
-    /// The same for a repeat of the same message, so that a FIFO topic drops it (for 5 minutes).
+    /// The deduplication id. It is the same for a repetition, which a FIFO topic drops (for 5 minutes).
     pub deduplication: String,
 }
 
-/// SNS. Cheap to clone.
+/// The SNS client. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Notifier {
     client: Client,
 }
 
 impl Notifier {
-    /// Makes the client. Sends nothing.
+    /// Creates the client. Sends no requests.
     #[must_use]
     pub fn new(wire: &Wire) -> Self {
         Self { client: Client::from_conf(Builder::from(&wire.config).retry_classifier(wire.renewal.clone()).build()) }
     }
 
-    /// Looks at a topic; publishes nothing.
+    /// Checks that a topic exists; publishes nothing.
     ///
     /// # Errors
-    /// [`CloudError`]; `NotFound` if there is no such topic.
+    /// [`CloudError`]; `NotFound` if the topic does not exist.
     pub async fn look(&self, topic_arn: &str) -> Result<(), CloudError> {
         let answer = self.client.get_topic_attributes().topic_arn(topic_arn).send().await;
         answer.map(drop).map_err(|e| CloudError::sdk("GetTopicAttributes", format!("topic {topic_arn}"), e))
@@ -48,14 +48,14 @@ impl Notifier {
 
     /// Publishes a message. FIFO topics (`….fifo`) get a group and a deduplication id.
     ///
-    /// Publishing twice sends two messages, except to a FIFO topic.
+    /// A second call sends a second message, except to a FIFO topic.
     ///
     /// # Errors
-    /// [`CloudError`]; `NotFound` if there is no such topic.
+    /// [`CloudError`]; `NotFound` if the topic does not exist.
     pub async fn publish(&self, topic_arn: &str, message: &Message) -> Result<(), CloudError> {
         let text = printable::lines(&message.text);
         let mut publish = self.client.publish().topic_arn(topic_arn).subject(subject(&message.subject)).message(text);
-        // In an ARN the suffix is `.fifo`, in these letters.
+        // In an ARN, the suffix is `.fifo` in lower case.
         if topic_arn.rsplit('.').next() == Some("fifo") {
             publish = publish
                 .message_group_id(fifo_id(&message.group))
@@ -66,7 +66,7 @@ impl Notifier {
     }
 }
 
-/// Makes a line that SNS takes as a subject.
+/// Converts a line to a valid SNS subject.
 fn subject(line: &str) -> String {
     let ascii: String = line.chars().map(|c| if c == ' ' || c.is_ascii_graphic() { c } else { '?' }).collect();
     let mut subject: String = ascii.trim_start().chars().take(SUBJECT_LEN_MAX).collect();
@@ -76,7 +76,7 @@ fn subject(line: &str) -> String {
     subject
 }
 
-/// Makes a FIFO id, 1 to 128 of letters, digits, and punctuation, that differs where the names differ.
+/// Returns a FIFO id, 1 to 128 letters, digits and punctuation marks, that is different for different names.
 fn fifo_id(name: &str) -> String {
     let is_plain = !name.is_empty() && name.len() <= 128 && name.bytes().all(|b| b.is_ascii_graphic());
     if is_plain { name.to_owned() } else { crate::domain::keys::digest_hex(&[name], 64) }

@@ -1,11 +1,12 @@
-//! Bounded concurrency: the one place where many futures run beside each other.
+//! Bounded concurrency: the only code that runs many futures at the same time.
 
 use tokio::task::{JoinError, JoinSet};
 use tracing::Instrument;
 use tracing::instrument::Instrumented;
 
-/// Futures that run as tasks of the runtime, a limited number at a time, in the span of whoever made this. Each is taken
-/// from the iterator when an earlier one has ended, because there may be very many. Dropping this stops what still runs.
+/// Futures that run as tasks of the runtime, a limited number at a time, in the caller's span. Each is taken from the
+/// iterator when an earlier one has finished, because there may be millions. Dropping this value stops the running
+/// ones.
 #[derive(Debug)]
 pub struct Parallel<I: Iterator>
 where
@@ -21,17 +22,17 @@ where
     I: Iterator,
     I::Item: Future<Output: Send> + Send + 'static,
 {
-    /// Names the work, of which at most `limit` runs at a time. Nothing runs before the first [`Self::next`].
+    /// Creates the work, of which at most `limit` futures run at a time. Nothing runs before the first [`Self::next`].
     pub fn new(limit: usize, work: impl IntoIterator<IntoIter = I>) -> Self {
         Self { limit: limit.max(1), work: work.into_iter(), running: JoinSet::new() }
     }
 
-    /// Returns the next result, in the order in which they come; `None` once all have been returned.
+    /// Returns the next result, in the order of completion; `None` after the last.
     ///
-    /// Safe to drop: nothing is lost by that, and the next call goes on.
+    /// Safe to drop: the next call returns the same result.
     ///
     /// # Errors
-    /// [`JoinError`] if the future has panicked.
+    /// [`JoinError`] if the future panicked.
     pub async fn next(&mut self) -> Option<Result<<I::Item as Future>::Output, JoinError>> {
         while self.running.len() < self.limit
             && let Some(work) = self.work.next()

@@ -1,4 +1,4 @@
-//! What EC2 offers where: the zones of subnets, the instance types of the region, and what Spot costs now.
+//! EC2's offers: the zones of subnets, the instance types of the region, and the current Spot prices.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,18 +8,18 @@ use super::error::CloudError;
 use super::fleet::Fleet;
 use crate::clock;
 
-/// The values that one filter takes. Source: EC2 API reference, "Filtering", 200 values for a request.
+/// The maximum number of values in a filter. Source: EC2 API reference, "Filtering", 200 values per request.
 const FILTER_VALUES_MAX: usize = 200;
 
 impl Fleet {
-    /// Reads the availability zones of subnets; of those that EC2 does not know there is none.
+    /// Reads the availability zones of subnets. Unknown subnets are not in the result.
     ///
     /// # Errors
     /// [`CloudError`].
     pub async fn zones(&self, subnets: &[String]) -> Result<BTreeMap<String, String>, CloudError> {
         let mut zones = BTreeMap::new();
         for some in subnets.chunks(FILTER_VALUES_MAX) {
-            // By a filter: one unknown id would refuse the whole call.
+            // A filter, because one unknown id makes EC2 refuse the whole call.
             let filter = Filter::builder().name("subnet-id").set_values(Some(some.to_vec())).build();
             let mut pages = self.client().describe_subnets().filters(filter).into_paginator().send();
             while let Some(page) = pages.next().await {
@@ -53,7 +53,7 @@ impl Fleet {
         Ok(offered)
     }
 
-    /// Reads what Spot costs now: USD for an instance-hour, by instance type, in the cheapest zone.
+    /// Reads the current Spot price by instance type: USD per instance-hour in the cheapest zone.
     ///
     /// # Errors
     /// [`CloudError`].

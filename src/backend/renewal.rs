@@ -1,10 +1,10 @@
-//! Credentials that a service refuses as expired are requested again.
+//! Requests new credentials when a service refuses the cached ones as expired.
 //!
-//! The SDK keeps credentials until shortly before their end, and extends those of IMDS that have ended by 10 to 15
-//! minutes, because EC2 may hand out old ones for a while ("static stability"). A service that refuses them knows
-//! better: the cache is emptied, and the call is repeated with what the provider says then. How often: at most five
-//! times a second over all clients, at each of the SDK's attempts of a call, and again with each repeat of its caller,
-//! which gives up after a lease.
+//! The SDK caches credentials until shortly before they expire. It extends expired ones of IMDS by 10 to 15 minutes,
+//! because EC2 may return old ones for a while ("static stability"). If a service refuses them, the cache is emptied,
+//! and the call is repeated with the provider's current credentials. This happens at most five times per second over
+//! all clients: at each of the SDK's attempts of a call, and at each retry of the caller. The caller gives up after a
+//! lease.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,12 +20,11 @@ use aws_smithy_types::config_bag::ConfigBag;
 
 use super::failures::may_be_expired;
 
-/// The least time between two requests to the provider: calls that were under way with the old credentials are refused,
-/// too, and must not throw the new ones away one after another.
+/// The minimum time between two requests to the provider. Calls that were sent with the old credentials are refused as
+/// well, and must not discard the new credentials.
 const RENEWAL_PAUSE: Duration = Duration::from_millis(200);
 
-/// The cache of credentials, which can be emptied; and the classifier of answers that empties it. A clone is the same
-/// one.
+/// The cache of credentials, which can be emptied, and the classifier of answers that empties it. A clone shares both.
 #[derive(Clone, Debug)]
 pub(crate) struct Renewal {
     state: Arc<Mutex<State>>,
@@ -42,13 +41,13 @@ impl Renewal {
         Self { state: Arc::new(Mutex::new(State { cache: IdentityCache::lazy().build(), emptied_at: None })) }
     }
 
-    /// Forgets the credentials, unless that was done just now.
+    /// Empties the cache, unless that was done just before.
     fn empty(&self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.emptied_at.is_none_or(|at| at.elapsed() >= RENEWAL_PAUSE) {
             state.cache = IdentityCache::lazy().build();
             state.emptied_at = Some(Instant::now());
-            tracing::debug!("a service refused the credentials as expired: they are requested again");
+            tracing::debug!("a service refused the credentials as expired: requesting new ones");
         }
     }
 }

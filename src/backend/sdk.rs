@@ -1,4 +1,4 @@
-//! The SDK's settings, all of them ours: wire, region, credentials, timeouts, retries.
+//! The settings of the SDK, all set explicitly: HTTP client, region, credentials, timeouts, retries.
 
 use std::time::Duration;
 
@@ -26,42 +26,42 @@ use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use super::error::{CloudError, Kind};
 use super::renewal::Renewal;
 
-/// Attempts of one call, the first included. With the SDK's jittered exponential back-off from 250 ms to 2 s, five
-/// attempts span up to 3.75 s: longer than a throttle, much shorter than a lease. What must outlast more is repeated by
-/// its caller, so that no back-off sleeps on when an outage is over.
+/// The attempts of one call, including the first. With the SDK's jittered exponential back-off from 250 ms to 2 s, five
+/// attempts take up to 3.75 s: longer than a throttle, much shorter than a lease. For longer outages, callers repeat
+/// the call, so that no back-off continues after an outage.
 const CALL_ATTEMPTS_MAX: u32 = 5;
 /// The first pause between attempts.
 const BACKOFF_FIRST: Duration = Duration::from_millis(250);
-/// The longest.
+/// The maximum pause between attempts.
 const BACKOFF_LAST: Duration = Duration::from_secs(2);
-/// A connection in one region takes a few ms; three SYN retransmissions fit in 3.1 s.
+/// The time limit of connecting: some milliseconds in one region; three SYN retransmissions take 3.1 s.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(3_100);
-/// Attempts of one call to IMDS: with the SDK's jittered back-off from 1 s, up to 15 s of illness are survived.
+/// The attempts of one call to IMDS: with the SDK's jittered back-off from 1 s, they cover failures of up to 15 s.
 const IMDS_ATTEMPTS_MAX: u32 = 5;
-/// One attempt of a call without a large body, from its start to its answer: DynamoDB and EC2 answer in well under a
-/// second, a slow S3 in a few. It is a limit of the attempt, not the connector's read timeout, which is a part of what
-/// connections are kept by: calls with another limit (a body to send) share the connections this way.
+/// The time limit of one attempt of a call without a large body. DynamoDB and EC2 answer in well under a second, a slow
+/// S3 in a few seconds. It is not the connector's read timeout, because connections are cached by that; calls with
+/// other limits (a body to send) share the connections this way.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How calls leave this process, and what they are signed with.
+/// The transport of calls, and their credentials.
 #[derive(Clone, Debug)]
 pub struct Wire {
     pub(crate) config: SdkConfig,
-    /// The cache of credentials; each client must have it as a classifier, too.
+    /// The cache of credentials. Each client must use it as a classifier, too.
     pub(crate) renewal: Renewal,
     pub(crate) imds: imds::Client,
-    /// Whether S3 buckets go in the path: emulators on an address have no host name per bucket.
+    /// Whether S3 URLs have the bucket in the path: an emulator at an IP address has no host name per bucket.
     pub(crate) path_style: bool,
-    /// Whether IMDS is the machine's own, at its link-local address, not a stand-in.
+    /// Whether IMDS has its own link-local address, and is not a replacement.
     pub(crate) imds_is_real: bool,
     region: String,
 }
 
 impl Wire {
-    /// Makes the wire to AWS from the usual `AWS_*` variables, profiles, and the instance's role.
+    /// Creates the wire to AWS from the usual `AWS_*` variables, profiles, and the instance's role.
     ///
     /// # Errors
-    /// [`Kind::WrongRegion`] if no region is named anywhere.
+    /// [`Kind::WrongRegion`] if no region is set.
     pub async fn aws() -> Result<Self, CloudError> {
         let http = SharedHttpClient::new(ByScheme::new());
         let provider = ProviderConfig::without_region().with_http_client(http.clone());
@@ -76,7 +76,7 @@ impl Wire {
                     Kind::WrongRegion,
                     "finding the region",
                     "this machine",
-                    "AWS_REGION is not set, no profile names one, and IMDS does not say",
+                    "AWS_REGION is not set, no profile has a region, and IMDS does not report one",
                 )
             })?;
         let credentials = DefaultCredentialsChain::builder()
@@ -108,15 +108,15 @@ impl Wire {
         Ok(Self { config, renewal, imds, path_style, imds_is_real, region })
     }
 
-    /// Makes a wire over a given HTTP client, with credentials and a region of its own.
+    /// Creates a wire with the given HTTP client, region and credentials.
     ///
-    /// Nothing is read from the environment or from profiles: no endpoint and no credential but these.
+    /// The environment and profiles are not read, so no other endpoint or credentials can apply.
     #[must_use]
     pub fn plugged(http: SharedHttpClient, region: &str, access_key: &str, secret_key: &str) -> Self {
         Self::plugged_as(http, region, Credentials::new(access_key, secret_key, None, None, "plugged"))
     }
 
-    /// Makes a wire over a given HTTP client and a region, with the credentials that a provider gives.
+    /// Creates a wire with the given HTTP client and region, and a provider of credentials.
     #[must_use]
     pub fn plugged_as(http: SharedHttpClient, region: &str, provider: impl ProvideCredentials + 'static) -> Self {
         let renewal = Renewal::new();
@@ -141,14 +141,13 @@ impl Wire {
         Self { config, renewal, imds, path_style: true, imds_is_real: false, region: region.to_owned() }
     }
 
-    /// Returns the SDK's settings, for a client of another service.
+    /// Returns the SDK's settings, for the client of another service.
     #[must_use]
     pub const fn sdk_config(&self) -> &SdkConfig {
         &self.config
     }
 
-    /// Finds the credentials that calls are signed with, and says which they are: the id of the key, never the secret, and when
-    /// they run out.
+    /// Finds the credentials of calls. Returns the id of the key, never the secret, and the expiration.
     ///
     /// # Errors
     /// [`Kind::NoCredentials`].
@@ -160,14 +159,14 @@ impl Wire {
         Ok((found.access_key_id().to_owned(), found.expiry()))
     }
 
-    /// Returns the region all calls go to.
+    /// Returns the region of all calls.
     #[must_use]
     pub fn region(&self) -> &str {
         &self.region
     }
 }
 
-/// Returns the region that a variable names. A variable that is set to nothing is not set.
+/// Returns the region in the environment. An empty variable counts as not set.
 fn region_of_environment() -> Option<Region> {
     let named = ["AWS_REGION", "AWS_DEFAULT_REGION"].into_iter().filter_map(|name| std::env::var(name).ok());
     named.map(|name| name.trim().to_owned()).find(|name| !name.is_empty()).map(Region::new)
@@ -180,8 +179,8 @@ fn imds_client(provider: &ProviderConfig) -> imds::client::Builder {
         .retry_classifier(SharedRetryClassifier::new(ImdsIllness))
 }
 
-/// Tells which answers of IMDS pass: 429 (many processes ask at once), 5xx, and 401 (the token ran out). The SDK's own
-/// classifier leaves 429 out. No answer is not retried: off EC2 there is none.
+/// Classifies answers of IMDS as transient: 429 (many processes at once), 5xx, and 401 (the token expired). The SDK's
+/// own classifier omits 429. A missing answer is not retried: off EC2 there is none.
 #[derive(Debug)]
 struct ImdsIllness;
 
@@ -198,15 +197,15 @@ impl ClassifyRetry for ImdsIllness {
     }
 }
 
-/// Returns the timeouts of a call: to connect, and of each attempt.
+/// Returns the timeouts of a call: for connecting, and for each attempt.
 pub(super) fn timeouts(attempt: Duration) -> TimeoutConfig {
     TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).operation_attempt_timeout(attempt).build()
 }
 
-/// The SDK's HTTP clients, one for each scheme, each made when it is first needed: reading the system's root certificates
-/// costs more CPU than the rest of a node's start, and IMDS never speaks TLS.
+/// The SDK's HTTP clients, one per scheme. Each is created on its first use: reading the system's root certificates
+/// costs more CPU than the rest of a node's start, and IMDS does not use TLS.
 ///
-/// TLS is rustls on ring: the SDK's default, aws-lc, takes four minutes more to build.
+/// TLS is rustls with ring: the SDK's default, aws-lc, takes four minutes longer to build.
 #[derive(Debug)]
 struct ByScheme {
     plain: SharedHttpClient,
@@ -242,7 +241,7 @@ struct ConnectorByScheme {
 impl HttpConnector for ConnectorByScheme {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
         let client = if request.uri().starts_with("http://") { &self.plain } else { &self.tls };
-        // The client keeps its connectors, and their connections, by these settings.
+        // The client caches its connectors, and their connections, by these settings.
         client.http_connector(&self.settings, &self.components).call(request)
     }
 }

@@ -1,4 +1,4 @@
-//! Instances that EC2 does not know: gone long ago, or so new that EC2 does not show them yet.
+//! Instances that EC2 does not list: they terminated long ago, or are so new that EC2 does not show them yet.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,20 +6,20 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How long EC2 must not know an instance before it counts as gone, on the observer's monotonic clock. Source: EC2 developer
-/// guide, "Eventual consistency": a caller backs off for up to five minutes.
+/// The time for which EC2 must not list an instance before it counts as gone, on the observer's monotonic clock.
+/// Source: EC2 developer guide, "Eventual consistency": a caller backs off for up to five minutes.
 pub(super) const UNKNOWN_MIN: Duration = Duration::from_mins(5);
 
-/// The most instances that are remembered: 1,000 are about 100 kB. Beyond that, all but the new one are forgotten, and
-/// their time starts again.
+/// The maximum number of instances that are stored: 1,000 are about 100 kB. Above that, all but the new one are
+/// dropped, and their time starts again.
 const REMEMBERED_MAX: usize = 1_000;
 
-/// Since when EC2 does not know which instance. A clone shares what is remembered.
+/// The time since EC2 does not list each instance. Clones share the map.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Unknown(Arc<Mutex<HashMap<String, Instant>>>);
 
 impl Unknown {
-    /// Notes that EC2 does not know an instance; returns whether that is believed.
+    /// Records that EC2 does not list an instance. Returns whether this has lasted long enough.
     pub(super) fn is_believed(&self, instance: &str) -> bool {
         self.is_believed_at(instance, Instant::now())
     }
@@ -33,7 +33,7 @@ impl Unknown {
         now.saturating_duration_since(*first) >= UNKNOWN_MIN
     }
 
-    /// Notes that EC2 knows an instance.
+    /// Records that EC2 lists an instance.
     pub(super) fn forget(&self, instance: &str) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(instance);
     }

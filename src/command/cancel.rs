@@ -1,4 +1,4 @@
-//! `lighthpc cancel`: ends a mission.
+//! `lighthpc cancel`: cancels a mission.
 
 use super::cli::CancelArgs;
 use super::failure::Failure;
@@ -7,15 +7,15 @@ use crate::command::exit::Exit;
 use crate::domain::ids::MissionId;
 
 pub(super) async fn run(args: CancelArgs) -> Result<Exit, Failure> {
-    let mission = MissionId::new(&args.mission).map_err(|error| Failure::usage(error, "name the mission"))?;
+    let mission = MissionId::new(&args.mission).map_err(|error| Failure::usage(error, "give the id of the mission"))?;
     let scheduler = scheduling::scheduler(&args.scheduler).await?;
-    // A heartbeat comes within a third of a lease, and a workload has its grace.
+    // A running node reads the row within a third of a lease, and then its workload has the grace period.
     let wait = args.wait.unwrap_or(args.scheduler.lease * 3 / 2);
 
     let cancelled = scheduler.cancel(&mission, wait).await?;
 
     screen::to_stdout(&format!(
-        "mission {} is cancelled: {} tasks ended, {} asked to stop, {} still running, {} instances ended\n",
+        "mission {} is cancelled: {} tasks ended, {} requested to stop, {} still running, {} instances terminated\n",
         screen::plain(mission.as_str()),
         cancelled.ended,
         cancelled.asked,
@@ -23,11 +23,16 @@ pub(super) async fn run(args: CancelArgs) -> Result<Exit, Failure> {
         cancelled.instances.len()
     ));
     if cancelled.is_reinstated {
-        let message = format!("mission {mission} was reinstated while it was being cancelled");
-        return Err(Failure { exit: Exit::Unavailable, ..Failure::usage(message, "cancel it again if that is meant") });
+        let message = format!("mission {mission} was reinstated during the cancellation");
+        return Err(Failure {
+            exit: Exit::Unavailable,
+            ..Failure::usage(message, "run the command again to cancel it")
+        });
     }
     if cancelled.running > 0 {
-        screen::to_stderr("a sweep ends those that do not answer within a lease; or run this again\n");
+        screen::to_stderr(
+            "the next sweep terminates nodes that do not respond within a lease; or run this command again\n",
+        );
         return Ok(Exit::Unavailable);
     }
     Ok(Exit::Ok)

@@ -1,5 +1,6 @@
-//! The command line: each command, and its own flags; `flags.rs` has what they share. Each flag also reads `LIGHTHPC_<NAME>`;
-//! systemd and user data use the variables.
+//! The command line: the commands and their own flags. `flags.rs` has the shared flags.
+//!
+//! Each flag of a node or scheduler can also be set by `LIGHTHPC_<NAME>`; systemd and user data use these variables.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -30,12 +31,12 @@ pub(super) struct Cli {
 }
 
 impl Cli {
-    /// Reads the program's arguments and variables. A variable that is set to nothing is not set: that is how a line of an
-    /// environment file is left open. With `--local`, the variables of an account and of a node are not read at all
+    /// Parses the program's arguments and variables. An empty variable counts as not set, so that an environment file
+    /// can contain settings without a value. With `--local`, variables of an account or a node are ignored
     /// ([`local_dir::is_ignored`]).
     ///
     /// # Errors
-    /// What is wrong, or the help or the version that was asked for.
+    /// The parse error, or the requested help or version text.
     pub(super) fn read() -> Result<Self, clap::Error> {
         let mut arguments: Vec<std::ffi::OsString> = std::env::args_os().collect();
         let is_local = local_dir::is_local(&arguments);
@@ -64,16 +65,16 @@ impl Cli {
         Ok(cli)
     }
 
-    /// Returns the command line's definition: the help of each command begins with what it does, and with examples.
+    /// Returns the definition of the command line. The help of each command begins with its purpose and examples.
     pub(super) fn definition() -> clap::Command {
         const HELP: &str = "{about-with-newline}\n{before-help}{usage-heading} {usage}\n\n{all-args}{after-help}";
-        // Without the variables' values, so that the help is the same everywhere.
+        // The values of variables are hidden, so that the help text is the same everywhere.
         let plain = |arg: clap::Arg| arg.hide_env_values(true);
         let of_command = |command: clap::Command| command.help_template(HELP).mut_args(plain);
         Self::command().help_template(HELP).mut_args(plain).mut_subcommands(of_command)
     }
 
-    /// Returns whether this is a node, or the function, whose every step belongs in the journal.
+    /// Returns whether this process is a node or the function; these log each step.
     pub(super) const fn is_a_service(&self) -> bool {
         match &self.command {
             Command::Run(args) => args.local.is_none(),
@@ -83,8 +84,8 @@ impl Cli {
     }
 }
 
-/// Refuses a command line that orders the machine's end, and orders that it keep running. Variables do not count: the
-/// image sets `LIGHTHPC_TERMINATE`, and `--no-terminate` wins over that.
+/// Refuses `--terminate` together with `--no-terminate`. Variables do not count: the image sets `LIGHTHPC_TERMINATE`,
+/// and `--no-terminate` overrides it.
 fn refuse_both_orders(matches: &ArgMatches) -> Result<(), clap::Error> {
     let Some(run) = matches.subcommand_matches("run") else { return Ok(()) };
     let is_typed = |flag: &str| run.value_source(flag) == Some(ValueSource::CommandLine);
@@ -227,19 +228,19 @@ pub(super) struct DoctorArgs {
     /// Folder for the files of attempts
     #[arg(long, env = "LIGHTHPC_WORK_DIR", default_value = "/var/lib/lighthpc", value_name = "DIR")]
     pub(super) work_dir: PathBuf,
-    /// What the doctor starts behind the sandbox, to try it
+    /// Runs the checks inside the sandbox; set when the doctor starts itself as a workload
     #[arg(long, hide = true)]
     pub(super) inside_sandbox: bool,
     #[command(flatten)]
     pub(super) scheduler: SchedulerArgs,
 }
 
-/// What is around a workload.
+/// The isolation of a workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Isolation {
     /// A process group.
     Process,
-    /// A transient systemd unit: the sandbox.
+    /// A transient systemd unit with a sandbox.
     Unit,
 }
 
@@ -254,7 +255,7 @@ pub(super) struct RunArgs {
     /// Run on this computer, without AWS; state and results are kept in DIR. Write --local=DIR if FILE follows
     #[arg(long, num_args = 0..=1, default_missing_value = DEFAULT_DIR, env = "LIGHTHPC_LOCAL", value_name = "DIR")]
     pub(super) local: Option<PathBuf>,
-    /// Whether `local` is a folder for certain: by `--local=DIR`, or by the variable.
+    /// Whether `local` is certainly a folder: it was set by `--local=DIR` or by the variable.
     #[arg(skip)]
     pub(super) local_is_folder: bool,
     /// With --local: allow the program stored in this mission folder to run although the folder belongs to another
@@ -381,7 +382,7 @@ pub(super) struct RunArgs {
 }
 
 impl RunArgs {
-    /// Returns what was ordered about the machine's end.
+    /// Returns whether the instance is to be terminated at the end.
     pub(super) const fn end_order(&self) -> EndOrder {
         match (self.no_terminate, self.terminate) {
             (true, _) => EndOrder::Keep,
@@ -399,7 +400,7 @@ pub(super) struct StatusArgs {
     /// Show the local mission in DIR
     #[arg(long, num_args = 0..=1, default_missing_value = DEFAULT_DIR, env = "LIGHTHPC_LOCAL", value_name = "DIR")]
     pub(super) local: Option<PathBuf>,
-    /// Whether `local` is a folder for certain: by `--local=DIR`, or by the variable.
+    /// Whether `local` is certainly a folder: it was set by `--local=DIR` or by the variable.
     #[arg(skip)]
     pub(super) local_is_folder: bool,
     /// Print JSON

@@ -1,4 +1,4 @@
-//! The examples that `--help` of each command begins with.
+//! The examples at the top of each command's `--help`.
 
 pub(super) const PROGRAM: &str = "Examples:
   lighthpc run --local input/*.txt -- ./work.sh      on this computer

@@ -1,4 +1,4 @@
-//! Exit codes and hints: what a failure means to a script, to systemd, and to a person. The README lists them.
+//! Exit codes and hints for failures. docs/exit-codes.md lists the codes.
 
 use crate::backend::store::{StoreError, is_no_room};
 use crate::backend::{CloudError, Kind};
@@ -11,23 +11,23 @@ use crate::workload::is_of_machine;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Exit {
-    /// All is well.
+    /// Success.
     Ok = 0,
-    /// Something that no other code names; perhaps a bug.
+    /// An internal error, possibly a bug. No other code describes it.
     Internal = 1,
-    /// The command line, a setting, or a file named on it is wrong.
+    /// The command line, a setting, or a file named on it is invalid.
     Usage = 2,
-    /// No credentials, or none that work.
+    /// No credentials were found, or they are invalid.
     NoCredentials = 10,
-    /// The credentials may not do this.
+    /// The credentials do not permit the request.
     AccessDenied = 11,
-    /// No region, or another one than the table's or bucket's.
+    /// No region is set, or the table or bucket is in another region.
     WrongRegion = 12,
     /// The table does not exist.
     NoTable = 13,
-    /// The bucket, or the topic, does not exist.
+    /// The bucket or the topic does not exist.
     NoBucket = 14,
-    /// The table has another key.
+    /// The table's key differs from the expected key.
     TableKey = 15,
     /// The input does not exist.
     MissingInput = 16,
@@ -37,7 +37,7 @@ pub enum Exit {
     DiskFull = 18,
     /// The machine cannot be identified.
     NoIdentity = 19,
-    /// The workload failed; of a local mission: at least one task did.
+    /// The workload failed. In a local mission: at least one task failed.
     WorkloadFailed = 20,
     /// The program cannot be started.
     ProgramNotFound = 21,
@@ -45,29 +45,29 @@ pub enum Exit {
     NoResult = 22,
     /// The workload ran into its time limit.
     TimeLimit = 23,
-    /// The task was interrupted more often than it may be.
+    /// The task was interrupted more often than the limit allows.
     Exhausted = 24,
     /// The workload ran out of memory.
     OutOfMemory = 25,
-    /// EC2 does not accept the launch.
+    /// EC2 refused the launch.
     LaunchRefused = 26,
-    /// The doctor found a failure.
+    /// `doctor` found a failure.
     Unfit = 27,
-    /// The input is there but cannot be read: it is archived, or its key cannot be used.
+    /// The input exists but cannot be read: it is archived, or its key is invalid.
     InputUnreadable = 28,
     /// The machine's clock is wrong.
     WrongClock = 29,
     /// The lease was lost to another attempt.
     LeaseLost = 30,
-    /// A finished task's result of a local mission is missing, or is not what was committed.
+    /// The result of a finished task of a local mission is missing or differs from the committed one.
     ResultChanged = 31,
-    /// A service cannot be reached, or stays busy.
+    /// A service is unreachable or remains busy.
     Unavailable = 40,
-    /// Standard output could not be written, for another reason than a closed pipe.
+    /// Standard output could not be written, and the cause is not a closed pipe.
     OutputNotWritten = 41,
-    /// The machine could not be ended: it may go on billing.
+    /// The instance could not be terminated and may continue to cost money.
     NotTerminated = 50,
-    /// Drained by SIGINT or SIGTERM; the task is handed back.
+    /// SIGINT or SIGTERM stopped the process; the task was returned to the queue.
     Interrupted = 130,
 }
 
@@ -104,7 +104,7 @@ impl Exit {
     ];
 }
 
-/// Returns the exit code and, if there is one, the hint for a failed node.
+/// Returns the exit code and the optional hint for a node's error.
 #[must_use]
 pub fn of_node(error: &NodeError) -> (Exit, Option<String>) {
     match error {
@@ -130,15 +130,15 @@ pub fn of_node(error: &NodeError) -> (Exit, Option<String>) {
         NodeError::MissingInput { uri } => (
             Exit::MissingInput,
             Some(format!(
-                "look with `aws s3 ls {}`; a key from an S3 event must be URL-decoded first",
+                "check it with `aws s3 ls {}`; a key from an S3 event must be URL-decoded first",
                 printable::shell(uri)
             )),
         ),
         NodeError::Store { source, .. } | NodeError::InputsRefused { source } => of_store(source),
-        NodeError::Disk { source, .. } if is_no_room(source) => {
-            (Exit::DiskFull, Some(disk_hint()))
+        NodeError::Disk { source, .. } if is_no_room(source) => (Exit::DiskFull, Some(disk_hint())),
+        NodeError::Disk { .. } => {
+            (Exit::Usage, Some("set --work-dir to a folder that this user can write to".to_owned()))
         }
-        NodeError::Disk { .. } => (Exit::Usage, Some("set --work-dir to a folder that this user can write to".to_owned())),
         NodeError::NotStarted { program, source } => (Exit::ProgramNotFound, Some(program_hint(program, source))),
         NodeError::WorkloadFailed { how } => (Exit::WorkloadFailed, Some(workload_hint(how))),
         NodeError::OutOfMemory => {
@@ -155,32 +155,40 @@ pub fn of_node(error: &NodeError) -> (Exit, Option<String>) {
         ),
         NodeError::LeaseLost { .. } => (
             Exit::LeaseLost,
-            Some("the task's row names the attempt that now owns it; if DynamoDB was unreachable for the length of a lease, another attempt may start".to_owned()),
+            Some(
+                "see the task's row for the attempt that now holds the lease; if DynamoDB is unreachable for a \
+                 whole lease, another attempt can start"
+                    .to_owned(),
+            ),
         ),
         NodeError::Exhausted { .. } => (
             Exit::Exhausted,
-            Some("check the row's history: a task that crashes its machine each time needs more memory or disk; or raise --max-interruptions".to_owned()),
+            Some(
+                "check the history in the row: a task that crashes its instance each time needs more memory or disk; \
+                 or raise --max-interruptions"
+                    .to_owned(),
+            ),
         ),
         NodeError::OddRow { .. } => (
             Exit::Internal,
-            Some("correct the row in the tasks table: docs/TABLES.md says what each attribute holds".to_owned()),
+            Some("correct the row in the tasks table; docs/TABLES.md describes each attribute".to_owned()),
         ),
         NodeError::DrainCutShort => (
             Exit::Unavailable,
-            Some("a task that it held is taken up when its lease runs out, or by the next sweep".to_owned()),
+            Some("no action is needed: another node or a sweep takes over its task when the lease expires".to_owned()),
         ),
         NodeError::Panicked(_) => (Exit::Internal, Some("please report this".to_owned())),
     }
 }
 
-/// Returns the exit code and the hint for a failed service call, as the table in `backend/failures.rs` has them.
+/// Returns the exit code and the hint for a failed service call, from the table in `backend/failures.rs`.
 #[must_use]
 pub fn of_cloud(error: &CloudError) -> (Exit, Option<String>) {
     let exit = Exit::ALL.into_iter().find(|exit| *exit as u8 == error.nature().exit);
     (exit.unwrap_or(Exit::Internal), Some(error.hint()))
 }
 
-/// Returns the exit code and the hint for a scheduler's failure.
+/// Returns the exit code and the hint for a scheduler's error.
 #[must_use]
 pub fn of_scheduler(error: &SchedulerError) -> (Exit, Option<String>) {
     let hint = |text: &str| Some(text.to_owned());
@@ -198,20 +206,20 @@ pub fn of_scheduler(error: &SchedulerError) -> (Exit, Option<String>) {
         ),
         SchedulerError::OtherMission { .. } => (Exit::Usage, hint("name another mission with --mission")),
         SchedulerError::OtherTask { .. } => {
-            (Exit::Usage, hint("an object can be one task only: copy it to another key, or omit it"))
+            (Exit::Usage, hint("an object can be only one task: copy it to another key, or remove it from the inputs"))
         }
         SchedulerError::BadName(_) => (Exit::Usage, None),
     }
 }
 
-/// Returns the exit code and the hint for a failure between S3 and the disk.
+/// Returns the exit code and the hint for a failed transfer between S3 and the disk.
 #[must_use]
 pub fn of_store(error: &StoreError) -> (Exit, Option<String>) {
     match error {
         StoreError::Cloud(error) => of_cloud(error),
         StoreError::DiskFull { .. } => (Exit::DiskFull, Some(disk_hint())),
         StoreError::Changed { .. } => {
-            (Exit::Unavailable, Some("wait until the input is no longer being written, then try again".to_owned()))
+            (Exit::Unavailable, Some("wait until no program writes the input, then try again".to_owned()))
         }
         StoreError::BadResult { .. } => (
             Exit::WorkloadFailed,
@@ -223,7 +231,7 @@ pub fn of_store(error: &StoreError) -> (Exit, Option<String>) {
         StoreError::TooLarge { .. } => (
             Exit::WorkloadFailed,
             Some(
-                "write less, pack many files into one, or raise the limit on the nodes, then redrive the task"
+                "write less, pack many files into one, or raise the limit on the nodes; then redrive the task"
                     .to_owned(),
             ),
         ),
@@ -240,33 +248,34 @@ pub fn of_store(error: &StoreError) -> (Exit, Option<String>) {
 }
 
 fn disk_hint() -> String {
-    "make room, for bytes (`df -h`) and for files (`df -i`); or use a larger disk: \
-     on a node by a larger volume or --work-dir, on this machine by --local=DIR"
+    "free some space (`df -h`) or inodes (`df -i`), or use a larger disk: \
+     a larger volume or --work-dir on a node, --local=DIR on this computer"
         .to_owned()
 }
 
 fn program_hint(program: &str, error: &std::io::Error) -> String {
     use std::io::ErrorKind;
-    // Linux: ENFILE and EMFILE have no kind of their own.
+    // Linux: ENFILE and EMFILE. `io::ErrorKind` has no value for them.
     const FILES: [i32; 2] = [23, 24];
     match error.kind() {
         ErrorKind::ExecutableFileBusy => {
-            return format!("{program} was open for writing: write it to another name, then rename it into its place");
+            return format!("{program} was open for writing: write it under another name, then rename it");
         }
         ErrorKind::WouldBlock => {
-            return "the machine or the user has reached its limit of processes: raise it (`ulimit -u`, TasksMax=), or \
+            return "the machine or the user has reached the limit of processes: raise it (`ulimit -u`, TasksMax=), or \
                     use fewer --slots"
                 .to_owned();
         }
         ErrorKind::OutOfMemory => {
-            return "the machine had no memory to start a program: use an instance type with more, or fewer --slots"
+            return "the machine has too little memory to start a program: use an instance type with more memory, or \
+                 fewer --slots"
                 .to_owned();
         }
         ErrorKind::ArgumentListTooLong => {
             return "its arguments and environment are too long: pass them in a file".to_owned();
         }
         _ if error.raw_os_error().is_some_and(|code| FILES.contains(&code)) => {
-            return "the machine or the node has reached its limit of open files: raise it (`ulimit -n`, LimitNOFILE=), \
+            return "the machine or the node has reached the limit of open files: raise it (`ulimit -n`, LimitNOFILE=), \
                     or use fewer --slots"
                 .to_owned();
         }

@@ -1,10 +1,10 @@
-//! The failure of a command, as its user sees it.
+//! The failure of a command: its error, hint and exit code.
 
 use std::fmt::Display;
 
 use super::exit::{self, Exit};
 
-/// A failure as its user sees it: cause, hint, exit code.
+/// A failure of a command.
 #[derive(Debug)]
 pub(super) struct Failure {
     pub(super) exit: Exit,
@@ -13,7 +13,7 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    /// Makes the failure of a command line or a setting.
+    /// Creates a failure of the command line or of a setting.
     pub(super) fn usage(message: impl Display, hint: impl Into<String>) -> Self {
         Self { exit: Exit::Usage, error: anyhow::anyhow!("{message}"), hint: Some(hint.into()) }
     }

@@ -1,4 +1,4 @@
-//! Flags that several commands share, and how their values are read.
+//! Flags that several commands share, and parsers for their values.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::failure::Failure;
 use crate::backend::Tables;
 use crate::domain::node_limit::NodeLimit;
 
-/// Where the tables are.
+/// The names of the tables.
 #[derive(Clone, Debug, Args)]
 pub(super) struct TableArgs {
     /// DynamoDB table of tasks; its partition key is srcFilename (String)
@@ -31,7 +31,7 @@ impl TableArgs {
     }
 }
 
-/// What nodes and schedulers share: tables, buckets, topic.
+/// The settings that nodes and schedulers share: tables, buckets, topic.
 #[derive(Clone, Debug, Args)]
 pub(super) struct AwsArgs {
     #[command(flatten)]
@@ -56,7 +56,7 @@ impl AwsArgs {
         text(self.result_bucket.as_deref())
     }
 
-    /// The topic's ARN; a wrong command line if it is none.
+    /// Returns the topic's ARN. An invalid one is a usage failure.
     pub(super) fn topic_arn(&self) -> Result<Option<String>, Failure> {
         match text(self.topic_arn.as_deref()) {
             Some(topic) if !topic.starts_with("arn:") => Err(Failure::usage(
@@ -68,12 +68,12 @@ impl AwsArgs {
     }
 }
 
-/// A value without the blanks around it; nothing if nothing is left.
+/// Returns a value without surrounding spaces; `None` if it is empty.
 pub(super) fn text(value: Option<&str>) -> Option<String> {
     value.map(str::trim).filter(|value| !value.is_empty()).map(ToOwned::to_owned)
 }
 
-/// What a scheduler launches from, and with.
+/// The settings for launches.
 #[derive(Clone, Debug, Args)]
 pub(super) struct SchedulerArgs {
     #[command(flatten)]
@@ -127,7 +127,7 @@ pub(super) struct SchedulerArgs {
     pub(super) max_interruptions: u64,
 }
 
-/// Reads a time in seconds: positive, at most ten years, with a fraction if you like.
+/// Parses a number of seconds: positive, at most ten years, with an optional fraction.
 pub(super) fn seconds(text: &str) -> Result<Duration, String> {
     const TEN_YEARS: f64 = 10.0 * 366.0 * 86_400.0;
     let value: f64 = text.trim().parse().map_err(|_| "a number of seconds is needed, such as 90".to_owned())?;
@@ -138,7 +138,7 @@ pub(super) fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Reads a number of bytes: alone, or with `K`, `M`, `G`, or `T` for powers of 1,024 (`KiB` and the like, too).
+/// Parses a number of bytes with an optional unit: `K`, `M`, `G` or `T`, or `KiB` and so on, are powers of 1,024.
 pub(super) fn bytes(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -158,7 +158,7 @@ pub(super) fn bytes(text: &str) -> Result<u64, String> {
     }
 }
 
-/// Reads `A..B`, or `A` for `A..A`: numbers of seconds, not falling.
+/// Parses `A..B`, or `A` for `A..A`: numbers of seconds, in ascending order.
 pub(super) fn range(text: &str) -> Result<(f64, f64), String> {
     const DAY: f64 = 86_400.0;
     let (from, to) = text.split_once("..").unwrap_or((text, text));

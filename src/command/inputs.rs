@@ -1,4 +1,4 @@
-//! The input files of a local mission, and the keys they get.
+//! The input files of a local mission, and their keys.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Component, Path, PathBuf};
@@ -13,11 +13,11 @@ pub(super) struct Input {
     pub(super) file: PathBuf,
 }
 
-/// The files that are tasks already, with their keys, and whether their results are there.
+/// The files that already are tasks: for each, its key, and whether the task is done.
 pub(super) type Known = HashMap<PathBuf, (SrcId, bool)>;
 
-/// Checks the files and names them: by the key a file has already, by its file name if these differ, else by its path
-/// below the folder that they and the known ones have in common. A file that is named twice counts once.
+/// Checks the files and assigns keys. A file that already is a task keeps its key. New files get their file names if
+/// these differ, else their paths below the common folder of all files. A file that is given twice counts once.
 pub(super) fn read(files: &[PathBuf], known: &Known) -> Result<Vec<Input>, Failure> {
     let mut inputs = Vec::new();
     let mut new = Vec::new();
@@ -29,7 +29,7 @@ pub(super) fn read(files: &[PathBuf], known: &Known) -> Result<Vec<Input>, Failu
         }
         let task = known.get(&path).or_else(|| known.get(&path.canonicalize().ok()?));
         match task {
-            // It is done; the file itself is not needed any more. The review says that it is gone.
+            // A finished task does not need its input. The review reports that the file is missing.
             Some((src, true)) if !path.exists() => {
                 inputs.push(Input { src: src.clone(), file: path });
             }
@@ -59,7 +59,8 @@ pub(super) fn read(files: &[PathBuf], known: &Known) -> Result<Vec<Input>, Failu
     Ok(inputs)
 }
 
-/// The file's own name (of the link, if it is one) in its real folder: `x` and `y/../x` are one file.
+/// Returns the real path of the file's folder with the file's own name: `x` and `y/../x` are one file. A link keeps its
+/// own name.
 fn plain_path(file: &Path) -> Result<PathBuf, Failure> {
     let path = std::path::absolute(file).map_err(|error| unusable(file, &error))?;
     match (path.parent(), path.file_name()) {
@@ -73,7 +74,7 @@ fn plain_path(file: &Path) -> Result<PathBuf, Failure> {
 
 fn unusable(file: &Path, error: &std::io::Error) -> Failure {
     let message = format!("the input {} cannot be used: {error}", file.display());
-    Failure::usage(message, "look at its path and its permissions")
+    Failure::usage(message, "check its path and its permissions")
 }
 
 fn check(file: &Path) -> Result<(), Failure> {
@@ -83,7 +84,10 @@ fn check(file: &Path) -> Result<(), Failure> {
         return Err(Failure::usage(format!("the input {name} is a folder"), format!("name its files: {name}/*")));
     }
     if !meta.is_file() {
-        return Err(Failure::usage(format!("the input {name} is not a regular file"), "copy it to one"));
+        return Err(Failure::usage(
+            format!("the input {name} is not a regular file"),
+            "copy its content to a regular file",
+        ));
     }
     std::fs::File::open(file).map(drop).map_err(|error| unusable(file, &error))
 }
@@ -96,7 +100,7 @@ fn key_of(file: &Path, common: &Path, by_name: bool) -> Result<String, Failure> 
     });
     let parts: Option<Vec<&str>> = parts.collect();
     parts.map(|parts| parts.join("/")).ok_or_else(|| {
-        Failure::usage(format!("the name of {} is not UTF-8, as S3 keys are", file.display()), "rename it")
+        Failure::usage(format!("the name of {} is not UTF-8, which S3 keys require", file.display()), "rename the file")
     })
 }
 

@@ -9,10 +9,11 @@ use super::flags::SchedulerArgs;
 use super::scheduling;
 use crate::lambda;
 
-/// The variable by which Lambda names its runtime interface. Source: Lambda developer guide, "Using the Lambda runtime API".
+/// The variable that contains the address of Lambda's runtime interface. Source: Lambda developer guide, "Using the
+/// Lambda runtime API".
 const RUNTIME: &str = "AWS_LAMBDA_RUNTIME_API";
 
-/// Returns whether the program was started as a function's `bootstrap`, without arguments.
+/// Returns whether Lambda started the program: as `bootstrap`, without arguments.
 pub(super) fn is_bootstrap(arguments: &[OsString]) -> bool {
     let name = arguments.first().map(Path::new).and_then(Path::file_name);
     arguments.len() == 1 && name.is_some_and(|name| name == "bootstrap") && std::env::var_os(RUNTIME).is_some()
@@ -23,7 +24,7 @@ pub(super) async fn run(args: SchedulerArgs) -> Result<Exit, Failure> {
         let message = format!("this is not a Lambda function: {RUNTIME} is not set");
         return Err(Failure::usage(
             message,
-            "the stack deploys the function; elsewhere use `lighthpc submit` and `lighthpc sweep`",
+            "deploy the function with scripts/deploy; elsewhere use `lighthpc submit` and `lighthpc sweep`",
         ));
     }
     let ended = lambda::serve(scheduling::scheduler(&args).await?).await;

@@ -1,4 +1,4 @@
-//! Where a local mission is kept: what `--local [DIR]` means, and what it leaves unread.
+//! The folder of a local mission: the meaning of `--local [DIR]`, and the variables that it ignores.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -8,12 +8,12 @@ use crate::backend::{Backend, Tables, Wire, machine::PowerOff};
 use crate::command::exit::Exit;
 use local_cloud::{ACCESS_KEY, LocalCloud, OpenError, REGION, SECRET_KEY};
 
-/// Where a local mission is kept if no folder is named.
+/// The folder of a local mission if none is given.
 pub(super) const DEFAULT_DIR: &str = "lighthpc-local";
 
-/// The variables that a local mission does not read: an account's names, which `scripts/deploy --exports` sets, and a
-/// node's, which an image's environment file sets. What is about the workload (`LIGHTHPC_EXEC`, `LIGHTHPC_SLOTS`,
-/// `LIGHTHPC_TIME_LIMIT`, `LIGHTHPC_LEASE`, and so on) applies here too. Flags always apply, or are refused.
+/// The variables that a local mission ignores: names in an account, which `scripts/deploy --exports` sets, and settings
+/// of a node, which an image's environment file sets. Settings of the workload (`LIGHTHPC_EXEC`, `LIGHTHPC_SLOTS`,
+/// `LIGHTHPC_TIME_LIMIT`, `LIGHTHPC_LEASE`, …) apply. Flags always apply, or are refused.
 const IGNORED: [&str; 14] = [
     "LIGHTHPC_SRC_ID",
     "LIGHTHPC_MISSION",
@@ -31,13 +31,13 @@ const IGNORED: [&str; 14] = [
     "LIGHTHPC_DEVICES",
 ];
 
-/// Returns whether a variable means nothing to a local mission.
+/// Returns whether a local mission ignores this variable.
 pub(super) fn is_ignored(name: &OsStr) -> bool {
     name.to_str().is_some_and(|name| IGNORED.contains(&name))
 }
 
-/// Says, at level `info`, which variables are set and mean nothing here. No AWS variable does: the cloud of this
-/// process has its own endpoint and its own credentials, and its wire refuses every other host.
+/// Logs, at level `info`, which of the variables that are set are ignored. AWS variables never matter: the in-process
+/// cloud has its own endpoint and credentials, and its client refuses every other host.
 pub(super) fn note_ignored() {
     let is_meant = |name: &OsStr| is_ignored(name) || name.as_encoded_bytes().starts_with(b"AWS_ENDPOINT_URL");
     let mut names: Vec<String> = std::env::vars_os()
@@ -50,31 +50,31 @@ pub(super) fn note_ignored() {
     }
 }
 
-/// The words of the command line that are lighthpc's own: those before `--`.
+/// Returns the arguments of lighthpc itself: those before `--`.
 fn own_words(arguments: &[OsString]) -> impl Iterator<Item = &[u8]> {
     arguments.iter().skip(1).map(|word| word.as_encoded_bytes()).take_while(|word| *word != b"--")
 }
 
-/// Returns whether a command line that is still to be read asks for the cloud of this process.
+/// Returns whether the arguments, which are not parsed yet, contain `--local`.
 pub(super) fn is_local(arguments: &[OsString]) -> bool {
     own_words(arguments).any(|word| word == b"--local" || word.starts_with(b"--local="))
         || std::env::var_os("LIGHTHPC_LOCAL").is_some_and(|value| !value.is_empty())
 }
 
-/// Returns whether `--local` stands alone, so that the word after it may be a folder or something else.
+/// Returns whether `--local` has no `=DIR`, so that the next argument can be a folder or something else.
 pub(super) fn is_bare(arguments: &[OsString]) -> bool {
     own_words(arguments).any(|word| word == b"--local")
 }
 
-/// Reads `--local [DIR] FILE…`, where DIR may be left out: a file after `--local` is the first input, not a folder.
-/// `--local=DIR` (`is_folder`) is a folder, whatever its name.
+/// Separates DIR from the input files in `--local [DIR] FILE…`: a file after `--local` is the first input. With
+/// `is_folder` (`--local=DIR`), the value is a folder, whatever its name.
 pub(super) fn parse(local: &Path, is_folder: bool, files: &[PathBuf]) -> Result<(PathBuf, Vec<PathBuf>), Failure> {
     let default = PathBuf::from(DEFAULT_DIR);
     if is_folder {
         if local.exists() && !local.is_dir() {
             return Err(Failure::usage(
                 format!("--local={} is not a folder", local.display()),
-                "give a folder, then the input files: --local=DIR FILE",
+                "give a folder, and then the input files: --local=DIR FILE",
             ));
         }
         return Ok((local.to_owned(), files.to_vec()));
@@ -83,7 +83,7 @@ pub(super) fn parse(local: &Path, is_folder: bool, files: &[PathBuf]) -> Result<
         let files = std::iter::once(local.to_owned()).chain(files.iter().cloned()).collect();
         return Ok((default, files));
     }
-    // A new folder has no dot in its name, or a slash at its end; a mistyped input usually has an extension.
+    // The name of a new folder has no dot, or it ends with a slash. A mistyped input usually has an extension.
     let ends_in_slash = local.as_os_str().as_encoded_bytes().ends_with(b"/");
     if !local.exists() && local.extension().is_some() && !ends_in_slash {
         let path = local.display();
@@ -95,7 +95,7 @@ pub(super) fn parse(local: &Path, is_folder: bool, files: &[PathBuf]) -> Result<
     Ok((local.to_owned(), files.to_vec()))
 }
 
-/// Makes the services of a local cloud, as an instance of it sees them, or as seen from elsewhere.
+/// Returns the services of a local cloud, as the given instance sees them, or as a caller outside the instances does.
 pub(super) fn backend(cloud: &LocalCloud, instance: Option<&str>) -> Backend {
     let wire = Wire::plugged(cloud.http_client(instance), REGION, ACCESS_KEY, SECRET_KEY);
     Backend::new(&wire, Tables::default(), PowerOff::Never)

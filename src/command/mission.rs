@@ -1,8 +1,7 @@
-//! `lighthpc run --local`: a whole mission on this machine, by the very code that runs on EC2.
+//! `lighthpc run --local`: runs a whole mission on this computer, with the same code that runs on EC2.
 //!
-//! Each task gets a node of its own, with an instance id and tags in the cloud of this process; `slots` of them run at a
-//! time. Nothing is remembered here: what is to be done is read from the tables, so a run that was interrupted or
-//! killed goes on where it was.
+//! Each task gets its own node, with an instance id and tags in the in-process cloud; `slots` nodes run at a time. All
+//! state is in the tables, so the same command continues a run that was interrupted or killed.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -29,7 +28,7 @@ use crate::worker::{self, Begun, Ending, Life, Node, NodeError, Preflight, Repor
 use crate::workload::{self, Removal};
 use local_cloud::{LocalCloud, RESULT_BUCKET, SOURCE_BUCKET, TOPIC_ARN};
 
-/// The pause between two checks whether the disk has room for one more task: a check is one call of the system.
+/// The pause between two checks whether the disk has room for one more task. A check is one system call.
 const ROOM_LOOK: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
@@ -41,7 +40,7 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
     trust::check(&dir, &args.trust_folder)?;
     let mut settings = node::settings(&args)?;
     if !dir.join(".lighthpc").exists() && inputs::read(&files, &Known::new())?.is_empty() {
-        // Nothing is made for a mission that cannot be.
+        // Checked before anything is written.
         return Err(plan::no_mission(&dir, settings.mission.as_ref()));
     }
     let cloud = LocalCloud::open(&dir)?;
@@ -60,14 +59,14 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
     settings.result_bucket = Some(RESULT_BUCKET.to_owned());
     settings.topic_arn = Some(TOPIC_ARN.to_owned());
     settings.preflight = Arc::new(Preflight::passed());
-    // Its instances are the local cloud's own, and each has one process.
+    // The instances belong to the local cloud, and each has one process.
     settings.end_order = EndOrder::IfNode;
     settings.holds_work_dir = true;
     settings.bounds.echo = false;
     settings.work_dir = work_dir(cloud.dir());
     let tasks = &backend.ledger.tables().tasks;
     let taken = workload::lock_trusted_work_dir(&settings.work_dir, tasks);
-    let hint = "remove it, or name another folder with --local=DIR";
+    let hint = "remove it, or give another folder with --local=DIR";
     let (_work_dir, left) = node::taken(taken, &settings.work_dir, hint)?;
 
     let stopping = Stopping::default();
@@ -87,8 +86,8 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
     run.conclude(&backend, review, notified_before, started.elapsed()).await
 }
 
-/// Returns where attempts have their folders. In a mission of another user, who is trusted, this user has one of its
-/// own.
+/// Returns the folder for the files of attempts. In another user's mission folder, which must be trusted, this user
+/// gets a separate one.
 fn work_dir(dir: &Path) -> PathBuf {
     let work = dir.join(".lighthpc/work");
     let uid = rustix::process::geteuid().as_raw();
@@ -100,7 +99,7 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// A local mission has buckets and a topic of its own; a flag that names others is a mistake. Variables are not read.
+/// Refuses flags that name buckets or a topic: a local mission has its own. Variables are ignored.
 fn refuse_aws_names(args: &RunArgs) -> Result<(), Failure> {
     let named = [
         ("--source-bucket", &args.aws.source_bucket),
@@ -111,7 +110,7 @@ fn refuse_aws_names(args: &RunArgs) -> Result<(), Failure> {
         None => Ok(()),
         Some((flag, value)) => Err(Failure::usage(
             format!(
-                "--local keeps everything in its own folder and cannot use {flag} {}",
+                "a local mission has its own buckets and topic and cannot use {flag} {}",
                 value.as_deref().unwrap_or("")
             ),
             format!("remove {flag}, or --local"),
@@ -119,7 +118,7 @@ fn refuse_aws_names(args: &RunArgs) -> Result<(), Failure> {
     }
 }
 
-/// A mission under way.
+/// A running mission.
 struct Run {
     cloud: LocalCloud,
     mission: Mission,
@@ -129,14 +128,14 @@ struct Run {
 }
 
 impl Run {
-    /// Runs the queue, `slots` nodes at a time, to its end or to the drain.
+    /// Runs the queued tasks, `slots` nodes at a time, until the queue is empty or the drain begins.
     async fn all(&self, backend: &Backend, plan: RunPlan, slots: usize) -> Review {
         let RunPlan { mut queue, mut ended, review, .. } = plan;
         let mut nodes = JoinSet::new();
         loop {
             let mut has_room = true;
             while has_room && nodes.len() < slots && !queue.is_empty() && !self.stopping.drain.is_cancelled() {
-                // With no task under way there always is.
+                // While no task runs, there is always room for one.
                 let begun = self.settings.disk.begin(&self.settings.work_dir);
                 has_room = begun.is_some();
                 if let Some((begun, src)) = begun.and_then(|begun| Some((begun, queue.pop_front()?))) {
@@ -149,7 +148,7 @@ impl Run {
                 }
                 tokio::time::sleep(ROOM_LOOK).await;
             };
-            // Both arms may be dropped: a node that has ended is found by the next call.
+            // Both arms may be dropped: the next call returns the node that has finished.
             let node = tokio::select! {
                 node = nodes.join_next() => node,
                 () = look => continue,
@@ -158,7 +157,7 @@ impl Run {
             let (src, bar, took, life) = match node {
                 Ok(node) => node,
                 Err(panic) => {
-                    tracing::error!("a bug: a node panicked: {panic}");
+                    tracing::error!("a node panicked, which is a bug: {panic}");
                     continue;
                 }
             };
@@ -185,7 +184,7 @@ impl Run {
         review
     }
 
-    /// One node: an instance of its own, from its launch to its termination.
+    /// Runs one node from the launch of its instance to the termination.
     fn one(
         &self,
         src: SrcId,
@@ -206,7 +205,7 @@ impl Run {
                 }
                 std::future::pending::<()>().await;
             };
-            // The node is the only arm that ends.
+            // Only the node's arm completes.
             let life = tokio::select! {
                 life = worker::run(node) => life,
                 () = show => unreachable!("the bar never ends"),
@@ -216,13 +215,14 @@ impl Run {
         }
     }
 
-    /// A text with the local cloud's URIs written as the paths they are.
+    /// Replaces the local cloud's URIs in a text by paths.
     fn with_paths(&self, text: &str) -> String {
         let results = shown(&self.cloud.dir().join(RESULT_BUCKET));
         text.replace(&format!("s3://{RESULT_BUCKET}/"), &format!("{}/", results.display()))
     }
 
-    /// What is said of a task that ended, or `waits` after a failure; nothing of one that was handed back without.
+    /// Returns the output line for a task; with `waits` the task is tried again. `None` if it was handed back without a
+    /// failure.
     fn line(&self, src: &SrcId, took: Duration, life: &Life, waits: bool) -> Option<String> {
         match &life.ending {
             Ok(Ending::Committed { result }) => Some(format!(
@@ -251,7 +251,7 @@ impl Run {
         }
     }
 
-    /// Where a person finds a result: the file, or the folder.
+    /// Returns the path of a result: a file or a folder.
     fn place_of(&self, uri: &str) -> PathBuf {
         let key = uri.strip_prefix(&format!("s3://{RESULT_BUCKET}/")).unwrap_or(uri);
         let path = if key.ends_with('/') {
@@ -263,20 +263,20 @@ impl Run {
         shown(&path)
     }
 
-    /// The end of a failed workload's output, and where the rest is.
+    /// Returns the last lines of a failed workload's output, and the path of the log.
     fn last_words(&self, src: &SrcId, error: &NodeError) -> String {
         const LINES: usize = 3;
         const LINE_CHARS_MAX: usize = 500;
         if !matches!(error, NodeError::WorkloadFailed { .. } | NodeError::NoResult { .. } | NodeError::TimeLimit) {
             return String::new();
         }
-        // The newest attempt's log is the last that is there: attempts are counted from 1 without a gap.
+        // The newest attempt has the highest number; the numbers start at 1 and have no gap.
         let logs = (1..).map(|n| self.cloud.object_path(RESULT_BUCKET, &log_key(src, crate::domain::ids::Attempt(n))));
         let Some(log) = logs.take_while(|log| log.exists()).last() else { return String::new() };
         let text = std::fs::read(&log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<&str> = text.lines().rev().take(LINES).collect();
-        // A line of a log may hold anything: it is shown as one line, with blanks for its tabs.
+        // A log can contain any character. Tabs become spaces, and the rest is escaped.
         let shown_line = |line: &&str| {
             let cut: String = line.chars().take(LINE_CHARS_MAX).collect();
             let more = if cut.len() < line.len() { "…" } else { "" };
@@ -286,7 +286,7 @@ impl Run {
         format!("{tail}\n         log: {}", screen::plain(&shown(&log).display().to_string()))
     }
 
-    /// Says how the mission stands, and returns the exit code.
+    /// Prints the summary of the mission, and returns the exit code.
     async fn conclude(
         &self,
         backend: &Backend,
@@ -296,7 +296,7 @@ impl Run {
     ) -> Result<Exit, Failure> {
         let (mut done, mut failed, mut open, mut time_cost_s) = (0_u64, 0_u64, 0_u64, 0_u64);
         let count = |task: Task| {
-            // Also those that were done just now: an input may have been replaced while the workload ran.
+            // Also checks results of this run: an input may have been replaced while the workload ran.
             review.look(&task, false);
             time_cost_s = time_cost_s.saturating_add(task.time_cost_s);
             match task.state {
@@ -314,9 +314,9 @@ impl Run {
                 indented(&self.with_paths(&notified.message))
             ));
         }
-        let mut rest = if open > 0 { format!(", {open} not ended") } else { String::new() };
+        let mut rest = if open > 0 { format!(", {open} not finished") } else { String::new() };
         if results_changed > 0 {
-            rest.push_str(&format!("; of the results {results_changed} missing or changed"));
+            rest.push_str(&format!("; {results_changed} results missing or changed"));
         }
         let results = shown(&self.cloud.dir().join(RESULT_BUCKET));
         screen::to_stdout(&format!(
@@ -328,11 +328,11 @@ impl Run {
             screen::plain(&results.display().to_string()),
         ));
         if self.stopping.drain.is_cancelled() {
-            screen::to_stderr("interrupted: the same command goes on from here\n");
+            screen::to_stderr("interrupted: run the same command again to continue\n");
             return Ok(Exit::Interrupted);
         }
         if open > 0 {
-            screen::to_stderr("hint: what has not ended waits, and the same command tries it again\n");
+            screen::to_stderr("hint: run the same command again to finish the remaining tasks\n");
         }
         Ok(match (failed + open, results_changed) {
             (0, 0) => Exit::Ok,
@@ -342,8 +342,8 @@ impl Run {
     }
 }
 
-/// Returns whether the row says that a task has failed. One that was handed back waits, whatever its attempt came to; so
-/// does one of which nothing can be read.
+/// Returns whether the task's row is failed. A task that was handed back is not, whatever the outcome of its attempt;
+/// nor is one whose row cannot be read.
 async fn has_failed(backend: &Backend, src: &SrcId) -> bool {
     backend.ledger.task(src).await.is_ok_and(|row| row.is_some_and(|row| row.state == State::Failed))
 }

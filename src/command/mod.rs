@@ -1,4 +1,4 @@
-//! The commands: one file each. They read settings, call the floors below, and say what came of it.
+//! The commands, one file each: they read settings, call the layers below, and print the outcome.
 
 mod cancel;
 mod cli;
@@ -35,15 +35,15 @@ use tracing::level_filters::LevelFilter;
 
 use crate::logging;
 
-/// Reads the command line, runs the command to its end, and returns the program's exit code.
+/// Parses the command line, runs the command, and returns the exit code.
 #[must_use]
 pub fn main() -> Exit {
-    // Before anything else: a node that a signal ends here would leave its machine running.
+    // First, because a signal that kills the node here would leave its instance running.
     signals::catch();
     let cli = match Cli::read() {
         Ok(cli) => cli,
         Err(error) => {
-            // Unstyled: it repeats arguments, which may be names of files.
+            // Without styles: the text repeats arguments, which are escaped below.
             let text = error.render().to_string();
             if !error.use_stderr() {
                 screen::to_stdout(&text);
@@ -58,7 +58,7 @@ pub fn main() -> Exit {
     ended(start(cli), is_json)
 }
 
-/// Reports what failed, and returns the exit code. Output that did not arrive makes a success a failure.
+/// Reports a failure and returns the exit code. If standard output could not be written, a success becomes a failure.
 fn ended(result: Result<Exit, Failure>, is_json: bool) -> Exit {
     let exit = result.unwrap_or_else(|failure| {
         report(&failure, is_json);
@@ -73,8 +73,8 @@ fn ended(result: Result<Exit, Failure>, is_json: bool) -> Exit {
     }
 }
 
-/// A node whose command line is wrong has no task, and is a leak like any other: its machine is ended, if it may be. A
-/// person who mistyped something is no node: nothing is ended from a terminal.
+/// Terminates the instance of a node whose command line is invalid, because it would run without a task. Does nothing
+/// on a terminal: a person may have mistyped a command.
 fn end_unused_node() {
     let arguments: Vec<String> = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
     let variable = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
@@ -83,13 +83,13 @@ fn end_unused_node() {
     logging::init(LevelFilter::INFO, logging::Format::Text).ok();
     match runtime() {
         Ok(runtime) => runtime.block_on(node::end_machine(None, order)),
-        Err(error) => tracing::error!("this machine could not be ended: {error}"),
+        Err(error) => tracing::error!("this instance could not be terminated: {error}"),
     }
 }
 
 fn start(cli: Cli) -> Result<Exit, Failure> {
     if !matches!(&cli.command, Command::Run(args) if args.local.is_none()) {
-        // Only a node has a machine to end. All else ends at once, unless it listens later.
+        // Only a node must terminate its instance. Other commands exit at once on a signal, or listen for it later.
         signals::restore();
     }
     let level = if cli.is_a_service() { LevelFilter::INFO } else { LevelFilter::WARN };
@@ -99,7 +99,10 @@ fn start(cli: Cli) -> Result<Exit, Failure> {
     let runtime = runtime().map_err(internal)?;
     let done = runtime.block_on(async {
         let logs = logs.map_err(|error| {
-            Failure::usage(error, "LIGHTHPC_LOG is a level (error, warn, info, debug, trace), or a list with `=`")
+            Failure::usage(
+                error,
+                "set LIGHTHPC_LOG to a level (error, warn, info, debug, trace), or to a list such as lighthpc=info",
+            )
         });
         match cli.command {
             Command::Run(args) if args.local.is_some() => {
@@ -122,24 +125,24 @@ fn start(cli: Cli) -> Result<Exit, Failure> {
             }
         }
     });
-    // A thread that a drain has left behind may wait for a disk.
+    // A thread that the drain did not wait for may be blocked by a disk.
     runtime.shutdown_timeout(THREADS_END_TIMEOUT);
     done
 }
 
-/// How long the end of the process waits for threads that read or remove files: after the 70 s of a drain, and the
-/// machine's end, there is time before systemd's 90 s are over. To the files it is the process's death.
+/// The time that the process waits at its end for threads that read or remove files. A drain takes at most 70 s; with
+/// the termination of the instance and this time, it stays below the 90 s of systemd's stop timeout.
 const THREADS_END_TIMEOUT: Duration = Duration::from_secs(3);
 
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()
 }
 
-/// Two threads move data faster than any instance's network does; the rest belongs to the workload. Not one, even on one core:
-/// while a folder of many files is removed on the one, the other tells systemd's watchdog that this process lives.
+/// Two threads transfer data faster than any instance's network; the other cores are for the workload. Two even on one
+/// core: while one thread removes a folder of many files, the other notifies systemd's watchdog.
 const THREADS: usize = 2;
 
-/// Prints a failure: the error, its causes, and the hint. In the JSON log format it is one record.
+/// Prints a failure: the error, its causes, and the hint. In the JSON log format, it is one record.
 fn report(failure: &Failure, is_json: bool) {
     let mut causes = failure.error.chain().map(ToString::to_string);
     if is_json {

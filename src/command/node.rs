@@ -1,4 +1,4 @@
-//! `lighthpc run` on a node: AWS by the SDK's own wire, one task, then the machine's end.
+//! `lighthpc run` on a node: runs one task on AWS, then terminates the instance.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,14 +14,14 @@ use crate::domain::ids::{MissionId, SrcId};
 use crate::worker::{self, Ending, Node, Report, Settings, Stopping};
 use crate::workload::{self, Bounds, GroundError, Left, Sandbox, Simulation, WorkLock, Workload};
 
-/// The time between two copies of a running workload's log: what a machine that vanishes leaves is a minute old at the most,
-/// and costs an object's put a minute, if anything was written.
+/// The time between two uploads of a running workload's log. If the instance vanishes, the log lacks at most one
+/// minute. Cost: one S3 PUT per minute, if anything was written.
 const LOG_EVERY: Duration = Duration::from_mins(1);
 
 pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result<Exit, Failure> {
     let order = args.end_order();
     if let Some(file) = args.files.first() {
-        // A person has left `--local` out, as a rule. Only an explicit order says that this is a node all the same.
+        // The user probably forgot `--local`. Only an explicit order shows that this is a node.
         if order == EndOrder::Terminate {
             end_machine(args.power_off_command.as_deref(), order).await;
         }
@@ -56,23 +56,23 @@ pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result
     concluded
 }
 
-/// Locks the work folder, and writes a note into it when the node is asked to stop.
+/// Locks the work folder, and writes a note into it when the node is requested to stop.
 async fn note_drain(work_dir: Option<WorkLock>, stopping: Stopping) {
     stopping.drain.cancelled().await;
     if let Some(Err(error)) = work_dir.as_ref().map(WorkLock::note_drain) {
-        tracing::warn!("the request to stop could not be noted in the work folder: {error}");
+        tracing::warn!("writing the stop request into the work folder failed: {error}");
     }
-    // The lock is kept until the node has ended.
+    // Keeps the lock until the node has finished.
     std::future::pending::<()>().await;
 }
 
-/// The node's life, and the machine's end.
+/// Runs the node, then terminates the instance.
 async fn live(args: &RunArgs, settings: Settings, stopping: Stopping) -> Result<Exit, Failure> {
     let power_off = power_off(args.power_off_command.as_deref());
     let wire = match Wire::aws().await {
         Ok(wire) => wire,
         Err(error) => {
-            say(machine::end_unconnected(&power_off, settings.end_order).await);
+            log_end(machine::end_unconnected(&power_off, settings.end_order).await);
             return Err(error.into());
         }
     };
@@ -81,14 +81,14 @@ async fn live(args: &RunArgs, settings: Settings, stopping: Stopping) -> Result<
     conclude(worker::run(node).await)
 }
 
-const WORK_DIR_HINT: &str = "name a folder of this user's own, which others cannot write to or replace, with --work-dir \
+const WORK_DIR_HINT: &str = "set --work-dir to a folder that this user owns and others cannot write to or replace \
                              (LIGHTHPC_WORK_DIR)";
 
-/// The lock of a work folder, if this process has it, and the tasks of the attempts that were found there.
+/// The lock of the work folder, if this process holds it, and the tasks of attempts that were found in the folder.
 type Taken = (Option<WorkLock>, Vec<Left>);
 
-/// Returns what came of taking the work folder. One that is not certainly this user's own is a wrong setting. Any other
-/// failure is found again, and handled, before the first claim.
+/// Converts the result of locking the work folder. A folder that is not certainly this user's own is a wrong setting.
+/// Other failures are ignored here: they recur, and are handled, before the first claim.
 pub(super) fn taken(
     taken: Result<Taken, GroundError>,
     work_dir: &std::path::Path,
@@ -100,7 +100,7 @@ pub(super) fn taken(
             Err(Failure::usage(format!("the work folder {} is not safe: {error}", work_dir.display()), hint))
         }
         Err(error) => {
-            tracing::warn!("{} could not be cleared: {error}", work_dir.display());
+            tracing::warn!("cleaning the work folder {} failed: {error}", work_dir.display());
             Ok((None, Vec::new()))
         }
     }
@@ -113,8 +113,8 @@ fn power_off(command: Option<&str>) -> PowerOff {
     }
 }
 
-/// Reads from arguments that clap refused what they order about the machine's end; `None` if nothing is to be ended:
-/// this is no node's command line, or a person may have mistyped something. Whatever is unclear ends nothing.
+/// Returns the order about termination from arguments that clap refused; `None` if nothing is to be terminated: the
+/// command is not a node's, or a person may have mistyped it. In doubt, nothing is terminated.
 pub(super) fn order_of_refused(
     arguments: &[String],
     variable: impl Fn(&str) -> Option<String>,
@@ -140,7 +140,7 @@ pub(super) fn order_of_refused(
     (!names_a_file).then_some(EndOrder::IfNode)
 }
 
-/// Returns whether the command is `run`: only the global flag can stand before it.
+/// Returns whether the command is `run`. Only the global flag can precede it.
 fn is_run(arguments: &[&str]) -> bool {
     match arguments {
         ["run", ..] => true,
@@ -150,7 +150,7 @@ fn is_run(arguments: &[&str]) -> bool {
     }
 }
 
-/// Ends this machine where no node could be made, if it may be ended.
+/// Terminates this instance when no node could be created, if it may be terminated.
 pub(super) async fn end_machine(power_off_command: Option<&str>, order: EndOrder) {
     let from_variable = std::env::var("LIGHTHPC_POWER_OFF_COMMAND").ok();
     let power_off = power_off(power_off_command.or(from_variable.as_deref()));
@@ -158,19 +158,19 @@ pub(super) async fn end_machine(power_off_command: Option<&str>, order: EndOrder
         Ok(wire) => machine::Machine::new(&wire, power_off).end(order, None).await,
         Err(_) => machine::end_unconnected(&power_off, order).await,
     };
-    say(ended);
+    log_end(ended);
 }
 
-fn say(ended: Result<machine::MachineEnd, machine::EndError>) {
+fn log_end(ended: Result<machine::MachineEnd, machine::EndError>) {
     match ended {
-        Ok(end) => tracing::info!("the end of this machine: {end:?}"),
-        Err(error) => tracing::error!("this machine could not be ended and may go on billing: {error}"),
+        Ok(end) => tracing::info!("termination of this instance: {end:?}"),
+        Err(error) => tracing::error!("this instance could not be terminated and may continue to cost money: {error}"),
     }
 }
 
 fn conclude(life: worker::Life) -> Result<Exit, Failure> {
     if let Err(error) = &life.end {
-        tracing::error!("this machine could not be ended and may go on billing: {error}");
+        tracing::error!("this instance could not be terminated and may continue to cost money: {error}");
     }
     let ending = match life.ending {
         Ok(Ending::TryAgain(error) | Ending::NoRoom(error)) | Err(error) => return Err(error.into()),
@@ -183,25 +183,25 @@ fn conclude(life: worker::Life) -> Result<Exit, Failure> {
         }
         Ending::EndedBefore(_) => Exit::Ok,
         Ending::HeldByOther(holder) => {
-            tracing::info!("{holder} holds the task and lives: this instance is not needed");
+            tracing::info!("instance {holder} holds the lease and is alive: this instance is not needed");
             Exit::Ok
         }
         Ending::Served { done, other } => {
-            tracing::info!("served the mission: {done} tasks done here, {other} attempts that ended otherwise");
+            tracing::info!("mission finished on this node: {done} tasks done, {other} attempts without a result");
             Exit::Ok
         }
-        // A node of one task is alone with it.
+        // A node of one task has no other tasks, so its outcome is the exit code.
         Ending::Suspect | Ending::Drained | Ending::Interrupted | Ending::Cancelled => Exit::Interrupted,
         Ending::TryAgain(_) | Ending::NoRoom(_) => unreachable!("matched above"),
     };
     Ok(if life.end.is_err() && exit == Exit::Ok { Exit::NotTerminated } else { exit })
 }
 
-/// The defaults for a lease of 90 s; a shorter one has its third, and its sixth.
+/// The defaults for a lease of 90 s. A shorter lease uses a third for the heartbeat, and a sixth for the grace.
 const HEARTBEAT_MAX: Duration = Duration::from_secs(20);
 const GRACE_MAX: Duration = Duration::from_secs(10);
 
-/// Reads the settings that a node and a local mission share.
+/// Reads the settings that nodes and local missions share.
 pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
     let heartbeat = args.heartbeat.unwrap_or_else(|| HEARTBEAT_MAX.min(args.lease / 3));
     if heartbeat > args.lease / 3 {
@@ -211,13 +211,13 @@ pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
             "a node must be able to miss two heartbeats: use a shorter heartbeat or a longer lease",
         ));
     }
-    // A holder that cannot renew its lease stops its workload at five sixths of it; the rest is the workload's grace.
+    // A holder that cannot renew its lease stops the workload after five sixths of it; the last sixth is the grace.
     let grace = args.grace.unwrap_or_else(|| GRACE_MAX.min(args.lease / 6));
     if grace > args.lease / 6 {
         let message = format!("--grace {grace:?} is more than a sixth of --lease {:?}", args.lease);
         return Err(Failure::usage(
             message,
-            "a workload must stop before another node may take its task over: use a shorter grace or a longer lease",
+            "a workload must stop before another node takes over its task: use a shorter grace or a longer lease",
         ));
     }
     let name = |error: crate::domain::ids::IdError| Failure::usage(error, "check --src-id and --mission");
@@ -229,8 +229,8 @@ pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
     };
     let mission = text(&args.mission).map(MissionId::new).transpose().map_err(name)?;
     if let Some((id, rule)) = mission.as_ref().and_then(|id| Some((id, id.unfit()?))) {
-        // It may be an older mission's.
-        tracing::warn!("--mission {id}: no new mission may have such an id: {rule}");
+        // An older mission may have such an id.
+        tracing::warn!("--mission {id}: a new mission cannot have this id: {rule}");
     }
     Ok(Settings {
         src: text(&args.src_id).map(SrcId::new).transpose().map_err(name)?,
@@ -269,18 +269,18 @@ pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
     })
 }
 
-/// Returns the sandbox of this machine, if workloads are to be behind one.
+/// Returns the sandbox of this machine if workloads are to run in one.
 fn sandbox(args: &RunArgs) -> Result<Option<Sandbox>, Failure> {
     match args.isolation {
         Isolation::Process => Ok(None),
         Isolation::Unit => Sandbox::of_this_machine(args.devices.clone()).map(Some).map_err(|error| {
-            let hint = "run scripts/provision on this machine, or use --isolation process, without a sandbox";
+            let hint = "run scripts/provision on this machine, or use --isolation process, which has no sandbox";
             Failure::usage(format!("--isolation unit is not available on this machine: {error}"), hint)
         }),
     }
 }
 
-/// Returns a node's error with its causes and its hint, for a line of a mission's output.
+/// Returns a node's error with its causes and its hint as one line.
 pub(super) fn words(error: &worker::NodeError) -> String {
     let words = worker::words(error);
     match exit::of_node(error).1 {

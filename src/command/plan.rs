@@ -1,4 +1,4 @@
-//! What a local mission is to do: made once, and read from the tables ever after.
+//! The plan of a local mission: creates the mission and its rows, and determines which tasks to run.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::Path;
@@ -20,15 +20,16 @@ use crate::domain::task::{State, Task};
 use crate::worker::Settings;
 use local_cloud::{LocalCloud, SOURCE_BUCKET};
 
-/// The mission's name if none is given: one folder, one mission.
+/// The default mission id. A folder usually has one mission.
 const DEFAULT_MISSION: &str = "local";
 
-/// Rows under way at once: the engine writes one at a time, and a call's work around that is about as long.
+/// Rows that are written at the same time. The database engine writes one at a time, and the rest of a call takes about
+/// as long as the write.
 const ROWS_PARALLEL: usize = 4;
-/// Inputs that are linked before their rows are made: a thousand rows take some 300 KB.
+/// Inputs that are linked before their rows are created. 1,000 rows take about 300 KB of memory.
 const LINKED_AT_ONCE: usize = 1000;
 
-/// The rows of a folder's tasks, by name: read once, for all that is asked of them before the first task runs.
+/// The rows of a folder's tasks by key, read once before the first task runs.
 pub(super) type Rows = HashMap<SrcId, Task>;
 
 pub(super) async fn rows(backend: &Backend) -> Result<Rows, Failure> {
@@ -40,7 +41,7 @@ pub(super) async fn rows(backend: &Backend) -> Result<Rows, Failure> {
     Ok(rows)
 }
 
-/// A task counts for one mission: the same file cannot be in two of them in one folder.
+/// Refuses inputs that belong to another mission of the folder: a task counts for one mission only.
 pub(super) fn refuse_foreign_tasks(rows: &Rows, inputs: &[Input], mission: Option<&MissionId>) -> Result<(), Failure> {
     let Some(ours) = mission else { return Ok(()) };
     for input in inputs {
@@ -48,17 +49,17 @@ pub(super) fn refuse_foreign_tasks(rows: &Rows, inputs: &[Input], mission: Optio
         if let Some(theirs) = theirs.filter(|theirs| *theirs != ours) {
             return Err(Failure::usage(
                 format!(
-                    "{} already belongs to mission {theirs} in this folder, and cannot also belong to {ours}",
+                    "{} already belongs to mission {theirs} in this folder and cannot also belong to {ours}",
                     input.src
                 ),
-                "name another folder with --local=DIR",
+                "use another folder with --local=DIR",
             ));
         }
     }
     Ok(())
 }
 
-/// Finds the folder's mission, or makes it of the inputs.
+/// Finds the folder's mission, or creates it from the inputs.
 pub(super) async fn find_or_make(
     backend: &Backend,
     dir: &Path,
@@ -82,7 +83,7 @@ pub(super) async fn find_or_make(
         if done > 0 {
             return Err(other_program(dir, &mission, exec.as_deref()));
         }
-        // No result stands yet, so a corrected command line does no harm.
+        // No result exists yet, so the command may still be corrected.
         backend.ledger.set_exec(&id, exec.as_deref()).await?;
         return Ok(Mission { exec, ..mission });
     }
@@ -95,10 +96,14 @@ pub(super) async fn find_or_make(
     let new = NewMission { exec, now: clock::now_rfc3339(), ..NewMission::of(id.clone(), trans_number) };
     backend.ledger.create_mission(&new).await?;
     let made = backend.ledger.mission(&id).await?;
-    made.ok_or_else(|| Failure { exit: Exit::Internal, error: anyhow::anyhow!("mission {id} vanished"), hint: None })
+    made.ok_or_else(|| Failure {
+        exit: Exit::Internal,
+        error: anyhow::anyhow!("the row of mission {id} disappeared after it was created"),
+        hint: None,
+    })
 }
 
-/// There is nothing to run: a mission that was named is unknown, or no files were named.
+/// Returns the failure for a mission that does not exist, or for missing input files.
 pub(super) fn no_mission(dir: &Path, named: Option<&MissionId>) -> Failure {
     let hint = "name input files: lighthpc run --local FILE... -- PROGRAM";
     match named {
@@ -106,12 +111,12 @@ pub(super) fn no_mission(dir: &Path, named: Option<&MissionId>) -> Failure {
         Some(id) => Failure {
             exit: Exit::NoTask,
             error: anyhow::anyhow!("there is no mission {id} in {}", dir.display()),
-            hint: Some(format!("`lighthpc status --local` lists them; or {hint}")),
+            hint: Some(format!("list the missions with `lighthpc status --local`; or {hint}")),
         },
     }
 }
 
-/// The files that are tasks already: a file keeps the key it got first, whatever it is named beside later.
+/// Returns the files that already are tasks. A file keeps its first key, whatever files are added later.
 pub(super) fn known(rows: &Rows, cloud: &LocalCloud) -> Known {
     let file = |task: &Task| {
         let link = std::fs::read_link(cloud.object_path(SOURCE_BUCKET, task.src.as_str())).ok()?;
@@ -120,7 +125,7 @@ pub(super) fn known(rows: &Rows, cloud: &LocalCloud) -> Known {
     rows.values().filter_map(file).collect()
 }
 
-/// The workload as one line for `sh`, for the mission's row: there it is seen, and found again.
+/// Returns the workload as one line for `sh`. The mission's row stores it for `status` and for later runs.
 fn command_line(args: &RunArgs) -> Option<String> {
     if !args.program.is_empty() {
         return Some(shell_words::join(&args.program));
@@ -133,12 +138,12 @@ fn other_program(dir: &Path, mission: &Mission, exec: Option<&str>) -> Failure {
         |exec: Option<&str>| exec.map_or_else(|| "the simulated workload".to_owned(), |exec| format!("`{exec}`"));
     let (old, new) = (words(mission.exec.as_deref()), words(exec));
     Failure::usage(
-        format!("mission {} in {} runs {old}, and cannot also run {new}", mission.id, dir.display()),
-        "use one folder per program: name another one with --local=DIR, or delete this one",
+        format!("mission {} in {} runs {old} and cannot also run {new}", mission.id, dir.display()),
+        "use one folder per program: give another folder with --local=DIR, or delete this one",
     )
 }
 
-/// Makes the rows that are missing, and the mission as large as its tasks are many.
+/// Creates the missing rows, and sets the mission's number of tasks.
 pub(super) async fn add_tasks(
     backend: &Backend,
     cloud: &LocalCloud,
@@ -148,7 +153,7 @@ pub(super) async fn add_tasks(
     started: Instant,
 ) -> Result<(), Failure> {
     let mut progress = Preparation::new("preparing tasks", inputs.len() as u64, started);
-    // In parts: the rows of a large mission would fill the memory.
+    // In chunks, to bound the memory for the rows of a large mission.
     for (part, inputs) in (0..).zip(inputs.chunks(LINKED_AT_ONCE)) {
         let mut tasks = Vec::new();
         for (n, Input { src, file }) in (part * LINKED_AT_ONCE as u64..).zip(inputs) {
@@ -159,14 +164,16 @@ pub(super) async fn add_tasks(
             if let Some(linked) = linked.as_ref().filter(|linked| **linked != real) {
                 return Err(Failure::usage(
                     format!("{} and {} would be the same task, {src}", linked.display(), real.display()),
-                    "name another folder with --local=DIR for the second",
+                    "use another folder with --local=DIR for the second file",
                 ));
             }
             if linked.is_some() && rows.contains_key(src) {
                 continue;
             }
             let link = cloud.link_object(SOURCE_BUCKET, src.as_str(), &real);
-            link.map_err(|error| Failure::usage(format!("{}: {error}", real.display()), "check its permissions"))?;
+            link.map_err(|error| {
+                Failure::usage(format!("{}: {error}", real.display()), "check its permissions and the folder's")
+            })?;
             tasks.push(NewTask {
                 src: src.clone(),
                 mission: Some((mission.id.clone(), mission.tally_shards)),
@@ -180,7 +187,7 @@ pub(super) async fn add_tasks(
             let ledger = backend.ledger.clone();
             async move { ledger.create_task(&new).await }
         });
-        // Dropped on an error: each row is there or not, and the next run finds which.
+        // May be dropped on an error: the next run finds the rows that exist.
         let mut writes = Parallel::new(ROWS_PARALLEL, writes);
         while let Some(made) = writes.next().await {
             let made = made.map_err(|panic| Failure { exit: Exit::Internal, error: panic.into(), hint: None })?;
@@ -196,17 +203,16 @@ pub(super) async fn add_tasks(
     Ok(())
 }
 
-/// What is to be run.
+/// The tasks to run.
 pub(super) struct RunPlan {
     pub(super) queue: VecDeque<SrcId>,
     pub(super) total: u64,
     pub(super) ended: u64,
-    /// What became of those that were done before.
+    /// The review of the tasks that were done before.
     pub(super) review: Review,
 }
 
-/// Reads from the tables what is to be run. A failed task is tried again: a person called once more, and may have
-/// fixed what was wrong.
+/// Determines from the tables which tasks to run. Failed tasks are retried: the user may have fixed the cause.
 pub(super) async fn make(
     backend: &Backend,
     cloud: &LocalCloud,
@@ -226,14 +232,14 @@ pub(super) async fn make(
     if let Some(src) = only.filter(|_| tasks.is_empty()) {
         return Err(Failure::usage(
             format!("mission {} has no task {src}", mission.id),
-            "see `lighthpc status --local`",
+            "list the tasks with `lighthpc status --local`",
         ));
     }
     tasks.sort_by(|a, b| a.src.cmp(&b.src));
 
     let done: Vec<&Task> = tasks.iter().filter(|task| task.state == State::Done).collect();
     let mut review = Review::new(cloud.clone(), u64::MAX);
-    let mut progress = Preparation::new("comparing results that are there", done.len() as u64, started);
+    let mut progress = Preparation::new("comparing existing results", done.len() as u64, started);
     for (number, task) in (0..).zip(&done) {
         progress.at(number);
         review.look(task, named.contains(&task.src));
@@ -242,15 +248,16 @@ pub(super) async fn make(
     let failed: Vec<&Task> = tasks.iter().filter(|task| task.state == State::Failed).collect();
     for task in &failed {
         if backend.ledger.redrive(task, Some(mission), &clock::now_rfc3339()).await? == Redrive::NotFailed {
-            tracing::warn!("{} is no longer failed", task.src);
+            tracing::warn!("task {} is no longer failed", task.src);
         }
     }
     if !done.is_empty() || !failed.is_empty() {
-        screen::to_stderr(&format!("done already: {}; failed, and tried again: {}\n", done.len(), failed.len()));
+        screen::to_stderr(&format!("already done: {}; failed, retried now: {}\n", done.len(), failed.len()));
     }
     let mut queue: VecDeque<SrcId> =
         tasks.iter().filter(|task| task.state != State::Done).map(|task| task.src.clone()).collect();
-    // Everything is done but no notification was sent: the last committer died in between. Any of its tasks leads a node there.
+    // All tasks are done but no notification was sent: the last node died in between. Running any task again completes
+    // this step.
     let fresh = backend.ledger.mission(&mission.id).await?;
     if queue.is_empty() && fresh.is_some_and(|mission| mission.notified != Notified::Yes) {
         queue.extend(tasks.first().map(|task| task.src.clone()));

@@ -1,4 +1,4 @@
-//! `lighthpc redrive`: puts failed tasks back.
+//! `lighthpc redrive`: returns failed tasks to the queue.
 
 use super::cli::RedriveArgs;
 use super::failure::Failure;
@@ -8,25 +8,25 @@ use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::verdict::Verdict;
 
 pub(super) async fn run(args: RedriveArgs) -> Result<Exit, Failure> {
-    let mission = MissionId::new(&args.mission).map_err(|error| Failure::usage(error, "name the mission"))?;
+    let mission = MissionId::new(&args.mission).map_err(|error| Failure::usage(error, "give the id of the mission"))?;
     let verdict = args.verdict.as_deref().map(verdict).transpose()?;
     let srcs: Result<Vec<SrcId>, _> = args.srcs.iter().map(SrcId::new).collect();
-    let srcs = srcs.map_err(|error| Failure::usage(error, "name tasks by their keys"))?;
+    let srcs = srcs.map_err(|error| Failure::usage(error, "give the keys of the tasks"))?;
     let scheduler = scheduling::scheduler(&args.scheduler).await?;
 
     let redriven = scheduler.redrive(&mission, verdict, &srcs).await?;
 
     screen::to_stdout(&format!(
-        "mission {}: {} tasks put back, {} nodes launched\n",
+        "mission {}: {} tasks returned to the queue, {} nodes launched\n",
         screen::plain(mission.as_str()),
         redriven.put_back,
         redriven.launched
     ));
     for why in &redriven.waits {
-        screen::to_stderr(&format!("no node for some of them: {}\n", screen::plain(why)));
+        screen::to_stderr(&format!("no node was launched for some of them: {}\n", screen::plain(why)));
     }
     for src in &redriven.others {
-        screen::to_stderr(&format!("left alone, for it is no failed task of this mission: {}\n", screen::plain(src)));
+        screen::to_stderr(&format!("skipped, not a failed task of this mission: {}\n", screen::plain(src)));
     }
     Ok(if redriven.others.is_empty() { Exit::Ok } else { Exit::Usage })
 }
@@ -34,6 +34,6 @@ pub(super) async fn run(args: RedriveArgs) -> Result<Exit, Failure> {
 fn verdict(word: &str) -> Result<Verdict, Failure> {
     Verdict::parse(word).ok_or_else(|| {
         let words: Vec<&str> = Verdict::ALL.iter().map(|verdict| verdict.as_str()).collect();
-        Failure::usage(format!("{word:?} is no verdict"), format!("they are {}", words.join(", ")))
+        Failure::usage(format!("{word:?} is not a verdict"), format!("use one of {}", words.join(", ")))
     })
 }

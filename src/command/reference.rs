@@ -1,6 +1,6 @@
-//! Tests: the pages and texts that are generated from the command line's definition.
+//! Tests: the generated pages and texts match the definition of the command line.
 //!
-//! `UPDATE_EXPECT=1 cargo nextest run --release command::reference` writes them again.
+//! `UPDATE_EXPECT=1 cargo nextest run --release command::reference` regenerates them.
 
 use std::fmt::Write as _;
 
@@ -33,7 +33,7 @@ Variables that no flag has:
 | `LIGHTHPC_MAX_DRAIN` | 600 | on the image: seconds after `LIGHTHPC_MAX_LIFETIME` until the machine powers off |
 ";
 
-/// Returns docs/configuration.md.
+/// Returns the content of docs/configuration.md.
 fn configuration() -> String {
     let mut page = INTRODUCTION.to_owned();
     for command in Cli::definition().get_subcommands() {
@@ -64,7 +64,7 @@ fn row(arg: &Arg) -> String {
     };
     let variable = arg.get_env().map(|name| format!("`{}`", name.display())).unwrap_or_default();
     let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-    // Defaults that a program sets stand in the text.
+    // Defaults that the program computes are in the text.
     let (meaning, said) = match help.rfind(" (default: ") {
         Some(at) => (format!("{}{}", &help[..at], help[at..].split_once(')').map_or("", |(_, rest)| rest)), {
             let rest = &help[at + " (default: ".len()..];
@@ -94,7 +94,7 @@ fn the_help_of_each_command_is_reviewed() {
         let help = command.clone().term_width(100).render_long_help();
         write!(text, "\n{}\n\n{help}", "=".repeat(100)).unwrap();
     }
-    // Clap leaves blanks at the end of some lines.
+    // Clap leaves spaces at the end of some lines.
     let text: String = text.lines().map(|line| format!("{}\n", line.trim_end())).collect();
     expect_file!["snapshots/help.txt"].assert_eq(&text);
 }

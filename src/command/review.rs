@@ -1,7 +1,7 @@
-//! What has become of a local mission's finished tasks: their results and inputs lie in folders that people work in.
+//! The review of a local mission's finished tasks: users can change the folders of their results and inputs.
 //!
-//! A row says `done` for ever. So whenever a run, or `status --local`, says it too, the result is compared with what
-//! was committed, and the input with what was downloaded.
+//! A row stays `done` forever. Therefore each run, and `status --local`, compares the result with the committed one,
+//! and the input with the downloaded one.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::domain::keys::INDEX_NAME;
 use crate::domain::task::{State, Task};
 use local_cloud::{LocalCloud, ObjectState, RESULT_BUCKET, SOURCE_BUCKET};
 
-/// How many changes of one kind are shown, each by a line.
+/// The number of changes of one kind that are printed.
 const SHOWN_MAX: u64 = 10;
 
 /// A kind of change since a task was finished.
@@ -29,36 +29,36 @@ enum Change {
 impl Change {
     const ALL: [Self; 4] = [Self::ResultMissing, Self::ResultChanged, Self::InputGone, Self::InputChanged];
 
-    /// What is said of it, after the file's name.
-    const fn said(self) -> &'static str {
+    /// Returns the text after the file's name.
+    const fn message(self) -> &'static str {
         match self {
             Self::ResultMissing => {
-                "is missing, though its task is done: put it back, or run its input in another folder"
+                "is missing although its task is done: restore it, or run the input in another folder"
             }
-            Self::ResultChanged => "is not the result that its task wrote: somebody changed it since",
-            Self::InputGone => "is gone; its result was made before that",
+            Self::ResultChanged => "differs from the result that its task wrote",
+            Self::InputGone => "is missing; its result was created before and is kept",
             Self::InputChanged => {
-                "was changed or replaced since its result was made: for a new result, use another folder"
+                "was changed or replaced since its result was created: for a new result, use another folder"
             }
         }
     }
 
-    /// What is said of all of a kind.
+    /// Returns the name of this kind of change.
     const fn kind(self) -> &'static str {
         match self {
             Self::ResultMissing => "missing results",
             Self::ResultChanged => "changed results",
-            Self::InputGone => "inputs that are gone",
+            Self::InputGone => "missing inputs",
             Self::InputChanged => "changed inputs",
         }
     }
 }
 
-/// Looks at finished tasks, and reports each change once.
+/// A review of finished tasks that reports each change once.
 #[derive(Debug)]
 pub(super) struct Review {
     cloud: LocalCloud,
-    /// How many bytes may be read to compare results whose files are others.
+    /// The number of bytes that may still be read to compare results whose files were replaced.
     budget_bytes: u64,
     seen: HashSet<(SrcId, Change)>,
     counts: [u64; Change::ALL.len()],
@@ -69,8 +69,8 @@ impl Review {
         Self { cloud, budget_bytes, seen: HashSet::new(), counts: [0; Change::ALL.len()] }
     }
 
-    /// Compares one task's files, if it is done. That its input is gone is reported only if it `is_named`: a finished
-    /// task does not need it any more.
+    /// Compares the files of one task, if it is done. A missing input is reported only if it `is_named` on the command
+    /// line: a finished task does not need it.
     pub(super) fn look(&mut self, task: &Task, is_named: bool) {
         if task.state != State::Done {
             return;
@@ -83,17 +83,17 @@ impl Review {
             let count = &mut self.counts[change as usize];
             *count += 1;
             if *count <= SHOWN_MAX {
-                tracing::warn!("{} {}", path.display(), change.said());
+                tracing::warn!("{} {}", path.display(), change.message());
             }
         }
     }
 
-    /// Says how many more there are than were shown, and returns how many results are missing or changed.
+    /// Reports how many changes were not printed, and returns the number of missing or changed results.
     pub(super) fn sum_up(&self) -> u64 {
         for change in Change::ALL {
             let count = self.counts[change as usize];
             if count > SHOWN_MAX {
-                tracing::warn!("{count} {} in all, of which {SHOWN_MAX} are named above", change.kind());
+                tracing::warn!("{count} {} in total, {SHOWN_MAX} of them are listed above", change.kind());
             }
         }
         self.counts[Change::ResultMissing as usize] + self.counts[Change::ResultChanged as usize]
@@ -107,7 +107,7 @@ impl Review {
         if let Some(change) = self.object(&index, etag) {
             return Some(change);
         }
-        // The index names each file, as it was put.
+        // The index lists each file with its ETag.
         let text = std::fs::read(self.cloud.object_path(RESULT_BUCKET, &index)).ok()?;
         let index: Value = serde_json::from_slice(&text).ok()?;
         index.get("files")?.as_object()?.iter().find_map(|(name, file)| {
@@ -134,7 +134,7 @@ impl Review {
         let Some(now) = self.cloud.object_etag(SOURCE_BUCKET, task.src.as_str()) else {
             return is_named.then(|| (Change::InputGone, shown(&file)));
         };
-        // A row of an earlier version has no `ETag` of its input: all that is known is when its attempt ended.
+        // A row of an earlier version has no `ETag` of its input: only the end of its attempt is known.
         let is_later = || {
             let modified = file.metadata().and_then(|meta| meta.modified()).ok().map(clock::rfc3339);
             let finished = task.history.last().map(|past| past.ended.clone());
@@ -145,7 +145,7 @@ impl Review {
     }
 }
 
-/// A path as short as it can be said from here.
+/// Returns a path relative to the current folder if that is possible.
 pub(super) fn shown(path: &Path) -> PathBuf {
     let here = std::env::current_dir().ok();
     here.and_then(|here| path.strip_prefix(here).ok()).unwrap_or(path).to_owned()

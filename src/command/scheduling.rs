@@ -1,4 +1,4 @@
-//! What the scheduler's commands have in common: their settings.
+//! The settings of the scheduler's commands.
 
 use super::failure::Failure;
 use super::flags::{SchedulerArgs, text};
@@ -10,7 +10,7 @@ use crate::domain::ids::MissionId;
 use crate::domain::policy::{Policy, words};
 use crate::scheduler::{OwnLimits, PER_SECOND, Scheduler, Settings};
 
-/// Makes a scheduler over AWS.
+/// Creates a scheduler that uses AWS.
 pub(super) async fn scheduler(args: &SchedulerArgs) -> Result<Scheduler, Failure> {
     let settings = settings(args)?;
     let tables = args.aws.tables.tables();
@@ -36,7 +36,7 @@ pub(super) fn settings(args: &SchedulerArgs) -> Result<Settings, Failure> {
         _ => None,
     });
     let hint = "check --bid-mode, --max-unit-price, --max-wait and --on-demand-floor";
-    // Its tasks count for it whether it has a row or not: it is made here.
+    // The mission is created on the first upload, so the id must be valid for a new mission.
     let default_mission = text(args.default_mission.as_deref()).map(MissionId::for_a_new_mission).transpose();
     Ok(Settings {
         template: text(args.launch_template.as_deref())

@@ -1,4 +1,4 @@
-//! What people see: bars on a terminal, plain lines elsewhere.
+//! The output for users: progress bars on a terminal, plain lines elsewhere.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::OnceLock;
@@ -14,25 +14,26 @@ use crate::domain::printable;
 use crate::logging;
 use crate::worker::{Report, Step};
 
-/// What went wrong with standard output first, if anything did.
+/// The first error of standard output.
 static OUTPUT_ERROR: OnceLock<io::Error> = OnceLock::new();
 
-/// Writes to standard error, escaped ([`printable::lines`]). If it cannot be written, nobody can be informed.
+/// Writes to standard error, escaped ([`printable::lines`]). Errors are ignored: there is no other place to report
+/// them.
 pub(super) fn to_stderr(text: &str) {
     drop(io::stderr().write_all(printable::lines(text).as_bytes()));
 }
 
-/// Writes to standard output, escaped ([`printable::lines`]). A failure is kept for [`finish_stdout`].
+/// Writes to standard output, escaped ([`printable::lines`]). An error is kept for [`finish_stdout`].
 pub(super) fn to_stdout(text: &str) {
     keep(io::stdout().write_all(printable::lines(text).as_bytes()));
 }
 
-/// Writes one line of JSON to standard output. Escapes in its strings keep it harmless to a terminal.
+/// Writes one line of JSON to standard output. Control characters in its strings are escaped.
 pub(super) fn json_to_stdout(value: &Value) {
     keep(io::stdout().write_all(format!("{}\n", printable::json(&value.to_string())).as_bytes()));
 }
 
-/// Keeps the first failure of standard output. A closed pipe (`| head`) is none: the reader has read enough.
+/// Keeps the first error of standard output. A closed pipe (`| head`) is not an error: the reader needs no more.
 fn keep(written: io::Result<()>) {
     if let Err(error) = written.and_then(|()| io::stdout().flush())
         && error.kind() != io::ErrorKind::BrokenPipe
@@ -41,22 +42,25 @@ fn keep(written: io::Result<()>) {
     }
 }
 
-/// Says whether all that was written to standard output has arrived. To be called before the program ends with success.
+/// Checks that all output was written to standard output. Called before the program exits.
 ///
 /// # Errors
-/// A [`Failure`] with [`Exit::OutputNotWritten`]: what a script would read is not complete.
+/// A [`Failure`] with [`Exit::OutputNotWritten`]: the output for a script is incomplete.
 pub(super) fn finish_stdout() -> Result<(), Failure> {
     match OUTPUT_ERROR.get() {
         None => Ok(()),
         Some(error) => Err(Failure {
             exit: Exit::OutputNotWritten,
             error: anyhow::anyhow!("standard output could not be written: {error}"),
-            hint: Some("make room where it leads to, or lead it elsewhere; what was done is done".to_owned()),
+            hint: Some(
+                "free space on its disk, or redirect the output elsewhere; the command's changes are complete"
+                    .to_owned(),
+            ),
         }),
     }
 }
 
-/// The progress of a mission: one bar for all, one for each task under way.
+/// The progress of a mission: one bar for the mission, and one for each running task.
 #[derive(Clone, Debug)]
 pub(super) struct Screen {
     bars: Option<(MultiProgress, ProgressBar)>,
@@ -76,17 +80,17 @@ impl Screen {
         Self { bars: Some((bars, all)), total }
     }
 
-    /// Returns the line of a task that begins.
+    /// Adds the bar of a task that starts.
     pub(super) fn begin(&self, name: &str) -> Option<ProgressBar> {
         let (bars, _) = self.bars.as_ref()?;
         let bar = bars.add(ProgressBar::new(100));
-        // The last field takes what the terminal's width leaves.
+        // The last field gets the remaining width of the terminal.
         bar.set_style(style("{bar:12} {pos:>3}% {prefix:8} {wide_msg}"));
         bar.set_message(plain(name));
         Some(bar)
     }
 
-    /// Says how a task ended; `ended` counts it and those before it.
+    /// Prints the outcome of a task; `ended` is the number of finished tasks.
     pub(super) fn end(&self, bar: Option<ProgressBar>, ended: u64, line: &str) {
         if let Some(bar) = bar {
             bar.finish_and_clear();
@@ -109,7 +113,7 @@ impl Screen {
     }
 }
 
-/// Shows a node's newest report.
+/// Updates a bar from a node's newest report.
 pub(super) fn show(bar: &ProgressBar, report: Report) {
     bar.set_position(report.progress.pct().into());
     bar.set_prefix(if report.step == Step::Execute { "" } else { report.step.as_str() });
@@ -119,12 +123,12 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("█▌░")
 }
 
-/// Returns other people's text as one line that no terminal acts on.
+/// Returns untrusted text as one line without control characters.
 pub(super) fn plain(text: &str) -> String {
     printable::one_line(text)
 }
 
-/// Lines rows up in columns, by the width that a terminal gives their characters. Cells are escaped.
+/// Formats rows as aligned columns, by the display width of their characters. Cells are escaped.
 pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let rows: Vec<[String; N]> = rows.iter().map(|row| row.each_ref().map(|cell| plain(cell))).collect();
     let widths: Vec<usize> =
@@ -142,7 +146,7 @@ fn padded(cell: &str, width: usize) -> String {
     format!("{cell}{}", " ".repeat(width.saturating_sub(cell.width())))
 }
 
-/// How a long preparation goes on: nothing in the first second, then a bar on a terminal, and elsewhere one line.
+/// The progress of a long preparation: silent in the first second, then a bar on a terminal, or one line elsewhere.
 #[derive(Debug)]
 pub(super) struct Preparation {
     what: &'static str,
@@ -152,16 +156,16 @@ pub(super) struct Preparation {
     is_said: bool,
 }
 
-/// How long nothing is said of a preparation.
+/// The time before a preparation is shown.
 const SILENT: Duration = Duration::from_secs(1);
 
 impl Preparation {
-    /// `started` is when the user began to wait.
+    /// Creates the progress. `started` is the time when the user began to wait.
     pub(super) fn new(what: &'static str, total: u64, started: Instant) -> Self {
         Self { what, total, started, bar: None, is_said: false }
     }
 
-    /// Shows that so many of `total` are done.
+    /// Shows that `done` of `total` are finished.
     pub(super) fn at(&mut self, done: u64) {
         if !self.is_said && self.started.elapsed() < SILENT {
             return;
@@ -174,7 +178,7 @@ impl Preparation {
                 bar.set_message(self.what);
                 self.bar = Some(bar);
             } else {
-                to_stderr(&format!("{}: {} in all\n", self.what, self.total));
+                to_stderr(&format!("{}: {} in total\n", self.what, self.total));
             }
         }
         if let Some(bar) = &self.bar {
@@ -191,7 +195,7 @@ impl Drop for Preparation {
     }
 }
 
-/// Writes a time for people: `0.4 s`, `3 min 20 s`, `2 h 5 min`.
+/// Formats a time: `0.4 s`, `3 min 20 s`, `2 h 5 min`.
 pub(super) fn duration(time: Duration) -> String {
     let seconds = time.as_secs();
     match seconds {

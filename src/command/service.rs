@@ -8,20 +8,21 @@ use tokio::task::JoinSet;
 
 use crate::worker::{Report, Step};
 
-/// Beats in one watchdog period: two may be missed.
+/// Watchdog notifications per watchdog period: two can be missed.
 const BEATS: u32 = 3;
-/// The time between two words about progress, which may change twice a second.
+/// The minimum time between two status notifications. The progress can change twice a second.
 const STATUS_PERIOD: Duration = Duration::from_secs(1);
 
-/// Says that the node is ready, and from now on that it lives (the watchdog of `WATCHDOG_USEC`) and at which step it is. Both
-/// are said by the runtime that the node itself runs on, so that one that is stuck is silent. Shut the set down at the end.
+/// Notifies systemd that the node is ready, and from now on that it is alive (the watchdog of `WATCHDOG_USEC`) and
+/// which step runs. The notifications use the node's own runtime, so a stuck runtime stops them. Shut down the set at
+/// the end.
 pub(super) fn report_to_systemd(report: watch::Receiver<Report>) -> JoinSet<()> {
-    say(&[NotifyState::Ready]);
+    notify(&[NotifyState::Ready]);
     let mut announcers = JoinSet::new();
     if let Some(period) = sd_notify::watchdog_enabled() {
         announcers.spawn(async move {
             loop {
-                say(&[NotifyState::Watchdog]);
+                notify(&[NotifyState::Watchdog]);
                 tokio::time::sleep(period / BEATS).await;
             }
         });
@@ -37,7 +38,7 @@ async fn follow(mut report: watch::Receiver<Report>) {
             Step::Execute => format!("{}: {}", now.step.as_str(), now.progress),
             step => step.as_str().to_owned(),
         };
-        say(&[NotifyState::Status(&status)]);
+        notify(&[NotifyState::Status(&status)]);
         tokio::time::sleep(STATUS_PERIOD).await;
         if report.changed().await.is_err() {
             return;
@@ -45,8 +46,8 @@ async fn follow(mut report: watch::Receiver<Report>) {
     }
 }
 
-fn say(states: &[NotifyState<'_>]) {
-    // Where nobody listens there is nobody to tell; systemd that does not hear us acts on that itself.
+fn notify(states: &[NotifyState<'_>]) {
+    // A failure is not handled: systemd acts on missing notifications.
     if let Err(error) = sd_notify::notify(states) {
         tracing::debug!("systemd was not notified: {error}");
     }

@@ -1,16 +1,16 @@
-//! SIGINT, SIGTERM, and SIGHUP (a closed terminal): the first drains, the second hurries.
+//! SIGINT, SIGTERM, and SIGHUP (a closed terminal): the first signal drains, the second hurries.
 //!
 //! ```text
-//!   catch()  the first thing in `main`: signals are noted, and end nothing
+//!   catch()  first call in `main`: signals are recorded only
 //!      │
-//!      ├─ restore()  no node: a signal ends the process, as by default; one that was noted before does so now
+//!      ├─ restore()  not a node: a signal stops the process, as by default; a recorded one does so now
 //!      │
-//!      └─ listen()   a signal drains, then hurries; one that was noted before drains at once
+//!      └─ listen()   a signal drains, then hurries; a recorded one drains now
 //! ```
 //!
 //! A signal that was ignored when the process started stays ignored: `nohup` ignores SIGHUP, and a shell ignores SIGINT
-//! for what it starts in the background. What comes before `catch`, while the program is being loaded, cannot be noted:
-//! it ends the process, and on the image `ExecStopPost=` of the unit ends the machine.
+//! for background processes. A signal before `catch`, while the program is loaded, stops the process. On the image,
+//! `ExecStopPost=` of the unit then terminates the instance.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -22,29 +22,29 @@ use tokio::task::JoinSet;
 
 use crate::worker::{DRAIN_LIMIT, Stopping};
 
-/// The signals that ask a process to end.
+/// The signals that request the end of a process.
 const ENDING: [i32; 3] = [SIGHUP, SIGINT, SIGTERM];
 
 static CAUGHT: OnceLock<Caught> = OnceLock::new();
 
-/// The signals that are caught.
+/// The caught signals.
 #[derive(Debug, Default)]
 struct Caught {
-    /// Each with whether it has come.
+    /// Each signal, and whether it was received.
     signals: Vec<(i32, Arc<AtomicBool>)>,
-    /// Whether a signal ends the process, as by default.
+    /// Whether a signal stops the process, as by default.
     is_default: Arc<AtomicBool>,
 }
 
-/// Catches the signals from now on, except those that are ignored. They are noted, and end nothing.
+/// Records signals from now on, except ignored ones.
 pub(super) fn catch() {
     CAUGHT.get_or_init(|| {
-        // Asked first: a signal that is caught is not ignored any more.
+        // Read first, because catching a signal resets that it is ignored.
         let ignored = std::fs::read_to_string("/proc/self/status").map_or(0, |status| ignored_in(&status));
         let mut caught = Caught::default();
         for signal in ENDING.into_iter().filter(|signal| ignored & bit(*signal) == 0) {
             let has_come = Arc::new(AtomicBool::new(false));
-            // Neither fails for these signals; one that cannot be caught does what it did before.
+            // This cannot fail for these signals. If it did, the signal would keep its default effect.
             let noted = flag::register_conditional_default(signal, caught.is_default.clone())
                 .and_then(|_| flag::register(signal, has_come.clone()));
             if noted.is_ok() {
@@ -55,7 +55,7 @@ pub(super) fn catch() {
     });
 }
 
-/// Lets signals end the process, as by default. One that was noted before does so now.
+/// Restores the default: a signal stops the process. A recorded signal does so now.
 pub(super) fn restore() {
     let Some(caught) = CAUGHT.get() else { return };
     caught.is_default.store(true, Ordering::SeqCst);
@@ -66,8 +66,8 @@ pub(super) fn restore() {
     }
 }
 
-/// Listens from now on: the first signal drains, the second hurries. One that was noted before drains at once. Dropping
-/// the set ends the listening.
+/// Listens for signals: the first drains, the second hurries. A recorded signal drains at once. Dropping the set stops
+/// listening.
 pub(super) fn listen(stopping: Stopping) -> std::io::Result<JoinSet<()>> {
     catch();
     let caught = CAUGHT.get().expect("caught above");
@@ -75,7 +75,7 @@ pub(super) fn listen(stopping: Stopping) -> std::io::Result<JoinSet<()>> {
     for (number, _) in &caught.signals {
         streams.push(signal(SignalKind::from_raw(*number))?);
     }
-    // From here on the streams have them. What came before they did was noted.
+    // From here the streams receive the signals. Earlier ones were recorded.
     caught.is_default.store(false, Ordering::SeqCst);
     if caught.signals.iter().any(|(_, has_come)| has_come.load(Ordering::SeqCst)) {
         stopping.drain_within(DRAIN_LIMIT);
@@ -90,7 +90,7 @@ pub(super) fn listen(stopping: Stopping) -> std::io::Result<JoinSet<()>> {
     Ok(listener)
 }
 
-/// Waits for any of the signals; for ever if all are ignored. Signals that arrive together count once.
+/// Waits for one of the signals; forever if all are ignored. Signals that arrive at the same time count once.
 async fn next_of(streams: &mut [Signal]) {
     std::future::poll_fn(|context| {
         let mut has_come = false;
@@ -102,7 +102,7 @@ async fn next_of(streams: &mut [Signal]) {
     .await;
 }
 
-/// Returns the signals that a process ignores, a bit for each, by its `/proc/<pid>/status`.
+/// Returns the bit mask of the ignored signals from `/proc/<pid>/status`.
 fn ignored_in(status: &str) -> u64 {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)

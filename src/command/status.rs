@@ -1,4 +1,4 @@
-//! `lighthpc status`: a mission's counts, and its tasks.
+//! `lighthpc status`: prints missions, or a mission's counts and tasks.
 
 use std::path::Path;
 
@@ -19,7 +19,7 @@ use crate::render::mission_json;
 use local_cloud::LocalCloud;
 
 pub(super) async fn run(mut args: StatusArgs) -> Result<Exit, Failure> {
-    // `status --local M001`: a word that is no folder is the mission's name. `--local=M001` is a folder.
+    // `status --local M001`: if there is no such folder, the word is the mission id. `--local=M001` is a folder.
     if let Some(word) = args.local.as_mut()
         && !args.local_is_folder
         && args.mission.is_none()
@@ -75,19 +75,19 @@ pub(super) async fn run(mut args: StatusArgs) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-/// How much `status` reads of results whose files are others than those that were put, to compare them: all of a copied
-/// folder of ordinary size, and never minutes of a large one.
+/// The maximum number of bytes that `status` reads to compare results whose files were replaced. It covers a copied
+/// folder of ordinary size, and keeps a large one below minutes.
 const REVIEW_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
 async fn named(backend: &Backend, id: &str) -> Result<Mission, Failure> {
-    let id = MissionId::new(id).map_err(|error| Failure::usage(error, "name the mission"))?;
+    let id = MissionId::new(id).map_err(|error| Failure::usage(error, "give the id of the mission"))?;
     let mission = backend.ledger.mission(&id).await?;
     mission.ok_or_else(|| {
         let table = &backend.ledger.tables().missions;
         Failure {
             exit: Exit::NoTask,
             error: anyhow::anyhow!("table {table} has no mission {id}"),
-            hint: Some("`lighthpc status` without a name lists them".to_owned()),
+            hint: Some("list the missions with `lighthpc status`".to_owned()),
         }
     })
 }
@@ -119,7 +119,7 @@ fn detail(mission: &Mission, total: Tally, tasks: &[Task]) -> String {
         total.failed,
         of(State::Running),
         of(State::Pending),
-        // Rows may have been edited: a sum of odd numbers must not be a small one.
+        // Rows may have been edited: the sum saturates instead of wrapping to a small number.
         tasks.iter().map(|task| task.time_cost_s).fold(0, u64::saturating_add),
         notification(mission),
     );
@@ -187,13 +187,14 @@ fn past_json(past: &PastAttempt) -> Value {
     })
 }
 
-/// The instance that holds, or last held, the task; of one that waits, what was launched for it.
+/// Returns the instance that holds, or last held, the task. For a pending task, returns the instance that was launched
+/// for it.
 fn instance(task: &Task) -> Option<String> {
     let launched = task.launch.instance.as_ref().filter(|_| task.state == State::Pending);
     launched.cloned().or_else(|| task.instance.as_ref().map(ToString::to_string))
 }
 
-/// Why the last attempt ended; of a task that waits, why it has no node.
+/// Returns why the last attempt failed; for a pending task, why it has no node.
 fn why(task: &Task) -> String {
     const LEN_MAX: usize = 60;
     match &task.launch.error {
@@ -209,7 +210,7 @@ fn verdict(task: &Task) -> Option<&'static str> {
     task.verdict.map(Verdict::as_str)
 }
 
-/// Whether people were notified. An end that was marked where no topic is set was sent to nobody.
+/// Returns the state of the notification. Without a topic, the mission is marked but nothing is sent.
 fn notification(mission: &Mission) -> &'static str {
     match (&mission.notified, mission.notified_to.as_deref()) {
         (Notified::Yes, Some("none")) => "none (no topic)",

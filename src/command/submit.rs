@@ -1,4 +1,4 @@
-//! `lighthpc submit`: a mission of many inputs, its rows, and its nodes.
+//! `lighthpc submit`: creates a mission from many inputs, its rows and its nodes.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::BufRead;
@@ -22,18 +22,18 @@ use crate::domain::policy::Purchase;
 use crate::domain::printable;
 use crate::scheduler::{Checked, Scheduler, SubmitPlan, Submitted};
 
-/// Files under way at once.
+/// Files that are uploaded at the same time.
 const UPLOADS_PARALLEL: usize = 8;
 /// The largest object: 10,000 parts of 5 GiB, about 50 TB. Source: Amazon S3 user guide, "Multipart upload limits".
 const OBJECT_BYTES_MAX: u64 = 10_000 * 5 * 1024 * 1024 * 1024;
-/// Missions above this are better served by nodes that do task after task: EC2 launches two a second.
+/// Above this number of tasks, one node per task is slow: EC2 launches two instances per second.
 const TASKS_MANY: usize = 500;
 
-/// Where the inputs come from.
+/// The source of the inputs.
 enum Source {
-    /// Objects that are there; of a listing, also which of them are archived.
+    /// Existing objects. From a listing, also those that are archived.
     Keys { bucket: String, srcs: Vec<SrcId>, archived: Vec<SrcId> },
-    /// Files that go up first.
+    /// Local files, which are uploaded first.
     Files(Vec<Input>),
 }
 
@@ -53,13 +53,13 @@ pub(super) async fn run(args: SubmitArgs) -> Result<Exit, Failure> {
     };
     if scheduler.settings.result_bucket.as_deref() == Some(&bucket) {
         return Err(Failure::usage(
-            format!("{bucket} is the result bucket"),
-            "use another bucket for inputs, because results must not become tasks",
+            format!("{bucket} is the result bucket and cannot hold inputs"),
+            "use another bucket for the inputs: results must not become tasks",
         ));
     }
     if srcs.is_empty() {
         return Err(Failure::usage(
-            "no input was found",
+            "no inputs were found",
             "check the prefix or the list; a mission needs at least one input",
         ));
     }
@@ -73,7 +73,7 @@ pub(super) async fn run(args: SubmitArgs) -> Result<Exit, Failure> {
         slots: args.slots,
         uploads: args.uploads,
     };
-    // All that could refuse the submission comes first, and is the same with and without --dry-run.
+    // All checks that can refuse the submission come first, with and without --dry-run.
     check_bucket(&scheduler, &plan.bucket, files.first()).await?;
     let checked = scheduler.check(&plan, !args.no_launch).await?;
     warn_of_archived(&plan.bucket, plan.srcs.len(), &archived);
@@ -98,18 +98,18 @@ pub(super) async fn run(args: SubmitArgs) -> Result<Exit, Failure> {
         bar.finish_and_clear();
         launched
     };
-    say(&args, &plan, &submitted, archived.len());
+    print_outcome(&args, &plan, &submitted, archived.len());
     launched?;
     Ok(Exit::Ok)
 }
 
-/// The mission's id: as named, or the time, as the first version had it.
+/// Returns the mission id: the given one, or the current time, as in the first version.
 fn mission_id(args: &SubmitArgs) -> Result<MissionId, Failure> {
     let id = args.mission.clone().unwrap_or_else(|| clock::now_rfc3339().replace(':', "-"));
     MissionId::for_a_new_mission(id).map_err(|error| Failure::usage(error, "give another id with --mission"))
 }
 
-/// Checks that the bucket is there and, if files go up, that they may: an upload is begun and aborted.
+/// Checks that the bucket exists and, if there are files, that they can be uploaded: starts and aborts an upload.
 async fn check_bucket(scheduler: &Scheduler, bucket: &str, file: Option<&Input>) -> Result<(), Failure> {
     let store = &scheduler.backend.store;
     let checked = match file {
@@ -117,17 +117,17 @@ async fn check_bucket(scheduler: &Scheduler, bucket: &str, file: Option<&Input>)
         None => store.check_bucket(bucket).await,
     };
     match checked {
-        // Whoever may begin an upload may put: the right to abort one is of use, and not needed.
+        // The right to start an upload is enough to upload. The right to abort is useful but not required.
         Err(error) if error.operation == "AbortMultipartUpload" && error.kind == Kind::AccessDenied => {
             let Failure { error, .. } = error.into();
-            tracing::warn!("an empty upload stays until the bucket's lifecycle removes it: {error:#}");
+            tracing::warn!("an empty multipart upload remains until the bucket's lifecycle removes it: {error:#}");
             Ok(())
         }
         checked => checked.map_err(Failure::from),
     }
 }
 
-/// Warns of inputs that no node can read before somebody restores them. Which ones are is known of a listing alone.
+/// Warns about archived inputs, which nodes cannot read until they are restored. Only a listing reports them.
 fn warn_of_archived(bucket: &str, all: usize, archived: &[SrcId]) {
     const SHOWN: usize = 3;
     let Some(first) = archived.first() else { return };
@@ -182,7 +182,7 @@ async fn from_prefix(uri: &str, own: Option<&str>, scheduler: &Scheduler) -> Res
     refuse_foreign(&bucket, own)?;
     let objects = scheduler.backend.store.list_objects(&bucket, &prefix).await?;
     let (mut srcs, mut archived) = (Vec::new(), Vec::new());
-    // An empty object that stands for a folder is no input.
+    // An empty object that represents a folder is not an input.
     for object in objects.into_iter().filter(|object| !object.key.ends_with('/')) {
         let src = src(&object.key)?;
         if object.is_archived {
@@ -208,7 +208,7 @@ fn from_stdin(own: Option<&str>) -> Result<Source, Failure> {
                 && *ours != theirs
             {
                 let message = format!("line {line}: {text} is not in bucket {ours}");
-                return Err(Failure::usage(message, "put all inputs of a mission into one bucket"));
+                return Err(Failure::usage(message, "use one bucket for all inputs of a mission"));
             }
             bucket = Some(theirs);
             key
@@ -236,7 +236,8 @@ fn refuse_foreign(bucket: &str, own: Option<&str>) -> Result<(), Failure> {
     match own {
         Some(own) if own != bucket => Err(Failure::usage(
             format!("s3://{bucket} is not the source bucket {own}"),
-            "nodes can only read the source bucket: copy the inputs there, or change --source-bucket and the role of the nodes",
+            "nodes can read only the source bucket: copy the inputs there, or change --source-bucket and the \
+             role of the nodes",
         )),
         _ => Ok(()),
     }
@@ -246,7 +247,7 @@ fn src(key: &str) -> Result<SrcId, Failure> {
     SrcId::new(key).map_err(|error| Failure::usage(format!("{error}: {key:.60}"), "use a key of 1 to 1,024 bytes"))
 }
 
-/// Local files go under the mission's name: two missions may have files of the same name.
+/// Puts local files under the mission's id, so that two missions can have files of the same name.
 fn under(mission: &MissionId, input: Input) -> Result<Input, Failure> {
     Ok(Input { src: src(&format!("{mission}/{}", input.src))?, ..input })
 }
@@ -256,7 +257,7 @@ fn unique(srcs: Vec<SrcId>) -> Vec<SrcId> {
     srcs.into_iter().filter(|src| seen.insert(src.clone())).collect()
 }
 
-/// Uploads the files whose tasks have no row yet: one that has was uploaded before.
+/// Uploads the files of tasks that have no row yet. The others were uploaded before.
 async fn upload(
     scheduler: &Scheduler,
     plan: &SubmitPlan,
@@ -292,7 +293,7 @@ fn of_store(error: StoreError) -> Failure {
     }
 }
 
-/// Adds how many inputs are archived, if any are.
+/// Adds the number of archived inputs, if there are any.
 fn with_archived(mut line: serde_json::Value, archived: usize) -> serde_json::Value {
     if archived > 0 {
         line["archived"] = archived.into();
@@ -300,8 +301,8 @@ fn with_archived(mut line: serde_json::Value, archived: usize) -> serde_json::Va
     line
 }
 
-/// What was done, and what to do next.
-fn say(args: &SubmitArgs, plan: &SubmitPlan, submitted: &Submitted, archived: usize) {
+/// Prints what was done, and the next step.
+fn print_outcome(args: &SubmitArgs, plan: &SubmitPlan, submitted: &Submitted, archived: usize) {
     let Submitted { is_new, made, there, launched, waiting, waits } = submitted;
     if args.json {
         let line = json!({
@@ -310,23 +311,24 @@ fn say(args: &SubmitArgs, plan: &SubmitPlan, submitted: &Submitted, archived: us
         });
         return screen::json_to_stdout(&with_archived(line, archived));
     }
-    let is = if *is_new { "made" } else { "there already" };
+    let is = if *is_new { "created" } else { "already exists" };
     screen::to_stdout(&format!(
-        "mission {}: {is}; {} tasks, {made} rows made, {there} there already\nnodes: {launched} launched{}\nwatch: lighthpc status {}\n",
+        "mission {}: {is}; {} tasks: {made} rows created, {there} already existed\n\
+         nodes: {launched} launched{}\nprogress: lighthpc status {}\n",
         screen::plain(plan.mission.as_str()),
         plan.srcs.len(),
         if *waiting > 0 { format!(", {waiting} tasks wait") } else { String::new() },
         printable::shell(plan.mission.as_str()),
     ));
     for why in waits {
-        screen::to_stderr(&format!("some wait for a node: {}\n", screen::plain(why)));
+        screen::to_stderr(&format!("no node was launched for some of them: {}\n", screen::plain(why)));
     }
     if !waits.is_empty() {
-        screen::to_stderr("a sweep tries again (`lighthpc sweep`, or the stack's schedule)\n");
+        screen::to_stderr("the next sweep tries again (`lighthpc sweep`, or the schedule of the stack)\n");
     }
 }
 
-/// What would be done, and what it costs now.
+/// Prints what would be done, and the current prices.
 async fn dry_run(
     args: &SubmitArgs,
     scheduler: &Scheduler,
@@ -371,16 +373,16 @@ async fn dry_run(
     text.push_str(match (requests.is_empty(), own_nodes) {
         (true, _) => "\n",
         (false, Some(_)) => ", by:\n",
-        (false, None) => ", one for each task, the first by:\n",
+        (false, None) => ", one per task; the first request:\n",
     });
     for request in requests {
         text.push_str(&format!("  {}\n", printable::json(&request_json(request).to_string())));
     }
     if !is_spot && !requests.is_empty() {
-        text.push_str("price: On-Demand; see EC2's price list\n");
+        text.push_str("price: On-Demand; see the EC2 price list\n");
     }
     for (name, price) in &prices {
-        text.push_str(&format!("price: {name} now {price:.4} USD an hour as Spot in the cheapest zone\n"));
+        text.push_str(&format!("price: {name} costs {price:.4} USD per hour as Spot in the cheapest zone now\n"));
     }
     if let (Some(lowest), Some(highest)) =
         (prices.values().copied().reduce(f64::min), prices.values().copied().reduce(f64::max))
@@ -388,14 +390,14 @@ async fn dry_run(
         #[expect(clippy::cast_precision_loss, reason = "an estimate for people")]
         let nodes = nodes as f64;
         text.push_str(&format!(
-            "estimate: {:.2} to {:.2} USD for each hour that all {nodes} nodes run\n",
+            "estimate: {:.2} to {:.2} USD per hour while all {nodes} nodes run\n",
             lowest * nodes,
             highest * nodes
         ));
     }
     if own_nodes.is_none() && !requests.is_empty() && plan.srcs.len() > TASKS_MANY {
         text.push_str(&format!(
-            "EC2 launches two nodes a second, so {} take {} minutes: --nodes N is quicker\n",
+            "EC2 launches two instances per second, so {} take {} minutes; --nodes N is faster\n",
             plan.srcs.len(),
             plan.srcs.len() / 120
         ));
@@ -419,7 +421,7 @@ fn request_json(request: &Request) -> serde_json::Value {
     })
 }
 
-/// A bar on a terminal; nothing elsewhere.
+/// Returns a progress bar on a terminal; a hidden one elsewhere.
 fn bar(what: &'static str, total: u64) -> ProgressBar {
     let bar = ProgressBar::new(total);
     let style = ProgressStyle::with_template("{msg:8} {bar:20} {pos}/{len}, {elapsed}");

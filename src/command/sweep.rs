@@ -29,13 +29,13 @@ pub(super) async fn run(args: SweepArgs) -> Result<Exit, Failure> {
             swept?;
             return Ok(if has_failed { Exit::Unavailable } else { Exit::Ok });
         }
-        // Nobody could read the findings of a watch any more.
+        // Nobody can read further findings.
         screen::finish_stdout()?;
         if let Err(error) = swept {
-            // The next one may fare better; what cannot pass is said each time, for somebody watches.
+            // The next sweep may succeed. A permanent failure is printed after each sweep.
             screen::to_stderr(&format!("sweep: {}\n", screen::plain(&crate::worker::words(&error))));
         }
-        // Both arms may be dropped: neither holds anything.
+        // Both arms may be dropped: they hold no resources.
         tokio::select! {
             () = tokio::time::sleep(args.every) => {}
             () = stopping.drain.cancelled() => return Ok(Exit::Ok),

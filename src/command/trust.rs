@@ -1,18 +1,18 @@
-//! Whether a local mission's folder may name the program that is run. Whoever may write to the folder chooses the
-//! program, so it must be this user's own, as git demands of a repository.
+//! The check whether a local mission's folder is trusted. Everybody who can write to the folder can choose the program
+//! that runs, so this user must own it, as git requires for a repository.
 
 use std::path::{Path, PathBuf};
 
 use super::failure::Failure;
 use crate::workload::objection_to_mission;
 
-/// Stands for every folder, in `--trust-folder`.
+/// The value of `--trust-folder` that trusts every folder.
 const ANY: &str = "*";
 
-/// Refuses a mission's folder that another user owns, or may write to, unless it is in `trusted`. A folder of root is
-/// trusted; with sudo, so is one of the user who called it. What is not there yet is nobody's.
+/// Refuses a mission's folder that another user owns or can write to, unless it is in `trusted`. A folder of root is
+/// trusted; with sudo, so is one of the calling user. A folder that does not exist is accepted.
 pub(super) fn check(dir: &Path, trusted: &[PathBuf]) -> Result<(), Failure> {
-    // By its real name: a link to it says nothing of it.
+    // Resolved, because the owner of a link does not matter.
     let Ok(dir) = dir.canonicalize() else { return Ok(()) };
     let is_it = |folder: &PathBuf| folder == Path::new(ANY) || folder.canonicalize().is_ok_and(|folder| folder == dir);
     if trusted.iter().any(is_it) {
@@ -23,13 +23,13 @@ pub(super) fn check(dir: &Path, trusted: &[PathBuf]) -> Result<(), Failure> {
     let own = dir.join(".lighthpc");
     let inside = std::fs::read_dir(&own).into_iter().flatten().filter_map(Result::ok).map(|entry| entry.path());
     for path in [dir.clone(), own.clone()].into_iter().chain(inside) {
-        // A folder that cannot be looked at cannot be run in either; opening it says why.
+        // If the folder cannot be read, opening it later reports why.
         if let Ok(Some(why)) = objection_to_mission(&path, sudo_uid) {
             let shown = dir.display().to_string();
             return Err(Failure::usage(
-                format!("{} {why}: whoever may write there chooses the program that would run", path.display()),
+                format!("{} {why}: its writers can choose the program that would run", path.display()),
                 format!(
-                    "if you trust them, run it with --trust-folder={} (LIGHTHPC_TRUST_FOLDER), or make it yours alone: \
+                    "if you trust them, add --trust-folder={} (LIGHTHPC_TRUST_FOLDER); or make the folder private: \
                      chown and chmod -R go-w",
                     shell_words::quote(&shown)
                 ),

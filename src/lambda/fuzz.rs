@@ -1,11 +1,11 @@
-//! What is fuzzed here: events, and the bodies of HTTP requests.
+//! The fuzz targets: events, and the bodies of HTTP requests.
 
 use serde_json::{Value, json};
 
 use super::{self as lambda, Event, Parsed, http};
 use crate::domain::ids::{KEY_BYTES_MAX, MissionId};
 
-/// Reads an event of Lambda. Each record of it gives exactly one object, or the reason why there is none.
+/// Parses a Lambda event. Each record gives exactly one object, or the reason for its refusal.
 pub(crate) fn event(bytes: &[u8]) {
     let Ok(event) = serde_json::from_slice::<Value>(bytes) else { return };
     let records = event.get("Records").and_then(Value::as_array).map_or(1, Vec::len);
@@ -29,7 +29,7 @@ pub(crate) fn event(bytes: &[u8]) {
     }
 }
 
-/// Reads the body of a request for a new mission, as it is and in base64, and of one that sets a workload.
+/// Parses the body of a request for a new mission, plain and in base64, and of a request that sets a workload.
 pub(crate) fn http(bytes: &[u8]) {
     let encoded = json!({ "body": aws_smithy_types::base64::encode(bytes), "isBase64Encoded": true });
     let decoded = http::body(&encoded).ok();

@@ -9,7 +9,7 @@ use crate::domain::printable;
 use crate::domain::tags;
 use crate::hostile_names::names;
 
-/// Values in the place of text.
+/// Returns values of types other than text.
 fn other_types() -> Vec<Value> {
     vec![
         Value::Null,
@@ -31,7 +31,7 @@ fn record(key: &Value) -> Value {
     })
 }
 
-/// The keys that an event's records have; `None` for one that is refused.
+/// Returns the keys of an event's records; `None` for a refused record.
 fn keys(event: &Value) -> Vec<Option<String>> {
     match lambda::read(event) {
         Event::Uploads(uploads) => uploads.into_iter().map(|one| one.ok().map(|up| up.src.to_string())).collect(),
@@ -59,7 +59,7 @@ fn a_key_arrives_as_it_is_or_is_refused_and_spoils_no_neighbour() {
             "detail": { "bucket": { "name": "in" }, "object": { "key": name, "size": name }, "reason": name },
         });
         assert_eq!(keys(&bridged), [expected], "{name:?}");
-        // As it is, in the place of an encoded key: read or refused.
+        // The raw name in the place of an encoded key: parsed or refused.
         keys(&json!({ "Records": [record(&json!(name)), good] }));
     }
     for other in other_types() {

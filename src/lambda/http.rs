@@ -1,8 +1,8 @@
-//! The HTTP interface: missions are made, read, listed, and cancelled, as the article's was meant to be.
+//! The HTTP interface: creates, reads, lists and cancels missions.
 //!
-//! API Gateway's payload 2.0 comes in. Never open: a request that no authoriser has let through is refused here, too, should
-//! somebody have omitted it. What a mission's nodes run, and how many they are, has a route of its own, because it is a right of
-//! its own: to run code in the account. IAM tells routes apart, but not the fields of a body.
+//! Requests have API Gateway's payload format 2.0. A request without an authorizer's identity is refused, even if the
+//! stack was changed to have none. The workload of a mission (program and number of nodes) has its own route: it is the
+//! permission to run code in the account, and IAM can distinguish routes but not fields of a body.
 
 use std::time::Duration;
 
@@ -18,38 +18,38 @@ use crate::render::mission_json;
 use crate::scheduler::{Scheduler, SchedulerError};
 use crate::worker::words;
 
-/// How long a cancellation waits for what runs: API Gateway gives an answer 30 s.
+/// The time that a cancellation waits for running tasks. API Gateway's time limit is 30 s.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(10);
-/// The most missions of a list.
+/// The maximum number of missions in a list.
 const LIST_LEN_MAX: usize = 1_000;
 
-/// The most tasks at a time on a node.
+/// The maximum number of tasks that a node runs at the same time.
 const SLOTS_MAX: u64 = 1_000;
-/// The most nodes of a mission: one fleet takes no more. Source: EC2 user guide, "EC2 Fleet quotas".
+/// The maximum number of nodes of a mission: the limit of one fleet. Source: EC2 user guide, "EC2 Fleet quotas".
 pub(crate) const NODES_MAX: u64 = 10_000;
 
-/// What a workload is: fields that `POST /missions` refuses.
+/// The fields of a workload, which `POST /missions` refuses.
 const WORKLOAD: [&str; 3] = ["exec", "nodes", "slots"];
 
-/// What the deployment allows, from the function's environment. IAM refuses the rest at the launch; this check refuses it
-/// when the request arrives.
+/// The limits of the deployment, from the function's environment. IAM would refuse the launch later; this check refuses
+/// the request.
 #[derive(Clone, Debug)]
 pub(crate) struct Allowed {
     /// Instance types, with `*` and `?` as wildcards.
     instance_types: Vec<String>,
-    /// The most nodes at a time.
+    /// The maximum number of nodes at a time.
     nodes: u64,
 }
 
 impl Allowed {
-    /// Reads the function's environment; what it does not name is allowed, up to EC2's own limit.
+    /// Reads the function's environment. A missing setting allows everything within EC2's own limits.
     pub(crate) fn of_environment() -> Self {
         Self::read(|name| std::env::var(name).ok())
     }
 
     fn read(value: impl Fn(&str) -> Option<String>) -> Self {
         let types = value("LIGHTHPC_ALLOWED_INSTANCE_TYPES").unwrap_or_default();
-        // 0 launches nothing for now, and `none` is no limit: neither says what a mission may ask for.
+        // 0 (no launches for now) and `none` (no limit) are settings of the deployment, not limits of a mission.
         let nodes = value("LIGHTHPC_MAX_NODES").and_then(|nodes| nodes.trim().parse().ok()).filter(|&nodes| nodes > 0);
         Self {
             instance_types: types.split(',').map(str::trim).filter(|t| !t.is_empty()).map(ToOwned::to_owned).collect(),
@@ -62,25 +62,26 @@ impl Allowed {
         match types.iter().find(|name| !self.instance_types.is_empty() && !is_allowed(name)) {
             None => Ok(()),
             Some(name) => Err(HttpError::bad(format!(
-                "bidInstanceType {name} is not among the types that this deployment allows: {}",
+                "bidInstanceType {name} is not allowed in this deployment; allowed types: {}",
                 self.instance_types.join(", ")
             ))),
         }
     }
 }
 
-/// Returns whether a pattern with `*` (any characters) and `?` (one) covers a name, as IAM's `StringLike` does.
+/// Returns whether a name matches a pattern with `*` (any characters) and `?` (one character), as IAM's `StringLike`
+/// does.
 fn matches(pattern: &str, name: &str) -> bool {
     let Some(first) = pattern.chars().next() else { return name.is_empty() };
     let rest = &pattern[first.len_utf8()..];
     match first {
-        // Types are short, and patterns come from the stack: trying each place costs nothing.
+        // Types are short and patterns come from the stack, so trying each position is cheap.
         '*' => name.char_indices().map(|(at, _)| at).chain([name.len()]).any(|at| matches(rest, &name[at..])),
         _ => name.chars().next().is_some_and(|c| (first == '?' || first == c) && matches(rest, &name[c.len_utf8()..])),
     }
 }
 
-/// What is wrong with a request, and its status.
+/// A refused request: the status and the reason.
 #[derive(Debug)]
 pub(crate) struct HttpError(u16, String);
 
@@ -108,19 +109,19 @@ impl From<crate::backend::CloudError> for HttpError {
     }
 }
 
-/// Answers one request, always.
+/// Answers one request. A failure becomes an HTTP status.
 pub(crate) async fn answer(scheduler: &Scheduler, allowed: &Allowed, event: &Value) -> Value {
     let (status, body) = match route(scheduler, allowed, event).await {
         Ok((status, body)) => (status, body),
         Err(HttpError(status, what)) => {
-            tracing::warn!("answered {status}: {what}");
+            tracing::warn!("returned status {status}: {what}");
             (status, json!({ "error": what }))
         }
     };
     json!({
         "statusCode": status,
         "headers": { "content-type": "application/json" },
-        // The same JSON, with escapes for what acts on a terminal or hides: names in it are other people's.
+        // The same JSON with control characters and invisible characters escaped, because names in it are untrusted.
         "body": printable::json(&body.to_string()),
     })
 }
@@ -129,14 +130,14 @@ async fn route(scheduler: &Scheduler, allowed: &Allowed, event: &Value) -> Resul
     let text = |path: &str| event.pointer(path).and_then(Value::as_str);
     let is_let_through = event.pointer("/requestContext/authorizer").and_then(Value::as_object);
     if is_let_through.is_none_or(serde_json::Map::is_empty) {
-        return Err(HttpError(403, "no authoriser has let this request through".to_owned()));
+        return Err(HttpError(403, "the request has no authorizer identity".to_owned()));
     }
     let method = text("/requestContext/http/method").unwrap_or_default();
     let path = text("/rawPath").unwrap_or_default();
     let stage = format!("/{}", text("/requestContext/stage").unwrap_or_default());
     let path = path.strip_prefix(&stage).filter(|rest| rest.starts_with('/')).unwrap_or(path);
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
-    // An HTTP API has decoded both: decoding again would make `a%41` another mission.
+    // An HTTP API has already decoded both. Decoding again would change `a%41` to another mission.
     // Source: API Gateway developer guide, "Lambda proxy integrations", payload format 2.0.
     let id = |part: &str| {
         let id = text("/pathParameters/mission").unwrap_or(part);
@@ -149,13 +150,11 @@ async fn route(scheduler: &Scheduler, allowed: &Allowed, event: &Value) -> Resul
         ("PUT", ["missions", part, "workload"]) => set_workload(scheduler, allowed, &id(part)?, &body(event)?).await,
         ("POST", ["missions", part, "cancel"]) => cancel(scheduler, &id(part)?).await,
         (_, ["missions"] | ["missions", _] | ["missions", _, "cancel" | "workload"]) => {
-            Err(HttpError(405, format!("{method} is not for {path}")))
+            Err(HttpError(405, format!("{method} is not supported for {path}")))
         }
         _ => Err(HttpError(
             404,
-            format!(
-                "there is no {path}: there are /missions, /missions/ID, /missions/ID/workload, and /missions/ID/cancel"
-            ),
+            format!("unknown path {path}: use /missions, /missions/ID, /missions/ID/workload or /missions/ID/cancel"),
         )),
     }
 }
@@ -169,7 +168,7 @@ pub(crate) fn body(event: &Value) -> Result<String, HttpError> {
     String::from_utf8(bytes).map_err(|_| HttpError::bad("the body is not UTF-8"))
 }
 
-/// A mission to be made; numbers may be written as text, as the first version did.
+/// A mission to be created. Numbers may be written as text, as in the first version.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct NewBody {
@@ -188,10 +187,10 @@ struct NewBody {
 async fn create(scheduler: &Scheduler, allowed: &Allowed, body: &str) -> Result<(u16, Value), HttpError> {
     let new = read(body)?;
     allowed.check_types(&new.policy.instance_types)?;
-    // What the row leaves open comes from the settings; together they must make sense.
+    // The settings fill what the row leaves open; together they must be valid.
     new.policy.clone().or(&scheduler.settings.policy).check().map_err(|error| HttpError::bad(error.to_string()))?;
     if !scheduler.backend.ledger.create_mission(&new).await? {
-        return Err(HttpError(409, format!("there is a mission {} already", new.id)));
+        return Err(HttpError(409, format!("mission {} already exists", new.id)));
     }
     let (_, body) = show(scheduler, &new.id).await?;
     Ok((201, body))
@@ -201,8 +200,8 @@ pub(crate) fn read(body: &str) -> Result<NewMission, HttpError> {
     let value: Value = serde_json::from_str(body).map_err(not_read)?;
     if let Some(name) = WORKLOAD.iter().find(|name| value.get(name).is_some()) {
         return Err(HttpError::bad(format!(
-            "{name} is not set here: make the mission, then PUT /missions/ID/workload with {{\"{name}\": …}}, which is a right \
-             of its own"
+            "{name} cannot be set here: create the mission, then PUT /missions/ID/workload with {{\"{name}\": …}}; \
+             this needs its own permission"
         )));
     }
     let new: NewBody = serde_json::from_value(value).map_err(not_read)?;
@@ -231,7 +230,7 @@ pub(crate) fn read(body: &str) -> Result<NewMission, HttpError> {
     })
 }
 
-/// Whether uploads become tasks: `yes` or `no`, or a truth value; nothing is the article's way, and means that they do.
+/// Parses whether uploads become tasks: `yes`, `no` or a boolean. A missing value means yes, as in the first version.
 fn uploads(value: Option<&Value>) -> Result<Option<bool>, HttpError> {
     match value {
         None | Some(Value::Null) => Ok(None),
@@ -246,14 +245,14 @@ fn not_read(error: serde_json::Error) -> HttpError {
     HttpError::bad(format!("the body: {error}"))
 }
 
-/// Reads a number, which may be written as text; `null` is none.
+/// Parses a number, which may be written as text; `null` is none.
 fn number(name: &str, value: Option<&Value>, most: u64) -> Result<Option<u64>, HttpError> {
     let Some(value) = value.filter(|value| !value.is_null()) else { return Ok(None) };
     let n = value.as_u64().or_else(|| value.as_str()?.trim().parse().ok()).filter(|n| (1..=most).contains(n));
     n.map(Some).ok_or_else(|| HttpError::bad(format!("{name} {value} is not a number from 1 to {most}")))
 }
 
-/// What a mission's nodes run, and how many they are: the whole of it, so what is absent is removed.
+/// A mission's workload and number of nodes. The request replaces all of them: an absent field is removed.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct WorkloadRequest {
     exec: Option<String>,

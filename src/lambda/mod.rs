@@ -1,15 +1,15 @@
-//! The AWS Lambda function (`lighthpc lambda`): reads events and HTTP requests, and calls the scheduler.
+//! The AWS Lambda function (`lighthpc lambda`): parses events and HTTP requests, and calls the scheduler.
 //!
 //! ```text
-//!   SQS: Records[].body of these┐              (SQS: what failed is reported by message, the rest is done)
-//!   S3: Records[] ──────────────├─► uploads ─► TaskIngest::board, each for itself
+//!   SQS: Records[].body of these┐              (SQS: failed messages are reported, the others are done)
+//!   S3: Records[] ──────────────├─► uploads ─► TaskIngest::ingest, one by one
 //!   EventBridge: Object Created ┘
 //!   EventBridge: an instance's state ─► Scheduler::instance_gone      a schedule ─► Scheduler::sweep
 //!   API Gateway, payload 2.0 ─► http.rs
 //! ```
 //!
-//! Events come at least once and in no order, and a record may be nonsense: each is judged by itself, and never stops its
-//! neighbours. They are read leniently, field by field: a typed model of a whole batch would refuse it for one bad record.
+//! Events arrive at least once and in any order. A record can be invalid; it does not affect the other records.
+//! Therefore events are parsed field by field: a typed model of a batch would refuse the whole batch.
 
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
@@ -31,7 +31,7 @@ use crate::worker::words;
 /// Answers invocations until Lambda stops the process.
 ///
 /// # Errors
-/// Lambda's runtime interface cannot be reached or answers what it must not.
+/// Lambda's runtime interface is unreachable or returned an invalid answer.
 pub async fn serve(scheduler: Scheduler) -> Result<(), lambda_runtime::Error> {
     let allowed = Allowed::of_environment();
     let handler = |event: LambdaEvent<Value>| {
@@ -44,7 +44,7 @@ pub async fn serve(scheduler: Scheduler) -> Result<(), lambda_runtime::Error> {
     lambda_runtime::run(service_fn(handler)).await
 }
 
-/// Answers one invocation. An error makes Lambda invoke again, and keep the event if that does not help.
+/// Answers one invocation. After an error, Lambda retries, and finally moves the event to the failure queue.
 async fn answer(scheduler: &Scheduler, allowed: &Allowed, event: &Value) -> Result<Value, String> {
     let said = |error: SchedulerError| words(&error);
     match read(event) {
@@ -52,7 +52,7 @@ async fn answer(scheduler: &Scheduler, allowed: &Allowed, event: &Value) -> Resu
         Event::Uploads(uploads) => direct(scheduler, uploads).await,
         Event::Messages(messages) => Ok(batch(scheduler, messages).await),
         Event::Instance { id, state } => {
-            tracing::info!("EC2 says that {id} is {state}");
+            tracing::info!("EC2 reports that instance {id} is {state}");
             let is_over = matches!(state.as_str(), "terminated" | "stopped");
             let findings = scheduler.instance_gone(&id, is_over).await.map_err(said)?;
             Ok(json!({ "findings": findings.len() }))
@@ -68,14 +68,14 @@ async fn answer(scheduler: &Scheduler, allowed: &Allowed, event: &Value) -> Resu
     }
 }
 
-/// An object of an event; or why there is none: nothing to do, or nonsense.
+/// An object of an event, or the reason why there is none.
 pub(super) type Parsed = Result<UploadedObject, Unfit>;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Unfit {
-    /// Not an event of ours, such as a removal.
+    /// An event that needs no action, such as a removal.
     Other(String),
-    /// It cannot be read.
+    /// An invalid record.
     Nonsense(String),
 }
 
@@ -93,7 +93,7 @@ pub(super) enum Event {
     Nothing(String),
 }
 
-/// Tells what an event is, by its shape.
+/// Determines the kind of an event from its structure.
 pub(super) fn read(event: &Value) -> Event {
     let text = |path: &str| event.pointer(path).and_then(Value::as_str);
     if event.pointer("/requestContext/http").is_some() {
@@ -112,18 +112,20 @@ pub(super) fn read(event: &Value) -> Event {
                 let state = text("/detail/state").unwrap_or("?").to_owned();
                 Event::Instance { id: id.to_owned(), state }
             }
-            None => Event::Nothing("a change of state of no instance".to_owned()),
+            None => Event::Nothing("a state change without an instance id".to_owned()),
         },
         (Some("aws.ec2"), Some("EC2 Spot Instance Interruption Warning")) => {
-            // The node has the same warning, and hands its task back; what it leaves is seen when it is gone.
-            Event::Nothing(format!("{} is warned, and knows", text("/detail/instance-id").unwrap_or("an instance")))
+            // The node gets the same warning and returns its task. When the instance has terminated, another event
+            // follows.
+            Event::Nothing(format!(
+                "{} has a Spot interruption warning, which the node handles",
+                text("/detail/instance-id").unwrap_or("an instance")
+            ))
         }
         (Some("aws.events" | "aws.scheduler"), _) => Event::Schedule,
         _ if text("/lighthpc") == Some("sweep") => Event::Schedule,
-        _ if text("/Event") == Some("s3:TestEvent") => Event::Nothing("S3's test event".to_owned()),
-        (source, kind) => {
-            Event::Nothing(format!("an event that is not known: {} {}", source.unwrap_or("?"), kind.unwrap_or("?")))
-        }
+        _ if text("/Event") == Some("s3:TestEvent") => Event::Nothing("the test event of S3".to_owned()),
+        (source, kind) => Event::Nothing(format!("unknown event: {} {}", source.unwrap_or("?"), kind.unwrap_or("?"))),
     }
 }
 
@@ -133,14 +135,14 @@ fn message(record: &Value) -> (String, Vec<Parsed>) {
     let nonsense = |why: String| vec![Err(Unfit::Nonsense(why))];
     let parsed = match serde_json::from_str::<Value>(body).as_ref().map(read) {
         Ok(Event::Uploads(uploads)) => uploads,
-        Ok(Event::Nothing(why)) if why.starts_with("S3's test") => Vec::new(),
-        Ok(_) => nonsense("a message that is no event of S3".to_owned()),
-        Err(error) => nonsense(format!("a message that is no JSON: {error}")),
+        Ok(Event::Nothing(why)) if why.starts_with("the test event") => Vec::new(),
+        Ok(_) => nonsense("the message is not an S3 event".to_owned()),
+        Err(error) => nonsense(format!("the message is not JSON: {error}")),
     };
     (id, parsed)
 }
 
-/// Reads a record of an S3 notification, in which keys are URL-encoded.
+/// Parses a record of an S3 notification. Its keys are URL-encoded.
 /// Source: S3 user guide, "Event message structure".
 fn s3_record(record: &Value) -> Parsed {
     let text = |path: &str| record.pointer(path).and_then(Value::as_str);
@@ -150,20 +152,20 @@ fn s3_record(record: &Value) -> Parsed {
         return Err(Unfit::Other(name.to_owned()));
     }
     let (Some(bucket), Some(key)) = (text("/s3/bucket/name"), text("/s3/object/key")) else {
-        return Err(Unfit::Nonsense("an S3 record without bucket or key".to_owned()));
+        return Err(Unfit::Nonsense("the S3 record has no bucket or no key".to_owned()));
     };
     let spaced = key.replace('+', " ");
     let decoded = percent_decode_str(&spaced).decode_utf8();
-    let decoded = decoded.map_err(|error| Unfit::Nonsense(format!("key {key:?} does not decode to UTF-8: {error}")))?;
+    let decoded = decoded.map_err(|error| Unfit::Nonsense(format!("the decoded key {key:?} is not UTF-8: {error}")))?;
     let bytes = record.pointer("/s3/object/size").and_then(Value::as_u64);
     upload(bucket, &decoded, bytes, text("/eventTime"), kind)
 }
 
-/// Reads S3's event as EventBridge has it: there keys are as they are.
+/// Parses an S3 event from EventBridge. Its keys are not encoded.
 fn bridged(event: &Value) -> Parsed {
     let text = |path: &str| event.pointer(path).and_then(Value::as_str);
     let (Some(bucket), Some(key)) = (text("/detail/bucket/name"), text("/detail/object/key")) else {
-        return Err(Unfit::Nonsense("an event of S3 without bucket or key".to_owned()));
+        return Err(Unfit::Nonsense("the S3 event has no bucket or no key".to_owned()));
     };
     let bytes = event.pointer("/detail/object/size").and_then(Value::as_u64);
     let kind = format!("ObjectCreated:{}", text("/detail/reason").unwrap_or("?"));
@@ -176,8 +178,8 @@ fn upload(bucket: &str, key: &str, bytes: Option<u64>, time: Option<&str>, trigg
     Ok(UploadedObject { bucket: bucket.to_owned(), src, bytes, time, trigger: trigger.to_owned() })
 }
 
-/// Objects of a notification that S3 or EventBridge sent itself. A failure makes Lambda invoke again, twice, for all of them
-/// (those that are in by then are duplicates), and then keep the event in the stack's queue of failures: none is lost unseen.
+/// Ingests objects of a notification that S3 or EventBridge sent directly. After a failure, Lambda retries twice with
+/// all objects (finished ones are duplicates), then moves the event to the stack's failure queue. No event is lost.
 async fn direct(scheduler: &Scheduler, uploads: Vec<Parsed>) -> Result<Value, String> {
     let mut ingest = TaskIngest::new(scheduler);
     let mut failed = Vec::new();
@@ -192,7 +194,8 @@ async fn direct(scheduler: &Scheduler, uploads: Vec<Parsed>) -> Result<Value, St
     if failed.is_empty() { Ok(json!({ "tasks": tasks })) } else { Err(failed.join("; ")) }
 }
 
-/// Messages of a queue: those that failed are named, and come again, or go to the queue's dead letters.
+/// Ingests messages of a queue. Failed messages are reported by id: SQS delivers them again, or moves them to the
+/// dead-letter queue.
 async fn batch(scheduler: &Scheduler, messages: Vec<(String, Vec<Parsed>)>) -> Value {
     let mut ingest = TaskIngest::new(scheduler);
     let mut failures = Vec::new();
@@ -209,11 +212,11 @@ async fn batch(scheduler: &Scheduler, messages: Vec<(String, Vec<Parsed>)>) -> V
 }
 
 enum Outcome {
-    /// It has its row.
+    /// It has a row.
     In,
-    /// It is no task.
+    /// It is not a task.
     Out,
-    /// It cannot be read, or has no row yet: why.
+    /// It is invalid, or has no row yet, with the reason.
     Failed(String),
 }
 
@@ -221,18 +224,18 @@ async fn ingest_one(ingest: &mut TaskIngest<'_>, parsed: Parsed) -> Outcome {
     let upload = match parsed {
         Ok(upload) => upload,
         Err(Unfit::Other(what)) => {
-            tracing::info!("{what} is not looked at");
+            tracing::info!("ignored: {what}");
             return Outcome::Out;
         }
         Err(Unfit::Nonsense(why)) => {
-            tracing::error!("a record cannot be read: {why}");
+            tracing::error!("invalid record: {why}");
             return Outcome::Failed(why);
         }
     };
     let src = &upload.src;
     match ingest.ingest(&upload).await {
         Ok(Ingested::Refused(why)) => {
-            tracing::warn!(src.id = %src, "s3://{}/{src} is no task: {why}", upload.bucket);
+            tracing::warn!(src.id = %src, "s3://{}/{src} is not a task: {why}", upload.bucket);
             Outcome::Out
         }
         Ok(boarded) => {

@@ -1,4 +1,4 @@
-//! A mission is cancelled: nothing new begins, what runs is asked to stop, and each task ends as failed.
+//! Cancels a mission: no task starts, running workloads are requested to stop, and each task becomes failed.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -15,47 +15,47 @@ use crate::domain::mission::Mission;
 use crate::domain::task::{State, Task};
 use crate::domain::verdict::Verdict;
 
-/// What a cancellation did.
+/// The result of a cancellation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cancelled {
-    /// Tasks that waited and have ended.
+    /// Pending tasks that became failed.
     pub ended: u64,
-    /// Tasks that ran and were asked to stop.
+    /// Running tasks that were requested to stop.
     pub asked: u64,
-    /// Tasks that still run: a sweep ends those that do not answer.
+    /// Tasks that still run. A sweep fails those that do not respond.
     pub running: u64,
-    /// Instances that were ended.
+    /// Instances that were terminated.
     pub instances: Vec<String>,
-    /// Whether somebody has reinstated the mission meanwhile: nothing more was ended then.
+    /// Whether the mission was reinstated meanwhile. Nothing was changed after that.
     pub is_reinstated: bool,
 }
 
-/// The pause between two looks at what still runs.
+/// The pause between two passes over the running tasks.
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
 
-/// The rows that are read, and failed, at once.
+/// The rows that are read and failed at a time.
 const ROWS_LEN: usize = 100;
 
-/// What one look at a cancelled mission did.
+/// The result of one pass over a cancelled mission.
 #[derive(Default)]
 struct Look {
     ended: u64,
     asked: u64,
     running: u64,
-    /// Something moved between the look and the write.
+    /// Whether a task changed between the read and the write.
     has_changed: bool,
     has_mission_moved: bool,
     error: Option<CloudError>,
 }
 
 impl Scheduler {
-    /// Cancels a mission, and waits up to `patience` for what runs: a node finds it at its next heartbeat, ends the workload,
-    /// saves its log, and ends the task.
+    /// Cancels a mission, and waits up to `patience` for running tasks. A node reads the cancellation at its next
+    /// heartbeat, stops the workload, saves its log, and fails the task.
     ///
-    /// May be called twice: the second goes on where the first was.
+    /// May be repeated: the second call continues the first.
     ///
     /// # Errors
-    /// [`SchedulerError`]; what was ended by then stays so.
+    /// [`SchedulerError`]. Tasks that were failed before the error stay so.
     pub async fn cancel(&self, id: &MissionId, patience: Duration) -> Result<Cancelled, SchedulerError> {
         let ledger = &self.backend.ledger;
         let now = clock::now_rfc3339();
@@ -74,9 +74,9 @@ impl Scheduler {
             cancelled.running = look.running;
             cancelled.is_reinstated = look.has_mission_moved;
             if let Some(error) = look.error.filter(|error| !error.is_retryable() || Instant::now() >= until) {
-                return Err(SchedulerError::cloud("ending a task")(error));
+                return Err(SchedulerError::cloud("failing a task")(error));
             }
-            // Twice the same: the index lags, and a node may have claimed in between.
+            // Two empty passes are needed: the index lags, and a node may have claimed a task in between.
             let is_over = look.running == 0 && look.ended == 0 && !look.has_changed;
             if is_over && is_quiet || Instant::now() >= until {
                 break;
@@ -94,8 +94,8 @@ impl Scheduler {
         Ok(cancelled)
     }
 
-    /// Ends what waits and asks what runs, page by page. A large mission takes many pages; `until` ends the look after at least one.
-    /// `odd` has the tasks whose rows cannot be understood: each is named once.
+    /// Fails pending tasks and requests running ones to stop, page by page. A large mission has many pages; `until`
+    /// stops the pass after at least one. `odd` collects the tasks with invalid rows, to report each once.
     async fn cancel_once(
         &self,
         mission: &Mission,
@@ -123,7 +123,7 @@ impl Scheduler {
                     for keys in page.tasks.chunks(ROWS_LEN) {
                         let srcs: Vec<SrcId> = keys.iter().map(|task| task.src.clone()).collect();
                         let rows = ledger.tasks(&srcs).await.map_err(SchedulerError::cloud("reading open tasks"))?;
-                        // A task that was claimed between two pages is in both states.
+                        // A task that was claimed between two pages is in both.
                         let rows = rows
                             .into_iter()
                             .filter(|row| row.state != State::Running || seen_running.insert(row.src.clone()));
@@ -142,11 +142,11 @@ impl Scheduler {
         Ok(look)
     }
 
-    /// Corrects the index where it has another state than the row; a row that cannot be understood stays, and is named.
+    /// Corrects the index where its state differs from the row's. An invalid row is not changed, and is reported.
     async fn correct(&self, row: &Task, now: &str, look: &mut Look, odd: &mut HashSet<SrcId>) {
         if let Some(oddity) = row.oddity() {
             if odd.insert(row.src.clone()) {
-                tracing::warn!(src.id = %row.src, "task {} is left as it is: {oddity}", row.src);
+                tracing::warn!(src.id = %row.src, "task {} was not changed: {oddity}", row.src);
             }
             return;
         }
@@ -156,7 +156,7 @@ impl Scheduler {
         }
     }
 
-    /// Ends those of some tasks that wait, and asks the holders of those that run.
+    /// Fails the pending tasks among `srcs`, and requests the holders of the running ones to stop.
     async fn cancel_rows(
         &self,
         mission: &Mission,
@@ -166,7 +166,7 @@ impl Scheduler {
         odd: &mut HashSet<SrcId>,
     ) {
         let ledger = &self.backend.ledger;
-        // A row that names another mission is that one's, whatever the index says.
+        // The row decides the mission, not the index.
         let is_its = |row: &Task| row.mission.as_ref().is_none_or(|id| *id == mission.id);
         let rows: Vec<Task> = rows.into_iter().filter(is_its).collect();
         let is_leftover = |row: &Task| row.oddity().is_some() || row.is_leftover();
@@ -190,7 +190,7 @@ impl Scheduler {
         match ledger.ask_to_cancel(&unasked, mission, now).await {
             Ok(asked) => {
                 look.asked += asked;
-                // Some have moved, or the mission has: the next look sees which.
+                // Some tasks or the mission changed. The next pass reads them again.
                 look.has_changed |= asked < unasked.len() as u64;
             }
             Err(error) => look.error = Some(error),
@@ -199,7 +199,7 @@ impl Scheduler {
 
     async fn end_instances(&self, id: &MissionId) -> Result<Vec<String>, SchedulerError> {
         let instances = self.backend.fleet.list_instances(self.owner_tag()).await;
-        let instances = instances.map_err(SchedulerError::cloud("listing our instances"))?;
+        let instances = instances.map_err(SchedulerError::cloud("listing the instances of this deployment"))?;
         let its: Vec<ManagedInstance> = instances.into_iter().filter(|ours| ours.is_of(id)).collect();
         self.backend.fleet.terminate(&its).await.map_err(SchedulerError::cloud("terminating instances"))?;
         Ok(its.into_iter().map(|ours| ours.id).collect())

@@ -1,71 +1,71 @@
-//! Why a scheduler could not do what it was asked to.
+//! The errors of a scheduler.
 
 use crate::backend::{CloudError, Kind};
 use crate::domain::ids::IdError;
 use crate::domain::policy::PolicyError;
 use crate::worker::NodeError;
 
-/// Why a scheduler could not do what it was asked to.
+/// An error of a scheduler.
 #[derive(Debug, thiserror::Error)]
 pub enum SchedulerError {
-    /// A service failed or refused.
+    /// A call to a service failed or was refused.
     #[error("{doing}")]
     Cloud {
         /// The step, as a gerund phrase.
         doing: &'static str,
-        /// What the service said.
+        /// The error of the service.
         source: CloudError,
     },
-    /// The mission's policy cannot be read or is incomplete.
+    /// The mission's policy is invalid or incomplete.
     #[error("the policy of mission {mission}")]
     Policy {
         /// The mission.
         mission: String,
-        /// What is wrong.
+        /// The reason.
         source: PolicyError,
     },
-    /// There is no such mission.
+    /// The mission does not exist.
     #[error("there is no mission {0}")]
     NoMission(String),
-    /// Nothing to launch from.
+    /// No launch template is set.
     #[error("no launch template is set")]
     NoTemplate,
-    /// The mission was made otherwise.
+    /// The mission exists with other settings.
     #[error("mission {mission} exists, and {what}")]
     OtherMission {
         /// The mission.
         mission: String,
-        /// What differs.
+        /// The difference.
         what: String,
     },
-    /// A task of another mission, or one that ran in none.
-    #[error("{src} is a task of {theirs} already")]
+    /// The input already is a task of another mission, or of none.
+    #[error("{src} already is a task of {theirs}")]
     OtherTask {
         /// The task.
         src: String,
-        /// That mission, or none.
+        /// The other mission, if any.
         theirs: String,
     },
-    /// A name is not a legal one.
-    #[error("a name that cannot be used")]
+    /// An id is invalid.
+    #[error("invalid id")]
     BadName(#[from] IdError),
-    /// The mission's end could not be announced.
-    #[error("announcing mission {mission}")]
+    /// The notification of the completed mission could not be sent.
+    #[error("sending the notification of mission {mission}")]
     Announce {
         /// The mission.
         mission: String,
-        /// Why not.
+        /// The reason.
         source: NodeError,
     },
 }
 
 impl SchedulerError {
-    /// Wraps a service's failure.
+    /// Returns a function that wraps a service's error.
     pub(super) fn cloud(doing: &'static str) -> impl FnOnce(CloudError) -> Self {
         move |source| Self::Cloud { doing, source }
     }
 
-    /// Returns whether the same may succeed later.
+    /// Returns whether the same call may succeed later.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
@@ -80,14 +80,14 @@ impl SchedulerError {
         }
     }
 
-    /// Returns whether EC2 refuses to launch at all, whatever the task: there is no use in trying the next.
+    /// Returns whether EC2 would refuse every launch, not only this task's.
     #[must_use]
     pub fn is_of_every_launch(&self) -> bool {
         match self {
             Self::NoTemplate => true,
             Self::Cloud { source, .. } => match source.kind {
                 Kind::AccessDenied | Kind::NoCredentials | Kind::WrongRegion => true,
-                // The template is everybody's; types, subnets, and prices are a mission's.
+                // All launches share the template; types, subnets and prices belong to a mission.
                 Kind::Refused => source.source.to_string().contains("LaunchTemplate"),
                 _ => false,
             },

@@ -1,4 +1,4 @@
-//! An object has arrived: its row, and its node.
+//! Ingests an uploaded object: creates the task's row, and launches its node.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::domain::mission::{Mission, Notified};
 use crate::domain::task::{State, Task};
 use crate::worker::words;
 
-/// An object that was put into a bucket.
+/// An object that was created in a bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UploadedObject {
     /// The bucket.
@@ -22,36 +22,36 @@ pub struct UploadedObject {
     pub src: SrcId,
     /// Its size, if that is known.
     pub bytes: Option<u64>,
-    /// When it happened, as the event says.
+    /// The time of the event, from the event.
     pub time: String,
-    /// What happened, such as `ObjectCreated:Put`.
+    /// The kind of event, such as `ObjectCreated:Put`.
     pub trigger: String,
 }
 
-/// What became of an object.
+/// The result of an ingest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ingested {
-    /// It has a row and a node.
+    /// The task has a row and a node.
     Launched(String),
-    /// It has a row, and waits for the mission's own nodes.
+    /// The task has a row, and waits for one of the mission's nodes.
     Queued,
-    /// It has a row, and no node yet: why.
+    /// The task has a row and no node yet, with the reason.
     Waits(String),
-    /// It had a row.
+    /// The row already existed.
     Duplicate,
-    /// It is no task: why.
+    /// The object is not a task, with the reason.
     Refused(&'static str),
 }
 
-/// How old a mission's row may be by which an object is judged: an invocation of the function may take minutes, and its owner
-/// may cancel the mission or close it for uploads meanwhile. Of a thousand objects a second one row is read every five seconds.
+/// The maximum age of a cached mission row. An invocation of the function may take minutes, and the mission may be
+/// cancelled or closed for uploads meanwhile. For 1,000 objects, this costs one more read every 5 s.
 const MISSION_AGE_MAX: Duration = Duration::from_secs(5);
 
-/// Why an object is refused whose mission takes no uploads.
+/// The reason for refusing an object whose mission does not accept uploads.
 const NO_UPLOADS: &str =
-    "its mission takes only tasks that are submitted (`uploads` is `no`): `lighthpc submit --uploads yes` opens it";
+    "its mission does not accept uploads (`uploads` is `no`); `lighthpc submit --uploads yes` changes that";
 
-/// Takes objects in. Missions' rows are kept for [`MISSION_AGE_MAX`].
+/// The ingest of a batch of objects. Mission rows are cached for [`MISSION_AGE_MAX`].
 #[derive(Debug)]
 pub struct TaskIngest<'a> {
     scheduler: &'a Scheduler,
@@ -59,32 +59,32 @@ pub struct TaskIngest<'a> {
 }
 
 impl<'a> TaskIngest<'a> {
-    /// Begins.
+    /// Creates an ingest with an empty cache.
     #[must_use]
     pub fn new(scheduler: &'a Scheduler) -> Self {
         Self { scheduler, missions: HashMap::new() }
     }
 
-    /// Makes the object's row, and launches its node. May be called twice: the second time finds the row.
+    /// Creates the task's row, and launches its node. May be repeated: the second call finds the row.
     ///
-    /// A task counts for the mission that its key begins with (`MISSION/…`), if there is such a mission; else for the default
-    /// mission, if one is set; else for none. A key that begins with that of another item of the missions table (`M#tally#0/…`,
-    /// `~sweep/…`) counts for none. A mission that takes no uploads gets none: neither a row nor a node; what was submitted has
-    /// its row already, or gets it from `submit`.
+    /// The task belongs to the mission at the start of its key (`MISSION/…`) if that mission exists; else to the
+    /// default mission if one is set; else to none. A key that starts like another item of the missions table
+    /// (`M#tally#0/…`, `~sweep/…`) belongs to no mission. If the mission does not accept uploads, neither a row nor a
+    /// node is created; submitted tasks get their rows from `submit`.
     ///
     /// # Errors
-    /// [`SchedulerError`] if the row could not be made, or may not have been. If it [is transient](SchedulerError::is_transient), call
-    /// again. That EC2 refuses to launch is no error here: the row is there, and waits.
+    /// [`SchedulerError`] if the row could not be created, or it is unknown whether it was. If it [is
+    /// transient](SchedulerError::is_transient), call again. A refused launch is not an error: the row exists and waits.
     pub async fn ingest(&mut self, upload: &UploadedObject) -> Result<Ingested, SchedulerError> {
         let settings = &self.scheduler.settings;
         if settings.result_bucket.as_deref() == Some(&upload.bucket) {
-            return Ok(Ingested::Refused("it is in the result bucket, and results must not become tasks"));
+            return Ok(Ingested::Refused("it is in the result bucket; results must not become tasks"));
         }
         if settings.source_bucket.as_deref().is_some_and(|ours| ours != upload.bucket) {
-            return Ok(Ingested::Refused("it is in a bucket that is not ours"));
+            return Ok(Ingested::Refused("it is not in the source bucket"));
         }
         if upload.src.as_str().ends_with('/') && upload.bytes.unwrap_or(0) == 0 {
-            return Ok(Ingested::Refused("it is an empty object that stands for a folder"));
+            return Ok(Ingested::Refused("it is an empty object that represents a folder"));
         }
         let mission = self.mission_of(&upload.src).await?;
         if mission.as_ref().is_some_and(|mission| mission.cancelled_at.is_some()) {
@@ -102,9 +102,9 @@ impl<'a> TaskIngest<'a> {
         };
         let ledger = &self.scheduler.backend.ledger;
         let made = if mission.as_ref().is_none_or(|mission| mission.accepts_uploads) {
-            ledger.create_task(&new).await.map_err(SchedulerError::cloud("making the task's row"))?
+            ledger.create_task(&new).await.map_err(SchedulerError::cloud("creating the task's row"))?
         } else {
-            let there = ledger.task(&upload.src).await.map_err(SchedulerError::cloud("looking for the task's row"))?;
+            let there = ledger.task(&upload.src).await.map_err(SchedulerError::cloud("reading the task's row"))?;
             let Some(task) = there else { return Ok(Ingested::Refused(NO_UPLOADS)) };
             Made::There(Box::new(task))
         };
@@ -113,17 +113,17 @@ impl<'a> TaskIngest<'a> {
             Made::New => true,
             Made::There(task) => task.state == State::Pending,
         };
-        // Read again, now that the row is there: whoever announces the mission after this finds the row.
+        // Read again now that the row exists: a later check for completion finds the row.
         if waits
             && let Some(mission) = &mission
             && self.scheduler.mission(&mission.id).await?.is_some_and(|mission| mission.notified == Notified::Yes)
         {
-            // Announced already: a sweep would not look for tasks of it any more.
+            // A complete mission is reopened, so that sweeps read its tasks again.
             self.scheduler.note_late(&mission.id).await?;
         }
         if !is_new {
             let noted = ledger.note_duplicate(&upload.src).await;
-            noted.map_err(SchedulerError::cloud("noting a duplicate event"))?;
+            noted.map_err(SchedulerError::cloud("recording a duplicate event"))?;
             return Ok(Ingested::Duplicate);
         }
         let launched = match (by_nodes, mission) {
@@ -140,16 +140,16 @@ impl<'a> TaskIngest<'a> {
             _ => Ok(Ingested::Waits("no launch template is set".to_owned())),
         };
         match launched {
-            // The row is there and says so, too; once it is fixed, a sweep launches.
+            // The row exists and has the reason. After the cause is fixed, a sweep launches the node.
             Err(error) if !error.is_transient() => {
-                tracing::error!(src.id = %upload.src, "no node for {}: {}", upload.src, words(&error));
+                tracing::error!(src.id = %upload.src, "no node was launched for {}: {}", upload.src, words(&error));
                 Ok(Ingested::Waits(words(&error)))
             }
             launched => launched,
         }
     }
 
-    /// Launches one of the mission's nodes, as long as it has not had all of them; from then on a sweep replaces them.
+    /// Launches one of the mission's nodes, unless all were launched before. Later, sweeps replace lost ones.
     async fn one_node(&self, mission: &Mission) -> Result<Ingested, SchedulerError> {
         if self.scheduler.settings.template.is_none() {
             return Ok(Ingested::Queued);
@@ -171,10 +171,10 @@ impl<'a> TaskIngest<'a> {
                     }
                 }
                 Err(error @ IdError::Form { .. }) => {
-                    tracing::warn!(src.id = %src, "{src} counts for no mission: {error}");
+                    tracing::warn!(src.id = %src, "{src} belongs to no mission: {error}");
                     return Ok(None);
                 }
-                // As no name of a mission: `/a`.
+                // The key starts with `/`, so it names no mission.
                 Err(IdError::Empty { .. } | IdError::TooLong { .. }) => {}
             }
         }

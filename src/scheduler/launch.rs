@@ -1,5 +1,5 @@
-//! Launches: a node for a task. The row and the launch belong together; see `backend/ledger/reserve.rs` on reservations. Nodes
-//! for a mission: `rounds.rs`.
+//! Launches a node for one task. The row and the launch belong together: see `backend/ledger/reserve.rs` for
+//! reservations, and `rounds.rs` for the nodes of a mission.
 
 use std::time::Duration;
 
@@ -16,46 +16,46 @@ use crate::domain::request::Reserved;
 use crate::domain::tags;
 use crate::domain::task::{Launch, Task};
 
-/// What came of a launch for a task.
+/// The result of a launch for a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Node {
-    /// This instance was launched.
+    /// The instance was launched.
     Launched(String),
-    /// There is none: the row says why, and a sweep tries again.
+    /// No node was launched. The row has the reason, and a sweep retries.
     Waits(String),
-    /// There is none, for a limit of the deployment holds it back, as it does others: the row says so.
+    /// A limit of the deployment prevents the launch, and others too. The row has the reason.
     Held(String),
-    /// Another scheduler was quicker, or the task waits no more.
+    /// Another scheduler launched first, or the task is no longer pending.
     NotNeeded,
 }
 
-/// What EC2 says of a launch for a task.
+/// EC2's answer to a launch for a task.
 enum Asked {
-    /// There is a node, or the answer was lost: the row says so.
+    /// There is a node, or the answer was lost and the row records that.
     Answered(Node),
-    /// It has no room now: why.
+    /// EC2 has no capacity now, with the reason.
     NoRoom(String),
-    /// It refuses the request as it is; nothing was launched by this call.
+    /// EC2 refuses the request itself; this call launched nothing.
     Refused(CloudError),
 }
 
-/// The first pause after a launch that found no room; each doubles it.
+/// The first pause after a launch without capacity. Each further one doubles it.
 const AGAIN_FIRST: Duration = Duration::from_mins(1);
-/// The longest: capacity comes back within minutes, or not today.
+/// The longest pause. Capacity usually returns within minutes.
 const AGAIN_LAST: Duration = Duration::from_mins(30);
-/// How many numbers are tried in one go, should EC2 know the token of each from another request.
+/// The maximum number of tokens that are tried if EC2 knows each from another request.
 const NUMBERS_MAX: u32 = 3;
 
 impl Scheduler {
-    /// Launches a node for a task that waits, if nobody else does.
+    /// Launches a node for a pending task, unless another scheduler does.
     ///
     /// # Errors
-    /// [`SchedulerError`]; a permanent refusal of EC2 is in the row, too.
+    /// [`SchedulerError`]. A permanent refusal of EC2 is also in the row.
     pub async fn launch_for(&self, task: &Task, mission: Option<&Mission>) -> Result<Node, SchedulerError> {
         self.launch_after(task, mission, None).await
     }
 
-    /// As [`Self::launch_for`]; `lost` says why the instance that was launched for the task before is gone.
+    /// Works like [`Self::launch_for`]; `lost` is the reason why the instance that was launched before has terminated.
     pub(super) async fn launch_after(
         &self,
         task: &Task,
@@ -80,9 +80,9 @@ impl Scheduler {
         }
     }
 
-    /// Repeats a launch whose answer was lost: EC2 launches once. If the request would be another one by now, or is refused by
-    /// now, an instance that bears the task's name is looked for instead, as long as one may not show yet; only if there is none
-    /// then, another one is launched.
+    /// Repeats a launch whose answer was lost; EC2 launches once per token. If the request would differ now, or EC2
+    /// refuses it now, searches for an instance with the task's tag until EC2 must list it. Only if there is none after
+    /// that, launches another one.
     async fn repeat(
         &self,
         task: &Task,
@@ -105,12 +105,12 @@ impl Scheduler {
             return Ok(Node::NotNeeded);
         };
         if let Some(request) = request {
-            match self.ask(&task, &request, &asked).await? {
+            match self.request_node(&task, &request, &asked).await? {
                 Asked::Answered(node) => return Ok(node),
                 Asked::NoRoom(why) => return self.give_up(&task, why, &grant).await,
-                // The function's role may launch the image of now alone, for example.
+                // Example: the function's role now allows only a newer image.
                 Asked::Refused(error) => {
-                    tracing::warn!(src.id = %task.src, "a launch for {} is not repeated: {}", task.src, error.source);
+                    tracing::warn!(src.id = %task.src, "launch for {} cannot be repeated: {}", task.src, error.source);
                 }
             }
         }
@@ -119,7 +119,7 @@ impl Scheduler {
             return Ok(node);
         }
         if reserved.may_be_hidden(grant.now) {
-            let why = "the answer to an earlier launch was lost, and its instance may not show yet";
+            let why = "the answer to an earlier launch was lost, and EC2 may not list its instance yet";
             self.note_none(&task, why, Some(reserved.clone())).await?;
             self.give_nodes_back(grant.new, &grant).await;
             return Ok(Node::Waits(why.to_owned()));
@@ -127,7 +127,7 @@ impl Scheduler {
         self.launch_with(&task, mission, policy, None, grant).await
     }
 
-    /// Launches under the next number.
+    /// Launches with the next number.
     async fn launch_next(
         &self,
         task: &Task,
@@ -153,7 +153,7 @@ impl Scheduler {
         self.launch_with(task, mission, policy, lost, grant).await
     }
 
-    /// Launches what was taken, under the next number.
+    /// Launches with the granted capacity and the next number.
     async fn launch_with(
         &self,
         task: &Task,
@@ -176,29 +176,30 @@ impl Scheduler {
                 return Ok(Node::NotNeeded);
             };
             task = mine;
-            match self.ask(&task, &request, &reserved).await? {
+            match self.request_node(&task, &request, &reserved).await? {
                 Asked::Answered(node) => return Ok(node),
                 Asked::NoRoom(why) => return self.give_up(&task, why, &grant).await,
                 Asked::Refused(error) if error.kind == Kind::Precondition => {
-                    tracing::warn!(src.id = %task.src, "a launch for {} has a used token: {}", task.src, error.source);
+                    tracing::warn!(src.id = %task.src, "launch token for {} was used: {}", task.src, error.source);
                 }
                 Asked::Refused(error) => {
                     self.give_up(&task, error.source.to_string(), &grant).await?;
                     return Err(SchedulerError::cloud("launching a node")(error));
                 }
             }
-            // Another deployment's, or a row's that was made again: never two nodes for one task.
+            // The token belongs to another deployment, or to a row that was created again. Never two nodes for one
+            // task.
             if let Some(node) = self.find_node(&task).await? {
                 self.give_back(&grant).await;
                 return Ok(node);
             }
         }
-        let why = format!("EC2 says {NUMBERS_MAX} times that the launch's token was used for another one");
+        let why = format!("EC2 refused {NUMBERS_MAX} client tokens because each was used for another launch");
         self.give_up(&task, why, &grant).await
     }
 
-    /// Reserves a launch in the row, under the next number; returns the task as it is then, or `None` if another scheduler was
-    /// quicker.
+    /// Reserves a launch with the next number in the row. Returns the updated task, or `None` if another scheduler was
+    /// faster.
     async fn reserve(
         &self,
         task: &Task,
@@ -212,15 +213,15 @@ impl Scheduler {
         Ok(is_ours.then(|| Task { launch, seen: None, ..task.clone() }))
     }
 
-    /// Asks EC2 for the node that the row reserves.
-    async fn ask(&self, task: &Task, request: &Request, reserved: &Reserved) -> Result<Asked, SchedulerError> {
+    /// Requests the reserved node from EC2.
+    async fn request_node(&self, task: &Task, request: &Request, reserved: &Reserved) -> Result<Asked, SchedulerError> {
         self.pacer.turn().await;
         match self.backend.fleet.launch(request).await {
             Ok(Launched { instances, .. }) if !instances.is_empty() => {
                 self.note_launch(task, &instances[0]).await.map(Asked::Answered)
             }
             Ok(Launched { shortfall, .. }) => Ok(Asked::NoRoom(shortfall.join("; "))),
-            // It may have been launched: the request stays in the row, and what was taken for it stays taken.
+            // The instance may have been launched: the reservation stays in the row, and its capacity stays counted.
             Err(error) if error.is_retryable() => {
                 let why = error.source.to_string();
                 self.note_none(task, &why, Some(Reserved { is_lost: true, ..reserved.clone() })).await?;
@@ -230,8 +231,8 @@ impl Scheduler {
         }
     }
 
-    /// Says in the row why nothing was launched, and gives back what was taken for it, unless the row has gone on: then it is
-    /// another's.
+    /// Writes the reason into the row why nothing was launched, and returns the granted capacity. If the row has
+    /// changed, another scheduler owns the launch, and nothing is returned.
     async fn give_up(&self, task: &Task, why: String, grant: &Grant) -> Result<Node, SchedulerError> {
         if self.note_none(task, &why, None).await? {
             self.give_back(grant).await;
@@ -241,46 +242,46 @@ impl Scheduler {
 
     async fn note_launch(&self, task: &Task, instance: &str) -> Result<Node, SchedulerError> {
         let noted = self.backend.ledger.note_launch(task, instance).await;
-        noted.map_err(SchedulerError::cloud("noting a launch"))?;
+        noted.map_err(SchedulerError::cloud("recording a launch"))?;
         tracing::info!(src.id = %task.src, "launched {instance} for {}", task.src);
         Ok(Node::Launched(instance.to_owned()))
     }
 
-    /// Looks for a living instance that bears the task's name, and notes it as the one that was launched.
+    /// Finds a running instance with the task's tag, and records it as the task's node.
     async fn find_node(&self, task: &Task) -> Result<Option<Node>, SchedulerError> {
         let found = self.backend.fleet.node_for(self.owner_tag(), &tags::src_value(&task.src)).await;
-        match found.map_err(SchedulerError::cloud("listing our instances"))? {
+        match found.map_err(SchedulerError::cloud("listing the instances of this deployment"))? {
             Some(ours) => self.note_launch(task, &ours.id).await.map(Some),
             None => Ok(None),
         }
     }
 
-    /// Says in the row that a limit holds the task back: a sweep launches for it later.
+    /// Records in the row that a limit delays the launch. A sweep launches later.
     async fn hold(&self, task: &Task, grant: Grant) -> Result<Node, SchedulerError> {
-        let why = grant.why.unwrap_or_else(|| "a limit of nodes is reached".to_owned());
+        let why = grant.why.unwrap_or_else(|| "the limit of nodes is reached".to_owned());
         self.note_held(task, &why).await?;
         Ok(Node::Held(why))
     }
 
-    /// Says in the row why nothing is launched for a task, unless it says so.
+    /// Records in the row why nothing is launched, unless the row already has this reason.
     pub(super) async fn note_held(&self, task: &Task, why: &str) -> Result<(), SchedulerError> {
         if task.launch.error.as_deref() == Some(why) && task.launch.after.is_none() {
             return Ok(());
         }
-        tracing::info!(src.id = %task.src, "no node for {} yet: {why}", task.src);
+        tracing::info!(src.id = %task.src, "no node is launched for {} yet: {why}", task.src);
         let noted = self.backend.ledger.note_held(task, why).await;
-        noted.map_err(SchedulerError::cloud("noting that a task waits"))
+        noted.map_err(SchedulerError::cloud("recording that a task waits"))
     }
 
     async fn note_none(&self, task: &Task, why: &str, open: Option<Reserved>) -> Result<bool, SchedulerError> {
         let after = clock::later(again_after(task.launch.tries, rand::random()));
-        tracing::warn!(src.id = %task.src, "no node for {} before {after}: {why}", task.src);
+        tracing::warn!(src.id = %task.src, "no node is launched for {} before {after}: {why}", task.src);
         let note = Note { why: why.to_owned(), after: Some(after), open };
         let noted = self.backend.ledger.note_no_launch(task, &note).await;
-        noted.map_err(SchedulerError::cloud("noting that a launch failed"))
+        noted.map_err(SchedulerError::cloud("recording that a launch failed"))
     }
 
-    /// Makes the request of a task's next launch, and what the row keeps of it.
+    /// Builds the request of a task's next launch, and the reservation for the row.
     async fn new_request(
         &self,
         task: &Task,
@@ -290,7 +291,7 @@ impl Scheduler {
     ) -> Result<(Request, Reserved), SchedulerError> {
         let attempt = task.attempt.to_string();
         let tries = (task.launch.tries + 1).to_string();
-        // A row that was removed and made again is another task.
+        // A row that was deleted and created again is another task.
         let made_at = task.made_at.as_deref().unwrap_or_default();
         let token = digest_hex(&["task", self.owner_tag(), task.src.as_str(), made_at, &attempt, &tries], 48);
         let purchase = match &grant.on_demand_of {
@@ -313,7 +314,7 @@ impl Scheduler {
         let value = tags::src_value(&task.src);
         if tags::is_short(&value) {
             let named = self.backend.ledger.name_key(&task.src).await;
-            named.map_err(SchedulerError::cloud("writing down a long key"))?;
+            named.map_err(SchedulerError::cloud("storing a long key"))?;
         }
         self.name_mission(mission).await?;
         let mut tags = self.tags(task.src.as_str(), mission);
@@ -321,7 +322,7 @@ impl Scheduler {
         self.request(policy, purchase, 1, tags, token.to_owned()).await
     }
 
-    /// The mission's policy, with what it leaves open taken from the settings.
+    /// Returns the mission's policy; the settings fill what it leaves open.
     ///
     /// # Errors
     /// [`SchedulerError::Policy`].
@@ -343,32 +344,33 @@ impl Scheduler {
         tags
     }
 
-    /// Writes down the short name of a mission whose id no tag can hold.
+    /// Stores the short name of a mission whose id is too long for a tag.
     pub(super) async fn name_mission(&self, mission: Option<&Mission>) -> Result<(), SchedulerError> {
         let is_short = |mission: &&Mission| tags::is_short_mission(&tags::mission_value(&mission.id));
         let Some(mission) = mission.filter(is_short) else { return Ok(()) };
         let named = self.backend.ledger.name_mission(&mission.id).await;
-        named.map_err(SchedulerError::cloud("writing down a mission's short name"))
+        named.map_err(SchedulerError::cloud("storing a mission's short name"))
     }
 
-    /// Takes one of the On-Demand launches that a mission's floor asks for; `false` if it has them all.
+    /// Counts one of the On-Demand launches that the mission's floor requires; `false` if it has them all.
     async fn take_on_demand(&self, policy: &Policy, mission: &Mission) -> Result<bool, SchedulerError> {
         let taken = self.backend.ledger.take_on_demand(&mission.id, policy.on_demand_floor.unwrap_or(0)).await;
         taken.map_err(SchedulerError::cloud("counting an On-Demand launch"))
     }
 }
 
-/// How long a task has waited for a node, by the clock of whoever wrote when it began to.
+/// Returns how long a task has waited for a node, by the clock of the process that recorded the start.
 pub(super) fn waited(task: &Task) -> Duration {
     waited_since(task.open_since.as_deref())
 }
 
-/// How long ago a time was that a row has; nothing if it has none, or one that cannot be read.
+/// Returns the time since a row's timestamp; zero if it is missing or invalid.
 pub(super) fn waited_since(since: Option<&str>) -> Duration {
     since.and_then(clock::since).unwrap_or_default()
 }
 
-/// The pause before a launch that found no room is tried again: doubled each time, and a half shorter by chance at the most.
+/// Returns the pause before a launch without capacity is retried: doubled each time, minus a random part of up to one
+/// half.
 fn again_after(tries: u64, dice: u32) -> Duration {
     let doublings = u32::try_from(tries.saturating_sub(1)).unwrap_or(u32::MAX).min(16);
     let longest = AGAIN_FIRST.saturating_mul(1 << doublings).min(AGAIN_LAST);

@@ -1,4 +1,4 @@
-//! The request of a launch.
+//! Builds the request of a launch.
 
 use super::{Scheduler, SchedulerError};
 use crate::domain::keys::digest_hex;
@@ -6,7 +6,7 @@ use crate::domain::policy::{Policy, Purchase};
 use crate::domain::request::Request;
 
 impl Scheduler {
-    /// Returns the request of one launch, as it would be sent. `--dry-run` prints it, too.
+    /// Returns the request of one launch. `--dry-run` prints the same request.
     pub(super) async fn request(
         &self,
         policy: &Policy,

@@ -1,6 +1,6 @@
-//! The deployment's limits of nodes: a launch is taken from the count before it is asked for.
+//! The deployment's limits of nodes: a launch is counted before it is requested.
 //!
-//! Without a limit anywhere there is no count, and a launch costs one read more.
+//! If no limit is set anywhere, nothing is counted, and a launch costs one more read.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::domain::backoff;
 use crate::domain::ids::MissionId;
 use crate::domain::node_limit::{NodeLimit, NodeLimits};
 
-/// The limits that are set for this scheduler.
+/// The limits in this scheduler's settings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OwnLimits {
     /// Nodes at a time.
@@ -21,12 +21,12 @@ pub struct OwnLimits {
 }
 
 impl OwnLimits {
-    /// The limits that count, given those that are stored.
+    /// Returns the effective limits, given the stored ones.
     fn with(self, stored: NodeLimits) -> NodeLimits {
         NodeLimits { at_a_time: self.at_a_time.with(stored.at_a_time), per_hour: self.per_hour.with(stored.per_hour) }
     }
 
-    /// Whether one of them is a number.
+    /// Returns whether one of them is a number.
     const fn is_any(self) -> bool {
         matches!(self.at_a_time, NodeLimit::Most(_)) || matches!(self.per_hour, NodeLimit::Most(_))
     }
@@ -36,20 +36,20 @@ impl OwnLimits {
     }
 }
 
-/// What the limits leave of a launch.
+/// The part of a launch that the limits allow.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Grant {
-    /// How many nodes may be launched.
+    /// The number of nodes that may be launched.
     pub(super) count: u32,
-    /// How many of them were taken now; the others had been taken for the launch that is repeated.
+    /// The number of them that were counted now. The others were counted when the repeated launch was first requested.
     pub(super) new: u32,
-    /// When they were taken, if they are counted.
+    /// The record of the count, if limits apply.
     pub(super) ticket: Option<Ticket>,
-    /// The mission whose count of On-Demand launches has this one.
+    /// The mission whose count of On-Demand launches includes this launch.
     pub(super) on_demand_of: Option<MissionId>,
-    /// What time it was, in seconds of DynamoDB's clock.
+    /// The time of DynamoDB's clock, in seconds.
     pub(super) now: u64,
-    /// Why it is fewer than were wanted, if it is.
+    /// The reason why fewer nodes are allowed than requested, if so.
     pub(super) why: Option<String>,
 }
 
@@ -59,11 +59,11 @@ impl Grant {
     }
 }
 
-/// How often a write to the count is tried again: each time another launch, or a sweep, wrote at that moment.
+/// The maximum number of writes to the count. Each failure means that another launch or a sweep wrote at the same time.
 const TRIES_MAX: u32 = 20;
 
 impl Scheduler {
-    /// Takes up to `wanted` nodes, as many as the limits leave.
+    /// Counts up to `wanted` nodes, as many as the limits allow.
     pub(super) async fn take_nodes(&self, wanted: u32) -> Result<Grant, SchedulerError> {
         let own = self.settings.node_limits;
         let mut why = String::new();
@@ -87,7 +87,7 @@ impl Scheduler {
                 return Ok(Grant { why: Some(why), now, ..Grant::default() });
             }
             let taken = self.backend.ledger.take_nodes(&count, room, now, limits).await;
-            if let Some(ticket) = taken.map_err(SchedulerError::cloud("counting nodes"))? {
+            if let Some(ticket) = taken.map_err(SchedulerError::cloud("updating the count of nodes"))? {
                 let why = (room < wanted).then_some(why);
                 return Ok(Grant { count: room, new: room, ticket: Some(ticket), why, now, on_demand_of: None });
             }
@@ -96,8 +96,8 @@ impl Scheduler {
         Ok(Grant { why: Some(why), ..Grant::default() })
     }
 
-    /// Takes nodes for a launch that is repeated: all, or none. Those that were taken for it before are not taken again, as long
-    /// as they are counted and do not show: the epoch in the row is not believed alone.
+    /// Counts the nodes of a launch that is repeated: all, or none. Nodes that were counted before, and that EC2 does
+    /// not list yet, are not counted twice. The epoch in the row alone is not sufficient proof.
     pub(super) async fn take_nodes_again(&self, n: u32, epoch: Option<u64>) -> Result<Grant, SchedulerError> {
         let (count, now) = self.node_count_and_time().await?;
         let mut held = Grant { now, ..Grant::default() };
@@ -109,7 +109,7 @@ impl Scheduler {
             };
             if taken > 0 {
                 let instances = self.backend.fleet.all_of_epoch(self.owner_tag(), epoch).await;
-                let shown = instances.map_err(SchedulerError::cloud("listing our instances"))?.len();
+                let shown = instances.map_err(SchedulerError::cloud("listing the instances of this deployment"))?.len();
                 let hidden = taken.saturating_sub(i64::try_from(shown).unwrap_or(i64::MAX)).max(0);
                 held.count = u32::try_from(hidden).unwrap_or(u32::MAX).min(n);
                 held.ticket = Some(Ticket { epoch, hour: String::new() });
@@ -126,16 +126,16 @@ impl Scheduler {
         Ok(Grant { count: n, ..grant })
     }
 
-    /// Gives back all that was taken for a node that is not launched.
+    /// Returns everything that was counted for a node that is not launched.
     pub(super) async fn give_back(&self, grant: &Grant) {
         self.give_nodes_back(grant.count, grant).await;
         let Some(mission) = &grant.on_demand_of else { return };
         if let Err(error) = self.backend.ledger.give_on_demand_back(mission).await {
-            tracing::warn!(mission = %mission, "an On-Demand launch that was not made stays counted: {}", error.source);
+            tracing::warn!(mission = %mission, "one On-Demand launch too many remains counted: {}", error.source);
         }
     }
 
-    /// Gives back what was taken and not launched. If that fails, two epochs forget it.
+    /// Returns the nodes that were counted but not launched. If this fails, the count drops them after two epochs.
     pub(super) async fn give_nodes_back(&self, n: u32, grant: &Grant) {
         let Some(ticket) = grant.ticket.as_ref().filter(|_| n > 0) else { return };
         for tries in 0..TRIES_MAX {
@@ -148,7 +148,10 @@ impl Scheduler {
                 Ok(true) => return,
                 Ok(false) => tokio::time::sleep(backoff::delay(tries.min(4), rand::random()).min(PAUSE_MAX)).await,
                 Err(error) => {
-                    tracing::warn!("{n} nodes are not given back to the count now, but by sweeps: {}", error.source);
+                    tracing::warn!(
+                        "{n} nodes too many remain counted until sweeps correct the count: {}",
+                        error.source
+                    );
                     return;
                 }
             }
@@ -165,12 +168,13 @@ impl Scheduler {
 
     async fn make_node_count(&self, seen: Option<&NodeCount>) -> Result<(), SchedulerError> {
         let instances = self.backend.fleet.list_instances(self.owner_tag()).await;
-        let alive = instances.map_err(SchedulerError::cloud("listing our instances"))?.len() as u64;
+        let alive = instances.map_err(SchedulerError::cloud("listing the instances of this deployment"))?.len() as u64;
         let made = self.backend.ledger.make_node_count(seen, alive, self.settings.node_limits.stored()).await;
-        made.map_err(SchedulerError::cloud("making the count of nodes"))
+        made.map_err(SchedulerError::cloud("creating the count of nodes"))
     }
 
-    /// Corrects the count by `instances`, ended ones too, which were listed after it was read; stores this scheduler's limits.
+    /// Corrects the count by `instances`, including terminated ones, which were listed after it was read. Stores this
+    /// scheduler's limits.
     pub(super) async fn correct_node_count(
         &self,
         seen: Option<NodeCount>,
@@ -185,7 +189,7 @@ impl Scheduler {
                 self.make_node_count(seen.as_ref()).await?;
                 let Some(seen) = self.node_count().await?.filter(|seen| !seen.is_spoilt) else { return Ok(()) };
                 let listed = self.backend.fleet.list_all_instances(self.owner_tag()).await;
-                fresh = listed.map_err(SchedulerError::cloud("listing our instances"))?;
+                fresh = listed.map_err(SchedulerError::cloud("listing the instances of this deployment"))?;
                 (seen, fresh.as_slice())
             }
         };
@@ -198,5 +202,5 @@ impl Scheduler {
     }
 }
 
-/// The longest pause before the count is read again: another's write takes some ms.
+/// The maximum pause before the count is read again. Another scheduler's write takes some milliseconds.
 const PAUSE_MAX: Duration = Duration::from_millis(200);

@@ -1,14 +1,14 @@
-//! The other half: what makes tasks, launches nodes for them, and heals what was lost.
+//! The scheduler: creates tasks, launches nodes for them, and repairs what was lost.
 //!
 //! ```text
 //!   an object ──► ingest: row (pending, launch reserved) ──► launch ──► a node claims it
-//!                                                             │ no capacity: the row says why, and when again
-//!   sweep: what waits without a node ──► launch      what runs without a holder ──► put back ──► launch
-//!          an instance without a task ──► ended      a mission that is over and not announced ──► announced
+//!                                                             │ no capacity: the row has the reason and the next try
+//!   sweep: pending without a node ──► launch      running without a holder ──► pending ──► launch
+//!          instance without a task ──► terminate  mission complete, no notification ──► send the notification
 //! ```
 //!
-//! Plain functions over a [`Backend`]: the command line, the Lambda function, and the sweep call the same ones. What is known is
-//! read from the tables and from EC2, so each may die at any point and be called again.
+//! Plain functions over a [`Backend`], which the command line, the Lambda function and the sweep share. All state is in
+//! the tables and in EC2, so a process can die at any point, and the call can be repeated.
 
 mod cancel;
 mod error;
@@ -50,27 +50,27 @@ use pools::Offers;
 /// A scheduler's settings.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// What nodes are launched from. Without it, rows are made and nothing is launched.
+    /// The launch template of the nodes. Without it, rows are created and nothing is launched.
     pub template: Option<Template>,
-    /// The subnets, any of which will do; empty: the template's.
+    /// The subnets that nodes may run in; empty: the template's.
     pub subnets: Vec<String>,
-    /// What a mission's row leaves open.
+    /// The default policy, for what a mission's row leaves open.
     pub policy: Policy,
-    /// The bucket of inputs: events of others are refused.
+    /// The bucket of inputs. Events of other buckets are refused.
     pub source_bucket: Option<String>,
-    /// The bucket of results: events of it are refused, for they would go round for ever.
+    /// The bucket of results. Its events are refused, because each result would become a task.
     pub result_bucket: Option<String>,
-    /// The topic that a mission's end is published to.
+    /// The topic for the notification of a complete mission.
     pub topic_arn: Option<String>,
-    /// The mission of uploads that name none.
+    /// The mission of uploads whose key names none.
     pub default_mission: Option<MissionId>,
-    /// How long a lease lasts; the same as the nodes'.
+    /// The duration of a lease; must be the same as the nodes'.
     pub lease: Duration,
-    /// How often a task is tried again; the same as the nodes'.
+    /// The limits of retries; must be the same as the nodes'.
     pub limits: Limits,
-    /// How many nodes the deployment may have.
+    /// The limits of nodes of the deployment.
     pub node_limits: OwnLimits,
-    /// Launches a second, after the first few; [`PER_SECOND`] is what EC2 bears.
+    /// Launches per second, after the first few. [`PER_SECOND`] is EC2's limit.
     pub pace: f64,
 }
 
@@ -87,7 +87,7 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    /// Makes a scheduler. Sends nothing.
+    /// Creates a scheduler. Sends no requests.
     #[must_use]
     pub fn new(backend: Backend, settings: Settings) -> Self {
         let name = format!("scheduler-{:016x}", rand::random::<u64>());
@@ -96,7 +96,7 @@ impl Scheduler {
         Self { backend, settings: Arc::new(settings), pacer, offers: Arc::default(), me }
     }
 
-    /// The value of the tag that marks instances as ours.
+    /// Returns the value of the tag that marks this deployment's instances.
     fn owner_tag(&self) -> &str {
         &self.backend.ledger.tables().tasks
     }

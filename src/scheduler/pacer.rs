@@ -1,14 +1,14 @@
-//! Launches at EC2's pace: its request buckets empty fast and fill slowly.
+//! Limits launches to EC2's request rate.
 
 use std::time::Duration;
 
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-/// The requests that may go at once. Source: EC2 API reference, "Request throttling": RunInstances has a request bucket of 5
-/// that refills at 2 a second, and a fleet's launches count there.
+/// The number of requests that may be sent at once. Source: EC2 API reference, "Request throttling": RunInstances has a
+/// bucket of 5 requests that refills at 2 per second; launches of a fleet count there.
 const BURST: f64 = 5.0;
-/// The requests a second after that.
+/// The requests per second after that.
 pub const PER_SECOND: f64 = 2.0;
 
 /// A token bucket.
@@ -23,7 +23,7 @@ impl Pacer {
         Self { per_second, bucket: Mutex::new((BURST, Instant::now())) }
     }
 
-    /// Waits for one's turn. Those that wait go in the order they came.
+    /// Waits until a request may be sent. Waiters proceed in the order of their calls.
     pub(super) async fn turn(&self) {
         let mut bucket = self.bucket.lock().await;
         let (tokens, wait) = draw(bucket.0, bucket.1.elapsed(), self.per_second);
@@ -32,7 +32,7 @@ impl Pacer {
     }
 }
 
-/// Takes a token: what is left, and how long to wait for it.
+/// Takes a token. Returns the remaining tokens, and the time to wait.
 fn draw(tokens: f64, elapsed: Duration, per_second: f64) -> (f64, Duration) {
     let tokens = (tokens + elapsed.as_secs_f64() * per_second).min(BURST);
     if tokens >= 1.0 {

@@ -1,5 +1,5 @@
-//! Which pools (instance type × subnet) a launch names: none twice, for EC2 refuses such a request as a whole, and none that
-//! the region does not offer.
+//! Chooses the pools (instance type × subnet) of a launch: no pool twice, because EC2 refuses such a request as a
+//! whole, and only types that the region offers.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -9,17 +9,17 @@ use tokio::time::Instant;
 
 use crate::backend::{CloudError, Fleet};
 
-/// How long EC2 is not asked again after it did not answer, or did not know a name.
+/// The pause before EC2 is queried again after it did not answer, or did not know a name.
 const ASK_PAUSE: Duration = Duration::from_mins(1);
 
-/// What EC2 has said of subnets and types. It stays so for the life of a scheduler.
+/// EC2's answers about subnets and types. They are kept for the life of a scheduler.
 #[derive(Debug, Default)]
 pub(super) struct Offers {
     zones: Mutex<Known<String>>,
     types: Mutex<Known<bool>>,
 }
 
-/// Answers by name, and when the last question was asked.
+/// Answers by name, and the time of the last query.
 #[derive(Debug)]
 struct Known<T> {
     answers: HashMap<String, T>,
@@ -34,7 +34,7 @@ impl<T> Default for Known<T> {
 }
 
 impl<T> Known<T> {
-    /// The names that are to be asked for now.
+    /// Returns the names to query now.
     fn missing(&self, names: &[String]) -> Vec<String> {
         if self.asked.is_some_and(|asked| asked.elapsed() < ASK_PAUSE) {
             return Vec::new();
@@ -42,17 +42,17 @@ impl<T> Known<T> {
         names.iter().filter(|name| !self.answers.contains_key(*name)).cloned().collect()
     }
 
-    /// Says once that launches go on without an answer.
-    fn say(&mut self, error: &CloudError, what: &str) {
+    /// Logs once that launches continue without an answer.
+    fn warn_once(&mut self, error: &CloudError, what: &str) {
         if !std::mem::replace(&mut self.has_said, true) {
-            tracing::warn!("EC2 does not say {what}, so launches do without it: {error}: {}", error.source);
+            tracing::warn!("EC2 does not report {what}, so launches continue without this: {error}: {}", error.source);
         }
     }
 }
 
 impl Offers {
-    /// Returns one subnet of each zone. Of several in a zone, `dice` chooses: it differs from launch to launch, so that a full
-    /// subnet does not block.
+    /// Returns one subnet per zone. If a zone has several, `dice` chooses; it differs between launches, so that a full
+    /// subnet does not block them.
     pub(super) async fn subnets(&self, fleet: &Fleet, subnets: &[String], dice: usize) -> Vec<String> {
         if subnets.len() < 2 {
             return subnets.to_vec();
@@ -62,15 +62,16 @@ impl Offers {
         if !missing.is_empty() {
             match fleet.zones(&missing).await {
                 Ok(zones) => known.answers.extend(zones),
-                Err(error) => known.say(&error, "in which zones the subnets are"),
+                Err(error) => known.warn_once(&error, "the zones of the subnets"),
             }
-            // A subnet that is not there, or no answer: asked again after a pause.
+            // If a subnet is unknown or there was no answer, EC2 is queried again after a pause.
             known.asked = subnets.iter().any(|name| !known.answers.contains_key(name)).then(Instant::now);
         }
         one_per_zone(subnets, &known.answers, dice)
     }
 
-    /// Returns the instance types that the region offers; all, if EC2 does not say, or offers none of them.
+    /// Returns the instance types that the region offers. Returns all if EC2 does not answer, or if it offers none of
+    /// them.
     pub(super) async fn types(&self, fleet: &Fleet, types: &[String]) -> Vec<String> {
         if types.len() < 2 {
             return types.to_vec();
@@ -83,14 +84,14 @@ impl Offers {
                     for name in missing {
                         let is_offered = offered.contains(&name);
                         if !is_offered {
-                            tracing::warn!("the region does not offer instance type {name}: launches do without it");
+                            tracing::warn!("the region does not offer instance type {name}, so launches do not use it");
                         }
                         known.answers.insert(name, is_offered);
                     }
                     known.asked = None;
                 }
                 Err(error) => {
-                    known.say(&error, "which instance types the region offers");
+                    known.warn_once(&error, "the instance types of the region");
                     known.asked = Some(Instant::now());
                 }
             }
@@ -101,7 +102,7 @@ impl Offers {
     }
 }
 
-/// Keeps one subnet of each zone, in their order. One whose zone is not known stays.
+/// Keeps one subnet per zone, in their order. A subnet whose zone is unknown stays.
 fn one_per_zone(subnets: &[String], zones: &HashMap<String, String>, dice: usize) -> Vec<String> {
     let mut by_zone: BTreeMap<&str, Vec<&String>> = BTreeMap::new();
     for subnet in subnets {

@@ -1,4 +1,4 @@
-//! Failed tasks are put back, with fresh budgets.
+//! Returns failed tasks to the queue, with their attempts counted from zero.
 
 use std::collections::HashSet;
 
@@ -11,28 +11,29 @@ use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::task::{Launch, State, Task};
 use crate::domain::verdict::Verdict;
 
-/// What a redrive did.
+/// The result of a redrive.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Redriven {
-    /// Tasks that are pending again.
+    /// Tasks that became pending.
     pub put_back: u64,
     /// Nodes that were launched for them.
     pub launched: u64,
-    /// Why others have no node yet, each reason once.
+    /// The reasons why others have no node yet, each once.
     pub waits: Vec<String>,
-    /// Named tasks that are not failed, or not of this mission.
+    /// Given tasks that are not failed, or not of this mission.
     pub others: Vec<String>,
-    /// Whether the mission was cancelled, and no longer is.
+    /// Whether the mission was cancelled and was reinstated.
     pub is_reinstated: bool,
 }
 
 impl Scheduler {
-    /// Puts a mission's failed tasks back: all, those of one verdict, or those that are named. A cancelled mission is opened.
+    /// Returns a mission's failed tasks to the queue: all, those with one verdict, or the given ones. Reinstates a
+    /// cancelled mission.
     ///
-    /// May be called twice: what is pending by then stays as it is.
+    /// May be repeated: pending tasks do not change.
     ///
     /// # Errors
-    /// [`SchedulerError`]; what was put back by then stays so.
+    /// [`SchedulerError`]. Tasks that were returned before the error stay pending.
     pub async fn redrive(
         &self,
         id: &MissionId,
@@ -58,7 +59,7 @@ impl Scheduler {
         }
         let found: HashSet<&SrcId> = tasks.iter().map(|task| &task.src).collect();
         redriven.others = wanted.into_iter().filter(|src| !found.contains(*src)).map(ToString::to_string).collect();
-        // A whole mission is reinstated whether a task of it has failed or not; by the name of a task that is not failed it is not.
+        // Without a selection, the mission is always reinstated. With one, only if it matches a failed task.
         let is_whole = srcs.is_empty() && verdict.is_none();
         if mission.cancelled_at.is_some() && (is_whole || !tasks.is_empty()) {
             ledger.reinstate_mission(&mission).await.map_err(SchedulerError::cloud("reinstating the mission"))?;
@@ -69,21 +70,21 @@ impl Scheduler {
         for task in tasks {
             let now = clock::now_rfc3339();
             let put_back = ledger.redrive(&task, tally_of(&task, Some(&mission)).as_ref(), &now).await;
-            if put_back.map_err(SchedulerError::cloud("putting a task back"))? == Redrive::NotFailed {
+            if put_back.map_err(SchedulerError::cloud("returning a task to the queue"))? == Redrive::NotFailed {
                 continue;
             }
             redriven.put_back += 1;
             if !may_launch {
                 continue;
             }
-            // What was launched before is counted on: the number of tries names the next launch.
+            // The number of tries continues, because it is a part of the next launch's token.
             let launch = Launch { tries: task.launch.tries, ..Launch::default() };
             let pending = Task { state: State::Pending, open_since: Some(now), launch, seen: None, ..task };
             match self.launch_for(&pending, Some(&mission)).await {
                 Ok(Node::Launched(_)) => redriven.launched += 1,
                 Ok(Node::Waits(why) | Node::Held(why)) => remember(&mut redriven.waits, why),
                 Ok(Node::NotNeeded) => {}
-                // The rest is put back all the same; a sweep launches for it.
+                // The remaining tasks are returned nevertheless; a sweep launches their nodes.
                 Err(error) => {
                     may_launch = error.is_transient();
                     remember(&mut redriven.waits, crate::worker::words(&error));
@@ -103,7 +104,7 @@ impl Scheduler {
     }
 }
 
-/// Adds a reason, once.
+/// Adds a reason if it is new.
 pub(super) fn remember(reasons: &mut Vec<String>, reason: String) {
     if !reasons.contains(&reason) {
         reasons.push(reason);

@@ -1,5 +1,5 @@
-//! Launches of nodes that serve a whole mission, in rounds: each reserves the next number in the mission's row, which makes its
-//! tokens, and keeps its requests there until they are answered.
+//! Launches the nodes of a mission, in rounds. Each round reserves the next number in the mission's row, which
+//! determines its client tokens, and stores its requests there until they are answered.
 
 use std::time::Duration;
 
@@ -14,72 +14,73 @@ use crate::domain::policy::{Policy, Purchase};
 use crate::domain::request::Reserved;
 use crate::domain::task::State;
 
-/// How many rounds are tried in one go, should EC2 know a token of each from another request, or refuse a repeat.
+/// The maximum number of rounds in one call, if EC2 knows their tokens from other requests or refuses a repeated
+/// request.
 const ROUNDS_MAX: u32 = 3;
 
-/// How many nodes a mission lacks, and what decides how they are paid for.
+/// The number of nodes that a mission lacks, and the inputs for their purchase option.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lack<'a> {
     /// Its open tasks.
     pub(super) open: u64,
-    /// How long its tasks have waited.
+    /// The time that its tasks have waited.
     pub(super) waited: Duration,
-    /// Why a node of it ended as it was launched, if one did.
+    /// The reason why one of its nodes failed to start, if one did.
     pub(super) lost: Option<&'a str>,
 }
 
 impl Lack<'_> {
-    /// How many nodes are missing, given those that serve the mission.
+    /// Returns the number of missing nodes, given those that serve the mission.
     fn missing(&self, mission: &Mission, nodes: &[ManagedInstance]) -> u32 {
         mission.nodes_wanted(self.open).saturating_sub(count(nodes))
     }
 }
 
-/// A launch of nodes that is to be asked for: what was taken for it, its requests, and whether it was asked for before.
+/// A launch of nodes to be requested: its granted capacity, its requests, and whether it was requested before.
 struct Round {
     grant: Grant,
     requests: Vec<Request>,
-    /// When it was asked for before, if it is repeated: the reservations as they were.
+    /// If it is repeated: the reservations of the first request.
     before: Vec<Reserved>,
 }
 
-/// What to do about a round whose answers are not known.
+/// The action for a round whose answers are unknown.
 enum OpenRound {
     /// Repeat it.
     Repeat(Round),
-    /// Another scheduler may be at it.
+    /// Another scheduler may be working on it.
     UnderWay,
-    /// It cannot be repeated, and what it launched may not show yet: why.
+    /// It cannot be repeated, and EC2 may not list its instances yet, with the reason.
     Hidden(String),
-    /// It cannot be repeated, and what it launched shows by now.
+    /// It cannot be repeated, and EC2 lists its instances by now.
     Past,
-    /// The mission has all its nodes without it.
+    /// The mission has all its nodes without this round.
     NotNeeded,
 }
 
-/// What came of the requests of one round.
+/// The answers to the requests of one round.
 #[derive(Debug, Default)]
 struct Answers {
     launched: Launched,
-    /// How many instances are certainly not launched.
+    /// The number of instances that were certainly not launched.
     none: u32,
     /// Requests that may have launched: their answers were lost.
     lost: Vec<usize>,
-    /// Requests that EC2 refuses as they are; the rest was not asked for then.
+    /// The refusal of a request. Later requests were not sent.
     refused: Option<CloudError>,
 }
 
 impl Scheduler {
-    /// Launches what a mission lacks of its own nodes, as tables and EC2 have it now.
+    /// Launches the nodes that a mission lacks, from the current state of the tables and EC2.
     pub(super) async fn launch_own(&self, mission: &Mission) -> Result<Launched, SchedulerError> {
-        // More than its nodes can take need not be counted.
+        // Counting stops at the number of tasks that all nodes can run.
         let most = u64::from(mission.nodes.unwrap_or(0)) * u64::from(mission.slots.unwrap_or(1)).max(1);
         let mut open = 0;
         for state in [State::Pending, State::Running] {
             let counted = self.backend.ledger.count_open(Some(&mission.id), mission.tally_shards, state, most).await;
             open += counted.map_err(SchedulerError::cloud("counting open tasks"))?;
         }
-        // The row first: who launches after it was read has another number.
+        // The row is read before the instances: a launch after this read has another number.
         let Some(mission) = self.mission(&mission.id).await? else { return Ok(Launched::default()) };
         let instances = self.list_ours().await?;
         self.launch_missing(&mission, Lack { open, waited: Duration::ZERO, lost: None }, &instances).await
@@ -90,11 +91,11 @@ impl Scheduler {
             .fleet
             .list_instances(self.owner_tag())
             .await
-            .map_err(SchedulerError::cloud("listing our instances"))
+            .map_err(SchedulerError::cloud("listing the instances of this deployment"))
     }
 
-    /// Launches what a mission lacks of its own nodes among `instances`, which were listed after its row was read; nothing if
-    /// another scheduler is launching.
+    /// Launches the nodes that a mission lacks among `instances`, which were listed after its row was read. Does
+    /// nothing if another scheduler is launching.
     pub(super) async fn launch_missing(
         &self,
         mission: &Mission,
@@ -106,16 +107,16 @@ impl Scheduler {
             if let Some(launched) = self.launch_round(&mission, lack, &instances).await? {
                 return Ok(launched);
             }
-            // The next number, for what is missing by now.
+            // The next number, for the nodes that are missing now.
             let Some(now) = self.mission(&mission.id).await? else { return Ok(Launched::default()) };
             mission = now;
             instances = self.list_ours().await?;
         }
-        let why = format!("EC2 says {ROUNDS_MAX} times that a launch's token was used for another one");
+        let why = format!("EC2 refused {ROUNDS_MAX} client tokens because each was used for another launch");
         Ok(Launched { instances: Vec::new(), shortfall: vec![why] })
     }
 
-    /// One round; `None` if a token of it was used for another request.
+    /// Launches one round; `None` if a token was used for another request.
     async fn launch_round(
         &self,
         mission: &Mission,
@@ -154,7 +155,7 @@ impl Scheduler {
             let on_demand: Vec<_> = nodes.iter().filter(|ours| !ours.is_spot).collect();
             self.new_round(mission, &policy, grant, count(&on_demand), lack.waited).await?
         };
-        let launched = self.ask_for_round(mission, round, &nodes, lack.lost).await?;
+        let launched = self.request_round(mission, round, &nodes, lack.lost).await?;
         if let Some(launched) = &launched {
             let (id, got) = (&mission.id, launched.instances.len());
             tracing::info!(mission = %id, "launched {got} of {missing} nodes for mission {id}");
@@ -162,7 +163,7 @@ impl Scheduler {
         Ok(launched)
     }
 
-    /// Launches one node of a mission, as long as it has not had all of them, and no other scheduler is launching; `None` if so.
+    /// Launches one node of a mission, unless it had all its nodes; `None` if another scheduler is launching.
     pub(super) async fn launch_one(&self, mission: &Mission) -> Result<Option<Launched>, SchedulerError> {
         let has_all = |mission: &Mission| mission.nodes_launched >= mission.nodes.unwrap_or(0).into();
         if has_all(mission) {
@@ -179,12 +180,12 @@ impl Scheduler {
         }
         let on_demand = u32::try_from(mission.nodes_launched).unwrap_or(u32::MAX);
         let round = self.new_round(&mission, &policy, grant, on_demand, Duration::ZERO).await?;
-        let launched = self.ask_for_round(&mission, round, &[], None).await?;
-        let is_used = || "the launch's token was used for another one: a sweep launches".to_owned();
+        let launched = self.request_round(&mission, round, &[], None).await?;
+        let is_used = || "the client token was used for another launch; a sweep launches the node".to_owned();
         Ok(Some(launched.unwrap_or_else(|| Launched { instances: Vec::new(), shortfall: vec![is_used()] })))
     }
 
-    /// Decides about a round whose answers are not known, for a mission that lacks `missing` nodes.
+    /// Decides about a round whose answers are unknown, for a mission that lacks `missing` nodes.
     async fn open_round(&self, mission: &Mission, policy: &Policy, missing: u32) -> Result<OpenRound, SchedulerError> {
         let before = mission.requests.clone();
         let epoch = before.first().and_then(|reserved| reserved.epoch);
@@ -196,7 +197,7 @@ impl Scheduler {
             return Ok(OpenRound::NotNeeded);
         }
         let total: u64 = before.iter().map(|reserved| u64::from(reserved.count)).sum();
-        let mut why = format!("the answer to a launch of {total} nodes was lost, and they may not show yet");
+        let mut why = format!("the answer to a launch of {total} nodes was lost, and EC2 may not list them yet");
         if let (Ok(total), Some(requests)) = (u32::try_from(total), self.requests_again(mission, policy).await?)
             && total <= missing
         {
@@ -210,9 +211,9 @@ impl Scheduler {
         Ok(if is_hidden { OpenRound::Hidden(why) } else { OpenRound::Past })
     }
 
-    /// Reserves a round, sends its requests, and notes what came of them; whoever's note is written gives back what was taken
-    /// for nothing. `None`: a token of it was used for another request, or what is repeated is refused by now.
-    async fn ask_for_round(
+    /// Reserves a round, sends its requests, and records the answers. The scheduler whose record is written returns the
+    /// unused capacity. `None`: a token was used for another request, or a repeated request is refused now.
+    async fn request_round(
         &self,
         mission: &Mission,
         round: Round,
@@ -230,14 +231,14 @@ impl Scheduler {
             self.give_nodes_back(grant.new, &grant).await;
             return Ok(Some(Launched::default()));
         }
-        let Answers { mut launched, none, lost: unanswered, refused } = self.ask_for_nodes(&requests).await;
-        // What an earlier launch was answered with may run already, and was seen.
+        let Answers { mut launched, none, lost: unanswered, refused } = self.request_nodes(&requests).await;
+        // Instances of an earlier answer may run already, and were counted.
         launched.instances.retain(|id| !nodes.iter().any(|ours| ours.id == *id));
         launched.shortfall.extend(grant.why.clone());
         let is_used = refused.as_ref().is_some_and(|error| error.kind == Kind::Precondition);
         launched.shortfall.extend(refused.iter().filter(|_| !is_used).map(|error| error.source.to_string()));
         let is_repeat_refused = refused.is_some() && !before.is_empty();
-        // What is repeated may have launched when it was asked for first: that time counts.
+        // A repeated request may have launched when it was first sent: that time counts.
         let open: Vec<Reserved> = if is_repeat_refused {
             before.into_iter().filter(|before| before.may_be_hidden(grant.now)).collect()
         } else {
@@ -261,19 +262,19 @@ impl Scheduler {
         }
     }
 
-    /// Says in the mission's row what holds its nodes back.
+    /// Records in the mission's row what delays its nodes.
     async fn hold_mission(&self, mission: &Mission, why: String) -> Result<Launched, SchedulerError> {
         self.note_mission(mission, &why).await?;
         Ok(Launched { instances: Vec::new(), shortfall: vec![why] })
     }
 
-    /// Says in the mission's row why it has fewer nodes than it wants, unless it says so.
+    /// Records in the mission's row why it has too few nodes, unless the row already has this reason.
     pub(super) async fn note_mission(&self, mission: &Mission, why: &str) -> Result<(), SchedulerError> {
         if mission.launch_error.as_deref() == Some(why) {
             return Ok(());
         }
         let noted = self.backend.ledger.note_mission(&mission.id, why).await;
-        noted.map_err(SchedulerError::cloud("noting why nodes are missing"))
+        noted.map_err(SchedulerError::cloud("recording why nodes are missing"))
     }
 
     async fn note_round(
@@ -284,10 +285,10 @@ impl Scheduler {
         why: Option<&str>,
     ) -> Result<bool, SchedulerError> {
         let noted = self.backend.ledger.note_round(&mission.id, round, open, why).await;
-        noted.map_err(SchedulerError::cloud("noting a launch of nodes"))
+        noted.map_err(SchedulerError::cloud("recording a launch of nodes"))
     }
 
-    /// The requests of the newest round that were not answered, as they were; `None` if one would be another by now.
+    /// Returns the unanswered requests of the newest round; `None` if one would differ now.
     async fn requests_again(&self, mission: &Mission, policy: &Policy) -> Result<Option<Vec<Request>>, SchedulerError> {
         let mut again = Vec::new();
         for reserved in &mission.requests {
@@ -302,7 +303,7 @@ impl Scheduler {
         Ok(Some(again))
     }
 
-    /// A new round: On-Demand and Spot nodes, so many of each as the policy says. `on_demand` of those that run are On-Demand.
+    /// Builds a new round of On-Demand and Spot nodes by the policy. `on_demand` of the running ones are On-Demand.
     async fn new_round(
         &self,
         mission: &Mission,
@@ -331,7 +332,7 @@ impl Scheduler {
     ) -> Result<Vec<Request>, SchedulerError> {
         let mut requests = Vec::new();
         self.name_mission(Some(mission)).await?;
-        // A mission that was removed and made again is another one.
+        // A mission that was deleted and created again is another one.
         let made_at = mission.made_at.as_deref().unwrap_or_default();
         let name = format!("round {}", mission.next_round());
         for (purchase, count) in of.into_iter().filter(|(_, count)| *count > 0) {
@@ -343,8 +344,8 @@ impl Scheduler {
         Ok(requests)
     }
 
-    /// Sends requests, one after the other, until one is refused.
-    async fn ask_for_nodes(&self, requests: &[Request]) -> Answers {
+    /// Sends requests one after the other, until one is refused.
+    async fn request_nodes(&self, requests: &[Request]) -> Answers {
         let mut answers = Answers::default();
         for (place, request) in requests.iter().enumerate() {
             self.pacer.turn().await;
@@ -369,7 +370,7 @@ impl Scheduler {
     }
 }
 
-/// The instances that run, or boot, and serve a mission.
+/// Returns the instances that run or boot and serve a mission.
 fn serving(instances: &[ManagedInstance], mission: &MissionId) -> Vec<ManagedInstance> {
     instances.iter().filter(|ours| ours.serves(mission)).cloned().collect()
 }

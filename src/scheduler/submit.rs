@@ -1,4 +1,4 @@
-//! Many tasks at once: a mission, its rows, and its nodes.
+//! Submits many tasks: creates a mission and its rows, and launches its nodes.
 
 use std::collections::HashSet;
 
@@ -16,147 +16,148 @@ use crate::domain::policy::Purchase;
 use crate::domain::tags;
 use crate::domain::task::{State, Task};
 
-/// Rows under way at once: at 5 ms a write, 64 of them are more than the 4,000 writes a second that a new table takes.
+/// Rows that are written at the same time. At 5 ms per write, 64 exceed the 4,000 writes per second of a new table.
 /// Source: DynamoDB developer guide, "On-demand capacity mode", "Initial throughput".
 const ROWS_PARALLEL: usize = 64;
 
-/// How often the number of a mission's tasks is counted again because another has changed it meanwhile.
+/// The maximum number of recounts of a mission's tasks, if other submissions change the number meanwhile.
 const RESIZES_MAX: u32 = 5;
 
-/// How many rows of a submission are read and looked at in one go: ten calls, and some 20 MB if each
-/// row has a history of ten attempts whose logs have the longest keys.
+/// The rows of a submission that are checked at a time: 10 calls, and about 20 MB if each row has ten attempts with the
+/// longest log keys.
 const CHECKED_AT_ONCE: usize = 1000;
 
-/// A mission to be made or enlarged.
+/// A mission to be created or enlarged.
 #[derive(Clone, Debug)]
 pub struct SubmitPlan {
     /// The mission.
     pub mission: MissionId,
-    /// What it is called.
+    /// The display name.
     pub name: Option<String>,
     /// The bucket of the inputs.
     pub bucket: String,
-    /// The keys of the inputs, each once.
+    /// The keys of the inputs, without duplicates.
     pub srcs: Vec<SrcId>,
     /// The workload, for `sh -c`.
     pub exec: Option<String>,
-    /// How many nodes serve it; `None`: a node for each task.
+    /// The number of nodes of the mission; `None`: one node per task.
     pub nodes: Option<u32>,
-    /// How many tasks such a node works at, at a time.
+    /// The number of tasks that a node runs at the same time.
     pub slots: Option<u16>,
-    /// Whether objects that are put below its prefix become tasks of it, too; `None`: not of a new one, and of one that is there
-    /// as before.
+    /// Whether objects under the mission's prefix become tasks too; `None`: no for a new mission, unchanged for an
+    /// existing one.
     pub uploads: Option<bool>,
 }
 
-/// What a submission did.
+/// The result of a submission.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Submitted {
-    /// Whether the mission was made; else it was there.
+    /// Whether the mission was created.
     pub is_new: bool,
-    /// Rows that were made.
+    /// Rows that were created.
     pub made: u64,
-    /// Rows that were there already.
+    /// Rows that existed.
     pub there: u64,
     /// Instances that were launched.
     pub launched: u64,
-    /// Tasks that wait for a node, or for one of the mission's nodes.
+    /// Tasks that wait for a node.
     pub waiting: u64,
-    /// Why some have none, each reason once.
+    /// The reasons why some have no node, each once.
     pub waits: Vec<String>,
 }
 
-/// What a submission finds, before it writes anything.
+/// The state that a submission finds before it writes.
 #[derive(Clone, Debug)]
 pub struct Checked {
-    /// The mission, if it is there.
+    /// The mission, if it exists.
     pub mission: Option<Mission>,
-    /// The launches that it would ask for: the first of a node for each task, or those of the mission's nodes.
+    /// The launch requests: the first of one node per task, or those of the mission's nodes.
     pub requests: Vec<Request>,
     /// The tasks that have rows.
     known: HashSet<SrcId>,
-    /// Rows that are not yet in the mission's index: the first version made them, or a hand, or an upload before there
-    /// was the mission.
+    /// Rows that are not in the mission's index yet: from the first version, from manual edits, or from an upload
+    /// before the mission existed.
     to_adopt: Vec<Task>,
 }
 
-/// A mission that is ready for its tasks' rows.
+/// A mission that is ready for the rows of its tasks.
 #[derive(Clone, Debug)]
 pub struct Prepared {
-    /// The mission, as large as it will be.
+    /// The mission, with its final number of tasks.
     pub mission: Mission,
-    /// Whether it was made; else it was there.
+    /// Whether the mission was created.
     pub is_new: bool,
     /// The tasks that have rows.
     pub known: HashSet<SrcId>,
 }
 
 impl Scheduler {
-    /// Makes the mission, or enlarges it, before anything that could make one of its tasks: an object that goes up is a task at
-    /// once, and must find its mission. Rows of no mission that wait are taken over.
+    /// Creates or enlarges the mission. This comes first, because an uploaded object becomes a task at once, and must
+    /// find its mission. Pending rows without a mission become its tasks.
     ///
-    /// May be called again, whatever became of the first call.
+    /// May be repeated after any result.
     ///
     /// # Errors
-    /// [`SchedulerError::OtherMission`], [`SchedulerError::OtherTask`] before anything is written; else what a service said.
+    /// [`SchedulerError::OtherMission`] or [`SchedulerError::OtherTask`] before anything is written; else a service's
+    /// error.
     pub async fn prepare(&self, plan: &SubmitPlan) -> Result<Prepared, SchedulerError> {
         let checked = self.check_rows(plan).await?;
         self.prepare_checked(plan, checked).await
     }
 
-    /// Checks all that could refuse the submission, and writes nothing. With `launches`, EC2 is asked too whether it
-    /// would launch.
+    /// Makes all checks that can refuse the submission, and writes nothing. With `launches`, also asks EC2 by a dry
+    /// run.
     ///
     /// # Errors
-    /// What the submission itself would fail with.
+    /// The error that the submission would return.
     pub async fn check(&self, plan: &SubmitPlan, launches: bool) -> Result<Checked, SchedulerError> {
         let mut checked = self.check_rows(plan).await?;
         if launches {
             let ledger = &self.backend.ledger;
-            // What a launch needs of the tables, beyond what was read by now.
+            // The other parts of the tables that launches need.
             let (index, tasks, missions) = tokio::join!(
                 ledger.has_index(),
                 ledger.may_work_at(TableKind::Tasks),
                 ledger.may_work_at(TableKind::Missions)
             );
-            index.map(drop).and(tasks).and(missions).map_err(SchedulerError::cloud("looking at the tables"))?;
+            index.map(drop).and(tasks).and(missions).map_err(SchedulerError::cloud("checking the tables"))?;
             checked.requests = self.requests(plan, checked.mission.as_ref()).await?;
             self.check_launch(&checked.requests).await?;
         }
         Ok(checked)
     }
 
-    /// Asks EC2 whether the template is there, and whether it would take each launch. That the template may not be
-    /// read is no reason: a launch does not need that.
+    /// Checks that the template exists, and that EC2 would accept each launch. A missing permission to read the
+    /// template is ignored, because launches do not need it.
     async fn check_launch(&self, requests: &[Request]) -> Result<(), SchedulerError> {
         let Some(first) = requests.first() else { return Ok(()) };
         match self.backend.fleet.template(&first.template).await {
             Err(error) if error.kind != Kind::AccessDenied => {
-                return Err(SchedulerError::cloud("looking at the launch template")(error));
+                return Err(SchedulerError::cloud("reading the launch template")(error));
             }
             _ => {}
         }
         for request in requests {
             let token = format!("check-{:016x}", rand::random::<u64>());
             let asked = self.backend.fleet.may_launch(&Request { token, ..request.clone() }).await;
-            asked.map_err(SchedulerError::cloud("asking EC2 whether it would launch"))?;
+            asked.map_err(SchedulerError::cloud("checking the launch by a dry run"))?;
         }
         Ok(())
     }
 
-    /// Looks at rows and mission, and refuses what does not fit them.
+    /// Reads the rows and the mission, and refuses conflicts with the plan.
     async fn check_rows(&self, plan: &SubmitPlan) -> Result<Checked, SchedulerError> {
         let is_ours = |task: &Task| match &task.mission {
             Some(mission) => *mission == plan.mission,
-            // It was counted nowhere when it ended, and a node that runs it will not count it.
+            // A finished task was counted nowhere, and a node that runs now will not count it.
             None => task.state == State::Pending,
         };
         let is_to_adopt =
             |task: &Task| task.state == State::Pending && (task.mission.is_none() || task.open_since.is_none());
         let (mut known, mut to_adopt) = (HashSet::new(), Vec::new());
-        // In parts: the rows of a large mission, with their logs, would fill the memory.
+        // In chunks, to bound the memory for rows and their histories.
         for srcs in plan.srcs.chunks(CHECKED_AT_ONCE) {
-            let rows = self.backend.ledger.tasks(srcs).await.map_err(SchedulerError::cloud("looking for rows"))?;
+            let rows = self.backend.ledger.tasks(srcs).await.map_err(SchedulerError::cloud("reading rows"))?;
             if let Some(task) = rows.iter().find(|task| !is_ours(task)) {
                 return Err(other_task(task));
             }
@@ -171,10 +172,10 @@ impl Scheduler {
         Ok(Checked { mission, requests: Vec::new(), known, to_adopt })
     }
 
-    /// As [`Self::prepare`], with what [`Self::check`] has found.
+    /// Works like [`Self::prepare`], from the result of [`Self::check`].
     ///
     /// # Errors
-    /// What a service said, or [`SchedulerError::OtherTask`] if a node was quicker.
+    /// A service's error, or [`SchedulerError::OtherTask`] if a node claimed a task first.
     pub async fn prepare_checked(&self, plan: &SubmitPlan, checked: Checked) -> Result<Prepared, SchedulerError> {
         let ledger = &self.backend.ledger;
         let Checked { mission, known, to_adopt, .. } = checked;
@@ -182,13 +183,13 @@ impl Scheduler {
         let is_new = made.is_some();
         let mission = match made {
             Some(mission) => mission,
-            // It was there, or another submission has made it meanwhile.
+            // It existed, or another submission created it meanwhile.
             None => self.enlarge(plan, &known).await?,
         };
         let mission = match plan.uploads {
             Some(are_taken) if !is_new => {
                 let set = ledger.set_uploads(&mission.id, are_taken).await;
-                set.map_err(SchedulerError::cloud("saying whether the mission takes uploads"))?;
+                set.map_err(SchedulerError::cloud("setting whether the mission accepts uploads"))?;
                 Mission { accepts_uploads: are_taken, ..mission }
             }
             _ => mission,
@@ -199,17 +200,17 @@ impl Scheduler {
         Ok(Prepared { mission, is_new, known })
     }
 
-    /// Makes a row of no mission, or one that is in no index, a task of the mission.
+    /// Makes a row without a mission, or one that is in no index, a task of the mission.
     async fn take_over_row(&self, task: &Task, mission: &Mission) -> Result<(), SchedulerError> {
         let adopted = self.backend.ledger.adopt(task, mission, &clock::now_rfc3339()).await;
-        let is_adopted = adopted.map_err(SchedulerError::cloud("taking a row over"))?;
-        // A node was quicker.
+        let is_adopted = adopted.map_err(SchedulerError::cloud("adding a row to the mission"))?;
+        // Otherwise a node claimed it first.
         if is_adopted || task.mission.is_some() { Ok(()) } else { Err(other_task(task)) }
     }
 
-    /// Makes the rows that are not there. `progress` hears how many are done.
+    /// Creates the missing rows. `progress` receives the number of finished rows.
     ///
-    /// May be called again, whatever became of the first call: nothing doubles.
+    /// May be repeated after any result: no row is created twice.
     ///
     /// # Errors
     /// [`SchedulerError`].
@@ -224,7 +225,7 @@ impl Scheduler {
         let there = known.len() as u64;
         let mut submitted = Submitted { is_new: *is_new, there, ..Submitted::default() };
         progress(there);
-        // Made by the event of an object after the rows were looked at, and before there was the mission.
+        // Rows that an upload event created between the check and the creation of the mission.
         let mut others = Vec::new();
         let make = |src: SrcId| {
             let now = clock::now_rfc3339();
@@ -239,16 +240,16 @@ impl Scheduler {
             let ledger = ledger.clone();
             async move { ledger.create_task(&new).await }
         };
-        // By number: a closure over references is not general enough for a future that is sent.
+        // By index, because a closure over references is not general enough for a `Send` future.
         let rows = (0..plan.srcs.len()).filter_map(|n| {
             let src = &plan.srcs[n];
             (!known.contains(src)).then(|| make(src.clone()))
         });
-        // Dropping the rest on an error is safe: each row is there or not, and the next call finds which.
+        // May be dropped on an error: the next call finds the rows that exist.
         let mut rows = Parallel::new(ROWS_PARALLEL, rows);
         while let Some(made) = rows.next().await {
             let made = made.map_err(|panic| CloudError::new(Kind::Invalid, "PutItem", "a row", panic.to_string()));
-            match made.flatten().map_err(SchedulerError::cloud("making a row"))? {
+            match made.flatten().map_err(SchedulerError::cloud("creating a row"))? {
                 Made::New => submitted.made += 1,
                 Made::There(task) => {
                     submitted.there += 1;
@@ -267,7 +268,7 @@ impl Scheduler {
         Ok(submitted)
     }
 
-    /// Makes the mission; `None` if it is there.
+    /// Creates the mission; `None` if it exists.
     async fn make_mission(&self, plan: &SubmitPlan) -> Result<Option<Mission>, SchedulerError> {
         let trans_number = plan.srcs.len() as u64;
         let new = NewMission {
@@ -282,7 +283,7 @@ impl Scheduler {
             ..NewMission::of(plan.mission.clone(), trans_number)
         };
         let made = self.backend.ledger.create_mission(&new).await;
-        if !made.map_err(SchedulerError::cloud("making the mission"))? {
+        if !made.map_err(SchedulerError::cloud("creating the mission"))? {
             return Ok(None);
         }
         self.present(&plan.mission).await.map(Some)
@@ -292,8 +293,8 @@ impl Scheduler {
         self.mission(id).await?.ok_or_else(|| SchedulerError::NoMission(id.to_string()))
     }
 
-    /// Makes a mission that is there as large as it will be with the new tasks. Before their rows: it must not look over while
-    /// it grows.
+    /// Enlarges an existing mission by the new tasks. This comes before their rows, so that the mission is not complete
+    /// while it grows.
     async fn enlarge(&self, plan: &SubmitPlan, known: &HashSet<SrcId>) -> Result<Mission, SchedulerError> {
         let mission = self.present(&plan.mission).await?;
         refuse_other(&mission, plan)?;
@@ -301,11 +302,11 @@ impl Scheduler {
         self.fit_number(mission, &plan.srcs, |mission, count| has_all && mission.trans_number == Some(count)).await
     }
 
-    /// Counts again after the rows were made: another submission to the mission saw only those that were there when it counted.
-    /// The last of them to end sees all.
+    /// Counts again after the rows were created, because parallel submissions do not see each other's rows. The last
+    /// one to finish sees all.
     async fn recount(&self, prepared: &Prepared) -> Result<(), SchedulerError> {
         let mission = self.present(&prepared.mission.id).await?;
-        // Each submission to a mission that is there opens it.
+        // A submission to an existing mission reopens it.
         if prepared.is_new && mission.opened == 0 {
             return Ok(());
         }
@@ -313,8 +314,8 @@ impl Scheduler {
         self.fit_number(mission, &[], is_enough).await.map(drop)
     }
 
-    /// Sets the number of a mission's tasks to that of its rows and of `more`, unless it `fits`. Counted afresh, so that a call
-    /// that died halfway counts nothing twice; and again, if another has changed the number meanwhile.
+    /// Sets the mission's number of tasks to that of its rows and of `more`, unless it `fits`. It counts afresh, so
+    /// that a failed call counts nothing twice, and repeats if another submission changed the number.
     async fn fit_number(
         &self,
         mut mission: Mission,
@@ -328,7 +329,7 @@ impl Scheduler {
             };
             let counted = self.backend.ledger.each_task(Some(&mission.id), each).await;
             counted.map_err(SchedulerError::cloud("counting the mission's tasks"))?;
-            // A mission that was made for more tasks waits for these, too.
+            // A mission that was created for more tasks keeps the larger number.
             let count = (all.len() as u64).max(mission.trans_number.unwrap_or(0));
             if fits(&mission, count) {
                 return Ok(mission);
@@ -340,15 +341,15 @@ impl Scheduler {
                 return Ok(mission);
             }
         }
-        let what = "is being changed by others again and again".to_owned();
+        let what = "is changed by other submissions at the same time".to_owned();
         Err(SchedulerError::OtherMission { mission: mission.id.to_string(), what })
     }
 
-    /// Launches what the mission's waiting tasks need: a node for each, or the mission's nodes. `progress` hears how many
-    /// tasks have been seen to.
+    /// Launches the nodes for the pending tasks: one per task, or the mission's nodes. `progress` receives the number
+    /// of processed tasks.
     ///
     /// # Errors
-    /// [`SchedulerError`] if EC2 refuses to launch at all; what it has no room for waits, and a sweep tries again.
+    /// [`SchedulerError`] if EC2 refuses every launch. Tasks without capacity wait, and a sweep retries.
     pub async fn launch_all(
         &self,
         mission: &Mission,
@@ -390,10 +391,10 @@ impl Scheduler {
         Ok(())
     }
 
-    /// The launches that a submission would ask for, as they would be sent: the first of a node a task, or the mission's.
+    /// Returns the launch requests of a submission: the first of one node per task, or those of the mission's nodes.
     ///
     /// # Errors
-    /// [`SchedulerError`]: no template, or a policy that cannot be read.
+    /// [`SchedulerError`]: there is no template, or the policy is invalid.
     async fn requests(&self, plan: &SubmitPlan, mission: Option<&Mission>) -> Result<Vec<Request>, SchedulerError> {
         let new = Mission { nodes: plan.nodes, slots: plan.slots, ..Mission::unknown(plan.mission.clone()) };
         let mission = mission.cloned().unwrap_or(new);
@@ -421,25 +422,26 @@ fn other_task(task: &Task) -> SchedulerError {
     let theirs = task.mission.as_ref();
     SchedulerError::OtherTask {
         src: task.src.to_string(),
-        theirs: theirs.map_or_else(|| "a run of no mission".to_owned(), |id| format!("mission {id}")),
+        theirs: theirs.map_or_else(|| "no mission".to_owned(), |id| format!("mission {id}")),
     }
 }
 
-/// Refuses to add to a mission that was made otherwise, or is cancelled.
+/// Refuses a plan that differs from the existing mission, or a cancelled mission.
 fn refuse_other(mission: &Mission, plan: &SubmitPlan) -> Result<(), SchedulerError> {
     let other = |what: &str| SchedulerError::OtherMission { mission: mission.id.to_string(), what: what.to_owned() };
     if mission.cancelled_at.is_some() {
-        return Err(other("is cancelled: `lighthpc redrive` opens it again"));
+        return Err(other("is cancelled; reinstate it with `lighthpc redrive`"));
     }
     if plan.exec.is_some() && plan.exec != mission.exec {
-        let theirs = mission.exec.as_deref().map_or_else(|| "its nodes' own".to_owned(), |exec| format!("`{exec}`"));
-        return Err(other(&format!("its workload is {theirs}: its results would be of two kinds")));
+        let theirs =
+            mission.exec.as_deref().map_or_else(|| "the default of its nodes".to_owned(), |exec| format!("`{exec}`"));
+        return Err(other(&format!("its workload is {theirs}; a mission has one workload")));
     }
     if plan.nodes.is_some() && plan.nodes != mission.nodes {
-        return Err(other("is served otherwise: look at --nodes"));
+        return Err(other("has another value of --nodes"));
     }
     if plan.slots.is_some() && plan.slots != mission.slots {
-        return Err(other("is served otherwise: look at --slots"));
+        return Err(other("has another value of --slots"));
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
-//! The folders of processes that have died: listed at once, removed later, off the node's own way.
+//! The folders of dead processes: listed at the start, and removed later in the background.
 //!
-//! A folder is kept by nothing but its marker until it is removed. Nobody else removes it meanwhile: whoever lists has the
-//! work folder's lock, for as long as it lives.
+//! A folder is kept only until it is removed. No other process removes it meanwhile, because the process that listed it
+//! holds the work folder's lock for its lifetime.
 
 use std::ffi::OsStr;
 use std::io;
@@ -14,19 +14,19 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::folder::{self, Marker, Proven, Refusal};
 use crate::domain::ids::{Attempt, SrcId};
 
-/// What a process that has died left on this machine: an attempt's folder.
+/// The attempt's folder of a dead process on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Left {
-    /// Its task; none if the task is of another deployment.
+    /// The task; `None` if it belongs to another deployment.
     pub src: Option<SrcId>,
     /// The attempt.
     pub attempt: Attempt,
-    /// Whether the process crashed: the machine is still in the same boot, and the process was not asked to stop.
+    /// Whether the process crashed: the machine is still in the same boot, and the process was not requested to stop.
     pub is_crash: bool,
     folder: Option<Abandoned>,
 }
 
-/// A folder of a process that has died.
+/// A folder of a dead process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Abandoned {
     work_dir: PathBuf,
@@ -34,7 +34,7 @@ struct Abandoned {
 }
 
 impl Left {
-    /// Makes one of which no folder is left.
+    /// Creates a value without a folder.
     #[must_use]
     pub const fn without_folder(src: SrcId, attempt: Attempt, is_crash: bool) -> Self {
         Self { src: Some(src), attempt, is_crash, folder: None }
@@ -69,14 +69,14 @@ impl Left {
     }
 }
 
-/// How long the first attempt waits for the removal: a disk that a crashed attempt has filled has room again. Several
-/// million files are gone by then.
+/// The time that the first attempt waits for the removal, so that a disk that a crashed attempt filled has space again.
+/// It is enough for several million files.
 const HEAD_START: Duration = Duration::from_secs(30);
-/// How long the node's end waits for the rest.
+/// The time that the node waits at its end for the rest.
 const END_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// The removal of what was left, on a thread of its own. Dropping it stops it: what is left then is found by the next
-/// process.
+/// The removal of abandoned folders, on its own thread. Dropping it stops it; the next process finds the remaining
+/// folders.
 #[derive(Debug)]
 pub struct Removal {
     thread: JoinSet<()>,
@@ -85,7 +85,7 @@ pub struct Removal {
 }
 
 impl Removal {
-    /// Starts it. Of what is `unsettled` the markers stay. It stops at a drain.
+    /// Starts the removal. The markers of `unsettled` folders remain. It stops at a drain.
     #[must_use]
     pub fn start(settled: Vec<Left>, unsettled: Vec<Left>, drain: &CancellationToken) -> Self {
         let stop = drain.child_token();
@@ -98,9 +98,9 @@ impl Removal {
                     if stop.is_cancelled() {
                         return;
                     }
-                    // One that stays takes room, and must not keep the others from being removed.
+                    // A folder that cannot be removed takes disk space, but must not prevent the removal of others.
                     if let (Err(error), Some(path)) = (left.remove(keeps_marker, &stop), left.path()) {
-                        tracing::warn!("{} is left behind: {error}", path.display());
+                        tracing::warn!("removing {} failed: {error}", path.display());
                     }
                 }
             });
@@ -108,21 +108,21 @@ impl Removal {
         Self { thread, drain: drain.clone(), stop: stop.drop_guard() }
     }
 
-    /// Gives it a start of half a minute.
+    /// Waits for the removal for half a minute at most.
     pub async fn head_start(&mut self) {
         self.wait(HEAD_START).await;
     }
 
-    /// Waits for its end, for a minute at the most; then stops it.
+    /// Waits for the end of the removal for a minute at most; then stops it.
     pub async fn end(mut self) {
         if !self.wait(END_TIMEOUT).await {
-            tracing::warn!("what an earlier process left is not removed yet, and is left to the next one");
+            tracing::warn!("the folders of an earlier process are not completely removed; the next process continues");
         }
         drop(self.stop);
     }
 
     async fn wait(&mut self, limit: Duration) -> bool {
-        // All arms may be dropped: the thread goes on until it is stopped.
+        // All arms may be dropped: the thread continues until it is stopped.
         tokio::select! {
             ended = async { while self.thread.join_next().await.is_some() {} } => { let () = ended; true }
             () = tokio::time::sleep(limit) => false,
@@ -196,7 +196,8 @@ mod tests {
         left[0].remove(false, &CancellationToken::new()).unwrap();
     }
 
-    /// A process that was asked to stop, and killed before it had, has not crashed: nobody counts that against its tasks.
+    /// A process that was asked to stop, and killed before it had, has not crashed: nobody counts that against its
+    /// tasks.
     #[test]
     fn a_drain_that_is_killed_is_no_crash() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! The workload's env: the environment it gets, and the files behind it.
+//! The environment of a workload: its variables, and the files that they name.
 
 use std::ffi::OsString;
 use std::io;
@@ -18,8 +18,8 @@ use crate::domain::keys::file_name;
 /// <work dir>/<16 digits of the SHA-256 of deployment and task>-<attempt>-<8 random digits>/
 ///   .lighthpc-attempt.json      the marker, which proves that the folder is lighthpc's
 ///   log.<segment>   notes       the node's
-///   workload/                   the workload's; behind the sandbox its user owns it, and sees nothing else of the work dir
-///     input/<file name>   output   progress   checkpoint/   scratch/   tmp/ (behind the sandbox)
+///   workload/                   the workload's; in a sandbox its user owns it, and sees nothing else of the work dir
+///     input/<file name>   output   progress   checkpoint/   scratch/   tmp/ (in a sandbox)
 /// ```
 #[derive(Clone, Debug)]
 pub struct WorkloadEnv {
@@ -35,12 +35,11 @@ pub struct WorkloadEnv {
 }
 
 impl WorkloadEnv {
-    /// Makes the attempt's folder. Its name is of this deployment (the name of its tasks table), task, attempt, and
-    /// process, so that no other process has the same; other processes know by its lock that it is in use until the
-    /// last clone is dropped.
+    /// Creates the attempt's folder. Its name is unique for the deployment (the name of its tasks table), task, attempt
+    /// and process. A lock shows other processes that it is in use, until the last clone is dropped.
     ///
     /// # Errors
-    /// The system's; then nothing is left behind.
+    /// The system's error; then nothing remains on the disk.
     pub fn prepare(
         work_dir: &Path,
         deployment: &str,
@@ -65,18 +64,18 @@ impl WorkloadEnv {
         }
     }
 
-    /// Removes the attempt's folder with everything in it, read-only folders too. May be called twice.
+    /// Removes the attempt's folder with its content, including read-only folders. May be repeated.
     ///
     /// # Errors
-    /// The system's; `PermissionDenied` if the folder does not bear this attempt's marker.
+    /// The system's error; `PermissionDenied` if the folder does not have this attempt's marker.
     pub fn remove(&self) -> io::Result<()> {
         self.remove_unless(&CancellationToken::new())
     }
 
-    /// As [`WorkloadEnv::remove`], until it is asked to stop: what is left then has its marker still.
+    /// Works like [`WorkloadEnv::remove`], until `stop` is cancelled. The rest then still has its marker.
     ///
     /// # Errors
-    /// As of [`WorkloadEnv::remove`]; `Interrupted` if it was stopped.
+    /// As [`WorkloadEnv::remove`]; `Interrupted` if it was stopped.
     pub fn remove_unless(&self, stop: &CancellationToken) -> io::Result<()> {
         self.folder.remove(stop)
     }
@@ -84,7 +83,7 @@ impl WorkloadEnv {
     /// Empties the checkpoint folder.
     ///
     /// # Errors
-    /// As of [`WorkloadEnv::remove`].
+    /// As [`WorkloadEnv::remove`].
     pub fn empty_checkpoint(&self) -> io::Result<()> {
         self.folder.remove_part("workload/checkpoint")?;
         std::fs::create_dir(self.checkpoint())
@@ -96,31 +95,31 @@ impl WorkloadEnv {
         self.folder.path()
     }
 
-    /// Returns the part of the attempt's folder that is the workload's.
+    /// Returns the workload's part of the attempt's folder.
     #[must_use]
     pub fn workspace(&self) -> PathBuf {
         self.folder().join("workload")
     }
 
-    /// Returns where the input is downloaded to. Whatever the key is, this is inside the attempt's folder.
+    /// Returns the path of the downloaded input. It is inside the attempt's folder, whatever the key is.
     #[must_use]
     pub fn input(&self) -> PathBuf {
         self.workspace().join("input").join(file_name(self.src.as_str()))
     }
 
-    /// Returns where the workload writes its result: a file, or a folder.
+    /// Returns the path of the workload's result: a file or a folder.
     #[must_use]
     pub fn output(&self) -> PathBuf {
         self.workspace().join("output")
     }
 
-    /// Returns the file that the workload appends its progress to.
+    /// Returns the path of the progress file.
     #[must_use]
     pub fn progress(&self) -> PathBuf {
         self.workspace().join("progress")
     }
 
-    /// Returns the folder whose files survive an interruption.
+    /// Returns the folder whose files are kept after an interruption.
     #[must_use]
     pub fn checkpoint(&self) -> PathBuf {
         self.workspace().join("checkpoint")
@@ -132,24 +131,24 @@ impl WorkloadEnv {
         self.workspace().join("scratch")
     }
 
-    /// Returns what is `/tmp` and `/var/tmp` in the sandbox.
+    /// Returns the folder for `/tmp` and `/var/tmp` in the sandbox.
     pub(super) fn temporary(&self) -> PathBuf {
         self.workspace().join("tmp")
     }
 
-    /// Returns a name for this attempt that is good for a unit or a file: letters, digits, and hyphens.
+    /// Returns a name of this attempt that is valid for a unit or a file: letters, digits, and hyphens.
     pub(super) fn mark(&self) -> String {
         self.folder.name().to_owned()
     }
 
-    /// Gives the workspace, with all that is in it, to the workload's own user. No link is followed, and what is the
-    /// user's already keeps its time of change, by which a checkpoint knows its files.
+    /// Gives the workspace, with its content, to the workload's user. Follows no link. Files of that user keep their
+    /// change time, by which a checkpoint detects changes.
     pub(super) fn hand_over(&self, uid: u32, gid: u32) -> io::Result<()> {
         std::fs::create_dir_all(self.temporary())?;
         let (user, group) = (Uid::from_raw(uid), Gid::from_raw(gid));
         let top = walk::open_top(&self.workspace())?;
         chownat(&top, "", Some(user), Some(group), AtFlags::EMPTY_PATH)?;
-        // Of any depth: a checkpoint of an earlier version had no limit, and nothing of the workload runs yet.
+        // Any depth, because checkpoints of earlier versions had no limit, and the workload does not run yet.
         walk::each(&top, usize::MAX, |found| -> io::Result<()> {
             if (found.meta.st_uid, found.meta.st_gid) != (uid, gid) {
                 chownat(found.parent, found.name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
@@ -158,21 +157,21 @@ impl WorkloadEnv {
         })
     }
 
-    /// Reads what the workload has written to its standard output and error so far: the beginning, a line about what was
-    /// dropped, and the end, 6 MiB at the most. What lighthpc itself has to say of the attempt comes last.
+    /// Reads the current standard output and error of the workload: the beginning, a line about omitted bytes, and the
+    /// end, at most 6 MiB. Lines that lighthpc added come last.
     ///
     /// # Errors
-    /// The system's.
+    /// The system's error.
     pub fn log(&self) -> io::Result<Vec<u8>> {
         log::read(self.folder())
     }
 
-    /// Adds a line to the attempt's log for the task's owner, up to a few KiB in all. A disk that is full loses it.
+    /// Adds a line to the attempt's log for the user, up to a few KiB in total. It is lost if the disk is full.
     pub fn note(&self, line: &str) {
         log::note(self.folder(), line);
     }
 
-    /// Returns the variables that the workload gets.
+    /// Returns the variables of the workload.
     #[must_use]
     pub fn variables(&self) -> Vec<(&'static str, OsString)> {
         let mission = self.mission.as_ref().map_or("", MissionId::as_str);
@@ -190,16 +189,16 @@ impl WorkloadEnv {
     }
 }
 
-/// Returns whether a variable of ours is kept from the workload: AWS's (credentials, endpoints), lighthpc's own
-/// settings, and the handles that systemd gave to the daemon.
+/// Returns whether a variable is hidden from the workload: AWS variables (credentials, endpoints), lighthpc's own
+/// settings, and those that systemd gave to the node.
 #[must_use]
 pub(super) fn is_withheld(name: &str) -> bool {
     let name = name.to_ascii_uppercase();
     name.starts_with("AWS_") || name.starts_with("LIGHTHPC_") || SYSTEMD.contains(&name.as_str())
 }
 
-/// What systemd tells a service of itself. Source: `systemd.exec(5)`, "Environment Variables Set or Propagated by the Service
-/// Manager".
+/// The variables that systemd sets for a service. Source: `systemd.exec(5)`, "Environment Variables Set or Propagated
+/// by the Service Manager".
 const SYSTEMD: [&str; 14] = [
     "NOTIFY_SOCKET",
     "WATCHDOG_PID",

@@ -1,6 +1,6 @@
-//! A workload that is a program: its processes, its output, its progress file.
+//! Runs a workload that is a program: its processes, its output, its progress file.
 //!
-//! By hand it is a child in a process group of its own; behind the sandbox (`sandbox.rs`) it is a transient unit.
+//! Without a sandbox it is a child in its own process group; with one (`sandbox.rs`) it is a transient unit.
 
 use std::io;
 use std::os::unix::process::ExitStatusExt;
@@ -23,44 +23,44 @@ use super::sandbox::{self, UnitEnd, UnitState};
 use super::{Bounds, Ended, Stops, log, orphans};
 use crate::domain::progress::Progress;
 
-/// How often the progress file is looked at: a `stat`, twice a second.
+/// The time between two checks of the progress file: one `stat` twice a second.
 const LOOK_PERIOD: Duration = Duration::from_millis(500);
 
-/// What ends the wait for a program.
+/// The reason why the wait for a program finished.
 enum Event {
     Exit(io::Result<Exit>),
     TimeLimit,
     Stop,
 }
 
-/// How a program ended by itself.
+/// The exit of a program without our request.
 enum Exit {
     Child(ExitStatus),
-    /// Of the unit: with 0.
+    /// Unit: exit code 0.
     Done,
     Failed(UnitEnd),
 }
 
-/// The workload's processes: what is waited for, and what a signal must reach.
+/// The workload's processes: the child to wait for, and the targets of signals.
 struct Running {
     child: Child,
     reach: Reach,
-    /// Whether the unit is known to be gone, with all that was in it.
+    /// Whether the unit is known to be gone, with all its processes.
     is_gone: bool,
-    /// What the kernel had killed before.
+    /// The kernel's OOM counter before the start.
     before: OomCounter,
 }
 
-/// How all processes of a workload are reached.
+/// The way to reach all processes of a workload.
 enum Reach {
-    /// By the process group of the child, which is the program itself.
+    /// The process group of the child, which is the program itself.
     Group(Option<Pid>),
-    /// By its unit; the child is the `systemd-run` that waits for it.
+    /// The unit. The child is the `systemd-run` that waits for it.
     Unit(String),
 }
 
-/// The pauses before a start is tried again, in ms, 6.3 s in all: a program that is being written, and limits of
-/// processes and files that others have reached, are free again within seconds or stay for long.
+/// The pauses before retries of a start, in ms, 6.3 s in total. A program that is being written, or an exhausted limit
+/// of processes or files, is usually available again within seconds.
 const START_PAUSES_MS: [u64; 6] = [100, 200, 400, 800, 1600, 3200];
 
 pub(super) async fn run(
@@ -86,23 +86,23 @@ pub(super) async fn run(
             },
         };
         let Some(&pause) = pauses.next().filter(|_| failure.is_transient) else { return failure.conclude(program) };
-        tracing::warn!("{program} could not be started, and is tried again: {}", failure.source);
-        // Both arms may be dropped: neither holds anything.
+        tracing::warn!("starting {program} failed, retrying: {}", failure.source);
+        // Both arms may be dropped: they hold no resources.
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(pause)) => {}
             () = stops.stop.cancelled() => return Ok(Ended::Stopped),
         }
-        // A start that failed half-way must not run beside the next one.
+        // Processes of a partly failed start must not run beside the next one.
         end_escaped(env.folder().to_owned(), None).await;
     }
 }
 
-/// Why a program did not begin.
+/// The failure of a start.
 struct StartFailure {
     source: io::Error,
-    /// Whether the next try may succeed.
+    /// Whether a retry may succeed.
     is_transient: bool,
-    /// Whether it is not the program that failed, but what the node needs to start any.
+    /// Whether the cause is the machine, and not the program.
     is_of_machine: bool,
 }
 
@@ -123,7 +123,7 @@ impl StartFailure {
     }
 }
 
-/// Waits for a started program to its end; the inner error says that systemd could not begin it.
+/// Waits for a started program. The inner error means that systemd could not start it.
 async fn attend(
     mut running: Running,
     output: pipe::Receiver,
@@ -137,9 +137,9 @@ async fn attend(
     let (folder, echo) = (env.folder().to_owned(), bounds.echo);
     side.spawn(async move { log::drain(output, &folder, echo, async { ended.await.unwrap_or(()) }).await });
     let looking = CancellationToken::new();
-    side.spawn(look(ProgressFile::new(env.progress()), progress.clone(), looking.clone()));
+    side.spawn(poll_progress(ProgressFile::new(env.progress()), progress.clone(), looking.clone()));
 
-    // Waiting is cancel-safe, and the other arms only set the reason; the match below acts on it.
+    // Waiting is cancel-safe, and the other arms only set the reason. The match below acts on it.
     let event = tokio::select! {
         end = running.ended() => Event::Exit(end),
         () = time_limit(bounds.time_limit) => Event::TimeLimit,
@@ -157,7 +157,7 @@ async fn attend(
     ended
 }
 
-/// Starts the program, and returns it with its output.
+/// Starts the program, and returns it with the pipe of its output.
 fn start(argv: &[String], env: &WorkloadEnv, bounds: &Bounds) -> Result<(Running, pipe::Receiver), StartFailure> {
     let before = OomCounter::read();
     let (reader, output) = io::pipe().map_err(StartFailure::of_machine)?;
@@ -174,7 +174,7 @@ fn start(argv: &[String], env: &WorkloadEnv, bounds: &Bounds) -> Result<(Running
     command.stdin(Stdio::null()).stdout(errors).stderr(output).process_group(0).kill_on_drop(true);
     let child = match command.spawn() {
         Ok(child) => child,
-        // In the sandbox it is systemd-run that could not be started.
+        // In a sandbox this is a failure of systemd-run.
         Err(error) if unit.is_some() => return Err(StartFailure::of_machine(error)),
         Err(error) => return Err(StartFailure::of_program(error)),
     };
@@ -187,7 +187,7 @@ fn start(argv: &[String], env: &WorkloadEnv, bounds: &Bounds) -> Result<(Running
 }
 
 fn plain(argv: &[String], env: &WorkloadEnv) -> io::Result<Command> {
-    let (program, arguments) = argv.split_first().ok_or_else(|| io::Error::other("no program is named"))?;
+    let (program, arguments) = argv.split_first().ok_or_else(|| io::Error::other("the command line has no program"))?;
     let mut command = Command::new(program);
     command.args(arguments);
     for (name, _) in std::env::vars_os() {
@@ -202,16 +202,16 @@ fn plain(argv: &[String], env: &WorkloadEnv) -> io::Result<Command> {
 impl Running {
     async fn signal(&self, signal: Signal) {
         match &self.reach {
-            // The only refusal is "no such group": it has ended.
+            // The only error is "no such group": it has exited.
             Reach::Group(group) => drop(group.map(|group| kill_process_group(group, signal))),
             Reach::Unit(unit) => sandbox::signal(unit, signal).await,
         }
     }
 
-    /// Waits for the end. Cancel-safe: what was not waited for to the end is waited for again.
+    /// Waits for the exit. Cancel-safe: the next call continues to wait.
     ///
-    /// Of a unit, the word of the `systemd-run` that waits for it is not enough: it ends with 0 as well when it loses the bus
-    /// while the unit goes on. Its end says when to look.
+    /// The exit code of the `systemd-run` that waits for a unit is not sufficient: it is also 0 when it loses the
+    /// connection to the bus while the unit runs. After its exit, the unit's state is read.
     async fn ended(&mut self) -> io::Result<Exit> {
         let status = self.child.wait().await?;
         let Reach::Unit(unit) = &self.reach else { return Ok(Exit::Child(status)) };
@@ -219,15 +219,15 @@ impl Running {
         loop {
             match sandbox::state(unit).await {
                 UnitState::Failed(end) => return Ok(Exit::Failed(end)),
-                // One that ended otherwise would be remembered.
+                // systemd would still have the unit if it had failed.
                 UnitState::Gone if has_run_on || status.success() => {
                     self.is_gone = true;
                     return Ok(Exit::Done);
                 }
-                UnitState::Gone => return Err(io::Error::other(format!("systemd-run made no unit: {status}"))),
+                UnitState::Gone => return Err(io::Error::other(format!("systemd-run created no unit: {status}"))),
                 UnitState::Running => has_run_on = true,
                 UnitState::Unknown if silences == SILENCES_MAX => {
-                    return Err(io::Error::other("systemd does not say how the workload's unit is"));
+                    return Err(io::Error::other("systemd does not report the state of the workload's unit"));
                 }
                 UnitState::Unknown => silences += 1,
             }
@@ -235,10 +235,10 @@ impl Running {
         }
     }
 
-    /// Asks all processes to end, gives them their grace, and ends them.
+    /// Sends SIGTERM to all processes, waits for the grace, and sends SIGKILL.
     async fn end(&mut self, grace: Duration, hurry: &CancellationToken) -> io::Result<()> {
         self.signal(Signal::TERM).await;
-        // Waiting is cancel-safe; the other two arms hold nothing. How it ended does not matter.
+        // Waiting is cancel-safe; the other two arms hold no resources. The kind of exit does not matter.
         let has_ended = tokio::select! {
             ended = self.ended() => ended.is_ok(),
             () = tokio::time::sleep(grace) => false,
@@ -253,10 +253,10 @@ impl Running {
                 return Ok(());
             }
         }
-        Err(io::Error::other("the workload does not end, even by SIGKILL"))
+        Err(io::Error::other("the workload did not exit after SIGKILL"))
     }
 
-    /// Whatever is left is ended: nothing of the workload outlives the attempt.
+    /// Kills the remaining processes: no process of the workload outlives the attempt.
     async fn end_the_rest(&self, folder: PathBuf) {
         let unit = match &self.reach {
             Reach::Group(group) => {
@@ -275,11 +275,11 @@ impl Running {
             }
             tokio::time::sleep(KILL_PERIOD).await;
         }
-        tracing::error!("the workload's unit {unit} does not end; the machine's end will end it");
+        tracing::error!("the workload's unit {unit} did not stop; it will stop when the machine terminates");
     }
 }
 
-/// Reads what a program's own end means.
+/// Converts the exit of a program.
 fn explain(exit: Exit, before: OomCounter) -> io::Result<Result<Ended, StartFailure>> {
     let exited = |code, signal, out_of_memory| Ok(Ok(Ended::Exited { code, signal, out_of_memory }));
     match exit {
@@ -292,26 +292,28 @@ fn explain(exit: Exit, before: OomCounter) -> io::Result<Result<Ended, StartFail
         Exit::Failed(UnitEnd::Signal(signal)) => exited(None, Some(signal), false),
         Exit::Failed(UnitEnd::OutOfMemory) => exited(None, Some(Signal::KILL.as_raw()), true),
         Exit::Failed(UnitEnd::NotExecuted) => {
-            // systemd does not say why: a program that is just being written looks like one that is none.
-            let source = io::Error::other("systemd could not run it (203/EXEC): look at its #! line");
+            // systemd does not report the cause: a program that is being written gives the same error as one that is
+            // not executable.
+            let source = io::Error::other("systemd could not run it (203/EXEC): check its #! line");
             Ok(Err(StartFailure { source, is_transient: true, is_of_machine: false }))
         }
         Exit::Failed(UnitEnd::NotMade(why)) => Err(io::Error::other(why)),
     }
 }
 
-/// The time between two looks at a unit that runs on without its `systemd-run`, or of which systemd says nothing; with the 30 s
-/// that each look may take, systemd may be silent for five minutes.
+/// The time between two checks of a unit whose `systemd-run` has exited, or whose state systemd does not report. With
+/// the 30 s that each check may take, systemd may be unresponsive for five minutes.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const SILENCES_MAX: u32 = 10;
-/// How often, and how long apart, SIGKILL is sent: a unit that is only being made is missed by the first. A process that is not
-/// gone after half a minute waits for a disk that does not answer; the machine's end ends it.
+/// The maximum number of SIGKILL signals, and the pause between them. A unit that is being created misses the first. A
+/// process that still exists after half a minute waits for an unresponsive disk; the termination of the machine removes
+/// it.
 const KILLS_MAX: u32 = 30;
 const KILL_PERIOD: Duration = Duration::from_secs(1);
 
-async fn look(mut file: ProgressFile, progress: watch::Sender<Progress>, over: CancellationToken) {
+async fn poll_progress(mut file: ProgressFile, progress: watch::Sender<Progress>, over: CancellationToken) {
     loop {
-        // Both arms may be dropped: neither holds anything.
+        // Both arms may be dropped: they hold no resources.
         let last = tokio::select! {
             () = tokio::time::sleep(LOOK_PERIOD) => false,
             () = over.cancelled() => true,
@@ -324,7 +326,7 @@ async fn look(mut file: ProgressFile, progress: watch::Sender<Progress>, over: C
         }
     }
     if file.malformed() > 1 {
-        tracing::info!(lines = file.malformed(), "lines in the progress file that are not a percentage were ignored");
+        tracing::info!(lines = file.malformed(), "ignored lines in the progress file that are not a percentage");
     }
 }
 
@@ -339,11 +341,11 @@ async fn time_limit(limit: Option<Duration>) {
     }
 }
 
-/// Ends descendants that left the group.
+/// Kills descendants that left the process group.
 async fn end_escaped(folder: PathBuf, group: Option<Pid>) {
     match tokio::task::spawn_blocking(move || orphans::end_below(&folder, group)).await {
         Ok(0) | Err(_) => {}
-        Ok(count) => tracing::warn!("{count} processes of the workload had left its process group, and were ended"),
+        Ok(count) => tracing::warn!("killed {count} processes that had left the workload's process group"),
     }
 }
 

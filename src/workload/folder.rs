@@ -1,11 +1,10 @@
-//! An attempt's folder: made with a marker that proves whose it is, and removed by nobody who cannot show that marker.
+//! An attempt's folder: created with a marker that proves its origin, and removed only with that proof.
 //!
-//! The marker is a file that names the deployment, the task, the attempt, the folder itself, and the folder's inode. A
-//! folder that a person copied has another inode, one that a person renamed has another name, and neither is removed.
-//! The process that works in the folder holds a lock on the marker, so that a folder is abandoned exactly if its marker
-//! can be locked.
+//! The marker is a file with the deployment, the task, the attempt, the folder's name, and the folder's inode. A copied
+//! folder has another inode, a renamed one has another name, and neither is removed. The process that uses the folder
+//! holds a lock on the marker, so a folder is abandoned exactly if its marker can be locked.
 //!
-//! [`Proven::remove`] is the only function that removes a folder. It follows no link, and it enters no other mount.
+//! [`Proven::remove`] is the only function that removes a folder. It follows no link, and enters no other mount.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, TryLockError};
@@ -29,12 +28,13 @@ use crate::domain::keys::digest_hex;
 pub(super) const MARKER_NAME: &str = ".lighthpc-attempt.json";
 /// The first field of every marker.
 const MARKER_KIND: &str = "attempt folder";
-/// A marker is a task's name of up to 1,024 bytes, each of which JSON may write as six, and a few short fields.
+/// The maximum size of a marker: a task's name of up to 1,024 bytes, which JSON may write as six each, and a few short
+/// fields.
 const MARKER_BYTES_MAX: u64 = 16 * 1024;
-/// How many names are tried: two folders share one only by the chance of 1 in 2^32.
+/// The maximum number of names that are tried. The probability that two folders get the same name is 1 in 2^32.
 const NAMES_MAX: u32 = 8;
 
-/// What the marker says.
+/// The content of a marker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Marker {
     lighthpc: String,
@@ -44,28 +44,29 @@ pub(super) struct Marker {
     pub(super) task: String,
     /// The attempt.
     pub(super) attempt: u64,
-    /// The folder's own name.
+    /// The folder's name.
     pub(super) folder: String,
-    /// The folder's own inode.
+    /// The folder's inode.
     inode: u64,
-    /// The boot in which it was made; empty in markers of earlier versions, and where the kernel does not say.
+    /// The boot in which the folder was created; empty in markers of earlier versions, and if the kernel does not
+    /// report it.
     #[serde(default)]
     boot: String,
 }
 
 impl Marker {
-    /// Returns whether the machine is certainly still in the boot in which the folder was made.
+    /// Returns whether the machine is certainly in the same boot as when the folder was created.
     pub(super) fn is_of_this_boot(&self) -> bool {
         !self.boot.is_empty() && self.boot == boot_id()
     }
 }
 
-/// Returns the kernel's name for this boot, a random one; empty if it does not say. Source: `random(4)`.
+/// Returns the kernel's random id of this boot; empty if it is unknown. Source: `random(4)`.
 pub(super) fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
 }
 
-/// A folder that this process made. Other processes see it as in use until the last clone is dropped.
+/// A folder that this process created. Other processes see it as in use until the last clone is dropped.
 #[derive(Clone, Debug)]
 pub(super) struct Folder {
     work_dir: PathBuf,
@@ -75,7 +76,7 @@ pub(super) struct Folder {
 }
 
 impl Folder {
-    /// Makes a folder of a name that no other attempt of any process has, with its marker in it.
+    /// Creates a folder with a unique name, and its marker.
     pub(super) fn create(work_dir: &Path, deployment: &str, src: &SrcId, attempt: Attempt) -> io::Result<Self> {
         let parent = ground::make_checked(work_dir)?;
         let digest = digest_hex(&[deployment, src.as_str()], 16);
@@ -83,7 +84,7 @@ impl Folder {
         let (name, path) = loop {
             let name = format!("{digest}-{attempt}-{:08x}", rand::random::<u32>());
             let path = work_dir.join(&name);
-            // For this user alone, whatever the umask: inputs and results are nobody else's business.
+            // Accessible to this user only, whatever the umask, because inputs and results are private.
             match mkdirat(&parent, &name, Mode::RWXU) {
                 Ok(()) => break (name, path),
                 Err(Errno::EXIST) if tries < NAMES_MAX => tries += 1,
@@ -92,7 +93,7 @@ impl Folder {
         };
         let marked = mark(&parent, name.clone(), deployment, src, attempt);
         let (marker, lock) = marked.inspect_err(|_| {
-            // Both are this call's own. Neither can be removed by anything that looks at the marker.
+            // This call created both. Without a complete marker, no other function could remove them.
             if let Ok(folder) = open_folder(&parent, &name) {
                 unlinkat(folder, MARKER_NAME, AtFlags::empty()).ok();
             }
@@ -105,15 +106,15 @@ impl Folder {
         &self.path
     }
 
-    /// Returns the folder's own name: letters, digits, and hyphens.
+    /// Returns the folder's name: letters, digits, and hyphens.
     pub(super) fn name(&self) -> &str {
         &self.marker.folder
     }
 
-    /// Removes the folder. May be called twice.
+    /// Removes the folder. May be repeated.
     ///
     /// # Errors
-    /// The system's; `PermissionDenied` if what is there is not this attempt's folder.
+    /// The system's error; `PermissionDenied` if it is not this attempt's folder.
     pub(super) fn remove(&self, stop: &CancellationToken) -> io::Result<()> {
         match self.prove() {
             Ok(Some(proven)) => proven.remove(stop),
@@ -122,10 +123,10 @@ impl Folder {
         }
     }
 
-    /// Removes what is at `part` below the folder, if anything is.
+    /// Removes the entry `part` of the folder, if it exists.
     ///
     /// # Errors
-    /// As of [`Folder::remove`].
+    /// As [`Folder::remove`].
     pub(super) fn remove_part(&self, part: &str) -> io::Result<()> {
         match self.prove()? {
             Some(proven) => proven.remove_part(part),
@@ -139,15 +140,15 @@ impl Folder {
             Err(Refusal::System(error)) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(refusal) => return Err(refused(&self.path, &refusal.to_string())),
         };
-        // The lock is this process's own. The random part of the name makes the marker one of a kind.
+        // This process holds the lock, and the random part of the name makes the marker unique.
         if proven.marker == self.marker { Ok(Some(proven)) } else { Err(refused(&self.path, OTHER_MARKER)) }
     }
 }
 
-const OTHER_MARKER: &str = "its marker is another attempt's";
+const OTHER_MARKER: &str = "its marker belongs to another attempt";
 
 fn refused(path: &Path, why: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::PermissionDenied, format!("{} is not removed: {why}", path.display()))
+    io::Error::new(io::ErrorKind::PermissionDenied, format!("{} was not removed: {why}", path.display()))
 }
 
 fn mark(
@@ -170,22 +171,25 @@ fn mark(
     };
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut file = File::from(openat(&handle, MARKER_NAME, flags, Mode::RUSR | Mode::WUSR)?);
-    // Locked before it says anything: another process that looks at it now finds no valid marker, and lets go at once.
-    // A file system without locks refuses them to that process too.
+    // Locked before it has content: a process that reads it now finds an invalid marker, and releases it at once.
+    // On a file system without locks, other processes cannot lock it either.
     if let Err(error) = file.lock() {
-        tracing::warn!("{} cannot be locked, so nobody can tell when it is abandoned: {error}", marker.folder);
+        tracing::warn!(
+            "{} cannot be locked, so other processes cannot detect when it is abandoned: {error}",
+            marker.folder
+        );
     }
     file.write_all(&serde_json::to_vec(&marker)?)?;
     Ok((marker, file))
 }
 
-/// Why a folder is not certainly ours.
+/// The reason why a folder is not certainly ours.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refusal {
     /// It has no marker.
-    #[error("it has no marker of lighthpc's")]
+    #[error("it has no lighthpc marker")]
     NoMarker,
-    /// The marker is not one that lighthpc wrote for this folder.
+    /// lighthpc did not write the marker for this folder.
     #[error("{0}")]
     Foreign(&'static str),
     /// The system refused.
@@ -199,7 +203,7 @@ impl From<Errno> for Refusal {
     }
 }
 
-/// A folder whose marker says that lighthpc made it.
+/// A folder with a marker that proves that lighthpc created it.
 #[derive(Debug)]
 pub(super) struct Proven {
     parent: OwnedFd,
@@ -209,11 +213,12 @@ pub(super) struct Proven {
     pub(super) marker: Marker,
 }
 
-/// Reads the marker of a direct sub-folder of `work_dir`.
+/// Reads the marker of a direct subfolder of `work_dir`.
 pub(super) fn prove(work_dir: &Path, name: &OsStr) -> Result<Proven, Refusal> {
     let parent = ground::open_checked(work_dir).map_err(io::Error::from)?;
     let folder = open_folder(&parent, name)?;
-    // A FIFO must not be waited for, and a link not be followed. To write: without that NFS gives no lock (flock(2)).
+    // Does not wait for a FIFO, and does not follow a link. Opened for writing, because NFS needs that for a lock
+    // (flock(2)).
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match openat(&folder, MARKER_NAME, flags, Mode::empty()) {
         Ok(file) => File::from(file),
@@ -227,45 +232,45 @@ pub(super) fn prove(work_dir: &Path, name: &OsStr) -> Result<Proven, Refusal> {
     }
     let user = rustix::process::geteuid().as_raw();
     if of_folder.st_uid != user || of_file.st_uid != user {
-        return Err(Refusal::Foreign("it is another user's"));
+        return Err(Refusal::Foreign("it belongs to another user"));
     }
     let mut text = Vec::new();
     (&file).take(MARKER_BYTES_MAX).read_to_end(&mut text)?;
-    let marker: Marker = serde_json::from_slice(&text).map_err(|_| Refusal::Foreign("its marker cannot be read"))?;
+    let marker: Marker = serde_json::from_slice(&text).map_err(|_| Refusal::Foreign("its marker is invalid"))?;
     if marker.lighthpc != MARKER_KIND {
         return Err(Refusal::Foreign("its marker is of another kind"));
     }
     if marker.folder.as_bytes() != name.as_bytes() {
-        return Err(Refusal::Foreign("its marker names another folder: it was copied or renamed"));
+        return Err(Refusal::Foreign("its marker has the name of another folder: it was copied or renamed"));
     }
     Ok(Proven { parent, name: name.to_owned(), folder, file, marker })
 }
 
 impl Proven {
-    /// Takes the folder of a process that has died; `None` if that process lives.
+    /// Returns the folder if its process is dead; `None` if the process is alive.
     ///
     /// # Errors
-    /// [`Refusal`], also of a copy: its inode is another than the marker's.
+    /// [`Refusal`], also for a copy, whose inode differs from the marker's.
     pub(super) fn abandoned(self) -> Result<Option<Self>, Refusal> {
         match self.file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(error)) => {
-                tracing::warn!("{} is left, for nobody can tell whether it is in use: {error}", self.name.display());
+                tracing::warn!("{} was not removed, because it may be in use: {error}", self.name.display());
                 return Err(error.into());
             }
         }
         if fstat(&self.folder)?.st_ino != self.marker.inode {
-            return Err(Refusal::Foreign("it is a copy of the folder that its marker names"));
+            return Err(Refusal::Foreign("it is a copy of the folder in its marker"));
         }
         Ok(Some(self))
     }
 
-    /// Removes the folder with everything in it, the marker last: what cannot be removed now is tried again by the next
-    /// process that finds the marker.
+    /// Removes the folder with its content, and the marker last, so that the next process that finds the marker can
+    /// retry.
     ///
     /// # Errors
-    /// The first that the system gave; what else could be removed is gone. `Interrupted` if it was stopped.
+    /// The first error of the system; everything else was removed. `Interrupted` if it was stopped.
     pub(super) fn remove(self, stop: &CancellationToken) -> io::Result<()> {
         self.empty(stop)?;
         match unlinkat(&self.folder, MARKER_NAME, AtFlags::empty()) {
@@ -281,21 +286,21 @@ impl Proven {
         }
     }
 
-    /// Removes what is in the folder, but not the marker.
+    /// Removes the content of the folder, except the marker.
     ///
     /// # Errors
-    /// As of [`Proven::remove`].
+    /// As [`Proven::remove`].
     pub(super) fn empty(&self, stop: &CancellationToken) -> io::Result<()> {
         Remover::new(&self.folder)?.until(stop).empty(Some(MARKER_NAME.as_bytes()))
     }
 
-    /// A process that was not found has written to the folder meanwhile: it must be recognised once more.
+    /// Writes the marker again, because a process that was not found added files meanwhile.
     fn mark_again(&self) {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let text = serde_json::to_vec(&self.marker).unwrap_or_default();
         let file = openat(&self.folder, MARKER_NAME, flags, Mode::RUSR | Mode::WUSR).map(File::from);
         if let Err(error) = file.map_err(io::Error::from).and_then(|mut file| file.write_all(&text)) {
-            tracing::warn!("the folder {} is left without its marker: {error}", self.name.display());
+            tracing::warn!("the folder {} remains without its marker: {error}", self.name.display());
         }
     }
 

@@ -1,12 +1,12 @@
-//! What is fuzzed here: the progress file.
+//! The fuzz target: the progress file.
 
 use std::path::PathBuf;
 
 use super::progress_file::{ProgressFile, Text};
 use crate::domain::progress::Progress;
 
-/// Reads a progress file. Its last valid line counts, whether it is read at once or was read while it grew; and no
-/// line is reported twice.
+/// Parses a progress file. The last valid line counts, whether the file is read once or while it grows, and each line
+/// is reported once.
 pub(crate) fn progress(bytes: &[u8]) {
     let text = |end: usize| Text { bytes: bytes[..end].to_vec(), start: 0 };
     let mut whole = ProgressFile::new(PathBuf::new());

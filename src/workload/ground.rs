@@ -1,7 +1,7 @@
-//! The work folder: whose it is, and who else could put something into it or in its place.
+//! Checks the work folder: its owner, and who could write into it or replace it.
 //!
-//! It is opened component by component, and every component is checked, so that another user of the machine can neither
-//! choose where this process writes nor read what it fetches. A link is followed only if root or this user made it.
+//! It is opened component by component, and each component is checked. So another user of the machine can neither
+//! choose where this process writes nor read its files. A link is followed only if root or this user created it.
 
 use std::ffi::OsString;
 use std::io;
@@ -15,31 +15,32 @@ use rustix::io::Errno;
 use super::groups::is_private;
 use super::walk::FOLDER;
 
-/// The longest path of a work folder. Linux takes 4,096 bytes, and a checkpoint's file has up to 3,072 below it.
+/// The maximum length of the path of a work folder. Linux allows 4,096 bytes, and a checkpoint's file needs up to 3,072
+/// below it.
 const PATH_BYTES_MAX: usize = 512;
-/// The most links on the way; the kernel's own limit.
+/// The maximum number of links in a path; it is the kernel's limit.
 const LINKS_MAX: u32 = 40;
 const OTHERS_WRITE: u32 = 0o002;
 const GROUP_WRITES: u32 = 0o020;
 const STICKY: u32 = 0o1000;
 
-/// Why a folder is not used as a work folder.
+/// The reason why a folder is not used as a work folder.
 #[derive(Debug, thiserror::Error)]
 pub enum GroundError {
-    /// Somebody else has, or could have, made what is there.
+    /// Another user has created it, or could have.
     #[error("{} {why}", path.display())]
     Unsafe {
-        /// The folder, the link, or one of the folders above it.
+        /// The folder, the link, or one of its parent folders.
         path: PathBuf,
-        /// Why it is refused.
+        /// The reason.
         why: String,
     },
-    /// The system refused.
+    /// A system call failed.
     #[error("{}: {source}", path.display())]
     System {
-        /// The folder, or one of the folders above it.
+        /// The folder, or one of its parent folders.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -47,18 +48,18 @@ pub enum GroundError {
 impl From<GroundError> for io::Error {
     fn from(error: GroundError) -> Self {
         match error {
-            // With its number, by which a full disk is known.
+            // With its number, which identifies a full disk.
             GroundError::System { source, .. } => source,
             GroundError::Unsafe { .. } => Self::new(io::ErrorKind::PermissionDenied, error.to_string()),
         }
     }
 }
 
-/// Opens a work folder, and makes it (0700) with the folders above it as far as they are missing.
+/// Opens a work folder, and creates it (0700) and its missing parent folders.
 ///
 /// # Errors
-/// [`GroundError::Unsafe`] if the folder is another user's, if others may write to it, if others may replace it or a
-/// folder above it, or if a link on the way is another user's; else the system's.
+/// [`GroundError::Unsafe`] if the folder or a link in the path belongs to another user, if other users can write to the
+/// folder, or if they can replace it or one of its parents; else the system's error.
 pub(super) fn open(work_dir: &Path) -> Result<OwnedFd, GroundError> {
     let who = Who::this_process();
     let (folder, meta, path) = go(work_dir, &who, Trust::Checked, true)?;
@@ -68,19 +69,19 @@ pub(super) fn open(work_dir: &Path) -> Result<OwnedFd, GroundError> {
     }
 }
 
-/// Opens a work folder that was checked when this process took it, or that is in a trusted folder. There the mode is
-/// not looked at: some file systems show any mode. A link that another user made is not followed even there.
+/// Opens a work folder that this process has already checked, or that is in a trusted folder. The mode is not checked,
+/// because some file systems report any mode. A link of another user is not followed.
 ///
 /// # Errors
-/// [`GroundError::Unsafe`] if it is another user's by now, or a link on the way is; else the system's.
+/// [`GroundError::Unsafe`] if it, or a link in the path, belongs to another user now; else the system's error.
 pub(super) fn open_checked(work_dir: &Path) -> Result<OwnedFd, GroundError> {
     go_trusted(work_dir, false)
 }
 
-/// As [`open_checked`]; makes the folder (0700) if it is missing.
+/// Works like [`open_checked`], and creates the folder (0700) if it is missing.
 ///
 /// # Errors
-/// As of [`open_checked`].
+/// As [`open_checked`].
 pub(super) fn make_checked(work_dir: &Path) -> Result<OwnedFd, GroundError> {
     go_trusted(work_dir, true)
 }
@@ -91,21 +92,21 @@ fn go_trusted(work_dir: &Path, makes: bool) -> Result<OwnedFd, GroundError> {
     if who.trusts(meta.st_uid) {
         return Ok(folder);
     }
-    Err(GroundError::Unsafe { path, why: format!("is user {}'s", meta.st_uid) })
+    Err(GroundError::Unsafe { path, why: format!("belongs to user {}", meta.st_uid) })
 }
 
-/// Whether the folders on the way are looked at.
+/// Whether the parent folders are checked.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Trust {
     Checked,
     Given,
 }
 
-/// Goes to a folder, component by component. `makes` says whether those that are missing are made.
+/// Opens a folder component by component. With `makes`, creates missing ones.
 fn go(work_dir: &Path, who: &Who, trust: Trust, makes: bool) -> Result<(OwnedFd, Stat, PathBuf), GroundError> {
     let path = std::path::absolute(work_dir).map_err(|source| system(work_dir, source))?;
     if trust == Trust::Checked && path.as_os_str().len() > PATH_BYTES_MAX {
-        let why = format!("is a path of more than {PATH_BYTES_MAX} bytes");
+        let why = format!("has a path of more than {PATH_BYTES_MAX} bytes");
         return Err(GroundError::Unsafe { path, why });
     }
     let mut way = Way { folder: root()?, path: PathBuf::from("/"), rest: parts_of(&path), links: 0, makes };
@@ -129,7 +130,7 @@ fn system(path: &Path, source: impl Into<io::Error>) -> GroundError {
     GroundError::System { path: path.to_owned(), source: source.into() }
 }
 
-/// Returns the components below the root, the last one first.
+/// Returns the components below the root, in reverse order.
 fn parts_of(path: &Path) -> Vec<OsString> {
     let part = |component: Component| match component {
         Component::Normal(name) => Some(name.to_owned()),
@@ -139,15 +140,15 @@ fn parts_of(path: &Path) -> Vec<OsString> {
     path.components().rev().filter_map(part).collect()
 }
 
-/// How far a path is opened.
+/// The opened part of a path.
 struct Way {
     folder: OwnedFd,
-    /// Where `folder` is, for people.
+    /// The path of `folder`, for messages.
     path: PathBuf,
-    /// What is still to be opened, the last component first.
+    /// The components that are not opened yet, in reverse order.
     rest: Vec<OsString>,
     links: u32,
-    /// Whether what is missing is made.
+    /// Whether missing folders are created.
     makes: bool,
 }
 
@@ -157,7 +158,7 @@ impl Way {
             if name == ".." { self.path.parent().unwrap_or(Path::new("/")).into() } else { self.path.join(&name) };
         let meta = match statat(&self.folder, &name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) if self.makes => {
-                // Of two processes that make it at once, both find it.
+                // If two processes create it at the same time, both can open it.
                 match mkdirat(&self.folder, &name, Mode::RWXU) {
                     Ok(()) | Err(Errno::EXIST) => {}
                     Err(error) => return Err(system(&path, error)),
@@ -177,7 +178,7 @@ impl Way {
             return Err(system(&path, Errno::LOOP));
         }
         if !who.trusts(meta.st_uid) {
-            let why = format!("is a link that user {} made", meta.st_uid);
+            let why = format!("is a link that user {} created", meta.st_uid);
             return Err(GroundError::Unsafe { path, why });
         }
         let target = readlinkat(&self.folder, &name, Vec::new()).map_err(|error| system(&path, error))?;
@@ -190,11 +191,11 @@ impl Way {
     }
 }
 
-/// Whom this process trusts with its files.
+/// The users that this process trusts with its files.
 #[derive(Debug)]
 struct Who {
     uid: u32,
-    /// In a user namespace that does not know root, the number that stands for root, and for everybody else.
+    /// In a user namespace without root: the id that stands for root and for all unknown users.
     unknown: Option<u32>,
 }
 
@@ -214,39 +215,39 @@ impl Who {
         uid == 0 || uid == self.uid || Some(uid) == self.unknown
     }
 
-    /// Returns why a folder may not be above the work folder, if so.
+    /// Returns why a folder cannot be a parent of the work folder, if so.
     fn objection_to_parent(&self, meta: &Stat) -> Option<String> {
-        // Only root is kept away from a folder of another user or of a group, as projects have them: any other user
-        // finds a folder of its own there, or is refused.
+        // Only root is protected from folders of other users or of groups, which are common for projects. Any other
+        // user has a folder of their own there, or gets an error.
         if self.uid == 0 && !self.trusts(meta.st_uid) {
-            return Some(format!("is user {}'s, who can replace what is in it", meta.st_uid));
+            return Some(format!("belongs to user {}, who can replace its content", meta.st_uid));
         }
-        // In a sticky folder only the owner of an entry replaces it.
+        // In a sticky folder, only the owner of an entry can replace it.
         let is_groups = self.uid == 0 && meta.st_mode & GROUP_WRITES != 0 && meta.st_gid != 0;
         let is_open = meta.st_mode & STICKY == 0 && (meta.st_mode & OTHERS_WRITE != 0 || is_groups);
-        is_open.then(|| "can be written to by other users, who can replace what is in it".to_owned())
+        is_open.then(|| "is writable by other users, who can replace its content".to_owned())
     }
 
-    /// Returns why a folder may not be the work folder, if so.
+    /// Returns why a folder cannot be the work folder, if so.
     fn objection_to_folder(&self, meta: &Stat) -> Option<String> {
         if meta.st_uid != self.uid {
-            return Some(format!("is user {}'s, and this process runs as user {}", meta.st_uid, self.uid));
+            return Some(format!("belongs to user {}, but this process runs as user {}", meta.st_uid, self.uid));
         }
         let is_groups = meta.st_mode & GROUP_WRITES != 0 && !is_private(meta.st_gid, self.uid);
-        (is_groups || meta.st_mode & OTHERS_WRITE != 0).then(|| "can be written to by other users".to_owned())
+        (is_groups || meta.st_mode & OTHERS_WRITE != 0).then(|| "is writable by other users".to_owned())
     }
 }
 
-/// Returns whether root of this namespace's machine has a number in it. A line is: first inside, first outside, count.
+/// Returns whether the machine's root has an id in this namespace. A line is: first id inside, first id outside, count.
 fn maps_root(uid_map: &str) -> bool {
     uid_map.is_empty() || uid_map.lines().any(|line| line.split_whitespace().nth(1) == Some("0"))
 }
 
-/// Returns why the program that a folder names should not be run, if so: whoever may write to the folder chooses it.
-/// `path` is looked at itself, whatever it is; what is not there is nobody's.
+/// Returns why the program that a mission's folder contains is not trusted, if so: everyone who can write to the folder
+/// can choose it. `path` itself is checked, of any type. A missing one is accepted.
 ///
 /// # Errors
-/// The system's.
+/// The system's error.
 pub fn objection_to_mission(path: &Path, trusted_uid: Option<u32>) -> io::Result<Option<String>> {
     let meta = match statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(meta) => meta,
@@ -255,15 +256,15 @@ pub fn objection_to_mission(path: &Path, trusted_uid: Option<u32>) -> io::Result
     };
     let who = Who::this_process();
     if !who.trusts(meta.st_uid) && Some(meta.st_uid) != trusted_uid {
-        return Ok(Some(format!("belongs to user {}, and this process runs as user {}", meta.st_uid, who.uid)));
+        return Ok(Some(format!("belongs to user {}, but this process runs as user {}", meta.st_uid, who.uid)));
     }
-    // The mode of a link says nothing.
+    // The mode of a link has no meaning.
     let is_link = FileType::from_raw_mode(meta.st_mode) == FileType::Symlink;
     let is_private = |uid: u32| is_private(meta.st_gid, uid);
     let is_groups = !is_link && meta.st_mode & GROUP_WRITES != 0 && meta.st_gid != 0;
     let is_groups = is_groups && !is_private(who.uid) && !trusted_uid.is_some_and(is_private);
     let is_open = is_groups || !is_link && meta.st_mode & OTHERS_WRITE != 0;
-    Ok(is_open.then(|| "can be written to by other users".to_owned()))
+    Ok(is_open.then(|| "is writable by other users".to_owned()))
 }
 
 #[cfg(test)]
@@ -347,8 +348,8 @@ mod tests {
         std::fs::create_dir(dir.path().join("group")).unwrap();
         std::os::unix::fs::chown(dir.path().join("group"), Some(0), Some(65_534)).unwrap();
         chmod(&dir.path().join("group"), 0o770);
-        assert!(refused(&dir.path().join("group")).contains("written"));
-        assert!(refused(&dir.path().join("group/work")).contains("written"));
+        assert!(refused(&dir.path().join("group")).contains("writable"));
+        assert!(refused(&dir.path().join("group/work")).contains("writable"));
     }
 
     #[test]

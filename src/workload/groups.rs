@@ -1,8 +1,7 @@
-//! Groups of one user: what such a group may write to is nobody else's.
+//! Private groups: a folder that is writable for such a group is writable for one user only.
 
-/// Returns whether a group is one user's alone, as most systems give each user one, to which its files are writable:
-/// it has the user's name and no other member, and is no other user's first group. A group of which nothing is known
-/// may be anybody's.
+/// Returns whether a group belongs to one user only, as most systems create one per user: it has the user's name, no
+/// other member, and is no other user's first group. An unknown group is not private.
 fn is_private_group(gid: u32, uid: u32, users: &str, groups: &str) -> bool {
     let field = |line: &str, n: usize| line.split(':').nth(n).unwrap_or_default().to_owned();
     let number = |line: &str, n: usize| field(line, n).parse::<u32>().ok();
@@ -18,18 +17,18 @@ fn is_private_group(gid: u32, uid: u32, users: &str, groups: &str) -> bool {
         })
 }
 
-/// Returns whether a group is one user's alone, as far as this machine knows users and groups.
+/// Returns whether a group belongs to one user only, as far as this machine knows users and groups.
 pub(super) fn is_private(gid: u32, uid: u32) -> bool {
     is_private_group(gid, uid, &entries("/etc/passwd", "passwd", uid), &entries("/etc/group", "group", gid))
 }
 
-/// Returns a file of users or groups; if it does not know the number, with what the machine's other sources (LDAP, and
-/// so on) say of it.
+/// Returns a file of users or groups. If it does not contain the number, adds the answer of the machine's other sources
+/// (such as LDAP).
 fn entries(file: &str, database: &str, number: u32) -> String {
     let mut known = std::fs::read_to_string(file).unwrap_or_default();
     let is_it = |line: &str| line.split(':').nth(2).and_then(|field| field.parse().ok()) == Some(number);
     if !known.lines().any(is_it) {
-        // It asks a server, with the machine's own time limit for that. Where it is missing, the files are all there is.
+        // This may query a server, with the machine's own time limit. Without `getent`, only the files are used.
         let asked = std::process::Command::new("/usr/bin/getent").args([database, &number.to_string()]).output();
         known.push('\n');
         known.push_str(&asked.map(|asked| String::from_utf8_lossy(&asked.stdout).into_owned()).unwrap_or_default());

@@ -1,8 +1,8 @@
-//! The workload's output: drained without ever blocking it, kept with a bound.
+//! The workload's output: read without ever blocking the workload, and stored with a bound.
 //!
-//! Both streams share one pipe, so their order is kept. It goes into segments of one size, `log.0`, `log.1`, and so on, of
-//! which the first and the newest two stay: a workload that writes 200 MB fills neither the disk nor the memory, and
-//! whoever reads them at any moment has the beginning, the end, and by the segments' numbers what was dropped between.
+//! Both streams share one pipe, so their order is kept. The output is stored in segments of one size, `log.0`, `log.1`,
+//! and so on. The first and the newest two are kept: a workload that writes 200 MB fills neither the disk nor the
+//! memory. A reader gets the beginning, the end, and, from the numbers, the size of the omitted part.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -17,26 +17,27 @@ use tokio::time::Instant;
 
 use crate::domain::printable::Stream;
 
-/// The bytes of a segment. Three of them are 6 MiB, about a second's upload.
+/// The size of a segment. Three are 6 MiB, an upload of about a second.
 const SEGMENT_BYTES: u64 = 2 * 1024 * 1024;
-/// The most segments that are there at once.
+/// The maximum number of segments at a time.
 const SEGMENTS_MAX: usize = 4;
-/// The bytes that are repeated on standard error, for the journal, which keeps them.
+/// The maximum size of the copy on standard error, which goes to the journal.
 const ECHO_BYTES: u64 = 1024 * 1024;
-/// How long the pipe is read after the workload's end: only a descendant that left the process group can still hold it.
+/// The time that the pipe is read after the workload's exit. Only a descendant that left the process group can still
+/// hold it.
 const LINGER: Duration = Duration::from_millis(500);
 
-/// Drains the pipe into segments in `folder` until it is closed, or for half a second after `ended` resolves.
+/// Reads the pipe into segments in `folder` until it is closed, or for half a second after `ended` resolves.
 ///
-/// A disk that is full stops the log for the time, not the draining.
+/// A full disk pauses the log, but not the reading.
 pub(super) async fn drain(mut source: pipe::Receiver, folder: &Path, echo: bool, ended: impl Future<Output = ()>) {
     let mut sink = Sink::new(folder, echo);
     let mut buffer = vec![0; 64 * 1024];
     tokio::pin!(ended);
     let mut deadline: Option<Instant> = None;
     loop {
-        // The losing arms are safe to drop: a read that did not happen took nothing, and `ended` is polled again. The
-        // deadline goes first, or a descendant that writes without end would hold the node.
+        // The losing arms are safe to drop: a read that did not happen consumed nothing, and `ended` is polled again.
+        // The deadline comes first, because a descendant that writes without end would block the node.
         let count = tokio::select! {
             biased;
             () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => break,
@@ -54,21 +55,21 @@ pub(super) async fn drain(mut source: pipe::Receiver, folder: &Path, echo: bool,
     sink.close();
 }
 
-/// Reads the log as it stands: the beginning, a line about what was dropped, the end. Empty if nothing was written.
+/// Reads the current log: the beginning, a line about the omitted part, the end. Empty if nothing was written.
 ///
 /// # Errors
-/// The system's.
+/// The system's error.
 pub(super) fn read(folder: &Path) -> io::Result<Vec<u8>> {
     let mut numbers: Vec<u64> = std::fs::read_dir(folder)?.filter_map(|entry| number_of(&entry.ok()?.path())).collect();
     numbers.sort_unstable();
-    // The first and the newest two are kept, and one more for a moment; what else has such a name is the workload's.
+    // The first, the newest two, and briefly one more are kept. Other files with such a name are the workload's.
     if numbers.len() > SEGMENTS_MAX {
         numbers.drain(1..numbers.len() + 1 - SEGMENTS_MAX);
     }
     let mut text = Vec::new();
     let mut expected = 0;
     for number in numbers {
-        // One that is gone was dropped between the look and this: the next one counts it.
+        // It was dropped after the listing. The next segment's number accounts for it.
         let Ok(segment) = read_file(&segment(folder, number), SEGMENT_BYTES) else { continue };
         if number > expected {
             let dropped = (number - expected) * SEGMENT_BYTES;
@@ -86,9 +87,9 @@ pub(super) fn read(folder: &Path) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// Reads a file of the folder, up to its bound: a workload without a sandbox can put anything there.
+/// Reads a file of the folder, up to its bound: a workload without a sandbox can create any file there.
 fn read_file(path: &Path, most: u64) -> io::Result<Vec<u8>> {
-    // A FIFO must not be waited for.
+    // Does not wait for a FIFO.
     let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
     let file = File::options().read(true).custom_flags(flags).open(path)?;
     let mut bytes = Vec::new();
@@ -98,12 +99,12 @@ fn read_file(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The file of what lighthpc itself has to say, which stands at the log's end.
+/// The file of lighthpc's own lines, which come at the end of the log.
 const NOTES_NAME: &str = "notes";
-/// The most bytes of it, so that a note may be made for anything that happens again and again.
+/// The maximum size of that file, because some notes can repeat.
 const NOTES_BYTES_MAX: u64 = 16 * 1024;
 
-/// Adds a line to the notes. One that cannot be written is lost: the log must not fail a task.
+/// Adds a line to the notes. Errors are ignored: the log must not fail a task.
 pub(super) fn note(folder: &Path, line: &str) {
     let path = folder.join(NOTES_NAME);
     if path.metadata().is_ok_and(|meta| meta.len() > NOTES_BYTES_MAX) {
@@ -113,7 +114,7 @@ pub(super) fn note(folder: &Path, line: &str) {
     let written =
         File::options().create(true).append(true).open(path).and_then(|mut file| file.write_all(line.as_bytes()));
     if let Err(error) = written {
-        tracing::debug!("a note is not kept: {error}");
+        tracing::debug!("writing a note failed: {error}");
     }
 }
 
@@ -125,21 +126,21 @@ fn number_of(path: &Path) -> Option<u64> {
     path.file_name()?.to_str()?.strip_prefix("log.")?.parse().ok()
 }
 
-/// The time between two tries of a disk that has refused the log: a full disk may have room again.
+/// The time between two tries after a disk error: a full disk may have space again.
 const RETRY_PERIOD: Duration = Duration::from_secs(10);
 
 struct Sink {
     folder: PathBuf,
-    /// The newest segment, and the room in it; `None` while the disk refuses.
+    /// The newest segment, and its free space; `None` after a disk error.
     newest: Option<(File, u64)>,
     /// The number of the next segment.
     next: u64,
-    /// When a disk that refused is tried again.
+    /// The time of the next try after a disk error.
     retry_at: Instant,
-    /// Output that the disk has refused.
+    /// The bytes of output that could not be written.
     lost_bytes: u64,
     echo_left: u64,
-    /// What is repeated is escaped: standard error may be a terminal, and the journal is read on one.
+    /// The copy is escaped, because standard error or the journal may be shown on a terminal.
     echo: Stream,
 }
 
@@ -158,7 +159,7 @@ impl Sink {
         sink
     }
 
-    /// Begins a segment, and drops the one that is neither the first nor among the newest two.
+    /// Starts a segment, and removes the one that is neither the first nor among the newest two.
     fn begin(&mut self) {
         let number = self.next;
         match File::create(segment(&self.folder, number)) {
@@ -169,14 +170,14 @@ impl Sink {
             Err(error) => self.refused(&error),
         }
         if number > 2 {
-            // It was there; if it cannot be removed, a little more is kept.
+            // If it cannot be removed, a little more is kept.
             std::fs::remove_file(segment(&self.folder, number - 2)).ok();
         }
     }
 
     fn refused(&mut self, error: &io::Error) {
         if self.lost_bytes == 0 {
-            tracing::warn!("the workload's output is not kept for now: {error}");
+            tracing::warn!("the workload's output cannot be stored at the moment: {error}");
         }
         self.newest = None;
         self.retry_at = Instant::now() + RETRY_PERIOD;
@@ -206,10 +207,10 @@ impl Sink {
         }
     }
 
-    /// Says at the end what is missing from the log.
+    /// Adds a note about lost output.
     fn close(self) {
         if self.lost_bytes > 0 {
-            note(&self.folder, &format!("{} bytes of output were lost: the disk refused them", self.lost_bytes));
+            note(&self.folder, &format!("{} bytes of output were lost because of disk errors", self.lost_bytes));
         }
     }
 
@@ -221,7 +222,7 @@ impl Sink {
         self.echo_left -= len as u64;
         let text = self.echo.push(&bytes[..len]);
         let mut stderr = io::stderr().lock();
-        // Nobody listens on standard error: then nobody can be informed.
+        // Errors are ignored: there is no other place to report them.
         drop(stderr.write_all(text.as_bytes()));
         if self.echo_left == 0 {
             drop(stderr.write_all(b"\n[lighthpc: the rest of the output is in the task's log only]\n"));
@@ -279,7 +280,7 @@ mod tests {
         sink.close();
         std::fs::remove_file(segment(dir.path(), 0)).unwrap();
         let log = String::from_utf8(read(dir.path()).unwrap()).unwrap();
-        assert!(log.ends_with("kept\n[lighthpc: 10 bytes of output were lost: the disk refused them]\n"), "{log}");
+        assert!(log.ends_with("kept\n[lighthpc: 10 bytes of output were lost because of disk errors]\n"), "{log}");
     }
 
     /// A disk without room, or without inodes, refuses the log; the workload writes on, and its pipe is drained.

@@ -1,4 +1,4 @@
-//! What a machine may lack: errors that say nothing of a program or a file, and the limit of open files.
+//! Limits of a machine: errors that are not caused by a program or a file, and the limit of open files.
 
 use std::io;
 use std::sync::OnceLock;
@@ -6,9 +6,8 @@ use std::sync::OnceLock;
 use rustix::io::Errno;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
 
-/// Returns whether the system refused for a reason that says nothing of the program or the file: the machine has
-/// reached a limit, the program is just being written, or the disk does not answer. Anything else is the program's or
-/// the file's own.
+/// Returns whether the cause of an error is the machine: it has reached a limit, the program is being written, or the
+/// disk does not respond. Other errors are caused by the program or the file.
 ///
 /// Sources: `execve(2)`, `fork(2)`, `open(2)`, `pipe(2)`, and for files on a network file system `errno(3)`.
 #[must_use]
@@ -38,18 +37,18 @@ pub fn is_of_machine(error: &io::Error) -> bool {
     Errno::from_io_error(error).is_some_and(|errno| TRANSIENT.contains(&errno))
 }
 
-/// Returns whether the machine has reached a limit that may be free again within seconds: of open files, or of memory.
+/// Returns whether the machine has reached a limit that may be available again within seconds: open files or memory.
 #[must_use]
 pub fn is_limit(error: &io::Error) -> bool {
     let errno = Errno::from_io_error(error);
     matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN | Errno::INTR))
 }
 
-/// The limit of open files that this process was started with, if it was raised.
+/// The original limit of open files, if it was raised.
 static BEFORE: OnceLock<Rlimit> = OnceLock::new();
 
-/// Raises the limit of open files as far as this process may: each slot of a node has some tens of them, and the usual
-/// limit of 1,024 is there only for programs that use `select(2)`, which this one does not.
+/// Raises the limit of open files to this process's maximum. Each slot of a node needs some tens of them. The usual
+/// limit of 1,024 exists for programs that use `select(2)`, which this one does not.
 pub fn raise_descriptors() {
     let before = getrlimit(Resource::Nofile);
     if before.current == before.maximum {
@@ -57,19 +56,19 @@ pub fn raise_descriptors() {
     }
     match setrlimit(Resource::Nofile, Rlimit { current: before.maximum, ..before }) {
         Ok(()) => drop(BEFORE.set(before)),
-        Err(error) => tracing::warn!("the limit of open files stays at {:?}: {error}", before.current),
+        Err(error) => tracing::warn!("the limit of open files remains {:?}: {error}", before.current),
     }
 }
 
-/// Gives a workload the limit that this process was started with: with `select(2)` a program that gets a descriptor
-/// above 1,023 writes beyond its set, and some programs close every descriptor up to the limit, which may be a million.
+/// Restores the original limit for a workload. With `select(2)`, a program that gets a descriptor above 1,023 writes
+/// beyond its set. Some programs close every descriptor up to the limit, which may be a million.
 ///
-/// The program runs already (code between fork and exec is not possible without `unsafe`). It has none of this process's
-/// files, so it would have to open a thousand before this call. In a sandbox systemd sets the limit.
+/// The program already runs (code between fork and exec needs `unsafe`). It has none of this process's files, so it
+/// would have to open a thousand before this call. In a sandbox, systemd sets the limit.
 pub(super) fn give_back_descriptors(pid: Option<Pid>) {
     let (Some(pid), Some(before)) = (pid, BEFORE.get()) else { return };
     if let Err(error) = prlimit(Some(pid), Resource::Nofile, *before) {
-        // It may have ended already.
+        // It may have exited already.
         tracing::debug!("the workload keeps the node's limit of open files: {error}");
     }
 }

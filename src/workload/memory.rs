@@ -1,30 +1,30 @@
-//! Whether the kernel ended something because memory ran out: its own counters, before and after.
+//! Detects whether the kernel killed a process because memory ran out, by its counters before and after.
 
-/// A reading of the kernel's counter. Only a difference of two readings says something.
+/// A reading of the kernel's counter. Only the difference of two readings is meaningful.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct OomCounter {
     count: u64,
-    /// Whether it counts this process's own group, not the whole machine.
+    /// Whether it counts this process's own group, and not the whole machine.
     is_own: bool,
 }
 
 impl OomCounter {
-    /// Reads how many processes the kernel has ended because memory ran out: in this process's cgroup (version 2, or 1) if that is
-    /// counted, else on the whole machine.
+    /// Reads the number of processes that the kernel killed because memory ran out: in this process's cgroup (version 2
+    /// or 1) if it has a counter, else on the whole machine.
     ///
-    /// Sources: kernel documentation, "Control Group v2" (`memory.events`), "Memory Resource Controller" (`memory.oom_control`),
-    /// and `/proc/vmstat` since 4.13; all have a line `oom_kill`.
+    /// Sources: kernel documentation, "Control Group v2" (`memory.events`), "Memory Resource Controller"
+    /// (`memory.oom_control`), and `/proc/vmstat` since 4.13; all have a line `oom_kill`.
     pub(super) fn read() -> Self {
         let own = own_group().as_deref().and_then(counted);
         let all = || std::fs::read_to_string("/proc/vmstat").ok().as_deref().and_then(counted);
         Self { count: own.or_else(all).unwrap_or(0), is_own: own.is_some() }
     }
 
-    /// Returns whether a process that ended so after this reading was ended because memory ran out, or failed for the loss of a
-    /// child that was. A stranger's end, of which the whole machine's counter tells, says nothing of a process that was not killed.
+    /// Returns whether memory ran out for a process with this exit after this reading, or for its child. The host-wide
+    /// counter also counts other processes, so it is ignored unless this process was killed.
     pub(super) fn explain(self, code: Option<i32>, signal: Option<i32>) -> bool {
         let now = Self::read();
-        // 137 is the shell's word for a child that SIGKILL ended.
+        // 137 is the shell's exit code for a child that was killed by SIGKILL.
         let was_killed = signal == Some(9) || code == Some(137);
         now.count > self.count && now.is_own == self.is_own && (self.is_own || was_killed)
     }
@@ -32,7 +32,7 @@ impl OomCounter {
 
 fn own_group() -> Option<String> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    // The root is nobody's own, and does not count.
+    // The root group has no counter of its own.
     let path = |version: fn(&str) -> Option<&str>| groups.lines().find_map(version).filter(|path| *path != "/");
     let v2 = path(|line| line.strip_prefix("0::")).map(|path| format!("/sys/fs/cgroup{path}/memory.events"));
     let v1 = path(|line| line.split_once(":memory:").map(|(_, path)| path));

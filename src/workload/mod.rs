@@ -1,4 +1,4 @@
-//! The workload: what a task is for, behind one small seam.
+//! The workload: the program of a task, behind one small interface.
 //!
 //! ```text
 //!            ┌── exits ─────────────────────────────► Ended::Exited
@@ -6,8 +6,8 @@
 //!            └── stop token ── SIGTERM, grace, SIGKILL ──► Ended::Stopped
 //! ```
 //!
-//! This floor knows files, processes, and progress lines. It never sees AWS: the worker carries progress from here
-//! to the ledger.
+//! This layer uses files, processes, and progress lines only, and no AWS service. The worker writes the progress to the
+//! ledger.
 
 mod abandoned;
 mod env;
@@ -46,18 +46,18 @@ use tokio_util::sync::CancellationToken;
 
 use crate::domain::progress::Progress;
 
-/// What runs for each task.
+/// The program of each task.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Workload {
-    /// A program and its arguments, started as they are.
+    /// A program and its arguments, without a shell.
     Program(Vec<String>),
     /// A command line for `/bin/sh -c`.
     Shell(String),
-    /// The article's stand-in: steps of random length.
+    /// The article's simulated workload: steps of random length.
     Simulated(Simulation),
 }
 
-/// The bounds of a run.
+/// The limits of a run.
 #[derive(Clone, Debug)]
 pub struct Bounds {
     /// The time limit; none by default.
@@ -66,54 +66,54 @@ pub struct Bounds {
     pub grace: Duration,
     /// Whether the workload's output also goes to this process's standard error (the journal), up to 1 MiB.
     pub echo: bool,
-    /// The sandbox around the workload; without one it is a child of this process, with its user and its rights.
+    /// The sandbox of the workload. Without one, it is a child of this process with the same user and permissions.
     pub sandbox: Option<Sandbox>,
 }
 
-/// How a run is ended before its time.
+/// The ways to stop a run.
 #[derive(Clone, Debug, Default)]
 pub struct Stops {
-    /// Cancelled when the workload must end: SIGTERM, grace, SIGKILL.
+    /// Cancelled to stop the workload: SIGTERM, grace, SIGKILL.
     pub stop: CancellationToken,
-    /// Cancelled when the grace is over early.
+    /// Cancelled to shorten the grace.
     pub hurry: CancellationToken,
-    /// The grace, if it is another than the settings': under a Spot notice, all the time there is.
+    /// The grace, if it differs from the settings': under a Spot notice, all the remaining time.
     pub grace: watch::Sender<Option<Duration>>,
 }
 
-/// How a workload ended.
+/// The end of a workload.
 #[derive(Debug)]
 pub enum Ended {
-    /// By itself: with a code, or by a signal.
+    /// It exited with a code, or was killed by a signal.
     Exited {
         /// The exit code, if it exited.
         code: Option<i32>,
-        /// The signal, if one ended it.
+        /// The signal, if one killed it.
         signal: Option<i32>,
-        /// Whether the kernel ended a process because memory ran out meanwhile.
+        /// Whether the kernel killed a process meanwhile because memory ran out.
         out_of_memory: bool,
     },
-    /// The time limit passed; everything of it was ended.
+    /// The time limit passed; all its processes were killed.
     TimedOut,
-    /// The stop token was cancelled; everything of it was ended.
+    /// The stop token was cancelled; all its processes were killed.
     Stopped,
-    /// It could not be started, however often it was tried.
+    /// It could not be started, after all retries.
     NotStarted {
         /// The program's name.
         program: String,
-        /// The system's words.
+        /// The system's error.
         source: io::Error,
     },
 }
 
 impl Workload {
-    /// Runs the workload to its end, or to the cancellation of `stops.stop`, and reports progress on the way.
+    /// Runs the workload until it exits or `stops.stop` is cancelled, and reports its progress.
     ///
-    /// When this returns, nothing of the workload runs any more. Not cancel-safe: dropping the future
-    /// ends the program but not its descendants, and behind a sandbox nothing; cancel `stops.stop` instead and wait.
+    /// When this returns, no process of the workload runs any more. Not cancel-safe: dropping the future kills the
+    /// program but not its descendants, and in a sandbox nothing. Cancel `stops.stop` instead, and wait.
     ///
     /// # Errors
-    /// The system's, if the env's own files cannot be written.
+    /// The system's error, if the files of the environment cannot be written.
     pub async fn run(
         &self,
         env: &WorkloadEnv,

@@ -1,8 +1,8 @@
-//! What is left of a workload: processes that left its group, and the folders and processes of a node that died.
+//! Orphans of a workload: processes that left its group, and the folders and processes of a dead node.
 //!
-//! A process group is what a signal reaches; a daemonised descendant is in another. But every descendant inherits the
-//! env's variables, and `LIGHTHPC_SCRATCH` names the attempt's folder, so they are found by that. (One that
-//! clears its environment is out of reach here; on the AMI, its unit's cgroup ends it.)
+//! A signal reaches a process group; a daemonised descendant is in another one. But every descendant inherits the
+//! variables of the workload, and `LIGHTHPC_SCRATCH` contains the attempt's folder, which identifies it. (A descendant
+//! that clears its environment is not found; on the AMI, the unit's cgroup removes it.)
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, TryLockError};
@@ -20,11 +20,11 @@ use super::folder::{self, Proven, Refusal};
 use super::ground::{self, GroundError};
 use super::remover::open_folder;
 
-/// How often `/proc` is gone through: a process may fork between the look and the signal.
+/// The maximum number of passes over `/proc`: a process may fork between the listing and the signal.
 const ROUNDS_MAX: u32 = 5;
 
-/// OomCounter every process whose `LIGHTHPC_SCRATCH` is below `folder`, an attempt's, and returns how many there were; those
-/// of a process group that was killed already, and may still be dying, are left out.
+/// Kills every process whose `LIGHTHPC_SCRATCH` is below `folder`, an attempt's, and returns their number. Processes of
+/// the group `dying`, which was already killed, are omitted.
 pub(super) fn end_below(folder: &Path, dying: Option<Pid>) -> usize {
     let mut ended = 0;
     for _ in 0..ROUNDS_MAX {
@@ -34,7 +34,7 @@ pub(super) fn end_below(folder: &Path, dying: Option<Pid>) -> usize {
         }
         ended += found.len();
         for pid in found {
-            // The only refusals are "no such process", and another user's, which is none of ours.
+            // The only errors are "no such process", and a process of another user, which is not ours.
             kill_process(pid, Signal::KILL).ok();
         }
     }
@@ -43,15 +43,15 @@ pub(super) fn end_below(folder: &Path, dying: Option<Pid>) -> usize {
 
 /// The name of the lock in a work folder.
 const LOCK_NAME: &str = ".lock";
-/// The name of the note of a process that was asked to stop, how it begins, and the most that is read of it: a boot's
-/// name has 36 characters.
+/// The note of a process that was requested to stop: its name, its beginning, and the maximum number of bytes to read.
+/// A boot id has 36 characters.
 const NOTE_NAME: &str = ".lighthpc-drained";
 const NOTE_START: &str = "lighthpc was asked to stop in boot ";
 const NOTE_BYTES_MAX: u64 = 128;
-/// How many folders that stay are named in one warning.
+/// The maximum number of folders in one warning.
 const NAMED_MAX: usize = 5;
 
-/// The lock of a work folder, held as long as this lives.
+/// The lock of a work folder. Dropping it releases the lock.
 #[derive(Debug)]
 pub struct WorkLock {
     folder: OwnedFd,
@@ -59,18 +59,18 @@ pub struct WorkLock {
 }
 
 impl WorkLock {
-    /// Notes that this process was asked to stop: what it leaves, if it does not come to its end, is no crash.
+    /// Records that this process was requested to stop: if it does not finish, its remains do not count as a crash.
     ///
     /// # Errors
-    /// The system's.
+    /// The system's error.
     pub fn note_drain(&self) -> io::Result<()> {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mut note = File::from(openat(&self.folder, NOTE_NAME, flags, Mode::RUSR | Mode::WUSR)?);
         note.write_all(format!("{NOTE_START}{}\n", folder::boot_id()).as_bytes())
     }
 
-    /// Returns whether the process before this one was asked to stop in this boot, and removes its note. What has the
-    /// note's name and is none stays.
+    /// Returns whether the previous process was requested to stop in this boot, and removes its note. Other content
+    /// with the note's name is not removed.
     fn take_note(&self) -> bool {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let (mut note, boot) = (String::new(), folder::boot_id());
@@ -86,24 +86,23 @@ impl WorkLock {
     }
 }
 
-/// Takes a work folder for this process. If it is the only one there, kills what still runs of attempts whose process
-/// has died: a node that was restarted finds its earlier workload running. Returns the lock, and those attempts, with
-/// their folders, which are for the caller to remove ([`super::Removal`]): that may take long.
+/// Locks a work folder for this process. If it is the only process there, kills orphans of attempts whose process is
+/// dead: a restarted node finds its earlier workload running. Returns the lock and those attempts. The caller removes
+/// their folders ([`super::Removal`]), because that may take long.
 ///
-/// Nothing is listed that has no valid marker of lighthpc's (see `folder.rs`), and nothing of a process that lives. If
-/// another living process holds the lock, nothing is listed, and no lock is returned; attempts have folders of their
-/// own.
+/// Only folders with a valid lighthpc marker (see `folder.rs`) and a dead process are listed. If another living process
+/// holds the lock, nothing is listed, and no lock is returned; each attempt has its own folder anyway.
 ///
 /// # Errors
-/// [`GroundError`]: the folder is not certainly this user's own, or the system refused.
+/// [`GroundError`]: the folder is not certainly this user's own, or a system call failed.
 pub fn lock_work_dir(work_dir: &Path, deployment: &str) -> Result<(Option<WorkLock>, Vec<Left>), GroundError> {
     lock_opened(work_dir, ground::open(work_dir)?, deployment)
 }
 
-/// As [`take`], of a work folder in a folder that was found to be trusted: what is above it is not looked at.
+/// Works like [`lock_work_dir`], for a work folder in a trusted folder, whose parents are not checked.
 ///
 /// # Errors
-/// As of [`take`].
+/// As [`lock_work_dir`].
 pub fn lock_trusted_work_dir(work_dir: &Path, deployment: &str) -> Result<(Option<WorkLock>, Vec<Left>), GroundError> {
     lock_opened(work_dir, ground::make_checked(work_dir)?, deployment)
 }
@@ -115,7 +114,7 @@ fn lock_opened(
 ) -> Result<(Option<WorkLock>, Vec<Left>), GroundError> {
     let system = |source: io::Error| GroundError::System { path: work_dir.to_owned(), source };
     let work_dir = std::path::absolute(work_dir).map_err(system)?;
-    // What has the lock's name is neither followed, nor waited for, nor written to.
+    // An existing file with the lock's name is not followed, waited for, or written to.
     let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let lock = openat(&folder, LOCK_NAME, flags, Mode::RUSR | Mode::WUSR).map_err(|error| system(error.into()))?;
     let lock = File::from(lock);
@@ -130,10 +129,10 @@ fn lock_opened(
     }
 }
 
-/// Tries whether attempts can have folders in a work folder: makes one with a file in it, and removes both.
+/// Checks whether attempts can have folders in a work folder: creates one with a file, and removes both.
 ///
 /// # Errors
-/// The system's.
+/// The system's error.
 pub fn try_folder(work_dir: &Path) -> io::Result<()> {
     let parent = ground::make_checked(work_dir)?;
     let name = format!(".lighthpc-try-{:016x}", rand::random::<u64>());
@@ -150,7 +149,7 @@ fn list(work_dir: &Path, deployment: &str, was_drained: bool) -> io::Result<Vec<
     let mut left = Vec::new();
     let (mut earlier, mut kept) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir(work_dir)?.filter_map(Result::ok) {
-        // A link to a folder is none.
+        // A link to a folder does not count.
         if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             continue;
         }
@@ -159,7 +158,10 @@ fn list(work_dir: &Path, deployment: &str, was_drained: bool) -> io::Result<Vec<
             Ok(Some(proven)) => {
                 let ended = end_below(&entry.path(), None);
                 if ended > 0 {
-                    tracing::warn!(processes = ended, "the workload of an earlier attempt still ran, and was killed");
+                    tracing::warn!(
+                        processes = ended,
+                        "killed the workload of an earlier attempt, which was still running"
+                    );
                 }
                 left.push(Left::of(work_dir, proven.marker, deployment, was_drained));
             }
@@ -167,19 +169,19 @@ fn list(work_dir: &Path, deployment: &str, was_drained: bool) -> io::Result<Vec<
             Err(Refusal::NoMarker) if is_of_an_earlier_version(&entry.path(), &name) => earlier.push(name),
             Err(Refusal::NoMarker) => {}
             Err(refusal @ Refusal::Foreign(_)) => kept.push(format!("{} ({refusal})", entry.path().display())),
-            Err(Refusal::System(error)) => tracing::debug!("{} is left alone: {error}", entry.path().display()),
+            Err(Refusal::System(error)) => tracing::debug!("{} was skipped: {error}", entry.path().display()),
         }
     }
     if !kept.is_empty() {
         let named = kept.iter().take(NAMED_MAX).cloned().collect::<Vec<_>>().join(", ");
-        tracing::warn!(folders = kept.len(), "folders with a marker of lighthpc's are not removed: {named}");
+        tracing::warn!(folders = kept.len(), "folders with a lighthpc marker were not removed: {named}");
     }
     if !earlier.is_empty() {
         let named: Vec<_> = earlier.iter().take(NAMED_MAX).map(|name| name.to_string_lossy()).collect();
         tracing::warn!(
             folders = earlier.len(),
-            "{} holds folders of an earlier version of lighthpc, which have no marker and are not removed: {}; \
-             remove them by hand",
+            "{} contains folders of an earlier version of lighthpc, which have no marker and were not removed: {}; \
+             remove them manually",
             work_dir.display(),
             named.join(", ")
         );
@@ -187,7 +189,8 @@ fn list(work_dir: &Path, deployment: &str, was_drained: bool) -> io::Result<Vec<
     Ok(left)
 }
 
-/// Versions before the marker named a folder by 16 hexadecimal digits and the attempt, and put a file `src` into it.
+/// Returns whether a folder is from a version without markers. Its name had 16 hexadecimal digits and the attempt, and
+/// it contained a file `src`.
 fn is_of_an_earlier_version(path: &Path, name: &OsStr) -> bool {
     let is_named = name.to_str().and_then(|name| name.split_once('-')).is_some_and(|(digest, attempt)| {
         digest.len() == 16
@@ -218,8 +221,8 @@ fn scratch_of(pid: i32) -> Option<OsString> {
     Some(OsStr::from_bytes(value).to_owned())
 }
 
-/// Returns whether a path leads through this very folder, by whatever name of the work folder: another folder may have
-/// the same name, and only a path with the name is looked up, for any process may have set the variable to anything.
+/// Returns whether a path goes through this same folder, by any name of the work folder. Another folder may have the
+/// same name. Only paths with the name are resolved, because a process may have set the variable to any value.
 fn is_below(scratch: &Path, name: &OsStr, identity: (u64, u64)) -> bool {
     scratch.is_absolute()
         && scratch

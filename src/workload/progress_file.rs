@@ -1,8 +1,8 @@
-//! The progress file: the newest valid line wins, however the workload writes the file.
+//! Reads the progress file: the newest valid line counts, however the workload writes the file.
 //!
-//! A workload may append to the file, write it afresh in place, or rename another file into its place. So no position
-//! is remembered: whenever the file has changed, its last 64 KiB are read, and the last valid line in them counts. What
-//! is read while the file is being written is read again at the next look.
+//! A workload may append to the file, write it again in place, or replace it by renaming another file. Therefore no
+//! position is stored: whenever the file has changed, its last 64 KiB are read, and the last valid line counts. A text
+//! that is read while the file is being written is read again in the next check.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -13,26 +13,26 @@ use rustix::fs::OFlags;
 
 use crate::domain::progress::{LINE_BYTES_MAX, Progress};
 
-/// The most bytes that one look reads. Of a chattier workload the older lines are passed over: only the newest counts.
+/// The maximum number of bytes that one check reads. Older lines are skipped, because only the newest counts.
 const LOOK_BYTES_MAX: u64 = 64 * 1024;
 
 /// A reader of one attempt's progress file.
 #[derive(Debug)]
 pub(super) struct ProgressFile {
     path: PathBuf,
-    /// The file as the last look found it.
+    /// The file at the last check.
     seen: Option<Stamp>,
-    /// Whether the look before that had found the same. A change within the clock's grain (some ms) after a look leaves
-    /// the stamp as it was, so that a file counts as unchanged only after a second reading.
+    /// Whether the check before found the same. A change within the clock's resolution (some ms) does not change the
+    /// stamp, so a file counts as unchanged only after a second read.
     is_settled: bool,
-    /// Where the next line begins that was not counted as malformed yet.
+    /// The start of the next line that was not counted as malformed yet.
     counted_to: u64,
     malformed: u64,
-    /// What the last look that found something returned.
+    /// The last result.
     newest: Option<Progress>,
 }
 
-/// What tells one state of a file from another.
+/// The state of a file, which changes with its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     file: (u64, u64),
@@ -41,10 +41,10 @@ struct Stamp {
     changed: (i64, i64),
 }
 
-/// The end of the file as a look read it.
+/// The end of the file, as it was read.
 pub(super) struct Text {
     pub(super) bytes: Vec<u8>,
-    /// Where it begins in the file.
+    /// Its position in the file.
     pub(super) start: u64,
 }
 
@@ -53,16 +53,16 @@ impl ProgressFile {
         Self { path, seen: None, is_settled: false, counted_to: 0, malformed: 0, newest: None }
     }
 
-    /// Returns how many lines were no progress, as far as the looks have seen them.
+    /// Returns the number of invalid lines that were read.
     pub(super) const fn malformed(&self) -> u64 {
         self.malformed
     }
 
-    /// Returns the newest progress in the file, if it is another than before. A file that is missing or unreadable, or
-    /// that holds no valid line, says nothing.
+    /// Returns the newest progress in the file if it has changed. `None` if the file is missing, unreadable, or has no
+    /// valid line.
     ///
-    /// A line counts when it is ended. The only line of a file counts without an end too, once two looks have found the
-    /// same; and with `last` any line does.
+    /// A line counts when it has a line end. The only line of a file counts without one after two checks found the
+    /// same; with `last` any line counts.
     pub(super) fn look(&mut self, last: bool) -> Option<Progress> {
         let (stamp, mut file) = self.open().ok()??;
         let is_same = self.seen == Some(stamp);
@@ -80,8 +80,8 @@ impl ProgressFile {
     }
 
     fn open(&self) -> io::Result<Option<(Stamp, File)>> {
-        // The workload may have put anything here: opening a FIFO must not wait for its writer, and a link may lead to what
-        // the node may read and the workload may not.
+        // The workload may have created any file: opening a FIFO must not wait, and a link may lead to a file that the
+        // node may read but the workload may not.
         let flags = i32::try_from((OFlags::NONBLOCK | OFlags::NOFOLLOW).bits()).unwrap_or(0);
         let file = File::options().read(true).custom_flags(flags).open(&self.path)?;
         let meta = file.metadata()?;
@@ -103,8 +103,7 @@ impl ProgressFile {
             start += end as u64 + 1;
             rest = &rest[end + 1..];
         }
-        // After whole lines, a line without an end is one that is still being written, perhaps by a program that
-        // buffers.
+        // After complete lines, a line without an end is still being written, perhaps by a program that buffers.
         let is_only = start == 0 && is_same;
         if last || is_only || rest.len() > LINE_BYTES_MAX {
             newest = self.read_line(start, rest).or(newest);
@@ -113,7 +112,7 @@ impl ProgressFile {
     }
 
     fn read_line(&mut self, start: u64, line: &[u8]) -> Option<Progress> {
-        // A file that was cut while its writer went on at its old position begins with zeros.
+        // A truncated file whose writer continued at its old position starts with zeros.
         let line = &line[line.iter().take_while(|&&byte| byte == 0).count()..];
         if line.iter().all(u8::is_ascii_whitespace) {
             return None;
@@ -124,7 +123,7 @@ impl ProgressFile {
                 let shown = String::from_utf8_lossy(&line[..line.len().min(80)]).into_owned();
                 tracing::warn!(
                     line = shown,
-                    "a progress line is not a percentage from 0 to 100: it and its like are ignored"
+                    "ignored a progress line that is not a percentage from 0 to 100; further ones are only counted"
                 );
             }
             self.malformed += 1;
@@ -134,9 +133,9 @@ impl ProgressFile {
     }
 }
 
-/// Reads the last lines of a file, up to the bound; a first line that is cut is left out.
+/// Reads the last lines of a file, up to the limit. An incomplete first line is omitted.
 fn read_end(file: &mut File, bytes: u64) -> io::Result<Text> {
-    // One byte more tells whether the first line is whole.
+    // One more byte shows whether the first line is complete.
     let skipped = bytes.saturating_sub(LOOK_BYTES_MAX + 1);
     file.seek(SeekFrom::Start(skipped))?;
     let mut text = Vec::new();

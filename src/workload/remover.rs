@@ -1,6 +1,6 @@
-//! Removing what is below a folder: by descriptors, so that no link is followed, whoever changes the names meanwhile.
+//! Removes the content of a folder by descriptors, so that no link is followed, even if names change meanwhile.
 //!
-//! Whether the folder may be removed at all is for `folder.rs` to prove.
+//! `folder.rs` proves whether the folder may be removed.
 
 use std::ffi::CString;
 use std::io;
@@ -18,26 +18,27 @@ pub(super) fn open_folder(parent: impl AsFd, name: impl rustix::path::Arg) -> Re
     openat(parent, name, FOLDER, Mode::empty())
 }
 
-/// How many names of a folder are read at a time: an attempt may leave millions of files.
+/// The number of names of a folder that are read at a time: an attempt may leave millions of files.
 pub(super) const NAMES_AT_ONCE: usize = 4096;
-/// The levels that are open at once. What lies deeper is moved up to the top first, so that neither the open files nor
-/// the stack have to grow with it.
+/// The maximum number of open levels. Deeper folders are moved to the top first, so that neither the open files nor the
+/// stack grow with the depth.
 pub(super) const DEPTH_MAX: usize = 64;
-/// How often the top is gone through: as many levels as a disk could hold, and an end all the same.
+/// The maximum number of passes over the top folder: as many as a disk can have levels, but bounded.
 const PASSES_MAX: u32 = 100_000;
-/// How often the names of one folder are read: 400 million names, and an end if somebody makes new ones all the time.
+/// The maximum number of reads of one folder: 400 million names, a bound against a process that creates names
+/// continuously.
 const READS_MAX: u32 = 100_000;
 
 /// A folder that is being emptied.
 struct Level {
     folder: OwnedFd,
-    /// Its name in the folder above.
+    /// Its name in the parent folder.
     name: CString,
-    /// Names that were read and are still to be removed.
+    /// Names that were read and not removed yet.
     names: std::vec::IntoIter<CString>,
     /// Whether it has more names than were read.
     is_cut: bool,
-    /// How many of the names are gone.
+    /// The number of removed names.
     removed: usize,
     reads: u32,
 }
@@ -57,20 +58,20 @@ impl Level {
     }
 }
 
-/// What became of an entry.
+/// The result for an entry.
 enum Entry {
     Gone,
-    /// It is a folder, and has to be emptied first.
+    /// It is a folder, which must be emptied first.
     Folder(OwnedFd),
 }
 
-/// Removes what is below one folder.
+/// Removes the content of one folder.
 pub(super) struct Remover {
     top: OwnedFd,
     /// The file system, which is not left.
     device: u64,
     has_moved: bool,
-    /// Cancelled when it is to stop, with what is left left.
+    /// Cancelled to stop; the rest then remains.
     stop: CancellationToken,
     first_error: Option<io::Error>,
 }
@@ -82,12 +83,12 @@ impl Remover {
         Ok(Self { top: writable(folder)?, device, has_moved: false, stop, first_error: None })
     }
 
-    /// Makes it stop between two entries once `stop` is cancelled.
+    /// Makes it stop between two entries after `stop` is cancelled.
     pub(super) fn until(self, stop: &CancellationToken) -> Self {
         Self { stop: stop.clone(), ..self }
     }
 
-    /// Removes everything in the folder but `kept`.
+    /// Removes the content of the folder except `kept`.
     pub(super) fn empty(&mut self, kept: Option<&[u8]>) -> io::Result<()> {
         for _ in 0..PASSES_MAX {
             self.has_moved = false;
@@ -99,7 +100,7 @@ impl Remover {
         self.first_error.take().map_or(Ok(()), Err)
     }
 
-    /// Removes one entry of `parent` with everything in it.
+    /// Removes one entry of `parent` with its content.
     pub(super) fn all_of(&mut self, parent: &OwnedFd, name: &str) -> io::Result<()> {
         match open_folder(parent, name) {
             Ok(folder) if fstat(&folder)?.st_dev != self.device || is_mount(&folder) => return Err(Errno::BUSY.into()),
@@ -114,7 +115,7 @@ impl Remover {
         Ok(())
     }
 
-    /// Goes through the top once, without recursion: the levels that are open are a list.
+    /// Makes one pass over the top folder, without recursion: the open levels are a list.
     fn pass(&mut self, kept: Option<&[u8]>) -> Result<(), Errno> {
         let top = fcntl_dupfd_cloexec(&self.top, 0)?;
         let mut levels = vec![Level::read(top, CString::default(), kept)?];
@@ -142,7 +143,7 @@ impl Remover {
             let Some(parent) = levels.last_mut() else { break };
             match unlinkat(&parent.folder, &done.name, AtFlags::REMOVEDIR) {
                 Ok(()) | Err(Errno::NOENT) => parent.removed += 1,
-                // What is in it has said why it stays.
+                // The error of its content was recorded before.
                 Err(Errno::NOTEMPTY | Errno::EXIST) if self.first_error.is_some() => {}
                 Err(error) => self.note(error),
             }
@@ -150,11 +151,11 @@ impl Remover {
         Ok(())
     }
 
-    /// Removes an entry, or opens it for its own entries to be removed first.
+    /// Removes an entry, or opens it if it is a folder, which must be emptied first.
     fn entry(&mut self, parent: &Level, name: &CString, depth: usize) -> Result<Entry, Errno> {
         let unlinked = match unlinkat(&parent.folder, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => return Ok(Entry::Gone),
-            // What says of a folder that it is one depends on the file system.
+            // The error for a folder depends on the file system.
             Err(error) => error,
         };
         let folder = match open_folder(&parent.folder, name) {
@@ -163,7 +164,7 @@ impl Remover {
             Err(_) => return Err(unlinked),
         };
         if fstat(&folder)?.st_dev != self.device || is_mount(&folder) {
-            // What is mounted here is not the attempt's.
+            // A mounted file system does not belong to the attempt.
             return Err(Errno::BUSY);
         }
         let inside = writable(&folder)?;
@@ -180,19 +181,19 @@ impl Remover {
     }
 }
 
-/// Opens a folder for reading, and makes it writable if it is not: a workload may have made it read-only.
+/// Opens a folder for reading, and makes it writable if needed: a workload may have made it read-only.
 fn writable(folder: &OwnedFd) -> Result<OwnedFd, Errno> {
     let mode = fstat(folder)?.st_mode;
     if mode & 0o700 != 0o700 {
-        // By the descriptor: whatever has that name by now is not touched. A refusal shows in what follows.
+        // By the descriptor, because another entry may have the name now. An error shows in the next calls.
         let by_descriptor = format!("/proc/self/fd/{}", folder.as_raw_fd());
         std::fs::set_permissions(by_descriptor, std::fs::Permissions::from_mode(mode & 0o7777 | 0o700)).ok();
     }
     readable(folder)
 }
 
-/// Returns whether something is mounted here, also if it is of the same file system. A kernel before 5.8 does not say;
-/// then the device has to.
+/// Returns whether the folder is a mount point, also of the same file system. Kernels before 5.8 do not report it; then
+/// the device decides.
 fn is_mount(folder: &OwnedFd) -> bool {
     let seen = statx(folder, "", AtFlags::EMPTY_PATH, StatxFlags::TYPE);
     seen.is_ok_and(|seen| seen.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))

@@ -1,13 +1,13 @@
-//! The sandbox around a workload: a transient systemd unit with a user of its own.
+//! The sandbox of a workload: a transient systemd unit with its own user.
 //!
 //! ```text
 //!   systemd-run --wait ──► lighthpc-task-<mark>.service ──► exit 0 ──► the unit is gone, and its cgroup with it
-//!        (our child)            in lighthpc.slice           └─ else ──► failed, until it was shown and is forgotten
+//!        (our child)            in lighthpc.slice           └─ else ──► failed, until its state was read and reset
 //! ```
 //!
-//! Behind it there is no instance role (nftables and `IPAddressDeny`), no other process, and of the work folder only the
-//! attempt's own part. The kernel limits what it takes: it runs out of memory and of processes long before the node does.
-//! Whatever it starts is in its cgroup, and ends with it.
+//! In it there is no instance role (nftables and `IPAddressDeny`), no other process, and of the work folder only the
+//! attempt's own part. The kernel limits its resources: it runs out of memory and of processes long before the node
+//! does. All its processes are in its cgroup, and are killed with it.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -20,45 +20,47 @@ use tokio::process::Command;
 use super::env::{WorkloadEnv, is_withheld};
 use super::unit_properties::{BOUND, Devices, PROPERTIES, name_servers};
 
-/// The system user of workloads, which `scripts/provision` makes: of the first slot. The others have `lighthpc-task-1`
-/// and so on, so that the tasks of one node cannot read each other's files or signal each other's processes.
+/// The system user of workloads in the first slot, which `scripts/provision` creates. The other slots have
+/// `lighthpc-task-1` and so on, so that tasks of one node cannot read each other's files or signal each other's
+/// processes.
 const USER: &str = "lighthpc-task";
-/// The most users that are looked for; `scripts/provision` makes 256, more than an instance has cores for tasks.
+/// The maximum number of users that are searched; `scripts/provision` creates 256, more than an instance has cores for
+/// tasks.
 const USERS_MAX: u16 = 1024;
-/// The slice that all workloads are in.
+/// The slice of all workloads.
 const SLICE: &str = "lighthpc.slice";
 
-/// Memory that is kept from workloads, for the kernel, systemd, and the node: 256 MiB and 2 % of the machine's. A minimal system
-/// with the node takes about 150 MiB, and the kernel's own share grows with the machine.
+/// The memory that workloads do not get, for the kernel, systemd, and the node: 256 MiB and 2 % of the machine's
+/// memory. A minimal system with the node needs about 150 MiB, and the kernel's share grows with the machine.
 const RESERVE_BYTES: u64 = 256 * 1024 * 1024;
 const RESERVE_DIVISOR: u64 = 50;
-/// The least that a workload may have, whatever the machine.
+/// The minimum memory of a workload on any machine.
 const MEMORY_BYTES_MIN: u64 = 64 * 1024 * 1024;
 
-/// What a workload's unit is given.
+/// The settings of a workload's unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sandbox {
-    /// The users of the slots: each with its own id, and its group.
+    /// The users of the slots: user id and group id.
     users: Vec<(u32, u32)>,
-    /// The slot whose workloads run in this sandbox.
+    /// The slot of this sandbox's workloads.
     slot: u16,
-    /// The most memory of one workload, in bytes.
+    /// The memory limit of one workload, in bytes.
     pub memory_bytes: u64,
-    /// Whether this process is `lighthpc.service`, which the workload must not outlive.
+    /// Whether this process is `lighthpc.service`. The workload must not outlive it.
     pub is_bound: bool,
     /// The devices that workloads may use.
     pub devices: Devices,
 }
 
 impl Sandbox {
-    /// Makes the sandbox of this machine: the users that were provisioned, and all the memory that workloads may have.
+    /// Creates the sandbox of this machine: with the provisioned users, and all memory for workloads.
     ///
     /// # Errors
-    /// The system's; `NotFound` if there is no such user.
+    /// The system's error; `NotFound` if the user does not exist.
     pub fn of_this_machine(devices: Devices) -> io::Result<Self> {
         let users = users_of(&std::fs::read_to_string("/etc/passwd")?);
         if users.is_empty() {
-            let text = format!("this machine has no user {USER}: it is not provisioned");
+            let text = format!("the user {USER} does not exist: this machine is not provisioned");
             return Err(io::Error::new(io::ErrorKind::NotFound, text));
         }
         let memory = std::fs::read_to_string("/proc/meminfo")?;
@@ -74,26 +76,26 @@ impl Sandbox {
         self.users[usize::from(self.slot) % self.users.len()]
     }
 
-    /// Returns how many workloads can run side by side, each with a user of its own.
+    /// Returns the maximum number of parallel workloads, each with its own user.
     #[must_use]
     pub fn slots_max(&self) -> u16 {
         u16::try_from(self.users.len()).unwrap_or(u16::MAX)
     }
 
-    /// Returns the sandbox of each of `slots` workloads that run side by side.
+    /// Returns the sandbox of each of `slots` parallel workloads.
     #[must_use]
     pub fn shared(&self, slots: u16) -> Self {
         let memory_bytes = (self.memory_bytes / u64::from(slots.max(1))).max(MEMORY_BYTES_MIN);
         Self { memory_bytes, ..self.clone() }
     }
 
-    /// Returns the sandbox of one slot, whose user is no other slot's below [`Self::slots_max`].
+    /// Returns the sandbox of one slot. Below [`Self::slots_max`], no other slot has its user.
     #[must_use]
     pub fn of_slot(&self, slot: u16) -> Self {
         Self { slot, ..self.clone() }
     }
 
-    /// Returns the properties of the unit of an attempt, each as `systemd-run -p` takes it.
+    /// Returns the properties of an attempt's unit, for `systemd-run -p`.
     fn properties(&self, env: &WorkloadEnv) -> Vec<String> {
         let mut all: Vec<String> = PROPERTIES
             .iter()
@@ -102,11 +104,11 @@ impl Sandbox {
             .collect();
         let (uid, gid) = self.user();
         all.extend([format!("User={uid}"), format!("Group={gid}"), format!("MemoryMax={}", self.memory_bytes)]);
-        // Of the work folder nothing is seen but the attempt's own part.
+        // Only the attempt's part of the work folder is visible.
         if let Some(work_dir) = env.folder().parent() {
             all.push(format!("TemporaryFileSystem={}:ro", work_dir.display()));
         }
-        // Its temporary files count as its own: they are on the work folder's disk, and go with the attempt.
+        // Its temporary files are on the work folder's disk, and are removed with the attempt.
         let (workspace, temporary) = (env.workspace(), env.temporary());
         let (workspace, temporary) = (workspace.display(), temporary.display());
         all.push(format!("BindPaths={workspace} {temporary}:/tmp {temporary}:/var/tmp"));
@@ -116,9 +118,10 @@ impl Sandbox {
         all
     }
 
-    /// Returns the command that runs a program behind the sandbox, with the workload's end for its own, and the unit's name.
+    /// Returns the command that runs a program in the sandbox and exits with it, and the unit's name.
     pub(super) fn command(&self, argv: &[String], env: &WorkloadEnv) -> io::Result<(Command, String)> {
-        let (program, arguments) = argv.split_first().ok_or_else(|| io::Error::other("no program is named"))?;
+        let (program, arguments) =
+            argv.split_first().ok_or_else(|| io::Error::other("the command line has no program"))?;
         let unit = format!("lighthpc-task-{}.service", env.mark());
         let mut command = Command::new("systemd-run");
         command.args(["--wait", "--pipe", "--quiet"]).arg(format!("--unit={unit}")).arg(format!("--slice={SLICE}"));
@@ -126,16 +129,16 @@ impl Sandbox {
             command.arg("-p").arg(property);
         }
         for (name, value) in variables(env) {
-            // By name alone: a value on a command line could be read by everybody.
+            // By name only, because every user can read a value on a command line.
             command.arg("--setenv").arg(&name).env(name, value);
         }
-        // systemd puts variables in place of `$`, even where the program is a shell that means its own.
+        // systemd replaces `$` variables, even if the program is a shell with variables of its own.
         command.arg("--").arg(program).args(arguments.iter().map(|argument| argument.replace('$', "$$")));
         Ok((command, unit))
     }
 }
 
-/// The node's environment as far as it is meant for workloads, the env's variables, and a home.
+/// Returns the node's environment as far as workloads may have it, the workload's variables, and a home folder.
 fn variables(env: &WorkloadEnv) -> Vec<(OsString, OsString)> {
     let is_of_user = |name: &OsStr| ["HOME", "USER", "LOGNAME", "SHELL"].iter().any(|of_user| name == *of_user);
     let is_passed = |name: &OsString| !is_withheld(&name.to_string_lossy()) && !is_of_user(name);
@@ -145,7 +148,7 @@ fn variables(env: &WorkloadEnv) -> Vec<(OsString, OsString)> {
     inherited.chain(contract_s).chain([home]).collect()
 }
 
-/// Finds the users of the slots, in order, up to the first that is missing.
+/// Returns the users of the slots, in order, up to the first missing one.
 fn users_of(users: &str) -> Vec<(u32, u32)> {
     let name = |slot: u16| if slot == 0 { USER.to_owned() } else { format!("{USER}-{slot}") };
     (0..USERS_MAX).map_while(|slot| ids_of(&name(slot), users)).collect()
@@ -167,52 +170,54 @@ const fn share(total: u64) -> u64 {
     if rest < total / 2 { total / 2 } else { rest }
 }
 
-/// Sends a signal to everything in the unit. That there is no such unit, for it has ended or is still being made, is no error.
+/// Sends a signal to all processes of the unit. A missing unit, which has finished or is still being created, is not an
+/// error.
 pub(super) async fn signal(unit: &str, signal: Signal) {
     let number = signal.as_raw();
     systemctl(&["kill", &format!("--signal={number}"), unit]).await;
 }
 
-/// How a unit ended, by systemd's word.
+/// The end of a unit, as systemd reports it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum UnitEnd {
-    /// With this code.
+    /// It exited with this code.
     Code(i32),
-    /// By this signal.
+    /// This signal killed it.
     Signal(i32),
-    /// The kernel ended it because memory ran out.
+    /// The kernel killed it because memory ran out.
     OutOfMemory,
     /// systemd could not run the program: 203 of `systemd.exec(5)`, "Process Exit Codes".
     NotExecuted,
-    /// systemd could not make what is to be around it.
+    /// systemd could not create its sandbox.
     NotMade(String),
 }
 
-/// Where a unit is.
+/// The state of a unit.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum UnitState {
-    /// It is being made, runs, or is being ended.
+    /// It is being created, runs, or is being stopped.
     Running,
-    /// It ended otherwise than with 0; systemd keeps it until it is reset.
+    /// It failed; systemd keeps it until it is reset.
     Failed(UnitEnd),
-    /// There is none: it ended with 0 and was forgotten, or was never made.
+    /// It does not exist: it exited with 0 and was removed, or was never created.
     Gone,
     /// systemd does not answer.
     Unknown,
 }
 
-/// Asks systemd where a unit is. No job is queued for that: while the node is being stopped, one would wait for the node.
+/// Reads the state of a unit from systemd. This queues no job: while the node is being stopped, a job would wait for
+/// the node.
 pub(super) async fn state(unit: &str) -> UnitState {
     read_state(&systemctl(&["show", "--property=LoadState,ActiveState,Result,ExecMainCode,ExecMainStatus", unit]).await)
 }
 
-/// Lets systemd forget a unit that failed.
+/// Resets a failed unit, so that systemd removes it.
 pub(super) async fn forget(unit: &str) {
     systemctl(&["reset-failed", unit]).await;
 }
 
-/// The code of `ExecMainCode` for an exit: `CLD_EXITED` of `waitid(2)`; 2 and 3 are signals, and 0 says that the program was
-/// never begun, for what is to be around it was tried by `ExecStartPre=` before.
+/// The value of `ExecMainCode` for an exit: `CLD_EXITED` of `waitid(2)`. 2 and 3 are signals. 0 means that the program
+/// was never started, because `ExecStartPre=` tests the sandbox before.
 const EXITED: &str = "1";
 const EXEC_FAILED: i32 = 203;
 
@@ -227,7 +232,7 @@ fn read_state(shown: &str) -> UnitState {
             (Some("exit-code"), Some(EXITED)) => UnitEnd::Code(status),
             (_, Some("2" | "3")) => UnitEnd::Signal(status),
             (result, _) => UnitEnd::NotMade(format!(
-                "systemd could not make the workload's unit ({}); the journal says why",
+                "systemd could not create the workload's unit ({}); see the journal for the reason",
                 result.unwrap_or("no result")
             )),
         }),
@@ -236,7 +241,7 @@ fn read_state(shown: &str) -> UnitState {
     }
 }
 
-/// Finds a program as systemd would: a path, or a name in `PATH`.
+/// Checks that systemd can find a program: a path, or a name in `PATH`.
 pub(super) fn check_program(program: &str) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     let is_program =
@@ -251,7 +256,7 @@ pub(super) fn check_program(program: &str) -> io::Result<()> {
     if found { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
 }
 
-/// Runs `systemctl` and returns what it printed; what it could not do shows in what it is asked next.
+/// Runs `systemctl` and returns its output. An error shows in the next query.
 async fn systemctl(arguments: &[&str]) -> String {
     let output = Command::new("systemctl").args(arguments).stdin(Stdio::null()).kill_on_drop(true).output();
     match tokio::time::timeout(SYSTEMCTL_TIMEOUT, output).await {
@@ -267,7 +272,7 @@ async fn systemctl(arguments: &[&str]) -> String {
     }
 }
 
-/// systemctl takes tens of milliseconds; on a machine that a workload has brought to its knees it may take seconds.
+/// The time limit of systemctl. It takes tens of milliseconds, and may take seconds on an overloaded machine.
 const SYSTEMCTL_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The article's simulated workload: steps of random length, a percentage after each.
+//! The article's simulated workload: steps of random length, with a progress line after each.
 
 use std::io;
 use std::time::Duration;
@@ -12,14 +12,14 @@ use super::{Bounds, Ended, WorkloadEnv};
 use crate::domain::keys::digest_hex;
 use crate::domain::progress::Progress;
 
-/// How the simulated workload runs.
+/// The settings of the simulated workload.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Simulation {
     /// The number of steps. Default 15.
     pub steps: u32,
-    /// The shortest and the longest step in seconds. Default 12 to 20.
+    /// The minimum and the maximum duration of a step in seconds. Default 12 to 20.
     pub step_seconds: (f64, f64),
-    /// The seed: with the same one, each task takes the same steps again.
+    /// The seed. With the same seed, each task has the same steps.
     pub seed: Option<u64>,
 }
 
@@ -46,7 +46,7 @@ impl Simulation {
                 progress.send_replace(Progress::running(u8::try_from(pct).unwrap_or(100)));
             }
         };
-        // All arms may be dropped: a step is only time.
+        // All arms may be dropped: a step is only a delay.
         let ended = tokio::select! {
             () = steps => Ended::Exited { code: Some(0), signal: None, out_of_memory: false },
             () = tokio::time::sleep(limit) => Ended::TimedOut,
@@ -65,7 +65,7 @@ impl Simulation {
         Ok(ended)
     }
 
-    /// Returns the lengths of the steps: of this seed and this task always the same.
+    /// Returns the durations of the steps, which depend only on the seed and the task.
     fn lengths(&self, src: &str) -> Vec<Duration> {
         let mut rng = match self.seed {
             None => StdRng::seed_from_u64(rand::random()),

@@ -1,8 +1,8 @@
-//! The checkpoint folder on this machine's disk: what is in it, and how it is made again.
+//! The checkpoint folder on this machine's disk: lists its content, and restores it.
 //!
-//! The workload may change the folder at any moment, and the node may read what the workload may not. So everything is
-//! reached from the folder's own descriptor, and no link is followed. Links of a restored checkpoint are made after all
-//! files, so that no file is written through one.
+//! The workload may change the folder at any time, and the node may read files that the workload may not. So all
+//! entries are reached from the folder's own descriptor, and no link is followed. Links of a restored checkpoint are
+//! created after all files, so that no file is written through a link.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -19,48 +19,48 @@ use rustix::io::Errno;
 use super::walk::{self, DEPTH_MAX, Found, shortened};
 use crate::domain::checkpoint::{Content, MODE_KEPT, Manifest, Stamp, encode, parents};
 
-/// The longest path below the folder, in bytes. Linux allows 4,096 in all, and the folder's own path differs between
-/// machines.
+/// The maximum length of a path below the folder, in bytes. Linux allows 4,096 in total, and the folder's own path
+/// differs between machines.
 const PATH_BYTES_MAX: usize = 3072;
 
-/// What is at a place of the folder.
+/// The type of an entry of the folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EntryKind {
     /// A file.
     File {
-        /// Its size in bytes.
+        /// The size in bytes.
         bytes: u64,
-        /// Its state.
+        /// The state, which changes with the content.
         stamp: Stamp,
-        /// Its permissions.
+        /// The permissions.
         mode: u32,
     },
     /// A folder with these permissions.
     Folder {
-        /// Its permissions.
+        /// The permissions.
         mode: u32,
     },
     /// A symbolic link with this target.
     Link {
-        /// The target as it is.
+        /// The target, unchanged.
         target: Vec<u8>,
     },
 }
 
-/// Returns everything below a folder, by its path. What is gone by the time it is looked at was a temporary name.
+/// Returns all entries below a folder by path. Entries that disappear meanwhile are omitted; they were temporary.
 ///
 /// # Errors
-/// The system's; and of what has no place in a checkpoint: a socket, a FIFO, a device, a path that is too long, folders
-/// that lie too deep, and more entries than a save has time for. The error names it.
+/// The system's error. Also an error that names an entry that a checkpoint cannot contain: a socket, a FIFO, a device,
+/// a path that is too long, a folder that is too deep, or too many entries.
 pub fn walk(root: &Path, entries_max: usize) -> io::Result<BTreeMap<Vec<u8>, EntryKind>> {
     let mut found = BTreeMap::new();
     walk::each(&walk::open_top(root)?, DEPTH_MAX, |at: Found<'_>| -> io::Result<()> {
-        if let Some(seen) = look_at(at)? {
+        if let Some(seen) = kind_at(at)? {
             found.insert(at.path.to_vec(), seen);
         }
         if found.len() > entries_max {
             return Err(io::Error::other(format!(
-                "it holds more than the {entries_max} files, folders, and links of --max-checkpoint-files: pack them"
+                "it contains more than {entries_max} files, folders and links (--max-checkpoint-files): pack them"
             )));
         }
         Ok(())
@@ -68,10 +68,10 @@ pub fn walk(root: &Path, entries_max: usize) -> io::Result<BTreeMap<Vec<u8>, Ent
     Ok(found)
 }
 
-fn look_at(at: Found<'_>) -> io::Result<Option<EntryKind>> {
+fn kind_at(at: Found<'_>) -> io::Result<Option<EntryKind>> {
     let Found { parent: folder, name, path, meta } = at;
     if path.len() > PATH_BYTES_MAX {
-        return Err(io::Error::other(format!("{} is a path of more than {PATH_BYTES_MAX} bytes", shortened(path))));
+        return Err(io::Error::other(format!("{} has a path of more than {PATH_BYTES_MAX} bytes", shortened(path))));
     }
     let refuse = |what: &str| Err(io::Error::other(format!("{} {what}", encode(path))));
     let mode = meta.st_mode & MODE_KEPT;
@@ -87,7 +87,7 @@ fn look_at(at: Found<'_>) -> io::Result<Option<EntryKind>> {
         FileType::Symlink => {
             return match readlinkat(folder, name, Vec::new()) {
                 Ok(target) => Ok(Some(EntryKind::Link { target: target.into_bytes() })),
-                // It was replaced by something else just now; the next save has that.
+                // It was just replaced. The next save contains the new entry.
                 Err(Errno::NOENT | Errno::INVAL) => Ok(None),
                 Err(error) => refuse(&format!("cannot be read: {error}")),
             };
@@ -95,29 +95,29 @@ fn look_at(at: Found<'_>) -> io::Result<Option<EntryKind>> {
         FileType::Socket => "is a socket",
         FileType::Fifo => "is a FIFO",
         FileType::BlockDevice | FileType::CharacterDevice => "is a device",
-        FileType::Unknown => "is of an unknown kind",
+        FileType::Unknown => "has an unknown type",
     };
-    refuse(&format!("{what}, and a checkpoint holds files, folders, and links: keep it in LIGHTHPC_SCRATCH"))
+    refuse(&format!("{what}, but a checkpoint can contain only files, folders and links: keep it in LIGHTHPC_SCRATCH"))
 }
 
-/// A file of the folder that stays as it is named here, whatever the workload does to its name.
+/// An opened file of the folder. Changes of its name do not affect it.
 #[derive(Debug)]
 pub struct Pinned {
     file: File,
 }
 
-/// Why a file could not be pinned.
+/// The reason why a file could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum PinError {
-    /// The workload made something else of it.
+    /// The workload replaced it.
     #[error("{path} {what}")]
     NoFile {
         /// The path below the folder, as text.
         path: String,
-        /// What is the matter with it.
+        /// The reason.
         what: &'static str,
     },
-    /// The system refused: this may be the machine's doing, and the number says so.
+    /// A system call failed. The number shows whether the machine is the cause.
     #[error(transparent)]
     System(#[from] io::Error),
 }
@@ -137,8 +137,8 @@ impl From<PinError> for io::Error {
     }
 }
 
-/// Opens a file of the folder; `None` if it is gone. With an owner, only that user's file is opened: the workload might
-/// have made a link where the walk had seen a file.
+/// Opens a file of the folder; `None` if it does not exist. With an owner, only that user's file is opened: the
+/// workload might have replaced a listed file by a link.
 ///
 /// # Errors
 /// [`PinError`].
@@ -147,35 +147,35 @@ pub fn pin(root: &Path, path: &[u8], owner: Option<u32>) -> Result<Option<Pinned
     let top = walk::open_top(root)?;
     let parent = parents(path).next().unwrap_or_default();
     let name = OsStr::from_bytes(&path[if parent.is_empty() { 0 } else { parent.len() + 1 }..]);
-    // A FIFO in its place must not be waited for.
+    // Does not wait for a FIFO in its place.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match walk::open_below(&top, parent).and_then(|folder| openat(folder, name, flags, Mode::empty())) {
         Ok(file) => File::from(file),
         Err(Errno::NOENT) => return Ok(None),
-        // A socket, or a device without a driver, gives the last two.
+        // The last two errors are for a socket, and for a device without a driver.
         Err(Errno::LOOP | Errno::NOTDIR | Errno::NXIO | Errno::NODEV) => {
-            return Err(no_file("was replaced by something else while it was saved"));
+            return Err(no_file("was replaced while it was saved"));
         }
         Err(error) => return Err(error.into()),
     };
     let meta = file.metadata()?;
     if !meta.is_file() || owner.is_some_and(|owner| meta.uid() != owner) {
-        return Err(no_file("is no file of the workload's"));
+        return Err(no_file("is not a file of the workload"));
     }
     Ok(Some(Pinned { file }))
 }
 
 impl Pinned {
-    /// Returns a path by which this process reads the file, as long as this value lives.
+    /// Returns a path by which this process can read the file while this value exists.
     #[must_use]
     pub fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
     }
 
-    /// Returns the file's size, its state, and its permissions.
+    /// Returns the file's size, state, and permissions.
     ///
     /// # Errors
-    /// The system's.
+    /// The system's error.
     pub fn read_state(&self) -> io::Result<(u64, Stamp, u32)> {
         let meta = self.file.metadata()?;
         Ok((meta.len(), stamp(&meta), meta.mode() & MODE_KEPT))
@@ -186,16 +186,16 @@ fn stamp(meta: &std::fs::Metadata) -> Stamp {
     Stamp { inode: meta.ino(), modified: (meta.mtime(), meta.mtime_nsec()), changed: (meta.ctime(), meta.ctime_nsec()) }
 }
 
-/// Returns where an entry of a checkpoint is below the folder. A list that was read has no name that leads out of it.
+/// Returns the path of a checkpoint's entry below the folder. A parsed list contains no path that leaves it.
 #[must_use]
 pub fn path_below(root: &Path, path: &[u8]) -> PathBuf {
     root.join(OsStr::from_bytes(path))
 }
 
-/// Makes the folders of a checkpoint, for its files to be put into.
+/// Creates the folders of a checkpoint for its files.
 ///
 /// # Errors
-/// The system's.
+/// The system's error.
 pub fn make_folders(root: &Path, manifest: &Manifest) -> io::Result<()> {
     for (path, entry) in &manifest.entries {
         let folder = if entry.content == Content::Folder { Some(path.as_slice()) } else { parents(path).next() };
@@ -206,11 +206,11 @@ pub fn make_folders(root: &Path, manifest: &Manifest) -> io::Result<()> {
     Ok(())
 }
 
-/// Completes a checkpoint whose files are in place: links, owners, and permissions, the innermost first. The files'
-/// states go into the list, so that the next save knows what has changed since.
+/// Completes a checkpoint whose files are restored: links, owners, and permissions, the innermost first. Records the
+/// state of the files in the list, so that the next save detects changes.
 ///
 /// # Errors
-/// The system's.
+/// The system's error.
 pub fn complete(root: &Path, manifest: &mut Manifest, owner: Option<(u32, u32)>) -> io::Result<()> {
     for (path, entry) in &manifest.entries {
         if let Content::Link(target) = &entry.content {

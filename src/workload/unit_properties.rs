@@ -1,6 +1,6 @@
-//! What a workload's unit may do and see: its properties that do not depend on the attempt, and the devices.
+//! The properties of a workload's unit that do not depend on the attempt, and the devices.
 //!
-//! `docs/SEMANTICS.md` says what each is for, and what is left. An image that needs an exception has it in a drop-in:
+//! `docs/SEMANTICS.md` explains each of them, and the remaining gaps. An image can add exceptions in a drop-in:
 //! `/etc/systemd/system/lighthpc-task-.service.d/*.conf` applies to every workload's unit.
 
 use std::os::unix::fs::FileTypeExt;
@@ -9,13 +9,13 @@ use std::str::FromStr;
 
 /// The properties of every workload's unit.
 pub(super) const PROPERTIES: &[&str] = &[
-    // With this type a signal is never a success, so that half a result is never taken for a whole one.
+    // With this type, a signal is never a success, so that an incomplete result is never taken for a complete one.
     "Type=oneshot",
     "CollectMode=inactive",
-    // What is around the program is tried once before it: then an exit code from 200 to 245 is the program's own, not
+    // Tests the sandbox before the program starts. Then an exit code from 200 to 245 is the program's, and not
     // systemd's.
     "ExecStartPre=/bin/true",
-    // The node asks with SIGTERM itself; what systemd ends has had its time.
+    // The node sends SIGTERM itself. When systemd stops the unit, the grace is over.
     "KillSignal=SIGKILL",
     "OOMPolicy=kill",
     "OOMScoreAdjust=500",
@@ -42,40 +42,40 @@ pub(super) const PROPERTIES: &[&str] = &[
     "ProtectHostname=yes",
     "PrivateIPC=yes",
     "PrivateMounts=yes",
-    // /dev has null, zero, full, random, urandom, tty, ptmx, and what is bound into it.
+    // /dev contains null, zero, full, random, urandom, tty, ptmx, and the devices that are bound into it.
     "PrivateDevices=yes",
     "DevicePolicy=closed",
     "KeyringMode=private",
     "RemoveIPC=yes",
-    // Of /run nothing is there but what is bound back: no socket of systemd, D-Bus, the journal, or another daemon.
+    // /run contains only what is bound back: no socket of systemd, D-Bus, the journal, or another daemon.
     "TemporaryFileSystem=/dev/shm:mode=1777 /run:ro,mode=0755",
     "InaccessiblePaths=-/etc/lighthpc -/var/lib/cloud",
     "UMask=0077",
-    // The second lock on the role's door; nftables is the first, and answers at once.
+    // The second protection of the role. nftables is the first, and refuses at once.
     "IPAddressDeny=169.254.169.254 169.254.170.2 169.254.170.23 fd00:ec2::254 fd00:ec2::23",
     "SystemCallArchitectures=native",
-    // Beyond a service's calls: those of debuggers and profilers, which reach the workload's own processes only, memory
-    // protection keys (V8), and a program's own sandbox. Without io_uring and the kernel's keyrings: programs have
-    // another way, and both have had many holes.
+    // In addition to a service's calls: those of debuggers and profilers, which reach only the workload's own
+    // processes, memory protection keys (V8), and a program's own sandbox. Without io_uring and the kernel's keyrings:
+    // programs have alternatives, and both have had many vulnerabilities.
     "SystemCallFilter=@system-service @pkey ptrace perf_event_open process_madvise seccomp landlock_create_ruleset \
      landlock_add_rule landlock_restrict_self",
     "SystemCallFilter=~@keyring io_uring_setup io_uring_enter io_uring_register",
-    // A program that tries a call and goes on without it does so here too.
+    // A program that tries a call and continues without it also does so here.
     "SystemCallErrorNumber=EPERM",
 ];
 
-/// What ties a workload to the node, where the node is the service: it ends with it, and at power-off the node stops
-/// first, and hands its task back.
+/// The dependency of a workload on the node's service: it stops with it, and at power-off the node stops first and
+/// returns its task to the queue.
 pub(super) const BOUND: &[&str] = &["BindsTo=lighthpc.service", "Before=lighthpc.service"];
 
-/// The devices that workloads may use unless the settings say otherwise: GPUs of NVIDIA and AMD, AWS's own
-/// accelerators, and the network adapters that MPI uses. A machine has few of them or none.
+/// The default devices of workloads: GPUs of NVIDIA and AMD, AWS accelerators, and the network adapters for MPI. A
+/// machine has few or none of them.
 pub const DEVICES_DEFAULT: &str = "/dev/nvidia*,/dev/dri,/dev/kfd,/dev/neuron*,/dev/infiniband";
-/// The most device nodes of one unit: a machine with 16 GPUs and 32 adapters has about 100.
+/// The maximum number of device nodes of one unit: a machine with 16 GPUs and 32 adapters has about 100.
 const NODES_MAX: usize = 512;
 
-/// The devices that workloads may use: paths below `/dev`, each of a device or of a folder of devices; a `*` at the end
-/// stands for any rest of the name.
+/// The devices that workloads may use: paths below `/dev` of devices or folders of devices. A `*` at the end stands for
+/// any rest of the name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Devices(Vec<String>);
 
@@ -91,19 +91,19 @@ impl FromStr for Devices {
             if is_named && stem.bytes().all(is_plain) {
                 return Ok(name.to_owned());
             }
-            Err(format!("{name:?} is no device: name a path below /dev, such as /dev/dri or /dev/nvidia*, or none"))
+            Err(format!("{name:?} is not a device: use a path below /dev, such as /dev/dri or /dev/nvidia*, or none"))
         };
         names.map(check).collect::<Result<_, _>>().map(Self)
     }
 }
 
-/// Returns whether a character of a device's name means nothing else to systemd.
+/// Returns whether a character of a device's name has no special meaning for systemd.
 const fn is_plain(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'/' | b'_' | b'-' | b'.')
 }
 
 impl Devices {
-    /// Returns the properties that give a unit the devices that are there now.
+    /// Returns the properties that give a unit the currently existing devices.
     pub(super) fn properties(&self) -> Vec<String> {
         let (mut places, mut nodes) = (Vec::new(), Vec::new());
         for place in self.0.iter().flat_map(|name| places_of(name)) {
@@ -121,7 +121,7 @@ impl Devices {
     }
 }
 
-/// Returns what is at a name, or at each name that begins as a pattern does.
+/// Returns the existing paths for a name or a pattern.
 fn places_of(name: &str) -> Vec<PathBuf> {
     let Some(stem) = name.strip_suffix('*') else { return vec![PathBuf::from(name)] };
     let (folder, start) = stem.rsplit_once('/').unwrap_or_default();
@@ -133,13 +133,13 @@ fn places_of(name: &str) -> Vec<PathBuf> {
     places
 }
 
-/// Returns whether a path is a device itself, not a link to one.
+/// Returns whether a path is a device, and not a link to one.
 fn is_node(path: &Path) -> bool {
     let is_device = |meta: std::fs::Metadata| meta.file_type().is_char_device() || meta.file_type().is_block_device();
     path.to_str().is_some_and(|path| path.bytes().all(is_plain)) && path.symlink_metadata().is_ok_and(is_device)
 }
 
-/// Returns the property that binds the file of name servers back, if `/etc/resolv.conf` leads into `/run`, which is
+/// Returns the property that binds the file of name servers back if `/etc/resolv.conf` is a link into `/run`, which is
 /// replaced.
 pub(super) fn name_servers() -> Option<String> {
     let file = Path::new("/etc/resolv.conf").canonicalize().ok()?;

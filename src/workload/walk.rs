@@ -1,8 +1,8 @@
-//! Going through a folder that a workload may change at any moment.
+//! Walks a folder that a workload may change at any time.
 //!
-//! Every folder is reached from the top folder's own descriptor, level by level, and no link is followed: a name that
-//! is swapped for a link leads nowhere. There is no recursion and no path for the system, so neither the stack nor
-//! `PATH_MAX` limits how deep a folder may lie; [`DEPTH_MAX`] does.
+//! Every folder is reached from the top folder's descriptor, level by level, and no link is followed: a name that is
+//! replaced by a link gives an error. There is no recursion and no path for the system, so neither the stack nor
+//! `PATH_MAX` limits the depth, but [`DEPTH_MAX`] does.
 
 use std::ffi::CStr;
 use std::io;
@@ -14,31 +14,31 @@ use rustix::io::Errno;
 
 use crate::domain::checkpoint::encode;
 
-/// The most levels of folders in a result or a checkpoint. Programs make some tens. Each folder is opened from the top,
-/// so that 100,000 folders at this depth cost 20 million calls, about 20 s.
+/// The maximum number of folder levels in a result or a checkpoint. Programs create some tens. Each folder is opened
+/// from the top, so 100,000 folders at this depth cost 20 million system calls, about 20 s.
 pub const DEPTH_MAX: usize = 200;
 
-/// Why a walk stopped.
+/// The reason why a walk stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum WalkError {
-    /// The system refused.
+    /// A system call failed.
     #[error("{path}: {source}")]
     System {
         /// The path below the top folder, as text.
         path: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// The folders lie too deep.
+    /// There are too many levels of folders.
     #[error("it has more than {max} levels of folders, at {path}: pack them")]
     TooDeep {
         /// The beginning of the path below the top folder, as text.
         path: String,
-        /// The most levels.
+        /// The maximum number of levels.
         max: usize,
     },
-    /// What was a folder is none any more.
-    #[error("{path} was replaced by something else while it was read")]
+    /// A folder was replaced by another entry.
+    #[error("{path} was replaced while it was read")]
     Replaced {
         /// The path below the top folder, as text.
         path: String,
@@ -46,7 +46,7 @@ pub enum WalkError {
 }
 
 impl WalkError {
-    /// Returns a failure of the system at a path below the top folder.
+    /// Creates an error of the system at a path below the top folder.
     pub fn system(path: &[u8], source: impl Into<io::Error>) -> Self {
         Self::System { path: encode(path), source: source.into() }
     }
@@ -62,38 +62,38 @@ impl From<WalkError> for io::Error {
     }
 }
 
-/// What a walk found at one name.
+/// An entry that a walk found.
 #[derive(Clone, Copy)]
 pub struct Found<'a> {
-    /// The folder that it is in.
+    /// The folder that contains it.
     pub parent: &'a OwnedFd,
     /// Its name there.
     pub name: &'a CStr,
     /// Its path below the top folder: any bytes.
     pub path: &'a [u8],
-    /// What it is. Of a link, the link.
+    /// Its metadata. For a link, those of the link.
     pub meta: &'a Stat,
 }
 
 impl Found<'_> {
-    /// Returns its kind.
+    /// Returns its file type.
     #[must_use]
     pub fn kind(&self) -> FileType {
         FileType::from_raw_mode(self.meta.st_mode)
     }
 }
 
-/// Opens the folder at `path`, which is itself no link, for [`each`].
+/// Opens the folder at `path`, which must not be a link, for [`each`].
 ///
 /// # Errors
-/// The system's.
+/// The system's error.
 pub fn open_top(path: &Path) -> Result<OwnedFd, Errno> {
     openat(CWD, path, FOLDER, Mode::empty())
 }
 
 pub(super) const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Opens a folder below `top`, level by level, so that no link is followed, however deep it lies.
+/// Opens a folder below `top`, level by level, so that no link is followed at any depth.
 pub(super) fn open_below(top: &OwnedFd, path: &[u8]) -> Result<OwnedFd, Errno> {
     let mut folder = rustix::io::fcntl_dupfd_cloexec(top, 0)?;
     for name in path.split(|&byte| byte == b'/').filter(|name| !name.is_empty()) {
@@ -102,16 +102,16 @@ pub(super) fn open_below(top: &OwnedFd, path: &[u8]) -> Result<OwnedFd, Errno> {
     Ok(folder)
 }
 
-/// Opens a folder that a descriptor names for reading its entries.
+/// Opens a folder, given by a descriptor, for reading its entries.
 pub(super) fn readable(folder: impl AsFd) -> Result<OwnedFd, Errno> {
     openat(folder, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// Calls `see` for everything below `top`, a folder before what is in it. What is gone by the time it is looked at is
-/// left out.
+/// Calls `see` for each entry below `top`, for a folder before its content. Entries that disappear meanwhile are
+/// omitted.
 ///
 /// # Errors
-/// [`WalkError`], as the caller's; and whatever `see` returns.
+/// [`WalkError`], converted to the caller's type, and the errors of `see`.
 pub fn each<E: From<WalkError>>(
     top: &OwnedFd,
     depth_max: usize,
@@ -150,10 +150,10 @@ pub fn each<E: From<WalkError>>(
     Ok(())
 }
 
-/// The most of a path that an error about its length shows: an error has one line in a task's row.
+/// The maximum length of a path in an error message: an error is one line in a task's row.
 const SHOWN_BYTES_MAX: usize = 80;
 
-/// Returns the beginning of a path, as text.
+/// Returns the beginning of a path as text.
 pub(super) fn shortened(path: &[u8]) -> String {
     if path.len() <= SHOWN_BYTES_MAX { encode(path) } else { format!("{}…", encode(&path[..SHOWN_BYTES_MAX])) }
 }

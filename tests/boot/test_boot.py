@@ -368,4 +368,4 @@ def test_a_machine_that_is_not_baked_installs_the_bundle_and_does_its_task(cloud
     machine.wait_off(OFF_S_MAX)
 
     assert cloud.task(machine.src)["state"] == "done", machine.tail()
-    assert machine.says("ok", "sandbox", "a workload reaches no role"), "the doctor tried the sandbox from inside"
+    assert machine.says("ok", "sandbox", "a workload cannot reach the role"), "the doctor tried the sandbox from inside"

@@ -164,7 +164,7 @@ def test_what_only_a_person_may_see_is_not_checked_on_a_node(cloud):
 
     for name, right in [("shutdown", "ec2:DescribeInstanceAttribute"), ("topic", "sns:GetTopicAttributes")]:
         assert checks[name][0] == "skipped"
-        assert checks[name][1].startswith(f"not checked: needs {right}")
+        assert checks[name][1].startswith(f"not checked: this needs {right}")
     assert checks["tasks table"][0] == "ok"
 
 

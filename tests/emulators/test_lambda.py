@@ -293,7 +293,7 @@ def test_an_event_without_a_row_is_not_given_up(invoke, account):  # noqa: F811
 
     # Lambda invokes again, and at last keeps the event in the queue of failures; the neighbour has its row.
     answer = invoke({"Records": [bad, good]}, error=True)
-    assert "without bucket or key" in answer["errorMessage"]
+    assert "has no bucket or no key" in answer["errorMessage"]
     assert account.task("a")["state"] == "pending"
 
     account.tasks.delete()

@@ -281,9 +281,9 @@ fn a_result_that_is_not_there_or_is_another_is_never_silently_done() {
     let result = "lighthpc-local/results/rslt_a.txt";
     let cases: [(&str, &str, &str, Change); 8] = [
         (COPY, "", "is missing", |path| std::fs::remove_file(path).unwrap()),
-        (COPY, "", "is not the result", |path| std::fs::write(path, "longer than it was before").unwrap()),
+        (COPY, "", "differs from the result", |path| std::fs::write(path, "longer than it was before").unwrap()),
         // As long as before, and with its old time.
-        (COPY, "", "is not the result", |path| {
+        (COPY, "", "differs from the result", |path| {
             let time = path.metadata().unwrap().modified().unwrap();
             std::fs::write(path, "INPUT a.txt\n").unwrap();
             std::fs::File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
@@ -293,8 +293,8 @@ fn a_result_that_is_not_there_or_is_another_is_never_silently_done() {
         }),
         (FOLDER, "", "is missing", |path| std::fs::remove_dir_all(path).unwrap()),
         (FOLDER, "x/one", "is missing", |path| std::fs::remove_file(path).unwrap()),
-        (FOLDER, "two", "is not the result", |path| std::fs::write(path, "3\n").unwrap()),
-        (FOLDER, "_lighthpc_index.json", "is not the result", |path| std::fs::write(path, "{}").unwrap()),
+        (FOLDER, "two", "differs from the result", |path| std::fs::write(path, "3\n").unwrap()),
+        (FOLDER, "_lighthpc_index.json", "differs from the result", |path| std::fs::write(path, "{}").unwrap()),
         (FOLDER, "two", "is missing", |path| {
             std::fs::remove_file(path).unwrap();
             std::fs::create_dir(path).unwrap();
@@ -363,7 +363,7 @@ fn an_input_that_was_changed_after_its_result_is_warned_of() {
     }
     // A finished task needs its input no more. (After a bare `--local`, the first word must be a file that is there.)
     let (code, said, project) = run_again_after(COPY, |project| std::fs::remove_file(project.path("b.txt")).unwrap());
-    assert_eq!((code, said.matches("b.txt is gone").count()), (0, 1), "{said}");
+    assert_eq!((code, said.matches("b.txt is missing").count()), (0, 1), "{said}");
     assert!(!stderr(&project.run(&["run", "--local"])).contains("b.txt"), "nobody has named it");
 }
 
@@ -565,7 +565,7 @@ fn a_task_that_waits_after_a_failure_is_not_called_failed() {
     drop(writer);
     let words = stderr(&waits);
     assert!(words.contains("waits  a.txt") && !words.contains("failed a.txt"), "{words}");
-    assert!(words.contains("hint: what has not ended waits, and the same command tries it again"), "{words}");
-    assert!(String::from_utf8_lossy(&waits.stdout).contains("0 failed, 1 not ended"), "{waits:?}");
+    assert!(words.contains("hint: run the same command again to finish the remaining tasks"), "{words}");
+    assert!(String::from_utf8_lossy(&waits.stdout).contains("0 failed, 1 not finished"), "{waits:?}");
     assert_eq!(code(&project.run(&run)), 0);
 }

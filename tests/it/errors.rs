@@ -62,13 +62,13 @@ fn the_errors_that_people_meet_are_reviewed() {
     expect_file!["snapshots/errors.txt"].assert_eq(&text);
 }
 
-/// Replaces what differs between two runs: a task's time, and the name of an attempt's folder.
+/// Replaces what differs between two runs: a task's times, and the name of an attempt's folder.
 fn without_chance(line: &str) -> String {
-    let mut parts: Vec<String> = line.split("  ").map(ToOwned::to_owned).collect();
-    if line.starts_with("[1/1]") {
-        parts[1] = "TIME".to_owned();
-    }
-    let line = parts.join("  ");
+    let is_task = line.starts_with("[1/1]");
+    let is_time = |part: &str| part.strip_suffix(" s").is_some_and(|seconds| seconds.parse::<f64>().is_ok());
+    let parts = line.split("  ").enumerate();
+    let parts = parts.map(|(n, part)| if is_task && (n == 1 || is_time(part)) { "TIME" } else { part });
+    let line = parts.collect::<Vec<_>>().join("  ");
     match line.split_once("/.lighthpc/work/").and_then(|(head, rest)| Some((head, rest.split_once('/')?.1))) {
         Some((head, rest)) => format!("{head}/.lighthpc/work/ATTEMPT/{rest}"),
         None => line,

@@ -111,7 +111,7 @@ fn a_local_mission_of_another_user_is_not_run_unless_it_is_trusted() {
         [("", 0o777, 0o755), (".lighthpc", 0o1777, 0o755), (".lighthpc/dynamo.sqlite", 0o666, 0o644)]
     {
         chmod(&mission.join(path), mode);
-        refused(&[], "can be written to by other users");
+        refused(&[], "is writable by other users");
         chmod(&mission.join(path), back);
     }
     chown(mission.join(".lighthpc/dynamo.sqlite"), Some(OTHER), None).unwrap();
@@ -178,7 +178,10 @@ fn a_link_of_the_user_who_called_sudo_does_not_lead_roots_work_folder() {
         std::os::unix::fs::lchown(own.join(name), Some(OTHER), Some(OTHER)).unwrap();
     }
     let (code, words) = run();
-    assert!(code == 2 && words.contains("is a link that user 65534 made") && words.contains("hint"), "{code} {words}");
+    assert!(
+        code == 2 && words.contains("is a link that user 65534 created") && words.contains("hint"),
+        "{code} {words}"
+    );
     assert_eq!(std::fs::read_dir(&precious).unwrap().count(), 0);
     std::fs::remove_file(own.join("work-0")).unwrap();
     assert_eq!(run().0, 0, "it has a folder of its own");

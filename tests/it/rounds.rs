@@ -64,7 +64,7 @@ async fn a_round_that_is_more_than_what_is_missing_is_waited_for() {
     cloud.local.show_instance(&hidden, false);
     let scheduler = cloud.scheduler_with(&Faults::new(), counting());
     assert_eq!(sweep(&scheduler).await, [(What::NoNode, "M".to_owned())]);
-    assert!(cloud.mission_row("M").await.launch_error.unwrap().contains("may not show yet"));
+    assert!(cloud.mission_row("M").await.launch_error.unwrap().contains("may not list"));
 
     // It never was, after all: what EC2 has not shown for five minutes is not there.
     cloud.age_launches(None, Some("M"), 300).await;
@@ -209,7 +209,7 @@ async fn a_node_that_may_not_show_yet_is_waited_for() {
         let asked = cloud.local.requests("CreateFleet").len();
         for _ in 0..2 {
             let node = other.launch_for(&cloud.task(key).await, None).await.unwrap();
-            assert!(matches!(node, Node::Waits(why) if why.contains("may not show yet")), "{key}");
+            assert!(matches!(node, Node::Waits(why) if why.contains("may not list")), "{key}");
         }
         assert_eq!((cloud.local.requests("CreateFleet").len(), count(&cloud).await), (asked, 1), "{key}: taken once");
         for instance in running(&cloud) {

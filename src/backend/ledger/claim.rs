@@ -1,4 +1,4 @@
-//! Claiming a task: one conditional `UpdateItem`.
+//! Claims a task by one conditional `UpdateItem`.
 
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue, ReturnValuesOnConditionCheckFailure};
@@ -15,58 +15,58 @@ use crate::domain::mission::open_partition;
 use crate::domain::task::{State, Task};
 use crate::domain::value::Form;
 
-/// Who claims, and what a row gets that nobody has written yet.
+/// The claimant, and the values for attributes that the row lacks.
 #[derive(Clone, Debug)]
 pub struct Claimant {
     /// The claiming instance.
     pub owner: InstanceId,
-    /// The mission, if the instance's tag or a flag names one; a row that names its own keeps it.
+    /// The mission from the instance's tag or a flag. A mission in the row has precedence.
     pub mission: Option<MissionId>,
     /// The bucket of the input, for a new row.
     pub bucket: Option<String>,
-    /// Now, RFC 3339 UTC, for `timeBoarding` of a new row.
+    /// The current time, RFC 3339 UTC, for `timeBoarding` of a new row.
     pub now: String,
-    /// Names this claim among all: the same however often it is sent.
+    /// The token of this claim: the same for all repetitions of the call.
     pub token: String,
-    /// Whether nothing else runs on the claimant's node until the attempt has ended. Without that, a suspect task is
-    /// not claimed.
+    /// Whether the node runs nothing else until the attempt has finished. Otherwise a suspect task is not claimed.
     pub is_alone: bool,
 }
 
-/// What became of a claim.
+/// The result of a claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Claim {
-    /// The task is ours; the row as it is now.
+    /// The claimant holds the task; the current row.
     Held(Box<Task>),
     /// The task is `done` or `failed`.
     Ended(Box<Task>),
-    /// Somebody else holds it; the row as it was seen.
+    /// Another instance holds the task; the row that was read.
     HeldByOther(Box<Task>),
-    /// The task must run alone on its node, and this claim does not promise that; the row as it was seen.
+    /// The task must run alone on its node, and this claim does not promise that; the row that was read.
     Suspect(Box<Task>),
-    /// The row cannot be claimed, and nobody holds it: it has a state or an attempt that this version does not understand.
+    /// The row cannot be claimed, and nobody holds it: this version does not support its state or attempt.
     Odd {
-        /// The row as it was seen.
+        /// The row that was read.
         row: Box<Task>,
-        /// What cannot be understood.
+        /// The unsupported value.
         what: String,
     },
 }
 
-/// The highest attempt that is counted on: up to 2^53, floating numbers are exact, which is what some other writers have.
+/// The maximum attempt. Up to 2^53, floating-point numbers are exact; some other writers use them.
 const ATTEMPT_MAX: u64 = 1 << 53;
 
 impl Ledger {
-    /// Claims a task that is `pending`, new, or already held by this very instance (which was restarted).
+    /// Claims a task that is `pending`, new, or already held by this same instance (which restarted).
     ///
-    /// If the call arrives twice, the second finds the first by its token: the task is held, and nothing is claimed again.
-    /// A row that another hand wrote is claimed as it was seen: `attempt` may be text, and `state` may have another case.
+    /// If the call arrives twice, the second finds the first by its token: the task is held, and nothing is claimed
+    /// again. A row from another writer is claimed with its values as conditions: `attempt` may be text, `state` may
+    /// have another case.
     ///
     /// # Errors
     /// [`CloudError`]; a refused condition is a [`Claim`], not an error.
     pub async fn claim(&self, src: &SrcId, who: &Claimant) -> Result<Claim, CloudError> {
         let row = match self.try_claim(src, &claim_expression(who)).await? {
-            // Of a fraction `ADD` makes another, which no fence would match: it is rounded up by one more claim.
+            // `ADD` to a fraction gives a fraction, which no fence would match. A second claim rounds it up.
             Tried::Held(task) if !has_plain_attempt(&task) => task,
             Tried::Held(task) => return Ok(Claim::Held(task)),
             Tried::Refused(row) => row,
@@ -83,14 +83,14 @@ impl Ledger {
             State::Pending | State::Running if row.is_suspect && !who.is_alone => Ok(Claim::Suspect(row)),
             State::Pending | State::Running => match self.claim_as_seen(&row, who, row.interruptions).await? {
                 Some(task) => Ok(Claim::Held(task)),
-                None => self.look_again(src, who).await,
+                None => self.read_again(src, who).await,
             },
             State::Unknown => unreachable!("an unknown state is an oddity"),
         }
     }
 
-    /// Takes over a task whose lease the caller saw expire: `running` with the same `attempt` and `beat` as in `seen`. An
-    /// interruption. `Ok(None)` if the row has moved: whatever happened to it counted itself.
+    /// Takes over a task whose lease expired: `running` with the same `attempt` and `beat` as in `seen`. Counts as an
+    /// interruption. `Ok(None)` if the row has changed: the change was counted by its writer.
     ///
     /// If the call arrives twice, the second finds the first by its token.
     ///
@@ -100,11 +100,11 @@ impl Ledger {
         if seen.state != State::Running || seen.oddity().is_some() {
             return Ok(None);
         }
-        // The attempt that is taken over ended without a report.
+        // The attempt that is taken over finished without a report.
         self.claim_as_seen(seen, who, seen.interruptions.saturating_add(1)).await
     }
 
-    /// Claims a row on condition that it is just as it was seen.
+    /// Claims a row on condition that it has not changed since it was read.
     async fn claim_as_seen(
         &self,
         row: &Task,
@@ -129,15 +129,15 @@ impl Ledger {
         }
     }
 
-    /// Reads what became of a row that moved between a refusal and the claim of it as it was seen.
-    async fn look_again(&self, src: &SrcId, who: &Claimant) -> Result<Claim, CloudError> {
+    /// Reads the row again after it changed between a refusal and the second claim.
+    async fn read_again(&self, src: &SrcId, who: &Claimant) -> Result<Claim, CloudError> {
         let row = Box::new(self.task(src).await?.ok_or_else(|| self.vanished(src))?);
         match row.state {
             State::Running if row.claim_token.as_ref() == Some(&who.token) => Ok(Claim::Held(row)),
             State::Running => Ok(Claim::HeldByOther(row)),
             State::Done | State::Failed => Ok(Claim::Ended(row)),
             State::Pending | State::Unknown => {
-                let what = row.oddity().unwrap_or_else(|| "it moved while it was claimed".to_owned());
+                let what = row.oddity().unwrap_or_else(|| "it changed during the claim".to_owned());
                 Ok(Claim::Odd { what, row })
             }
         }
@@ -156,7 +156,7 @@ impl Ledger {
                 Some(UpdateItemError::ConditionalCheckFailedException(refusal)) => {
                     Ok(Tried::Refused(Box::new(match &refusal.item {
                         Some(item) => Row(item).task(src.clone()),
-                        // Not every emulator sends the row along.
+                        // Some emulators do not return the row.
                         None => self.task(src).await?.ok_or_else(|| self.vanished(src))?,
                     })))
                 }
@@ -166,12 +166,12 @@ impl Ledger {
     }
 
     fn vanished(&self, src: &SrcId) -> CloudError {
-        let words = format!("task {src} refused the claim and was gone when looked at");
+        let words = format!("task {src} refused the claim, and its row was deleted afterwards");
         CloudError::new(Kind::Conflict, "UpdateItem", format!("table {}", self.tables.tasks), words)
     }
 }
 
-/// Returns whether the row's attempt is a whole number, as the fence compares it.
+/// Returns whether the row's attempt is an integer, as the fence needs.
 fn has_plain_attempt(row: &Task) -> bool {
     row.seen.as_ref().is_none_or(|seen| matches!(&seen.attempt, Form::Number(n) if n.parse() == Ok(row.attempt.0)))
 }
@@ -181,8 +181,8 @@ enum Tried {
     Refused(Box<Task>),
 }
 
-/// The usual claim, which needs no look at the row before. `ADD` takes numbers alone, so a row whose `attempt` is something
-/// else, or no whole number, is refused here and claimed as it was seen.
+/// Returns the usual claim, which needs no previous read. `ADD` needs a number, so a row whose `attempt` is not an
+/// integer is refused here, and claimed by its values afterwards.
 fn claim_expression(who: &Claimant) -> Expression {
     let state = |state: State| Some(text(state.as_str()));
     let cases = vec![
@@ -193,7 +193,7 @@ fn claim_expression(who: &Claimant) -> Expression {
         ],
         vec![("attribute_not_exists({})", item::STATE, None), ("attribute_not_exists({})", item::RESULT, None)],
         vec![("{} = ?", item::STATE, state(State::Pending))],
-        // Our own, from before a restart; not from this very claim, which arrived before.
+        // Held by this instance before a restart, but not by a previous call of this claim.
         vec![
             ("{} = ?", item::STATE, state(State::Running)),
             ("{} = ?", item::INSTANCE, Some(text(who.owner.as_str()))),
@@ -201,7 +201,7 @@ fn claim_expression(who: &Claimant) -> Expression {
         ],
     ];
     let claim = claimed(who).add(item::ATTEMPT, 1);
-    // One that only looks suspect is claimed as it was seen.
+    // Other rows with the attribute are claimed by their values afterwards.
     let claim = if who.is_alone { claim } else { claim.when("attribute_not_exists({})", item::SUSPECT, None) };
     claim
         .when_any(cases)
@@ -209,21 +209,21 @@ fn claim_expression(who: &Claimant) -> Expression {
             vec![("attribute_not_exists({})", item::ATTEMPT, None)],
             vec![("{} >= ?", item::ATTEMPT, Some(number(0))), ("{} < ?", item::ATTEMPT, Some(number(ATTEMPT_MAX)))],
         ])
-        // With another value, the task would be counted nowhere.
+        // With another value, the task would not be counted anywhere.
         .when_any(vec![
             vec![("attribute_not_exists({})", item::MISSION, None)],
             vec![
                 ("attribute_type({}, ?)", item::MISSION, Some(text("S"))),
                 ("size({}) > ?", item::MISSION, Some(number(0))),
                 ("size({}) <= ?", item::MISSION, Some(number(MISSION_BYTES_MAX as u64))),
-                // The keys of other items of the missions table, which the end of such a task would change.
+                // These are keys of other items of the missions table, which the end of such a task would change.
                 ("NOT contains({}, ?)", item::MISSION, Some(text(TALLY))),
                 ("NOT begins_with({}, ?)", item::MISSION, Some(text(OWN))),
             ],
         ])
 }
 
-/// What every claim writes.
+/// Returns the attributes that every claim writes.
 fn claimed(who: &Claimant) -> Expression {
     let mut expression = Expression::default()
         .set(item::STATE, text(State::Running.as_str()))
@@ -231,7 +231,7 @@ fn claimed(who: &Claimant) -> Expression {
         .set(item::BEAT, AttributeValue::N("0".to_owned()))
         .set(item::CLAIM_TOKEN, text(&who.token))
         .set_if_absent(item::TIME_BOARDING, text(&who.now))
-        // A row that no scheduler made is found by a sweep from now on.
+        // From now on, a sweep finds a row that no scheduler created.
         .set_if_absent(item::OPEN_IN, text(open_partition(who.mission.as_ref(), 0)))
         .set(item::OPEN_AS, text(open_as(State::Running, &who.now)))
         .remove(item::LAUNCHES_LOST)

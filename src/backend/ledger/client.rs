@@ -9,7 +9,7 @@ use crate::backend::{CloudError, Tables, Wire};
 use crate::domain::ids::{Attempt, InstanceId, SrcId};
 use crate::domain::task::Task;
 
-/// What a holder must show to write: its task and its attempt.
+/// The identity of a holder, which its writes must prove: its task and its attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fence {
     /// The task.
@@ -20,7 +20,7 @@ pub struct Fence {
     pub owner: InstanceId,
 }
 
-/// The two tables. Cheap to clone.
+/// The client of the two tables. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Ledger {
     pub(super) client: Client,
@@ -28,7 +28,7 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Makes the client. Sends nothing.
+    /// Creates the client. Sends no requests.
     #[must_use]
     pub fn new(wire: &Wire, tables: Tables) -> Self {
         let config = Builder::from(&wire.config).retry_classifier(wire.renewal.clone()).build();
@@ -41,10 +41,10 @@ impl Ledger {
         &self.tables
     }
 
-    /// Reads a task's row consistently; `None` if there is none.
+    /// Reads a task's row consistently; `None` if it does not exist.
     ///
     /// # Errors
-    /// [`CloudError`]; `NoTable` and `TableKey` if the table is not the expected one.
+    /// [`CloudError`]; `NoTable` or `TableKey` if the table is missing or has another key.
     pub async fn task(&self, src: &SrcId) -> Result<Option<Task>, CloudError> {
         let answer = self
             .client

@@ -1,4 +1,4 @@
-//! The commit: the one transaction that ends a task and moves its mission's tally.
+//! The commit: the transaction that finishes a task and updates its mission's tally.
 
 use aws_sdk_dynamodb::types::TransactWriteItem;
 
@@ -19,10 +19,10 @@ use crate::domain::task::{Counts, PastAttempt, State};
 use crate::domain::value::Form;
 use crate::domain::verdict::Verdict;
 
-/// How a task ends.
+/// The outcome of a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// With a result, which the row names from now on.
+    /// The task has a result, which the row names.
     Done {
         /// `s3://bucket/key`.
         result: String,
@@ -31,46 +31,47 @@ pub enum Outcome {
         /// The result's size in bytes.
         bytes: u64,
     },
-    /// Without one: out of budget.
+    /// The task has no result, and its budget is exhausted.
     Failed(Verdict),
 }
 
-/// The end of a task, as it is written.
+/// The end of a task, as the commit writes it.
 #[derive(Clone, Debug)]
 pub struct Finish {
-    /// With or without a result.
+    /// The outcome.
     pub outcome: Outcome,
     /// The workload's exit code, if it had one.
     pub exit_code: Option<i32>,
     /// `ETag` of the input that was downloaded, if there was one.
     pub input_etag: Option<String>,
-    /// Whole seconds of workload time, all attempts together.
+    /// The workload time of all attempts, in whole seconds.
     pub time_cost_s: u64,
-    /// The history, this attempt included.
+    /// The history, including this attempt.
     pub history: Vec<PastAttempt>,
-    /// The counts of bad endings, this one included.
+    /// The counts of failed attempts, including this one.
     pub counts: Counts,
 }
 
-/// What became of a commit.
+/// The result of a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Commit {
-    /// The task has ended, by this attempt, and is counted once.
+    /// This attempt finished the task, which is counted once.
     Committed,
-    /// Another attempt holds the task or has ended it: nothing was written.
+    /// Another attempt holds or finished the task: nothing was written.
     Lost,
-    /// The task was to end because its mission is cancelled, and the mission is not (any more): nothing was written.
+    /// The reason for the end was a cancelled mission, and the mission is not cancelled any more: nothing was written.
     NotCancelled,
 }
 
 impl Ledger {
-    /// Ends the task and counts it in the mission's tally, in one transaction, on condition that the attempt holds it.
+    /// Finishes the task and counts it in the mission's tally, in one transaction, on condition that the attempt holds
+    /// the task.
     ///
-    /// Idempotent twice over: by `ClientRequestToken` (10 minutes), and by the condition, which the attempt's own
-    /// commit makes false. An answer that was lost is looked for in the row, not repeated blindly.
+    /// Idempotent in two ways: by `ClientRequestToken` (10 minutes), and by the condition, which is false after the
+    /// attempt's own commit. After a lost answer, the row is read before the transaction is repeated.
     ///
     /// # Errors
-    /// [`CloudError`] if the transaction fails and the row does not show it as applied.
+    /// [`CloudError`] if the transaction fails and the row does not show that it was applied.
     pub async fn commit(
         &self,
         fence: &Fence,
@@ -105,8 +106,8 @@ impl Ledger {
         }
     }
 
-    /// Makes numbers of what stands in tally items as something else, on condition that it still does; returns whether there was
-    /// anything to do. Text is read as the number that it means, anything else as 0.
+    /// Replaces values of other types in tally items by numbers, on condition that they have not changed. Returns
+    /// whether there were any. A text is parsed as a number; anything else becomes 0.
     pub(super) async fn repair_tally(&self, mission: &MissionId, shards: &[u32]) -> Result<bool, CloudError> {
         let keys = shards.iter().map(|&shard| tally_key(mission, shard)).collect();
         let mut is_repaired = false;
@@ -122,14 +123,14 @@ impl Ledger {
                 }
             }
             let Some(key) = Row(&row).text(item::MISSION_KEY).filter(|_| !names.is_empty()) else { continue };
-            tracing::warn!("the tally item {key} had no number in {}: repaired", names.join(", "));
+            tracing::warn!("repaired tally item {key}: it had no number in {}", names.join(", "));
             self.update_item(&key, &expression).await?;
             is_repaired = true;
         }
         Ok(is_repaired)
     }
 
-    /// Reads whether the row shows this attempt's own ending.
+    /// Reads whether the row shows this attempt's own commit.
     async fn whose(&self, fence: &Fence, finish: &Finish) -> Result<Commit, CloudError> {
         let state = match finish.outcome {
             Outcome::Done { .. } => State::Done,
@@ -159,7 +160,7 @@ impl Ledger {
             let key = tally_key(&mission.id, shard_of(&fence.src, mission.tally_shards));
             items.push(update(&self.tables.missions, key, &tally)?);
             if finish.outcome == Outcome::Failed(Verdict::Cancelled) {
-                // A redrive may have reinstated the mission since: then the task must not end for that.
+                // A redrive may have reinstated the mission. Then the task must not finish for this reason.
                 let is_cancelled = Expression::default().when("attribute_exists({})", item::CANCELLED_AT, None);
                 items.push(check(&self.tables.missions, mission_key(&mission.id), &is_cancelled)?);
             }
@@ -167,7 +168,8 @@ impl Ledger {
         Ok(items)
     }
 
-    /// The check that a mission is cancelled, or is not, just as it was seen, and was not opened since.
+    /// Returns the check that the mission's cancellation has not changed since it was read, and that it was not
+    /// reopened.
     pub(super) fn check_mission(&self, mission: &Mission) -> Result<TransactWriteItem, CloudError> {
         let same = mission_as_seen(Expression::default(), mission);
         check(&self.tables.missions, mission_key(&mission.id), &same)
@@ -182,7 +184,7 @@ fn finish_expression(finish: &Finish, attempt: Attempt) -> Expression {
     let expression = closed(ending(verdict, finish.exit_code, finish.time_cost_s, &finish.history))
         .set(item::STATE, text(state.as_str()));
     match &finish.outcome {
-        // Its checkpoints are removed; a failed task keeps them, for it may be redriven. It is suspect no more.
+        // The checkpoints of a finished task are removed. A failed task keeps them, because it may be redriven.
         Outcome::Done { result, etag, bytes } => {
             let done = expression
                 .remove(item::CHECKPOINT)
@@ -201,7 +203,7 @@ fn finish_expression(finish: &Finish, attempt: Attempt) -> Expression {
     }
 }
 
-/// A token of 36 characters, the most DynamoDB takes, that is the same for every try of this attempt's commit.
+/// Returns a token of 36 characters, DynamoDB's maximum, that is the same for each repetition of this attempt's commit.
 fn commit_token(fence: &Fence, finish: &Finish) -> String {
     let history = if finish.history.is_empty() { "without history" } else { "" };
     digest_hex(&["commit", fence.src.as_str(), &fence.attempt.to_string(), fence.owner.as_str(), history], 36)

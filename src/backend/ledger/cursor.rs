@@ -1,4 +1,4 @@
-//! The sweeps' cursor: where a sweep that could not look at everything stopped, so that the next one goes on from there.
+//! The cursor of the sweeps: the place where a sweep reached its time limit, and the next one continues.
 
 use super::expression::Expression;
 use super::item::{self, Row, number, text};
@@ -8,18 +8,18 @@ use crate::backend::CloudError;
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::value::Form;
 
-/// Where a sweep stopped among the tasks that wait.
+/// A place in the pending tasks where a sweep stopped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cursor {
-    /// How often the cursor was moved: it is only moved from where it was read.
+    /// The number of moves. A write is conditional on it.
     pub moved: u64,
-    /// That number as it stands in the item.
+    /// That number as stored in the item.
     pub seen: Form,
-    /// The mission; `None`: the tasks of no mission.
+    /// The mission; `None`: tasks without a mission.
     pub mission: Option<MissionId>,
     /// The shard.
     pub shard: u32,
-    /// The last task that was looked at; `None`: none of this partition.
+    /// The last task that was checked; `None`: none of this partition.
     pub after: Option<OpenTask>,
 }
 
@@ -27,7 +27,7 @@ const MOVED: &str = "moved";
 const SHARD: &str = "shard";
 
 impl Ledger {
-    /// Reads the cursor; a sweep begins at the beginning if there is none, or if it cannot be read.
+    /// Reads the cursor. If it does not exist or is invalid, a sweep starts at the beginning.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -41,14 +41,14 @@ impl Ledger {
             moved: row.number(MOVED).unwrap_or(0),
             mission: row.text(item::MISSION).and_then(|id| MissionId::new(id).ok()),
             shard: row.number(SHARD).and_then(|shard| u32::try_from(shard).ok()).unwrap_or(0),
-            // Another word would be no place in what waits, and DynamoDB refuses to begin there.
+            // Another value is no place among pending tasks, and DynamoDB refuses it as a start key.
             after: src.zip(row.text(item::OPEN_AS).filter(|open_as| open_as.starts_with("pending#"))).map(place),
             seen: row.form(MOVED),
         })
     }
 
-    /// Moves the cursor, on condition that nobody has since it was read. Of two sweeps at once one moves it; what the other
-    /// looked at is looked at again.
+    /// Moves the cursor, on condition that it has not moved since it was read. Of two concurrent sweeps one moves it;
+    /// the tasks of the other are checked again.
     ///
     /// # Errors
     /// [`CloudError`]; `Ok(false)` if another sweep has moved it.
@@ -68,7 +68,7 @@ impl Ledger {
     }
 }
 
-/// The key of the cursor's item in the missions table. No mission can have it: an id that is given may not begin with `~`.
+/// The key of the cursor's item in the missions table. A new mission's id cannot start with `~`, so no mission has it.
 const NAME: &str = "~sweep";
 
 fn key() -> Item {

@@ -1,4 +1,4 @@
-//! Update expressions put together from parts, so that no reserved word and no typed-twice name slips in.
+//! Builds update expressions from parts. Names are replaced by placeholders, so that reserved words do not matter.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use crate::domain::ids::Attempt;
 use crate::domain::task::State;
 use crate::domain::value::Form;
 
-/// An update of one item: what is set, added, and removed, and on which condition.
+/// An update of one item: its assignments, additions, removals and conditions.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Expression {
     sets: Vec<String>,
@@ -29,21 +29,21 @@ impl Expression {
         self
     }
 
-    /// Sets an attribute to what another one is before the update.
+    /// Sets an attribute to the previous value of another one.
     pub(super) fn set_from(mut self, name: &str, other: &str) -> Self {
         let (name, other) = (self.name(name), self.name(other));
         self.sets.push(format!("{name} = {other}"));
         self
     }
 
-    /// Sets an attribute only if the item does not have it yet.
+    /// Sets an attribute if the item does not have it.
     pub(super) fn set_if_absent(mut self, name: &str, value: AttributeValue) -> Self {
         let (name, value) = (self.name(name), self.value(value));
         self.sets.push(format!("{name} = if_not_exists({name}, {value})"));
         self
     }
 
-    /// Counts an attribute up, from 0 if the item does not have it.
+    /// Adds to an attribute, starting at 0 if the item does not have it.
     pub(super) fn add(mut self, name: &str, amount: i64) -> Self {
         let (name, value) = (self.name(name), self.value(AttributeValue::N(amount.to_string())));
         self.adds.push(format!("{name} {value}"));
@@ -57,14 +57,14 @@ impl Expression {
         self
     }
 
-    /// Requires a condition; `{}` in `pattern` stands for the name, `?` for the value. All conditions must hold.
+    /// Adds a condition. In `pattern`, `{}` stands for the name, and `?` for the value. All conditions must hold.
     pub(super) fn when(mut self, pattern: &str, name: &str, value: Option<AttributeValue>) -> Self {
         let condition = self.condition(pattern, name, value);
         self.conditions.push(condition);
         self
     }
 
-    /// Requires that an attribute is as it was seen, whatever wrote it.
+    /// Requires that an attribute has the value that was read, in any form.
     pub(super) fn if_unchanged(self, name: &str, form: &Form) -> Self {
         match form {
             Form::Absent => self.when("attribute_not_exists({})", name, None),
@@ -74,7 +74,7 @@ impl Expression {
         }
     }
 
-    /// Requires that at least one of these holds; each is a conjunction of parts as in [`Self::when`].
+    /// Requires that at least one case holds. Each case is a conjunction of parts as in [`Self::when`].
     pub(super) fn when_any(mut self, cases: Vec<Vec<(&str, &str, Option<AttributeValue>)>>) -> Self {
         let cases: Vec<String> = cases
             .into_iter()
@@ -84,12 +84,12 @@ impl Expression {
                 format!("({})", parts.join(" AND "))
             })
             .collect();
-        // Of one case alone, further parentheses would be redundant, which DynamoDB refuses.
+        // DynamoDB refuses redundant parentheses, which a single case would have.
         self.conditions.push(if cases.len() == 1 { cases.join("") } else { format!("({})", cases.join(" OR ")) });
         self
     }
 
-    /// Requires that the attempt still holds the task: the fence of every write of an attempt.
+    /// Requires that the attempt still holds the task: the fence of all writes of an attempt.
     pub(super) fn fence(self, attempt: Attempt) -> Self {
         self.when("{} = ?", STATE, Some(AttributeValue::S(State::Running.as_str().to_owned()))).when(
             "{} = ?",
@@ -118,7 +118,7 @@ impl Expression {
         placeholder
     }
 
-    /// Puts the expression into a call.
+    /// Adds the expression to a call.
     pub(super) fn on(&self, update: UpdateItemFluentBuilder) -> UpdateItemFluentBuilder {
         update
             .update_expression(self.update())
@@ -147,7 +147,7 @@ impl Expression {
         (!self.names.is_empty()).then(|| self.names.clone())
     }
 
-    /// Returns the values, for `ExpressionAttributeValues`, which must not be empty.
+    /// Returns the values, for `ExpressionAttributeValues`. DynamoDB refuses an empty map.
     pub(super) fn values(&self) -> Option<HashMap<String, AttributeValue>> {
         (!self.values.is_empty()).then(|| self.values.clone())
     }

@@ -1,4 +1,4 @@
-//! Attribute names, and how rows are read: leniently, as two versions wrote them.
+//! The names of attributes, and the lenient parsing of rows from two versions.
 
 use std::collections::HashMap;
 
@@ -55,7 +55,7 @@ pub(super) const LAUNCH_REQUEST: &str = "launchRequest";
 pub(super) const LAUNCH_AFTER: &str = "launchAfter";
 pub(super) const CANCELLED: &str = "cancelled";
 
-// The missions table. `TIME_COST` is in both.
+// The missions table. `TIME_COST` is used in both tables.
 pub(super) const MISSION_KEY: &str = "timePush";
 pub(super) const TRANS_NUMBER: &str = "transNumber";
 pub(super) const TRANS_OK: &str = "transOK";
@@ -87,7 +87,7 @@ pub(super) const LAUNCH_ROUND: &str = "launchRound";
 pub(super) const TIME_CFG: &str = "timeCfg";
 pub(super) const LAUNCH_REQUESTS: &str = "launchRequests";
 
-/// The attributes of a mission's row that are read, but for `rsltList`, which may be large.
+/// The attributes of a mission's row that are read. `rsltList` is omitted, because it may be large.
 pub(super) const MISSION_NAMES: &[&str] = &[
     MISSION_KEY,
     TRANS_NUMBER,
@@ -125,17 +125,17 @@ pub(super) const MISSION_NAMES: &[&str] = &[
     "onDemandFloor",
 ];
 
-/// The value of a string attribute.
+/// Returns the value of a string attribute.
 pub(super) fn text(value: impl Into<String>) -> AttributeValue {
     AttributeValue::S(value.into())
 }
 
-/// The value of a number attribute.
+/// Returns the value of a number attribute.
 pub(super) fn number(value: u64) -> AttributeValue {
     AttributeValue::N(value.to_string())
 }
 
-/// An item as it was read. The first version wrote numbers as strings; both are numbers here.
+/// An item. The first version wrote numbers as strings; both are read as numbers.
 #[derive(Clone, Copy, Debug)]
 pub struct Row<'a>(pub &'a HashMap<String, AttributeValue>);
 
@@ -155,7 +155,7 @@ impl Row<'_> {
         integer(&self.text(name)?)
     }
 
-    /// A number, or nothing and a sentence in `oddities` if the row has something else there.
+    /// Returns a number; `None`, and a sentence in `oddities`, if the attribute has another type.
     fn expected_number(self, name: &str, oddities: &mut Vec<String>) -> Option<u64> {
         let number = self.number(name);
         let is_blank = || self.text(name).is_some_and(|text| text.trim().is_empty());
@@ -165,8 +165,8 @@ impl Row<'_> {
         number
     }
 
-    /// Whether a mission takes uploads: if nothing is said about it, or one says so. Other words than `yes` and `no` are for
-    /// caution's sake taken for `no`, and reported.
+    /// Returns whether a mission accepts uploads: if the attribute is missing or `yes`. A value other than `yes` and
+    /// `no` counts as `no` for safety, and is reported.
     fn accepts_uploads(self, oddities: &mut Vec<String>) -> bool {
         let word = match self.0.get(UPLOADS) {
             None => return true,
@@ -177,13 +177,16 @@ impl Row<'_> {
             "yes" | "true" => true,
             "no" | "false" => false,
             _ => {
-                oddities.push(format!("uploads is {}, neither yes nor no: none is taken", self.form(UPLOADS).shown()));
+                oddities.push(format!(
+                    "uploads is {}, neither yes nor no; uploads are not accepted",
+                    self.form(UPLOADS).shown()
+                ));
                 false
             }
         }
     }
 
-    /// Returns the form in which an attribute stands in the row.
+    /// Returns the form of an attribute in the row.
     pub(super) fn form(self, name: &str) -> Form {
         match self.0.get(name) {
             None => Form::Absent,
@@ -200,7 +203,7 @@ impl Row<'_> {
         }
     }
 
-    /// Returns whether a mark is there: anything but what a person would write for "no".
+    /// Returns whether a flag is set: any value except those that mean "no".
     fn is_set(self, name: &str) -> bool {
         match self.0.get(name) {
             None | Some(AttributeValue::Null(_)) => false,
@@ -216,12 +219,13 @@ impl Row<'_> {
         self.0.get(name).and_then(|value| value.as_l().ok()).cloned().unwrap_or_default()
     }
 
-    /// Returns whether the first version finished this task: it knew no `state`, only a full progress and a result.
+    /// Returns whether the first version finished this task. It did not have `state`, only a progress of 100 % and a
+    /// result.
     pub(super) fn is_finished_by_first_version(self) -> bool {
         !self.0.contains_key(STATE) && self.text(PROGRESS).as_deref() == Some("100%") && self.0.contains_key(RESULT)
     }
 
-    /// Reads a task's row.
+    /// Parses a task's row.
     #[must_use]
     pub fn task(self, src: SrcId) -> Task {
         let state = match self.form(STATE) {
@@ -282,11 +286,11 @@ impl Row<'_> {
         }
     }
 
-    /// Reads a mission's row.
+    /// Parses a mission's row.
     #[must_use]
     pub fn mission(self, id: MissionId) -> Mission {
         let mut oddities = Vec::new();
-        oddities.extend(id.unfit().map(|rule| format!("its id is none that a new mission may have: {rule}")));
+        oddities.extend(id.unfit().map(|rule| format!("a new mission cannot have its id: {rule}")));
         let trans_number = self.expected_number(TRANS_NUMBER, &mut oddities);
         let shards = self.expected_number(TALLY_SHARDS, &mut oddities).and_then(|shards| u32::try_from(shards).ok());
         let shards = shards.filter(|shards| (1..=TALLY_SHARDS_MAX).contains(shards));
@@ -305,7 +309,7 @@ impl Row<'_> {
             id,
             trans_number,
             tally_shards: shards.unwrap_or_else(|| tally_shards_for(trans_number.unwrap_or(0))),
-            // Before the first roll-up the row's own count is the first version's.
+            // Before the first roll-up, the counter in the row is the first version's.
             tally_base: self.number(TALLY_BASE).unwrap_or(if rolled_seq.is_none() { ok } else { 0 }),
             rolled_seq,
             rolled: Tally {
@@ -329,7 +333,7 @@ impl Row<'_> {
                 .filter(|&slots| slots > 0)
                 .map(|slots| u16::try_from(slots).unwrap_or(SLOTS_MAX).min(SLOTS_MAX)),
             accepts_uploads: self.accepts_uploads(&mut oddities),
-            // Whatever stands there: who wrote it meant to cancel.
+            // Any value counts as a cancellation.
             cancelled_at: self.0.contains_key(CANCELLED_AT).then(|| self.text(CANCELLED_AT).unwrap_or_default()),
             late: self.text(LATE),
             closed_at: self.text(CLOSED),
@@ -358,16 +362,16 @@ impl Row<'_> {
         }
     }
 
-    /// Reads a tally item's counters: ok, failed, time cost, sequence. One may be below nothing: what was counted in one
-    /// item is taken off another, if the number of items was changed in between.
+    /// Parses the counters of a tally item: ok, failed, time cost, sequence. A counter may be negative: if the number
+    /// of items has changed, a task may be counted in one item and subtracted from another.
     pub(super) fn tally(self) -> [i64; 4] {
         [TRANS_OK, TRANS_FAILED, TIME_COST, TALLY_SEQ].map(|name| self.signed(name).unwrap_or(0))
     }
 }
 
-/// The most nodes that a mission's row may ask for: one fleet takes no more. Source: EC2 user guide, "EC2 Fleet quotas".
+/// The maximum number of nodes in a mission's row: the limit of one fleet. Source: EC2 user guide, "EC2 Fleet quotas".
 const NODES_MAX: u32 = 10_000;
-/// The most tasks that a node works at, at a time.
+/// The maximum number of tasks that a node runs at the same time.
 const SLOTS_MAX: u16 = 1_000;
 
 fn manifest_progress(value: &AttributeValue) -> Option<ManifestProgress> {
@@ -386,7 +390,7 @@ fn manifest_progress(value: &AttributeValue) -> Option<ManifestProgress> {
     })
 }
 
-/// The value of `manifestProgress`.
+/// Returns the value of `manifestProgress`.
 pub(super) fn manifest_progress_value(progress: &ManifestProgress) -> AttributeValue {
     let part = |part: &ManifestPart| text(format!("{} {:08x} {}", part.etag, part.crc, part.bytes));
     AttributeValue::M(Item::from([
@@ -411,7 +415,7 @@ fn past_attempt(value: &AttributeValue) -> Option<PastAttempt> {
     })
 }
 
-/// The value of `history`.
+/// Returns the value of `history`.
 pub(super) fn history(attempts: &[PastAttempt]) -> AttributeValue {
     let entry = |past: &PastAttempt| {
         let mut map = Item::from([

@@ -6,7 +6,7 @@ use aws_sdk_dynamodb::types::AttributeValue;
 
 use crate::domain::ids::SrcId;
 
-/// The attribute that is the key of the table of tasks.
+/// The key attribute of the tasks table.
 pub(super) const SRC: &str = "srcFilename";
 
 /// An item of a table.

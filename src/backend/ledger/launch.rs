@@ -1,5 +1,4 @@
-//! What a scheduler writes besides launches (`reserve.rs`): tasks that are put back or ended without a holder, missions that
-//! are cancelled.
+//! A scheduler's writes other than launches (`reserve.rs`): returned tasks, failed tasks, cancelled missions.
 
 use std::collections::BTreeMap;
 
@@ -22,11 +21,11 @@ use crate::domain::task::{PastAttempt, State, Task};
 use crate::domain::verdict::{Budget, Verdict};
 
 impl Ledger {
-    /// Takes over a waiting row of no mission, or one that is in no index: of the first version, made by hand, or made by an
-    /// upload before there was the mission.
+    /// Adds a pending row to a mission, or to its index. Such rows come from the first version, from manual edits, or
+    /// from an upload before the mission existed.
     ///
     /// # Errors
-    /// [`CloudError`]; `Ok(false)` if the row has gone on.
+    /// [`CloudError`]; `Ok(false)` if the row has changed.
     pub async fn adopt(&self, task: &Task, mission: &Mission, now: &str) -> Result<bool, CloudError> {
         let shard = shard_of(&task.src, mission.tally_shards);
         let expression = waits(Expression::default(), task)
@@ -41,11 +40,11 @@ impl Ledger {
         self.update_row(&task.src, &expression).await
     }
 
-    /// Puts a task back whose holder is gone: `running → pending`, on condition that the row is still as it was seen. An
-    /// interruption. Returns the row as it is then.
+    /// Returns a task to the queue whose holder is gone: `running → pending`, on condition that the row has not
+    /// changed. Counts as an interruption. Returns the new row.
     ///
     /// # Errors
-    /// [`CloudError`]; `Ok(None)` if the row has moved.
+    /// [`CloudError`]; `Ok(None)` if the row has changed.
     pub async fn expire(&self, task: &Task, past: PastAttempt, now: &str) -> Result<Option<Task>, CloudError> {
         let without_history = Expression::default()
             .set(item::STATE, text(State::Pending.as_str()))
@@ -64,14 +63,14 @@ impl Ledger {
         }
     }
 
-    /// Fails tasks that no attempt ends: each waits, or its holder does not answer. Each is counted in the mission's tally. On
-    /// condition that state, attempt, and (of one that runs) beat are as they were seen, and with `is_for_cancel`, that the
-    /// mission is still cancelled as it was seen: a redrive may have reinstated it since.
+    /// Fails tasks that no attempt finishes: pending ones, or those whose holder does not respond. Each is counted in
+    /// the mission's tally. Conditions: state, attempt and, for running tasks, beat have not changed. With
+    /// `is_for_cancel`, the mission must still be cancelled, because a redrive may have reinstated it.
     ///
-    /// All tasks must be of `mission`. They go up to 25 in one transaction; those that have moved are left out.
+    /// All tasks must be of `mission`. Up to 25 are written in one transaction; those that have changed are omitted.
     ///
     /// # Errors
-    /// [`CloudError`]; what was written by then stays so.
+    /// [`CloudError`]. Tasks that were written before the error stay failed.
     pub async fn fail(
         &self,
         tasks: &[(Task, Option<PastAttempt>)],
@@ -102,7 +101,7 @@ impl Ledger {
                     Transacted::Written => {
                         failed.tasks.extend(batch.drain(..).map(|(task, _)| task.src.clone()));
                     }
-                    // The mission's own check is last.
+                    // The check of the mission is the last item.
                     Transacted::Refused(places) if is_for_cancel && places.contains(&(items.len() - 1)) => {
                         failed.has_mission_moved = true;
                         return Ok(failed);
@@ -112,8 +111,8 @@ impl Ledger {
                         let mut place = 0..;
                         batch.retain(|_| !places.contains(&place.next().unwrap_or(0)));
                         if batch.len() == before {
-                            // Only the tally's items are left, and they have no condition.
-                            let what = "a transaction was refused for a condition that it does not have";
+                            // Only the tally items remain, and they have no condition.
+                            let what = "DynamoDB refused a transaction by a condition that it does not have";
                             let resource = format!("table {}", self.tables.tasks);
                             return Err(CloudError::new(Kind::Invalid, "TransactWriteItems", resource, what));
                         }
@@ -165,9 +164,10 @@ impl Ledger {
         Ok(items)
     }
 
-    /// Asks the holders of tasks to end them, because their mission is cancelled: their next heartbeats find this. On condition
-    /// that the mission is still cancelled as it was seen. Up to 50 tasks are asked in one transaction, for transactions that
-    /// check one mission are in each other's way. Returns how many were asked; the others have moved, or the mission has.
+    /// Requests the holders of tasks to stop because their mission is cancelled. They read this at their next
+    /// heartbeat. Condition: the mission is still cancelled. Up to 50 tasks are in one transaction, because
+    /// transactions that check one mission conflict. Returns the number of requested tasks; the others, or the mission,
+    /// have changed.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -195,11 +195,11 @@ impl Ledger {
         Ok(asked)
     }
 
-    /// Takes out of the index of open tasks what has ended, and puts there in its right state what is open in another: a
-    /// left by a write of other hands. On condition that the row is as it was seen.
+    /// Corrects the index of open tasks after a write of another program: removes a finished task, or updates an open
+    /// one. Condition: the row has not changed.
     ///
     /// # Errors
-    /// [`CloudError`]; `Ok(false)` if the row has moved.
+    /// [`CloudError`]; `Ok(false)` if the row has changed.
     pub async fn repair_index(&self, task: &Task, now: &str) -> Result<bool, CloudError> {
         let expression = if task.state.is_final() {
             closed(Expression::default())
@@ -213,12 +213,13 @@ impl Ledger {
         };
         let is_repaired = self.update_row(&task.src, &expression).await?;
         if is_repaired {
-            tracing::warn!(src.id = %task.src, "the index had {} in another state than its row ({}): repaired", task.src, task.state.as_str());
+            let state = task.state.as_str();
+            tracing::warn!(src.id = %task.src, "corrected the index for {}: its row is {state}", task.src);
         }
         Ok(is_repaired)
     }
 
-    /// Marks a mission as cancelled; the first time stays. `Ok(false)` if there is no such mission.
+    /// Marks a mission as cancelled; an earlier timestamp stays. `Ok(false)` if the mission does not exist.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -231,7 +232,7 @@ impl Ledger {
         self.update_mission(id, &expression).await
     }
 
-    /// Reinstates a cancelled mission: it is opened, and its end will be announced again.
+    /// Reinstates a cancelled mission: it is reopened, and its notification will be sent again.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -240,7 +241,7 @@ impl Ledger {
         self.update_mission(&mission.id, &expression).await.map(|_| ())
     }
 
-    /// Notes that a mission got a task although its end was announced; `mark` is a new one each time.
+    /// Records that a mission got a task after its notification was sent. `mark` must be new each time.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -250,8 +251,8 @@ impl Ledger {
         self.update_mission(id, &expression).await.map(|_| ())
     }
 
-    /// Notes that an announced mission has no open task, so that sweeps need not look for some after a while; unless one came
-    /// since the row was read.
+    /// Records that a mission with a sent notification has no open task, unless one was added since the row was read.
+    /// After a while, sweeps do not check such a mission.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -272,7 +273,7 @@ impl Ledger {
         self.update_mission(&mission.id, &expression).await.map(|_| ())
     }
 
-    /// Takes one of the mission's On-Demand launches. `Ok(false)` if all `floor` are taken.
+    /// Counts one of the mission's On-Demand launches. `Ok(false)` if all `floor` are counted.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -289,7 +290,7 @@ impl Ledger {
         self.update_item_once(id.as_str(), &expression).await
     }
 
-    /// Gives back one of the mission's On-Demand launches, which was not made.
+    /// Subtracts one of the mission's On-Demand launches that was not made.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -299,7 +300,7 @@ impl Ledger {
         self.update_item_once(id.as_str(), &expression).await.map(|_| ())
     }
 
-    /// Writes down which key a short name stands for: a tag cannot hold every key. May be called twice.
+    /// Stores the key of a short name, because a tag cannot hold every key. May be repeated.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -309,7 +310,7 @@ impl Ledger {
         self.put_new(&self.tables.missions, item::MISSION_KEY, row).await.map(|_| ())
     }
 
-    /// Writes down which mission a short name stands for. May be called twice.
+    /// Stores the mission of a short name. May be repeated.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -319,8 +320,8 @@ impl Ledger {
         self.put_new(&self.tables.missions, item::MISSION_KEY, row).await.map(|_| ())
     }
 
-    /// Reads which mission the value of a tag names: by its id, or by its short name. `None` if it is no mission's id, or nobody
-    /// wrote the short name down.
+    /// Reads the mission that the value of a tag names, by its id or by its short name. `None` if it is not a mission
+    /// id or an unknown short name.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -333,7 +334,7 @@ impl Ledger {
         Ok(answer.item.and_then(|row| Row(&row).text(item::MISSION)).and_then(|id| MissionId::new(id).ok()))
     }
 
-    /// Reads which key a short name stands for; `None` if nobody wrote it down.
+    /// Reads the key of a short name; `None` if it is unknown.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -348,7 +349,7 @@ fn short_key(short: &str) -> Item {
     Item::from([(item::MISSION_KEY.to_owned(), text(short))])
 }
 
-/// Requires that the task waits, at the attempt that was seen.
+/// Requires that the task is pending, with the same attempt as when it was read.
 pub(super) fn waits(expression: Expression, task: &Task) -> Expression {
     if task.state == State::Pending {
         return as_seen(expression, task);
@@ -356,7 +357,7 @@ pub(super) fn waits(expression: Expression, task: &Task) -> Expression {
     as_seen(expression, &Task { state: State::Pending, seen: None, ..task.clone() })
 }
 
-/// Requires that state and attempt are as they were seen; of a row of the first version neither may be there.
+/// Requires that state and attempt have not changed. A row of the first version may have neither.
 pub(super) fn as_seen(expression: Expression, task: &Task) -> Expression {
     let expression = expression.when("attribute_exists({})", item::SRC, None);
     if let Some(seen) = &task.seen {
@@ -375,7 +376,7 @@ pub(super) fn as_seen(expression: Expression, task: &Task) -> Expression {
     expression.when_any(states).when_any(attempts)
 }
 
-/// Requires that the holder has not renewed its lease since the row was seen.
+/// Requires that the holder has not renewed its lease since the row was read.
 pub(super) fn same_beat(expression: Expression, task: &Task) -> Expression {
     match &task.seen {
         Some(seen) => expression.if_unchanged(item::BEAT, &seen.beat),
@@ -383,8 +384,7 @@ pub(super) fn same_beat(expression: Expression, task: &Task) -> Expression {
     }
 }
 
-/// The tally items that tasks are counted in: how many in each, and their seconds of workload time.
-/// A task that is to be failed, with the attempt that was lost, if one was.
+/// A task to be failed, with the lost attempt, if there was one.
 type Ending<'a> = (&'a Task, Option<&'a PastAttempt>);
 
 fn shards_of(batch: &[Ending], mission: &Mission) -> BTreeMap<u32, (i64, u64)> {
@@ -397,18 +397,18 @@ fn shards_of(batch: &[Ending], mission: &Mission) -> BTreeMap<u32, (i64, u64)> {
     shards
 }
 
-/// What became of tasks that were to be failed.
+/// The result of failing tasks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failed {
-    /// Those that this call failed; the others have moved.
+    /// The tasks that this call failed. The others have changed.
     pub tasks: Vec<SrcId>,
-    /// The mission is no longer cancelled as it was seen: nothing more was written.
+    /// The mission's cancellation has changed: nothing more was written.
     pub has_mission_moved: bool,
 }
 
-/// The tasks of one transaction: with a tally item for each and the mission's check these are 51 items, of the 100 that
-/// `TransactWriteItems` takes. A larger one only conflicts more often with the commits of nodes.
+/// The number of tasks in one transaction. With one tally item each and the mission's check these are 51 of the 100
+/// items of `TransactWriteItems`. Larger transactions conflict more often with commits of nodes.
 const FAIL_BATCH: usize = 25;
 
-/// The holders that are asked in one transaction: 51 items with the mission's check.
+/// The number of holders in one transaction: 51 items with the mission's check.
 const ASK_BATCH: usize = 50;

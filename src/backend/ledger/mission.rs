@@ -15,33 +15,33 @@ use crate::domain::mission::{Mission, Tally, tally_shards_for};
 use crate::domain::policy::Policy;
 use crate::domain::value::Form;
 
-/// What a new mission's row holds.
+/// The values of a new mission's row.
 #[derive(Clone, Debug)]
 pub struct NewMission {
     /// The key.
     pub id: MissionId,
-    /// How many tasks it has.
+    /// The number of tasks.
     pub trans_number: u64,
-    /// The number of tally items. Fixed for the mission's life: a commit is counted by it.
+    /// The number of tally items. It is fixed, because it determines the item that counts a commit.
     pub tally_shards: u32,
     /// The workload's command line, for `sh -c`.
     pub exec: Option<String>,
-    /// What it is called, for people.
+    /// The display name.
     pub name: Option<String>,
-    /// How many nodes serve it; `None`: a node for each task.
+    /// The number of nodes; `None`: one node per task.
     pub nodes: Option<u32>,
-    /// How many tasks such a node works at, at a time.
+    /// The number of tasks that a node runs at the same time.
     pub slots: Option<u16>,
-    /// Whether objects that are put below its prefix become tasks of it; `None`: they do, as for the first version.
+    /// Whether objects under its prefix become tasks; `None`: yes, as in the first version.
     pub uploads: Option<bool>,
-    /// What it may cost.
+    /// The policy for purchases.
     pub policy: Policy,
-    /// Now, RFC 3339 UTC.
+    /// The current time, RFC 3339 UTC.
     pub now: String,
 }
 
 impl NewMission {
-    /// Makes a mission of so many tasks, of which the rest is left to settings.
+    /// Creates the values of a mission with this number of tasks. The settings determine the rest.
     #[must_use]
     pub fn of(id: MissionId, trans_number: u64) -> Self {
         Self {
@@ -60,10 +60,10 @@ impl NewMission {
 }
 
 impl Ledger {
-    /// Reads a mission's row consistently; `None` if there is none.
+    /// Reads a mission's row consistently; `None` if it does not exist.
     ///
     /// # Errors
-    /// [`CloudError`]; `NoTable` and `TableKey` if the table is not the expected one.
+    /// [`CloudError`]; `NoTable` or `TableKey` if the table is missing or has another key.
     pub async fn mission(&self, id: &MissionId) -> Result<Option<Mission>, CloudError> {
         let answer = self
             .client
@@ -77,10 +77,10 @@ impl Ledger {
         Ok(answer.item.map(|item| Row(&item).mission(id.clone())))
     }
 
-    /// Makes a mission's row; `false` if there is one already, which stays as it is.
+    /// Creates a mission's row; `false` if it exists, which is then not changed.
     ///
     /// # Errors
-    /// [`CloudError`]; `Invalid` if the id is not fit for a new mission: whoever asks a person for it has checked it before.
+    /// [`CloudError`]; `Invalid` if a new mission cannot have the id. Callers check user input before.
     pub async fn create_mission(&self, new: &NewMission) -> Result<bool, CloudError> {
         if let Some(rule) = new.id.unfit() {
             let resource = format!("table {}", self.tables.missions);
@@ -128,7 +128,7 @@ impl Ledger {
         self.put_new(&self.tables.missions, item::MISSION_KEY, row).await
     }
 
-    /// Gives a mission another workload; `None`: the simulated one.
+    /// Sets a mission's workload; `None`: the simulated one.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -141,7 +141,7 @@ impl Ledger {
         self.update_mission(id, &expression).await.map(|_| ())
     }
 
-    /// Says whether objects that are put below a mission's prefix become tasks of it from now on.
+    /// Sets whether objects under a mission's prefix become tasks.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -151,10 +151,10 @@ impl Ledger {
         self.update_mission(id, &expression).await.map(|_| ())
     }
 
-    /// Sets what a mission's nodes run, how many they are, and at how many tasks each works; what is `None` is removed.
+    /// Sets a mission's workload, number of nodes, and tasks per node. `None` removes a value.
     ///
     /// # Errors
-    /// [`CloudError`]; `Ok(false)` if there is no such mission.
+    /// [`CloudError`]; `Ok(false)` if the mission does not exist.
     pub async fn set_workload(
         &self,
         id: &MissionId,
@@ -175,14 +175,14 @@ impl Ledger {
         self.update_mission(id, &expression).await
     }
 
-    /// Changes how many tasks a mission has, and opens it again, on condition that it still has as many as were seen.
+    /// Changes a mission's number of tasks, and reopens it, on condition that the number has not changed.
     ///
     /// # Errors
-    /// [`CloudError`]; `Ok(false)` if another has changed the number since.
+    /// [`CloudError`]; `Ok(false)` if the number has changed.
     pub async fn resize_mission(&self, mission: &Mission, trans_number: u64) -> Result<bool, CloudError> {
         let expression = opened(Expression::default(), mission)
             .set(item::TRANS_NUMBER, number(trans_number))
-            // As many as were meant so far: a larger number would mean other items.
+            // The current number of items: a larger one would select other items.
             .set_if_absent(item::TALLY_SHARDS, number(mission.tally_shards.into()));
         let expression = match &mission.seen {
             Some(seen) => expression.if_unchanged(item::TRANS_NUMBER, &seen.trans_number),
@@ -193,11 +193,11 @@ impl Ledger {
 
     /// Reads and sums the mission's tally items, consistently.
     ///
-    /// The items are read one by one, not as one picture. That is enough: every committer reads after its own commit,
-    /// so whoever commits last sees them all.
+    /// The items are read one by one, not in one snapshot. This is sufficient: each committer reads after its own
+    /// commit, so the last one reads all commits.
     ///
     /// # Errors
-    /// [`CloudError`]; `Throttled` if DynamoDB leaves keys unread for about 10 s.
+    /// [`CloudError`]; `Throttled` if DynamoDB leaves keys unprocessed for about 10 s.
     pub async fn tally(&self, mission: &Mission) -> Result<Tally, CloudError> {
         let keys: Vec<Item> = (0..mission.tally_shards).map(|n| tally_key(&mission.id, n)).collect();
         let mut sum = [0_i64; 4];
@@ -212,12 +212,12 @@ impl Ledger {
         Ok(Tally { ok, failed, time_cost_s, seq })
     }
 
-    /// Writes the counters into the mission's row, if they are newer than what is there.
+    /// Writes the counters into the mission's row if they are newer than its own.
     ///
-    /// A row whose counters are strings keeps strings: the first version's scripts read them.
+    /// If the counters in the row are strings, they stay strings: the scripts of the first version read them.
     ///
     /// # Errors
-    /// [`CloudError`]; a newer row is no error.
+    /// [`CloudError`]; a newer row is not an error.
     pub async fn roll_up(&self, mission: &Mission, total: Tally) -> Result<(), CloudError> {
         let expression = counters(mission, total).set_if_absent(item::TALLY_BASE, number(mission.tally_base)).when(
             "attribute_exists({})",
@@ -225,7 +225,7 @@ impl Ledger {
             None,
         );
         let expression = match mission.seen.as_ref().map(|seen| &seen.tally_seq) {
-            // Not as this version writes it: text does not compare with a number.
+            // Not this version's type: text cannot be compared with a number.
             Some(form @ (Form::Text(_) | Form::Other(_))) => expression.if_unchanged(item::TALLY_SEQ, form),
             _ => expression.when_any(vec![
                 vec![("attribute_not_exists({})", item::TALLY_SEQ, None)],
@@ -240,8 +240,8 @@ impl Ledger {
         self.update_item(id.as_str(), expression).await
     }
 
-    /// Updates an item of the missions table, a mission's or another; `false` if the condition did not hold. Again and again
-    /// while transactions are in its way, those that check the item included.
+    /// Updates an item of the missions table; `false` if the condition did not hold. Retries while transactions on the
+    /// item, including their checks, conflict.
     pub(super) async fn update_item(&self, key: &str, expression: &Expression) -> Result<bool, CloudError> {
         let mut tries = 0;
         loop {
@@ -263,8 +263,8 @@ impl Ledger {
         }
     }
 
-    /// As [`Self::update_item`], for what counts up or down: the SDK repeats a call whose answer was lost, and only a
-    /// transaction is then written once.
+    /// Works like [`Self::update_item`], for additions. The SDK repeats a call whose answer was lost; only a
+    /// transaction is then applied once.
     pub(super) async fn update_item_once(&self, key: &str, expression: &Expression) -> Result<bool, CloudError> {
         let key = Item::from([(item::MISSION_KEY.to_owned(), text(key))]);
         let item = update(&self.tables.missions, key, expression)?;
@@ -288,18 +288,19 @@ pub(super) fn mission_key(id: &MissionId) -> Item {
     Item::from([(item::MISSION_KEY.to_owned(), text(id.as_str()))])
 }
 
-/// Opens a mission: it is counted in `opened`, and its end is announced again. Whoever read the row before must read it again.
+/// Reopens a mission: increments `opened`, and its notification is sent again. Readers of the old row must read it
+/// again.
 pub(super) fn opened(expression: Expression, mission: &Mission) -> Expression {
     let expression = expression.set(item::NOTIFIED, text("No")).remove(item::CLOSED).remove(item::MANIFEST_PROGRESS);
     let expression = match mission.seen.as_ref().map(|seen| &seen.opened) {
-        // `ADD` takes numbers alone.
+        // `ADD` needs a number.
         Some(Form::Text(_) | Form::Other(_)) => expression.set(item::OPENED, number(mission.opened + 1)),
         _ => expression.add(item::OPENED, 1),
     };
     expression.when("attribute_exists({})", item::MISSION_KEY, None)
 }
 
-/// Requires that a mission is cancelled, or is not, just as it was seen, and was not opened since.
+/// Requires that the mission's cancellation has not changed since it was read, and that it was not reopened.
 pub(super) fn mission_as_seen(expression: Expression, mission: &Mission) -> Expression {
     let Some(seen) = &mission.seen else {
         let cancelled = mission.cancelled_at.clone().map_or(Form::Absent, Form::Text);
@@ -308,7 +309,7 @@ pub(super) fn mission_as_seen(expression: Expression, mission: &Mission) -> Expr
     expression.if_unchanged(item::CANCELLED_AT, &seen.cancelled_at).if_unchanged(item::OPENED, &seen.opened)
 }
 
-/// Sets the row's counters in the row's own style.
+/// Sets the row's counters, as numbers or strings like the existing ones.
 pub(super) fn counters(mission: &Mission, total: Tally) -> Expression {
     let count = |n: u64| if mission.counts_as_strings { text(n.to_string()) } else { number(n) };
     Expression::default()

@@ -1,10 +1,10 @@
-//! DynamoDB: the tasks table, the missions table, and every expression on them.
+//! DynamoDB: the tasks table, the missions table, and all expressions for them.
 //!
-//! No other module knows an attribute's name. Each write that belongs to an attempt carries the fence
-//! `state = running AND attempt = mine` ([`expression::Expression::fence`]); a refused condition is a result, not an
-//! error, and brings the row along (`ReturnValuesOnConditionCheckFailure`), so nothing is read twice.
+//! No other module uses an attribute's name. Each write of an attempt has the fence `state = running AND attempt =
+//! mine` ([`expression::Expression::fence`]). A refused condition is a result, not an error, and includes the row
+//! (`ReturnValuesOnConditionCheckFailure`), which saves a read.
 //!
-//! The SDK repeats a call whose answer was lost. Each write here says what a repeat finds and why that is right.
+//! The SDK repeats a call whose answer was lost. The documentation of each write states the effect of a repetition.
 
 mod claim;
 mod client;

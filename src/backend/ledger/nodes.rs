@@ -1,14 +1,14 @@
-//! The count of the deployment's nodes, against which a launch is taken before it is asked for.
+//! The count of the deployment's nodes. A launch is counted before it is requested.
 //!
 //! ```text
 //!   take (nodes + n, on condition that they fit) ─► launch ─► give back what EC2 did not launch
-//!   sweep: read ─► list our instances ─► nodes := what lives + what was taken and may not show yet
+//!   sweep: read ─► list the instances ─► nodes := the living ones + those that are counted and not listed yet
 //! ```
 //!
-//! What was taken is counted by epoch, and the instances bear their epoch in a tag, so that a sweep sees which of them show. A
-//! sweep begins a new epoch when the newest is ten minutes old; two epochs later, what never showed (a scheduler died between
-//! take and launch) is forgotten. All writes are differences, so that a sweep and a launch at the same moment add up; each is a
-//! transaction, which is written once however often the SDK repeats it.
+//! The count is kept by epoch, and each instance has its epoch in a tag, so a sweep knows which counted nodes are
+//! listed. A sweep starts a new epoch when the newest is ten minutes old. Two epochs later, nodes that were never
+//! listed (a scheduler died between take and launch) are dropped. All writes are differences, so those of a sweep and a
+//! launch add up; each is a transaction, which is applied once however often the SDK repeats it.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -23,7 +23,7 @@ use crate::backend::CloudError;
 use crate::domain::node_limit::NodeLimits;
 use crate::domain::value::Form;
 
-/// The key of the item in the missions table. No mission can have it: an id that is given may not begin with `~`.
+/// The key of the item in the missions table. A new mission's id cannot start with `~`, so no mission has it.
 const NAME: &str = "~nodes";
 
 const MAX: &str = "maxNodes";
@@ -37,39 +37,39 @@ const HOUR: &str = "hour";
 const IN_HOUR: &str = "nodesInHour";
 const COUNTED: &str = "counted";
 
-/// How long an epoch lasts at least: a launch takes up to 150 s, and EC2 shows an instance within minutes (the rule for an
-/// unknown instance is 5). So what was taken an epoch ago shows, or will never.
+/// The minimum duration of an epoch. A launch takes up to 150 s, and EC2 lists an instance within minutes (an unknown
+/// instance counts as gone after 5). So a node that was counted an epoch ago is listed, or does not exist.
 const EPOCH_MIN: Duration = Duration::from_mins(10);
 
-/// The count, as it was read.
+/// The count that was read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeCount {
-    /// Whether it cannot be counted on: a person has edited it. It must be made again.
+    /// Whether the count is unusable because of a manual edit. It must be created again.
     pub is_spoilt: bool,
-    /// The limits that are stored for the whole deployment.
+    /// The stored limits of the deployment.
     pub limits: NodeLimits,
-    /// Nodes that run, or are taken.
+    /// The nodes that run or are being launched.
     pub taken: i64,
     /// The newest epoch.
     pub epoch: u64,
-    /// Nodes that were taken in it.
+    /// The nodes that were counted in it.
     pub in_epoch: i64,
-    /// Nodes that were taken in the epoch before.
+    /// The nodes that were counted in the previous epoch.
     pub in_last_epoch: i64,
-    /// The hour that is counted, such as `2026-01-01T07`.
+    /// The hour of the hourly count, such as `2026-01-01T07`.
     pub hour: String,
-    /// Nodes that were taken in it.
+    /// The nodes that were counted in it.
     pub in_hour: i64,
-    /// When the epoch began, in seconds of DynamoDB's clock.
+    /// The start of the epoch, in seconds of DynamoDB's clock.
     epoch_since: u64,
-    /// How often the nodes were counted.
+    /// The number of corrections of the count.
     counted: Form,
     taken_form: Form,
     hour_form: Form,
     epoch_form: Form,
 }
 
-/// Says when nodes were taken, so that they can be given back.
+/// The time when nodes were counted, which is needed to give them back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ticket {
     /// The epoch.
@@ -78,35 +78,35 @@ pub struct Ticket {
     pub hour: String,
 }
 
-/// Limits that are stored, nodes at a time and in an hour: `Some(None)` removes one, `None` leaves it as it is.
+/// The limits to store, for nodes at a time and per hour: `Some(None)` removes one, `None` does not change it.
 pub type StoredLimits = [Option<Option<u64>>; 2];
 
-/// How many of our instances EC2 shows.
+/// The numbers of instances that EC2 lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shown {
-    /// Those that live.
+    /// The living ones.
     pub alive: u64,
-    /// Those that were taken in the newest epoch, whether they live or have ended.
+    /// Those that were counted in the newest epoch, living or terminated.
     pub in_epoch: u64,
-    /// Those of the epoch before.
+    /// Those of the previous epoch.
     pub in_last_epoch: u64,
 }
 
 impl NodeCount {
-    /// Returns how many nodes were taken in the hour of `now`, seconds of DynamoDB's clock.
+    /// Returns the number of nodes that were counted in the hour of `now`, in seconds of DynamoDB's clock.
     #[must_use]
     pub fn taken_in_hour(&self, now: u64) -> i64 {
         if self.has_hour(now) { self.in_hour } else { 0 }
     }
 
-    /// Whether the hour that is counted is this one, or, for DynamoDB's machines have a clock each, the one that begins. Any
-    /// other has passed, or was edited.
+    /// Returns whether the stored hour is the current or the next one, because DynamoDB's machines have separate
+    /// clocks. Any other hour has passed, or was edited.
     fn has_hour(&self, now: u64) -> bool {
         self.hour == hour_of(now) || self.hour == hour_of(now + 60)
     }
 }
 
-/// The hour of the clock, such as `2026-01-01T07`.
+/// Returns the hour of the clock, such as `2026-01-01T07`.
 #[must_use]
 pub fn hour_of(now: u64) -> String {
     let time = UNIX_EPOCH.checked_add(Duration::from_secs(now)).unwrap_or(UNIX_EPOCH);
@@ -114,7 +114,7 @@ pub fn hour_of(now: u64) -> String {
 }
 
 impl Ledger {
-    /// Reads the count; `None` if there is none.
+    /// Reads the count; `None` if it does not exist.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -122,8 +122,8 @@ impl Ledger {
         self.node_count_and_time().await.map(|(count, _)| count)
     }
 
-    /// Reads the count, and what time it is: seconds of DynamoDB's clock, the one that all schedulers share; of this machine's,
-    /// if an emulator tells none.
+    /// Reads the count, and the time in seconds of DynamoDB's clock, which all schedulers share. If an emulator reports
+    /// none, uses this machine's clock.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -135,8 +135,8 @@ impl Ledger {
         Ok((read(Row(&row)), seconds(date.seen())))
     }
 
-    /// Makes the count, of `alive` nodes, unless another has since it was `seen`. Of one that was not there before, `limits` are
-    /// stored with it.
+    /// Creates the count with `alive` nodes, unless another scheduler has since it was `seen`. `limits` are stored if
+    /// it did not exist.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -163,10 +163,10 @@ impl Ledger {
         self.update_item(NAME, &expression).await.map(|_| ())
     }
 
-    /// Takes `n` nodes `now`, if the count is as it was read where that matters, and they fit into `limits`.
+    /// Counts `n` more nodes if they fit into `limits`, and if the count has not changed in a way that matters.
     ///
     /// # Errors
-    /// [`CloudError`]; `Ok(None)` if they do not fit, or the count has moved.
+    /// [`CloudError`]; `Ok(None)` if they do not fit, or the count has changed.
     pub async fn take_nodes(
         &self,
         seen: &NodeCount,
@@ -198,10 +198,10 @@ impl Ledger {
         Ok(is_taken.then_some(Ticket { epoch: seen.epoch, hour }))
     }
 
-    /// Gives `n` nodes back that were taken and not launched. Of an epoch that is forgotten there is nothing to give back.
+    /// Subtracts `n` nodes that were counted and not launched. For a dropped epoch, nothing is subtracted.
     ///
     /// # Errors
-    /// [`CloudError`]; `Ok(false)` if the count has moved since it was read.
+    /// [`CloudError`]; `Ok(false)` if the count has changed since it was read.
     pub async fn give_nodes_back(&self, seen: &NodeCount, n: u32, ticket: &Ticket) -> Result<bool, CloudError> {
         let less = -i64::from(n);
         let expression = match seen.epoch.checked_sub(ticket.epoch) {
@@ -218,11 +218,11 @@ impl Ledger {
         self.update_item_once(NAME, &expression).await
     }
 
-    /// Corrects the count by what EC2 shows, which must have been listed after the count was read; begins a new epoch when it is
-    /// time. Stores `limits`.
+    /// Corrects the count by EC2's list, which must be newer than the count. Starts a new epoch if it is time. Stores
+    /// `limits`.
     ///
     /// # Errors
-    /// [`CloudError`]; `Ok(false)` if another sweep was quicker.
+    /// [`CloudError`]; `Ok(false)` if another sweep was faster.
     pub async fn correct_node_count(
         &self,
         seen: &NodeCount,
@@ -275,7 +275,7 @@ fn read(row: Row<'_>) -> Option<NodeCount> {
     if row.0.is_empty() {
         return None;
     }
-    // A limit that cannot be read is one that holds everything back, until a person corrects it.
+    // An invalid limit prevents all launches until a user corrects it.
     let most = |name: &str| row.number(name).or((row.form(name) != Form::Absent).then_some(0));
     let signed = |name: &str| row.signed(name).unwrap_or(0);
     let is_number = |name: &str| matches!(row.form(name), Form::Number(_)) && row.signed(name).is_some();

@@ -1,13 +1,13 @@
-//! The index of open tasks: what waits and what runs, found without reading what has ended.
+//! The index of open tasks: lists pending and running tasks without reading finished ones.
 //!
 //! ```text
-//!   index `open` of the tasks table, keys only, sparse: an ended task is not in it
+//!   index `open` of the tasks table, keys only, sparse: finished tasks are not in it
 //!     openIn  <mission>#<shard>              as many partitions as the mission has tally items
 //!     openAs  pending#<time> | running#<time>   so that the longest waiting comes first
 //! ```
 //!
-//! An index is read eventually consistently: it may show a task that was claimed a moment ago, or not show yet one that was
-//! put back. What is found here is claimed, or read, before anything is done with it.
+//! An index is eventually consistent: it may list a task that was just claimed, or miss one that was just returned to
+//! the queue. A task from the index is always claimed or read before anything else is done with it.
 
 use std::collections::BTreeSet;
 
@@ -24,15 +24,15 @@ use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::mission::open_partition;
 use crate::domain::task::{State, Task};
 
-/// The index's name.
+/// The name of the index.
 pub const INDEX: &str = "open";
-/// The entries of a page: a thousand keys are about 200 kB, which is 25 read units.
+/// The number of entries in a page: 1,000 keys are about 200 kB, or 25 read units.
 pub const PAGE_LEN: usize = 1_000;
 
 /// One partition of the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Partition<'a> {
-    /// The mission; `None`: tasks of no mission.
+    /// The mission; `None`: tasks without a mission.
     pub mission: Option<&'a MissionId>,
     /// The shard, from 0.
     pub shard: u32,
@@ -43,12 +43,12 @@ pub struct Partition<'a> {
 pub struct OpenTask {
     /// The task.
     pub src: SrcId,
-    /// Its state and since when, as the index has it: `pending#2026-02-03T04:05:06Z`.
+    /// The state and its start in the index: `pending#2026-02-03T04:05:06Z`.
     pub open_as: String,
 }
 
 impl OpenTask {
-    /// Returns since when the task is open, RFC 3339 UTC, by the writer's clock.
+    /// Returns the time since when the task is in this state, RFC 3339 UTC, by the writer's clock.
     #[must_use]
     pub fn since(&self) -> &str {
         self.open_as.split_once('#').map_or("", |(_, since)| since)
@@ -58,37 +58,37 @@ impl OpenTask {
 /// A page of the index.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OpenPage {
-    /// Its entries.
+    /// The entries.
     pub tasks: Vec<OpenTask>,
-    /// Keys that no task of lighthpc's can have, for they are longer than a key of S3.
+    /// Invalid keys, which are longer than an S3 key.
     pub odd: Vec<String>,
-    /// Whether no more come after it.
+    /// Whether this is the last page.
     pub is_last: bool,
 }
 
-/// The misplaced entries that are read of one range at once: a page of rows.
+/// The maximum number of misplaced entries that are read of one range at a time: a page of rows.
 const MISPLACED_MAX: i32 = 100;
 
-/// `BatchGetItem` takes 100 keys. Source: DynamoDB API reference.
+/// The maximum number of keys of `BatchGetItem`. Source: DynamoDB API reference.
 const BATCH_LEN_MAX: usize = 100;
-/// Reads of one batch that come back unprocessed before the call is given up as throttled: about 10 s.
+/// The maximum number of reads of one batch with unprocessed keys, about 10 s. Then the call fails as throttled.
 const BATCH_TRIES_MAX: u32 = 10;
 
-/// The value of `openAs` of a task that is in this state since `now`.
+/// Returns the value of `openAs` for a task in this state since `now`.
 pub(super) fn open_as(state: State, now: &str) -> String {
     format!("{}#{now}", state.as_str())
 }
 
-/// Takes a task out of the index.
+/// Removes a task from the index.
 pub(super) fn closed(expression: Expression) -> Expression {
     expression.remove(item::OPEN_IN).remove(item::OPEN_AS)
 }
 
 impl Ledger {
-    /// Lists the open tasks of one partition in one state, longest in it first: up to `limit` that come after `from`.
+    /// Lists the open tasks of one partition in one state, the oldest first: up to `limit` after `from`.
     ///
     /// # Errors
-    /// [`CloudError`]; `Invalid` with a word about the index if the table has none.
+    /// [`CloudError`]; `Invalid` with the name of the index if the table does not have it.
     pub async fn open_page(
         &self,
         partition: Partition<'_>,
@@ -138,7 +138,7 @@ impl Ledger {
         }
     }
 
-    /// Counts the open tasks of a mission, or of none, in one state, but no more than `most`: it stops there.
+    /// Counts the open tasks of a mission, or without one, in one state. Stops at `most`.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -167,7 +167,8 @@ impl Ledger {
         Ok(count)
     }
 
-    /// Lists all open tasks of a mission, or of none, in one state. For few: every one is in memory.
+    /// Lists all open tasks of a mission, or without one, in one state. All of them are in memory, so only for small
+    /// numbers.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -185,14 +186,15 @@ impl Ledger {
         Ok(found)
     }
 
-    /// Lists entries of one partition that no page shows, for `openAs` begins neither as a waiting task's nor as a running one's:
-    /// another hand wrote it. Up to [`MISPLACED_MAX`] of each of three ranges; the rest is found when these are corrected.
+    /// Lists entries of one partition that are on no page, because another program wrote an `openAs` that is neither a
+    /// pending nor a running task's. Up to [`MISPLACED_MAX`] of each of three ranges; more are found after these are
+    /// corrected.
     ///
     /// # Errors
     /// [`CloudError`].
     pub async fn misplaced(&self, partition: Partition<'_>) -> Result<Vec<SrcId>, CloudError> {
         let open_in = open_partition(partition.mission, partition.shard);
-        // `"` comes just before `#`, and `$` just after it.
+        // `"` is the character before `#`, and `$` the one after it.
         let ranges = [("\0", "pending\"\u{10ffff}"), ("pending$", "running\"\u{10ffff}"), ("running$", "\u{10ffff}")];
         let [first, second, third] = ranges.map(|(from, to)| {
             self.client
@@ -215,12 +217,12 @@ impl Ledger {
         Ok(entries.iter().filter_map(|entry| SrcId::new(Row(entry).text(item::SRC)?).ok()).collect())
     }
 
-    /// Reads rows consistently, in no order; those that are not there are left out. A task that is named twice is read once.
+    /// Reads rows consistently, in any order. Missing rows are omitted, and duplicate keys are read once.
     ///
     /// # Errors
-    /// [`CloudError`]; `Throttled` if DynamoDB leaves keys unread for about 10 s.
+    /// [`CloudError`]; `Throttled` if DynamoDB leaves keys unprocessed for about 10 s.
     pub async fn tasks(&self, srcs: &[SrcId]) -> Result<Vec<Task>, CloudError> {
-        // BatchGetItem refuses a key that is there twice, and an index may show a task in two states.
+        // BatchGetItem refuses duplicate keys, and an index may list a task in two states.
         let srcs: BTreeSet<&SrcId> = srcs.iter().collect();
         let srcs: Vec<&SrcId> = srcs.into_iter().collect();
         let mut tasks = Vec::with_capacity(srcs.len());
@@ -252,6 +254,6 @@ impl Ledger {
             }
             tokio::time::sleep(backoff::delay(tries, rand::random())).await;
         }
-        Err(CloudError::new(Kind::Throttled, "BatchGetItem", resource(), "keys stay unprocessed"))
+        Err(CloudError::new(Kind::Throttled, "BatchGetItem", resource(), "keys remain unprocessed"))
     }
 }

@@ -1,4 +1,4 @@
-//! What a preflight asks of the tables: whether they are there, have their keys, and may be read and written. Changes nothing.
+//! Checks whether the tables exist, have the expected keys, and can be read and written. Changes nothing.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -17,25 +17,26 @@ use super::{INDEX, Ledger};
 use crate::backend::CloudError;
 use crate::backend::Kind;
 
-/// The key that is asked for; no object's, and no mission's. It does not begin with `~`: a node's role may not update such items.
+/// The key for the checks. No object or mission has it. It does not start with `~`, because a node's role may not
+/// update such items.
 const NOBODY: &str = "#doctor";
 
 impl Ledger {
-    /// Tries what [`Self::may_update`] does, and reads a batch of rows that are not there.
+    /// Makes the checks of [`Self::may_update`], and reads a batch of missing rows.
     ///
     /// # Errors
-    /// As of [`Self::may_update`].
+    /// As [`Self::may_update`].
     pub async fn may_work_at(&self, table: TableKind) -> Result<(), CloudError> {
         self.may_update(table).await?;
         let (name, key) = self.table(table);
         self.batch_get(name, vec![super::key::Item::from([(key.to_owned(), text(NOBODY))])]).await.map(drop)
     }
 
-    /// Reads a row that is not there, and tries an update whose condition cannot hold: that the first finds nothing and the
-    /// second is refused for its condition shows both rights, and the table's key.
+    /// Reads a missing row, and tries an update whose condition is always false. An empty answer and a refused
+    /// condition prove both permissions and the table's key.
     ///
     /// # Errors
-    /// [`CloudError`]: `NoTable`, `TableKey`, `AccessDenied` with the operation.
+    /// [`CloudError`]: `NoTable`, `TableKey`, or `AccessDenied` with the operation.
     pub async fn may_update(&self, table: TableKind) -> Result<(), CloudError> {
         let (name, key) = self.table(table);
         let resource = format!("table {name}");
@@ -60,19 +61,19 @@ impl Ledger {
         }
     }
 
-    /// Reads a page of the index of open tasks, for a mission that is not there.
+    /// Reads a page of the index of open tasks for a mission that does not exist.
     ///
     /// # Errors
-    /// [`CloudError`]; `Invalid` if the table has no such index.
+    /// [`CloudError`]; `Invalid` if the table does not have the index.
     pub async fn has_index(&self) -> Result<&'static str, CloudError> {
-        // Should there be such a mission, one entry of it is read.
+        // If such a mission exists, one entry of it is read.
         let nobody = crate::domain::ids::MissionId::new("lighthpc doctor").expect("a constant name is valid");
         let partition = Partition { mission: Some(&nobody), shard: 0 };
         self.open_page(partition, crate::domain::task::State::Pending, 1, None).await?;
         Ok(INDEX)
     }
 
-    /// Reads what time the service says it is, by the `Date` of an answer; `None` if it says none.
+    /// Reads the service's time from the `Date` of an answer; `None` if it has none.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -82,7 +83,7 @@ impl Ledger {
         let answer = get.customize().interceptor(date.clone()).send().await;
         let seen = date.seen();
         match answer {
-            // A refusal has a date, too.
+            // A refusal also has a `Date`.
             Err(error) if seen.is_none() => {
                 Err(CloudError::sdk("GetItem", format!("table {}", self.tables.tasks), error))
             }
@@ -100,12 +101,12 @@ pub enum TableKind {
     Missions,
 }
 
-/// Keeps the `Date` of an answer.
+/// Keeps the `Date` of the last answer.
 #[derive(Clone, Debug, Default)]
 pub(super) struct DateOfAnswer(Arc<Mutex<Option<SystemTime>>>);
 
 impl DateOfAnswer {
-    /// Returns it, once an answer has come that had one.
+    /// Returns the `Date`, if an answer had one.
     pub(super) fn seen(&self) -> Option<SystemTime> {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

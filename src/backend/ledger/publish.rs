@@ -1,4 +1,4 @@
-//! Who announces a mission's end: `notifyEmail: No → Sending → Yes`.
+//! The publication of a complete mission: `notifyEmail: No → Sending → Yes`.
 //!
 //! ```text
 //!   read `opened` ─► read the tally: complete ─► Sending, on condition of that `opened` (one winner)
@@ -7,9 +7,9 @@
 //!                       results and manifest into the row ─► the message ─► Yes, on condition of its own token
 //! ```
 //!
-//! Whoever opens a mission (enlarges, redrives, reinstates it) counts `opened` up and sets `No`: a publisher that read the
-//! tally before that is refused, and one that has begun cannot set `Yes`. All that makes the row larger is written before the
-//! message, so that the last write, which only makes it smaller, cannot be refused for the row's size.
+//! Each write that reopens a mission (enlarge, redrive, reinstate) increments `opened` and sets `No`. A publisher that
+//! read the tally before is refused, and one that has started cannot set `Yes`. Everything that enlarges the row is
+//! written before the message. The last write only makes the row smaller, so the row's size cannot prevent it.
 
 use aws_sdk_dynamodb::types::AttributeValue;
 
@@ -22,24 +22,25 @@ use crate::domain::ids::{InstanceId, MissionId};
 use crate::domain::mission::{ManifestProgress, Mission, Notified, Tally};
 use crate::domain::value::Form;
 
-/// One publisher's right to publish.
+/// The right of one publisher to publish.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Publication {
-    /// The instance that publishes.
+    /// The instance of the publisher.
     pub by: InstanceId,
-    /// Names the publisher among all: the same after its restart, another for another task on the same instance.
+    /// The token of the publisher: the same after its restart, and different for another task on the same instance.
     pub token: String,
 }
 
 impl Ledger {
-    /// Tries to become the mission's one publisher: `No → Sending`, on condition that the mission was not opened since
-    /// `mission` was read. `is_lost` says that the publisher that `mission` names is known to be gone: its place may be taken, if it
-    /// has not renewed its lease since.
+    /// Tries to become the mission's only publisher: `No → Sending`, on condition that the mission was not reopened
+    /// since `mission` was read. `is_lost`: the publisher in `mission` is gone, and can be replaced if it has not
+    /// renewed its lease since.
     ///
-    /// May be repeated: whoever holds the publication gets it again.
+    /// May be repeated: the holder of the publication gets it again.
     ///
     /// # Errors
-    /// [`CloudError`]; `Ok(false)` if another publishes, if it is done, or if the mission was opened: read it again.
+    /// [`CloudError`]; `Ok(false)` if another publisher holds it, if it is done, or if the mission was reopened: read
+    /// it again.
     pub async fn begin_publication(
         &self,
         mission: &Mission,
@@ -54,7 +55,7 @@ impl Ledger {
             vec![("{} <> ?", item::NOTIFIED, Some(text("Sending"))), ("{} <> ?", item::NOTIFIED, Some(text("Yes")))],
             vec![sending(), ("{} = ?", item::NOTIFY_TOKEN, Some(text(&publication.token)))],
         ];
-        // The counters go along: whatever becomes of the message, the row shows that the mission is over.
+        // The counters are written here, so that the row shows the complete mission even if the message fails.
         let expression = counters(mission, total)
             .set_if_absent(item::TALLY_BASE, number(mission.tally_base))
             .set(item::NOTIFIED, text("Sending"))
@@ -75,10 +76,10 @@ impl Ledger {
         self.update_mission(&mission.id, &expression).await
     }
 
-    /// Renews the publisher's lease, and notes how far the manifest is.
+    /// Renews the publisher's lease, and records the progress of the manifest.
     ///
     /// # Errors
-    /// [`CloudError`]; `Ok(false)` if the publication is no longer ours.
+    /// [`CloudError`]; `Ok(false)` if this publisher lost the publication.
     pub async fn renew_publication(
         &self,
         id: &MissionId,
@@ -89,17 +90,17 @@ impl Ledger {
         let Some(progress) = progress else { return self.update_mission(id, &expression).await };
         let noted = expression.clone().set(item::MANIFEST_PROGRESS, manifest_progress_value(progress));
         match self.update_mission(id, &noted).await {
-            // The row has no room for it: a successor begins the manifest again.
+            // The row has no space for it: a successor starts the manifest again.
             Err(error) if error.kind == Kind::Invalid => self.update_mission(id, &expression).await,
             renewed => renewed,
         }
     }
 
-    /// Writes what the mission came to: the counters, the results, the manifest, and who is notified. If the row has no room
-    /// for all results, it names the manifest alone.
+    /// Writes the result of the mission: the counters, the results, the manifest, and the notified topic. If the row
+    /// has no space for all results, only the manifest is written.
     ///
     /// # Errors
-    /// [`CloudError`]; `Ok(false)` if the publication is no longer ours.
+    /// [`CloudError`]; `Ok(false)` if this publisher lost the publication.
     pub async fn prepare_publication(
         &self,
         mission: &Mission,
@@ -118,7 +119,7 @@ impl Ledger {
         match self.update_mission(&mission.id, &whole).await {
             Err(error) if error.kind == Kind::Invalid => {
                 tracing::warn!(
-                    "mission {}: its row has no room for its results ({}); the manifest has them",
+                    "mission {}: its row has no space for the results ({}); the manifest lists them",
                     mission.id,
                     error.source
                 );
@@ -128,7 +129,7 @@ impl Ledger {
         match self.update_mission(&mission.id, &expression).await {
             Err(error) if error.kind == Kind::Invalid => {
                 tracing::warn!(
-                    "mission {}: its row has no room for the manifest's name ({})",
+                    "mission {}: its row has no space for the name of the manifest ({})",
                     mission.id,
                     error.source
                 );
@@ -139,7 +140,7 @@ impl Ledger {
         }
     }
 
-    /// Forgets how far the manifest is, so that the next publisher begins it again.
+    /// Removes the progress of the manifest, so that the next publisher starts it again.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -148,10 +149,10 @@ impl Ledger {
         self.update_mission(id, &expression).await.map(|_| ())
     }
 
-    /// Marks the mission as announced: `Sending → Yes`. The row only gets smaller by this.
+    /// Marks the mission as notified: `Sending → Yes`. The row only becomes smaller.
     ///
     /// # Errors
-    /// [`CloudError`]; `Ok(false)` if the publication is no longer ours.
+    /// [`CloudError`]; `Ok(false)` if this publisher lost the publication.
     pub async fn end_publication(&self, id: &MissionId, publication: &Publication) -> Result<bool, CloudError> {
         let expression = own(Expression::default().set(item::NOTIFIED, text("Yes")), publication)
             .remove(item::MANIFEST_PROGRESS)
@@ -159,7 +160,7 @@ impl Ledger {
         if self.update_mission(id, &expression).await? {
             return Ok(true);
         }
-        // The answer to an earlier try may have been lost: then the row already says so.
+        // The answer to an earlier attempt may have been lost: then the row already has the value.
         let row = self.mission(id).await?;
         let is_own = |row: &Mission| {
             row.seen.as_ref().is_some_and(|seen| seen.notify_token == Form::Text(publication.token.clone()))
@@ -168,20 +169,20 @@ impl Ledger {
     }
 }
 
-/// What a mission's row says of its announcement.
+/// The values of a mission's row about its publication.
 #[derive(Clone, Copy, Debug)]
 pub struct Announcement<'a> {
     /// The value of `rsltList`.
     pub results: &'a [String],
     /// `s3://…` of the manifest.
     pub manifest: &'a str,
-    /// The topic that is notified, or `none`.
+    /// The notified topic, or `none`.
     pub to: &'a str,
-    /// Now, RFC 3339 UTC.
+    /// The current time, RFC 3339 UTC.
     pub now: &'a str,
 }
 
-/// Requires that the publication is ours.
+/// Requires that this publisher holds the publication.
 fn own(expression: Expression, publication: &Publication) -> Expression {
     expression.when("{} = ?", item::NOTIFIED, Some(text("Sending"))).when(
         "{} = ?",

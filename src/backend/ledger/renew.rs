@@ -1,4 +1,4 @@
-//! Renewing and releasing a lease.
+//! Renews and releases a lease.
 
 use aws_sdk_dynamodb::config::Builder;
 use aws_sdk_dynamodb::config::retry::RetryConfig;
@@ -18,41 +18,43 @@ use crate::domain::progress::Progress;
 use crate::domain::task::{Counts, PastAttempt, State, Task};
 use crate::domain::verdict::Verdict;
 
-/// What became of a heartbeat.
+/// The result of a heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Beat {
     /// The lease is renewed.
     Renewed,
-    /// The lease is lost: another attempt holds the task, or it has ended.
+    /// The lease is lost: another attempt holds the task, or the task is finished.
     Lost,
-    /// The lease is ours and was not renewed, for the mission was cancelled.
+    /// The lease is held but was not renewed, because the mission was cancelled.
     Cancelled,
 }
 
-/// Why an attempt ends without an end for its task.
+/// The end of an attempt that does not finish its task.
 #[derive(Clone, Debug)]
 pub struct Release {
     /// The verdict.
     pub verdict: Verdict,
     /// The workload's exit code, if it had one.
     pub exit_code: Option<i32>,
-    /// Whole seconds of workload time, all attempts together.
+    /// The workload time of all attempts, in whole seconds.
     pub time_cost_s: u64,
-    /// The history, this attempt included.
+    /// The history, including this attempt.
     pub history: Vec<PastAttempt>,
-    /// The counts of bad endings, this one included.
+    /// The counts of failed attempts, including this one.
     pub counts: Counts,
-    /// Now, RFC 3339 UTC: tasks that wait longer come first.
+    /// The current time, RFC 3339 UTC. Tasks that wait longer come first.
     pub now: String,
 }
 
 impl Ledger {
-    /// Renews the lease and reports progress and time cost, in one fenced write.
+    /// Renews the lease, and writes progress and time cost, in one fenced write.
     ///
-    /// With `stop_if_cancelled` it is refused once the mission was cancelled; a holder that knows renews without, until its end.
+    /// With `stop_if_cancelled` it is refused after the mission was cancelled. A holder that knows the cancellation
+    /// renews without it until it has finished.
     ///
-    /// Sent once, not repeated by the SDK: its back-off would sleep while the lease runs out, and the next beat says more.
-    /// One that arrives twice counts `beat` up twice, which an observer reads as what it is: a sign of life.
+    /// The SDK does not repeat it: its back-off would continue while the lease expires, and the next heartbeat has
+    /// newer values. A heartbeat that arrives twice increments `beat` twice, which is harmless: an observer reads it as
+    /// a renewal.
     ///
     /// # Errors
     /// [`CloudError`]; a refused fence is [`Beat::Lost`].
@@ -79,7 +81,7 @@ impl Ledger {
             && error.code() == Some("ValidationException")
             && let Some(row) = self.task(&fence.src).await?
         {
-            // Somebody has written something into `beat` that is no number: it is counted on from what can be read of it.
+            // Another program wrote a value into `beat` that is not a number: counting continues from its numeric part.
             let counted = expression.set(item::BEAT, number(row.beat + 1));
             sent = self.update_task(fence, &counted, RetryConfig::disabled().into()).await;
         }
@@ -94,7 +96,7 @@ impl Ledger {
         }
     }
 
-    /// Names the newest complete checkpoint in the row, under the fence. May be called twice.
+    /// Writes the newest complete checkpoint into the row, with the fence. May be repeated.
     ///
     /// # Errors
     /// [`CloudError`]; a refused fence is [`Beat::Lost`].
@@ -106,9 +108,9 @@ impl Ledger {
         }
     }
 
-    /// Hands the task back: `running → pending`, with the verdict of the attempt that ended.
+    /// Returns the task to the queue: `running → pending`, with the verdict of the finished attempt.
     ///
-    /// May be called twice: the second finds its own release and says so.
+    /// May be repeated: the second call finds its own release.
     ///
     /// # Errors
     /// [`CloudError`]; a refused fence is `Ok(false)`.
@@ -152,16 +154,16 @@ impl Ledger {
             .await
     }
 
-    /// The row that a condition was refused for, as it is.
+    /// Returns the current row after a refused condition.
     async fn refused_row(&self, error: SdkError<UpdateItemError>, fence: &Fence) -> Result<Option<Task>, CloudError> {
         match self.refused(error)? {
             Some(row) => Ok(Some(Row(&row).task(fence.src.clone()))),
-            // Not every emulator sends the row along.
+            // Some emulators do not return the row.
             None => self.task(&fence.src).await,
         }
     }
 
-    /// Tells a refused condition, with the row as it is, from a failed call.
+    /// Distinguishes a refused condition, with the current row, from a failed call.
     fn refused(&self, error: SdkError<UpdateItemError>) -> Result<Option<super::key::Item>, CloudError> {
         match error.as_service_error() {
             Some(UpdateItemError::ConditionalCheckFailedException(refusal)) => Ok(refusal.item.clone()),
@@ -170,12 +172,12 @@ impl Ledger {
     }
 }
 
-/// Returns whether a row shows what this very attempt wrote last.
+/// Returns whether the row shows this attempt's own last write.
 pub(super) fn is_own(task: &Task, state: State, fence: &Fence) -> bool {
     task.state == state && task.attempt == fence.attempt && task.instance.as_ref() == Some(&fence.owner)
 }
 
-/// What every ending without a result writes. After a crash the task is suspect.
+/// Adds what every end without a result writes. After a crash the task is suspect.
 pub(super) fn counted(expression: Expression, counts: Counts, attempt: Attempt) -> Expression {
     let counted = expression
         .set(item::APP_FAILURES, number(counts.app_failures))
@@ -189,7 +191,7 @@ pub(super) fn counted(expression: Expression, counts: Counts, attempt: Attempt) 
     }
 }
 
-/// What every ending of an attempt writes.
+/// Adds what every end of an attempt writes.
 pub(super) fn ending(
     verdict: Verdict,
     exit_code: Option<i32>,
@@ -199,7 +201,7 @@ pub(super) fn ending(
     let mut expression = Expression::default()
         .set(item::VERDICT, text(verdict.as_str()))
         .set(item::TIME_COST, text(time_cost_s.to_string()));
-    // A history has this attempt at least, unless there is no room for one: what takes room goes then.
+    // A history has at least this attempt, unless there is no space for it: then other large attributes are removed.
     expression = if attempts.is_empty() {
         expression.remove(item::HISTORY)
     } else {

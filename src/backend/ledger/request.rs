@@ -1,4 +1,4 @@
-//! How a row keeps a launch whose answer is not known yet.
+//! The stored form of a launch whose answer is unknown.
 
 use aws_sdk_dynamodb::types::AttributeValue;
 
@@ -30,7 +30,7 @@ pub(super) fn value(reserved: &Reserved) -> AttributeValue {
     AttributeValue::M(map)
 }
 
-/// Reads it; `None` if another wrote it: the launch is then not repeated, and the next one has another number.
+/// Parses it; `None` if another program wrote it. Then the launch is not repeated, and the next one has another number.
 pub(super) fn read(value: &AttributeValue) -> Option<Reserved> {
     let map = value.as_m().ok()?;
     let text = |name: &str| map.get(name).and_then(|value| value.as_s().ok()).cloned();
@@ -39,7 +39,7 @@ pub(super) fn read(value: &AttributeValue) -> Option<Reserved> {
         number: number("for")?,
         token: text("token")?,
         version: text("version")?,
-        // Of an earlier version: none, so it is not repeated if it named some.
+        // An earlier version did not store it, so a launch with instance types is not repeated.
         types: text("types").map(|types| words(&types)).unwrap_or_default(),
         subnets: words(&text("subnets")?),
         purchase: Purchase::parse(&text("purchase")?)?,

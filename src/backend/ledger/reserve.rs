@@ -1,15 +1,16 @@
-//! Launches that are reserved, and what came of them.
+//! Reserves launches, and records their results.
 //!
 //! ```text
-//!   reserve (one winner, with the request) ─► CreateFleet, by the token in it ─► note the instance
-//!                                                                        ├─► note why there is none, and when again
-//!                                                                        └─► no answer: the request stays, and is repeated
+//!   reserve (one winner, with the request) ─► CreateFleet, with its token ─► record the instance
+//!                                                                        ├─► record the reason, and the next try
+//!                                                                        └─► no answer: the request stays, and is
+//! repeated
 //! ```
 //!
-//! A scheduler that dies between two of these leaves a reservation without an instance, which a sweep finds. As long as the row
-//! has the request, its repeat is equal to the first, so EC2 launches once. A repeat reserves the next number, so that it has one
-//! winner, too, and the notes of whoever asked before are refused: what was taken of the count of nodes and was not launched is
-//! given back by the one whose note is written.
+//! If a scheduler dies in between, a sweep finds a reservation without an instance. While the row has the request, a
+//! repetition is equal to the first request, so EC2 launches once. A repetition reserves the next number, so that it
+//! has one winner, and records of earlier requests are refused. The scheduler whose record is written returns the
+//! counted nodes that were not launched.
 
 use aws_sdk_dynamodb::types::AttributeValue;
 
@@ -25,23 +26,24 @@ use crate::domain::request::Reserved;
 use crate::domain::task::Task;
 use crate::domain::value::Form;
 
-/// Why no instance was launched for a task.
+/// The reason why no instance was launched for a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Note {
     /// The reason.
     pub why: String,
-    /// Not before this is the next try made; `None`: at the next sweep.
+    /// The earliest time of the next try; `None`: at the next sweep.
     pub after: Option<String>,
-    /// What stays in the row of the launch, if there may be an instance all the same: it is repeated, or looked for.
+    /// The reservation that stays in the row if an instance may exist nevertheless: it is repeated, or its instance is
+    /// searched.
     pub open: Option<Reserved>,
 }
 
 impl Ledger {
-    /// Reserves the launch of a node for a task that waits, as the row was seen. Of many callers one gets it. `tries` is the
-    /// launch's number; `lost` says why the instance that was launched before is gone.
+    /// Reserves the launch of a node for a pending task that has not changed. Of many callers one succeeds. `tries` is
+    /// the launch's number; `lost` is the reason why the instance that was launched before is gone.
     ///
     /// # Errors
-    /// [`CloudError`]; `Ok(false)` if the row is not as it was seen.
+    /// [`CloudError`]; `Ok(false)` if the row has changed.
     pub async fn reserve_launch(
         &self,
         task: &Task,
@@ -50,7 +52,7 @@ impl Ledger {
         reserved: &Reserved,
         lost: Option<&str>,
     ) -> Result<bool, CloudError> {
-        // What was launched for this very attempt is gone, if another is launched now.
+        // If another instance is launched for this attempt, the previous one is gone.
         let is_lost = task.launch.is_for(task.attempt) && task.launch.instance.is_some();
         let expression = launch_as_seen(Expression::default(), task);
         let expression =
@@ -69,7 +71,7 @@ impl Ledger {
         self.update_row(&task.src, &expression).await
     }
 
-    /// Notes the instance that was launched. A row that has gone on meanwhile stays as it is.
+    /// Records the launched instance, unless the row has changed.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -82,10 +84,10 @@ impl Ledger {
         self.update_row(&task.src, &expression).await.map(|_| ())
     }
 
-    /// Notes why no instance was launched, and not before when the next try is made; the reservation is given up.
+    /// Records why no instance was launched, and the earliest time of the next try. Removes the reservation.
     ///
     /// # Errors
-    /// [`CloudError`]; `Ok(false)` if the row has gone on, so that what was taken for the launch is another's.
+    /// [`CloudError`]; `Ok(false)` if the row has changed, so that another scheduler owns the launch.
     pub async fn note_no_launch(&self, task: &Task, note: &Note) -> Result<bool, CloudError> {
         let expression = waits(Expression::default(), task)
             .remove(item::LAUNCH_AT_ATTEMPT)
@@ -103,7 +105,7 @@ impl Ledger {
         self.update_row(&task.src, &expression).await
     }
 
-    /// Notes why nothing is launched for a task that waits, if nobody has reserved a launch since the row was seen.
+    /// Records why nothing is launched for a pending task, unless a launch was reserved since the row was read.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -114,11 +116,11 @@ impl Ledger {
         self.update_row(&task.src, &expression).await.map(|_| ())
     }
 
-    /// Reserves a launch of a mission's nodes, as the row was seen: of many callers one gets it, and the next number. `new` of
-    /// the nodes were not asked for before; those of a launch that is repeated were.
+    /// Reserves a launch of a mission's nodes, and the next number: of many callers one succeeds. `new` of the nodes
+    /// were not requested before; those of a repeated launch were.
     ///
     /// # Errors
-    /// [`CloudError`]; `Ok(false)` if another was quicker.
+    /// [`CloudError`]; `Ok(false)` if another scheduler was faster.
     pub async fn reserve_round(&self, mission: &Mission, requests: &[Reserved], new: u32) -> Result<bool, CloudError> {
         let form = |value: u64| if value == 0 { Form::Absent } else { Form::Number(value.to_string()) };
         let (round, launched) = match &mission.seen {
@@ -131,17 +133,17 @@ impl Ledger {
             .set(item::LAUNCH_REQUESTS, requests_value(requests))
             .if_unchanged(item::LAUNCH_ROUND, &round)
             .if_unchanged(item::NODES_LAUNCHED, &launched)
-            // Nothing is launched for a mission that was cancelled since.
+            // Nothing is launched for a mission that was cancelled meanwhile.
             .when("attribute_not_exists({})", item::CANCELLED_AT, None)
             .when("attribute_exists({})", item::MISSION_KEY, None);
         self.update_item_once(mission.id.as_str(), &expression).await
     }
 
-    /// Notes what became of a round: the requests that may have launched and are not answered, and why there are fewer nodes
-    /// than were wanted, if there are.
+    /// Records the result of a round: the requests that may have launched and are not answered, and the reason if there
+    /// are fewer nodes than requested.
     ///
     /// # Errors
-    /// [`CloudError`]; `Ok(false)` if another has taken the round over, so that what was taken for it is another's.
+    /// [`CloudError`]; `Ok(false)` if another scheduler has taken over the round and its counted nodes.
     pub async fn note_round(
         &self,
         id: &MissionId,
@@ -162,7 +164,7 @@ impl Ledger {
         self.update_mission(id, &expression).await
     }
 
-    /// Notes in a mission's row why it has fewer nodes than it wants.
+    /// Records in a mission's row why it has too few nodes.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -180,7 +182,7 @@ fn requests_value(requests: &[Reserved]) -> AttributeValue {
     AttributeValue::L(requests.iter().map(request::value).collect())
 }
 
-/// Requires that nobody has reserved a launch since the row was seen.
+/// Requires that no launch was reserved since the row was read.
 fn launch_as_seen(expression: Expression, task: &Task) -> Expression {
     if let Some(seen) = &task.seen {
         return expression

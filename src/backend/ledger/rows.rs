@@ -1,4 +1,4 @@
-//! Rows as the scheduler and the reader see them: making, listing, and redriving.
+//! Rows for schedulers and readers: creates, lists and redrives tasks.
 
 use std::collections::HashMap;
 
@@ -19,46 +19,46 @@ use crate::domain::ids::{MissionId, OWN, SrcId, TALLY};
 use crate::domain::mission::{Mission, open_partition, shard_of};
 use crate::domain::task::{State, Task};
 
-/// What a new task's row holds: the first version's attributes, the mission, and the state.
+/// The values of a new task's row: the first version's attributes, the mission, and the state.
 #[derive(Clone, Debug)]
 pub struct NewTask {
     /// The key.
     pub src: SrcId,
-    /// The mission it counts for, and over how many tally items and index partitions that is spread.
+    /// The mission, and its number of tally items and index partitions.
     pub mission: Option<(MissionId, u32)>,
     /// The bucket of the input.
     pub bucket: String,
-    /// Now, RFC 3339 UTC.
+    /// The current time, RFC 3339 UTC.
     pub now: String,
-    /// When what made the row happened, as it said itself; now, if it did not say.
+    /// The time of the event that created the row; the current time if the event has none.
     pub trigger_time: String,
-    /// What made the row.
+    /// The event or command that created the row.
     pub trigger: String,
 }
 
-/// What became of a new row.
+/// The result of creating a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Made {
-    /// It is there now.
+    /// The row was created.
     New,
-    /// It was there already, and stays as it is.
+    /// The row existed, and was not changed.
     There(Box<Task>),
 }
 
-/// What became of a redrive.
+/// The result of a redrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Redrive {
-    /// The task is `pending` again and no longer counted as failed.
+    /// The task is `pending` again, and not counted as failed any more.
     Redriven,
     /// The task is not `failed` (any more).
     NotFailed,
 }
 
-/// How long `numlog` may grow: a hundred duplicates.
+/// The maximum length of `numlog`: 100 duplicates.
 const NUM_LOG_BYTES_MAX: usize = 200;
 
 impl Ledger {
-    /// Makes a task's row, unless there is one.
+    /// Creates a task's row, unless it exists.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -88,17 +88,17 @@ impl Ledger {
         let there = match error.as_service_error() {
             Some(PutItemError::ConditionalCheckFailedException(refusal)) => match &refusal.item {
                 Some(row) => Some(Row(row).task(new.src.clone())),
-                // Not every emulator sends the row along.
+                // Some emulators do not return the row.
                 None => self.task(&new.src).await?,
             },
             _ => return Err(CloudError::sdk("PutItem", format!("table {}", self.tables.tasks), error)),
         };
-        let gone = || CloudError::new(Kind::Conflict, "PutItem", &self.tables.tasks, "the row was there and is gone");
+        let gone = || CloudError::new(Kind::Conflict, "PutItem", &self.tables.tasks, "the row existed and was deleted");
         there.map(|task| Made::There(Box::new(task))).ok_or_else(gone)
     }
 
-    /// Notes in a task's row that what made it happened once more: `numlog` gets `+1`, as the first version did. Of events
-    /// that come at the same moment one may be left out: the number is for people.
+    /// Records a repeated event in a task's row: `numlog` gets `+1`, as in the first version. Of simultaneous events
+    /// one may be missing; the number is only informative.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -120,7 +120,7 @@ impl Ledger {
         self.update_row(src, &expression).await.map(|_| ())
     }
 
-    /// Updates a task's row, and returns it as it is then; `None` if the condition did not hold.
+    /// Updates a task's row, and returns the new row; `None` if the condition did not hold.
     pub(super) async fn update_row_to(&self, src: &SrcId, expression: &Expression) -> Result<Option<Task>, CloudError> {
         let answer = expression
             .on(self.client.update_item().table_name(&self.tables.tasks).set_key(Some(task_key(src))))
@@ -155,7 +155,7 @@ impl Ledger {
         }
     }
 
-    /// Puts a row; `false` if there is one with its key already, which stays as it is.
+    /// Writes a new row; `false` if a row with its key exists, which is then not changed.
     pub(super) async fn put_new(&self, table: &str, key: &str, row: Item) -> Result<bool, CloudError> {
         let put = self.client.put_item().table_name(table).set_item(Some(row));
         let put = put.condition_expression("attribute_not_exists(#k)").expression_attribute_names("#k", key);
@@ -168,8 +168,8 @@ impl Ledger {
         }
     }
 
-    /// Puts a failed task back to `pending` with fresh budgets, takes it out of the tally, and opens its mission again:
-    /// one transaction. What was launched for it before is still counted in its row, so that the next launch is another.
+    /// Returns a failed task to `pending` with new budgets, subtracts it from the tally, and reopens its mission, in
+    /// one transaction. The number of launches in its row stays, so that the next launch has another number.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -181,7 +181,7 @@ impl Ledger {
             .set(item::OPEN_AS, text(open_as(State::Pending, now)))
             .remove(item::APP_FAILURES)
             .remove(item::INTERRUPTIONS)
-            // What was suspect still runs alone.
+            // A suspect task still runs alone.
             .remove(item::CRASHES)
             .remove(item::ERROR)
             .remove(item::LAUNCH_AT_ATTEMPT)
@@ -210,10 +210,10 @@ impl Ledger {
         Ok(if written == Transacted::Written { Redrive::Redriven } else { Redrive::NotFailed })
     }
 
-    /// Hands every task of a mission (or every task, with `None`) to `each`, page by page, in no order.
+    /// Calls `each` for every task of a mission (with `None`, every task), page by page, in any order.
     ///
-    /// A consistent scan of the tasks table: it costs half a read unit per 4 kB of the *table*, so it is for the
-    /// end of a mission and for people, never for a node's every step.
+    /// A consistent scan of the tasks table. It costs half a read unit per 4 kB of the whole *table*. It is for the end
+    /// of a mission and for user commands only.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -229,9 +229,9 @@ impl Ledger {
         }
     }
 
-    /// Reads a page of a mission's tasks (or of all, with `None`), in no order but always the same: those that come `after` a
-    /// row's key. Returns also the key after which the next page begins; `None` if there is none: it may be a key that no task
-    /// of lighthpc's can have, of a row that another program made. A page is 1 MB of the *table*.
+    /// Reads a page of a mission's tasks (with `None`, of all), in any but always the same order: those after a row's
+    /// key. Also returns the key before the next page; `None` at the end. This key may be invalid as a task key, if
+    /// another program wrote the row. A page is 1 MB of the *table*.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -256,8 +256,8 @@ impl Ledger {
         Ok((tasks, last))
     }
 
-    /// Lists the missions, without their tally items, and without their `results`, which may be 300 kB each. A row that cannot
-    /// be a mission is warned of.
+    /// Lists the missions, without their tally items and without `results`, which may be 300 kB each. Warns of invalid
+    /// rows.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -265,14 +265,14 @@ impl Ledger {
         let mut missions = Vec::new();
         let odd = self.each_mission(|mission| missions.push(mission)).await?;
         for (key, what) in odd {
-            tracing::warn!("table {} has {key}: {what}", self.tables.missions);
+            tracing::warn!("invalid row {key} in table {}: {what}", self.tables.missions);
         }
         missions.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(missions)
     }
 
-    /// Hands every mission to `each`, page by page, in no order, without its `results`. Returns the rows that were meant as
-    /// missions, for they have a `transNumber`, and cannot be: each by its key, with the reason.
+    /// Calls `each` for every mission, page by page, in any order, without `results`. Returns the keys of invalid
+    /// missions, which have a `transNumber`, with the reason.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -286,7 +286,7 @@ impl Ledger {
                 .table_name(&self.tables.missions)
                 .consistent_read(true)
                 .set_exclusive_start_key(from)
-                // Neither tally items nor what lighthpc keeps for itself.
+                // Neither tally items nor the items of lighthpc itself.
                 .filter_expression("attribute_exists(#n) OR NOT contains(#m, :tally) AND NOT begins_with(#m, :own)")
                 .projection_expression(
                     item::MISSION_NAMES
@@ -304,7 +304,7 @@ impl Ledger {
                 let Some(key) = Row(row).text(item::MISSION_KEY) else { continue };
                 match MissionId::new(&key) {
                     Ok(id) => each(Row(row).mission(id)),
-                    Err(error) => odd.push((key, format!("no task counts for it: {error}"))),
+                    Err(error) => odd.push((key, format!("no task can belong to it: {error}"))),
                 }
             }
             match page.last_evaluated_key {
@@ -315,7 +315,7 @@ impl Ledger {
     }
 }
 
-/// The names of a mission's attributes, for a projection, and of those that the filter asks for.
+/// Returns the names of a mission's attributes, for a projection, and those of the filter.
 fn mission_names() -> HashMap<String, String> {
     let projected = item::MISSION_NAMES.iter().enumerate().map(|(n, name)| (format!("#p{n}"), (*name).to_owned()));
     let filtered = [("#m", item::MISSION_KEY), ("#n", item::TRANS_NUMBER)];

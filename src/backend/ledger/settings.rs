@@ -1,9 +1,10 @@
-//! Which attributes of a mission's row are settings, which a node may not change.
+//! The attributes of a mission's row that are settings, which a node may not change.
 
 use super::item;
 
-/// What a mission's nodes run, how many they are, and how they are bought: set by people and by schedulers. A node's role may not
-/// name these in an update of a mission's row, not even in a condition (`cloudformation/stack.yaml`, `SettingsArePeoples`).
+/// A mission's workload, number of nodes, and purchase options, which users and schedulers set. A node's role may not
+/// use these names in an update of a mission's row, not even in a condition (`cloudformation/stack.yaml`,
+/// `SettingsArePeoples`).
 pub const SETTINGS: &[&str] = &[
     "bidInstanceType",
     "bidMode",
@@ -34,7 +35,8 @@ pub const SETTINGS: &[&str] = &[
 mod tests {
     use super::*;
 
-    /// What a node may name: its tally, and the announcement of the mission's end. `transNumber` is in the condition of that.
+    /// What a node may name: its tally, and the announcement of the mission's end. `transNumber` is in the condition of
+    /// that.
     const OF_NODES: &[&str] = &[
         item::MISSION_KEY,
         item::TRANS_NUMBER,

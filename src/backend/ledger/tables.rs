@@ -1,4 +1,4 @@
-//! Making the tables: for the cloud in this process, and for tests. On AWS the stack makes them.
+//! Creates the tables of the in-process cloud and of tests. On AWS, the stack creates them.
 
 use aws_sdk_dynamodb::error::BuildError;
 use aws_sdk_dynamodb::operation::create_table::CreateTableError;
@@ -14,7 +14,7 @@ use crate::backend::CloudError;
 use crate::backend::Kind;
 
 impl Ledger {
-    /// Makes both tables, on demand, if they are not there; the tasks table with its index of open tasks.
+    /// Creates both tables, on demand, if they do not exist; the tasks table with its index of open tasks.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -24,7 +24,7 @@ impl Ledger {
         self.create_table(&self.tables.missions, &[item::MISSION_KEY], None).await
     }
 
-    /// Makes a table; the first of its key attributes is its own key.
+    /// Creates a table. The first key attribute is the table's own key.
     async fn create_table(
         &self,
         table: &str,

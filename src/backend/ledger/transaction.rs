@@ -1,4 +1,4 @@
-//! The parts of transactions, and what becomes of them.
+//! Transactions: their items, and their results.
 
 use aws_sdk_dynamodb::operation::transact_write_items::TransactWriteItemsError;
 use aws_sdk_dynamodb::types::{ConditionCheck, TransactWriteItem, Update};
@@ -10,14 +10,13 @@ use super::key::Item;
 use crate::backend::{CloudError, Kind};
 use crate::domain::ids::{MissionId, TALLY};
 
-/// How often a transaction, or the update of a mission's row, is tried that others' transactions were in the way of. The
-/// SDK's own retries come on top; each of these waits a little longer than the last.
+/// The maximum number of attempts of a transaction, or of the update of a mission's row, that conflicts with other
+/// transactions. The SDK's own retries are in addition; each attempt waits a little longer than the last.
 pub(super) const CONFLICT_ATTEMPTS_MAX: u32 = 8;
 
 impl Ledger {
-    /// Writes a transaction, again and again while others' are in its way. `token` names it, so that a repeat of one whose
-    /// answer was lost is no second one. `tallies` names the tally items that it adds to: if one holds something that is no
-    /// number, it is repaired.
+    /// Writes a transaction, and retries while it conflicts with others. `token` makes a repetition after a lost answer
+    /// harmless. `tallies` are the tally items that it adds to: one with a value that is not a number is repaired.
     pub(super) async fn transact(
         &self,
         items: &[TransactWriteItem],
@@ -57,7 +56,7 @@ pub(super) fn tally_key(mission: &MissionId, shard: u32) -> Item {
     Item::from([(item::MISSION_KEY.to_owned(), text(format!("{mission}{TALLY}{shard}")))])
 }
 
-/// One update of a transaction.
+/// Returns an update of one item.
 pub(super) fn update(table: &str, key: Item, expression: &Expression) -> Result<TransactWriteItem, CloudError> {
     let update = Update::builder()
         .table_name(table)
@@ -71,7 +70,7 @@ pub(super) fn update(table: &str, key: Item, expression: &Expression) -> Result<
     Ok(TransactWriteItem::builder().update(update).build())
 }
 
-/// One condition of a transaction on an item that the transaction does not change.
+/// Returns a condition on an item that the transaction does not change.
 pub(super) fn check(table: &str, key: Item, expression: &Expression) -> Result<TransactWriteItem, CloudError> {
     let check = ConditionCheck::builder()
         .table_name(table)
@@ -84,28 +83,28 @@ pub(super) fn check(table: &str, key: Item, expression: &Expression) -> Result<T
     Ok(TransactWriteItem::builder().condition_check(check).build())
 }
 
-/// What became of a transaction.
+/// The result of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Transacted {
-    /// All of it is written.
+    /// Everything was written.
     Written,
-    /// The conditions of these items, by their places, did not hold: nothing is written.
+    /// The conditions of the items with these indexes did not hold: nothing was written.
     Refused(Vec<usize>),
 }
 
-/// Why DynamoDB cancelled a transaction.
+/// DynamoDB's reason for cancelling a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Cancelled {
     /// The conditions of these items did not hold.
     Condition(Vec<usize>),
-    /// A conflict or a throttle, which is transient.
+    /// A conflict or a throttle.
     Transient,
-    /// An item does not fit its update: an operand has another type.
+    /// An update does not match its item: an operand has another type.
     Invalid,
 }
 
-/// Reads the reasons of a cancelled transaction, which are in the order of its items; `None` if it failed for another
-/// reason. A failed condition outweighs the rest.
+/// Returns the reason of a cancelled transaction from its list of reasons, which has the order of the items; `None` if
+/// it failed for another reason. A failed condition has precedence.
 /// Source: DynamoDB API reference, `TransactWriteItems`, "Cancellation reason codes".
 fn cancelled_by(error: Option<&TransactWriteItemsError>) -> Option<Cancelled> {
     let reasons = match error? {

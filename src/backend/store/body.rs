@@ -1,4 +1,4 @@
-//! What goes up: a file, or bytes that are in memory.
+//! The content of an upload: a file, or bytes in memory.
 
 use std::path::Path;
 
@@ -11,13 +11,13 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt, SeekFrom};
 use super::error::StoreError;
 use super::part::PART_BYTES;
 
-/// The bytes of a file that are in memory at a time while it is read for its checksum, or streamed.
+/// The size of a chunk when a file is read for its checksum, or streamed.
 const CHUNK_BYTES: usize = 256 * 1024;
 
 /// The content of an object that is put.
 #[derive(Clone, Debug)]
 pub enum Body<'a> {
-    /// A file, of any size: all of it, or the bytes that it begins with. One that has fewer by now is refused.
+    /// A file of any size: the whole file, or its first bytes. A file that became shorter is refused.
     File(&'a Path, Option<u64>),
     /// Bytes in memory; cheap to clone.
     Bytes(Bytes),
@@ -48,13 +48,15 @@ impl Body<'_> {
             Self::Bytes(bytes) => Ok(bytes.len() as u64),
             Self::File(_, Some(bytes)) => Ok(*bytes),
             Self::File(file, None) => {
-                let meta = tokio::fs::metadata(file).await.map_err(|e| StoreError::disk("looking at", file, e))?;
+                let meta = tokio::fs::metadata(file)
+                    .await
+                    .map_err(|e| StoreError::disk("reading the metadata of", file, e))?;
                 Ok(meta.len())
             }
         }
     }
 
-    /// Returns the checksum of the whole. A file is read in chunks.
+    /// Returns the checksum of the whole content. A file is read in chunks.
     pub(super) async fn checksum(&self, algorithm: CrcAlgorithm) -> Result<u64, StoreError> {
         match self {
             Self::Bytes(bytes) => Ok(checksum(algorithm, bytes)),
@@ -66,11 +68,10 @@ impl Body<'_> {
     }
 }
 
-/// A section of a file, ready to be sent, with its checksum.
+/// Prepares a section of a file for sending, with its checksum.
 ///
-/// Up to the size of a usual part it is read into memory. A larger one is read once for its checksum and once more
-/// while it is sent, so that memory is bounded whatever the size. What is changed in between is found by S3, by the
-/// checksum.
+/// A section up to the usual part size is read into memory. A larger one is read twice, for its checksum and while it
+/// is sent, so that the memory is bounded. If the file changes in between, S3 detects it by the checksum.
 pub(super) async fn section(
     file: &Path,
     start: u64,
@@ -89,7 +90,7 @@ pub(super) async fn section(
     Ok((ByteStream::from(body), crc))
 }
 
-/// Returns the system's own error, with its number, by which a full or busy machine is known.
+/// Returns the system's own error with its number, which identifies a full disk or a busy machine.
 fn cause_of(error: aws_sdk_s3::primitives::ByteStreamError) -> std::io::Error {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
     while let Some(error) = cause {
@@ -101,7 +102,7 @@ fn cause_of(error: aws_sdk_s3::primitives::ByteStreamError) -> std::io::Error {
     std::io::Error::other(error)
 }
 
-/// Reads a section of a file, of [`PART_BYTES`] at the most, into memory.
+/// Reads a section of a file, at most [`PART_BYTES`], into memory.
 pub(super) async fn read_section(file: &Path, start: u64, bytes: u64) -> Result<Bytes, StoreError> {
     let disk = |doing, error| StoreError::disk(doing, file, error);
     debug_assert!(bytes <= PART_BYTES, "a larger section is streamed");

@@ -1,4 +1,4 @@
-//! The client of S3: objects are looked at, listed, and deleted.
+//! The client of S3: reads metadata of objects, lists and deletes objects.
 
 use std::sync::{Arc, Mutex};
 
@@ -17,25 +17,25 @@ use super::part::{MultipartUpload, PART_BYTES, PARTS_PARALLEL};
 use crate::backend::error::{CloudError, Kind};
 use crate::backend::sdk::Wire;
 
-/// The memory of all files and parts that go up, in blocks: 64 MiB, as much as eight parts, for all slots of a node.
-/// The node must have it beside workloads at their limit.
+/// The memory for all files and parts that are uploaded, in blocks: 64 MiB, or eight parts, for all slots of a node.
+/// The node needs it in addition to the memory limits of workloads.
 const ROOM_BLOCKS: usize = PARTS_PARALLEL * (PART_BYTES / BLOCK_BYTES) as usize;
-/// The least memory that a file on its way up is taken to need.
+/// The size of a block, which is the minimum memory of an upload.
 const BLOCK_BYTES: u64 = 64 * 1024;
 
-/// S3. Cheap to clone.
+/// The S3 client. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Store {
     pub(super) client: Client,
     pub(super) meter: Arc<meter::Meter>,
-    /// What is left of [`ROOM_BLOCKS`].
+    /// The free part of [`ROOM_BLOCKS`].
     room: Arc<Semaphore>,
-    /// Multipart uploads whose future was dropped under way: their parts bill until they are aborted.
+    /// Multipart uploads whose future was dropped. Their parts cost money until they are aborted.
     pub(super) dropped: Arc<Mutex<Vec<MultipartUpload>>>,
 }
 
 impl Store {
-    /// Makes the client. Sends nothing.
+    /// Creates the client. Sends no requests.
     #[must_use]
     pub fn new(wire: &Wire) -> Self {
         let config = Builder::from(&wire.config)
@@ -52,30 +52,31 @@ impl Store {
         }
     }
 
-    /// Waits for the memory of a file or part of this size in bytes; it is returned when the value is dropped. A part
-    /// that is streamed takes as much as one in memory. First come, first served, so that none waits for ever.
+    /// Waits for the memory of a file or part of this size in bytes. Dropping the value returns it. A streamed part
+    /// counts like one in memory. Waiters are served in their order, so that none waits forever.
     pub(super) async fn take_room(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
         let blocks = bytes.min(PART_BYTES).div_ceil(BLOCK_BYTES).max(1);
-        // It fails only if it is closed, and nothing closes it.
+        // This fails only if the semaphore is closed, which never happens.
         self.room.acquire_many(u32::try_from(blocks).unwrap_or(1)).await.ok()
     }
 
-    /// Returns how fast this process's uploads have gone, in bytes per second; `None` if too little went up to say.
+    /// Returns the upload speed of this process in bytes per second; `None` if too little was uploaded.
     #[must_use]
     pub fn upload_speed(&self) -> Option<u64> {
         self.meter.speed()
     }
 
-    /// Returns how many bytes this process has uploaded.
+    /// Returns the number of bytes that this process uploaded.
     #[must_use]
     pub fn uploaded_bytes(&self) -> u64 {
         self.meter.total()
     }
 
-    /// Looks at an object; `None` if there is none.
+    /// Reads an object's metadata; `None` if it does not exist.
     ///
     /// # Errors
-    /// [`CloudError`]; `NoBucket` if the bucket does not exist. (Without `s3:ListBucket`, S3 says 403 for a missing key.)
+    /// [`CloudError`]; `NoBucket` if the bucket does not exist. (Without `s3:ListBucket`, S3 returns 403 for a missing
+    /// key.)
     pub async fn head(&self, bucket: &str, key: &str) -> Result<Option<Object>, CloudError> {
         let answer = self
             .client
@@ -89,7 +90,7 @@ impl Store {
         match answer {
             Ok(head) => Ok(Some(read_head(&head))),
             Err(error) if error.kind == Kind::NotFound => {
-                // Whose fault a missing bucket is depends on what was wanted of it: here, one object.
+                // The scope of a missing bucket depends on the operation: here, one object.
                 self.check_bucket(bucket).await.map_err(|error| CloudError { operation: "HeadObject", ..error })?;
                 Ok(None)
             }
@@ -100,7 +101,8 @@ impl Store {
         }
     }
 
-    /// Asks why a HEAD was refused: its answer has no words, that of a GET has. One byte is asked for at the most.
+    /// Returns the reason for a refused HEAD request, whose answer has no message. The GET request reads at most one
+    /// byte.
     async fn reason(&self, bucket: &str, key: &str, refusal: CloudError) -> CloudError {
         let get = self.client.get_object().bucket(bucket).key(key).range("bytes=0-0").send().await;
         let Err(error) = get else { return refusal };
@@ -108,7 +110,7 @@ impl Store {
         if error.kind == Kind::NotFound || error.is_without_words() { refusal } else { error }
     }
 
-    /// Lists the keys that begin with `prefix`.
+    /// Lists the keys that start with `prefix`.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -116,14 +118,14 @@ impl Store {
         Ok(self.list_objects(bucket, prefix).await?.into_iter().map(|object| object.key).collect())
     }
 
-    /// Lists the objects whose keys begin with `prefix`, and whether each can be read as it is stored.
+    /// Lists the objects whose keys start with `prefix`, and whether each is readable without a restore.
     ///
     /// # Errors
     /// [`CloudError`].
     pub async fn list_objects(&self, bucket: &str, prefix: &str) -> Result<Vec<Listed>, CloudError> {
         let list = self.client.list_objects_v2().bucket(bucket).prefix(prefix);
         let list = list.optional_object_attributes(OptionalObjectAttributes::RestoreStatus);
-        // An XML document has no place for most control characters, and a key has.
+        // XML cannot contain most control characters, but keys can.
         let list = list.encoding_type(EncodingType::Url);
         let mut pages = list.into_paginator().send();
         let mut objects = Vec::new();
@@ -140,8 +142,7 @@ impl Store {
         Ok(objects)
     }
 
-    /// Deletes objects, one request for each thousand, and one for each key that an XML document cannot hold. May be
-    /// called twice.
+    /// Deletes objects: one request per 1,000, and one per key that XML cannot contain. May be repeated.
     ///
     /// # Errors
     /// [`CloudError`].
@@ -161,7 +162,8 @@ impl Store {
         Ok(())
     }
 
-    /// Checks that a bucket exists: a HEAD of an object says 404 for a missing bucket and a missing key alike.
+    /// Checks that a bucket exists. The HEAD request of an object returns 404 for a missing bucket and for a missing
+    /// key.
     ///
     /// # Errors
     /// [`CloudError`]; `NoBucket` if it does not exist.
@@ -170,15 +172,17 @@ impl Store {
         let Err(error) = self.client.head_bucket().bucket(bucket).send().await else { return Ok(()) };
         let mut error = CloudError::sdk("HeadBucket", resource(), error);
         if error.kind == Kind::Invalid && error.is_without_words() {
-            // Of expired credentials, and of some buckets in another region, a HEAD says 400 and no more. A listing
-            // says why.
+            // For expired credentials, and for some buckets in another region, a HEAD request returns 400 without a
+            // reason. A listing returns the reason.
             let list = self.client.list_objects_v2().bucket(bucket).max_keys(1).send().await;
             let Err(reason) = list else { return Ok(()) };
             error = CloudError::sdk("ListObjectsV2", resource(), reason);
         }
         match error.kind {
-            Kind::NotFound => Err(CloudError::new(Kind::NoBucket, "HeadBucket", resource(), "there is no such bucket")),
-            // A role that may read objects but not list the bucket is a good role: say nothing.
+            Kind::NotFound => {
+                Err(CloudError::new(Kind::NoBucket, "HeadBucket", resource(), "the bucket does not exist"))
+            }
+            // A role that may read objects but not list the bucket is sufficient.
             Kind::AccessDenied => Ok(()),
             _ => Err(error),
         }
@@ -188,26 +192,26 @@ impl Store {
 /// An object of a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
-    /// Its key.
+    /// The key.
     pub key: String,
-    /// Whether it is archived and not restored, so that a read is refused (`InvalidObjectState`). An object of
-    /// Intelligent-Tiering may be archived too, but the listing does not say.
+    /// Whether it is archived and not restored, so that a read is refused (`InvalidObjectState`). The listing does not
+    /// show this for objects in Intelligent-Tiering.
     pub is_archived: bool,
 }
 
-/// Returns whether a character has no place in an XML document, or may be read as another: control characters.
+/// Returns whether XML cannot contain a character, or could change it: control characters.
 /// Source: <https://www.w3.org/TR/xml/#charsets>.
 fn is_no_xml(character: char) -> bool {
     character.is_control() || matches!(character, '\u{fffe}' | '\u{ffff}')
 }
 
-/// Reads a key of a listing with `encoding-type=url`: percent-encoded, with `+` for a blank.
+/// Decodes a key of a listing with `encoding-type=url`: percent-encoded, with `+` for a space.
 fn decode_key(key: &str) -> String {
     percent_decode_str(&key.replace('+', " ")).decode_utf8_lossy().into_owned()
 }
 
 fn is_archived(object: &aws_sdk_s3::types::Object) -> bool {
-    // A restored object keeps its class; the copy that can be read has an end.
+    // A restored object keeps its storage class; the readable copy has an expiry date.
     let is_restored = object.restore_status().is_some_and(|status| status.restore_expiry_date().is_some());
     matches!(object.storage_class(), Some(ObjectStorageClass::Glacier | ObjectStorageClass::DeepArchive))
         && !is_restored

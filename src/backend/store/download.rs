@@ -1,4 +1,4 @@
-//! Downloads: streamed to disk, large ones in parallel ranges that are pinned to one `ETag`.
+//! Downloads: streamed to the disk; large objects in parallel ranges with one `ETag`.
 
 use std::path::Path;
 
@@ -17,21 +17,21 @@ use crate::backend::error::{CloudError, Kind};
 use crate::backend::parallel::Parallel;
 use crate::domain::backoff;
 
-/// How often a download starts over because the object was replaced meanwhile.
+/// The maximum number of downloads of one object that changes meanwhile.
 const OBJECT_TRIES_MAX: u32 = 3;
-/// Room that is left free beside the input, for the log and the workload's first writes.
+/// The space that must remain free beside the input, for the log and the workload's first writes.
 pub const SPARE_BYTES: u64 = 64 * 1024 * 1024;
 
 /// A finished download.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Downloaded {
-    /// Its size in bytes.
+    /// The size in bytes.
     pub bytes: u64,
-    /// The `ETag` all its ranges were pinned to.
+    /// The `ETag` of all ranges.
     pub etag: String,
 }
 
-/// One range of an object under way.
+/// A range of an object that is downloaded.
 struct Range {
     bucket: String,
     key: String,
@@ -41,30 +41,32 @@ struct Range {
     is_whole: bool,
 }
 
-/// Why a range did not arrive.
+/// The failure of a range.
 enum RangeError {
     Changed,
     Store(StoreError),
 }
 
 impl Store {
-    /// Downloads an object to `file`, which is made or replaced.
+    /// Downloads an object to `file`, which is created or replaced.
     ///
-    /// Free space is checked first. Objects above 8 MiB come in parallel ranges, all of one `ETag`; if the object is
-    /// replaced meanwhile, the download starts over. Length and, where S3 keeps one, checksum are verified.
+    /// Checks the free space first. Objects above 8 MiB are downloaded in parallel ranges with the same `ETag`; if the
+    /// object is replaced meanwhile, the download starts again. Verifies the length and, if S3 stores one, the
+    /// checksum.
     ///
     /// # Errors
-    /// [`StoreError`]: `Cloud` with `NotFound` if there is no such object, `DiskFull`, `Changed`, `Disk`. What has been
-    /// written is left to the caller, whose folder it is.
+    /// [`StoreError`]: `Cloud` with `NotFound` if the object does not exist, `DiskFull`, `Changed`, `Disk`. The caller
+    /// removes the incomplete file.
     pub async fn download(&self, bucket: &str, key: &str, file: &Path) -> Result<Downloaded, StoreError> {
         for _ in 0..OBJECT_TRIES_MAX {
-            let missing = || CloudError::new(Kind::NotFound, "HeadObject", uri(bucket, key), "there is no such object");
+            let missing =
+                || CloudError::new(Kind::NotFound, "HeadObject", uri(bucket, key), "the object does not exist");
             let object = self.head(bucket, key).await?.ok_or_else(missing)?;
             check_room(file, object.bytes)?;
             match self.download_once(bucket, key, file, &object).await {
                 Ok(()) => return Ok(Downloaded { bytes: object.bytes, etag: object.etag }),
                 Err(RangeError::Changed) => {
-                    tracing::warn!("{} changed during the download: starting over", uri(bucket, key));
+                    tracing::warn!("{} changed during the download: downloading it again", uri(bucket, key));
                 }
                 Err(RangeError::Store(error)) => return Err(error),
             }
@@ -97,7 +99,7 @@ impl Store {
             }
         });
         let (mut ranges, mut sums) = (Parallel::new(PARTS_PARALLEL, ranges), algorithm.map(Sums::new));
-        // Losing the rest on an error is safe: the file is started over or thrown away.
+        // The rest may be dropped on an error: the file is downloaded again or removed.
         while let Some(part) = ranges.next().await {
             let (start, bytes, crc) = part.map_err(|panic| disk("downloading to", std::io::Error::other(panic)))??;
             if let Some(sums) = &mut sums {
@@ -112,7 +114,7 @@ impl Store {
         }
     }
 
-    /// Fetches one range, with a few tries, and returns its checksum (0 if none is wanted).
+    /// Downloads one range with a few retries, and returns its checksum (0 if none is needed).
     async fn range(&self, range: &Range, file: &Path, algorithm: Option<CrcAlgorithm>) -> Result<u64, RangeError> {
         let mut tries = 0;
         loop {
@@ -136,7 +138,7 @@ impl Store {
         let name = || uri(&range.bucket, &range.key);
         let mut get = self.client.get_object().bucket(&range.bucket).key(&range.key).if_match(&range.etag);
         if range.is_whole {
-            // The SDK verifies any checksum S3 keeps, of whole objects only.
+            // The SDK verifies any checksum that S3 stores, but only for whole objects.
             get = get.checksum_mode(ChecksumMode::Enabled);
         } else {
             get = get.range(format!("bytes={}-{}", range.start, range.start + range.bytes - 1));
@@ -151,10 +153,10 @@ impl Store {
         let mut received = 0_u64;
         let broken =
             |words: String| RangeError::Store(CloudError::new(Kind::Unreachable, "GetObject", name(), words).into());
-        while let Some(chunk) = body.try_next().await.map_err(|e| broken(format!("the body broke off: {e}")))? {
+        while let Some(chunk) = body.try_next().await.map_err(|e| broken(format!("the body was interrupted: {e}")))? {
             received += chunk.len() as u64;
             if received > range.bytes {
-                return Err(broken(format!("more than the {} bytes asked for arrived", range.bytes)));
+                return Err(broken(format!("received more than the requested {} bytes", range.bytes)));
             }
             if let Some(digest) = &mut digest {
                 digest.update(&chunk);
@@ -163,7 +165,7 @@ impl Store {
         }
         target.flush().await.map_err(|e| disk("writing", e))?;
         if received < range.bytes {
-            return Err(broken(format!("{received} of {} bytes arrived", range.bytes)));
+            return Err(broken(format!("received {received} of {} bytes", range.bytes)));
         }
         Ok(digest.map_or(0, |digest| digest.finalize()))
     }
@@ -171,7 +173,7 @@ impl Store {
 
 fn check_room(file: &Path, bytes: u64) -> Result<(), StoreError> {
     let folder = file.parent().unwrap_or(file);
-    let free = free_bytes(folder).map_err(|e| StoreError::disk("asking the free space of", folder, e))?;
+    let free = free_bytes(folder).map_err(|e| StoreError::disk("reading the free space of", folder, e))?;
     let need_bytes = bytes.saturating_add(SPARE_BYTES);
     if free < need_bytes {
         return Err(StoreError::DiskFull { path: folder.to_owned(), need_bytes, free_bytes: free });
@@ -179,12 +181,12 @@ fn check_room(file: &Path, bytes: u64) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Compares the checksum of all ranges with S3's.
+/// Compares the checksum of all ranges with the one that S3 stores.
 fn verify(bucket: &str, key: &str, checksum: &Checksum, crc: u64) -> Result<(), StoreError> {
     if checksum.is(crc) {
         return Ok(());
     }
-    let words = format!("its {} is {}, not the {} that S3 keeps", checksum.name, checksum.encode(crc), checksum.base64);
+    let words = format!("its {} is {}, but S3 stores {}", checksum.name, checksum.encode(crc), checksum.base64);
     Err(CloudError::new(Kind::Corrupt, "GetObject", uri(bucket, key), words).into())
 }
 

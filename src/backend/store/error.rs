@@ -1,4 +1,4 @@
-//! What can go wrong between S3 and the disk.
+//! Errors of transfers between S3 and the disk.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,64 +6,66 @@ use std::path::{Path, PathBuf};
 use super::disk::{free_bytes, is_no_room};
 use crate::backend::error::CloudError;
 
-/// What can go wrong between S3 and the disk.
+/// An error of a transfer between S3 and the disk.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// S3 failed or refused.
+    /// A call to S3 failed or was refused.
     #[error(transparent)]
     Cloud(#[from] CloudError),
-    /// The disk has, or had, no room.
-    #[error("{path} has no room: {need_bytes} bytes are needed (64 MiB of them to spare), {free_bytes} are free")]
+    /// The disk has too little free space.
+    #[error(
+        "{path} has too little space: {need_bytes} bytes are needed (with a reserve of 64 MiB), {free_bytes} are free"
+    )]
     DiskFull {
-        /// The folder that was to be written to.
+        /// The target folder.
         path: PathBuf,
-        /// What was needed.
+        /// The required bytes.
         need_bytes: u64,
-        /// What was free.
+        /// The free bytes.
         free_bytes: u64,
     },
-    /// The object was replaced during the download, again and again.
+    /// The object was replaced during each of the downloads.
     #[error("{uri} changed during the download, {tries} times")]
     Changed {
         /// The object.
         uri: String,
-        /// How often it was tried.
+        /// The number of downloads.
         tries: u32,
     },
-    /// The disk failed.
+    /// A file operation failed.
     #[error("{doing} {path}")]
     Disk {
-        /// What was being done.
+        /// The operation, as a gerund phrase.
         doing: &'static str,
         /// The file.
         path: PathBuf,
-        /// The system's words.
+        /// The system's error.
         source: io::Error,
     },
-    /// The object there is another task's, or another deployment's.
-    #[error("{uri} belongs to {holder}, and {wanted_by} cannot replace it")]
+    /// The existing object belongs to another task or another deployment.
+    #[error("{uri} belongs to {holder} and cannot be replaced by {wanted_by}")]
     Taken {
         /// The object.
         uri: String,
-        /// Whose it is.
+        /// Its owner.
         holder: String,
-        /// Who was to put it.
+        /// The task or mission that tried to write it.
         wanted_by: String,
     },
-    /// The result is larger than it may be.
+    /// The result is larger than the limit.
     #[error("{path}: {reason}")]
     TooLarge {
         /// The file or folder.
         path: PathBuf,
-        /// How large it is, and what it may be.
+        /// The size and the limit.
         reason: String,
     },
-    /// The result cannot be stored as it is: a name or a kind of file that has no place in S3.
+    /// S3 cannot store the result: a name or a type of file is not supported.
     #[error("{path}: {reason}")]
     BadResult {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
 }

@@ -1,9 +1,8 @@
-//! Marks: an object's metadata name the task, or the mission, that it belongs to.
+//! Marks: an object's metadata contain the task or the mission that it belongs to.
 //!
-//! Two names can lead to one key: the file `x` in the folder result of task `d`, and the result of task `d/x`. Two
-//! deployments can share a bucket. The mark tells such objects apart. User metadata are limited to 2 KB of ASCII, so
-//! the mark is a digest of table and name; the name itself, cut if need be, is for people and for the look at the
-//! other's row.
+//! Two names can give one key: file `x` in the result folder of task `d`, and the result of task `d/x`. Two deployments
+//! can share a bucket. The mark distinguishes such objects. User metadata are limited to 2 KB of ASCII, so the mark is
+//! a digest of table and name. The name itself, shortened if needed, is for users and for finding the other task's row.
 
 use std::collections::HashMap;
 
@@ -16,21 +15,21 @@ use crate::domain::keys::digest_hex;
 
 /// The digest of table and task.
 const META_TASK: &str = "lighthpc-task";
-/// The digest of tables and mission, of a manifest.
+/// The digest of tables and mission, for a manifest.
 const META_MISSION: &str = "lighthpc-mission";
-/// The name of the task or the mission, percent-encoded, and cut if it does not fit.
+/// The percent-encoded name of the task or the mission, shortened if it does not fit.
 const META_NAME: &str = "lighthpc-name";
-/// Names the attempt that put an object, so that a put whose answer was lost knows its own work again.
+/// The attempt that wrote an object. After a lost answer, the attempt recognizes its own object by it.
 const META_ATTEMPT: &str = "lighthpc-attempt";
-/// Names the instance that put an object.
+/// The instance that wrote an object.
 const META_OWNER: &str = "lighthpc-owner";
 
-/// The most bytes of all user metadata, names and values together.
+/// The maximum size in bytes of all user metadata, names and values together.
 /// Source: Amazon S3 user guide, "Working with object metadata": 2 KB.
 const META_BYTES_MAX: usize = 2048;
-/// The prefix that each name has in the request's headers. It is counted here, to be safe.
+/// The prefix of each name in the request's headers. It is counted too, for safety.
 const META_PREFIX: &str = "x-amz-meta-";
-/// What stays as it is in a value: a header holds ASCII, loses spaces at its ends, and S3 decodes `=?…?=`.
+/// The characters that are not encoded: a header contains ASCII, loses spaces at its ends, and S3 decodes `=?…?=`.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'_')
@@ -41,14 +40,14 @@ const PLAIN: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b':')
     .remove(b'@');
 
-/// What a mark names.
+/// The kind of owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Holder {
     Task,
     Mission,
 }
 
-/// The mark that an upload gives its object.
+/// The mark of an uploaded object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mark {
     holder: Holder,
@@ -58,7 +57,7 @@ pub struct Mark {
 }
 
 impl Mark {
-    /// Makes the mark of an attempt at a task.
+    /// Creates the mark of an attempt.
     #[must_use]
     pub fn of_attempt(tables: &Tables, fence: &Fence) -> Self {
         let attempt = Some((fence.attempt.to_string(), encoded(fence.owner.as_str())));
@@ -66,21 +65,21 @@ impl Mark {
         Self { holder: Holder::Task, digest: task_digest(&tables.tasks, &fence.src), name, attempt }
     }
 
-    /// Makes the mark of a task, whatever the attempt.
+    /// Creates the mark of a task, without an attempt.
     #[must_use]
     pub fn of_task(tables: &Tables, src: &SrcId) -> Self {
         let name = src.as_str().to_owned();
         Self { holder: Holder::Task, digest: task_digest(&tables.tasks, src), name, attempt: None }
     }
 
-    /// Makes the mark of a mission.
+    /// Creates the mark of a mission.
     #[must_use]
     pub fn of_mission(tables: &Tables, mission: &MissionId) -> Self {
         let digest = digest_hex(&[&tables.tasks, &tables.missions, mission.as_str()], 64);
         Self { holder: Holder::Mission, digest, name: mission.as_str().to_owned(), attempt: None }
     }
 
-    /// Returns what the mark names, for an error's text.
+    /// Returns the owner, for an error message.
     pub(super) fn holder(&self) -> String {
         match self.holder {
             Holder::Task => format!("task {}", self.name),
@@ -106,7 +105,7 @@ impl Mark {
     }
 }
 
-/// Whose an object is, as its metadata say.
+/// The owner of an object, from its metadata.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct MarkedObject {
     holder: Option<(Holder, String)>,
@@ -115,7 +114,7 @@ pub(super) struct MarkedObject {
 }
 
 impl MarkedObject {
-    /// Reads the metadata of an object.
+    /// Parses the metadata of an object.
     pub(super) fn read(meta: Option<&HashMap<String, String>>) -> Self {
         let value = |name: &str| meta.and_then(|meta| meta.get(name)).cloned();
         let task = value(META_TASK).map(|digest| (Holder::Task, digest));
@@ -126,31 +125,32 @@ impl MarkedObject {
         }
     }
 
-    /// Returns whether the object is certainly another's. One without a mark is of an earlier version, and is not.
+    /// Returns whether the object certainly belongs to another owner. An object without a mark is from an earlier
+    /// version, and does not.
     pub(super) fn is_of_another(&self, mark: &Mark) -> bool {
         self.holder.as_ref().is_some_and(|(holder, digest)| *holder != mark.holder || *digest != mark.digest)
     }
 
-    /// Returns whether this very attempt put the object.
+    /// Returns whether this same attempt wrote the object.
     pub(super) fn is_of_attempt(&self, mark: &Mark) -> bool {
         mark.attempt.is_some() && self.attempt == mark.attempt && !self.is_of_another(mark)
     }
 
-    /// Returns the task of this table that the mark names, if its whole name is in the metadata and the digest agrees.
+    /// Returns the task of this table in the mark, if the metadata contain its whole name and the digest matches.
     pub(super) fn task_of(&self, table: &str) -> Option<SrcId> {
         let Some((Holder::Task, digest)) = &self.holder else { return None };
         let src = SrcId::new(self.decoded_name()?).ok()?;
         (task_digest(table, &src) == *digest).then_some(src)
     }
 
-    /// Returns what the mark names, for an error's text.
+    /// Returns the owner, for an error message.
     pub(super) fn holder(&self, table: &str) -> String {
         let name = self.decoded_name().unwrap_or_else(|| "without a name".to_owned());
         match &self.holder {
             Some((Holder::Task, _)) if self.task_of(table).is_some() => format!("task {name}"),
-            Some((Holder::Task, _)) => format!("task {name} (of another tasks table, or its name is cut)"),
+            Some((Holder::Task, _)) => format!("task {name} (of another tasks table, or with a shortened name)"),
             Some((Holder::Mission, _)) => format!("mission {name} (of other tables)"),
-            None => "nobody who is named".to_owned(),
+            None => "an unknown owner".to_owned(),
         }
     }
 
@@ -167,7 +167,7 @@ fn encoded(text: &str) -> String {
     utf8_percent_encode(text, PLAIN).to_string()
 }
 
-/// Encodes the longest beginning of `text` that has at most `room` bytes then, in whole characters.
+/// Encodes the longest prefix of `text`, in whole characters, that fits into `room` bytes.
 fn encoded_within(text: &str, room: usize) -> String {
     let mut all = String::new();
     for c in text.chars() {

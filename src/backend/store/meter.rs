@@ -1,13 +1,13 @@
-//! How fast uploads go, measured on those that were made: what fits into the time that a Spot notice leaves?
+//! Measures the speed of uploads, to predict what can be saved after a Spot notice.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Smaller bodies measure the round trip, not the line.
+/// The minimum size of a measured body. Smaller ones measure the latency.
 const BODY_BYTES_MIN: u64 = 256 * 1024;
-/// What has been measured is halved at this many bytes, so that the speed of an hour ago counts for little.
+/// The number of bytes at which the measurement is halved, so that old values lose weight.
 const BYTES_MAX: u64 = 256 * 1024 * 1024;
 
 /// The meter of all uploads of a process.
@@ -18,7 +18,7 @@ pub(super) struct Meter {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Bodies under way, and since when at least one is.
+    /// The running uploads, and the time since when there is at least one.
     under_way: u32,
     since: Option<Instant>,
     busy: Duration,
@@ -64,7 +64,7 @@ impl State {
     }
 }
 
-/// A body under way. Dropped before it is done, it counts for nothing but the time.
+/// A running upload. If it is dropped before it is done, only its time counts.
 pub(super) struct Body {
     meter: Arc<Meter>,
     bytes: u64,
@@ -72,18 +72,19 @@ pub(super) struct Body {
 }
 
 impl Meter {
-    /// Notes that a body of `bytes` is sent from now on.
+    /// Records the start of an upload of `bytes`.
     pub(super) fn begin(self: &Arc<Self>, bytes: u64) -> Body {
         self.locked().begin(bytes, Instant::now());
         Body { meter: self.clone(), bytes, is_done: false }
     }
 
-    /// Returns bytes per second of all uploads together while there were some; `None` if too little was measured.
+    /// Returns the speed of all uploads together, in bytes per second while there were some; `None` if too little was
+    /// measured.
     pub(super) fn speed(&self) -> Option<u64> {
         self.locked().speed(Instant::now())
     }
 
-    /// Returns the bytes of all bodies that were sent.
+    /// Returns the bytes of all finished uploads.
     pub(super) fn total(&self) -> u64 {
         self.locked().total
     }
@@ -94,7 +95,7 @@ impl Meter {
 }
 
 impl Body {
-    /// Notes that it has arrived.
+    /// Records the end of the upload.
     pub(super) fn done(mut self) {
         self.is_done = true;
     }

@@ -1,7 +1,7 @@
-//! S3: inputs come down, results, logs, and manifests go up.
+//! S3: downloads inputs; uploads results, logs and manifests.
 //!
-//! A result is put under the fence: the lease is checked with a consistent read, then the put itself is conditional
-//! (`If-None-Match: *`, or `If-Match` on what a dead attempt left). A stalled attempt can therefore neither
+//! A result is written with the fence: the lease is checked by a consistent read, and then the upload is conditional
+//! (`If-None-Match: *`, or `If-Match` for the object of a dead attempt). A stalled attempt therefore can neither
 //! overwrite nor precede a committed result unnoticed; see [`Store::put_result`].
 
 mod body;

@@ -1,4 +1,4 @@
-//! Large objects go up in parts, completed on the same condition as a small one's put.
+//! Multipart uploads of large objects, completed on the same condition as a single upload.
 
 use std::path::Path;
 use std::sync::PoisonError;
@@ -17,7 +17,8 @@ use crate::backend::error::{CloudError, Kind};
 use crate::backend::parallel::Parallel;
 
 impl Store {
-    /// Uploads in parts and completes on the condition; whatever fails, the upload is aborted, for its parts bill.
+    /// Uploads in parts, and completes on the condition. After any failure the upload is aborted, because its parts
+    /// cost money.
     pub(super) async fn put_parts(
         &self,
         target: &Target<'_>,
@@ -34,7 +35,7 @@ impl Store {
         result
     }
 
-    /// Begins an upload in parts.
+    /// Starts a multipart upload.
     pub(super) async fn begin_upload(&self, target: &Target<'_>) -> Result<MultipartUpload, CloudError> {
         let created = self
             .client
@@ -51,7 +52,7 @@ impl Store {
         Ok(MultipartUpload { bucket: target.bucket.to_owned(), key: target.key.to_owned(), id })
     }
 
-    /// Begins an upload and aborts it: that shows the right to put, and to take back, and leaves nothing.
+    /// Starts an upload and aborts it. This proves both permissions, and leaves nothing.
     ///
     /// # Errors
     /// [`CloudError`]: `NoBucket`, or `AccessDenied` with the operation.
@@ -63,14 +64,14 @@ impl Store {
         aborted.map(drop).map_err(|e| CloudError::sdk("AbortMultipartUpload", uri(bucket, key), e))
     }
 
-    /// Begins an upload and aborts it: that shows the right to put. One that cannot be aborted is warned of, and left
-    /// to the bucket's lifecycle.
+    /// Starts an upload and aborts it. This proves the permission to upload. If the abort fails, logs a warning and
+    /// leaves the upload to the bucket's lifecycle.
     ///
     /// # Errors
     /// [`CloudError`]: `NoBucket`, or `AccessDenied` with the operation.
     pub async fn check_write(&self, bucket: &str, key: &str) -> Result<(), CloudError> {
         let upload = self.begin_upload(&Target { bucket, key, mark: None }).await?;
-        // What cannot be aborted now is noted, and aborted after the attempt.
+        // If the abort fails, it is repeated after the attempt.
         let open = Open { store: self, upload: Some(upload.clone()) };
         if self.abort(&upload).await {
             open.close();
@@ -78,7 +79,7 @@ impl Store {
         Ok(())
     }
 
-    /// Aborts the uploads whose future was dropped under way. May be called at any time, and again.
+    /// Aborts the uploads whose future was dropped. May be called at any time, and repeated.
     pub async fn abort_dropped(&self) {
         let dropped = std::mem::take(&mut *self.dropped.lock().unwrap_or_else(PoisonError::into_inner));
         for upload in &dropped {
@@ -86,15 +87,15 @@ impl Store {
         }
     }
 
-    /// Aborts an upload. Returns whether there is nothing more to do about it: a refusal stays one.
+    /// Aborts an upload. Returns whether no retry is needed; a permanent refusal needs none.
     pub(super) async fn abort(&self, upload: &MultipartUpload) -> bool {
         let abort = self.client.abort_multipart_upload().bucket(&upload.bucket).key(&upload.key).upload_id(&upload.id);
         let Err(error) = abort.send().await else { return true };
         let uri = uri(&upload.bucket, &upload.key);
         let error = CloudError::sdk("AbortMultipartUpload", &uri, error);
-        // NotFound: a completion whose answer was lost.
+        // NotFound: the upload was completed, and the answer was lost.
         if error.kind != Kind::NotFound {
-            tracing::warn!("the parts of {uri} stay until the bucket's lifecycle removes them: {}", error.source);
+            tracing::warn!("the parts of {uri} remain until the bucket's lifecycle removes them: {}", error.source);
         }
         !error.is_retryable() || error.kind == Kind::NotFound
     }
@@ -127,8 +128,9 @@ impl Store {
 
     /// Completes an upload on the condition.
     ///
-    /// Each part was checked when it went up; S3's sum over all of them, in its answer, says that they are in order. (S3
-    /// would compare a sum that is sent along, but emulators take that for the sum of the request.)
+    /// Each part was verified on its upload. S3's checksum of the whole object, in its answer, proves the order of the
+    /// parts. (S3 would compare a checksum in the request, but emulators take that for the checksum of the request
+    /// body.)
     pub(super) async fn complete(
         &self,
         target: &Target<'_>,
@@ -157,7 +159,7 @@ impl Store {
         Ok(Stored { etag: answer.e_tag.unwrap_or_default(), bytes: whole.bytes })
     }
 
-    /// Puts a section of a file as a part.
+    /// Uploads a section of a file as a part.
     async fn put_section(
         &self,
         upload: &MultipartUpload,
@@ -171,7 +173,7 @@ impl Store {
         Ok(Part { completed, start, bytes, crc })
     }
 
-    /// Puts one part.
+    /// Uploads one part.
     pub(super) async fn put_part(
         &self,
         upload: &MultipartUpload,
@@ -202,7 +204,8 @@ impl Store {
     }
 }
 
-/// A multipart upload under way. Dropped before it is closed, it is noted, to be aborted: a drop cannot wait.
+/// A multipart upload that is not closed. If it is dropped, it is recorded for a later abort, because a drop cannot
+/// wait.
 struct Open<'a> {
     store: &'a Store,
     upload: Option<MultipartUpload>,
@@ -221,7 +224,7 @@ impl Drop for Open<'_> {
     }
 }
 
-/// A part that has arrived.
+/// An uploaded part.
 struct Part {
     completed: CompletedPart,
     start: u64,
@@ -229,14 +232,14 @@ struct Part {
     crc: u64,
 }
 
-/// All parts of an upload, and what the object of them must be.
+/// All parts of an upload, and the expected object.
 pub(super) struct Whole {
     pub(super) parts: Vec<CompletedPart>,
     pub(super) crc: u64,
     pub(super) bytes: u64,
 }
 
-/// Returns the size of the parts of an upload: 8 MiB, or as much more as 10,000 parts ask for.
+/// Returns the part size of an upload: 8 MiB, or more if 10,000 parts would be too few.
 fn part_bytes_for(bytes: u64) -> u64 {
     PART_BYTES.max(bytes.div_ceil(PARTS_MAX))
 }

@@ -1,4 +1,4 @@
-//! Objects, as S3 shows them.
+//! Objects and their metadata.
 
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_smithy_types::base64;
@@ -6,28 +6,28 @@ use crc_fast::CrcAlgorithm;
 
 use super::mark::{Mark, MarkedObject};
 
-/// An object as `HEAD` shows it.
+/// An object, from a `HEAD` request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Object {
-    /// Its size in bytes.
+    /// The size in bytes.
     pub bytes: u64,
-    /// Its `ETag`, quotes included, as conditions want it.
+    /// The `ETag` with quotes, as conditions need it.
     pub etag: String,
-    /// Its CRC-64/NVME or CRC-32 over the whole object, base64, if S3 keeps one.
+    /// The base64 CRC-64/NVME or CRC-32 of the whole object, if S3 stores one.
     pub(super) checksum: Option<Checksum>,
-    /// Whose it is.
+    /// The owner.
     pub(super) found: MarkedObject,
 }
 
 impl Object {
-    /// Returns whether the object bears another's mark. One without a mark, of an earlier version, does not.
+    /// Returns whether the object has another owner's mark. An object without a mark, of an earlier version, does not.
     #[must_use]
     pub fn is_of_another(&self, mark: &Mark) -> bool {
         self.found.is_of_another(mark)
     }
 }
 
-/// A checksum that S3 keeps over a whole object and that ranges can be combined to.
+/// A checksum that S3 stores for a whole object, and that can be combined from ranges.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Checksum {
     pub(super) name: &'static str,
@@ -43,7 +43,7 @@ impl Checksum {
         }
     }
 
-    /// Returns whether `crc` is this checksum.
+    /// Returns whether the checksum is `crc`.
     pub(super) fn is(&self, crc: u64) -> bool {
         self.encode(crc) == self.base64
     }
@@ -56,7 +56,8 @@ impl Checksum {
     }
 }
 
-/// Reads an object's `HEAD`. A checksum with `-` is one of parts' checksums, and says nothing of ranges.
+/// Converts the answer to a `HEAD` request. A checksum with `-` is one of the parts' checksums, and cannot be used for
+/// ranges.
 pub(super) fn read_head(head: &HeadObjectOutput) -> Object {
     let whole =
         |value: Option<&str>, name| value.filter(|v| !v.contains('-')).map(|v| Checksum { name, base64: v.to_owned() });

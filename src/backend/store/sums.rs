@@ -1,15 +1,15 @@
-//! The checksum of a whole, combined from its sections as they come, in any order.
+//! Combines the checksum of a whole from its sections, which arrive in any order.
 
 use std::collections::BTreeMap;
 
 use crc_fast::{CrcAlgorithm, checksum_combine};
 
-/// A checksum under way. It keeps only those sections that came before their turn.
+/// A checksum in progress. It stores only sections that arrived early.
 #[derive(Debug)]
 pub(super) struct Sums {
     algorithm: CrcAlgorithm,
     crc: Option<u64>,
-    /// How far the sections have come without a gap.
+    /// The end of the sections without a gap.
     end: u64,
     early: BTreeMap<u64, (u64, u64)>,
 }
@@ -19,7 +19,7 @@ impl Sums {
         Self { algorithm, crc: None, end: 0, early: BTreeMap::new() }
     }
 
-    /// Adds the section of `bytes` bytes that begins at `start`.
+    /// Adds a section of `bytes` bytes that starts at `start`.
     pub(super) fn add(&mut self, start: u64, bytes: u64, crc: u64) {
         self.early.insert(start, (bytes, crc));
         while let Some((bytes, crc)) = self.early.remove(&self.end) {
@@ -29,7 +29,7 @@ impl Sums {
         }
     }
 
-    /// Returns the checksum of all that came without a gap; of nothing, 0, as the CRC-32 of nothing is.
+    /// Returns the checksum of the sections without a gap. Without sections it is 0, the CRC-32 of empty data.
     pub(super) fn total(&self) -> u64 {
         debug_assert!(self.early.is_empty(), "a section is missing");
         self.crc.unwrap_or(0)

@@ -1,4 +1,4 @@
-//! Uploads: results under the fence, and plain objects.
+//! Uploads: results with the fence, and other objects.
 
 use std::time::Duration;
 
@@ -21,32 +21,32 @@ use crate::backend::ledger::Fence;
 use crate::backend::sdk::{CALL_TIMEOUT, timeouts};
 use crate::domain::task::State;
 
-/// The checksum of every upload: CRC-32, the SDK's own default, which S3 keeps over the whole object and can put together
-/// from parts.
+/// The checksum of every upload: CRC-32, the SDK's default. S3 stores it for the whole object, and can combine it from
+/// parts.
 pub(super) const CRC: CrcAlgorithm = CrcAlgorithm::Crc32IsoHdlc;
-/// How often a conditional put is tried: each refusal means that another attempt wrote in between, and
-/// attempts are a lease apart.
+/// The maximum number of tries of a conditional upload. Each refusal means that another attempt wrote in between, and
+/// attempts are at least a lease apart.
 const PUT_TRIES_MAX: u32 = 5;
 
 /// A stored object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stored {
-    /// Its `ETag`, quotes included.
+    /// The `ETag` with quotes.
     pub etag: String,
-    /// Its size in bytes.
+    /// The size in bytes.
     pub bytes: u64,
 }
 
-/// What became of a put under the fence.
+/// The result of an upload with the fence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Put {
-    /// It is there.
+    /// The object is stored.
     Stored(Stored),
-    /// The lease is lost; nothing of ours replaced anything.
+    /// The lease is lost; this call replaced nothing.
     LeaseLost,
 }
 
-/// On which condition an object may be written.
+/// The condition for writing an object.
 #[derive(Clone, Debug)]
 pub(super) enum Condition {
     Any,
@@ -75,7 +75,7 @@ impl Condition {
     }
 }
 
-/// Where an object goes, and whose it is.
+/// The place and the owner of an object.
 #[derive(Clone, Debug)]
 pub(super) struct Target<'a> {
     pub(super) bucket: &'a str,
@@ -94,18 +94,19 @@ impl Target<'_> {
 }
 
 impl Store {
-    /// Puts a file, or bytes, as a task's result, under the fence.
+    /// Uploads a file or bytes as a task's result, with the fence.
     ///
-    /// The lease is checked with a consistent read, then the put is conditional: on absence first, and after a refusal
-    /// on the `ETag` of what stands there, once the lease is checked again. So the order of events can only be: our
-    /// check held when nothing newer was there. What a dead attempt left is overwritten; what a newer attempt put is
-    /// not. An object of this very attempt is a put whose answer was lost. It counts as stored if its size and its
-    /// checksum are the body's; else it is overwritten. An object of another task is neither adopted nor overwritten,
-    /// unless that task has failed. (Its redrive could write the same bytes, so the same `ETag`, between that look and
-    /// the put: then the other's next put is refused, and says so.)
+    /// The lease is checked by a consistent read, and then the upload is conditional: first on absence and, after a
+    /// refusal, on the `ETag` of the existing object, after another check of the lease. So the lease was held while no
+    /// newer object existed. The object of a dead attempt is overwritten, that of a newer attempt is not.
+    ///
+    /// An object of this same attempt means that an answer was lost. It counts as stored if its size and checksum
+    /// match; otherwise it is overwritten. An object of another task is neither accepted nor overwritten, unless that
+    /// task has failed. (Its redrive could write the same bytes with the same `ETag` between that check and the upload.
+    /// Then the other's next upload is refused with an error.)
     ///
     /// # Errors
-    /// [`StoreError`]; `Taken` if the object is another task's. A lost lease is [`Put::LeaseLost`].
+    /// [`StoreError`]; `Taken` if the object belongs to another task. A lost lease is [`Put::LeaseLost`].
     pub async fn put_result(
         &self,
         ledger: &Ledger,
@@ -147,11 +148,11 @@ impl Store {
         }
     }
 
-    /// Puts a log, a manifest, or a checkpoint's list: it replaces what bears the same mark, or none, and never what is
-    /// another's.
+    /// Uploads a log, a manifest, or the list of a checkpoint. It replaces an object with the same mark or without a
+    /// mark, never another owner's.
     ///
     /// # Errors
-    /// [`StoreError`]; `Taken` if another's object stands there.
+    /// [`StoreError`]; `Taken` if another owner's object exists.
     pub async fn put_own(
         &self,
         mark: &Mark,
@@ -177,10 +178,10 @@ impl Store {
         }
     }
 
-    /// Returns the condition on which what stands there may be replaced.
+    /// Returns the condition for replacing an existing object.
     ///
     /// # Errors
-    /// [`StoreError`]; `Taken` if it is another's.
+    /// [`StoreError`]; `Taken` if it belongs to another owner.
     pub(super) async fn may_replace(&self, target: &Target<'_>, mark: &Mark) -> Result<Condition, StoreError> {
         match self.head(target.bucket, target.key).await? {
             Some(object) if object.found.is_of_another(mark) => Err(taken(target, mark, &object.found, "")),
@@ -189,7 +190,7 @@ impl Store {
         }
     }
 
-    /// Puts a file, whatever stands there. One that arrived corrupt is put again.
+    /// Uploads a file, and replaces an existing object. A corrupt upload is repeated.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -202,7 +203,7 @@ impl Store {
         self.put_any(bucket, key, &file.into()).await
     }
 
-    /// Puts a few bytes, whatever stands there. Bytes that arrived corrupt are put again.
+    /// Uploads bytes, and replaces an existing object. A corrupt upload is repeated.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -217,7 +218,11 @@ impl Store {
             tries += 1;
             match self.put_once(&target, body, &Condition::Any).await {
                 Err(StoreError::Cloud(error)) if error.kind == Kind::Corrupt && tries < PUT_TRIES_MAX => {
-                    tracing::warn!("{} arrived corrupt and is put again: {}", target.uri(), error.source);
+                    tracing::warn!(
+                        "{} was corrupted during the upload, uploading it again: {}",
+                        target.uri(),
+                        error.source
+                    );
                 }
                 other => return other,
             }
@@ -235,12 +240,12 @@ impl Store {
             Body::Bytes(bytes) => self.put_whole(target, bytes.clone(), condition).await,
             Body::File(file, _) if bytes > OBJECT_BYTES_MAX => Err(StoreError::TooLarge {
                 path: file.to_path_buf(),
-                reason: format!("it has {bytes} bytes, more than the {OBJECT_BYTES_MAX} that S3 takes"),
+                reason: format!("it has {bytes} bytes, more than S3's limit of {OBJECT_BYTES_MAX}"),
             }),
             Body::File(file, _) if bytes > PART_BYTES => self.put_parts(target, file, bytes, condition).await,
             Body::File(file, _) => {
                 let _room = self.take_room(bytes).await;
-                // No more than it had: a file that grows must not fill the memory.
+                // Limited to the measured size: a growing file must not exhaust the memory.
                 let body = read_section(file, 0, bytes).await?;
                 self.put_whole(target, body, condition).await
             }
@@ -267,22 +272,22 @@ impl Store {
         let put = condition.on_put(put).customize().config_override(sending(bytes));
         let answer = put.send().await.map_err(|e| CloudError::sdk("PutObject", target.uri(), e))?;
         metered.done();
-        // S3 has checked it, unless something between removed the header.
+        // S3 has verified it, unless a proxy removed the header.
         if let Some(stored) = answer.checksum_crc32.filter(|stored| *stored != crc) {
-            let words = format!("it was stored with the CRC-32 {stored}, and the bytes have {crc}");
+            let words = format!("S3 stored the CRC-32 {stored}, but the bytes have {crc}");
             return Err(CloudError::new(Kind::Corrupt, "PutObject", target.uri(), words).into());
         }
         Ok(Stored { etag: answer.e_tag.unwrap_or_default(), bytes })
     }
 }
 
-/// Returns whether a failed conditional put says nothing yet: what stands there does.
+/// Returns whether the result of a failed conditional upload is unknown, so that the existing object must be read.
 pub(super) fn asks_for_a_look(error: &CloudError) -> bool {
     matches!(error.kind, Kind::Precondition | Kind::Conflict | Kind::NotFound | Kind::Corrupt) || error.is_ambiguous()
 }
 
-/// Returns whether the object's bytes are the body's: by size and by the checksum of the whole object. Without a
-/// checksum nobody can say so.
+/// Returns whether the object has the content of the body, by size and by the checksum of the whole object. Without a
+/// checksum the answer is no.
 async fn is_body(object: &Object, body: &Body<'_>) -> Result<bool, StoreError> {
     let Some(checksum) = &object.checksum else { return Ok(false) };
     if body.bytes().await? != object.bytes {
@@ -291,7 +296,7 @@ async fn is_body(object: &Object, body: &Body<'_>) -> Result<bool, StoreError> {
     Ok(checksum.is(body.checksum(checksum.algorithm()).await?))
 }
 
-/// Returns whether the object's task is known in this table and has failed: then what it left is no result.
+/// Returns whether the object's task is in this table and has failed. Then its object is not a result.
 async fn has_failed(ledger: &Ledger, found: &MarkedObject) -> Result<bool, CloudError> {
     let Some(src) = found.task_of(&ledger.tables().tasks) else { return Ok(false) };
     Ok(ledger.task(&src).await?.is_some_and(|task| task.state == State::Failed))
@@ -301,15 +306,14 @@ fn taken(target: &Target<'_>, mark: &Mark, found: &MarkedObject, table: &str) ->
     StoreError::Taken { uri: target.uri(), holder: found.holder(table), wanted_by: mark.holder() }
 }
 
-/// The slowest connection that is borne while a body is sent, in bytes per second. Eight of them are 2 Mbit/s.
+/// The minimum speed of a connection while a body is sent, in bytes per second. Eight connections are 2 Mbit/s.
 const SENDING_BYTES_PER_S: u64 = 32 * 1024;
-/// S3 answers a `CompleteMultipartUpload` with the head of its answer, as a rule, and then with spaces while it puts
-/// the parts together, which takes "several minutes" of 10,000 parts (S3's API reference). The end of that is waited
-/// for.
+/// The time limit of a `CompleteMultipartUpload`. S3 usually sends the head of its answer, and then spaces while it
+/// combines the parts, which takes "several minutes" for 10,000 parts (S3's API reference).
 const COMPLETING_TIMEOUT: Duration = Duration::from_mins(10);
 
-/// Returns the settings of a call with so many bytes to send: the time for the body beside the usual one. A part of 8
-/// MiB has 276 s. That the connection is dead is found earlier: the SDK ends a call whose body stands still.
+/// Returns the settings of a call that sends `bytes`: the usual time limit plus the time for the body. A part of 8 MiB
+/// has 276 s. A dead connection is detected earlier: the SDK stops a call whose body makes no progress.
 pub(super) fn sending(bytes: u64) -> aws_sdk_s3::config::Builder {
     let limit = CALL_TIMEOUT + Duration::from_secs(bytes / SENDING_BYTES_PER_S);
     aws_sdk_s3::Config::builder().timeout_config(timeouts(limit))

@@ -1,4 +1,4 @@
-//! An object that is written as it is made, without a file: a manifest of a hundred thousand tasks.
+//! Writes an object while its content is created, without a file, such as a manifest of 100,000 tasks.
 
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -21,13 +21,14 @@ use crate::backend::error::{CloudError, Kind};
 use crate::domain::backoff;
 use crate::domain::mission::ManifestPart;
 
-/// How often the end of an object is tried on another condition; each refusal means that another wrote in between.
+/// The maximum number of tries to finish an object. Each refusal means that another process wrote in between.
 const FINISH_TRIES_MAX: u32 = 5;
 
-/// An object under way. At most one part of 8 MiB is in memory.
+/// An object that is being written. At most one part of 8 MiB is in memory.
 ///
-/// What fits into one part is one `PutObject`; more goes up in parts, one after the other. Nothing is visible before
-/// [`PutWriter::finish`]. Dropped before that, or after an error, its parts are aborted ([`Store::abort_dropped`]).
+/// Content of one part is a single `PutObject`; more is uploaded in parts, one after the other. Nothing is visible
+/// before [`PutWriter::finish`]. If the writer is dropped or fails before, its parts are aborted
+/// ([`Store::abort_dropped`]).
 #[derive(Debug)]
 pub struct PutWriter {
     store: Store,
@@ -38,18 +39,18 @@ pub struct PutWriter {
     buffer: Vec<u8>,
     upload: Option<MultipartUpload>,
     parts: Vec<ManifestPart>,
-    /// Whether its parts stay if it is not finished.
+    /// Whether the parts remain if it is not finished.
     is_left: bool,
 }
 
-/// The least bytes of a part that is not the last. Source: Amazon S3 user guide, "Amazon S3 multipart upload limits".
+/// The minimum size of a part that is not the last. Source: Amazon S3 user guide, "Amazon S3 multipart upload limits".
 const PART_BYTES_MIN: usize = 5 * 1024 * 1024;
 
 impl Store {
-    /// Begins an object that bears the mark. Sends nothing yet.
+    /// Starts an object with this mark. Sends no requests.
     ///
-    /// It will replace what bears the same mark, or none, and never what is another's. Each call that fails in a
-    /// transient way is repeated for up to `patience`.
+    /// It will replace an object with the same mark or without a mark, never another owner's. Each call with a
+    /// transient failure is retried for up to `patience`.
     #[must_use]
     pub fn writer(&self, bucket: &str, key: &str, mark: Mark, patience: Duration) -> PutWriter {
         PutWriter {
@@ -67,14 +68,14 @@ impl Store {
 }
 
 impl PutWriter {
-    /// Adds bytes. Sends a part whenever one is full.
+    /// Adds bytes. Uploads each full part.
     ///
     /// # Errors
-    /// [`StoreError`]; the object can then not be finished.
+    /// [`StoreError`]; the object then cannot be finished.
     pub async fn write(&mut self, mut bytes: &[u8]) -> Result<(), StoreError> {
         let part_bytes = usize::try_from(PART_BYTES).unwrap_or(usize::MAX);
         while !bytes.is_empty() {
-            // A full part waits for the byte after it: the last part is sent by the end.
+            // A full part is kept until the next byte, because `finish` sends the last part.
             if self.buffer.len() == part_bytes {
                 self.send_part().await?;
             }
@@ -85,20 +86,21 @@ impl PutWriter {
         Ok(())
     }
 
-    /// Goes on with an object of which an earlier writer has stored some parts. Before anything is written.
+    /// Continues an object for which an earlier writer stored some parts. Must be called before the first write.
     pub fn resume(&mut self, upload_id: String, parts: &[ManifestPart]) {
         self.upload = Some(MultipartUpload::of(&self.bucket, &self.key, upload_id));
         self.parts = parts.to_vec();
         self.is_left = true;
     }
 
-    /// Stores what is in memory as a part, if it is enough for one; returns the upload and its parts so far, for
-    /// [`Self::resume`]. `None` if there is too little, or nothing has changed.
+    /// Uploads the bytes in memory as a part, if they are enough. Returns the upload and its parts for
+    /// [`Self::resume`]; `None` if there are too few bytes, or nothing has changed.
     ///
-    /// From then on a writer that is dropped leaves its parts: another may go on with them, or the bucket's lifecycle removes them.
+    /// After this call, dropping the writer keeps the parts: another writer may continue, or the bucket's lifecycle
+    /// removes them.
     ///
     /// # Errors
-    /// [`StoreError`]; the object can then not be finished.
+    /// [`StoreError`]; the object then cannot be finished.
     pub async fn store_part(&mut self) -> Result<Option<(String, Vec<ManifestPart>)>, StoreError> {
         if self.buffer.len() < PART_BYTES_MIN {
             return Ok(None);
@@ -112,7 +114,7 @@ impl PutWriter {
     /// Makes the object visible.
     ///
     /// # Errors
-    /// [`StoreError`]; `Taken` if another's object stands there.
+    /// [`StoreError`]; `Taken` if another owner's object exists.
     pub async fn finish(mut self) -> Result<Stored, StoreError> {
         if self.upload.is_none() {
             let body = Bytes::from(std::mem::take(&mut self.buffer));
@@ -122,8 +124,8 @@ impl PutWriter {
         if !self.buffer.is_empty() {
             self.send_part().await?;
         }
-        // Looked at first, since S3 may not take a second completion after one that it refused. A role that may not
-        // look learns by the refusal.
+        // Read first, because S3 may not accept a second completion after a refused one. A role that may not read gets
+        // a refusal instead.
         let mut condition = match self.may_replace().await {
             Err(StoreError::Cloud(error)) if error.kind == Kind::AccessDenied => Condition::Absent,
             other => other?,
@@ -142,7 +144,7 @@ impl PutWriter {
             if !asks_for_a_look(&error) || tries >= FINISH_TRIES_MAX {
                 return Err(error.into());
             }
-            // A completion whose answer was lost has made the object, and the upload is gone.
+            // After a completion with a lost answer, the object exists and the upload does not.
             if let Some(stored) = self.find_finished().await? {
                 self.upload = None;
                 return Ok(stored);
@@ -189,7 +191,7 @@ impl PutWriter {
         self.store.complete(&target, upload, whole, condition).await
     }
 
-    /// The CRC-32 over all parts, and their bytes.
+    /// Returns the CRC-32 and the size of all parts.
     fn sum(&self) -> (u64, u64) {
         let parts = self.parts.iter().map(|part| (part.crc, part.bytes));
         let sum = parts.reduce(|(all, length), (crc, bytes)| (checksum_combine(CRC, all, crc, bytes), length + bytes));
@@ -201,12 +203,12 @@ impl PutWriter {
         retry_transient(self.patience, || self.store.may_replace(&target, &self.mark)).await
     }
 
-    /// Returns the object if it is this one: our mark, our size, our checksum.
+    /// Returns the object if it is the one of this writer: same mark, size and checksum.
     async fn find_finished(&self) -> Result<Option<Stored>, StoreError> {
         let head = || async { Ok(self.store.head(&self.bucket, &self.key).await?) };
         let Some(object) = retry_transient(self.patience, head).await? else { return Ok(None) };
         let (crc, bytes) = self.sum();
-        // A service may keep no sum: then the upload is gone, and an object of ours is there that is as long.
+        // A service may store no checksum. Then the upload is gone, and an object with our mark and size exists.
         let is_sum = object.checksum.as_ref().is_none_or(|sum| sum.algorithm() == CRC && sum.is(crc));
         let is_ours = !object.found.is_of_another(&self.mark) && object.bytes == bytes && is_sum;
         Ok(is_ours.then_some(Stored { etag: object.etag, bytes: object.bytes }))
@@ -223,7 +225,7 @@ impl Drop for PutWriter {
     }
 }
 
-/// Repeats a call while its failure is transient, once at least, and until `limit` has gone by.
+/// Retries a call while its failure is transient, until `limit`. Makes at least one retry.
 async fn retry_transient<T, F>(limit: Duration, call: impl Fn() -> F) -> Result<T, StoreError>
 where
     F: Future<Output = Result<T, StoreError>>,
@@ -232,7 +234,7 @@ where
     let mut tries = 0;
     loop {
         let error = match call().await {
-            // What a condition says is for the caller.
+            // The caller handles refused conditions.
             Err(StoreError::Cloud(error))
                 if error.is_retryable() && !matches!(error.kind, Kind::Precondition | Kind::NotFound) =>
             {
@@ -244,7 +246,7 @@ where
         if tries > 1 && started.elapsed() >= limit {
             return Err(error.into());
         }
-        tracing::warn!("tried again: {error}: {}", error.source);
+        tracing::warn!("retrying: {error}: {}", error.source);
         tokio::time::sleep(backoff::delay(tries + 2, rand::random())).await;
     }
 }

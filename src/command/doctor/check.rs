@@ -1,4 +1,4 @@
-//! One check of the report, and what the checks have in common.
+//! A check of the doctor's report, and functions that the checks share.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -12,17 +12,17 @@ use crate::command::exit;
 use crate::command::exit::Exit;
 use crate::command::failure::Failure;
 
-/// The settings of this machine's node. A person's shell does not have them, so they are read from here.
+/// The settings of this machine's node. They are read from this file, because a user's shell does not have them.
 pub(super) const ENV_FILE: &str = "/etc/lighthpc/lighthpc.env";
-/// What is run here takes a second at the most; a machine that is busy booting may take longer.
+/// The time limit of a program that a check runs. It takes at most a second; a machine that boots may be slower.
 pub(super) const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How one look ended.
+/// The status of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Status {
     Ok,
-    /// Not looked at, for lack of a right that only a person needs.
+    /// Not checked, because the role lacks a permission that a node does not need.
     Skipped,
     Warning,
     Failure,
@@ -50,13 +50,13 @@ impl Check {
         Self { name, status: Status::Failure, said: said.into(), fix: Some(fix.into()) }
     }
 
-    /// What cannot be looked at by whoever asks, and which right would show it.
+    /// Creates a check that could not be made, and names the permission that it needs.
     pub(super) fn skipped(name: &'static str, right: &str) -> Self {
-        let said = format!("not checked: needs {right}, which a node's role does not have");
+        let said = format!("not checked: this needs {right}, a permission that a node's role does not have");
         Self { name, status: Status::Skipped, said, fix: None }
     }
 
-    /// What a call came to; of a failed one the fix is the hint that a node would give.
+    /// Converts the result of a call. The fix for a failure is the hint that a node would print.
     pub(super) fn of_call(name: &'static str, call: Result<String, CloudError>) -> Self {
         match call {
             Ok(said) => Self::ok(name, said),
@@ -72,7 +72,7 @@ pub(super) fn internal(doing: &'static str, error: std::io::Error) -> Failure {
     Failure { exit: Exit::Internal, error: anyhow::Error::new(error).context(doing), hint: None }
 }
 
-/// Reads an env file as systemd does: a name and a value on each line, which may be quoted.
+/// Parses an env file as systemd does: one name and value per line, with optional quotes.
 pub(super) fn settings_of(file: &str) -> impl Iterator<Item = (&str, String)> {
     file.lines().filter(|line| !line.trim_start().starts_with(['#', ';'])).filter_map(|line| {
         let (name, value) = line.trim().split_once('=')?;
@@ -85,24 +85,24 @@ pub(super) fn settings_of(file: &str) -> impl Iterator<Item = (&str, String)> {
     })
 }
 
-/// Returns whether this machine was made a node by `scripts/provision`.
+/// Returns whether `scripts/provision` made this machine a node.
 pub(super) fn is_provisioned() -> bool {
     Path::new("/etc/systemd/system/lighthpc.service").exists()
 }
 
-/// Runs a program of the system, and returns all it said; as an error if it failed.
+/// Runs a system program, and returns its output; as an error if it failed.
 pub(super) async fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
     let (is_success, said) = ask(program, arguments).await?;
     if is_success { Ok(said) } else { Err(said) }
 }
 
-/// Runs a program of the system, and returns whether it succeeded, and all it said; an error says why it could not be run.
+/// Runs a system program, and returns whether it succeeded, and its output. An error explains why it could not run.
 pub(super) async fn ask(program: &str, arguments: &[&str]) -> Result<(bool, String), String> {
     let command = Command::new(program).args(arguments).stdin(Stdio::null()).kill_on_drop(true).output();
     let output = match tokio::time::timeout(COMMAND_TIMEOUT, command).await {
         Ok(Ok(output)) => output,
         Ok(Err(error)) => return Err(format!("{program}: {error}")),
-        Err(_) => return Err(format!("{program} did not end within {COMMAND_TIMEOUT:?}")),
+        Err(_) => return Err(format!("{program} did not finish within {COMMAND_TIMEOUT:?}")),
     };
     let said = [output.stdout, output.stderr].concat();
     Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))

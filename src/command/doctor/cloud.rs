@@ -1,4 +1,4 @@
-//! What a node, or a scheduler, needs of AWS.
+//! The checks of AWS: what a node, or a scheduler, needs there.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -15,10 +15,10 @@ use crate::command::failure::Failure;
 use crate::domain::policy::{Purchase, words};
 use crate::domain::tags;
 
-/// AWS refuses a signature that is 5 minutes off for most services (15 for S3); a fifth of that is worth a word.
+/// Most services refuse a signature that is 5 minutes off (S3: 15). A fifth of that is a warning.
 const CLOCK_WARNING: Duration = Duration::from_mins(1);
 const CLOCK_FAILURE: Duration = Duration::from_mins(5);
-/// Where rights to put are tried; nothing is left there.
+/// The key for the test whether objects can be written. No object remains.
 const PROBE_KEY: &str = "logs/~doctor";
 
 pub(super) async fn look(args: &DoctorArgs) -> Result<Vec<Check>, Failure> {
@@ -39,7 +39,7 @@ pub(super) async fn look(args: &DoctorArgs) -> Result<Vec<Check>, Failure> {
     }
     checks.push(credentials);
     if !is_signed {
-        // Without credentials every call below says the same.
+        // Without credentials, every call below would fail in the same way.
         return Ok(checks);
     }
     if let Ok(instance) = &instance {
@@ -60,7 +60,7 @@ pub(super) async fn look(args: &DoctorArgs) -> Result<Vec<Check>, Failure> {
         let request = Request {
             template,
             instance_types: settings.policy.instance_types.clone(),
-            // One is enough to ask whether EC2 would launch: two of one zone would be refused.
+            // One subnet is enough for the dry run; EC2 refuses two of the same zone.
             subnets: settings.subnets.into_iter().take(1).collect(),
             purchase: Purchase::Spot,
             max_price: None,
@@ -82,8 +82,8 @@ fn identity(instance: &Result<String, CloudError>, region: &str) -> Check {
         }
         Err(error) => Check::failure(
             "identity",
-            format!("the metadata service answers, but not as it should: {}", error.source),
-            "enable it: `aws ec2 modify-instance-metadata-options --http-endpoint enabled`",
+            format!("the metadata service returned an error: {}", error.source),
+            "run `aws ec2 modify-instance-metadata-options --http-endpoint enabled`",
         ),
     }
 }
@@ -92,14 +92,14 @@ async fn credentials(wire: &Wire) -> (Check, bool) {
     let found = wire.credentials().await;
     let is_found = found.is_ok();
     let said = found.map(|(key, expiry)| match expiry.map(|expiry| expiry.duration_since(clock::now())) {
-        Some(Ok(left)) => format!("key {key}, good for {} min", left.as_secs() / 60),
+        Some(Ok(left)) => format!("key {key}, valid for {} min", left.as_secs() / 60),
         Some(Err(_)) => format!("key {key}, expired"),
-        None => format!("key {key}, without an end"),
+        None => format!("key {key}, without an expiration"),
     });
     (Check::of_call("credentials", said), is_found)
 }
 
-/// Whether the tags that name the task are to be had, and from where.
+/// Checks whether the tags that name the task are available, and from which service.
 async fn task_tags(backend: &Backend, instance: &str) -> Check {
     let fix = "launch with the tag srcID or missionID, and with InstanceMetadataTags=enabled in the metadata options";
     let machine = &backend.machine;
@@ -115,19 +115,21 @@ async fn task_tags(backend: &Backend, instance: &str) -> Check {
     match machine.tags_of(instance).await {
         Ok(found) if found.iter().any(|(key, _)| key == tags::SRC || key == tags::MISSION) => Check::warning(
             "tags",
-            "the task's tags are to be had from EC2 only, which costs each node a call and a permission",
+            "the task's tags are available only from EC2, which costs each node a call and a permission",
             "set InstanceMetadataTags=enabled in the metadata options",
         ),
         Ok(_) => {
-            Check::warning("tags", "this instance has no task: neither srcID nor missionID is among its tags", fix)
+            Check::warning("tags", "this instance has no task: it has neither the tag srcID nor the tag missionID", fix)
         }
-        Err(error) => {
-            Check::failure("tags", format!("the metadata service offers none, and EC2 refuses: {}", error.source), fix)
-        }
+        Err(error) => Check::failure(
+            "tags",
+            format!("the metadata service has no tags, and EC2 refuses the request: {}", error.source),
+            fix,
+        ),
     }
 }
 
-/// What EC2 has set for this instance: metadata options, shutdown behaviour, and the right to end it.
+/// Checks the instance's settings in EC2: metadata options, shutdown behaviour, and the permission to terminate it.
 async fn options(backend: &Backend, instance: &str) -> Vec<Check> {
     let machine = &backend.machine;
     let (options, shutdown, end) = tokio::join!(
@@ -139,19 +141,21 @@ async fn options(backend: &Backend, instance: &str) -> Vec<Check> {
     match options {
         Ok(options) => {
             checks.push(match options.hop_limit {
-                Some(1) => Check::ok("hop limit", "1: the metadata service ends at this machine"),
+                Some(1) => Check::ok("hop limit", "1: containers cannot reach the metadata service"),
                 Some(hops) => Check::warning(
                     "hop limit",
-                    format!("{hops}: a container on this machine reaches the instance's role"),
+                    format!("{hops}: containers on this instance can use the instance's role"),
                     "set HttpPutResponseHopLimit=1 in the metadata options",
                 ),
-                None => {
-                    Check::warning("hop limit", "EC2 does not say", "look at the launch template's metadata options")
-                }
+                None => Check::warning(
+                    "hop limit",
+                    "EC2 does not report it",
+                    "check the metadata options of the launch template",
+                ),
             });
             if options.needs_token == Some(false) {
                 let fix = "set HttpTokens=required in the metadata options";
-                checks.push(Check::warning("IMDSv2", "reads without a token are answered", fix));
+                checks.push(Check::warning("IMDSv2", "the metadata service accepts requests without a token", fix));
             }
         }
         Err(error) => checks.push(unseen("hop limit", error)),
@@ -170,15 +174,18 @@ async fn options(backend: &Backend, instance: &str) -> Vec<Check> {
     checks.push(match may_end {
         Err(error) if error.kind == Kind::AccessDenied => Check::warning(
             "own end",
-            "the role may not terminate this instance, so it ends by power-off alone",
-            format!("allow ec2:TerminateInstances where the tag {} is the tasks table's name", tags::OURS),
+            "the role may not terminate this instance, so it can only be powered off",
+            format!(
+                "allow ec2:TerminateInstances for instances whose tag {} is the name of the tasks table",
+                tags::OURS
+            ),
         ),
         other => Check::of_call("own end", other),
     });
     checks
 }
 
-/// What could not be seen: if for lack of a right that a node itself does not need, that is no failure.
+/// Converts a failed call. It is not a failure if the role lacks a permission that a node does not need.
 fn unseen(name: &'static str, error: CloudError) -> Check {
     if error.kind != Kind::AccessDenied {
         return Check::of_call(name, Err(error));
@@ -186,23 +193,24 @@ fn unseen(name: &'static str, error: CloudError) -> Check {
     Check::skipped(name, &format!("ec2:{}", error.operation))
 }
 
-/// Without a template nothing can be launched. A node launches nothing; an instance that is none may be a scheduler's
-/// machine.
+/// Reports that no launch template is set. It is a failure off EC2. An instance may be a scheduler's machine or another
+/// one, so there it is a warning.
 fn no_template(is_on_ec2: bool) -> Check {
     let (said, hint) = (
-        "no launch template is set, so `submit`, `sweep`, and `redrive` launch no node",
+        "no launch template is set, so `submit`, `sweep` and `redrive` launch no nodes",
         "set LIGHTHPC_LAUNCH_TEMPLATE (`scripts/deploy --exports` prints it), or --launch-template",
     );
     if is_on_ec2 { Check::warning("template", said, hint) } else { Check::failure("template", said, hint) }
 }
 
-/// What of the instance types and subnets EC2 would refuse a launch for: it launches without it. Types as they were written.
+/// Reports instance types and subnets that EC2 would refuse; launches omit them. `types` is the setting as it was
+/// written.
 async fn pools(backend: &Backend, types: Option<&str>, subnets: &[String]) -> Vec<Check> {
     let mut warnings = Vec::new();
     let written: Vec<&str> = types.into_iter().flat_map(|types| types.split(',')).map(str::trim).collect();
     let types = words(&written.join(","));
     for name in types.iter().filter(|name| written.iter().filter(|word| *word == name).count() > 1) {
-        warnings.push(format!("instance type {name} is named more than once"));
+        warnings.push(format!("instance type {name} is listed more than once"));
     }
     let mut checks = Vec::new();
     match backend.fleet.zones(subnets).await {
@@ -227,17 +235,17 @@ async fn pools(backend: &Backend, types: Option<&str>, subnets: &[String]) -> Ve
         Err(error) => checks.push(unseen("offered types", error)),
     }
     if !warnings.is_empty() {
-        let fix = "a launch names each type once and one subnet of each zone, and leaves out what is not there; \
+        let fix = "launches use each type once, one subnet per zone, and no missing types or subnets; \
              correct LIGHTHPC_INSTANCE_TYPES and LIGHTHPC_SUBNETS";
         checks.push(Check::warning("pools", warnings.join("; "), fix));
     } else if checks.is_empty() && (!types.is_empty() || !subnets.is_empty()) {
-        let said = format!("{} instance types, {} subnets, each in a zone of its own", types.len(), subnets.len());
+        let said = format!("{} instance types, {} subnets in different zones", types.len(), subnets.len());
         checks.push(Check::ok("pools", said));
     }
     checks
 }
 
-/// Whether the nodes of a launch template can work, and can end.
+/// Checks whether nodes from a launch template can work and can be terminated.
 async fn terms(backend: &Backend, template: &Template) -> Check {
     let name = "template";
     let terms = match backend.fleet.template(template).await {
@@ -247,25 +255,25 @@ async fn terms(backend: &Backend, template: &Template) -> Check {
     let mut failures = Vec::new();
     if !terms.terminates {
         failures.push(
-            "InstanceInitiatedShutdownBehavior is not terminate, so a power-off leaves the node's disk, which bills",
+            "InstanceInitiatedShutdownBehavior is not terminate, so a power-off keeps the disk, which costs money",
         );
     }
     if !terms.has_role {
-        failures.push("it has no instance profile, so nodes have no role");
+        failures.push("it has no instance profile, so the nodes have no role");
     }
     let mut warnings = Vec::new();
     if !terms.shows_tags {
-        warnings.push("InstanceMetadataTags is not enabled, so each node asks EC2 for its tags");
+        warnings.push("InstanceMetadataTags is not enabled, so each node reads its tags from EC2");
     }
     if terms.metadata.needs_token != Some(true) {
-        warnings.push("HttpTokens is not required, so metadata are read without a token");
+        warnings.push("HttpTokens is not required, so the metadata can be read without a token");
     }
     if terms.metadata.hop_limit.is_some_and(|hops| hops > 1) {
-        warnings.push("HttpPutResponseHopLimit is more than 1, so containers reach the role");
+        warnings.push("HttpPutResponseHopLimit is more than 1, so containers can use the role");
     }
-    let fix = "make a new version, as in cloudformation/stack.yaml";
+    let fix = "create a new version of the template with the settings in cloudformation/stack.yaml";
     if failures.is_empty() && warnings.is_empty() {
-        Check::ok(name, format!("{}: role, tags, IMDSv2, and terminate at power-off", template.name))
+        Check::ok(name, format!("{}: role, tags, IMDSv2 and termination at power-off are set", template.name))
     } else if failures.is_empty() {
         Check::warning(name, warnings.join("; "), fix)
     } else {
@@ -278,14 +286,14 @@ async fn clock(backend: &Backend) -> Check {
     let before = clock::now();
     let time = match backend.ledger.time().await {
         Ok(Some(time)) => time,
-        Ok(None) => return Check::warning("clock", "the service does not say what time it is", "look at the endpoint"),
+        Ok(None) => return Check::warning("clock", "DynamoDB does not report its time", "check the endpoint"),
         Err(error) => return Check::of_call("clock", Err(error)),
     };
-    // A Date has whole seconds, and the answer was on its way.
+    // The service's `Date` has whole seconds, and the answer took some time.
     let middle = before + clock::now().duration_since(before).unwrap_or_default() / 2;
     let off = difference(middle, time);
-    let said = format!("{} s off DynamoDB's", off.as_secs());
-    let fix = "let chrony, or systemd-timesyncd, keep the time (Amazon Time Sync: 169.254.169.123)";
+    let said = format!("{} s away from DynamoDB's clock", off.as_secs());
+    let fix = "synchronize the clock with chrony or systemd-timesyncd (Amazon Time Sync: 169.254.169.123)";
     if off >= CLOCK_FAILURE {
         Check::failure("clock", format!("{said}: AWS refuses signatures"), fix)
     } else if off >= CLOCK_WARNING {
@@ -302,21 +310,21 @@ fn difference(a: SystemTime, b: SystemTime) -> Duration {
 async fn tables(backend: &Backend, is_node: bool) -> Vec<Check> {
     let ledger = &backend.ledger;
     let tasks = async {
-        // Sweeps read tasks in batches; nodes do not, and may not.
+        // A sweep reads tasks in batches. Nodes do not, and their role does not allow it.
         if is_node { ledger.may_update(TableKind::Tasks).await } else { ledger.may_work_at(TableKind::Tasks).await }
     };
     let (tasks, index, missions) = tokio::join!(tasks, ledger.has_index(), ledger.may_work_at(TableKind::Missions));
     let names = ledger.tables();
-    let said = |name: &str| format!("{name}: its key is right, and it may be read and written");
+    let said = |name: &str| format!("{name}: the key is correct; reads and writes are allowed");
     vec![
         Check::of_call("tasks table", tasks.map(|()| said(&names.tasks))),
         match index {
             Err(error) if matches!(error.kind, Kind::Invalid | Kind::NoTable) => Check::failure(
                 "index",
                 format!("{error}: {}", error.source),
-                "make the index `open` of the tasks table (docs/TABLES.md), or let scripts/deploy adopt the table",
+                "create the index `open` of the tasks table (docs/TABLES.md), or adopt the table with scripts/deploy",
             ),
-            other => Check::of_call("index", other.map(|name| format!("{name}: may be read"))),
+            other => Check::of_call("index", other.map(|name| format!("{name}: reads are allowed"))),
         },
         Check::of_call("missions table", missions.map(|()| said(&names.missions))),
     ]
@@ -325,15 +333,19 @@ async fn tables(backend: &Backend, is_node: bool) -> Vec<Check> {
 async fn source(backend: &Backend, bucket: Option<&str>) -> Check {
     let name = "source bucket";
     let Some(bucket) = bucket else {
-        return Check::warning(name, "none is set; each task's row must name one", "set LIGHTHPC_SOURCE_BUCKET");
+        return Check::warning(
+            name,
+            "no source bucket is set, so each task's row must name one",
+            "set LIGHTHPC_SOURCE_BUCKET",
+        );
     };
     match backend.store.head(bucket, PROBE_KEY).await {
         Err(error) if error.kind == Kind::AccessDenied => Check::warning(
             name,
-            format!("{bucket}: whether it can be read is unknown without s3:ListBucket"),
+            format!("{bucket}: without s3:ListBucket, the check cannot show whether it can be read"),
             format!("allow s3:ListBucket on {bucket}, and s3:GetObject on {bucket}/*"),
         ),
-        other => Check::of_call(name, other.map(|_| format!("{bucket}: may be read"))),
+        other => Check::of_call(name, other.map(|_| format!("{bucket}: reads are allowed"))),
     }
 }
 
@@ -342,12 +354,16 @@ async fn results(backend: &Backend, bucket: Option<&str>, is_node: bool) -> Chec
     match bucket {
         Some(bucket) => {
             let put = backend.store.may_put(bucket, PROBE_KEY).await;
-            Check::of_call(name, put.map(|()| format!("{bucket}: may be written")))
+            Check::of_call(name, put.map(|()| format!("{bucket}: writes are allowed")))
         }
         None if is_node => {
-            Check::failure(name, "none is set, so no task would be claimed", "set LIGHTHPC_RESULT_BUCKET")
+            Check::failure(name, "no result bucket is set, so nodes cannot claim tasks", "set LIGHTHPC_RESULT_BUCKET")
         }
-        None => Check::warning(name, "none is set", "set LIGHTHPC_RESULT_BUCKET, as on the nodes"),
+        None => Check::warning(
+            name,
+            "no result bucket is set",
+            "set LIGHTHPC_RESULT_BUCKET to the bucket that the nodes use",
+        ),
     }
 }
 
@@ -358,10 +374,10 @@ async fn topic(backend: &Backend, topic: Option<&str>) -> Check {
     };
     match backend.notifier.look(topic).await {
         Err(error) if error.kind == Kind::AccessDenied => Check::skipped(name, "sns:GetTopicAttributes"),
-        // SNS refuses the topic of another account, or none, with a parameter error.
+        // SNS reports a parameter error for a topic of another account or an invalid one.
         Err(error) if error.kind == Kind::Invalid => {
-            Check::failure(name, format!("{error}: {}", error.source), "look at LIGHTHPC_TOPIC_ARN")
+            Check::failure(name, format!("{error}: {}", error.source), "check LIGHTHPC_TOPIC_ARN")
         }
-        other => Check::of_call(name, other.map(|()| format!("{topic} is there"))),
+        other => Check::of_call(name, other.map(|()| format!("{topic} exists"))),
     }
 }

@@ -1,4 +1,4 @@
-//! What a node needs of its machine: room on the disk, the sandbox, the units.
+//! The checks of the machine: disk space, the sandbox, the systemd units.
 
 use std::path::Path;
 
@@ -7,10 +7,10 @@ use super::check::{Check, ENV_FILE, ask, is_provisioned, run, settings_of};
 use super::sandbox;
 use crate::backend::store::{free_bytes, free_inodes};
 
-/// Less than this fits no input worth a machine.
+/// Less free space than this is a failure.
 const FREE_BYTES_FAILURE: u64 = 256 * 1024 * 1024;
 const FREE_BYTES_WARNING: u64 = 2 * 1024 * 1024 * 1024;
-/// An attempt's own folder is 15 entries; a workload makes more.
+/// Fewer free inodes than this is a warning. An attempt's folder has 15 entries; a workload creates more.
 const FREE_INODES_WARNING: u64 = 1000;
 const MIB: u64 = 1024 * 1024;
 const UNITS: [&str; 2] = ["lighthpc.service", "lighthpc-deadline.timer"];
@@ -26,7 +26,7 @@ pub(super) async fn look(args: &DoctorArgs) -> Vec<Check> {
         checks.push(sandbox::look(&args.work_dir, args.bake).await);
     } else if args.bake {
         let fix = "run scripts/provision on it";
-        checks.push(Check::failure("unit", "this machine is not provisioned: it has no lighthpc.service", fix));
+        checks.push(Check::failure("unit", "this machine is not provisioned: lighthpc.service is missing", fix));
     }
     checks
 }
@@ -34,11 +34,11 @@ pub(super) async fn look(args: &DoctorArgs) -> Vec<Check> {
 fn disk(work_dir: &Path) -> Check {
     let name = "disk";
     let there = work_dir.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"));
-    let fix = "make room, take a larger volume, or name another folder with LIGHTHPC_WORK_DIR";
+    let fix = "free space, use a larger volume, or set another folder with LIGHTHPC_WORK_DIR";
     if let Ok(Some(files)) = free_inodes(there)
         && files < FREE_INODES_WARNING
     {
-        return Check::warning(name, format!("room for {files} files in {} (`df -i`)", there.display()), fix);
+        return Check::warning(name, format!("{files} free inodes in {} (`df -i`)", there.display()), fix);
     }
     match free_bytes(there) {
         Ok(free) => {
@@ -57,12 +57,17 @@ fn env_file() -> Check {
     let name = "settings";
     match std::fs::read_to_string(ENV_FILE) {
         Ok(file) => match settings_of(&file).filter(|(_, value)| !value.is_empty()).count() {
-            0 => Check::ok(name, format!("{ENV_FILE} sets nothing: user data, or the mission's row, has to")),
+            0 => Check::ok(
+                name,
+                format!("{ENV_FILE} sets nothing; the user data or the mission's row must set the node's variables"),
+            ),
             count => Check::ok(name, format!("{ENV_FILE} sets {count} variables")),
         },
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-            Check::warning(name, format!("{ENV_FILE} may not be read"), "run this as root, as the node does")
-        }
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Check::warning(
+            name,
+            format!("{ENV_FILE} cannot be read: permission denied"),
+            "run doctor as root; the node also runs as root",
+        ),
         Err(error) => Check::warning(name, format!("{ENV_FILE}: {error}"), "run scripts/provision again"),
     }
 }
@@ -78,14 +83,15 @@ async fn enabled(is_baking: bool) -> Check {
             }
         }
     }
-    // On a machine that is baked nothing is started yet, and in a chroot nothing can be.
+    // While an image is built, the timer is not started yet; in a chroot, it cannot be.
     if !is_baking && let Err(said) = run("systemctl", &["is-active", UNITS[1]]).await {
         return Check::failure(name, format!("{} is not active: {}", UNITS[1], said.trim()), fix);
     }
     Check::ok(name, format!("{} enabled", UNITS.join(" and ")))
 }
 
-/// `systemd-analyze verify` says what it dislikes on standard error, and ends with 0 for an unknown key.
+/// Checks the unit files. `systemd-analyze verify` reports problems on standard error, and exits with 0 for an unknown
+/// key.
 async fn verified() -> Check {
     let name = "unit files";
     let fix = "run scripts/provision again; an override is in /etc/systemd/system/lighthpc*.d";
@@ -94,14 +100,16 @@ async fn verified() -> Check {
     arguments.extend(files.iter().map(String::as_str));
     match ask("systemd-analyze", &arguments).await {
         Ok((_, said)) => {
-            // It speaks of every unit that ours refer to; those are the system's.
+            // It also reports problems of other units that ours refer to; those belong to the system.
             let ours: Vec<&str> = said.lines().filter(|line| line.contains("lighthpc")).collect();
             if ours.is_empty() {
-                Check::ok(name, "systemd-analyze verify has nothing to say of them")
+                Check::ok(name, "systemd-analyze verify reports no problems")
             } else {
                 Check::failure(name, ours.join("; "), fix)
             }
         }
-        Err(why) => Check::warning(name, format!("not looked at: {why}"), "systemd-analyze is a part of systemd"),
+        Err(why) => {
+            Check::warning(name, format!("not checked: {why}"), "install systemd-analyze, which is a part of systemd")
+        }
     }
 }

@@ -1,7 +1,7 @@
-//! `lighthpc doctor`: what would go wrong, before it does. It changes nothing: rights are tried by dry runs, by conditions that
-//! cannot hold, and by an upload that is aborted.
+//! `lighthpc doctor`: finds problems before a mission does.
 //!
-//! On a node it looks at all of it, elsewhere at what a scheduler needs, and with `--bake` at what can be known of an image.
+//! It changes nothing: permissions are tested by dry runs, by conditions that are always false, and by an upload that
+//! is aborted. On a node it makes all checks, elsewhere those for a scheduler, and with `--bake` those for an image.
 
 mod check;
 mod cloud;
@@ -17,7 +17,7 @@ use super::failure::Failure;
 use super::screen;
 use crate::command::exit::Exit;
 
-/// Set by the first process for the second, which has the file's settings.
+/// Set for the second process, which has the settings of the file.
 const ENV_READ: &str = "LIGHTHPC_DOCTOR_ENV_READ";
 
 pub(super) async fn run(args: Box<DoctorArgs>) -> Result<Exit, Failure> {
@@ -61,8 +61,8 @@ fn text(checks: &[Check]) -> String {
     text
 }
 
-/// Starts this program again with the settings of the node's env file, if there is one that can be read; what is set already
-/// stays. Returns only if there is nothing to add.
+/// Starts this program again with the settings of the node's env file, if the file is readable. Variables that are
+/// already set keep their values. Returns only if there is nothing to add.
 fn with_settings_of_the_node() -> Result<(), Failure> {
     let Ok(file) = std::fs::read_to_string(ENV_FILE) else { return Ok(()) };
     if std::env::var_os(ENV_READ).is_some() {

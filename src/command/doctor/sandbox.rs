@@ -1,4 +1,4 @@
-//! The sandbox, tried from inside: this program is run as a workload is, and tells what it can reach.
+//! The check of the sandbox: runs this program as a workload, which reports what it can reach.
 
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
@@ -17,15 +17,15 @@ use crate::workload::{Bounds, Ended, Sandbox, Stops, Workload, WorkloadEnv};
 
 /// The instance metadata service. Source: EC2 user guide, "Access instance metadata".
 const IMDS: [&str; 2] = ["169.254.169.254:80", "[fd00:ec2::254]:80"];
-/// A refusal comes at once; silence is as good.
+/// The time limit of a connection. A refusal arrives at once; no answer is a pass, too.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Two silences, and systemd's own time.
+/// The time limit of the whole check: two connections that time out, and the start of the unit.
 const TRY_TIMEOUT: Duration = Duration::from_mins(1);
-/// The rules that are loaded before every node.
+/// The nftables rules that are loaded before a node starts.
 const RULES: &str = "/usr/local/lib/lighthpc/sandbox.nft";
 
 const NAME: &str = "sandbox";
-const FIX: &str = "run scripts/provision again, and look at `journalctl -u 'lighthpc-task-*'`";
+const FIX: &str = "run scripts/provision again, and check `journalctl -u 'lighthpc-task-*'`";
 
 pub(super) async fn look(work_dir: &Path, is_baking: bool) -> Check {
     let sandbox = match Sandbox::of_this_machine(Devices::default()) {
@@ -33,7 +33,7 @@ pub(super) async fn look(work_dir: &Path, is_baking: bool) -> Check {
         Err(error) => return Check::failure(NAME, error.to_string(), "run scripts/provision again"),
     };
     if !rustix::process::geteuid().is_root() {
-        return Check::warning(NAME, "not tried: only root can", "run this as root");
+        return Check::warning(NAME, "not checked: this needs root", "run doctor as root");
     }
     if let Err(said) = run("nft", &["--check", "--file", RULES]).await {
         return Check::failure(NAME, format!("{RULES} cannot be loaded: {}", said.trim().replace('\n', "; ")), FIX);
@@ -41,34 +41,36 @@ pub(super) async fn look(work_dir: &Path, is_baking: bool) -> Check {
     if !Path::new("/run/systemd/system").exists() {
         return Check::ok(
             NAME,
-            "the user is there, and the rules can be loaded; tried from inside on a machine that runs",
+            "the user exists and the rules can be loaded; the sandbox itself is checked on a running machine",
         );
     }
-    // The unit's default; nobody else sets it but its settings.
+    // The unit sets `unit`; only the env file can override it.
     if std::env::var("LIGHTHPC_ISOLATION").is_ok_and(|isolation| isolation == "process") {
         let fix = format!("remove LIGHTHPC_ISOLATION=process from {ENV_FILE}");
-        return Check::failure(NAME, "workloads of this node run without one", fix);
+        return Check::failure(NAME, "workloads of this node run without a sandbox", fix);
     }
-    // The node loads the rules when it starts.
+    // The node's service loads the rules when it starts.
     let is_loaded = run("nft", &["list", "table", "inet", "lighthpc"]).await.is_ok();
     let runs = run("systemctl", &["is-active", "lighthpc.service"]).await.is_ok();
     if runs && !is_loaded && !is_baking {
-        return Check::failure(NAME, "the node runs, and the rules of nftables are not loaded", FIX);
+        return Check::failure(NAME, "the node runs, but the nftables rules are not loaded", FIX);
     }
     match from_inside(sandbox.clone(), work_dir).await {
         Ok(open) if open.is_empty() => {
             let memory_mib = sandbox.memory_bytes / 1024 / 1024;
             Check::ok(
                 NAME,
-                format!("a workload reaches no role, no setting, no other process; it may use {memory_mib} MiB"),
+                format!(
+                    "a workload cannot reach the role, settings or other processes; memory limit: {memory_mib} MiB"
+                ),
             )
         }
         Ok(open) => Check::failure(NAME, format!("a workload can: {open}"), FIX),
-        Err(said) => Check::failure(NAME, format!("no workload can be run: {said}"), FIX),
+        Err(said) => Check::failure(NAME, format!("the test workload failed: {said}"), FIX),
     }
 }
 
-/// Runs this program as a workload, and returns what it could do that it should not, in words.
+/// Runs this program as a workload, and returns the list of forbidden actions that succeeded.
 async fn from_inside(sandbox: Sandbox, work_dir: &Path) -> Result<String, String> {
     let said = |error: std::io::Error| error.to_string();
     let program = std::env::current_exe().map_err(said)?.display().to_string();
@@ -91,7 +93,8 @@ async fn from_inside(sandbox: Sandbox, work_dir: &Path) -> Result<String, String
     }
 }
 
-/// Behind the sandbox: tries what a workload must not be able to do, and writes what succeeded to its output.
+/// Runs inside the sandbox: tries actions that a workload must not be able to do, and writes those that succeeded to
+/// its output.
 pub(super) fn try_out() -> Result<Exit, Failure> {
     let mut open = Vec::new();
     if rustix::process::geteuid().is_root() {

@@ -1,4 +1,5 @@
-//! What a sweep looks at: all of it once, and then, a lease later, what had to be seen twice.
+//! The two passes of a sweep: the first checks everything, the second, a lease later, confirms what needs a second
+//! observation.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -17,13 +18,13 @@ use crate::domain::task::{State, Task};
 use crate::domain::verdict::Verdict;
 use crate::scheduler::SchedulerError;
 
-/// How long the first look reads tasks that wait, at about 10,000 rows a second.
+/// The time limit for reading pending tasks in the first pass. The rate is about 10,000 rows per second.
 const WAITING_TIME_MAX: Duration = Duration::from_mins(2);
-/// The rows that are read at once: 100 are about 220 kB.
+/// The rows that are read at a time: 100 are about 220 kB.
 const ROWS_LEN: usize = 100;
-/// The most claimable tasks that are counted for the nodes of one mission: no mission has more nodes.
+/// The maximum number of claimable tasks that are counted for a mission with nodes: a mission has at most 10,000 nodes.
 const COUNT_MAX: u64 = 10_000;
-/// Looks at what idle nodes of a mission hold, within one lease: a node between two tasks is seen with one by the next.
+/// The checks of idle nodes within one lease. A node that is between two tasks in one check holds a task in the next.
 const IDLE_LOOKS: u32 = 5;
 
 impl Sweep<'_> {
@@ -38,9 +39,9 @@ impl Sweep<'_> {
         }
         let parts = parts_of(world);
         for part in &parts {
-            self.look_at_running(world, part).await?;
+            self.check_running(world, part).await?;
         }
-        self.look_at_all_waiting(world, parts).await?;
+        self.check_all_pending(world, parts).await?;
         for mission in world.missions.values() {
             self.announce(mission, false).await;
             self.close(mission).await;
@@ -56,15 +57,15 @@ impl Sweep<'_> {
         Ok(())
     }
 
-    /// Waits for the second look; `false` if none is needed, or the sweep is to stop. Meanwhile the nodes that seem to have
-    /// nothing to do are looked at a few times: one that is between two tasks is seen with one.
+    /// Waits for the second pass; `false` if none is needed or the sweep is to stop. Meanwhile, checks a few times
+    /// whether the idle nodes hold a task now.
     pub(super) async fn wait(&mut self) -> Result<bool, SchedulerError> {
         if self.unconfirmed.is_empty() {
             return Ok(false);
         }
         let pause = self.scheduler.settings.lease / IDLE_LOOKS;
         for _ in 0..IDLE_LOOKS {
-            // Both arms may be dropped: neither holds anything.
+            // Both arms may be dropped: they hold no resources.
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = self.stop.cancelled() => return Ok(false),
@@ -74,7 +75,7 @@ impl Sweep<'_> {
         Ok(true)
     }
 
-    /// Takes nodes off the list of idle ones that hold a task of their mission now.
+    /// Removes nodes from the list of idle ones if they hold a task of their mission now.
     pub(super) async fn forget_busy(&mut self) -> Result<(), SchedulerError> {
         let missions: HashSet<MissionId> = self.unconfirmed.idle.values().flatten().cloned().collect();
         for id in missions {
@@ -84,7 +85,7 @@ impl Sweep<'_> {
                     Pages::new(self.scheduler, Partition { mission: Some(&id), shard }, State::Running, None);
                 while let Some(keys) = pages.next().await? {
                     for rows in keys.chunks(ROWS_LEN) {
-                        // Whether it still runs or has just ended: its holder wrote a moment ago.
+                        // Running or just finished: in both cases the holder was active a moment ago.
                         for task in self.rows(rows).await? {
                             if let Some(holder) = &task.instance {
                                 self.unconfirmed.idle.remove(holder.as_str());
@@ -106,10 +107,10 @@ impl Sweep<'_> {
         self.scheduler.backend.ledger.tasks(srcs).await.map_err(SchedulerError::cloud("reading open tasks"))
     }
 
-    /// Looks at what runs in one partition.
-    async fn look_at_running(&mut self, world: &Snapshot, part: &Part) -> Result<(), SchedulerError> {
+    /// Checks the running tasks of one partition.
+    async fn check_running(&mut self, world: &Snapshot, part: &Part) -> Result<(), SchedulerError> {
         let partition = Partition { mission: part.mission.as_ref(), shard: part.shard };
-        self.look_at_misplaced(partition).await?;
+        self.check_misplaced(partition).await?;
         let mut pages = Pages::new(self.scheduler, partition, State::Running, None);
         while let Some(keys) = pages.next().await? {
             self.odd_keys(&mut pages.odd);
@@ -118,15 +119,16 @@ impl Sweep<'_> {
                     if let Some(id) = &part.mission {
                         self.counts.entry(id.clone()).or_default().running += 1;
                     }
-                    self.look_at_holder(world, &task).await;
+                    self.check_holder(world, &task).await;
                 }
             }
         }
         Ok(())
     }
 
-    /// Corrects entries of the index whose `openAs` is neither a waiting nor a running task's: nothing else finds them.
-    async fn look_at_misplaced(&mut self, partition: Partition<'_>) -> Result<(), SchedulerError> {
+    /// Corrects entries of the index whose `openAs` is neither a pending nor a running task's. No other query finds
+    /// them.
+    async fn check_misplaced(&mut self, partition: Partition<'_>) -> Result<(), SchedulerError> {
         let misplaced = self.scheduler.backend.ledger.misplaced(partition).await;
         let misplaced = misplaced.map_err(SchedulerError::cloud("listing misplaced entries of the index"))?;
         for srcs in misplaced.chunks(ROWS_LEN) {
@@ -140,7 +142,7 @@ impl Sweep<'_> {
         Ok(())
     }
 
-    async fn look_at_holder(&mut self, world: &Snapshot, task: &Task) {
+    async fn check_holder(&mut self, world: &Snapshot, task: &Task) {
         if self.is_odd_or_leftover(task).await || task.state != State::Running {
             return;
         }
@@ -151,19 +153,19 @@ impl Sweep<'_> {
             && !task.cancelled
         {
             let asked = self.scheduler.backend.ledger.ask_to_cancel(&[task], mission, &clock::now_rfc3339()).await;
-            if let Err(error) = asked.map_err(SchedulerError::cloud("asking a node to stop")) {
+            if let Err(error) = asked.map_err(SchedulerError::cloud("requesting a node to stop")) {
                 self.note_failure(task.src.as_str(), &error);
             }
         }
         if !world.is_alive(owner) && self.is_gone(owner).await {
-            self.put_back(task, mission, &format!("EC2 says that its instance {owner} is gone")).await;
+            self.put_back(task, mission, &format!("EC2 reports that its instance {owner} has terminated")).await;
         } else if !self.unconfirmed.is_full() {
             self.unconfirmed.leases.insert(task.src.clone(), (task.attempt.0, task.beat));
         }
     }
 
-    /// Whether an instance that was launched for a task, and is not among ours, may still appear: EC2 shows a new one, and its
-    /// tags, late. By the time that the row has, which costs a boot at the most if a clock is wrong, that is over.
+    /// Returns whether an instance that was launched for a task, and is not in the list, may still appear: EC2 lists
+    /// new instances and their tags late. The time comes from the row; a wrong clock costs at most one more boot.
     async fn may_appear(&mut self, task: &Task) -> bool {
         let Some(instance) = task.launch.instance.as_deref() else { return false };
         let is_young = clock::since(&task.launch.at).is_some_and(|age| age < BOOT_MAX);
@@ -175,15 +177,15 @@ impl Sweep<'_> {
             return *is_gone;
         }
         let is_gone = self.scheduler.backend.machine.is_gone(owner).await.unwrap_or_else(|error| {
-            tracing::info!("EC2 does not say whether {owner} lives: {}", error.source);
+            tracing::info!("EC2 does not report whether {owner} is running: {}", error.source);
             false
         });
         self.gone.insert(owner.to_owned(), is_gone);
         is_gone
     }
 
-    /// Reports a row that cannot be understood, and corrects the index where it has another state than the row. Returns whether
-    /// there was such a thing.
+    /// Reports an invalid row, and corrects the index where its state differs from the row's. Returns whether it did
+    /// either.
     async fn is_odd_or_leftover(&mut self, task: &Task) -> bool {
         if let Some(oddity) = task.oddity() {
             self.odd(task.src.as_str(), &oddity);
@@ -200,8 +202,7 @@ impl Sweep<'_> {
         let repaired = self.scheduler.backend.ledger.repair_index(task, &clock::now_rfc3339()).await;
         match repaired.map_err(SchedulerError::cloud("correcting the index")) {
             Ok(true) => {
-                let reason =
-                    format!("the index had it in another state than its row, which is {}", task.state.as_str());
+                let reason = format!("the index differed from its row, whose state is {}", task.state.as_str());
                 self.find(What::Reindexed, task.src.as_str(), &reason);
             }
             Ok(false) => {}
@@ -209,8 +210,9 @@ impl Sweep<'_> {
         }
     }
 
-    /// Looks at what waits, from the cursor on and round to it, for as long as there is time. What was left is the next sweep's.
-    async fn look_at_all_waiting(&mut self, world: &Snapshot, parts: Vec<Part>) -> Result<(), SchedulerError> {
+    /// Checks pending tasks from the cursor to the end and from the start to the cursor, until the time limit. The next
+    /// sweep continues.
+    async fn check_all_pending(&mut self, world: &Snapshot, parts: Vec<Part>) -> Result<(), SchedulerError> {
         let cursor =
             self.scheduler.backend.ledger.cursor().await.map_err(SchedulerError::cloud("reading the cursor"))?;
         let until = Instant::now() + WAITING_TIME_MAX;
@@ -220,7 +222,7 @@ impl Sweep<'_> {
             let at = if is_late {
                 Some(part.clone())
             } else {
-                self.look_at_waiting(world, &part, until, stopped.is_some()).await?
+                self.check_pending(world, &part, until, stopped.is_some()).await?
             };
             if let Some(at) = at {
                 if let Some(id) = &part.mission {
@@ -231,7 +233,7 @@ impl Sweep<'_> {
         }
         let to = match stopped {
             Some(part) => Cursor { mission: part.mission, shard: part.shard, after: part.from, ..cursor.clone() },
-            // All of it was looked at: the next one begins at the beginning.
+            // The pass is complete: the next one starts at the beginning.
             None => Cursor { mission: None, shard: 0, after: None, ..cursor.clone() },
         };
         if to != cursor {
@@ -243,9 +245,9 @@ impl Sweep<'_> {
         Ok(())
     }
 
-    /// Looks at what waits in a part of the index; returns where it stopped, if not at the end. With `is_full`, tasks that want a
-    /// node of their own are left to the next sweep.
-    async fn look_at_waiting(
+    /// Checks the pending tasks of a part of the index. Returns where it stopped before the end. With `is_full`, tasks
+    /// that need their own node are left to the next sweep.
+    async fn check_pending(
         &mut self,
         world: &Snapshot,
         part: &Part,
@@ -298,7 +300,7 @@ impl Sweep<'_> {
                     }
                 } else {
                     for task in waiting {
-                        self.look_at_one_waiting(world, &task);
+                        self.check_one_pending(world, &task);
                     }
                 }
                 stopped.from = Some(last.clone());
@@ -308,7 +310,7 @@ impl Sweep<'_> {
     }
 
     async fn fail_cancelled(&mut self, mission: &Mission, tasks: Vec<Task>) {
-        // A row that names another mission is that one's, whatever the index says.
+        // The row decides the mission, not the index.
         let is_its = |task: &Task| task.mission.as_ref().is_none_or(|id| *id == mission.id);
         let tasks: Vec<_> = tasks.into_iter().filter(is_its).map(|task| (task, None)).collect();
         let failed = self.scheduler.backend.ledger.fail(&tasks, Some(mission), Verdict::Cancelled, true).await;
@@ -322,8 +324,8 @@ impl Sweep<'_> {
         }
     }
 
-    /// Decides whether a task that waits for a node of its own wants one.
-    fn look_at_one_waiting(&mut self, world: &Snapshot, task: &Task) {
+    /// Decides whether a pending task needs its own node.
+    fn check_one_pending(&mut self, world: &Snapshot, task: &Task) {
         let is_early = task.launch.after.as_deref().and_then(clock::until).is_some_and(|wait| !wait.is_zero());
         if world.has_node(task) || is_early {
             return;
@@ -331,19 +333,19 @@ impl Sweep<'_> {
         if let Some(reason) = world.end_of_node(task) {
             self.want(task, world.mission_of(task), &reason);
         } else if task.launch.is_for(task.attempt) {
-            // Launched, or about to be: an instance shows within a minute.
+            // The instance is launched or is about to be. EC2 lists it within a minute.
             self.unconfirmed.launches.insert(task.src.clone(), task.launch.tries);
         } else {
-            let reason = if task.attempt.0 > 0 { "it was put back" } else { "nothing was launched for it" };
+            let reason = if task.attempt.0 > 0 { "it is pending again" } else { "no node was launched for it" };
             self.want(task, world.mission_of(task), reason);
         }
     }
 
-    /// Looks again at what had to be seen twice, and acts on what has not changed.
+    /// Makes the second pass: acts on observations that have not changed.
     pub(super) async fn second(&mut self, world: &Snapshot) -> Result<(), SchedulerError> {
         let Unconfirmed { leases, idle, launches, publishers } = std::mem::take(&mut self.unconfirmed);
         self.unconfirmed.idle = idle;
-        // From here on: who holds a task now.
+        // From here on, `holders` are the current ones.
         self.holders.clear();
         self.held = None;
         self.put_back_until = Instant::now() + PUT_BACK_TIME_MAX;
@@ -351,7 +353,12 @@ impl Sweep<'_> {
         for srcs in srcs.chunks(ROWS_LEN) {
             for task in self.tasks(srcs).await? {
                 if task.state == State::Running && leases.get(&task.src) == Some(&(task.attempt.0, task.beat)) {
-                    self.put_back(&task, world.mission_of(&task), "its lease has not moved for a whole lease").await;
+                    self.put_back(
+                        &task,
+                        world.mission_of(&task),
+                        "its lease was not renewed for the length of a lease",
+                    )
+                    .await;
                 } else if let Some(holder) = task.instance.as_ref().filter(|_| task.state == State::Running) {
                     self.holders.insert(holder.to_string());
                 }
@@ -365,13 +372,13 @@ impl Sweep<'_> {
                     let reason = match world.end_of_node(&task) {
                         Some(reason) => reason,
                         None if self.may_appear(&task).await => continue,
-                        None => "what was launched for it is not there".to_owned(),
+                        None => "the instance that was launched for it does not exist".to_owned(),
                     };
                     self.want(&task, world.mission_of(&task), &reason);
                 }
             }
         }
-        // Once more: what was put back meanwhile may have been claimed by one of them.
+        // Checked again, because idle nodes may have claimed tasks that just became pending.
         self.forget_busy().await?;
         self.terminate_idle(world).await;
         for (id, seen) in &publishers {
@@ -385,7 +392,7 @@ impl Sweep<'_> {
 
     fn odd_keys(&mut self, keys: &mut Vec<String>) {
         for key in keys.drain(..) {
-            self.odd(&key, &format!("its key has {} bytes, more than a key of S3: no node claims it", key.len()));
+            self.odd(&key, &format!("its key has {} bytes, more than S3 allows: no node claims it", key.len()));
         }
     }
 }

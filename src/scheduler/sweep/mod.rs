@@ -1,17 +1,23 @@
-//! The sweep: repairs what no node and no event will.
+//! The sweep: repairs failures that no node and no event repairs.
 //!
 //! ```text
-//!   first look ──► what EC2 or the row says for certain is done at once
-//!        └── what must be seen twice: wait a whole lease on this process's own clock ──► second look ──► done, if unchanged
+//!   first pass ──► what EC2 or the row proves is repaired at once
+//!        └── the rest: wait a whole lease on this process's own clock ──► second pass ──► repair, if unchanged
 //! ```
 //!
-//! Seen twice are: a lease whose holder EC2 says is running (it must not have moved), an instance without a live task (it may
-//! be booting, or ending), a launch whose instance does not show, and a publisher whose machine may live. Of these only keys and
-//! counters are kept between the looks. Whatever a sweep assumed of a row or of a mission is a condition of what it writes.
+//! Four things need a second observation:
 //!
-//! Open tasks are read in pages, so memory does not grow with their number. A sweep looks at what runs first, then at what
-//! waits, for a bounded time; where it stops it leaves a cursor, from which the next one goes on. Nothing else is remembered, so
-//! any number of sweeps may run, on any machines, at any times.
+//! - a lease whose holder runs: it is lost if it is not renewed;
+//! - an instance without a live task: it may be booting or terminating;
+//! - a launch whose instance EC2 does not list;
+//! - a publisher whose machine may be alive.
+//!
+//! Only their keys and counters are kept between the passes. Each write is conditional on the state of the row or
+//! mission that was read.
+//!
+//! Open tasks are read in pages, so the memory does not grow with their number. A sweep checks running tasks first,
+//! then pending ones for a limited time, and stores a cursor from which the next one continues. There is no other
+//! state, so any number of sweeps can run on any machines at any time.
 
 mod checks;
 mod parts;
@@ -29,40 +35,40 @@ use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::mission::{Mission, Notified};
 use crate::domain::task::{State, Task};
 
-/// What a sweep found, and did.
+/// A finding of a sweep, and its action.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// What it did.
+    /// The action.
     pub what: What,
-    /// The task, the instance, or the mission.
+    /// The task, the instance or the mission.
     pub subject: String,
-    /// Why.
+    /// The reason.
     pub reason: String,
 }
 
-/// What a sweep did.
+/// An action of a sweep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum What {
-    /// A lost task is pending again.
+    /// A lost task became pending.
     PutBack,
     /// A node was launched.
     Launched,
-    /// A node is wanted and there is none.
+    /// A node is needed, but none was launched.
     NoNode,
     /// A task was failed.
     Failed,
-    /// An instance was ended.
+    /// An instance was terminated.
     Ended,
-    /// A mission's end was announced.
+    /// The notification of a complete mission was sent.
     Announced,
     /// An entry of the index of open tasks was corrected.
     Reindexed,
-    /// Something could not be done.
+    /// An action failed.
     Failure,
 }
 
 impl What {
-    /// Returns the word that is printed.
+    /// Returns the word in the output.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -79,10 +85,10 @@ impl What {
 }
 
 impl Scheduler {
-    /// Sweeps once. Waits a lease in between if something must be seen twice; `stop` ends the wait, and with it the sweep.
+    /// Sweeps once. Waits for a lease if something needs a second observation; `stop` ends the wait and the sweep.
     ///
     /// # Errors
-    /// [`SchedulerError`] if the tables or EC2 cannot be read. What goes wrong with one task is a finding.
+    /// [`SchedulerError`] if the tables or EC2 cannot be read. A failure of one task is a finding.
     pub async fn sweep(&self, stop: &CancellationToken) -> Result<Vec<Finding>, SchedulerError> {
         let mut sweep = Sweep::new(self, stop);
         sweep.first(&self.snapshot().await?).await?;
@@ -92,14 +98,14 @@ impl Scheduler {
         Ok(sweep.into_findings())
     }
 
-    /// Repairs what one instance's end has lost: EC2 says that it is gone, or, if not `is_over`, that it is going. One that is going
-    /// may still save what it holds, and hand it back.
+    /// Repairs the loss of one instance, which EC2 reports as terminated or, if not `is_over`, as terminating. A
+    /// terminating one may still save its task and return it to the queue.
     ///
     /// # Errors
     /// [`SchedulerError`].
     pub async fn instance_gone(&self, id: &str, is_over: bool) -> Result<Vec<Finding>, SchedulerError> {
         let described = self.backend.fleet.find_instance(id, self.owner_tag()).await;
-        let Some(ours) = described.map_err(SchedulerError::cloud("reading an instance's tags"))? else {
+        let Some(ours) = described.map_err(SchedulerError::cloud("reading the tags of an instance"))? else {
             return Ok(Vec::new());
         };
         let stop = CancellationToken::new();
@@ -114,7 +120,7 @@ impl Scheduler {
         };
         let srcs = match (&ours.src, &mission) {
             (Some(value), _) => self.src_of(value).await?.into_iter().collect(),
-            // Reading them all is for the end that is certain: each of its nodes comes here twice.
+            // Reads all running tasks only when the termination is certain: each node causes two events.
             (None, Some(mission)) if is_over => {
                 let running =
                     self.backend.ledger.open_tasks(Some(&mission.id), mission.tally_shards, State::Running).await;
@@ -129,7 +135,7 @@ impl Scheduler {
                     task.state == State::Running && task.instance.as_ref().is_some_and(|owner| owner.as_str() == id);
                 let was_for_it = task.state == State::Pending && task.launch.instance.as_deref() == Some(id);
                 if held && is_over {
-                    sweep.put_back(&task, mission.as_ref(), "EC2 says that its instance is gone").await;
+                    sweep.put_back(&task, mission.as_ref(), "EC2 reports that its instance has terminated").await;
                 } else if was_for_it && ours.src.is_some() {
                     sweep.want(&task, mission.as_ref(), &ours.end_words());
                 }
@@ -145,68 +151,68 @@ impl Scheduler {
         Ok(sweep.into_findings())
     }
 
-    /// Announces a mission's end, if it has come and nobody has; returns whether this scheduler did. `is_lost`: its publisher, as
-    /// `mission` names it, was seen not to renew its lease.
+    /// Sends the notification of a complete mission if nobody has; returns whether this scheduler did. `is_lost`: its
+    /// publisher, as in `mission`, was observed not to renew its lease.
     pub(super) async fn announce(&self, mission: &Mission, is_lost: bool) -> Result<bool, SchedulerError> {
         let wrong = |source| SchedulerError::Announce { mission: mission.id.to_string(), source };
         let seen =
             self.notifier().notify_if_complete(&self.me, mission.id.as_str(), mission, is_lost).await.map_err(wrong);
         if seen.is_err() {
-            // Parts of a manifest that was begun.
+            // Parts of a manifest that was started.
             self.backend.store.abort_dropped().await;
         }
         seen
     }
 }
 
-/// The mission that a task's end is counted in: one without a row has a tally all the same.
+/// Returns the mission that counts a task. A mission without a row also has a tally.
 pub(super) fn tally_of(task: &Task, mission: Option<&Mission>) -> Option<Mission> {
     mission.cloned().or_else(|| task.mission.clone().map(Mission::unknown))
 }
 
-/// How long one half of a sweep puts lost tasks back, at some 40 a second.
+/// The time limit for returning lost tasks in one half of a sweep, at about 40 per second.
 const PUT_BACK_TIME_MAX: Duration = Duration::from_mins(2);
-/// The most findings of failures that are listed. Of the rest only the number is.
+/// The maximum number of failures that are listed. The others are only counted.
 const FAILURES_MAX: usize = 100;
-/// The most tasks that are kept from one look to the other: key and two counters are about 150 bytes, so this is 30 MB.
+/// The maximum number of tasks that are kept between the passes. A key and two counters are about 150 bytes: 30 MB.
 const UNCONFIRMED_MAX: usize = 200_000;
 
-/// One sweep: what it has seen, and what it has done.
+/// The state of one sweep.
 struct Sweep<'a> {
     scheduler: &'a Scheduler,
     stop: &'a CancellationToken,
     findings: Vec<Finding>,
     failures: usize,
-    /// Cleared when EC2 refuses to launch at all: there is no use in asking it a thousand times.
+    /// Cleared when EC2 refuses every launch, to avoid further requests.
     may_launch: bool,
-    /// The limit of nodes that holds launches back, once it did in this half.
+    /// The limit of nodes that prevented a launch in this half, if any.
     held: Option<String>,
-    /// Missions whose launches it refuses.
+    /// Missions whose launches EC2 refuses.
     refused: HashSet<Option<MissionId>>,
-    /// Tasks that want a node, and why. Launches are slow, so they come after everything else.
+    /// Tasks that need a node, with the reason. Launches are slow, so they come last.
     wanted: Vec<(Task, Option<Mission>, String)>,
     unconfirmed: Unconfirmed,
     /// Instances that hold a running task.
     holders: HashSet<String>,
-    /// What EC2 has said of holders that are not among our instances.
+    /// EC2's answers about holders that are not in the list of instances.
     gone: HashMap<String, bool>,
     counts: HashMap<MissionId, Counts>,
-    /// When no more tasks are put back in this half.
+    /// The time when this half stops returning tasks.
     put_back_until: Instant,
-    /// Lost tasks that were left to the next sweep.
+    /// Lost tasks that are left to the next sweep.
     left: u64,
 }
 
-/// What the first look leaves to the second.
+/// The observations that the second pass must confirm.
 #[derive(Default)]
 struct Unconfirmed {
-    /// Leases whose holder may live: task → (attempt, beat).
+    /// Leases whose holder may be alive: task → (attempt, beat).
     leases: BTreeMap<SrcId, (u64, u64)>,
     /// Instances without a live task, and their mission if they serve one.
     idle: BTreeMap<String, Option<MissionId>>,
     /// Launches without an instance: task → tries.
     launches: BTreeMap<SrcId, u64>,
-    /// Publishers whose machine may live: mission → as it was.
+    /// Publishers whose machine may be alive: mission → its state.
     publishers: BTreeMap<MissionId, Notified>,
 }
 
@@ -220,15 +226,15 @@ impl Unconfirmed {
     }
 }
 
-/// What was counted of one mission.
+/// The counters of one mission.
 #[derive(Default)]
 struct Counts {
     running: u64,
-    /// Tasks that a node could claim, as far as they were counted.
+    /// Claimable tasks, up to the counting limit.
     claimable: u64,
-    /// Since when the longest of them waits.
+    /// The time since the longest of them has waited.
     since: Option<String>,
-    /// Whether something of it was not looked at.
+    /// Whether a part of the mission was not checked.
     is_cut: bool,
 }
 
@@ -254,8 +260,8 @@ impl<'a> Sweep<'a> {
 
     fn into_findings(mut self) -> Vec<Finding> {
         if self.failures > FAILURES_MAX {
-            let reason = format!("{} more could not be done or read; the log has each", self.failures - FAILURES_MAX);
-            self.findings.push(Finding { what: What::Failure, subject: "the rest".to_owned(), reason });
+            let reason = format!("{} more failures; the log lists each", self.failures - FAILURES_MAX);
+            self.findings.push(Finding { what: What::Failure, subject: "others".to_owned(), reason });
         }
         if self.left > 0 {
             tracing::warn!("{} lost tasks are left to the next sweep", self.left);

@@ -1,4 +1,4 @@
-//! The index of open tasks in parts and pages, in the order in which a sweep looks at them.
+//! The index of open tasks in parts and pages, in the order of a sweep.
 
 use super::snapshot::Snapshot;
 use crate::backend::ledger::{Cursor, OpenTask, PAGE_LEN, Partition};
@@ -7,18 +7,18 @@ use crate::domain::mission::Mission;
 use crate::domain::task::State;
 use crate::scheduler::{Scheduler, SchedulerError};
 
-/// A part of the index that is still to be looked at.
+/// A part of the index that is still to be checked.
 #[derive(Clone)]
 pub(super) struct Part {
     pub(super) mission: Option<MissionId>,
     pub(super) shard: u32,
-    /// The entry after which it begins; `None`: at the first.
+    /// The entry before the first one; `None`: starts at the first entry of the partition.
     pub(super) from: Option<OpenTask>,
-    /// The last entry that is looked at; `None`: all of them.
+    /// The last entry; `None`: ends at the last entry of the partition.
     pub(super) until: Option<OpenTask>,
 }
 
-/// All partitions of the index that may hold open tasks, always in the same order.
+/// Returns all partitions of the index that may hold open tasks, always in the same order.
 pub(super) fn parts_of(world: &Snapshot) -> Vec<Part> {
     let mut missions: Vec<&Mission> = world.missions.values().collect();
     missions.sort_by(|a, b| a.id.cmp(&b.id));
@@ -33,7 +33,7 @@ pub(super) fn parts_of(world: &Snapshot) -> Vec<Part> {
     std::iter::once(part(None, 0)).chain(own).collect()
 }
 
-/// The parts in the order in which they are looked at: from the cursor to the end, and from the beginning to the cursor.
+/// Returns the parts in the order of the sweep: from the cursor to the end, then from the beginning to the cursor.
 pub(super) fn rotated(mut parts: Vec<Part>, cursor: &Cursor) -> Vec<Part> {
     let is_before = |part: &Part| (&part.mission, part.shard) < (&cursor.mission, cursor.shard);
     let start = parts.iter().take_while(|part| is_before(part)).count();
@@ -53,7 +53,7 @@ pub(super) struct Pages<'a> {
     partition: Partition<'a>,
     state: State,
     from: Option<OpenTask>,
-    /// Keys that cannot be a task's.
+    /// Keys that are not valid task keys.
     pub(super) odd: Vec<String>,
     is_over: bool,
 }
@@ -68,7 +68,7 @@ impl<'a> Pages<'a> {
         Self { scheduler, partition, state, from, odd: Vec::new(), is_over: false }
     }
 
-    /// Returns the next page, `None` after the last.
+    /// Returns the next page; `None` after the last.
     pub(super) async fn next(&mut self) -> Result<Option<Vec<OpenTask>>, SchedulerError> {
         if self.is_over {
             return Ok(None);

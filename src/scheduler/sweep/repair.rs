@@ -1,4 +1,4 @@
-//! What a sweep does about what it sees.
+//! The repairs of a sweep.
 
 use std::time::Duration;
 
@@ -16,20 +16,21 @@ use crate::scheduler::SchedulerError;
 use crate::scheduler::launch::{Node, waited_since};
 use crate::scheduler::rounds::Lack;
 
-/// How many instances that were launched for one attempt may vanish without a claim before the task is failed: each has
-/// cost a boot, and an image that cannot boot will not learn to.
+/// The number of instances that may terminate without claiming an attempt before the task fails. Each costs a boot, and
+/// an image that cannot boot fails every time.
 const LAUNCHES_LOST_MAX: u64 = 5;
 
-/// How long one half of a sweep launches nodes for tasks, at two a second: the whole sweep must end within the 15 minutes of a
-/// Lambda function. That is 2 + 2 + 2 minutes for the first half, 2 + 2 for the second, and a lease in between; the last launch
-/// of each half may take 2.5 minutes more, if EC2 does not answer. The next sweep goes on, also if this one is ended.
+/// The time limit for launches for tasks in one half of a sweep, at two per second. A sweep must finish within the 15
+/// minutes of a Lambda function: 2 + 2 + 2 minutes for the first half, 2 + 2 for the second, and a lease in between.
+/// The last launch of each half can take 2.5 minutes more if EC2 does not answer. The next sweep continues, also if
+/// this one is killed.
 const LAUNCHES_TIME_MAX: Duration = Duration::from_mins(2);
-/// The most tasks that one sweep launches nodes for: as many as [`LAUNCHES_TIME_MAX`] allows at two a second. Each row is
-/// kept until then: 240 are about 700 kB.
+/// The maximum number of tasks that one sweep launches nodes for: [`LAUNCHES_TIME_MAX`] at two per second. The rows are
+/// kept in memory: 240 are about 700 kB.
 pub(super) const WANTED_MAX: usize = 240;
 
 impl Sweep<'_> {
-    /// Notes whether an announced mission still has open tasks.
+    /// Records whether a mission with a sent notification still has open tasks.
     pub(super) async fn close(&mut self, mission: &Mission) {
         let counts = self.counts.get(&mission.id);
         let is_open = counts.is_some_and(|counts| counts.running > 0 || counts.claimable > 0);
@@ -40,7 +41,7 @@ impl Sweep<'_> {
             (true, Some(_)) => self.scheduler.note_late(&mission.id).await,
             (false, None) => {
                 let noted = self.scheduler.backend.ledger.close_mission(mission, &clock::now_rfc3339()).await;
-                noted.map_err(SchedulerError::cloud("closing a mission"))
+                noted.map_err(SchedulerError::cloud("recording whether a mission is closed"))
             }
             (true, None) | (false, Some(_)) => Ok(()),
         };
@@ -49,7 +50,7 @@ impl Sweep<'_> {
         }
     }
 
-    /// Remembers that a task wants a node. Beyond [`WANTED_MAX`] it is the next sweep's: the row says that it waits.
+    /// Adds a task to those that need a node. Above [`WANTED_MAX`], the next sweep handles it: the row is pending.
     pub(super) fn want(&mut self, task: &Task, mission: Option<&Mission>, reason: &str) {
         if self.wanted.len() >= WANTED_MAX {
             return;
@@ -64,7 +65,7 @@ impl Sweep<'_> {
         let total = wanted.len();
         for (number, (task, mission, reason)) in wanted.into_iter().enumerate() {
             if Instant::now() >= until || self.stop.is_cancelled() {
-                tracing::warn!("{} of {total} launches are left to the next sweep", total - number);
+                tracing::warn!("{} of {total} launches are postponed to the next sweep", total - number);
                 return;
             }
             self.launch(&task, mission.as_ref(), &reason).await;
@@ -90,7 +91,8 @@ impl Sweep<'_> {
         }
     }
 
-    /// Puts a task back whose holder is gone, within its budget; it wants a node then. In a cancelled mission it ends.
+    /// Returns a task whose holder was lost to the queue, within its budget, and requests a node. In a cancelled
+    /// mission the task fails.
     pub(super) async fn put_back(&mut self, task: &Task, mission: Option<&Mission>, reason: &str) {
         let Some(lease) = task.lease() else { return };
         if Instant::now() >= self.put_back_until || self.stop.is_cancelled() {
@@ -109,22 +111,22 @@ impl Sweep<'_> {
             log: crate::worker::log::of_lost(&self.scheduler.backend, bucket, &task.src, task.attempt).await,
         };
         if mission.is_some_and(|mission| mission.cancelled_at.is_some()) {
-            let reason = format!("its mission is cancelled, and {reason}");
+            let reason = format!("its mission is cancelled; {reason}");
             return self.fail(task, mission, Verdict::Cancelled, Some(past), &reason).await;
         }
         if task.interruptions >= self.scheduler.settings.limits.max_interruptions {
-            let reason = format!("{reason}, and it has been interrupted {} times before", task.interruptions);
+            let reason = format!("{reason}, and it was interrupted {} times before", task.interruptions);
             return self.fail(task, mission, Verdict::Lost, Some(past), &reason).await;
         }
         let expired = self.scheduler.backend.ledger.expire(task, past, &now).await;
-        match expired.map_err(SchedulerError::cloud("putting a task back")) {
+        match expired.map_err(SchedulerError::cloud("returning a task to the queue")) {
             Ok(Some(pending)) => {
                 self.find(What::PutBack, task.src.as_str(), reason);
                 if mission.is_none_or(|mission| mission.nodes.is_none()) {
-                    self.want(&pending, mission, "it was put back");
+                    self.want(&pending, mission, "it is pending again");
                 }
             }
-            // It moved after all.
+            // The holder renewed the lease after all.
             Ok(None) => {}
             Err(error) => self.note_failure(task.src.as_str(), &error),
         }
@@ -133,7 +135,7 @@ impl Sweep<'_> {
     async fn launch(&mut self, task: &Task, mission: Option<&Mission>, reason: &str) {
         if task.launch.is_for(task.attempt) && task.launch.lost + 1 >= LAUNCHES_LOST_MAX {
             let reason =
-                format!("{LAUNCHES_LOST_MAX} instances for it have ended before they claimed it, the last: {reason}");
+                format!("{LAUNCHES_LOST_MAX} instances for it terminated before they claimed it; the last: {reason}");
             if let Err(error) = self.scheduler.note_held(task, &reason).await {
                 self.note_failure(task.src.as_str(), &error);
             }
@@ -143,7 +145,7 @@ impl Sweep<'_> {
             return;
         }
         if let Some(why) = self.held.clone() {
-            // The row says why; whether there is room again is the next sweep's question.
+            // The row gets the reason. The next sweep checks the capacity again.
             if let Err(error) = self.scheduler.note_held(task, &why).await {
                 self.note_failure(task.src.as_str(), &error);
             }
@@ -166,7 +168,7 @@ impl Sweep<'_> {
         }
     }
 
-    /// Remembers, for the rest of this sweep, what EC2 will refuse again.
+    /// Remembers refusals of EC2 that would repeat during this sweep.
     fn refuse(&mut self, mission: Option<MissionId>, error: &SchedulerError) {
         if error.is_of_every_launch() {
             self.may_launch = false;
@@ -175,7 +177,7 @@ impl Sweep<'_> {
         }
     }
 
-    /// Launches what a mission lacks of its own nodes.
+    /// Launches the nodes that a mission lacks.
     pub(super) async fn serve(&mut self, world: &Snapshot, mission: &Mission) {
         if mission.nodes.is_none() || mission.cancelled_at.is_some() || !self.may_launch {
             return;
@@ -191,7 +193,7 @@ impl Sweep<'_> {
         match self.scheduler.launch_missing(mission, lack, &world.instances).await {
             Ok(launched) => {
                 for instance in &launched.instances {
-                    let reason = format!("{claimable} tasks of mission {} wait, or more", mission.id);
+                    let reason = format!("at least {claimable} tasks of mission {} wait", mission.id);
                     let reason = lost.iter().fold(reason, |reason, lost| format!("{reason}; {lost}"));
                     self.find(What::Launched, instance, &reason);
                 }
@@ -206,10 +208,11 @@ impl Sweep<'_> {
         }
     }
 
-    /// Announces a mission's end, if it has come and nobody has. A publisher whose machine may live is looked at again.
+    /// Sends the notification of a complete mission if nobody has. If its publisher may be alive, leaves it to the
+    /// second pass.
     pub(super) async fn announce(&mut self, mission: &Mission, is_lost: bool) {
         match self.scheduler.announce(mission, is_lost).await {
-            Ok(true) => self.find(What::Announced, mission.id.as_str(), "its tasks have ended"),
+            Ok(true) => self.find(What::Announced, mission.id.as_str(), "all its tasks are finished"),
             Ok(false) if !is_lost && matches!(mission.notified, Notified::Sending { .. }) => {
                 self.unconfirmed.publishers.insert(mission.id.clone(), mission.notified.clone());
             }

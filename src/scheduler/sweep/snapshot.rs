@@ -1,5 +1,5 @@
-//! What a sweep knows of the world at one moment: the missions that are not closed, and the instances of ours with the tasks
-//! that they were launched for. Open tasks are not in it: they are read in pages, for there may be millions.
+//! The snapshot of a sweep: the missions that are not closed, and the deployment's instances with their tasks. It does
+//! not contain open tasks, which are read in pages, because there may be millions.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
@@ -12,24 +12,24 @@ use crate::domain::tags;
 use crate::domain::task::{State, Task};
 use crate::scheduler::{Scheduler, SchedulerError};
 
-/// How long an instance may run without a task of its own: a boot takes one or two minutes, a large image a few more. What
-/// is older and holds nothing when it is looked at twice does not work.
+/// The maximum age of an instance without a task. A boot takes one or two minutes, and a few more with a large image.
+/// An older one that holds nothing in two observations does not work.
 pub(super) const BOOT_MAX: Duration = Duration::from_mins(15);
 
-/// How long an announced mission is still looked at after it was seen to have no open task: the index lags, usually by less
-/// than a second, and this is a few sweeps.
+/// The time for which a mission with a sent notification is still checked after it had no open task. The index usually
+/// lags by less than a second; this covers a few sweeps.
 const CLOSING: Duration = Duration::from_mins(15);
 
 /// The missions and the instances.
 pub(super) struct Snapshot {
-    /// Missions that may have open tasks, or whose end may not be announced.
+    /// Missions that may have open tasks, or need their notification.
     pub(super) missions: HashMap<MissionId, Mission>,
     pub(super) instances: Vec<ManagedInstance>,
-    /// Rows of the missions table that cannot be missions, and why.
+    /// Invalid rows of the missions table, with the reason.
     pub(super) odd: Vec<(String, String)>,
-    /// Instances of ours that have ended, as long as EC2 shows them: by their ids.
+    /// The deployment's terminated instances that EC2 still lists, by id.
     ended: HashMap<String, ManagedInstance>,
-    /// The places in `instances` of those that run or boot, by their task's tag.
+    /// The indexes in `instances` of those that run or boot, by their task's tag.
     by_src: HashMap<String, Vec<usize>>,
     /// The ids of those that run or boot.
     alive: HashSet<String>,
@@ -37,11 +37,11 @@ pub(super) struct Snapshot {
     tasks: HashMap<String, Brief>,
 }
 
-/// What is kept of a task's row.
+/// The relevant part of a task's row.
 struct Brief {
     state: State,
     instance: Option<InstanceId>,
-    /// The instance that was noted as launched for the next attempt.
+    /// The instance that was recorded as launched for the next attempt.
     launched: Option<String>,
 }
 
@@ -59,19 +59,19 @@ impl Scheduler {
             && !missions.contains_key(default)
             && self.mission(default).await?.is_none()
         {
-            // Tasks may count for it although nobody has made it.
+            // Tasks may belong to the default mission before its row exists.
             missions.insert(default.clone(), Mission::unknown(default.clone()));
         }
-        // Before the instances: what is taken after this is counted by itself.
+        // Before the instances: launches after this read are counted by their own scheduler.
         let count = self.node_count().await?;
         let all = self.backend.fleet.list_all_instances(self.owner_tag()).await;
-        let all = all.map_err(SchedulerError::cloud("listing our instances"))?;
+        let all = all.map_err(SchedulerError::cloud("listing the instances of this deployment"))?;
         self.correct_node_count(count, &all).await?;
         let (ended, instances): (Vec<ManagedInstance>, Vec<ManagedInstance>) =
             all.into_iter().partition(|ours| ours.is_ended);
         let ended = ended.into_iter().map(|ours| (ours.id.clone(), ours)).collect();
         let mut tasks = HashMap::new();
-        // Their tasks are looked at whether the index has them or not: it lags, and of rows of the first version has none.
+        // These tasks are read by key, because the index lags and does not contain rows of the first version.
         for some in instances.chunks(100) {
             let mut srcs = Vec::new();
             for value in some.iter().filter_map(|ours| ours.src.as_deref()) {
@@ -91,10 +91,15 @@ impl Scheduler {
         Ok(Snapshot { missions, instances, odd, ended, by_src, alive, tasks })
     }
 
-    /// Returns the task that a tag names; `None` if it cannot be one, or is a short name that nobody wrote down.
+    /// Returns the task that a tag names; `None` if it is invalid, or an unknown short name.
     pub(super) async fn src_of(&self, value: &str) -> Result<Option<SrcId>, SchedulerError> {
         if tags::is_short(value) {
-            return self.backend.ledger.key_of(value).await.map_err(SchedulerError::cloud("looking up a task's name"));
+            return self
+                .backend
+                .ledger
+                .key_of(value)
+                .await
+                .map_err(SchedulerError::cloud("reading a task's short name"));
         }
         Ok(SrcId::new(value).ok())
     }
@@ -103,10 +108,10 @@ impl Scheduler {
         self.backend.ledger.mission(id).await.map_err(SchedulerError::cloud("reading the mission"))
     }
 
-    /// Notes that an announced mission has an open task again.
+    /// Records that a mission with a sent notification has an open task again.
     pub(in crate::scheduler) async fn note_late(&self, id: &MissionId) -> Result<(), SchedulerError> {
         let noted = self.backend.ledger.note_late(id, &format!("{:016x}", rand::random::<u64>())).await;
-        noted.map_err(SchedulerError::cloud("noting that a mission has a late task"))
+        noted.map_err(SchedulerError::cloud("recording that a mission has a late task"))
     }
 }
 
@@ -116,7 +121,7 @@ impl Brief {
         Self { state: task.state, instance: task.instance.clone(), launched }
     }
 
-    /// Whether this is the instance that was launched for the task. Of a launch that was not noted, any that bears its name.
+    /// Returns whether this is the task's node: the recorded instance or, if none is recorded, any with the task's tag.
     fn is_node(&self, ours: &ManagedInstance) -> bool {
         !ours.is_stopped && self.launched.as_ref().is_none_or(|launched| *launched == ours.id)
     }
@@ -127,7 +132,7 @@ impl Snapshot {
         task.mission.as_ref().and_then(|id| self.missions.get(id))
     }
 
-    /// The mission that an instance's tag names; of a short name, if the mission is among those that are looked at.
+    /// Returns the mission that an instance's tag names. For a short name, only missions of this snapshot are known.
     pub(super) fn mission_tagged(&self, ours: &ManagedInstance) -> Option<MissionId> {
         let value = ours.mission.as_deref()?;
         if tags::is_short_mission(value) {
@@ -136,34 +141,34 @@ impl Snapshot {
         MissionId::new(value).ok()
     }
 
-    /// Whether an instance of ours runs or boots.
+    /// Returns whether an instance of the deployment runs or boots.
     pub(super) fn is_alive(&self, id: &str) -> bool {
         self.alive.contains(id)
     }
 
-    /// Whether an instance runs that was launched for this task's next attempt.
+    /// Returns whether an instance runs that was launched for this task's next attempt.
     pub(super) fn has_node(&self, task: &Task) -> bool {
         let (value, brief) = (tags::src_value(&task.src), Brief::of(task));
         let places = self.by_src.get(&value);
         places.into_iter().flatten().any(|place| brief.is_node(&self.instances[*place]))
     }
 
-    /// Why the instance has ended that was launched for the task's next attempt; `None` if EC2 does not say that it has.
+    /// Returns why the instance for the task's next attempt terminated; `None` if EC2 does not report that it did.
     pub(super) fn end_of_node(&self, task: &Task) -> Option<String> {
         let id = task.launch.instance.as_ref().filter(|_| task.launch.is_for(task.attempt))?;
         self.ended.get(id).map(ManagedInstance::end_words)
     }
 
-    /// Why a node of a mission has ended that was not meant to, such as one that EC2 could not start.
+    /// Returns why a node of a mission terminated unintentionally, for example because EC2 could not start it.
     pub(super) fn odd_end(&self, mission: &MissionId) -> Option<String> {
         let is_its = |ours: &&ManagedInstance| ours.src.is_none() && ours.mission.as_deref() == Some(mission.as_str());
         let is_odd = |ours: &&ManagedInstance| ours.reason.as_ref().is_some_and(|reason| !reason.is_usual());
-        // The youngest.
+        // The most recently launched one.
         self.ended.values().filter(is_its).filter(is_odd).min_by_key(|ours| ours.age).map(ManagedInstance::end_words)
     }
 
-    /// Instances that have nothing to do, with the reason: their task has ended or is another's, or they hold none of their
-    /// mission's. `holders` are the instances that hold a running task.
+    /// Returns idle instances with the reason: their task is finished or held by another instance, or they hold no task
+    /// of their mission. `holders` are the instances that hold a running task.
     pub(super) fn idle(&self, holders: &HashSet<String>) -> BTreeMap<String, &'static str> {
         let publishers: HashSet<&str> = self
             .missions
@@ -175,7 +180,7 @@ impl Snapshot {
             .collect();
         let reason = |ours: &ManagedInstance| {
             if ours.is_stopped {
-                return Some("it is stopped, and its volumes bill");
+                return Some("it is stopped, and its volumes cost money");
             }
             if holders.contains(&ours.id) || publishers.contains(ours.id.as_str()) {
                 return None;
@@ -190,9 +195,9 @@ impl Snapshot {
                     if is_replaced {
                         return Some("another instance was launched for its task");
                     }
-                    (!is_young).then_some("its task waits, and it has not claimed it")
+                    (!is_young).then_some("it has not claimed its task, which is still pending")
                 }
-                // Whatever an unknown state means, the instance may be at it.
+                // In an unknown state, the instance may be working.
                 (Some(task), ..) if task.state == State::Unknown => None,
                 (Some(task), ..)
                     if task.state == State::Running
@@ -200,18 +205,18 @@ impl Snapshot {
                 {
                     None
                 }
-                (Some(_), ..) => Some("its task has ended, or another instance holds it"),
-                // A row may come after its node, and the index tells late of a mission's new tasks.
+                (Some(_), ..) => Some("its task is finished, or another instance holds it"),
+                // The row may be created after its node, and the index lists a mission's new tasks late.
                 (None, Some(_), _) => (!is_young).then_some("its task has no row"),
-                (None, None, Some(_)) => (!is_young).then_some("it holds none of its mission's tasks"),
-                (None, None, None) => Some("it has neither a task nor a mission"),
+                (None, None, Some(_)) => (!is_young).then_some("it holds no task of its mission"),
+                (None, None, None) => Some("it has neither the tag of a task nor of a mission"),
             }
         };
         self.instances.iter().filter_map(|ours| Some((ours.id.clone(), reason(ours)?))).collect()
     }
 }
 
-/// Whether a mission was announced and had no open task for so long that none is looked for.
+/// Returns whether a mission's notification was sent and it had no open task for so long that it needs no more checks.
 fn is_closed(mission: &Mission) -> bool {
     let is_settled = mission.closed_at.as_deref().and_then(clock::since).is_some_and(|age| age >= CLOSING);
     mission.notified == Notified::Yes && mission.late.is_none() && is_settled
