@@ -66,8 +66,7 @@ fn the_errors_that_people_meet_are_reviewed() {
 fn without_chance(line: &str) -> String {
     let is_task = line.starts_with("[1/1]");
     let is_time = |part: &str| part.strip_suffix(" s").is_some_and(|seconds| seconds.parse::<f64>().is_ok());
-    let parts = line.split("  ").enumerate();
-    let parts = parts.map(|(n, part)| if is_task && (n == 1 || is_time(part)) { "TIME" } else { part });
+    let parts = line.split("  ").map(|part| if is_task && is_time(part) { "TIME" } else { part });
     let line = parts.collect::<Vec<_>>().join("  ");
     match line.split_once("/.lighthpc/work/").and_then(|(head, rest)| Some((head, rest.split_once('/')?.1))) {
         Some((head, rest)) => format!("{head}/.lighthpc/work/ATTEMPT/{rest}"),
