@@ -25,7 +25,7 @@ use crate::domain::ids::SrcId;
 use crate::domain::keys::{INDEX_NAME, log_key};
 use crate::domain::mission::Mission;
 use crate::domain::task::{State, Task};
-use crate::worker::{self, Begun, Ending, Life, Node, NodeError, Preflight, Report, Settings, Stopping};
+use crate::worker::{self, Begun, Life, Node, NodeError, Outcome, Preflight, Report, Settings, Stopping};
 use crate::workload::{self, Removal};
 use local_cloud::{LocalCloud, RESULT_BUCKET, SOURCE_BUCKET, TOPIC_ARN};
 
@@ -162,19 +162,19 @@ impl Run {
                     continue;
                 }
             };
-            let was_ended = matches!(&life.ending, Ok(Ending::EndedBefore(_)));
+            let was_ended = matches!(&life.outcome, Ok(Outcome::EndedBefore(_)));
             let is_over = !matches!(
-                &life.ending,
-                Ok(Ending::Suspect
-                    | Ending::Drained
-                    | Ending::Interrupted
-                    | Ending::HeldByOther(_)
-                    | Ending::Served { .. })
+                &life.outcome,
+                Ok(Outcome::Suspect
+                    | Outcome::Drained
+                    | Outcome::Interrupted
+                    | Outcome::HeldByOther(_)
+                    | Outcome::Served { .. })
             );
-            let waits = matches!(&life.ending, Ok(Ending::TryAgain(_) | Ending::NoRoom(_)) | Err(_))
+            let waits = matches!(&life.outcome, Ok(Outcome::TryAgain(_) | Outcome::NoRoom(_)) | Err(_))
                 && !has_failed(backend, &src).await;
             ended += u64::from(is_over && !was_ended && !waits);
-            if matches!(&life.ending, Ok(Ending::NoRoom(_))) {
+            if matches!(&life.outcome, Ok(Outcome::NoRoom(_))) {
                 queue.push_back(src.clone());
             }
             match self.line(&src, took, &life, waits) {
@@ -224,23 +224,23 @@ impl Run {
 
     /// What is said of a task that ended, or `waits` after a failure; nothing of one that was handed back without.
     fn line(&self, src: &SrcId, took: Duration, life: &Life, waits: bool) -> Option<String> {
-        match &life.ending {
-            Ok(Ending::Committed { result }) => Some(format!(
+        match &life.outcome {
+            Ok(Outcome::Committed { result }) => Some(format!(
                 "done   {}  {}  {}",
                 screen::plain(src.as_str()),
                 screen::duration(took),
                 screen::plain(&self.place_of(result).display().to_string())
             )),
             Ok(
-                Ending::EndedBefore(_)
-                | Ending::Suspect
-                | Ending::Drained
-                | Ending::Interrupted
-                | Ending::Cancelled
-                | Ending::Served { .. }
-                | Ending::HeldByOther(_),
+                Outcome::EndedBefore(_)
+                | Outcome::Suspect
+                | Outcome::Drained
+                | Outcome::Interrupted
+                | Outcome::Cancelled
+                | Outcome::Served { .. }
+                | Outcome::HeldByOther(_),
             ) => None,
-            Ok(Ending::TryAgain(error) | Ending::NoRoom(error)) | Err(error) => Some(format!(
+            Ok(Outcome::TryAgain(error) | Outcome::NoRoom(error)) | Err(error) => Some(format!(
                 "{} {}  {}  {}{}",
                 if waits { "waits " } else { "failed" },
                 screen::plain(src.as_str()),

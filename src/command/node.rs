@@ -11,7 +11,7 @@ use crate::backend::{Backend, Wire};
 use crate::command::exit::{self, Exit};
 use crate::domain::budget::{Limits, SizeLimits};
 use crate::domain::ids::{MissionId, SrcId};
-use crate::worker::{self, Ending, Node, Report, Settings, Stopping};
+use crate::worker::{self, Node, Outcome, Report, Settings, Stopping};
 use crate::workload::{self, Bounds, GroundError, Left, Sandbox, Simulation, WorkLock, Workload};
 
 /// The time between two copies of a running workload's log: what a machine that vanishes leaves is a minute old at the most,
@@ -172,27 +172,27 @@ fn conclude(life: worker::Life) -> Result<Exit, Failure> {
     if let Err(error) = &life.end {
         tracing::error!("this machine could not be ended and may go on billing: {error}");
     }
-    let ending = match life.ending {
-        Ok(Ending::TryAgain(error) | Ending::NoRoom(error)) | Err(error) => return Err(error.into()),
-        Ok(ending) => ending,
+    let outcome = match life.outcome {
+        Ok(Outcome::TryAgain(error) | Outcome::NoRoom(error)) | Err(error) => return Err(error.into()),
+        Ok(outcome) => outcome,
     };
-    let exit = match ending {
-        Ending::Committed { result } => {
+    let exit = match outcome {
+        Outcome::Committed { result } => {
             tracing::info!("done: {result}");
             Exit::Ok
         }
-        Ending::EndedBefore(_) => Exit::Ok,
-        Ending::HeldByOther(holder) => {
+        Outcome::EndedBefore(_) => Exit::Ok,
+        Outcome::HeldByOther(holder) => {
             tracing::info!("{holder} holds the task and lives: this instance is not needed");
             Exit::Ok
         }
-        Ending::Served { done, other } => {
+        Outcome::Served { done, other } => {
             tracing::info!("served the mission: {done} tasks done here, {other} attempts that ended otherwise");
             Exit::Ok
         }
         // A node of one task is alone with it.
-        Ending::Suspect | Ending::Drained | Ending::Interrupted | Ending::Cancelled => Exit::Interrupted,
-        Ending::TryAgain(_) | Ending::NoRoom(_) => unreachable!("matched above"),
+        Outcome::Suspect | Outcome::Drained | Outcome::Interrupted | Outcome::Cancelled => Exit::Interrupted,
+        Outcome::TryAgain(_) | Outcome::NoRoom(_) => unreachable!("matched above"),
     };
     Ok(if life.end.is_err() && exit == Exit::Ok { Exit::NotTerminated } else { exit })
 }

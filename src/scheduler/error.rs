@@ -67,7 +67,7 @@ impl SchedulerError {
 
     /// Returns whether the same may succeed later.
     #[must_use]
-    pub fn may_pass(&self) -> bool {
+    pub fn is_transient(&self) -> bool {
         match self {
             Self::Cloud { source, .. } => source.is_retryable(),
             Self::Announce { source, .. } => matches!(source, NodeError::Cloud { source, .. } if source.is_retryable()),

@@ -73,7 +73,7 @@ impl<'a> TaskIngest<'a> {
     /// its row already, or gets it from `submit`.
     ///
     /// # Errors
-    /// [`SchedulerError`] if the row could not be made, or may not have been. If it [may pass](SchedulerError::may_pass), call
+    /// [`SchedulerError`] if the row could not be made, or may not have been. If it [is transient](SchedulerError::is_transient), call
     /// again. That EC2 refuses to launch is no error here: the row is there, and waits.
     pub async fn ingest(&mut self, upload: &UploadedObject) -> Result<Ingested, SchedulerError> {
         let settings = &self.scheduler.settings;
@@ -141,7 +141,7 @@ impl<'a> TaskIngest<'a> {
         };
         match launched {
             // The row is there and says so, too; once it is fixed, a sweep launches.
-            Err(error) if !error.may_pass() => {
+            Err(error) if !error.is_transient() => {
                 tracing::error!(src.id = %upload.src, "no node for {}: {}", upload.src, words(&error));
                 Ok(Ingested::Waits(words(&error)))
             }

@@ -85,7 +85,7 @@ impl Scheduler {
                 Ok(Node::NotNeeded) => {}
                 // The rest is put back all the same; a sweep launches for it.
                 Err(error) => {
-                    may_launch = error.may_pass();
+                    may_launch = error.is_transient();
                     remember(&mut redriven.waits, crate::worker::words(&error));
                 }
             }

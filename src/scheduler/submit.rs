@@ -392,7 +392,7 @@ impl Scheduler {
                         submitted.waiting += 1;
                         remember(&mut submitted.waits, why);
                     }
-                    Err(error) if error.may_pass() => {
+                    Err(error) if error.is_transient() => {
                         submitted.waiting += 1;
                         remember(&mut submitted.waits, crate::worker::words(&error));
                     }

@@ -9,8 +9,8 @@ use tracing::Instrument;
 
 use super::checkpoint::Checkpoints;
 use super::claim::{self, Claimed, Held};
-use super::error::ending_of;
-use super::execute::{self, LAST_WORDS, Stop, Trouble, of_disk, speed, upload_time};
+use super::error::classify;
+use super::execute::{self, AttemptFailure, LAST_WORDS, StopReason, of_disk, speed, upload_time};
 use super::finish::{self, Attempted};
 use super::heartbeat::{Heartbeat, Periods, TimeCost};
 use super::identity::{Assignment, Instance};
@@ -19,7 +19,7 @@ use super::retry::{or_drained, retry_transient, retry_transient_unless};
 use super::spot::SpotWatcher;
 use super::{Node, NodeError, Step, checkpoint_size, preflight, result, step};
 use crate::backend::Kind;
-use crate::backend::ledger::{Fence, Outcome};
+use crate::backend::ledger::{Completion, Fence};
 use crate::backend::store::{Downloaded, StoreError, uri};
 use crate::clock;
 use crate::domain::backoff;
@@ -31,7 +31,7 @@ use crate::workload::{Workload, WorkloadEnv};
 
 /// What became of a task, as far as this node is concerned.
 #[derive(Debug)]
-pub enum Ending {
+pub enum Outcome {
     /// Its result is committed.
     Committed {
         /// `s3://…` of the result.
@@ -71,7 +71,7 @@ pub(super) async fn run(
     instance: &Instance,
     spot: &SpotWatcher,
     task: &Assignment,
-) -> Result<Ending, NodeError> {
+) -> Result<Outcome, NodeError> {
     // What is wrong with every task is found before one is claimed.
     let bucket = result_bucket(node)?;
     // A check that is dropped has changed nothing.
@@ -81,26 +81,26 @@ pub(super) async fn run(
     };
     let Some(checked) = checked else {
         abort_dropped(node).await;
-        return Ok(Ending::Drained);
+        return Ok(Outcome::Drained);
     };
     checked?;
     if spot.should_stop_claiming() {
-        return Ok(Ending::Drained);
+        return Ok(Outcome::Drained);
     }
     let held = match step(node, Step::Claim, claim::acquire(node, instance, task)).await? {
         Claimed::Held(held) => held,
         Claimed::Ended(row) => return ended_before(node, instance, &row, task.is_pulled).await,
         Claimed::HeldByOther(row) => return Ok(held_by_other(node, &row).await),
-        Claimed::Suspect => return Ok(Ending::Suspect),
+        Claimed::Suspect => return Ok(Outcome::Suspect),
         Claimed::Odd(what) => return Err(NodeError::OddRow { what }),
-        Claimed::Drained => return Ok(Ending::Drained),
+        Claimed::Drained => return Ok(Outcome::Drained),
     };
     let span = tracing::info_span!("attempt", attempt = held.row.attempt.0);
     hold(node, instance, spot, held).instrument(span).await
 }
 
 /// The attempt itself: the task is held until this returns, or until the lease is lost.
-async fn hold(node: &Node, instance: &Instance, spot: &SpotWatcher, held: Held) -> Result<Ending, NodeError> {
+async fn hold(node: &Node, instance: &Instance, spot: &SpotWatcher, held: Held) -> Result<Outcome, NodeError> {
     let Held { row, claimed_at, taken_from } = held;
     tracing::info!("claimed task {} as attempt {}", row.src, row.attempt);
     let fence = Fence { src: row.src.clone(), attempt: row.attempt, owner: instance.id.clone() };
@@ -122,23 +122,23 @@ async fn hold(node: &Node, instance: &Instance, spot: &SpotWatcher, held: Held) 
         finish::save_last(node, checkpoints, stop).await;
     }
     attempted.time_cost_s = heartbeat.time_cost.borrow().seconds();
-    let ending = finish::finish(node, &attempted, outcome, checkpoints.as_ref(), &mut heartbeat).await;
+    let outcome = finish::finish(node, &attempted, outcome, checkpoints.as_ref(), &mut heartbeat).await;
     heartbeat.stop().await;
     // The row comes first: what else there is to do has the rest of a notice's time.
     abort_dropped(node).await;
     attempted.clean(node).await;
 
-    match ending {
-        Ok(Ending::TryAgain(error)) if spot.should_stop_claiming() => Err(error),
-        Ok(Ending::TryAgain(error)) => {
+    match outcome {
+        Ok(Outcome::TryAgain(error)) if spot.should_stop_claiming() => Err(error),
+        Ok(Outcome::TryAgain(error)) => {
             // Both arms may be dropped: neither holds anything.
             tokio::select! {
                 () = tokio::time::sleep(backoff::delay(AGAIN_PAUSE_TRIES, rand::random())) => {}
                 () = node.stopping.drain.cancelled() => {}
             }
-            Ok(Ending::TryAgain(error))
+            Ok(Outcome::TryAgain(error))
         }
-        ending => ending,
+        outcome => outcome,
     }
 }
 
@@ -146,19 +146,19 @@ async fn hold(node: &Node, instance: &Instance, spot: &SpotWatcher, held: Held) 
 async fn blame_for_full_disk(
     node: &Node,
     attempted: &Attempted,
-    outcome: Result<Outcome, Stop>,
-) -> Result<Outcome, Stop> {
+    outcome: Result<Completion, StopReason>,
+) -> Result<Completion, StopReason> {
     match outcome {
-        Err(Stop::Trouble(mut trouble)) if trouble.ending.verdict == Verdict::DiskFull => {
+        Err(StopReason::Failed(mut failure)) if failure.class.verdict == Verdict::DiskFull => {
             let folder = attempted.env.as_ref().map_or(&*node.settings.work_dir, |env| env.folder());
-            trouble.ending.is_counted = node.settings.disk.is_to_blame(folder, trouble.error.wanted_bytes()).await;
-            if !trouble.ending.is_counted {
+            failure.class.is_counted = node.settings.disk.is_to_blame(folder, failure.error.wanted_bytes()).await;
+            if !failure.class.is_counted {
                 tracing::warn!(
                     "task {}: the disk is full of other tasks' files: nothing counts it",
                     attempted.fence.src
                 );
             }
-            Err(Stop::Trouble(trouble))
+            Err(StopReason::Failed(failure))
         }
         outcome => outcome,
     }
@@ -172,12 +172,12 @@ async fn abort_dropped(node: &Node) {
 }
 
 /// The task has ended before. If that was the mission's last and nobody has said so, its committer died in between.
-async fn ended_before(node: &Node, instance: &Instance, row: &Task, is_pulled: bool) -> Result<Ending, NodeError> {
+async fn ended_before(node: &Node, instance: &Instance, row: &Task, is_pulled: bool) -> Result<Outcome, NodeError> {
     tracing::info!("task {} is {} already: nothing to do", row.src, row.state.as_str());
     repair_index(node, row).await;
     if is_pulled {
         // RecoveredTask in an index that lags behind: whoever ended the task has looked at the mission.
-        return Ok(Ending::EndedBefore(row.state));
+        return Ok(Outcome::EndedBefore(row.state));
     }
     let (drain, limit) = (&node.stopping.drain, node.settings.lease);
     let mission = retry_transient_unless(drain, limit, || mission_of(node, row)).await;
@@ -185,13 +185,13 @@ async fn ended_before(node: &Node, instance: &Instance, row: &Task, is_pulled: b
     if let Some(mission) = mission {
         finish::notify(node, &instance.id, &row.src, &mission).await?;
     }
-    Ok(Ending::EndedBefore(row.state))
+    Ok(Outcome::EndedBefore(row.state))
 }
 
-async fn held_by_other(node: &Node, row: &Task) -> Ending {
+async fn held_by_other(node: &Node, row: &Task) -> Outcome {
     repair_index(node, row).await;
     let owner = row.instance.clone();
-    Ending::HeldByOther(owner.unwrap_or_else(|| InstanceId::new("nobody").expect("a constant name is legal")))
+    Outcome::HeldByOther(owner.unwrap_or_else(|| InstanceId::new("nobody").expect("a constant name is legal")))
 }
 
 /// Whoever meets a row that the index of open tasks has in another state repairs the index: every node of the mission
@@ -221,7 +221,7 @@ async fn work(
     heartbeat: &Heartbeat,
     spot: &SpotWatcher,
     checkpoints: &mut Option<Checkpoints>,
-) -> Result<Outcome, Stop> {
+) -> Result<Completion, StopReason> {
     let bucket = result_bucket(node).map_err(infra)?;
     let source = attempted.row.bucket.clone().or_else(|| node.settings.source_bucket.clone());
     let source = source.ok_or_else(|| {
@@ -238,17 +238,19 @@ async fn work(
     let lost_log = async { Ok(attempted.lost_log(node).await) };
     let fetch = Box::pin(async { tokio::try_join!(mission, download(node, &source, &env), lost_log) });
     let fetch = step(node, Step::Download, fetch);
-    let fetched = unless(&heartbeat.lost, Stop::LeaseLost, unless(&node.stopping.drain, Stop::Drain, fetch));
+    let fetched =
+        unless(&heartbeat.lost, StopReason::LeaseLost, unless(&node.stopping.drain, StopReason::Drain, fetch));
     let (mission, input, lost_log) = unless_noticed(spot, at_once, fetched).await?;
     (attempted.mission, attempted.lost.1) = (mission, lost_log);
     attempted.input_etag = Some(input.etag);
     if attempted.mission.as_ref().is_some_and(|mission| mission.cancelled_at.is_some()) {
-        return Err(Stop::Cancelled);
+        return Err(StopReason::Cancelled);
     }
     let named = attempted.row.checkpoint.clone();
     let restore = Checkpoints::restore(node, &env, &attempted.fence, bucket, named.as_deref());
     let restored = Box::pin(async { restore.await.map_err(of_disk) });
-    let restored = unless(&heartbeat.lost, Stop::LeaseLost, unless(&node.stopping.drain, Stop::Drain, restored));
+    let restored =
+        unless(&heartbeat.lost, StopReason::LeaseLost, unless(&node.stopping.drain, StopReason::Drain, restored));
     let (restored, resumed) = unless_noticed(spot, at_once, restored).await?;
     let checkpoints = checkpoints.insert(restored);
     let mut resuming = (*env).clone();
@@ -260,11 +262,11 @@ async fn work(
     attempted.exit_code = Some(step(node, Step::Execute, execute).await?);
     let upload = Box::pin(step(node, Step::Upload, result::upload(node, &env, &attempted.fence, bucket)));
     let given_up = upload_given_up(node, &env);
-    let uploaded = unless_noticed(spot, given_up, unless(&heartbeat.lost, Stop::LeaseLost, upload));
+    let uploaded = unless_noticed(spot, given_up, unless(&heartbeat.lost, StopReason::LeaseLost, upload));
     // A finished result is worth the time that there is. An upload may be dropped: its parts are aborted later.
     tokio::select! {
         uploaded = uploaded => uploaded,
-        () = node.stopping.uploads_are_over() => Err(Stop::Drain),
+        () = node.stopping.uploads_are_over() => Err(StopReason::Drain),
     }
 }
 
@@ -301,8 +303,8 @@ async fn at_once(_deadline: Instant) -> Instant {
 async fn unless_noticed<T, F: Future<Output = Instant>>(
     spot: &SpotWatcher,
     given_up: impl Fn(Instant) -> F,
-    work: impl Future<Output = Result<T, Stop>>,
-) -> Result<T, Stop> {
+    work: impl Future<Output = Result<T, StopReason>>,
+) -> Result<T, StopReason> {
     let notice = async {
         let deadline = spot.wait_for_notice().await;
         tokio::time::sleep_until(given_up(deadline).await).await;
@@ -310,24 +312,24 @@ async fn unless_noticed<T, F: Future<Output = Instant>>(
     };
     tokio::select! {
         done = work => done,
-        deadline = notice => Err(Stop::Interrupted(deadline)),
+        deadline = notice => Err(StopReason::Interrupted(deadline)),
     }
 }
 
 /// Waits for `work`, unless `token` is cancelled first. `work` must be safe to drop.
 async fn unless<T>(
     token: &CancellationToken,
-    stop: Stop,
-    work: impl Future<Output = Result<T, Stop>>,
-) -> Result<T, Stop> {
+    stop: StopReason,
+    work: impl Future<Output = Result<T, StopReason>>,
+) -> Result<T, StopReason> {
     tokio::select! {
         done = work => done,
         () = token.cancelled() => Err(stop),
     }
 }
 
-fn infra(error: NodeError) -> Stop {
-    Trouble::new(Verdict::Infra, true, error).into()
+fn infra(error: NodeError) -> StopReason {
+    AttemptFailure::new(Verdict::Infra, true, error).into()
 }
 
 fn result_bucket(node: &Node) -> Result<&str, NodeError> {
@@ -344,7 +346,7 @@ fn choose(node: &Node, mission: Option<&Mission>) -> Workload {
     chosen.unwrap_or_else(|| Workload::Simulated(node.settings.simulation.clone()))
 }
 
-async fn prepare(node: &Node, attempted: &mut Attempted) -> Result<Arc<WorkloadEnv>, Stop> {
+async fn prepare(node: &Node, attempted: &mut Attempted) -> Result<Arc<WorkloadEnv>, StopReason> {
     let (work_dir, fence) = (node.settings.work_dir.clone(), attempted.fence.clone());
     let (mission, deployment) = (attempted.row.mission.clone(), node.backend.ledger.tables().tasks.clone());
     let make = move || WorkloadEnv::prepare(&work_dir, &deployment, fence.src, mission, fence.attempt);
@@ -360,7 +362,7 @@ async fn prepare(node: &Node, attempted: &mut Attempted) -> Result<Arc<WorkloadE
     Ok(env)
 }
 
-async fn download(node: &Node, bucket: &str, env: &WorkloadEnv) -> Result<Downloaded, Stop> {
+async fn download(node: &Node, bucket: &str, env: &WorkloadEnv) -> Result<Downloaded, StopReason> {
     let input = env.input();
     let download = || node.backend.store.download(bucket, env.src.as_str(), &input);
     let error = match retry_transient(node.settings.lease, download).await {
@@ -373,23 +375,23 @@ async fn download(node: &Node, bucket: &str, env: &WorkloadEnv) -> Result<Downlo
     // S3 is consistent: what is not there now will not be there on the next try.
     if matches!(&error, StoreError::Cloud(error) if error.kind == Kind::NotFound) {
         let uri = uri(bucket, env.src.as_str());
-        return Err(Trouble::new(Verdict::Infra, false, NodeError::MissingInput { uri }).into());
+        return Err(AttemptFailure::new(Verdict::Infra, false, NodeError::MissingInput { uri }).into());
     }
-    let (verdict, is_transient) = ending_of(&error);
+    let (verdict, is_transient) = classify(&error);
     let error = preflight::blame(node, bucket, error).await;
     // What is the deployment's fault is not held against the task for good.
     let is_transient = is_transient || !error.is_the_tasks_own();
-    Err(Trouble::new(verdict, is_transient, error).into())
+    Err(AttemptFailure::new(verdict, is_transient, error).into())
 }
 
-impl std::fmt::Display for Stop {
+impl std::fmt::Display for StopReason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::LeaseLost => f.write_str("the lease is lost"),
             Self::Drain => f.write_str("the node is to drain"),
             Self::Cancelled => f.write_str("the mission is cancelled"),
             Self::Interrupted(_) => f.write_str("EC2 takes the instance back"),
-            Self::Trouble(trouble) => trouble.error.fmt(f),
+            Self::Failed(failure) => failure.error.fmt(f),
         }
     }
 }

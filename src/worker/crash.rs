@@ -23,7 +23,7 @@ use super::error::words;
 use super::identity::Instance;
 use super::retry::{or_drained, retry_transient_unless};
 use super::{CompletionNotifier, Node, NodeError, attempt::mission_of, log};
-use crate::backend::ledger::{Commit, Fence, Finish, Outcome, Release};
+use crate::backend::ledger::{Commit, Completion, Fence, Finish, Release};
 use crate::clock;
 use crate::domain::budget::CRASHES_MAX;
 use crate::domain::ids::{Attempt, SrcId};
@@ -159,7 +159,7 @@ async fn fail(
     let mission = retry_transient_unless(drain, limit, || mission_of(node, row)).await;
     let mission = mission.map_err(NodeError::cloud("reading the mission"))?;
     let finish = Finish {
-        outcome: Outcome::Failed(Verdict::AppError),
+        completion: Completion::Failed(Verdict::AppError),
         exit_code: None,
         input_etag: None,
         time_cost_s: row.time_cost_s,

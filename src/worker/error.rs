@@ -148,7 +148,7 @@ pub fn words(error: &dyn std::error::Error) -> String {
 
 /// Returns the verdict on an attempt whose input or result could not be moved, and whether the same again may succeed:
 /// what is certainly wrong with this task fails it once, and anything else hands it back.
-pub(super) fn ending_of(error: &StoreError) -> (Verdict, bool) {
+pub(super) fn classify(error: &StoreError) -> (Verdict, bool) {
     match error {
         StoreError::DiskFull { .. } => (Verdict::DiskFull, true),
         StoreError::BadResult { .. } | StoreError::TooLarge { .. } | StoreError::Taken { .. } => {

@@ -9,7 +9,7 @@ use super::heartbeat::Heartbeat;
 use super::spot::SpotWatcher;
 use super::{Node, NodeError, checkpoint_size, log};
 use crate::backend::Store;
-use crate::domain::budget;
+use crate::domain::budget::FailureClass;
 use crate::domain::verdict::Verdict;
 use crate::workload::{Ended, Stops, Workload, WorkloadEnv, is_of_machine};
 
@@ -18,7 +18,7 @@ const EXIT_TRY_AGAIN: i32 = 75;
 
 /// Why an attempt goes no further.
 #[derive(Debug)]
-pub(super) enum Stop {
+pub(super) enum StopReason {
     /// The lease is lost: write nothing.
     LeaseLost,
     /// The node is to drain.
@@ -28,32 +28,32 @@ pub(super) enum Stop {
     /// EC2 takes the machine back at this instant.
     Interrupted(Instant),
     /// Something failed.
-    Trouble(Trouble),
+    Failed(AttemptFailure),
 }
 
 /// A failure, as the task's row and the user see it.
 #[derive(Debug)]
-pub(super) struct Trouble {
-    pub(super) ending: budget::Ending,
+pub(super) struct AttemptFailure {
+    pub(super) class: FailureClass,
     pub(super) exit_code: Option<i32>,
     pub(super) error: NodeError,
 }
 
-impl Trouble {
-    pub(super) const fn new(verdict: Verdict, may_pass: bool, error: NodeError) -> Self {
-        Self { ending: budget::Ending { verdict, may_pass, is_counted: true }, exit_code: None, error }
+impl AttemptFailure {
+    pub(super) const fn new(verdict: Verdict, is_transient: bool, error: NodeError) -> Self {
+        Self { class: FailureClass { verdict, is_transient, is_counted: true }, exit_code: None, error }
     }
 }
 
-impl From<Trouble> for Stop {
-    fn from(trouble: Trouble) -> Self {
-        Self::Trouble(trouble)
+impl From<AttemptFailure> for StopReason {
+    fn from(failure: AttemptFailure) -> Self {
+        Self::Failed(failure)
     }
 }
 
 /// A failure of the node's own disk, which may be full.
-pub(super) fn of_disk(error: NodeError) -> Stop {
-    Trouble::new(if error.is_disk_full() { Verdict::DiskFull } else { Verdict::Infra }, true, error).into()
+pub(super) fn of_disk(error: NodeError) -> StopReason {
+    AttemptFailure::new(if error.is_disk_full() { Verdict::DiskFull } else { Verdict::Infra }, true, error).into()
 }
 
 /// Time kept back from a workload under a Spot notice, for the log and the row.
@@ -80,7 +80,7 @@ pub(super) async fn run(
     heartbeat: &Heartbeat,
     spot: &SpotWatcher,
     checkpoints: &mut Checkpoints,
-) -> Result<i32, Stop> {
+) -> Result<i32, StopReason> {
     let stops = Stops { hurry: node.stopping.hurry.clone(), ..Stops::default() };
     heartbeat.time_cost.send_modify(super::heartbeat::TimeCost::start);
     let run = workload.run(env, node.settings.bounds.clone(), &heartbeat.progress, &stops);
@@ -117,12 +117,12 @@ pub(super) async fn run(
     };
     heartbeat.time_cost.send_modify(super::heartbeat::TimeCost::stop);
     if heartbeat.lost.is_cancelled() {
-        return Err(Stop::LeaseLost);
+        return Err(StopReason::LeaseLost);
     }
     let early = match spot.deadline() {
-        Some(deadline) => Some(Stop::Interrupted(deadline)),
-        None if heartbeat.cancelled.is_cancelled() => Some(Stop::Cancelled),
-        None => node.stopping.drain.is_cancelled().then_some(Stop::Drain),
+        Some(deadline) => Some(StopReason::Interrupted(deadline)),
+        None if heartbeat.cancelled.is_cancelled() => Some(StopReason::Cancelled),
+        None => node.stopping.drain.is_cancelled().then_some(StopReason::Drain),
     };
     let disk = |source| NodeError::Disk { doing: "running the workload in", path: env.folder().to_owned(), source };
     let (ended, early) = match (ended, early) {
@@ -160,38 +160,38 @@ async fn mirror(node: &Node, heartbeat: &Heartbeat) {
 }
 
 /// Reads a workload's end. `early` is why it was told to end, if it was; `is_full` whether the disk has no room.
-fn judge(ended: Ended, early: Option<Stop>, is_full: bool) -> Result<i32, Stop> {
-    let failed = |how: String, exit_code, may_pass| {
-        let trouble = Trouble::new(Verdict::AppError, may_pass, NodeError::WorkloadFailed { how });
-        Err(Trouble { exit_code, ..trouble }.into())
+fn judge(ended: Ended, early: Option<StopReason>, is_full: bool) -> Result<i32, StopReason> {
+    let failed = |how: String, exit_code, is_transient| {
+        let failure = AttemptFailure::new(Verdict::AppError, is_transient, NodeError::WorkloadFailed { how });
+        Err(AttemptFailure { exit_code, ..failure }.into())
     };
     match (ended, early) {
         (Ended::Exited { code: Some(0), .. }, _) => Ok(0),
-        (Ended::Stopped, early) => Err(early.unwrap_or(Stop::Drain)),
+        (Ended::Stopped, early) => Err(early.unwrap_or(StopReason::Drain)),
         // A shutdown's signal reaches the workload too, perhaps before it reaches us.
         (Ended::Exited { signal: Some(_), .. }, Some(early)) => Err(early),
         (Ended::Exited { .. }, _) if is_full => {
-            Err(Trouble::new(Verdict::DiskFull, true, NodeError::WorkloadDiskFull).into())
+            Err(AttemptFailure::new(Verdict::DiskFull, true, NodeError::WorkloadDiskFull).into())
         }
         (Ended::Exited { code: Some(code), .. }, _) if code == EXIT_TRY_AGAIN => {
             failed(format!("exited with code {code} (try again)"), Some(code), true)
         }
         (Ended::Exited { code, out_of_memory: true, .. }, _) => {
-            let trouble = Trouble::new(Verdict::Oom, false, NodeError::OutOfMemory);
-            Err(Trouble { exit_code: code, ..trouble }.into())
+            let failure = AttemptFailure::new(Verdict::Oom, false, NodeError::OutOfMemory);
+            Err(AttemptFailure { exit_code: code, ..failure }.into())
         }
         (Ended::Exited { code: Some(code), .. }, _) => failed(format!("exited with code {code}"), Some(code), false),
         (Ended::Exited { signal, .. }, _) => {
             failed(format!("was ended by signal {}", signal.unwrap_or(0)), None, false)
         }
-        (Ended::TimedOut, _) => Err(Trouble::new(Verdict::Timeout, true, NodeError::TimeLimit).into()),
+        (Ended::TimedOut, _) => Err(AttemptFailure::new(Verdict::Timeout, true, NodeError::TimeLimit).into()),
         (Ended::NotStarted { program, source }, early) => {
             let is_machines = is_of_machine(&source);
             if let (true, Some(early)) = (is_machines, early) {
                 return Err(early);
             }
             let verdict = if is_machines { Verdict::Infra } else { Verdict::AppError };
-            Err(Trouble::new(verdict, is_machines, NodeError::NotStarted { program, source }).into())
+            Err(AttemptFailure::new(verdict, is_machines, NodeError::NotStarted { program, source }).into())
         }
     }
 }
@@ -202,7 +202,7 @@ mod tests {
 
     fn verdict_of(ended: Ended, is_full: bool) -> (Verdict, bool) {
         match judge(ended, None, is_full) {
-            Err(Stop::Trouble(trouble)) => (trouble.ending.verdict, trouble.ending.may_pass),
+            Err(StopReason::Failed(failure)) => (failure.class.verdict, failure.class.is_transient),
             other => panic!("{other:?}"),
         }
     }
@@ -219,8 +219,8 @@ mod tests {
         for code in [2, 7, 8, 13] {
             assert_eq!(verdict_of(not_started(code), false), (Verdict::AppError, false), "{code}");
         }
-        let drained = judge(not_started(11), Some(Stop::Drain), false);
-        assert!(matches!(drained, Err(Stop::Drain)), "{drained:?}");
+        let drained = judge(not_started(11), Some(StopReason::Drain), false);
+        assert!(matches!(drained, Err(StopReason::Drain)), "{drained:?}");
     }
 
     #[test]
@@ -229,7 +229,7 @@ mod tests {
         for (code, verdict) in [(28, Verdict::DiskFull), (122, Verdict::DiskFull), (5, Verdict::Infra)] {
             let source = std::io::Error::from_raw_os_error(code);
             let stop = of_disk(NodeError::Disk { doing: "writing", path: "/".into(), source });
-            assert!(matches!(stop, Stop::Trouble(trouble) if trouble.ending.verdict == verdict), "{code}");
+            assert!(matches!(stop, StopReason::Failed(failure) if failure.class.verdict == verdict), "{code}");
         }
         let failed = Ended::Exited { code: Some(1), signal: None, out_of_memory: false };
         assert_eq!(verdict_of(failed, true).0, Verdict::DiskFull);

@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::attempt::{Ending, mission_of};
+use super::attempt::{Outcome, mission_of};
 use super::checkpoint::Checkpoints;
 use super::disk::Place;
-use super::execute::{LAST_WORDS, Stop, Trouble};
+use super::execute::{AttemptFailure, LAST_WORDS, StopReason};
 use super::heartbeat::Heartbeat;
 use super::retry::{or_drained, retry_transient};
 use super::{CompletionNotifier, Node, NodeError, Step, log, step};
-use crate::backend::ledger::{Commit, Fence, Finish, Outcome, Release};
+use crate::backend::ledger::{Commit, Completion, Fence, Finish, Release};
 use crate::clock;
-use crate::domain::budget::{self, Next, decide};
+use crate::domain::budget::{Disposition, FailureClass, decide};
 use crate::domain::ids::{Attempt, InstanceId, SrcId};
 use crate::domain::mission::Mission;
 use crate::domain::task::{Counts, PastAttempt, Task};
@@ -121,71 +121,71 @@ impl Attempted {
 pub(super) async fn finish(
     node: &Node,
     attempted: &Attempted,
-    outcome: Result<Outcome, Stop>,
+    outcome: Result<Completion, StopReason>,
     checkpoints: Option<&Checkpoints>,
     heartbeat: &mut Heartbeat,
-) -> Result<Ending, NodeError> {
+) -> Result<Outcome, NodeError> {
     match outcome {
-        Ok(outcome @ Outcome::Done { .. }) => {
+        Ok(outcome @ Completion::Done { .. }) => {
             let log = save_log(node, attempted).await;
             let history = attempted.history(node, Verdict::Ok, attempted.exit_code, log).await;
-            let Outcome::Done { result, .. } = &outcome else { unreachable!("matched above") };
+            let Completion::Done { result, .. } = &outcome else { unreachable!("matched above") };
             let result = result.clone();
             commit(node, attempted, outcome, attempted.exit_code, history, checkpoints, heartbeat).await?;
-            Ok(Ending::Committed { result })
+            Ok(Outcome::Committed { result })
         }
-        Ok(Outcome::Failed(verdict)) => unreachable!("work never ends in {verdict}"),
-        Err(Stop::LeaseLost) => Err(lease_lost(attempted)),
-        Err(Stop::Drain) => {
-            let stopped = budget::Ending { verdict: Verdict::Cancelled, may_pass: true, is_counted: true };
+        Ok(Completion::Failed(verdict)) => unreachable!("work never ends in {verdict}"),
+        Err(StopReason::LeaseLost) => Err(lease_lost(attempted)),
+        Err(StopReason::Drain) => {
+            let stopped = FailureClass { verdict: Verdict::Cancelled, is_transient: true, is_counted: true };
             let why = "the node was told to stop";
             let next = hand_back(node, attempted, stopped, None, why, Log::After, heartbeat).await?;
-            if next == Next::Release { Ok(Ending::Drained) } else { Err(exhausted(attempted)) }
+            if next == Disposition::Release { Ok(Outcome::Drained) } else { Err(exhausted(attempted)) }
         }
-        Err(Stop::Interrupted(_)) => {
-            let taken = budget::Ending { verdict: Verdict::SpotInterrupted, may_pass: true, is_counted: true };
+        Err(StopReason::Interrupted(_)) => {
+            let taken = FailureClass { verdict: Verdict::SpotInterrupted, is_transient: true, is_counted: true };
             let why = "EC2 takes the instance back";
             let next = hand_back(node, attempted, taken, None, why, Log::After, heartbeat).await?;
-            if next == Next::Release { Ok(Ending::Interrupted) } else { Err(exhausted(attempted)) }
+            if next == Disposition::Release { Ok(Outcome::Interrupted) } else { Err(exhausted(attempted)) }
         }
-        Err(Stop::Cancelled) => {
+        Err(StopReason::Cancelled) => {
             let log = save_log(node, attempted).await;
             let history = attempted.history(node, Verdict::Cancelled, None, log).await;
-            let failed = Outcome::Failed(Verdict::Cancelled);
+            let failed = Completion::Failed(Verdict::Cancelled);
             match commit(node, attempted, failed, None, history.clone(), None, heartbeat).await? {
-                Committed::Yes => Ok(Ending::Cancelled),
+                Committed::Yes => Ok(Outcome::Cancelled),
                 // The mission was reinstated since the node found it cancelled: the task waits again.
                 Committed::NotCancelled => {
                     let counts = attempted.row.counts_after(Verdict::Ok);
                     release(node, attempted, Verdict::Cancelled, None, history, counts, heartbeat).await?;
-                    Ok(Ending::Drained)
+                    Ok(Outcome::Drained)
                 }
             }
         }
-        Err(Stop::Trouble(trouble)) => {
-            let Trouble { ending, exit_code, error } = trouble;
+        Err(StopReason::Failed(failure)) => {
+            let AttemptFailure { class, exit_code, error } = failure;
             let why = error.to_string();
-            let next = hand_back(node, attempted, ending, exit_code, &why, Log::Before, heartbeat).await?;
-            if !ending.is_counted {
-                return Ok(Ending::NoRoom(error));
+            let next = hand_back(node, attempted, class, exit_code, &why, Log::Before, heartbeat).await?;
+            if !class.is_counted {
+                return Ok(Outcome::NoRoom(error));
             }
             let is_workloads = matches!(error, NodeError::WorkloadFailed { .. } | NodeError::TimeLimit);
-            if next == Next::Release && is_workloads { Ok(Ending::TryAgain(error)) } else { Err(error) }
+            if next == Disposition::Release && is_workloads { Ok(Outcome::TryAgain(error)) } else { Err(error) }
         }
     }
 }
 
 /// Saves the checkpoint of an attempt that is told to end, within what time there is; without it the next attempt goes
 /// on from the save before.
-pub(super) async fn save_last(node: &Node, checkpoints: &mut Checkpoints, stop: &Stop) {
+pub(super) async fn save_last(node: &Node, checkpoints: &mut Checkpoints, stop: &StopReason) {
     let limit = match stop {
-        Stop::Drain => node.stopping.upload_limit(),
-        Stop::Interrupted(deadline) => {
+        StopReason::Drain => node.stopping.upload_limit(),
+        StopReason::Interrupted(deadline) => {
             let left = deadline.saturating_duration_since(Instant::now());
             left.saturating_sub(LAST_WORDS).max(left / 3)
         }
-        Stop::Trouble(_) => return say_unsaved(checkpoints),
-        Stop::LeaseLost | Stop::Cancelled => return,
+        StopReason::Failed(_) => return say_unsaved(checkpoints),
+        StopReason::LeaseLost | StopReason::Cancelled => return,
     };
     match tokio::time::timeout(limit, checkpoints.save_or_note(node)).await {
         Ok(true) => {}
@@ -209,9 +209,9 @@ pub(super) async fn give_up(
     node: &Node,
     attempted: &Attempted,
     heartbeat: &mut Heartbeat,
-) -> Result<Ending, NodeError> {
+) -> Result<Outcome, NodeError> {
     let history = attempted.history(node, Verdict::Lost, None, None).await;
-    commit(node, attempted, Outcome::Failed(Verdict::Lost), None, history, None, heartbeat).await?;
+    commit(node, attempted, Completion::Failed(Verdict::Lost), None, history, None, heartbeat).await?;
     Err(exhausted(attempted))
 }
 
@@ -223,26 +223,26 @@ fn exhausted(attempted: &Attempted) -> NodeError {
 async fn hand_back(
     node: &Node,
     attempted: &Attempted,
-    ending: budget::Ending,
+    class: FailureClass,
     exit_code: Option<i32>,
     why: &str,
     log: Log,
     heartbeat: &mut Heartbeat,
-) -> Result<Next, NodeError> {
-    let (row, verdict) = (&attempted.row, ending.verdict);
-    let next = decide(ending, row.app_failures, row.interruptions, node.settings.limits);
-    let is_first = log == Log::Before || next == Next::Fail;
+) -> Result<Disposition, NodeError> {
+    let (row, verdict) = (&attempted.row, class.verdict);
+    let next = decide(class, row.app_failures, row.interruptions, node.settings.limits);
+    let is_first = log == Log::Before || next == Disposition::Fail;
     let log = if is_first { save_log(node, attempted).await } else { will_have_log(node, attempted).await };
     match next {
-        Next::Fail => {
+        Disposition::Fail => {
             tracing::info!(verdict = verdict.as_str(), "task {} failed: {why}", row.src);
             let history = attempted.history(node, verdict, exit_code, log).await;
-            commit(node, attempted, Outcome::Failed(verdict), exit_code, history, None, heartbeat).await?;
+            commit(node, attempted, Completion::Failed(verdict), exit_code, history, None, heartbeat).await?;
         }
-        Next::Release => {
+        Disposition::Release => {
             tracing::info!(verdict = verdict.as_str(), "task {} is handed back: {why}", row.src);
             let history = attempted.history(node, verdict, exit_code, log).await;
-            let counts = row.counts_after(if ending.is_counted { verdict } else { Verdict::Ok });
+            let counts = row.counts_after(if class.is_counted { verdict } else { Verdict::Ok });
             release(node, attempted, verdict, exit_code, history, counts, heartbeat).await?;
         }
     }
@@ -265,18 +265,19 @@ enum Log {
 async fn commit(
     node: &Node,
     attempted: &Attempted,
-    outcome: Outcome,
+    outcome: Completion,
     exit_code: Option<i32>,
     history: Vec<PastAttempt>,
     spent: Option<&Checkpoints>,
     heartbeat: &mut Heartbeat,
 ) -> Result<Committed, NodeError> {
     let counts = match &outcome {
-        Outcome::Done { .. } => attempted.row.counts_after(Verdict::Ok),
-        Outcome::Failed(verdict) => attempted.row.counts_after(*verdict),
+        Completion::Done { .. } => attempted.row.counts_after(Verdict::Ok),
+        Completion::Failed(verdict) => attempted.row.counts_after(*verdict),
     };
     let input_etag = attempted.input_etag.clone();
-    let finish = Finish { outcome, exit_code, input_etag, time_cost_s: attempted.time_cost_s, history, counts };
+    let finish =
+        Finish { completion: outcome, exit_code, input_etag, time_cost_s: attempted.time_cost_s, history, counts };
     let fence = &attempted.fence;
     // An attempt that failed early has not read its mission; without it the end would not be counted.
     let mission = match &attempted.mission {

@@ -29,11 +29,11 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::Instrument;
 
-use super::attempt::Ending;
+use super::attempt::Outcome;
 use super::crash::RecoveredTask;
 use super::error::words;
 use super::identity::{Assignment, Instance};
-use super::queue::{Next, PAGE_LIFE, Queue};
+use super::queue::{NextTask, PAGE_LIFE, Queue};
 use super::retry::{or_drained, retry_transient_unless};
 use super::spot::SpotWatcher;
 use super::turns::{SUSPECT_WAIT, Turn, Turns, Waited};
@@ -65,11 +65,11 @@ pub(super) async fn serve(
     spot: &SpotWatcher,
     mission: &MissionId,
     left: Vec<RecoveredTask>,
-) -> Result<Ending, NodeError> {
+) -> Result<Outcome, NodeError> {
     let (drain, limit) = (&node.stopping.drain, node.settings.max_idle);
     let row = retry_transient_unless(drain, limit, || node.backend.ledger.mission(mission)).await;
     let Some(row) = or_drained(node, row.map_err(NodeError::cloud("reading the mission")))? else {
-        return Ok(Ending::Drained);
+        return Ok(Outcome::Drained);
     };
     let row = row.ok_or_else(|| NodeError::NoMission { mission: mission.to_string() })?;
     let slots = slots_of(node, row.slots.or(node.settings.slots).unwrap_or(1).max(1));
@@ -98,21 +98,21 @@ pub(super) async fn serve(
         let node = with_sandbox(&server.node, |sandbox| sandbox.of_slot(slot));
         running.spawn(async move { server.slot(&node).await }.instrument(span));
     }
-    let (mut done, mut other, mut trouble) = (0, 0, None);
+    let (mut done, mut other, mut failure) = (0, 0, None);
     while let Some(ended) = running.join_next().await {
         match ended.map_err(|panic| NodeError::Panicked(panic.to_string())) {
             Ok(slot) => {
                 done += slot.done;
                 other += slot.other;
-                trouble = trouble.or(slot.trouble);
+                failure = failure.or(slot.failure);
             }
             Err(panic) => {
                 server.is_over.store(true, Ordering::SeqCst);
-                trouble = trouble.or(Some(panic));
+                failure = failure.or(Some(panic));
             }
         }
     }
-    trouble.map_or(Ok(Ending::Served { done, other }), Err)
+    failure.map_or(Ok(Outcome::Served { done, other }), Err)
 }
 
 /// Returns how many tasks a node works at, at a time. In a sandbox each has a user of its own, as far as there are
@@ -143,7 +143,7 @@ fn with_sandbox(node: &Node, change: impl FnOnce(&Sandbox) -> Sandbox) -> Node {
 struct Slot {
     done: u64,
     other: u64,
-    trouble: Option<NodeError>,
+    failure: Option<NodeError>,
 }
 
 struct Server {
@@ -191,7 +191,7 @@ impl Server {
                 Err(error) => {
                     self.working.fetch_sub(1, Ordering::SeqCst);
                     self.is_over.store(true, Ordering::SeqCst);
-                    slot.trouble = Some(error);
+                    slot.failure = Some(error);
                     break;
                 }
             };
@@ -210,7 +210,7 @@ impl Server {
     }
 
     /// Waits for a slot's turn. `None` if the task does not wait any more, or not now, or the node is to end.
-    async fn turn(&self, next: &Next) -> Option<Turn<'_>> {
+    async fn turn(&self, next: &NextTask) -> Option<Turn<'_>> {
         let drain = &self.node.stopping.drain;
         if !next.is_suspect {
             return self.turns.shared(drain).await.filter(|_| !self.must_end());
@@ -241,27 +241,29 @@ impl Server {
         !self.must_end() && row.map_or(true, |row| row.is_some_and(waits))
     }
 
-    async fn work(&self, node: &Node, next: &Next, slot: &mut Slot) {
+    async fn work(&self, node: &Node, next: &NextTask, slot: &mut Slot) {
         let src = &next.src;
         // Held until the attempt has ended.
         let Some(turn) = self.turn(next).await else { return };
         let is_alone = self.slots == 1 || matches!(turn, Turn::Alone(..));
         let task = Assignment { src: src.clone(), mission: Some(self.mission.clone()), is_pulled: true, is_alone };
         match one_task(node, &self.instance, &self.spot, &task).await {
-            Ok(Ending::Committed { .. }) => slot.done += 1,
+            Ok(Outcome::Committed { .. }) => slot.done += 1,
             // Another was quicker, or the index lags.
-            Ok(Ending::EndedBefore(_) | Ending::HeldByOther(_)) => self.set_aside(src).await,
-            Ok(Ending::Suspect) => self.queue.lock().await.suspect(src.clone(), Instant::now()),
-            Ok(Ending::Cancelled) => {
+            Ok(Outcome::EndedBefore(_) | Outcome::HeldByOther(_)) => self.set_aside(src).await,
+            Ok(Outcome::Suspect) => self.queue.lock().await.suspect(src.clone(), Instant::now()),
+            Ok(Outcome::Cancelled) => {
                 slot.other += 1;
                 self.is_over.store(true, Ordering::SeqCst);
             }
-            Ok(Ending::NoRoom(error)) => {
+            Ok(Outcome::NoRoom(error)) => {
                 // The next task, which may be this one, waits for room.
                 slot.other += 1;
                 tracing::warn!(src.id = %src, "task {src}: {}", words(&error));
             }
-            Ok(Ending::Drained | Ending::Interrupted | Ending::Served { .. } | Ending::TryAgain(_)) => slot.other += 1,
+            Ok(Outcome::Drained | Outcome::Interrupted | Outcome::Served { .. } | Outcome::TryAgain(_)) => {
+                slot.other += 1
+            }
             Err(error @ NodeError::OddRow { .. }) => {
                 tracing::warn!(src.id = %src, "{}", words(&error));
                 self.set_aside(src).await;
@@ -277,7 +279,7 @@ impl Server {
                 } else {
                     // What is wrong here is wrong for the next task, too.
                     self.is_over.store(true, Ordering::SeqCst);
-                    slot.trouble = slot.trouble.take().or(Some(error));
+                    slot.failure = slot.failure.take().or(Some(error));
                 }
             }
         }
@@ -289,7 +291,7 @@ impl Server {
 
     /// Finds the next task that waits. Reads one page as a rule, and at the most [`PAGES_MAX`] of each of the mission's
     /// partitions: that many only where all that comes first is set aside.
-    async fn next(&self) -> Result<Option<Next>, NodeError> {
+    async fn next(&self) -> Result<Option<NextTask>, NodeError> {
         let mut queue = self.queue.lock().await;
         if let Some(next) = queue.take_suspect(Instant::now(), false) {
             return Ok(Some(next));

@@ -36,7 +36,7 @@ mod spot;
 mod stopping;
 mod turns;
 
-pub use attempt::Ending;
+pub use attempt::Outcome;
 pub use disk::{Begun, Disk};
 pub use error::{NodeError, words};
 pub use notify::CompletionNotifier;
@@ -73,7 +73,7 @@ pub struct Node {
 #[derive(Debug)]
 pub struct Life {
     /// What became of its task.
-    pub ending: Result<Ending, NodeError>,
+    pub outcome: Result<Outcome, NodeError>,
     /// What became of the machine.
     pub end: Result<MachineEnd, EndError>,
 }
@@ -100,8 +100,8 @@ pub async fn run(node: Node) -> Life {
         () = lifetime => unreachable!("the lifetime only drains"),
         () = node.stopping.is_over() => None,
     };
-    let ending = match joined {
-        Some(Some(Ok(ending))) => ending,
+    let outcome = match joined {
+        Some(Some(Ok(outcome))) => outcome,
         Some(Some(Err(panic))) => Err(NodeError::Panicked(panic.to_string())),
         Some(None) => Err(NodeError::Panicked("the node's task vanished".to_owned())),
         None => {
@@ -111,22 +111,22 @@ pub async fn run(node: Node) -> Life {
     };
     let seen = seen.borrow().clone();
     let end = step(&node, Step::Terminate, node.backend.machine.end(node.settings.end_order, seen)).await;
-    Life { ending, end }
+    Life { outcome, end }
 }
 
 /// The steps from identity to notification. Hands on what the tags prove as soon as they are read, for the step after
 /// the last.
-async fn life(node: Node, proof: watch::Sender<Option<EndProof>>) -> Result<Ending, NodeError> {
+async fn life(node: Node, proof: watch::Sender<Option<EndProof>>) -> Result<Outcome, NodeError> {
     let (instance, work) = step(&node, Step::Identify, identity::find(&node, &proof)).await?;
     // Stopped before it began: nothing is claimed, so nothing has to be handed back.
-    let Some(work) = work else { return Ok(Ending::Drained) };
+    let Some(work) = work else { return Ok(Outcome::Drained) };
     // What an earlier process held is settled first: a claim would take it for handed back.
     let crash::Reported { found, failed, settled, unsettled } = crash::report(&node, &instance).await;
     let mut removal = Removal::start(settled, unsettled, &node.stopping.drain);
     removal.head_start().await;
     let (spot, mut looks) =
         SpotWatcher::start(node.backend.machine.clone(), node.backend.ledger.clone(), instance.is_on_ec2());
-    let ending = match work {
+    let outcome = match work {
         Work::Task(task) => match failed.into_iter().find(|(src, _)| *src == task.src) {
             Some((_, error)) => Err(error),
             None => one_task(&node, &instance, &spot, &task).await,
@@ -135,7 +135,7 @@ async fn life(node: Node, proof: watch::Sender<Option<EndProof>>) -> Result<Endi
     };
     looks.shutdown().await;
     removal.end().await;
-    ending
+    outcome
 }
 
 /// Attempts at one task, until it has ended or is handed back.
@@ -144,13 +144,13 @@ async fn one_task(
     instance: &Instance,
     spot: &SpotWatcher,
     task: &Assignment,
-) -> Result<Ending, NodeError> {
+) -> Result<Outcome, NodeError> {
     let span = tracing::info_span!("task", task.id = %task.src, src.id = %task.src, instance.id = %instance.id);
     loop {
-        let ending = attempt::run(node, instance, spot, task).instrument(span.clone()).await?;
+        let outcome = attempt::run(node, instance, spot, task).instrument(span.clone()).await?;
         // A failure that may pass is tried again here: a new machine would only cost another boot.
-        if !matches!(ending, Ending::TryAgain(_)) || node.stopping.drain.is_cancelled() {
-            return Ok(ending);
+        if !matches!(outcome, Outcome::TryAgain(_)) || node.stopping.drain.is_cancelled() {
+            return Ok(outcome);
         }
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::retry::{Failure, retry_transient};
+use super::retry::{Retryable, retry_transient};
 use crate::backend::store::Body;
 use crate::domain::checkpoint::Stamp;
 use crate::workload::is_limit;
@@ -44,8 +44,8 @@ pub(super) struct Pin {
     _place: Option<SemaphorePermit<'static>>,
 }
 
-impl Failure for PinError {
-    fn may_pass(&self) -> bool {
+impl Retryable for PinError {
+    fn is_transient(&self) -> bool {
         matches!(self, Self::System(error) if is_limit(error))
     }
 }

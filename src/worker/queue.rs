@@ -52,7 +52,7 @@ pub(super) struct Queue {
 
 /// The next task of a slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Next {
+pub(super) struct NextTask {
     pub(super) src: SrcId,
     pub(super) is_suspect: bool,
 }
@@ -106,7 +106,7 @@ impl Queue {
     }
 
     /// Takes the suspect task that waits longest for this node, once its time has come, or the node has nothing else.
-    pub(super) fn take_suspect(&mut self, now: Instant, is_idle: bool) -> Option<Next> {
+    pub(super) fn take_suspect(&mut self, now: Instant, is_idle: bool) -> Option<NextTask> {
         let waits = self
             .suspects
             .iter()
@@ -114,7 +114,7 @@ impl Queue {
         let src = waits.min_by_key(|(_, due)| **due)?.0.clone();
         self.suspects.remove(&src);
         self.held.insert(src.clone());
-        Some(Next { src, is_suspect: true })
+        Some(NextTask { src, is_suspect: true })
     }
 
     /// Leaves a task alone that could not be claimed.
@@ -135,11 +135,11 @@ impl Queue {
     }
 
     /// Takes the next task that no other slot is at.
-    pub(super) fn take(&mut self, now: Instant) -> Option<Next> {
+    pub(super) fn take(&mut self, now: Instant) -> Option<NextTask> {
         while let Some(src) = self.page.pop_front() {
             let is_left = self.is_aside(&src, now) || self.suspects.contains_key(&src);
             if !is_left && self.held.insert(src.clone()) {
-                return Some(Next { src, is_suspect: false });
+                return Some(NextTask { src, is_suspect: false });
             }
         }
         None
@@ -172,8 +172,8 @@ mod tests {
         RecoveredTask { src: src(name), crash }
     }
 
-    fn next(name: &str, is_suspect: bool) -> Next {
-        Next { src: src(name), is_suspect }
+    fn next(name: &str, is_suspect: bool) -> NextTask {
+        NextTask { src: src(name), is_suspect }
     }
 
     #[test]

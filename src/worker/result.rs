@@ -11,12 +11,12 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 use tokio::task::JoinSet;
 
-use super::execute::{Stop, Trouble};
+use super::execute::{AttemptFailure, StopReason};
 use super::pins::Pins;
 use super::retry::retry_transient;
 use super::{Node, NodeError};
 use crate::backend::Backend;
-use crate::backend::ledger::{Fence, Outcome};
+use crate::backend::ledger::{Completion, Fence};
 use crate::backend::store::{Body, OBJECT_BYTES_MAX, Put, StoreError, Stored, uri};
 use crate::domain::budget::SizeLimits;
 use crate::domain::ids::KEY_BYTES_MAX;
@@ -46,37 +46,42 @@ const FILES_PARALLEL: usize = 8;
 /// A folder goes up file by file under `rslt_<src>/`; last goes an index of them, which is the result's `ETag` and tells
 /// the attempt's own files from what a dead attempt may have left. The index is put from memory: the disk may be full.
 /// What S3 would refuse is found before anything goes up.
-pub(super) async fn upload(node: &Node, env: &WorkloadEnv, fence: &Fence, bucket: &str) -> Result<Outcome, Stop> {
+pub(super) async fn upload(
+    node: &Node,
+    env: &WorkloadEnv,
+    fence: &Fence,
+    bucket: &str,
+) -> Result<Completion, StopReason> {
     let key = result_key(&env.src);
     let (ledger, store, limit) = (&node.backend.ledger, &node.backend.store, node.settings.lease);
-    match retry_transient(limit, || find(env, node.settings.sizes)).await.map_err(trouble)? {
+    match retry_transient(limit, || find(env, node.settings.sizes)).await.map_err(failure)? {
         // A program that ignores its failed writes ends with 0.
         Output::Nothing if node.settings.disk.is_full(env.folder()) => {
-            Err(Trouble::new(Verdict::DiskFull, true, NodeError::WorkloadDiskFull).into())
+            Err(AttemptFailure::new(Verdict::DiskFull, true, NodeError::WorkloadDiskFull).into())
         }
         Output::Nothing => {
             let error = NodeError::NoResult { output: env.output() };
-            Err(Trouble { exit_code: Some(0), ..Trouble::new(Verdict::NoResult, false, error) }.into())
+            Err(AttemptFailure { exit_code: Some(0), ..AttemptFailure::new(Verdict::NoResult, false, error) }.into())
         }
         Output::File(file) => {
             let pins = pins(node, env);
-            let put = put(&pins, &node.backend, fence, (bucket, &key), &file, limit).await.map_err(trouble)?;
-            let Put::Stored(Stored { etag, bytes }) = put else { return Err(Stop::LeaseLost) };
-            Ok(Outcome::Done { result: uri(bucket, &key), etag, bytes })
+            let put = put(&pins, &node.backend, fence, (bucket, &key), &file, limit).await.map_err(failure)?;
+            let Put::Stored(Stored { etag, bytes }) = put else { return Err(StopReason::LeaseLost) };
+            Ok(Completion::Done { result: uri(bucket, &key), etag, bytes })
         }
         Output::Files(files) => {
             let prefix = format!("{key}/");
             let pins = pins(node, env);
-            let Some(stored) = upload_files(node, fence, pins, (bucket, &prefix), files).await.map_err(trouble)? else {
-                return Err(Stop::LeaseLost);
+            let Some(stored) = upload_files(node, fence, pins, (bucket, &prefix), files).await.map_err(failure)? else {
+                return Err(StopReason::LeaseLost);
             };
             let index = Body::Bytes(index_of(&stored, fence).into());
             let index_key = format!("{prefix}{INDEX_NAME}");
             let put = retry_transient(limit, || store.put_result(ledger, fence, bucket, &index_key, index.clone()));
-            let put = put.await.map_err(trouble)?;
-            let Put::Stored(Stored { etag, .. }) = put else { return Err(Stop::LeaseLost) };
+            let put = put.await.map_err(failure)?;
+            let Put::Stored(Stored { etag, .. }) = put else { return Err(StopReason::LeaseLost) };
             let bytes = sum(stored.values().map(|file| file.bytes));
-            Ok(Outcome::Done { result: uri(bucket, &prefix), etag, bytes })
+            Ok(Completion::Done { result: uri(bucket, &prefix), etag, bytes })
         }
     }
 }
@@ -173,15 +178,15 @@ fn index_of(stored: &BTreeMap<String, Stored>, fence: &Fence) -> String {
 }
 
 /// Says whose fault a failed upload is: the task's own if the result is not what S3, or this node, can take.
-fn trouble(error: StoreError) -> Trouble {
+fn failure(error: StoreError) -> AttemptFailure {
     let error = match error {
         StoreError::Disk { path, source, .. } if is_the_workloads(&source) => {
             bad(&path, format!("it cannot be read: {source}"))
         }
         other => other,
     };
-    let (verdict, may_pass) = super::error::ending_of(&error);
-    Trouble::new(verdict, may_pass, NodeError::Store { doing: "uploading the result", source: error })
+    let (verdict, is_transient) = super::error::classify(&error);
+    AttemptFailure::new(verdict, is_transient, NodeError::Store { doing: "uploading the result", source: error })
 }
 
 /// Returns whether a failed read of the result is the workload's doing: it took the right away, something of it still
@@ -406,21 +411,21 @@ mod tests {
     /// What the machine lacks, or cannot read, is not the result's fault; and what only lacks now is tried again.
     #[test]
     fn a_file_that_this_machine_cannot_open_hands_the_task_back() {
-        use crate::worker::retry::Failure;
+        use crate::worker::retry::Retryable;
         let ends = |error| {
-            let ending = trouble(of_pin(Path::new("/output"), error)).ending;
-            (ending.verdict, ending.may_pass)
+            let class = failure(of_pin(Path::new("/output"), error)).class;
+            (class.verdict, class.is_transient)
         };
         for errno in [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN, Errno::INTR, Errno::IO, Errno::STALE] {
             let error = || PinError::System(errno.into());
-            assert_eq!(error().may_pass(), !matches!(errno, Errno::IO | Errno::STALE), "{errno:?}");
-            assert_eq!(of_pin(Path::new("/output"), error()).may_pass(), error().may_pass(), "{errno:?}");
+            assert_eq!(error().is_transient(), !matches!(errno, Errno::IO | Errno::STALE), "{errno:?}");
+            assert_eq!(of_pin(Path::new("/output"), error()).is_transient(), error().is_transient(), "{errno:?}");
             assert_eq!(ends(error()), (Verdict::Infra, true), "{errno:?}");
         }
         for errno in [Errno::NOENT, Errno::ACCESS, Errno::PERM, Errno::NAMETOOLONG] {
             assert_eq!(ends(PinError::System(errno.into())), (Verdict::AppError, false), "{errno:?}");
         }
         let no_file = PinError::NoFile { path: "output".to_owned(), what: "is a socket" };
-        assert_eq!((no_file.may_pass(), ends(no_file)), (false, (Verdict::AppError, false)));
+        assert_eq!((no_file.is_transient(), ends(no_file)), (false, (Verdict::AppError, false)));
     }
 }

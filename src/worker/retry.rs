@@ -12,19 +12,19 @@ use crate::domain::backoff;
 use crate::workload::is_limit;
 
 /// A failure that says of itself whether the same again may succeed.
-pub(super) trait Failure: std::fmt::Display + std::error::Error {
+pub(super) trait Retryable: std::fmt::Display + std::error::Error {
     /// Returns whether the same call may succeed later.
-    fn may_pass(&self) -> bool;
+    fn is_transient(&self) -> bool;
 }
 
-impl Failure for CloudError {
-    fn may_pass(&self) -> bool {
+impl Retryable for CloudError {
+    fn is_transient(&self) -> bool {
         self.is_retryable()
     }
 }
 
-impl Failure for StoreError {
-    fn may_pass(&self) -> bool {
+impl Retryable for StoreError {
+    fn is_transient(&self) -> bool {
         match self {
             Self::Cloud(error) => error.is_retryable(),
             Self::Disk { source, .. } => is_limit(source),
@@ -40,7 +40,7 @@ impl Failure for StoreError {
 ///
 /// # Errors
 /// The last failure.
-pub(super) async fn retry_transient<T, E: Failure, F>(limit: Duration, call: impl FnMut() -> F) -> Result<T, E>
+pub(super) async fn retry_transient<T, E: Retryable, F>(limit: Duration, call: impl FnMut() -> F) -> Result<T, E>
 where
     F: Future<Output = Result<T, E>>,
 {
@@ -52,7 +52,7 @@ where
 ///
 /// # Errors
 /// The last failure.
-pub(super) async fn retry_transient_unless<T, E: Failure, F>(
+pub(super) async fn retry_transient_unless<T, E: Retryable, F>(
     stop: &CancellationToken,
     limit: Duration,
     mut call: impl FnMut() -> F,
@@ -69,7 +69,7 @@ where
         };
         tries += 1;
         let elapsed = started.elapsed();
-        if !error.may_pass() || tries > 1 && elapsed >= limit || stop.is_cancelled() {
+        if !error.is_transient() || tries > 1 && elapsed >= limit || stop.is_cancelled() {
             return Err(error);
         }
         let pause = backoff::delay(tries + 2, rand::random());
@@ -90,13 +90,13 @@ where
 /// # Errors
 /// Every other failure.
 pub(super) fn or_drained<T>(node: &Node, result: Result<T, NodeError>) -> Result<Option<T>, NodeError> {
-    let may_pass = |error: &NodeError| match error {
-        NodeError::Cloud { source, .. } => source.may_pass(),
-        NodeError::Store { source, .. } => source.may_pass(),
+    let is_transient = |error: &NodeError| match error {
+        NodeError::Cloud { source, .. } => source.is_transient(),
+        NodeError::Store { source, .. } => source.is_transient(),
         _ => false,
     };
     match result {
-        Err(error) if node.stopping.drain.is_cancelled() && may_pass(&error) => {
+        Err(error) if node.stopping.drain.is_cancelled() && is_transient(&error) => {
             tracing::warn!("given up, for the node drains: {}", super::error::words(&error));
             Ok(None)
         }

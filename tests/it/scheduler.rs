@@ -67,7 +67,7 @@ async fn an_object_is_a_row_and_a_node_and_its_duplicates_are_neither() {
     assert_eq!(cloud.attribute("M/a b+c.txt", "numlog").await, "1+1");
     assert_eq!(cloud.attribute("M/a b+c.txt", "trigTime").await, "2026-01-01T00:00:00.000Z");
 
-    cloud.node_on(instance, Faults::new()).run().await.ending.unwrap();
+    cloud.node_on(instance, Faults::new()).run().await.outcome.unwrap();
     assert_eq!(cloud.result("rslt_M/a b+c.txt").as_deref(), Some("cba"));
 }
 
@@ -224,7 +224,7 @@ async fn a_launch_that_ec2_refuses_is_named_and_the_task_waits() {
         let error = scheduler.launch_for(&row, None).await.unwrap_err();
         let (exit, hint) = of_scheduler(&error);
         assert!(matches!(exit, Exit::LaunchRefused | Exit::AccessDenied), "{code}: {exit:?}");
-        assert!(hint.is_some() && !error.may_pass(), "{code}");
+        assert!(hint.is_some() && !error.is_transient(), "{code}");
         // Types and prices are a mission's own, and others may launch.
         assert_eq!(error.is_of_every_launch(), code != "InvalidParameterValue", "{code}");
     }
@@ -244,7 +244,7 @@ async fn a_long_key_goes_by_a_short_name() {
         assert!(tags::is_short(&value));
         assert_eq!(sweep(&scheduler).await, [], "its node is known by its short name");
 
-        cloud.node_on(instance, Faults::new()).run().await.ending.unwrap();
+        cloud.node_on(instance, Faults::new()).run().await.outcome.unwrap();
 
         assert_eq!(cloud.task(&key).await.state, State::Done);
     }

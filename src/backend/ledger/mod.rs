@@ -25,7 +25,7 @@ mod settings;
 mod tables;
 
 pub use claim::{Claim, Claimant};
-pub use commit::{Commit, Finish, Outcome};
+pub use commit::{Commit, Completion, Finish};
 pub use cursor::Cursor;
 pub use item::Row;
 pub use launch::Failed;

@@ -172,7 +172,7 @@ impl Sweep<'_> {
     fn refuse(&mut self, mission: Option<MissionId>, error: &SchedulerError) {
         if error.is_of_every_launch() {
             self.may_launch = false;
-        } else if !error.may_pass() {
+        } else if !error.is_transient() {
             self.refused.insert(mission);
         }
     }
