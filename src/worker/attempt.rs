@@ -10,14 +10,17 @@ use tracing::Instrument;
 use super::checkpoint::Checkpoints;
 use super::claim::{self, Claimed, Held};
 use super::error::classify;
-use super::execute::{self, AttemptFailure, LAST_WORDS, StopReason, of_disk, speed, upload_time};
+use super::execute;
 use super::finish::{self, Attempted};
 use super::heartbeat::{Heartbeat, Periods, TimeCost};
 use super::identity::{Assignment, Instance};
+use super::node::{mission_of, step};
+use super::outcome::{AttemptFailure, Outcome, StopReason, infra, of_disk};
 use super::panic::caught;
 use super::retry::{or_drained, retry_transient, retry_transient_unless};
 use super::spot::SpotWatcher;
-use super::{Node, NodeError, Step, checkpoint_size, preflight, result, step};
+use super::spot::{LAST_WORDS, speed, upload_time};
+use super::{Node, NodeError, Step, checkpoint_size, deployment, result};
 use crate::backend::Kind;
 use crate::backend::ledger::{Completion, Fence};
 use crate::backend::store::{Downloaded, StoreError, uri};
@@ -25,42 +28,9 @@ use crate::clock;
 use crate::domain::backoff;
 use crate::domain::ids::InstanceId;
 use crate::domain::mission::Mission;
-use crate::domain::task::{State, Task};
+use crate::domain::task::Task;
 use crate::domain::verdict::Verdict;
 use crate::workload::{Workload, WorkloadEnv};
-
-/// What became of a task, as far as this node is concerned.
-#[derive(Debug)]
-pub enum Outcome {
-    /// Its result is committed.
-    Committed {
-        /// `s3://…` of the result.
-        result: String,
-    },
-    /// It had ended before.
-    EndedBefore(State),
-    /// Another instance holds it and lives.
-    HeldByOther(InstanceId),
-    /// It was not claimed: it is suspect of a crash, and would not run alone here.
-    Suspect,
-    /// It is handed back, because the node was told to drain.
-    Drained,
-    /// It is handed back, because EC2 takes the instance back.
-    Interrupted,
-    /// Its mission was cancelled, and the task has ended with that.
-    Cancelled,
-    /// Tasks of a mission were done one after another, until none was left or the node was to end.
-    Served {
-        /// Committed results.
-        done: u64,
-        /// Attempts that ended otherwise.
-        other: u64,
-    },
-    /// It is handed back, and counted by no budget: other tasks of this machine have filled the disk.
-    NoRoom(NodeError),
-    /// It is handed back after a failure that may pass.
-    TryAgain(NodeError),
-}
 
 /// The pause before a task is tried again on the same node lies between nothing and this.
 const AGAIN_PAUSE_TRIES: u32 = 7; // 50 ms doubled six times: up to 3.2 s.
@@ -76,7 +46,7 @@ pub(super) async fn run(
     let bucket = result_bucket(node)?;
     // A check that is dropped has changed nothing.
     let checked = tokio::select! {
-        checked = preflight::check(node, bucket, &task.src) => Some(checked),
+        checked = deployment::check(node, bucket, &task.src) => Some(checked),
         () = node.stopping.drain.cancelled() => None,
     };
     let Some(checked) = checked else {
@@ -205,15 +175,6 @@ async fn repair_index(node: &Node, row: &Task) {
     }
 }
 
-pub(super) async fn mission_of(node: &Node, row: &Task) -> Result<Option<Mission>, crate::backend::CloudError> {
-    let Some(id) = &row.mission else { return Ok(None) };
-    let mission = node.backend.ledger.mission(id).await?;
-    if mission.is_none() {
-        tracing::warn!("mission {id} has no row: its tally is kept, but nobody can see its end");
-    }
-    Ok(Some(mission.unwrap_or_else(|| Mission::unknown(id.clone()))))
-}
-
 /// Download, workload, upload; each ends early when the lease is lost, the first two also when the node is to drain.
 async fn work(
     node: &Node,
@@ -328,10 +289,6 @@ async fn unless<T>(
     }
 }
 
-fn infra(error: NodeError) -> StopReason {
-    AttemptFailure::new(Verdict::Infra, true, error).into()
-}
-
 fn result_bucket(node: &Node) -> Result<&str, NodeError> {
     node.settings
         .result_bucket
@@ -378,20 +335,8 @@ async fn download(node: &Node, bucket: &str, env: &WorkloadEnv) -> Result<Downlo
         return Err(AttemptFailure::new(Verdict::Infra, false, NodeError::MissingInput { uri }).into());
     }
     let (verdict, is_transient) = classify(&error);
-    let error = preflight::blame(node, bucket, error).await;
+    let error = deployment::blame(node, bucket, error).await;
     // What is the deployment's fault is not held against the task for good.
     let is_transient = is_transient || !error.is_the_tasks_own();
     Err(AttemptFailure::new(verdict, is_transient, error).into())
-}
-
-impl std::fmt::Display for StopReason {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::LeaseLost => f.write_str("the lease is lost"),
-            Self::Drain => f.write_str("the node is to drain"),
-            Self::Cancelled => f.write_str("the mission is cancelled"),
-            Self::Interrupted(_) => f.write_str("EC2 takes the instance back"),
-            Self::Failed(failure) => failure.error.fmt(f),
-        }
-    }
 }

@@ -21,8 +21,9 @@ use tokio::time::Instant;
 
 use super::error::words;
 use super::identity::Instance;
+use super::node::mission_of;
 use super::retry::{or_drained, retry_transient_unless};
-use super::{CompletionNotifier, Node, NodeError, attempt::mission_of, log};
+use super::{CompletionNotifier, Node, NodeError, log};
 use crate::backend::ledger::{Commit, Completion, Fence, Finish, Release};
 use crate::clock;
 use crate::domain::budget::CRASHES_MAX;

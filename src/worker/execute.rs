@@ -1,75 +1,17 @@
 //! Step 4: run the workload, and read from its end what it means.
 
-use std::time::Duration;
-
 use tokio::time::Instant;
 
 use super::checkpoint::Checkpoints;
 use super::heartbeat::Heartbeat;
-use super::spot::SpotWatcher;
+use super::outcome::{AttemptFailure, StopReason, of_disk};
+use super::spot::{LAST_WORDS, SpotWatcher, speed, upload_time};
 use super::{Node, NodeError, checkpoint_size, log};
-use crate::backend::Store;
-use crate::domain::budget::FailureClass;
 use crate::domain::verdict::Verdict;
 use crate::workload::{Ended, Stops, Workload, WorkloadEnv, is_of_machine};
 
 /// `EX_TEMPFAIL` of sysexits.h: try again.
 const EXIT_TRY_AGAIN: i32 = 75;
-
-/// Why an attempt goes no further.
-#[derive(Debug)]
-pub(super) enum StopReason {
-    /// The lease is lost: write nothing.
-    LeaseLost,
-    /// The node is to drain.
-    Drain,
-    /// The mission was cancelled.
-    Cancelled,
-    /// EC2 takes the machine back at this instant.
-    Interrupted(Instant),
-    /// Something failed.
-    Failed(AttemptFailure),
-}
-
-/// A failure, as the task's row and the user see it.
-#[derive(Debug)]
-pub(super) struct AttemptFailure {
-    pub(super) class: FailureClass,
-    pub(super) exit_code: Option<i32>,
-    pub(super) error: NodeError,
-}
-
-impl AttemptFailure {
-    pub(super) const fn new(verdict: Verdict, is_transient: bool, error: NodeError) -> Self {
-        Self { class: FailureClass { verdict, is_transient, is_counted: true }, exit_code: None, error }
-    }
-}
-
-impl From<AttemptFailure> for StopReason {
-    fn from(failure: AttemptFailure) -> Self {
-        Self::Failed(failure)
-    }
-}
-
-/// A failure of the node's own disk, which may be full.
-pub(super) fn of_disk(error: NodeError) -> StopReason {
-    AttemptFailure::new(if error.is_disk_full() { Verdict::DiskFull } else { Verdict::Infra }, true, error).into()
-}
-
-/// Time kept back from a workload under a Spot notice, for the log and the row.
-pub(super) const LAST_WORDS: Duration = Duration::from_secs(5);
-/// Upload speed that is assumed before a save has shown it, in bytes per second: a tenth of a small instance's.
-const SPEED_ASSUMED: u64 = 10_000_000;
-
-/// Returns at how many bytes per second this node uploads: as measured, or as assumed before anything was.
-pub(super) fn speed(store: &Store) -> u64 {
-    store.upload_speed().unwrap_or(SPEED_ASSUMED)
-}
-
-/// Returns how long so many bytes take; ten years are as good as more, which no sum of times must overflow.
-pub(super) fn upload_time(bytes: u64, speed: u64) -> Duration {
-    Duration::from_secs((bytes / speed.max(1)).min(315_360_000))
-}
 
 /// Runs the workload to its end, to the loss of the lease, to the drain, or to a Spot notice; saves checkpoints on the way.
 /// Returns its exit code, which is 0.

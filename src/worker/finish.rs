@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::attempt::{Outcome, mission_of};
 use super::checkpoint::Checkpoints;
 use super::disk::Place;
-use super::execute::{AttemptFailure, LAST_WORDS, StopReason};
 use super::heartbeat::Heartbeat;
+use super::node::{mission_of, step};
+use super::outcome::{AttemptFailure, Outcome, StopReason};
 use super::retry::{or_drained, retry_transient};
-use super::{CompletionNotifier, Node, NodeError, Step, log, step};
+use super::spot::LAST_WORDS;
+use super::{CompletionNotifier, Node, NodeError, Step, log};
 use crate::backend::ledger::{Commit, Completion, Fence, Finish, Release};
 use crate::clock;
 use crate::domain::budget::{Disposition, FailureClass, decide};

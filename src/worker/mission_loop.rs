@@ -29,10 +29,10 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::Instrument;
 
-use super::attempt::Outcome;
 use super::crash::RecoveredTask;
 use super::error::words;
 use super::identity::{Assignment, Instance};
+use super::outcome::Outcome;
 use super::queue::{NextTask, PAGE_LIFE, Queue};
 use super::retry::{or_drained, retry_transient_unless};
 use super::spot::SpotWatcher;

@@ -16,6 +16,7 @@ mod checkpoint;
 mod checkpoint_size;
 mod claim;
 mod crash;
+mod deployment;
 mod disk;
 mod error;
 mod execute;
@@ -24,7 +25,9 @@ mod heartbeat;
 mod identity;
 pub(crate) mod log;
 mod mission_loop;
+mod node;
 mod notify;
+mod outcome;
 mod panic;
 mod pins;
 mod preflight;
@@ -36,47 +39,25 @@ mod spot;
 mod stopping;
 mod turns;
 
-pub use attempt::Outcome;
 pub use disk::{Begun, Disk};
 pub use error::{NodeError, words};
+pub use node::{Life, Node};
 pub use notify::CompletionNotifier;
+pub use outcome::Outcome;
 pub use preflight::Preflight;
 pub use settings::{Report, Settings, Step};
 pub use stopping::{DRAIN_LIMIT, Stopping};
-
-use std::sync::Arc;
-use std::time::Instant;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::Instrument;
 
 use identity::{Assignment, Instance, Work};
+use node::step;
 use spot::SpotWatcher;
 
-use crate::backend::Backend;
-use crate::backend::machine::{EndError, EndProof, MachineEnd};
+use crate::backend::machine::EndProof;
 use crate::workload::Removal;
-
-/// What a node is made of. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Node {
-    /// The services.
-    pub backend: Backend,
-    /// The settings.
-    pub settings: Arc<Settings>,
-    /// How the node is told to end before its task does.
-    pub stopping: Stopping,
-}
-
-/// How a node's life ended.
-#[derive(Debug)]
-pub struct Life {
-    /// What became of its task.
-    pub outcome: Result<Outcome, NodeError>,
-    /// What became of the machine.
-    pub end: Result<MachineEnd, EndError>,
-}
 
 /// Runs a node: one task from its instance's tag to its end, then the end of the machine.
 ///
@@ -153,21 +134,4 @@ async fn one_task(
             return Ok(outcome);
         }
     }
-}
-
-/// Runs one step in a span of its own and logs how long it took.
-async fn step<T, E: std::fmt::Display>(
-    node: &Node,
-    step: Step,
-    work: impl Future<Output = Result<T, E>>,
-) -> Result<T, E> {
-    node.settings.report.send_modify(|report| report.step = step);
-    let started = Instant::now();
-    let result = work.instrument(tracing::info_span!("step", name = step.as_str())).await;
-    let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    match &result {
-        Ok(_) => tracing::info!(step = step.as_str(), duration_ms, "{} took {duration_ms} ms", step.as_str()),
-        Err(error) => tracing::debug!(step = step.as_str(), duration_ms, "{} failed: {error}", step.as_str()),
-    }
-    result
 }

@@ -11,7 +11,7 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 use tokio::task::JoinSet;
 
-use super::execute::{AttemptFailure, StopReason};
+use super::outcome::{AttemptFailure, StopReason};
 use super::pins::Pins;
 use super::retry::retry_transient;
 use super::{Node, NodeError};

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use crate::backend::{Ledger, Machine};
+use crate::backend::{Ledger, Machine, Store};
 use crate::clock;
 
 /// EC2 recommends a look every 5 s. Source: EC2 user guide, "Spot Instance interruption notices".
@@ -27,6 +27,11 @@ const UNREAD_BUDGET: Duration = Duration::from_secs(20);
 const TIME_TIMEOUT: Duration = Duration::from_secs(2);
 /// The longest a notice runs.
 const BUDGET_MAX: Duration = Duration::from_mins(2);
+
+/// Time kept back from a workload under a Spot notice, for the log and the row.
+pub(super) const LAST_WORDS: Duration = Duration::from_secs(5);
+/// Upload speed that is assumed before a save has shown it, in bytes per second: a tenth of a small instance's.
+const SPEED_ASSUMED: u64 = 10_000_000;
 
 /// What IMDS has said, for as long as the node lives. A clone hears the same.
 #[derive(Clone)]
@@ -121,6 +126,16 @@ fn budget_of(text: &str, now: SystemTime) -> Duration {
     let time = json.as_ref().and_then(|json| json.get("time")?.as_str()).unwrap_or(text.trim().trim_matches('"'));
     let left = clock::read(time).and_then(|time| time.duration_since(now).ok());
     left.filter(|left| !left.is_zero()).unwrap_or(UNREAD_BUDGET).min(BUDGET_MAX)
+}
+
+/// Returns at how many bytes per second this node uploads: as measured, or as assumed before anything was.
+pub(super) fn speed(store: &Store) -> u64 {
+    store.upload_speed().unwrap_or(SPEED_ASSUMED)
+}
+
+/// Returns how long so many bytes take; ten years are as good as more, which no sum of times must overflow.
+pub(super) fn upload_time(bytes: u64, speed: u64) -> Duration {
+    Duration::from_secs((bytes / speed.max(1)).min(315_360_000))
 }
 
 #[cfg(test)]

@@ -1,0 +1,59 @@
+//! A node: its services, its settings, and how it is stopped; and what its steps have in common.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tracing::Instrument;
+
+use super::outcome::Outcome;
+use super::{NodeError, Settings, Step, Stopping};
+use crate::backend::machine::{EndError, MachineEnd};
+use crate::backend::{Backend, CloudError};
+use crate::domain::mission::Mission;
+use crate::domain::task::Task;
+
+/// What a node is made of. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// The services.
+    pub backend: Backend,
+    /// The settings.
+    pub settings: Arc<Settings>,
+    /// How the node is told to end before its task does.
+    pub stopping: Stopping,
+}
+
+/// How a node's life ended.
+#[derive(Debug)]
+pub struct Life {
+    /// What became of its task.
+    pub outcome: Result<Outcome, NodeError>,
+    /// What became of the machine.
+    pub end: Result<MachineEnd, EndError>,
+}
+
+/// Runs one step in a span of its own and logs how long it took.
+pub(super) async fn step<T, E: std::fmt::Display>(
+    node: &Node,
+    step: Step,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    node.settings.report.send_modify(|report| report.step = step);
+    let started = Instant::now();
+    let result = work.instrument(tracing::info_span!("step", name = step.as_str())).await;
+    let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    match &result {
+        Ok(_) => tracing::info!(step = step.as_str(), duration_ms, "{} took {duration_ms} ms", step.as_str()),
+        Err(error) => tracing::debug!(step = step.as_str(), duration_ms, "{} failed: {error}", step.as_str()),
+    }
+    result
+}
+
+pub(super) async fn mission_of(node: &Node, row: &Task) -> Result<Option<Mission>, CloudError> {
+    let Some(id) = &row.mission else { return Ok(None) };
+    let mission = node.backend.ledger.mission(id).await?;
+    if mission.is_none() {
+        tracing::warn!("mission {id} has no row: its tally is kept, but nobody can see its end");
+    }
+    Ok(Some(mission.unwrap_or_else(|| Mission::unknown(id.clone()))))
+}
