@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::identity::{Assignment, Instance};
+use super::host::Host;
+use super::identity::Assignment;
 use super::retry::{or_drained, retry_transient_unless};
 use super::{Node, NodeError};
 use crate::backend::ledger::{Claim, Claimant};
@@ -54,9 +55,10 @@ const ROUND_PAUSE: Duration = Duration::from_millis(200);
 /// gone, or a whole lease without a beat, means take over.
 ///
 /// Bounded by [`ROUNDS_MAX`]; each round ends with a claim, a live holder, an expired lease, or the drain.
-pub(super) async fn acquire(node: &Node, instance: &Instance, task: &Assignment) -> Result<Claimed, NodeError> {
+pub(super) async fn acquire(host: &Host, task: &Assignment) -> Result<Claimed, NodeError> {
+    let node = &host.node;
     let who = Claimant {
-        owner: instance.id.clone(),
+        owner: host.instance.id.clone(),
         mission: task.mission.clone(),
         bucket: node.settings.source_bucket.clone(),
         now: clock::now_rfc3339(),

@@ -21,10 +21,9 @@ use tokio::time::Instant;
 
 use super::error::words;
 use super::identity::Instance;
-use super::node::mission_of;
 use super::retry::{or_drained, retry_transient_unless};
 use super::{CompletionNotifier, Node, NodeError, log};
-use crate::backend::ledger::{Commit, Completion, Fence, Finish, Release};
+use crate::backend::ledger::{Commit, Completion, Finish, Release};
 use crate::clock;
 use crate::domain::budget::CRASHES_MAX;
 use crate::domain::ids::{Attempt, SrcId};
@@ -142,7 +141,7 @@ async fn put_back(
         counts,
         now: clock::now_rfc3339(),
     };
-    let fence = fence(instance, row);
+    let fence = instance.fence(row);
     let released =
         retry_transient_unless(&node.stopping.drain, limit, || node.backend.ledger.release(&fence, &release)).await;
     released.map_err(NodeError::cloud("noting a crash"))
@@ -157,7 +156,7 @@ async fn fail(
     limit: Duration,
 ) -> Result<bool, NodeError> {
     let drain = &node.stopping.drain;
-    let mission = retry_transient_unless(drain, limit, || mission_of(node, row)).await;
+    let mission = retry_transient_unless(drain, limit, || node.mission_of(row)).await;
     let mission = mission.map_err(NodeError::cloud("reading the mission"))?;
     let finish = Finish {
         completion: Completion::Failed(Verdict::AppError),
@@ -167,7 +166,7 @@ async fn fail(
         history: history(node, row, Verdict::AppError).await,
         counts,
     };
-    let fence = fence(instance, row);
+    let fence = instance.fence(row);
     let committed =
         retry_transient_unless(drain, limit, || node.backend.ledger.commit(&fence, mission.as_ref(), &finish)).await;
     if committed.map_err(NodeError::cloud("failing a task that crashes its nodes"))? != Commit::Committed {
@@ -175,17 +174,14 @@ async fn fail(
     }
     if let Some(mission) = mission {
         // The task has ended: whoever comes by, or a sweep, sees to the mission's end otherwise.
-        let seen =
-            CompletionNotifier::of(node).notify_if_complete(&instance.id, row.src.as_str(), &mission, false).await;
+        let seen = CompletionNotifier::for_node(node)
+            .notify_if_complete(&instance.id, row.src.as_str(), &mission, false)
+            .await;
         if let Err(error) = seen {
             tracing::warn!("whether mission {} is over is left to others: {}", mission.id, words(&error));
         }
     }
     Ok(true)
-}
-
-fn fence(instance: &Instance, row: &Task) -> Fence {
-    Fence { src: row.src.clone(), attempt: row.attempt, owner: instance.id.clone() }
 }
 
 async fn history(node: &Node, row: &Task, verdict: Verdict) -> Vec<PastAttempt> {
@@ -197,6 +193,6 @@ async fn history(node: &Node, row: &Task, verdict: Verdict) -> Vec<PastAttempt> 
         ended: clock::now_rfc3339(),
         verdict,
         exit_code: None,
-        log: log::of_lost(&node.backend, bucket, &row.src, row.attempt).await,
+        log: log::find_lost(&node.backend, bucket, &row.src, row.attempt).await,
     })
 }

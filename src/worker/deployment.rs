@@ -36,9 +36,9 @@ pub(super) async fn check(node: &Node, bucket: &str, src: &SrcId) -> Result<(), 
     tokio::try_join!(sources, results).map(drop)
 }
 
-/// Says whose fault it is that an input cannot be read: the object's, unless the first inputs of this node are all
-/// refused.
-pub(super) async fn blame(node: &Node, bucket: &str, error: StoreError) -> NodeError {
+/// Decides whether an input that cannot be read is the object's fault, or the deployment's: the deployment's if the first
+/// inputs of this node are all refused.
+pub(super) async fn attribute_refusal(node: &Node, bucket: &str, error: StoreError) -> NodeError {
     let StoreError::Cloud(refusal) = &error else { return of_task(error) };
     let is_refusal = match refusal.kind {
         Kind::NoBucket | Kind::WrongRegion | Kind::KeyUnusable => true,

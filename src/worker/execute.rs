@@ -1,11 +1,15 @@
-//! Step 4: run the workload, and read from its end what it means.
+//! Step 4: run the workload, and interpret how it ended.
+
+use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::attempt::Attempt;
 use super::checkpoint::Checkpoints;
-use super::heartbeat::Heartbeat;
+use super::heartbeat::{Heartbeat, TimeCost};
+use super::host::Host;
 use super::outcome::{AttemptFailure, StopReason, of_disk};
-use super::spot::{LAST_WORDS, SpotWatcher, speed, upload_time};
+use super::spot::{FINAL_WRITES_TIME, SpotWatcher, speed, upload_time};
 use super::{Node, NodeError, checkpoint_size, log};
 use crate::domain::verdict::Verdict;
 use crate::workload::{Ended, Stops, Workload, WorkloadEnv, is_of_machine};
@@ -13,71 +17,72 @@ use crate::workload::{Ended, Stops, Workload, WorkloadEnv, is_of_machine};
 /// `EX_TEMPFAIL` of sysexits.h: try again.
 const EXIT_TRY_AGAIN: i32 = 75;
 
-/// Runs the workload to its end, to the loss of the lease, to the drain, or to a Spot notice; saves checkpoints on the way.
-/// Returns its exit code, which is 0.
-pub(super) async fn run(
-    node: &Node,
-    workload: &Workload,
-    env: &WorkloadEnv,
-    heartbeat: &Heartbeat,
-    spot: &SpotWatcher,
-    checkpoints: &mut Checkpoints,
-) -> Result<i32, StopReason> {
-    let stops = Stops { hurry: node.stopping.hurry.clone(), ..Stops::default() };
-    heartbeat.time_cost.send_modify(super::heartbeat::TimeCost::start);
-    let run = workload.run(env, node.settings.bounds.clone(), &heartbeat.progress, &stops);
-    let watch = async {
-        // Only the first of them matters, and the run is waited for in any case.
-        tokio::select! {
-            () = heartbeat.lost.cancelled() => {}
-            () = heartbeat.cancelled.cancelled() => {}
-            () = node.stopping.drain.cancelled() => {
-                let grace = node.settings.bounds.grace.min(node.stopping.grace_max());
-                stops.grace.send_replace(Some(grace));
+impl Attempt {
+    /// Runs the workload until it exits, the lease is lost, the node drains, or a Spot notice arrives; saves checkpoints
+    /// on the way. Returns the workload's exit code, which is 0.
+    pub(super) async fn execute(&mut self, workload: &Workload, env: &WorkloadEnv) -> Result<i32, StopReason> {
+        let Self { host: Host { node, spot, .. }, heartbeat, checkpoints, fence, .. } = self;
+        let heartbeat = &*heartbeat;
+        let stops = Stops { hurry: node.stopping.hurry.clone(), ..Stops::default() };
+        heartbeat.time_cost.send_modify(TimeCost::start);
+        let run = workload.run(env, node.settings.bounds.clone(), &heartbeat.progress, &stops);
+        let watch = async {
+            // Only the first of them matters, and the run is waited for in any case.
+            tokio::select! {
+                () = heartbeat.lost.cancelled() => {}
+                () = heartbeat.cancelled.cancelled() => {}
+                () = node.stopping.drain.cancelled() => {
+                    let grace = node.settings.bounds.grace.min(node.stopping.grace_max());
+                    stops.grace.send_replace(Some(grace));
+                }
+                deadline = spot.wait_for_notice() => {
+                    stops.grace.send_replace(Some(grace_under_notice(node, env, deadline).await));
+                }
             }
-            deadline = spot.wait_for_notice() => {
-                // All the time there is, less what the save and the last words need; a third of it at least.
-                let budget = deadline.saturating_duration_since(Instant::now());
-                let save_bytes = checkpoint_size::bytes_to_save(env, node.settings.sizes).await;
-                let save = upload_time(save_bytes, speed(&node.backend.store));
-                let grace = budget.saturating_sub(LAST_WORDS + save).max(budget / 3);
-                stops.grace.send_replace(Some(grace));
-            }
+            stops.stop.cancel();
+            std::future::pending::<()>().await;
+        };
+        let logs = log::save_periodically(node, env, fence);
+        let (report, saves) = (mirror(node, heartbeat), save_periodically(node, spot, checkpoints));
+        // The run is the only arm that ends; a save that is dropped leaves the one before in the row.
+        let ended = tokio::select! {
+            ended = run => ended,
+            () = watch => unreachable!("the watch never ends"),
+            () = report => unreachable!("the mirror never ends"),
+            () = saves => unreachable!("the saves never end"),
+            () = logs => unreachable!("the logs never end"),
+        };
+        heartbeat.time_cost.send_modify(TimeCost::stop);
+        if heartbeat.lost.is_cancelled() {
+            return Err(StopReason::LeaseLost);
         }
-        stops.stop.cancel();
-        std::future::pending::<()>().await;
-    };
-    let logs = log::save_now_and_then(node, env, &heartbeat.fence);
-    let (report, saves) = (mirror(node, heartbeat), save_now_and_then(node, spot, checkpoints));
-    // The run is the only arm that ends; a save that is dropped leaves the one before in the row.
-    let ended = tokio::select! {
-        ended = run => ended,
-        () = watch => unreachable!("the watch never ends"),
-        () = report => unreachable!("the mirror never ends"),
-        () = saves => unreachable!("the saves never end"),
-        () = logs => unreachable!("the logs never end"),
-    };
-    heartbeat.time_cost.send_modify(super::heartbeat::TimeCost::stop);
-    if heartbeat.lost.is_cancelled() {
-        return Err(StopReason::LeaseLost);
+        let early = match spot.deadline() {
+            Some(deadline) => Some(StopReason::Interrupted(deadline)),
+            None if heartbeat.cancelled.is_cancelled() => Some(StopReason::Cancelled),
+            None => node.stopping.drain.is_cancelled().then_some(StopReason::Drain),
+        };
+        let disk = |source| NodeError::Disk { doing: "running the workload in", path: env.folder().to_owned(), source };
+        let (ended, early) = match (ended, early) {
+            (Ok(ended), early) => (ended, early),
+            // A failure while the workload was being stopped is not the task's.
+            (Err(_), Some(early)) => return Err(early),
+            (Err(error), None) => return Err(of_disk(disk(error))),
+        };
+        judge(ended, early, node.settings.disk.is_full(env.folder()))
     }
-    let early = match spot.deadline() {
-        Some(deadline) => Some(StopReason::Interrupted(deadline)),
-        None if heartbeat.cancelled.is_cancelled() => Some(StopReason::Cancelled),
-        None => node.stopping.drain.is_cancelled().then_some(StopReason::Drain),
-    };
-    let disk = |source| NodeError::Disk { doing: "running the workload in", path: env.folder().to_owned(), source };
-    let (ended, early) = match (ended, early) {
-        (Ok(ended), early) => (ended, early),
-        // What broke while the workload was told to end is no failure of the task.
-        (Err(_), Some(early)) => return Err(early),
-        (Err(error), None) => return Err(of_disk(disk(error))),
-    };
-    judge(ended, early, node.settings.disk.is_full(env.folder()))
 }
 
-/// Saves the checkpoint every few minutes, and once when EC2 recommends to leave.
-async fn save_now_and_then(node: &Node, spot: &SpotWatcher, checkpoints: &mut Checkpoints) {
+/// Returns the workload's grace under a Spot notice: all the time there is, less what the save of a checkpoint and the
+/// final writes need; a third of it at least.
+async fn grace_under_notice(node: &Node, env: &WorkloadEnv, deadline: Instant) -> Duration {
+    let budget = deadline.saturating_duration_since(Instant::now());
+    let save_bytes = checkpoint_size::bytes_to_save(env, node.settings.sizes).await;
+    let save = upload_time(save_bytes, speed(&node.backend.store));
+    budget.saturating_sub(FINAL_WRITES_TIME + save).max(budget / 3)
+}
+
+/// Saves the checkpoint every few minutes, and once when EC2 recommends a rebalance. Never ends.
+async fn save_periodically(node: &Node, spot: &SpotWatcher, checkpoints: &mut Option<Checkpoints>) {
     let mut is_recommended = false;
     loop {
         // Both arms may be dropped: neither holds anything.
@@ -85,11 +90,13 @@ async fn save_now_and_then(node: &Node, spot: &SpotWatcher, checkpoints: &mut Ch
             () = tokio::time::sleep(node.settings.checkpoint_every) => {}
             () = spot.rebalance.cancelled(), if !is_recommended => is_recommended = true,
         }
-        checkpoints.save_or_note(node).await;
+        if let Some(checkpoints) = checkpoints {
+            checkpoints.save_or_note(node).await;
+        }
     }
 }
 
-/// Repeats the workload's progress to whoever watches the node.
+/// Copies the workload's progress to the node's report. Never ends.
 async fn mirror(node: &Node, heartbeat: &Heartbeat) {
     let mut progress = heartbeat.progress.subscribe();
     loop {
@@ -101,7 +108,7 @@ async fn mirror(node: &Node, heartbeat: &Heartbeat) {
     }
 }
 
-/// Reads a workload's end. `early` is why it was told to end, if it was; `is_full` whether the disk has no room.
+/// Interprets how a workload ended. `early` is why it was stopped, if it was; `is_full` says whether the disk is full.
 fn judge(ended: Ended, early: Option<StopReason>, is_full: bool) -> Result<i32, StopReason> {
     let failed = |how: String, exit_code, is_transient| {
         let failure = AttemptFailure::new(Verdict::AppError, is_transient, NodeError::WorkloadFailed { how });

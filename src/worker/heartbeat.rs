@@ -43,8 +43,6 @@ impl TimeCost {
 
 /// A held lease that renews itself until it is stopped or lost.
 pub(super) struct Heartbeat {
-    /// What is held.
-    pub(super) fence: Fence,
     beats: JoinSet<()>,
     stop: CancellationToken,
     /// Cancelled when the lease is lost.
@@ -70,11 +68,11 @@ impl Heartbeat {
         let (progress, progress_now) = watch::channel(Progress::default());
         let (time_cost, time_cost_now) = watch::channel(time_cost);
         let (stop, lost, cancelled) = <(CancellationToken, CancellationToken, CancellationToken)>::default();
-        let beater = Beater { ledger, fence: fence.clone(), periods, progress: progress_now, time_cost: time_cost_now };
+        let beater = Beater { ledger, fence, periods, progress: progress_now, time_cost: time_cost_now };
         let mut beats = JoinSet::new();
         let tokens = (stop.clone(), lost.clone(), cancelled.clone());
         beats.spawn(async move { beater.run(claimed, tokens.0, tokens.1, tokens.2).await }.in_current_span());
-        Self { fence, beats, stop, lost, cancelled, progress, time_cost }
+        Self { beats, stop, lost, cancelled, progress, time_cost }
     }
 
     /// Stops renewing and waits for a beat that is under way. Nothing is sent after this.

@@ -5,9 +5,11 @@ use tokio::sync::watch;
 use super::retry::retry_transient;
 use super::{Node, NodeError};
 use crate::backend::Kind;
+use crate::backend::ledger::Fence;
 use crate::backend::machine::{EndProof, Machine, NodeTags};
 use crate::domain::ids::{InstanceId, MissionId, SrcId, process_owner};
 use crate::domain::tags;
+use crate::domain::task::Task;
 
 /// The machine, and this process on it.
 #[derive(Clone, Debug)]
@@ -22,6 +24,11 @@ impl Instance {
     /// Returns whether this is an EC2 instance.
     pub(super) const fn is_on_ec2(&self) -> bool {
         self.on_ec2.is_some()
+    }
+
+    /// Returns what this process shows to write to a row that it holds.
+    pub(super) fn fence(&self, row: &Task) -> Fence {
+        Fence { src: row.src.clone(), attempt: row.attempt, owner: self.id.clone() }
     }
 }
 

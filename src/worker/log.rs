@@ -33,13 +33,13 @@ pub(super) async fn save(node: &Node, env: &WorkloadEnv, fence: &Fence, limit: D
 }
 
 /// Returns where the log will be, if there is anything to save.
-pub(super) async fn place(node: &Node, env: &WorkloadEnv, fence: &Fence) -> Option<String> {
+pub(super) async fn uri_if_any(node: &Node, env: &WorkloadEnv, fence: &Fence) -> Option<String> {
     let bucket = node.settings.result_bucket.as_deref()?;
     (!read(env).await.is_empty()).then(|| uri(bucket, &log_key(&fence.src, fence.attempt)))
 }
 
 /// Saves the log every minute, if something was written. Never ends; may be dropped at any point.
-pub(super) async fn save_now_and_then(node: &Node, env: &WorkloadEnv, fence: &Fence) {
+pub(super) async fn save_periodically(node: &Node, env: &WorkloadEnv, fence: &Fence) {
     let mut saved_bytes = 0;
     loop {
         tokio::time::sleep(node.settings.log_every).await;
@@ -61,7 +61,12 @@ async fn read(env: &WorkloadEnv) -> Vec<u8> {
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Returns where the log of an attempt is that left no word, if it left a log: its node saves it while the workload runs.
-pub(crate) async fn of_lost(backend: &Backend, bucket: Option<&str>, src: &SrcId, attempt: Attempt) -> Option<String> {
+pub(crate) async fn find_lost(
+    backend: &Backend,
+    bucket: Option<&str>,
+    src: &SrcId,
+    attempt: Attempt,
+) -> Option<String> {
     let (bucket, key) = (bucket?, log_key(src, attempt));
     let found = match tokio::time::timeout(LOOK_TIMEOUT, backend.store.head(bucket, &key)).await {
         Ok(Ok(found)) => found?,

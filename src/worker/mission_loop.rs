@@ -31,13 +31,13 @@ use tracing::Instrument;
 
 use super::crash::RecoveredTask;
 use super::error::words;
-use super::identity::{Assignment, Instance};
+use super::host::Host;
+use super::identity::Assignment;
 use super::outcome::Outcome;
 use super::queue::{NextTask, PAGE_LIFE, Queue};
 use super::retry::{or_drained, retry_transient_unless};
-use super::spot::SpotWatcher;
 use super::turns::{SUSPECT_WAIT, Turn, Turns, Waited};
-use super::{Node, NodeError, one_task};
+use super::{Node, NodeError, task};
 use crate::backend::ledger::Partition;
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::task::{State, Task};
@@ -59,13 +59,8 @@ const IDLE_PAUSE: Duration = Duration::from_secs(15);
 const PAGES_MAX: usize = 20;
 
 /// Does the mission's tasks until none is left, or the node is to end.
-pub(super) async fn serve(
-    node: &Node,
-    instance: &Instance,
-    spot: &SpotWatcher,
-    mission: &MissionId,
-    left: Vec<RecoveredTask>,
-) -> Result<Outcome, NodeError> {
+pub(super) async fn serve(host: &Host, mission: &MissionId, left: Vec<RecoveredTask>) -> Result<Outcome, NodeError> {
+    let node = &host.node;
     let (drain, limit) = (&node.stopping.drain, node.settings.max_idle);
     let row = retry_transient_unless(drain, limit, || node.backend.ledger.mission(mission)).await;
     let Some(row) = or_drained(node, row.map_err(NodeError::cloud("reading the mission")))? else {
@@ -74,10 +69,8 @@ pub(super) async fn serve(
     let row = row.ok_or_else(|| NodeError::NoMission { mission: mission.to_string() })?;
     let slots = slots_of(node, row.slots.or(node.settings.slots).unwrap_or(1).max(1));
     tracing::info!(mission = %mission, slots, "serving mission {mission}, {slots} tasks at a time");
-    let node = with_sandbox(node, |sandbox| sandbox.shared(slots));
+    let host = Host { node: with_sandbox(node, |sandbox| sandbox.shared(slots)), ..host.clone() };
     let server = Arc::new(Server {
-        instance: instance.clone(),
-        spot: spot.clone(),
         mission: mission.clone(),
         shards: row.tally_shards,
         // Twice as many as slots that look at the same page, so that few try for the same task.
@@ -87,16 +80,17 @@ pub(super) async fn serve(
         queue: Mutex::new(Queue::new(left, row.nodes.unwrap_or(1))),
         slots,
         turns: Turns::new(SUSPECT_WAIT),
-        node,
+        host,
         working: AtomicUsize::new(0),
         is_over: AtomicBool::new(row.cancelled_at.is_some()),
     });
     let mut running = JoinSet::new();
     for slot in 0..slots {
         let server = server.clone();
-        let span = tracing::info_span!("slot", slot, mission = %mission, instance.id = %instance.id);
-        let node = with_sandbox(&server.node, |sandbox| sandbox.of_slot(slot));
-        running.spawn(async move { server.slot(&node).await }.instrument(span));
+        let span = tracing::info_span!("slot", slot, mission = %mission, instance.id = %server.host.instance.id);
+        let node = with_sandbox(&server.host.node, |sandbox| sandbox.of_slot(slot));
+        let host = Host { node, ..server.host.clone() };
+        running.spawn(async move { server.slot(&host).await }.instrument(span));
     }
     let (mut done, mut other, mut failure) = (0, 0, None);
     while let Some(ended) = running.join_next().await {
@@ -147,9 +141,7 @@ struct Slot {
 }
 
 struct Server {
-    node: Node,
-    instance: Instance,
-    spot: SpotWatcher,
+    host: Host,
     mission: MissionId,
     shards: u32,
     page_len: usize,
@@ -163,13 +155,13 @@ struct Server {
 }
 
 impl Server {
-    /// Does task after task; `node` is the slot's own.
-    async fn slot(&self, node: &Node) -> Slot {
+    /// Does task after task; `host` has the slot's own sandbox.
+    async fn slot(&self, host: &Host) -> Slot {
         let mut slot = Slot::default();
         let mut empty = 0;
         while !self.must_end() {
             // There is none while others work and the disk is full; the end of them ends that.
-            let Some(begun) = node.settings.disk.begin(&node.settings.work_dir) else {
+            let Some(begun) = host.node.settings.disk.begin(&host.node.settings.work_dir) else {
                 self.pause(ROOM_PAUSE).await;
                 continue;
             };
@@ -196,7 +188,7 @@ impl Server {
                 }
             };
             empty = 0;
-            self.work(node, &next, &mut slot).await;
+            self.work(host, &next, &mut slot).await;
             self.queue.lock().await.held.remove(&next.src);
             self.working.fetch_sub(1, Ordering::SeqCst);
         }
@@ -205,13 +197,13 @@ impl Server {
 
     fn must_end(&self) -> bool {
         self.is_over.load(Ordering::SeqCst)
-            || self.node.stopping.drain.is_cancelled()
-            || self.spot.should_stop_claiming()
+            || self.host.node.stopping.drain.is_cancelled()
+            || self.host.spot.should_stop_claiming()
     }
 
     /// Waits for a slot's turn. `None` if the task does not wait any more, or not now, or the node is to end.
     async fn turn(&self, next: &NextTask) -> Option<Turn<'_>> {
-        let drain = &self.node.stopping.drain;
+        let drain = &self.host.node.stopping.drain;
         if !next.is_suspect {
             return self.turns.shared(drain).await.filter(|_| !self.must_end());
         }
@@ -232,22 +224,22 @@ impl Server {
     }
 
     async fn still_waits(&self, src: &SrcId) -> bool {
-        let row = self.node.backend.ledger.task(src).await;
+        let row = self.host.node.backend.ledger.task(src).await;
         let waits = |row: Task| match row.state {
-            State::Running => row.instance.as_ref() == Some(&self.instance.id),
+            State::Running => row.instance.as_ref() == Some(&self.host.instance.id),
             state => state == State::Pending,
         };
         // What cannot be read now is read in a moment.
         !self.must_end() && row.map_or(true, |row| row.is_some_and(waits))
     }
 
-    async fn work(&self, node: &Node, next: &NextTask, slot: &mut Slot) {
+    async fn work(&self, host: &Host, next: &NextTask, slot: &mut Slot) {
         let src = &next.src;
         // Held until the attempt has ended.
         let Some(turn) = self.turn(next).await else { return };
         let is_alone = self.slots == 1 || matches!(turn, Turn::Alone(..));
         let task = Assignment { src: src.clone(), mission: Some(self.mission.clone()), is_pulled: true, is_alone };
-        match one_task(node, &self.instance, &self.spot, &task).await {
+        match task::run(host, &task).await {
             Ok(Outcome::Committed { .. }) => slot.done += 1,
             // Another was quicker, or the index lags.
             Ok(Outcome::EndedBefore(_) | Outcome::HeldByOther(_)) => self.set_aside(src).await,
@@ -310,13 +302,18 @@ impl Server {
                 if self.must_end() {
                     return Ok(None);
                 }
-                let ledger = &self.node.backend.ledger;
+                let ledger = &self.host.node.backend.ledger;
                 let page = || ledger.open_page(partition, State::Pending, self.page_len, from.as_ref());
-                let page =
-                    match retry_transient_unless(&self.node.stopping.drain, self.node.settings.max_idle, page).await {
-                        Err(error) if error.is_retryable() && self.must_end() => return Ok(None),
-                        page => page,
-                    };
+                let page = match retry_transient_unless(
+                    &self.host.node.stopping.drain,
+                    self.host.node.settings.max_idle,
+                    page,
+                )
+                .await
+                {
+                    Err(error) if error.is_retryable() && self.must_end() => return Ok(None),
+                    page => page,
+                };
                 let page = page.map_err(NodeError::cloud("looking for the next task"))?;
                 let last = page.tasks.last().cloned().filter(|_| !page.is_last);
                 let mut srcs: Vec<SrcId> = page.tasks.into_iter().map(|task| task.src).collect();
@@ -344,7 +341,7 @@ impl Server {
         // Both arms may be dropped: neither holds anything.
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = self.node.stopping.drain.cancelled() => {}
+            () = self.host.node.stopping.drain.cancelled() => {}
         }
     }
 }

@@ -22,6 +22,7 @@ mod error;
 mod execute;
 mod finish;
 mod heartbeat;
+mod host;
 mod identity;
 pub(crate) mod log;
 mod mission_loop;
@@ -37,7 +38,9 @@ mod retry;
 mod settings;
 mod spot;
 mod stopping;
+mod task;
 mod turns;
+mod work;
 
 pub use disk::{Begun, Disk};
 pub use error::{NodeError, words};
@@ -52,8 +55,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::Instrument;
 
-use identity::{Assignment, Instance, Work};
-use node::step;
+use host::Host;
+use identity::Work;
 use spot::SpotWatcher;
 
 use crate::backend::machine::EndProof;
@@ -91,14 +94,14 @@ pub async fn run(node: Node) -> Life {
         }
     };
     let seen = seen.borrow().clone();
-    let end = step(&node, Step::Terminate, node.backend.machine.end(node.settings.end_order, seen)).await;
+    let end = node.step(Step::Terminate, node.backend.machine.end(node.settings.end_order, seen)).await;
     Life { outcome, end }
 }
 
 /// The steps from identity to notification. Hands on what the tags prove as soon as they are read, for the step after
 /// the last.
 async fn life(node: Node, proof: watch::Sender<Option<EndProof>>) -> Result<Outcome, NodeError> {
-    let (instance, work) = step(&node, Step::Identify, identity::find(&node, &proof)).await?;
+    let (instance, work) = node.step(Step::Identify, identity::find(&node, &proof)).await?;
     // Stopped before it began: nothing is claimed, so nothing has to be handed back.
     let Some(work) = work else { return Ok(Outcome::Drained) };
     // What an earlier process held is settled first: a claim would take it for handed back.
@@ -107,31 +110,15 @@ async fn life(node: Node, proof: watch::Sender<Option<EndProof>>) -> Result<Outc
     removal.head_start().await;
     let (spot, mut looks) =
         SpotWatcher::start(node.backend.machine.clone(), node.backend.ledger.clone(), instance.is_on_ec2());
+    let host = Host { node, instance, spot };
     let outcome = match work {
         Work::Task(task) => match failed.into_iter().find(|(src, _)| *src == task.src) {
             Some((_, error)) => Err(error),
-            None => one_task(&node, &instance, &spot, &task).await,
+            None => task::run(&host, &task).await,
         },
-        Work::Mission(mission) => mission_loop::serve(&node, &instance, &spot, &mission, found).await,
+        Work::Mission(mission) => mission_loop::serve(&host, &mission, found).await,
     };
     looks.shutdown().await;
     removal.end().await;
     outcome
-}
-
-/// Attempts at one task, until it has ended or is handed back.
-async fn one_task(
-    node: &Node,
-    instance: &Instance,
-    spot: &SpotWatcher,
-    task: &Assignment,
-) -> Result<Outcome, NodeError> {
-    let span = tracing::info_span!("task", task.id = %task.src, src.id = %task.src, instance.id = %instance.id);
-    loop {
-        let outcome = attempt::run(node, instance, spot, task).instrument(span.clone()).await?;
-        // A failure that may pass is tried again here: a new machine would only cost another boot.
-        if !matches!(outcome, Outcome::TryAgain(_)) || node.stopping.drain.is_cancelled() {
-            return Ok(outcome);
-        }
-    }
 }

@@ -32,28 +32,43 @@ pub struct Life {
     pub end: Result<MachineEnd, EndError>,
 }
 
-/// Runs one step in a span of its own and logs how long it took.
-pub(super) async fn step<T, E: std::fmt::Display>(
-    node: &Node,
-    step: Step,
-    work: impl Future<Output = Result<T, E>>,
-) -> Result<T, E> {
-    node.settings.report.send_modify(|report| report.step = step);
-    let started = Instant::now();
-    let result = work.instrument(tracing::info_span!("step", name = step.as_str())).await;
-    let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    match &result {
-        Ok(_) => tracing::info!(step = step.as_str(), duration_ms, "{} took {duration_ms} ms", step.as_str()),
-        Err(error) => tracing::debug!(step = step.as_str(), duration_ms, "{} failed: {error}", step.as_str()),
+impl Node {
+    /// Runs one step in a span of its own and logs how long it took.
+    pub(super) async fn step<T, E: std::fmt::Display>(
+        &self,
+        step: Step,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        self.settings.report.send_modify(|report| report.step = step);
+        let started = Instant::now();
+        let result = work.instrument(tracing::info_span!("step", name = step.as_str())).await;
+        let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        match &result {
+            Ok(_) => tracing::info!(step = step.as_str(), duration_ms, "{} took {duration_ms} ms", step.as_str()),
+            Err(error) => tracing::debug!(step = step.as_str(), duration_ms, "{} failed: {error}", step.as_str()),
+        }
+        result
     }
-    result
-}
 
-pub(super) async fn mission_of(node: &Node, row: &Task) -> Result<Option<Mission>, CloudError> {
-    let Some(id) = &row.mission else { return Ok(None) };
-    let mission = node.backend.ledger.mission(id).await?;
-    if mission.is_none() {
-        tracing::warn!("mission {id} has no row: its tally is kept, but nobody can see its end");
+    /// Returns the bucket of results.
+    ///
+    /// # Errors
+    /// [`NodeError::Setting`] if none is set.
+    pub(super) fn result_bucket(&self) -> Result<&str, NodeError> {
+        let hint = "set --result-bucket or LIGHTHPC_RESULT_BUCKET";
+        self.settings.result_bucket.as_deref().ok_or(NodeError::Setting { what: "the result bucket", hint })
     }
-    Ok(Some(mission.unwrap_or_else(|| Mission::unknown(id.clone()))))
+
+    /// Reads the mission of a task's row; `None` if the task has none.
+    ///
+    /// # Errors
+    /// [`CloudError`] if the table cannot be read.
+    pub(super) async fn mission_of(&self, row: &Task) -> Result<Option<Mission>, CloudError> {
+        let Some(id) = &row.mission else { return Ok(None) };
+        let mission = self.backend.ledger.mission(id).await?;
+        if mission.is_none() {
+            tracing::warn!("mission {id} has no row: its tally is kept, but nobody can see its end");
+        }
+        Ok(Some(mission.unwrap_or_else(|| Mission::unknown(id.clone()))))
+    }
 }

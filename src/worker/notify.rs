@@ -10,14 +10,14 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::retry::{retry_transient, retry_transient_unless};
-use super::{Node, NodeError};
+use super::retry::{or_drained, retry_transient, retry_transient_unless};
+use super::{Node, NodeError, Step};
 use crate::backend::Backend;
 use crate::backend::ledger::{Announcement, Publication};
 use crate::backend::notifier::Message;
 use crate::backend::store::{Mark, PutWriter, StoreError, uri};
 use crate::clock;
-use crate::domain::ids::{InstanceId, MissionId};
+use crate::domain::ids::{InstanceId, MissionId, SrcId};
 use crate::domain::keys::{digest_hex, manifest_key};
 use crate::domain::mission::{ManifestProgress, Mission, Notified, RESULT_LIST_LEN_MAX, Tally, result_list};
 use crate::domain::printable;
@@ -47,7 +47,7 @@ const LOOK_PAUSE: Duration = Duration::from_millis(200);
 const RENEWALS: u32 = 3;
 
 impl CompletionNotifier {
-    pub(super) fn of(node: &Node) -> Self {
+    pub(super) fn for_node(node: &Node) -> Self {
         let settings = &node.settings;
         Self {
             backend: node.backend.clone(),
@@ -290,6 +290,26 @@ impl CompletionNotifier {
         }
         error
     }
+}
+
+/// Notifies people if the mission is complete, now that a task of it has ended. During a drain this is left to others if a
+/// service is unavailable, or if it takes too long: a sweep does it then, and takes over from a publisher that was
+/// interrupted.
+pub(super) async fn notify_unless_drained(
+    node: &Node,
+    me: &InstanceId,
+    src: &SrcId,
+    mission: &Mission,
+) -> Result<(), NodeError> {
+    let notifier = CompletionNotifier::for_node(node);
+    let notified = tokio::select! {
+        notified = node.step(Step::Notify, notifier.notify_if_complete(me, src.as_str(), mission, false)) => notified,
+        () = node.stopping.writes_are_over() => {
+            tracing::warn!("whether mission {} is complete is left to others: the node drains", mission.id);
+            return Ok(());
+        }
+    };
+    or_drained(node, notified).map(drop)
 }
 
 /// The manifest as it is written: a mission may have millions of tasks.

@@ -16,7 +16,7 @@ use super::pins::Pins;
 use super::retry::retry_transient;
 use super::{Node, NodeError};
 use crate::backend::Backend;
-use crate::backend::ledger::{Completion, Fence};
+use crate::backend::ledger::Fence;
 use crate::backend::store::{Body, OBJECT_BYTES_MAX, Put, StoreError, Stored, uri};
 use crate::domain::budget::SizeLimits;
 use crate::domain::ids::KEY_BYTES_MAX;
@@ -41,20 +41,37 @@ enum Output {
 /// Files under way at once: many small ones are bound by round trips.
 const FILES_PARALLEL: usize = 8;
 
+/// A result in the bucket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct StoredResult {
+    /// `s3://bucket/key`.
+    pub(super) uri: String,
+    pub(super) etag: String,
+    pub(super) bytes: u64,
+}
+
 /// Uploads the workload's result under the fence.
 ///
-/// A folder goes up file by file under `rslt_<src>/`; last goes an index of them, which is the result's `ETag` and tells
-/// the attempt's own files from what a dead attempt may have left. The index is put from memory: the disk may be full.
-/// What S3 would refuse is found before anything goes up.
+/// A folder is uploaded file by file under `rslt_<src>/`; last comes an index of them, which is the result's `ETag` and
+/// tells the attempt's own files from what a dead attempt may have left. The index is put from memory: the disk may be
+/// full. What S3 would refuse is found before anything is uploaded.
 pub(super) async fn upload(
     node: &Node,
     env: &WorkloadEnv,
     fence: &Fence,
     bucket: &str,
-) -> Result<Completion, StopReason> {
+) -> Result<StoredResult, StopReason> {
     let key = result_key(&env.src);
-    let (ledger, store, limit) = (&node.backend.ledger, &node.backend.store, node.settings.lease);
-    match retry_transient(limit, || find(env, node.settings.sizes)).await.map_err(failure)? {
+    let limit = node.settings.lease;
+    let output = retry_transient(limit, || find(env, node.settings.sizes)).await.map_err(failure)?;
+    let upload = Upload {
+        backend: node.backend.clone(),
+        fence: fence.clone(),
+        bucket: bucket.to_owned(),
+        pins: pins(node, env),
+        limit,
+    };
+    match output {
         // A program that ignores its failed writes ends with 0.
         Output::Nothing if node.settings.disk.is_full(env.folder()) => {
             Err(AttemptFailure::new(Verdict::DiskFull, true, NodeError::WorkloadDiskFull).into())
@@ -64,57 +81,21 @@ pub(super) async fn upload(
             Err(AttemptFailure { exit_code: Some(0), ..AttemptFailure::new(Verdict::NoResult, false, error) }.into())
         }
         Output::File(file) => {
-            let pins = pins(node, env);
-            let put = put(&pins, &node.backend, fence, (bucket, &key), &file, limit).await.map_err(failure)?;
+            let put = upload.put_file(&key, &file).await.map_err(failure)?;
             let Put::Stored(Stored { etag, bytes }) = put else { return Err(StopReason::LeaseLost) };
-            Ok(Completion::Done { result: uri(bucket, &key), etag, bytes })
+            Ok(StoredResult { uri: uri(bucket, &key), etag, bytes })
         }
         Output::Files(files) => {
             let prefix = format!("{key}/");
-            let pins = pins(node, env);
-            let Some(stored) = upload_files(node, fence, pins, (bucket, &prefix), files).await.map_err(failure)? else {
+            let Some(stored) = upload.put_files(&prefix, files).await.map_err(failure)? else {
                 return Err(StopReason::LeaseLost);
             };
             let index = Body::Bytes(index_of(&stored, fence).into());
-            let index_key = format!("{prefix}{INDEX_NAME}");
-            let put = retry_transient(limit, || store.put_result(ledger, fence, bucket, &index_key, index.clone()));
-            let put = put.await.map_err(failure)?;
+            let put = upload.put(&format!("{prefix}{INDEX_NAME}"), index).await.map_err(failure)?;
             let Put::Stored(Stored { etag, .. }) = put else { return Err(StopReason::LeaseLost) };
             let bytes = sum(stored.values().map(|file| file.bytes));
-            Ok(Completion::Done { result: uri(bucket, &prefix), etag, bytes })
+            Ok(StoredResult { uri: uri(bucket, &prefix), etag, bytes })
         }
-    }
-}
-
-/// Uploads the files of a folder result, eight at once, each for as long as its failures are transient. Returns what
-/// was stored, by name; `None` if the lease is lost.
-async fn upload_files(
-    node: &Node,
-    fence: &Fence,
-    pins: Pins,
-    (bucket, prefix): (&str, &str),
-    files: BTreeMap<String, PathBuf>,
-) -> Result<Option<BTreeMap<String, Stored>>, StoreError> {
-    let (mut files, mut puts, mut stored) = (files.into_iter(), JoinSet::new(), BTreeMap::new());
-    loop {
-        // Made as earlier ones end: a folder may have a hundred thousand files.
-        while puts.len() < FILES_PARALLEL
-            && let Some((name, file)) = files.next()
-        {
-            let (backend, fence, limit) = (node.backend.clone(), fence.clone(), node.settings.lease);
-            let (pins, bucket, key) = (pins.clone(), bucket.to_owned(), format!("{prefix}{name}"));
-            puts.spawn(async move {
-                let put = put(&pins, &backend, &fence, (&bucket, &key), &file, limit).await;
-                (name, put)
-            });
-        }
-        // Losing the rest on an error is safe: without an index there is no result.
-        let Some(put) = puts.join_next().await else { return Ok(Some(stored)) };
-        let (name, put) = put.map_err(|panic| disk("uploading", Path::new(prefix), io::Error::other(panic)))?;
-        match put? {
-            Put::Stored(object) => stored.insert(name, object),
-            Put::LeaseLost => return Ok(None),
-        };
     }
 }
 
@@ -128,33 +109,70 @@ fn pins(node: &Node, env: &WorkloadEnv) -> Pins {
     Pins::new(root, owner, node.settings.sizes.result_bytes)
 }
 
-/// Puts a file of the result. One that grows, shrinks, or is written to meanwhile is none.
-async fn put(
-    pins: &Pins,
-    backend: &Backend,
-    fence: &Fence,
-    (bucket, key): (&str, &str),
-    file: &Path,
+/// An upload of a result's objects under the fence. A clone is of the same result.
+#[derive(Clone)]
+struct Upload {
+    backend: Backend,
+    fence: Fence,
+    bucket: String,
+    pins: Pins,
+    /// How long transient failures of one object are retried.
     limit: Duration,
-) -> Result<Put, StoreError> {
-    let changed = || bad(file, "something of the workload still wrote to it while it was uploaded");
-    let below = file.strip_prefix(pins.root()).map_err(|error| disk("opening", file, io::Error::other(error)))?;
-    let pin = pins.open(below.as_os_str().as_bytes(), limit).await.map_err(|error| of_pin(file, error))?;
-    let pin = pin.ok_or_else(changed)?;
-    if !pins.take_bytes(&pin) {
-        return Err(changed());
+}
+
+impl Upload {
+    /// Uploads the files of a folder result, eight at once. Returns what was stored, by name; `None` if the lease is
+    /// lost.
+    async fn put_files(
+        &self,
+        prefix: &str,
+        files: BTreeMap<String, PathBuf>,
+    ) -> Result<Option<BTreeMap<String, Stored>>, StoreError> {
+        let (mut files, mut puts, mut stored) = (files.into_iter(), JoinSet::new(), BTreeMap::new());
+        loop {
+            // Made as earlier ones end: a folder may have a hundred thousand files.
+            while puts.len() < FILES_PARALLEL
+                && let Some((name, file)) = files.next()
+            {
+                let (upload, key) = (self.clone(), format!("{prefix}{name}"));
+                puts.spawn(async move { (name, upload.put_file(&key, &file).await) });
+            }
+            // Losing the rest on an error is safe: without an index there is no result.
+            let Some(put) = puts.join_next().await else { return Ok(Some(stored)) };
+            let (name, put) = put.map_err(|panic| disk("uploading", Path::new(prefix), io::Error::other(panic)))?;
+            match put? {
+                Put::Stored(object) => stored.insert(name, object),
+                Put::LeaseLost => return Ok(None),
+            };
+        }
     }
-    let put =
-        retry_transient(limit, || backend.store.put_result(&backend.ledger, fence, bucket, key, pin.body())).await;
-    let put = put.map_err(|error| match error {
-        // By the name that people know.
-        StoreError::Disk { doing, source, .. } => StoreError::Disk { doing, path: file.to_owned(), source },
-        other => other,
-    })?;
-    if pin.has_changed().map_err(|error| disk("reading", file, error))? {
-        return Err(changed());
+
+    /// Uploads a file of the result. A file that grows, shrinks, or is written to meanwhile is refused.
+    async fn put_file(&self, key: &str, file: &Path) -> Result<Put, StoreError> {
+        let changed = || bad(file, "something of the workload still wrote to it while it was uploaded");
+        let below =
+            file.strip_prefix(self.pins.root()).map_err(|error| disk("opening", file, io::Error::other(error)))?;
+        let pin = self.pins.open(below.as_os_str().as_bytes(), self.limit).await;
+        let pin = pin.map_err(|error| of_pin(file, error))?.ok_or_else(changed)?;
+        if !self.pins.take_bytes(&pin) {
+            return Err(changed());
+        }
+        let put = self.put(key, pin.body()).await.map_err(|error| match error {
+            // By the name that people know.
+            StoreError::Disk { doing, source, .. } => StoreError::Disk { doing, path: file.to_owned(), source },
+            other => other,
+        })?;
+        if pin.has_changed().map_err(|error| disk("reading", file, error))? {
+            return Err(changed());
+        }
+        Ok(put)
     }
-    Ok(put)
+
+    async fn put(&self, key: &str, body: Body<'_>) -> Result<Put, StoreError> {
+        let Backend { store, ledger, .. } = &self.backend;
+        let put = || store.put_result(ledger, &self.fence, &self.bucket, key, body.clone());
+        retry_transient(self.limit, put).await
+    }
 }
 
 fn of_pin(file: &Path, error: PinError) -> StoreError {

@@ -29,7 +29,7 @@ const TIME_TIMEOUT: Duration = Duration::from_secs(2);
 const BUDGET_MAX: Duration = Duration::from_mins(2);
 
 /// Time kept back from a workload under a Spot notice, for the log and the row.
-pub(super) const LAST_WORDS: Duration = Duration::from_secs(5);
+pub(super) const FINAL_WRITES_TIME: Duration = Duration::from_secs(5);
 /// Upload speed that is assumed before a save has shown it, in bytes per second: a tenth of a small instance's.
 const SPEED_ASSUMED: u64 = 10_000_000;
 
