@@ -11,6 +11,7 @@ use super::checkpoint::Checkpoints;
 use super::error::classify;
 use super::host::Host;
 use super::outcome::{AttemptFailure, StopReason, infra, of_disk};
+use super::output::output_bytes;
 use super::result::{self, StoredResult};
 use super::retry::retry_transient;
 use super::spot::{FINAL_WRITES_TIME, SpotWatcher, speed, upload_time};
@@ -138,7 +139,7 @@ fn give_up_upload_at(
         let (store, env) = (store.clone(), env.clone());
         Box::pin(async move {
             let found = env.clone();
-            let bytes = tokio::task::spawn_blocking(move || result::bytes(&found)).await.unwrap_or(0);
+            let bytes = tokio::task::spawn_blocking(move || output_bytes(&found)).await.unwrap_or(0);
             let has_checkpoint = checkpoint_size::bytes_to_save(&env, sizes).await > 0;
             let now = Instant::now();
             let last = deadline.checked_sub(FINAL_WRITES_TIME).unwrap_or(now);
