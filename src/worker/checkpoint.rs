@@ -6,18 +6,17 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
-use std::time::Duration;
 
 use tokio::task::JoinSet;
 
+use super::checkpoint_files::{Get, Put};
 use super::checkpoint_size::{bytes_of, check_bytes};
 use super::error::words;
 use super::pins::Pins;
 use super::retry::retry_transient;
 use super::{Node, NodeError};
 use crate::backend::ledger::{Beat, Fence};
-use crate::backend::store::{Store, StoreError, uri};
+use crate::backend::store::uri;
 use crate::domain::checkpoint::{Content, Entry, Manifest, Saved, earlier_folder, file_key, folder, save_folder};
 use crate::workload::tree::{self, EntryKind};
 use crate::workload::{Sandbox, WorkloadEnv};
@@ -339,60 +338,6 @@ impl Checkpoints {
             }
             Err(error) => tracing::warn!("old checkpoints stay: {error}: {}", error.source),
         }
-    }
-}
-
-/// How files come down.
-#[derive(Clone)]
-struct Get {
-    store: Store,
-    bucket: String,
-    limit: Duration,
-}
-
-impl Get {
-    /// Fetches one file, through an outage if need be: without it the work of hours begins from its start. Returns its
-    /// size.
-    async fn file(&self, key: &str, file: &Path) -> Result<u64, NodeError> {
-        let done = retry_transient(self.limit, || self.store.download(&self.bucket, key, file)).await;
-        let done = done.map_err(|source| NodeError::Store { doing: "fetching the checkpoint", source });
-        done.map(|done| done.bytes)
-    }
-}
-
-/// One file on its way up.
-struct Put {
-    store: Store,
-    bucket: String,
-    key: String,
-    pins: Pins,
-    name: Vec<u8>,
-    limit: Duration,
-}
-
-impl Put {
-    /// Puts the file as it is now; `None` if it is gone.
-    async fn run(self) -> Result<Option<Entry>, NodeError> {
-        let path = tree::path_below(self.pins.root(), &self.name);
-        let disk = |source| NodeError::Disk { doing: "reading the checkpoint", path: path.clone(), source };
-        let refuse = |refusal| Err(disk(io::Error::other(refusal)));
-        let pin = self.pins.open(&self.name, self.limit).await.map_err(|error| disk(error.into()))?;
-        let Some(pin) = pin else { return Ok(None) };
-        if !self.pins.take_bytes(&pin) {
-            return refuse("the checkpoint grew beyond --max-checkpoint-bytes while it was saved");
-        }
-        let put = self.store.put_file(&self.bucket, &self.key, pin.body()).await;
-        put.map_err(|source| match source {
-            // By the name that people know.
-            StoreError::Disk { doing, source, .. } => StoreError::Disk { doing, path: path.clone(), source },
-            other => other,
-        })
-        .map_err(|source| NodeError::Store { doing: "saving the checkpoint", source })?;
-        if pin.has_changed().map_err(disk)? {
-            return refuse("the file changed while it was saved: write to another name, then rename");
-        }
-        let saved = Saved { key: self.key, bytes: pin.bytes, stamp: pin.stamp };
-        Ok(Some(Entry { content: Content::File(saved), mode: Some(pin.mode) }))
     }
 }
 

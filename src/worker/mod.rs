@@ -13,6 +13,7 @@
 
 mod attempt;
 mod checkpoint;
+mod checkpoint_files;
 mod checkpoint_size;
 mod claim;
 mod completion;
