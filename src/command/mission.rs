@@ -245,7 +245,7 @@ impl Run {
                 if waits { "waits " } else { "failed" },
                 screen::plain(src.as_str()),
                 screen::duration(took),
-                screen::plain(&node::words(error)),
+                screen::plain(&node::describe(error)),
                 self.last_words(src, error)
             )),
         }

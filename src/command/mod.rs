@@ -33,6 +33,7 @@ use exit::Exit;
 use failure::Failure;
 use tracing::level_filters::LevelFilter;
 
+use crate::backend::error_chain;
 use crate::logging;
 
 /// Reads the command line, runs the command to its end, and returns the program's exit code.
@@ -141,13 +142,12 @@ const THREADS: usize = 2;
 
 /// Prints a failure: the error, its causes, and the hint. In the JSON log format it is one record.
 fn report(failure: &Failure, is_json: bool) {
-    let mut causes = failure.error.chain().map(ToString::to_string);
     if is_json {
-        let causes: Vec<String> = causes.collect();
         let hint = failure.hint.as_deref().unwrap_or("");
-        tracing::error!(exit_code = failure.exit as u8, hint, "{}", causes.join(": "));
+        tracing::error!(exit_code = failure.exit as u8, hint, "{}", error_chain(failure.error.as_ref()));
         return;
     }
+    let mut causes = failure.error.chain().map(ToString::to_string);
     let mut text = format!("error: {}\n", screen::plain(&causes.next().unwrap_or_default()));
     for cause in causes {
         text.push_str(&format!("  because: {}\n", screen::plain(&cause)));

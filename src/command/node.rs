@@ -7,7 +7,7 @@ use super::cli::{Isolation, RunArgs};
 use super::failure::Failure;
 use super::{service, signals};
 use crate::backend::machine::{self, EndOrder, PowerOff};
-use crate::backend::{Backend, Wire};
+use crate::backend::{Backend, Wire, error_chain};
 use crate::command::exit::{self, Exit};
 use crate::domain::budget::{Limits, SizeLimits};
 use crate::domain::ids::{MissionId, SrcId};
@@ -281,8 +281,8 @@ fn sandbox(args: &RunArgs) -> Result<Option<Sandbox>, Failure> {
 }
 
 /// Returns a node's error with its causes and its hint, for a line of a mission's output.
-pub(super) fn words(error: &worker::NodeError) -> String {
-    let words = worker::words(error);
+pub(super) fn describe(error: &worker::NodeError) -> String {
+    let words = error_chain(error);
     match exit::of_node(error).1 {
         Some(hint) => format!("{words} (hint: {hint})"),
         None => words,

@@ -14,9 +14,9 @@ use super::cli::SubmitArgs;
 use super::failure::Failure;
 use super::inputs::{self, Input, Known};
 use super::{scheduling, screen};
-use crate::backend::Kind;
 use crate::backend::fleet::Request;
 use crate::backend::store::StoreError;
+use crate::backend::{Kind, error_chain};
 use crate::clock;
 use crate::command::exit::{self, Exit};
 use crate::domain::ids::{MissionId, SrcId};
@@ -122,7 +122,10 @@ async fn check_bucket(scheduler: &Scheduler, bucket: &str, file: Option<&Input>)
         // Whoever may begin an upload may put: the right to abort one is of use, and not needed.
         Err(error) if error.operation == "AbortMultipartUpload" && error.kind == Kind::AccessDenied => {
             let Failure { error, .. } = error.into();
-            tracing::warn!("an empty upload stays until the bucket's lifecycle removes it: {error:#}");
+            tracing::warn!(
+                "an empty upload stays until the bucket's lifecycle removes it: {}",
+                error_chain(error.as_ref())
+            );
             Ok(())
         }
         checked => checked.map_err(Failure::from),

@@ -5,6 +5,7 @@ use serde_json::json;
 use super::cli::SweepArgs;
 use super::failure::Failure;
 use super::{scheduling, screen, signals};
+use crate::backend::error_chain;
 use crate::command::exit::Exit;
 use crate::scheduler::{Finding, What};
 use crate::worker::Stopping;
@@ -33,7 +34,7 @@ pub(super) async fn run(args: SweepArgs) -> Result<Exit, Failure> {
         screen::finish_stdout()?;
         if let Err(error) = swept {
             // The next one may fare better; what cannot pass is said each time, for somebody watches.
-            screen::to_stderr(&format!("sweep: {}\n", screen::plain(&crate::worker::words(&error))));
+            screen::to_stderr(&format!("sweep: {}\n", screen::plain(&error_chain(&error))));
         }
         // Both arms may be dropped: neither holds anything.
         tokio::select! {

@@ -8,7 +8,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::{Scheduler, SchedulerError};
-use crate::backend::{CloudError, Fleet};
+use crate::backend::{CloudError, Fleet, error_chain};
 use crate::domain::keys::digest_hex;
 use crate::domain::policy::{Policy, Purchase};
 use crate::domain::request::Request;
@@ -49,7 +49,7 @@ impl<T> Known<T> {
     /// Says once that launches go on without an answer.
     fn say(&mut self, error: &CloudError, what: &str) {
         if !std::mem::replace(&mut self.has_said, true) {
-            tracing::warn!("EC2 does not say {what}, so launches do without it: {error}: {}", error.source);
+            tracing::warn!("EC2 does not say {what}, so launches do without it: {}", error_chain(&error));
         }
     }
 }

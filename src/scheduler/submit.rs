@@ -9,9 +9,9 @@ use tokio::task::JoinSet;
 use super::launch::Node;
 use super::redrive::remember;
 use super::{Scheduler, SchedulerError};
-use crate::backend::Kind;
 use crate::backend::fleet::Request;
 use crate::backend::ledger::{Made, NewMission, NewTask, TableKind};
+use crate::backend::{Kind, error_chain};
 use crate::clock;
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::mission::{Mission, tally_shards_for};
@@ -394,7 +394,7 @@ impl Scheduler {
                     }
                     Err(error) if error.is_transient() => {
                         submitted.waiting += 1;
-                        remember(&mut submitted.waits, crate::worker::words(&error));
+                        remember(&mut submitted.waits, error_chain(&error));
                     }
                     Err(error) => return Err(error),
                 }

@@ -11,10 +11,10 @@ use tokio::task::JoinSet;
 
 use super::checkpoint_files::{Get, Put};
 use super::checkpoint_size::{bytes_of, check_bytes};
-use super::error::words;
 use super::pins::Pins;
 use super::retry::retry_transient;
 use super::{Node, NodeError};
+use crate::backend::error_chain;
 use crate::backend::ledger::{Beat, Fence};
 use crate::backend::store::uri;
 use crate::domain::checkpoint::{Content, Entry, Manifest, Saved, earlier_folder, file_key, folder, save_folder};
@@ -97,7 +97,7 @@ impl Checkpoints {
             }
             Err(error) if error.is_machines_disk() => Err(error),
             Err(error) => {
-                let cause = words(&error);
+                let cause = error_chain(&error);
                 tracing::warn!(
                     "the checkpoint {key} could not be restored, the workload begins from its start: {cause}"
                 );
@@ -172,7 +172,7 @@ impl Checkpoints {
             }
             Ok(Save::LeaseLost) => false,
             Err(error) => {
-                let cause = words(&error);
+                let cause = error_chain(&error);
                 if self.unsaved.as_ref() != Some(&cause) {
                     tracing::warn!("the checkpoint was not saved: {cause}");
                     self.env.note(&format!("the checkpoint was not saved: {cause}"));
@@ -315,7 +315,7 @@ impl Checkpoints {
         let own = folder(&self.deployment, &self.fence.src);
         keys.retain(|key| key.starts_with(&own) || self.earlier.contains(key));
         if let Err(error) = node.backend.store.delete(&self.bucket, &keys).await {
-            tracing::warn!("{} objects of old checkpoints stay: {error}: {}", keys.len(), error.source);
+            tracing::warn!("{} objects of old checkpoints stay: {}", keys.len(), error_chain(&error));
         }
     }
 
@@ -336,7 +336,7 @@ impl Checkpoints {
                 keys.extend(self.earlier.iter().cloned());
                 self.forget(node, keys).await;
             }
-            Err(error) => tracing::warn!("old checkpoints stay: {error}: {}", error.source),
+            Err(error) => tracing::warn!("old checkpoints stay: {}", error_chain(&error)),
         }
     }
 }

@@ -19,10 +19,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::error::words;
 use super::identity::Instance;
 use super::retry::{or_drained, retry_transient_unless};
 use super::{CompletionNotifier, Node, NodeError, log};
+use crate::backend::error_chain;
 use crate::backend::ledger::{Commit, Completion, Finish, Release};
 use crate::clock;
 use crate::domain::budget::CRASHES_MAX;
@@ -88,7 +88,7 @@ pub(super) async fn report(node: &Node, instance: &Instance) -> Reported {
             }
             Ok(None) => reported.unsettled.push(left.clone()),
             Err(error) => {
-                tracing::warn!(src.id = %src, "the crash at task {src} is not reported: {}", words(&error));
+                tracing::warn!(src.id = %src, "the crash at task {src} is not reported: {}", error_chain(&error));
                 is_away = matches!(&error, NodeError::Cloud { source, .. } if source.is_retryable());
                 reported.unsettled.push(left.clone());
                 reported.failed.push((src, error));
@@ -178,7 +178,7 @@ async fn fail(
             .notify_if_complete(&instance.id, row.src.as_str(), &mission, false)
             .await;
         if let Err(error) = seen {
-            tracing::warn!("whether mission {} is over is left to others: {}", mission.id, words(&error));
+            tracing::warn!("whether mission {} is over is left to others: {}", mission.id, error_chain(&error));
         }
     }
     Ok(true)

@@ -134,18 +134,6 @@ pub enum NodeError {
     Panicked(String),
 }
 
-/// Returns an error with all its causes, each after a colon.
-#[must_use]
-pub fn words(error: &dyn std::error::Error) -> String {
-    let mut words = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        words.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    words
-}
-
 /// Returns the verdict on an attempt whose input or result could not be moved, and whether the same again may succeed:
 /// what is certainly wrong with this task fails it once, and anything else hands it back.
 pub(super) fn classify(error: &StoreError) -> (Verdict, bool) {

@@ -8,8 +8,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use crate::backend::Ledger;
 use crate::backend::ledger::{Beat, Fence};
+use crate::backend::{Ledger, error_chain};
+use crate::domain::backoff;
 use crate::domain::lease::hold_limit;
 use crate::domain::progress::Progress;
 
@@ -126,12 +127,12 @@ impl Beater {
                     pause = Duration::ZERO;
                 }
                 Ok(Err(error)) => {
-                    tracing::warn!("the lease could not be renewed: {error}: {}", error.source);
-                    pause = pause.min(self.again());
+                    tracing::warn!("the lease could not be renewed: {}", error_chain(&error));
+                    pause = pause.min(self.retry_pause());
                 }
                 Err(_) => {
                     tracing::warn!("no answer to a heartbeat within {limit:?}");
-                    pause = pause.min(self.again());
+                    pause = pause.min(self.retry_pause());
                 }
             }
             if renewed.elapsed() >= hold_limit(self.periods.lease) {
@@ -141,18 +142,19 @@ impl Beater {
         }
     }
 
-    /// How long one try may take: five of them fit before the holder must stop.
+    /// Returns how long one try may take: five of them fit before the holder must stop.
     fn try_limit(&self) -> Duration {
         self.periods.lease / 6
     }
 
-    /// The pause after a try that failed, a half shorter by chance at the most: 3 s of a lease of 90 s.
-    fn again(&self) -> Duration {
-        (self.periods.lease / 30).mul_f64(0.5 + 0.5 * f64::from(rand::random::<u32>()) / f64::from(u32::MAX))
+    /// Returns the pause after a failed try, up to a half shorter by chance: 3 s of a lease of 90 s.
+    fn retry_pause(&self) -> Duration {
+        let longest = self.periods.lease / 30;
+        backoff::between(longest / 2, longest, rand::random())
     }
 
-    /// The period, 10 % shorter or longer by chance: a thousand nodes that boot together do not beat together.
+    /// Returns the period, up to 10 % shorter or longer by chance: a thousand nodes that boot together do not beat together.
     fn pause(&self) -> Duration {
-        self.periods.heartbeat.mul_f64(0.9 + 0.2 * f64::from(rand::random::<u32>()) / f64::from(u32::MAX))
+        backoff::jittered(self.periods.heartbeat, 0.1, rand::random())
     }
 }

@@ -4,10 +4,9 @@
 use std::time::Duration;
 
 use super::Node;
-use super::error::words;
-use crate::backend::Backend;
 use crate::backend::ledger::Fence;
 use crate::backend::store::{Mark, uri};
+use crate::backend::{Backend, error_chain};
 use crate::domain::ids::{Attempt, SrcId};
 use crate::domain::keys::log_key;
 use crate::workload::WorkloadEnv;
@@ -26,7 +25,7 @@ pub(super) async fn save(node: &Node, env: &WorkloadEnv, fence: &Fence, limit: D
     let put = tokio::time::timeout(limit, node.backend.store.put_own(&mark, bucket, &key, log)).await;
     match put {
         Ok(Ok(_)) => return Some(uri(bucket, &key)),
-        Ok(Err(error)) => tracing::warn!("the log was not saved: {}", words(&error)),
+        Ok(Err(error)) => tracing::warn!("the log was not saved: {}", error_chain(&error)),
         Err(_) => tracing::warn!("the log was not saved within {limit:?}"),
     }
     None
@@ -71,7 +70,7 @@ pub(crate) async fn find_lost(
     let found = match tokio::time::timeout(LOOK_TIMEOUT, backend.store.head(bucket, &key)).await {
         Ok(Ok(found)) => found?,
         Ok(Err(error)) => {
-            tracing::info!("whether {key} is there is not known: {}", words(&error));
+            tracing::info!("whether {key} is there is not known: {}", error_chain(&error));
             return None;
         }
         Err(_) => {

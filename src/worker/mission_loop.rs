@@ -30,7 +30,6 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use super::crash::RecoveredTask;
-use super::error::words;
 use super::host::Host;
 use super::identity::Assignment;
 use super::outcome::Outcome;
@@ -38,7 +37,9 @@ use super::queue::{NextTask, PAGE_LIFE, Queue};
 use super::retry::{or_drained, retry_transient_unless};
 use super::turns::{SUSPECT_WAIT, Turn, Turns, Waited};
 use super::{Node, NodeError, task};
+use crate::backend::error_chain;
 use crate::backend::ledger::Partition;
+use crate::domain::backoff;
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::task::{State, Task};
 use crate::workload::Sandbox;
@@ -251,19 +252,19 @@ impl Server {
             Ok(Outcome::NoRoom(error)) => {
                 // The next task, which may be this one, waits for room.
                 slot.other += 1;
-                tracing::warn!(src.id = %src, "task {src}: {}", words(&error));
+                tracing::warn!(src.id = %src, "task {src}: {}", error_chain(&error));
             }
             Ok(Outcome::Drained | Outcome::Interrupted | Outcome::Served { .. } | Outcome::TryAgain(_)) => {
                 slot.other += 1
             }
             Err(error @ NodeError::OddRow { .. }) => {
-                tracing::warn!(src.id = %src, "{}", words(&error));
+                tracing::warn!(src.id = %src, "{}", error_chain(&error));
                 self.set_aside(src).await;
             }
             Err(error) => {
                 slot.other += 1;
                 if error.is_the_tasks_own() {
-                    tracing::warn!(src.id = %src, "task {src}: {}", words(&error));
+                    tracing::warn!(src.id = %src, "task {src}: {}", error_chain(&error));
                     if matches!(error, NodeError::Cloud { .. }) {
                         // The row waits for people, and must not be taken up again at once.
                         self.set_aside(src).await;
@@ -337,7 +338,7 @@ impl Server {
 
     /// Waits, a fifth shorter or longer by chance, unless the node is to end.
     async fn pause(&self, pause: Duration) {
-        let pause = pause.mul_f64(0.8 + 0.4 * f64::from(rand::random::<u32>()) / f64::from(u32::MAX));
+        let pause = backoff::jittered(pause, 0.2, rand::random());
         // Both arms may be dropped: neither holds anything.
         tokio::select! {
             () = tokio::time::sleep(pause) => {}

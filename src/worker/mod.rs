@@ -49,7 +49,7 @@ mod work;
 
 pub use completion::CompletionNotifier;
 pub use disk::{Begun, Disk};
-pub use error::{NodeError, words};
+pub use error::NodeError;
 pub use node::{Life, Node};
 pub use outcome::Outcome;
 pub use preflight::Preflight;

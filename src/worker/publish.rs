@@ -11,6 +11,7 @@ use super::NodeError;
 use super::completion::CompletionNotifier;
 use super::manifest::ManifestWriter;
 use super::retry::retry_transient;
+use crate::backend::error_chain;
 use crate::backend::ledger::{Announcement, Publication};
 use crate::backend::notifier::Message;
 use crate::backend::store::{Mark, StoreError, uri};
@@ -58,7 +59,7 @@ impl<'a> Publisher<'a> {
                     Ok(false) if is_sending.load(Ordering::SeqCst) => std::future::pending().await,
                     Ok(false) => return,
                     // The next one may arrive; if none does, a successor waits for a whole lease.
-                    Err(error) => tracing::warn!("the publisher's lease was not renewed: {error}: {}", error.source),
+                    Err(error) => tracing::warn!("the publisher's lease was not renewed: {}", error_chain(&error)),
                 }
             }
         };
@@ -169,7 +170,7 @@ impl<'a> Publisher<'a> {
     async fn without_progress(&self, error: NodeError) -> NodeError {
         let Self { notifier, mission, publication, .. } = *self;
         if let Err(error) = notifier.backend.ledger.forget_manifest(&mission.id, publication).await {
-            tracing::warn!("how far the manifest is was not removed: {error}: {}", error.source);
+            tracing::warn!("how far the manifest is was not removed: {}", error_chain(&error));
         }
         error
     }

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::crash::RecoveredTask;
 use super::turns::SUSPECT_WAIT;
+use crate::domain::backoff;
 use crate::domain::ids::SrcId;
 
 /// How many tasks of a page may be found taken before it is thrown away: others have been through it.
@@ -155,7 +156,7 @@ impl Queue {
 /// empty for it.
 fn patience(nodes: u32, doublings: u32) -> Duration {
     let spread = SUSPECT_PATIENCE.max(SUSPECT_WAIT * nodes.min(NODES_MAX));
-    SUSPECT_PATIENCE * 2_u32.pow(doublings) + spread.mul_f64(f64::from(rand::random::<u32>()) / f64::from(u32::MAX))
+    SUSPECT_PATIENCE * 2_u32.pow(doublings) + backoff::between(Duration::ZERO, spread, rand::random())
 }
 
 #[cfg(test)]

@@ -6,8 +6,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Node, NodeError};
-use crate::backend::CloudError;
 use crate::backend::store::StoreError;
+use crate::backend::{CloudError, error_chain};
 use crate::domain::backoff;
 use crate::workload::is_limit;
 
@@ -75,7 +75,7 @@ where
         let pause = backoff::delay(tries + 2, rand::random());
         // The last try is made when the limit has come, not before: what is away for less is waited for.
         let pause = limit.checked_sub(elapsed).map_or(pause, |left| pause.min(left));
-        tracing::warn!("tried again: {}", super::error::words(&error));
+        tracing::warn!("tried again: {}", error_chain(&error));
         // Both arms may be dropped: neither holds anything.
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -97,7 +97,7 @@ pub(super) fn or_drained<T>(node: &Node, result: Result<T, NodeError>) -> Result
     };
     match result {
         Err(error) if node.stopping.drain.is_cancelled() && is_transient(&error) => {
-            tracing::warn!("given up, for the node drains: {}", super::error::words(&error));
+            tracing::warn!("given up, for the node drains: {}", error_chain(&error));
             Ok(None)
         }
         result => result.map(Some),

@@ -16,6 +16,7 @@ use tracing::Instrument;
 
 use crate::backend::{Ledger, Machine, Store};
 use crate::clock;
+use crate::domain::backoff;
 
 /// EC2 recommends a look every 5 s. Source: EC2 user guide, "Spot Instance interruption notices".
 const LOOK_PERIOD: Duration = Duration::from_secs(5);
@@ -88,7 +89,7 @@ async fn look(
     let mut pause = LOOK_PERIOD;
     loop {
         // Jittered by a tenth: many processes of a machine may ask IMDS, which limits how often.
-        tokio::time::sleep(pause.mul_f64(0.9 + 0.2 * f64::from(rand::random::<u32>()) / f64::from(u32::MAX))).await;
+        tokio::time::sleep(backoff::jittered(pause, 0.1, rand::random())).await;
         match machine.spot_notice().await {
             Ok(Some(text)) => {
                 let seen_at = Instant::now();

@@ -11,6 +11,7 @@ use super::outcome::{Outcome, infra};
 use super::panic::caught;
 use super::retry::{or_drained, retry_transient_unless};
 use super::{Node, NodeError, Step, deployment};
+use crate::backend::error_chain;
 use crate::clock;
 use crate::domain::backoff;
 use crate::domain::ids::InstanceId;
@@ -138,6 +139,6 @@ async fn repair_index(node: &Node, row: &Task) {
         return;
     }
     if let Err(error) = node.backend.ledger.repair_index(row, &clock::now_rfc3339()).await {
-        tracing::warn!(src.id = %row.src, "the index still has {} in a wrong state: {error}: {}", row.src, error.source);
+        tracing::warn!(src.id = %row.src, "the index still has {} in a wrong state: {}", row.src, error_chain(&error));
     }
 }

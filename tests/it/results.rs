@@ -5,13 +5,13 @@ use std::time::Duration;
 use lighthpc::backend::ledger::{Claim, Claimant, Commit, Completion, Fence, Finish, Made, NewTask};
 use lighthpc::backend::machine::PowerOff;
 use lighthpc::backend::store::{Mark, Put, StoreError};
-use lighthpc::backend::{Backend, Tables, Wire};
+use lighthpc::backend::{Backend, Tables, Wire, error_chain};
 use lighthpc::command::exit::{self, Exit};
 use lighthpc::domain::ids::{Attempt, InstanceId};
 use lighthpc::domain::keys::result_key;
 use lighthpc::domain::task::{Counts, State};
 use lighthpc::domain::verdict::Verdict;
-use lighthpc::worker::{NodeError, Outcome, words};
+use lighthpc::worker::{NodeError, Outcome};
 use lighthpc::workload::Left;
 use local_cloud::Service::S3;
 use local_cloud::{ACCESS_KEY, Fault, Faults, REGION, RESULT_BUCKET, SECRET_KEY, SOURCE_BUCKET, When};
@@ -58,7 +58,7 @@ async fn claim(backend: &Backend, task: &str, instance: &str) -> Fence {
 async fn assert_refused(cloud: &TestCloud, task: &str, outcome: &Result<Outcome, NodeError>, names: &[&str]) {
     let Err(error @ NodeError::Store { source: StoreError::Taken { .. }, .. }) = outcome else { panic!("{outcome:?}") };
     for name in names {
-        assert!(words(error).contains(name), "{name} is not in: {}", words(error));
+        assert!(error_chain(error).contains(name), "{name} is not in: {}", error_chain(error));
     }
     assert_eq!(exit::of_node(error).0, Exit::WorkloadFailed);
     let row = cloud.task(task).await;
@@ -208,7 +208,7 @@ async fn deployments_that_share_a_bucket_do_not_overwrite_each_other() {
 
     let outcome = life.outcome.unwrap_err();
     assert!(matches!(&outcome, NodeError::Store { source: StoreError::Taken { .. }, .. }), "{outcome:?}");
-    assert!(words(&outcome).contains("another tasks table"), "{}", words(&outcome));
+    assert!(error_chain(&outcome).contains("another tasks table"), "{}", error_chain(&outcome));
     let row = backend.ledger.task(&src("abc")).await.unwrap().unwrap();
     assert_eq!((row.state, row.verdict), (State::Failed, Some(Verdict::AppError)));
     assert_eq!(row.history.last().unwrap().log, None, "its log has no place");

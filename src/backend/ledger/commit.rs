@@ -9,7 +9,7 @@ use super::mission::{mission_as_seen, mission_key};
 use super::open::closed;
 use super::renew::{counted, ending, is_own};
 use super::{Fence, Item, Ledger, task_key};
-use crate::backend::{CloudError, Kind};
+use crate::backend::{CloudError, Kind, error_chain};
 use crate::domain::ids::{Attempt, MissionId, TALLY};
 use crate::domain::keys::digest_hex;
 use crate::domain::mission::{Mission, shard_of};
@@ -244,7 +244,7 @@ fn finish_expression(finish: &Finish, attempt: Attempt) -> Expression {
 pub(super) fn takes_no_history(error: &CloudError, history: &[PastAttempt]) -> bool {
     let is_so = error.kind == Kind::Invalid && !history.is_empty();
     if is_so {
-        tracing::warn!("the history of an attempt is not written: {error}: {}", error.source);
+        tracing::warn!("the history of an attempt is not written: {}", error_chain(&error));
     }
     is_so
 }

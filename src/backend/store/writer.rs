@@ -14,6 +14,7 @@ use super::mark::Mark;
 use super::multipart::{MultipartUpload, PARTS_MAX, Whole};
 use super::upload::{CRC, Condition, Stored, Target, asks_for_a_look, crc_base64};
 use super::{CloudError, Kind, PART_BYTES, Store, StoreError};
+use crate::backend::error_chain;
 use crate::domain::backoff;
 use crate::domain::mission::ManifestPart;
 
@@ -240,7 +241,7 @@ where
         if tries > 1 && started.elapsed() >= limit {
             return Err(error.into());
         }
-        tracing::warn!("tried again: {error}: {}", error.source);
+        tracing::warn!("tried again: {}", error_chain(&error));
         tokio::time::sleep(backoff::delay(tries + 2, rand::random())).await;
     }
 }

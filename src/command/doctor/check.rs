@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::process::Command;
 
-use crate::backend::CloudError;
+use crate::backend::{CloudError, error_chain};
 use crate::command::exit;
 use crate::command::exit::Exit;
 use crate::command::failure::Failure;
@@ -62,7 +62,7 @@ impl Check {
             Ok(said) => Self::ok(name, said),
             Err(error) => {
                 let fix = exit::of_cloud(&error).1.unwrap_or_default();
-                Self::failure(name, format!("{error}: {}", error.source), fix)
+                Self::failure(name, error_chain(&error), fix)
             }
         }
     }
