@@ -1,8 +1,8 @@
-//! Whether a task whose attempt ended badly is tried again.
+//! Whether a task is retried after a failed attempt.
 
 use super::verdict::{Budget, Verdict};
 
-/// How often a task is tried again, by kind of failure.
+/// How often a task is retried, by kind of failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Application failures in all, the last one included, before the task is failed. Default 3.
@@ -10,7 +10,7 @@ pub struct Limits {
     /// Interruptions before the task is failed. Default 20: a Spot pool that takes a machine back
     /// twenty times will not give the task its time.
     pub max_interruptions: u64,
-    /// How often a final application failure (`app-error`, `no-result`, `oom`) is tried again. Default 0.
+    /// How often a final application failure (`app-error`, `no-result`, `oom`) is retried. Default 0.
     pub retry_app_errors: u64,
 }
 
@@ -43,18 +43,18 @@ impl Default for SizeLimits {
     }
 }
 
-/// How an attempt ended, as far as trying again is concerned.
+/// A failed attempt, as the decision on a retry needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FailureClass {
     /// The verdict.
     pub verdict: Verdict,
-    /// Whether the same again may succeed: exit 75 (`EX_TEMPFAIL`), a time-out, a fault around the workload.
+    /// Whether another attempt may succeed: exit 75 (`EX_TEMPFAIL`), a time-out, a fault around the workload.
     pub is_transient: bool,
-    /// Whether a budget counts it: not what other tasks of the machine have done.
+    /// Whether a budget counts it: failures that other tasks of the machine have caused are not counted.
     pub is_counted: bool,
 }
 
-/// What becomes of the task.
+/// What to do with the task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disposition {
     /// Back to `pending`.
@@ -63,7 +63,7 @@ pub enum Disposition {
     Fail,
 }
 
-/// Decides what becomes of a task, given the counts *before* this failure.
+/// Decides what to do with a task, given the counts *before* this failure.
 #[must_use]
 pub fn decide(failure: FailureClass, app_failures: u64, interruptions: u64, limits: Limits) -> Disposition {
     let again = match failure.verdict.budget() {

@@ -151,8 +151,8 @@ impl Attempt {
         worked
     }
 
-    /// Removes the attempt's folder, off this thread: it may have very many files. When a drain's time is over, the rest
-    /// is left to the next process.
+    /// Removes the attempt's folder, off this thread: it may have very many files. When a drain's time is over, the
+    /// rest is left to the next process.
     pub(super) async fn remove_folder(&self) {
         let Some(env) = self.env.clone() else { return };
         let (folder, stop) = (env.folder().to_owned(), self.host.node.stopping.token().clone());

@@ -1,7 +1,7 @@
-//! Checkpoints: what a workload keeps in its checkpoint folder survives its machine.
+//! Checkpoints: the workload's checkpoint folder survives its machine.
 //!
-//! A save puts the files that changed, then the manifest that names everything, then the manifest's place into the
-//! task's row, under the fence. Whatever breaks in between, the row names the last complete one. The next attempt
+//! A save uploads the files that changed, then the manifest that names all files, then writes the manifest's place to
+//! the task's row, under the fence. Whatever fails in between, the row names the last complete save. The next attempt
 //! restores it before the workload starts; after the commit all of them are removed.
 
 use std::collections::BTreeMap;
@@ -23,11 +23,11 @@ use crate::workload::{Sandbox, WorkloadEnv};
 
 /// The name of the file that lists a checkpoint's entries; last of a save.
 const MANIFEST_NAME: &str = "_lighthpc_checkpoint.json";
-/// Files under way at once, up and down: many small ones are bound by round trips.
+/// Files that are transferred at the same time: the time of many small ones is that of the round trips.
 const FILES_PARALLEL: usize = 8;
 
-/// The longest list of a checkpoint, in bytes: it is read into memory. One of 10,000 paths of 3,072 bytes has 30 MB,
-/// and three times that if none of them is text.
+/// The largest manifest of a checkpoint, in bytes: it is read into memory. 10,000 paths of 3,072 bytes are 30 MB, and
+/// three times that if none of them is text.
 const LIST_BYTES_MAX: u64 = 128 * 1024 * 1024;
 
 /// The checkpoints of one attempt.
@@ -47,7 +47,7 @@ pub(super) struct Checkpoints {
     unsaved: Option<String>,
 }
 
-/// What became of a save.
+/// The result of a save.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Save {
     /// Saved, and the row names it.
@@ -61,7 +61,7 @@ pub(super) enum Save {
 impl Checkpoints {
     /// Restores the checkpoint that the row names, if any, into the env's folder. Returns whether there was one.
     ///
-    /// A checkpoint that cannot be restored is worth a warning: the workload then begins from its start.
+    /// If a checkpoint cannot be restored, that is only logged: the workload then starts from its beginning.
     ///
     /// # Errors
     /// [`NodeError`] if the disk has no room for it, or this machine cannot write it: another may, and a workload that
@@ -120,7 +120,7 @@ impl Checkpoints {
         let (disk, dir) = (self.disk(), self.env.checkpoint());
         let get = Get { store: node.backend.store.clone(), bucket: self.bucket.clone(), limit: node.settings.lease };
         let list = self.env.folder().join("checkpoint-manifest");
-        // The row may name anything: what is no list is neither fetched nor read.
+        // The row may name any object: a large one is not a manifest, and is not downloaded.
         let head = retry_transient(get.limit, || get.store.head(&self.bucket, key)).await;
         let head = head.map_err(NodeError::cloud("looking at the checkpoint"))?;
         if let Some(bytes) = head.map(|list| list.bytes).filter(|&bytes| bytes > LIST_BYTES_MAX) {
@@ -140,7 +140,7 @@ impl Checkpoints {
         });
         let mut gets = JoinSet::new();
         loop {
-            // Made as earlier ones end: a list may have very many.
+            // Started as earlier ones end: a manifest may name very many files.
             while gets.len() < FILES_PARALLEL
                 && let Some((name, saved)) = files.next()
             {
@@ -162,8 +162,8 @@ impl Checkpoints {
         blocking(complete).await.map_err(disk)
     }
 
-    /// Saves what changed since the last save. Says once why that was not possible: in the node's log, and in the
-    /// task's. Returns whether the row names a save of what there is.
+    /// Saves what changed since the last save. Logs a failure once per cause: in the node's log, and in the task's.
+    /// Returns whether the row names a save of the current state.
     pub(super) async fn save_or_note(&mut self, node: &Node) -> bool {
         match self.save(node).await {
             Ok(Save::Saved | Save::Unchanged) => {
@@ -190,11 +190,11 @@ impl Checkpoints {
 
     /// Saves what changed since the last save.
     ///
-    /// A file that is written to while it goes up makes the save void: the next one has it. One that is replaced by a
-    /// rename goes up as it was. May be dropped at any point: the row then names the save before.
+    /// A file that is written to while it is uploaded makes the save void: the next save has it. A file that is
+    /// replaced by a rename is saved as it was. May be dropped at any point: the row then names the save before.
     ///
     /// # Errors
-    /// [`NodeError`]; nothing is lost by one but this save.
+    /// [`NodeError`]; only this save is lost.
     pub(super) async fn save(&mut self, node: &Node) -> Result<Save, NodeError> {
         let (disk, dir, sizes) = (self.disk(), self.env.checkpoint(), node.settings.sizes);
         let found = blocking(move || {
@@ -274,8 +274,9 @@ impl Checkpoints {
         }
     }
 
-    /// Puts the files that changed, each by a descriptor of its own, so that a workload may rename a new one into its
-    /// place meanwhile. One that is gone by now is left out. They may have `spare` bytes in all: they may have grown.
+    /// Uploads the files that changed, each by a descriptor of its own, so that a workload may rename a new one into
+    /// its place meanwhile. A file that is gone by now is omitted. They may have `spare` bytes in all: they may have
+    /// grown.
     async fn put_all(
         &self,
         node: &Node,
@@ -309,8 +310,8 @@ impl Checkpoints {
         Ok(saved)
     }
 
-    /// Removes what no checkpoint needs, of what is certainly this task's. What stays is found by the bucket's
-    /// lifecycle, so a failure is only logged.
+    /// Removes objects that no checkpoint needs, if they are certainly this task's. The bucket's lifecycle removes what
+    /// stays, so a failure is only logged.
     async fn forget(&self, node: &Node, mut keys: Vec<String>) {
         let own = folder(&self.deployment, &self.fence.src);
         keys.retain(|key| key.starts_with(&own) || self.earlier.contains(key));
@@ -341,7 +342,7 @@ impl Checkpoints {
     }
 }
 
-/// Runs what waits for the disk where waiting does not hold up the rest of the node.
+/// Runs a function that waits for the disk, off this thread.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other).flatten()
 }

@@ -21,7 +21,8 @@ pub(super) struct Get {
 }
 
 impl Get {
-    /// Downloads one file and returns its size. Waits through an outage: without the file, the work of hours starts again.
+    /// Downloads one file and returns its size. Waits through an outage: without the file, the work of hours starts
+    /// again.
     pub(super) async fn file(&self, key: &str, file: &Path) -> Result<u64, NodeError> {
         let done = retry_transient(self.limit, || self.store.download(&self.bucket, key, file)).await;
         let done = done.map_err(|source| NodeError::Store { doing: "fetching the checkpoint", source });
@@ -52,7 +53,7 @@ impl Put {
         }
         let put = self.store.put_file(&self.bucket, &self.key, pin.body()).await;
         put.map_err(|source| match source {
-            // By the name that people know.
+            // By the path that the user knows.
             StoreError::Disk { doing, source, .. } => StoreError::Disk { doing, path: path.clone(), source },
             other => other,
         })

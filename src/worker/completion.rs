@@ -21,7 +21,7 @@ pub struct CompletionNotifier {
     pub topic_arn: Option<String>,
     /// How long transient failures are retried, and how long a publisher's lease lasts.
     pub patience: Duration,
-    /// Cancelled when transient failures are to be retried no more.
+    /// Cancelled when transient failures must not be retried any more.
     pub stop: CancellationToken,
 }
 

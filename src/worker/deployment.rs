@@ -1,4 +1,4 @@
-//! The checks of the deployment before the first workload, and whether a refused input is its fault.
+//! Checks of the deployment before the first workload, and whether a refused input is the deployment's fault.
 
 use super::retry::retry_transient;
 use super::{Node, NodeError};
@@ -7,16 +7,17 @@ use crate::backend::store::StoreError;
 use crate::domain::ids::SrcId;
 use crate::domain::keys::result_key;
 
-/// A key that no input has: where a bucket says that there is no such object, its objects may be read in general.
+/// A key that no input has. If the bucket answers that there is no such object, its objects can be read in general.
 const PROBE_KEY: &str = "lighthpc-probe/~";
 
-/// Checks that the work folder can have folders, that the result bucket may be written, by an upload that is begun and
-/// aborted at the task's own key, and that the source bucket is there, if one is set. May be dropped at any point.
+/// Checks that folders can be made in the work folder, that the result bucket can be written, and that the source
+/// bucket exists, if one is set. The write is checked by an upload that is begun and aborted at the task's own key. May
+/// be dropped at any point.
 pub(super) async fn check(node: &Node, bucket: &str, src: &SrcId) -> Result<(), NodeError> {
     let (store, preflight, limit) = (&node.backend.store, &node.settings.preflight, node.settings.max_idle);
     let key = result_key(src);
     let work_dir = &node.settings.work_dir;
-    // First, for it asks nobody.
+    // First, because it makes no call.
     let tried = preflight.work_dir.get_or_try_init(|| async {
         let folder = work_dir.clone();
         let tried = tokio::task::spawn_blocking(move || crate::workload::try_folder(&folder)).await;
@@ -36,13 +37,13 @@ pub(super) async fn check(node: &Node, bucket: &str, src: &SrcId) -> Result<(), 
     tokio::try_join!(sources, results).map(drop)
 }
 
-/// Decides whether an input that cannot be read is the object's fault, or the deployment's: the deployment's if the first
-/// inputs of this node are all refused.
+/// Decides whether an input that cannot be read is the object's fault, or the deployment's: the deployment's if the
+/// first inputs of this node are all refused.
 pub(super) async fn attribute_refusal(node: &Node, bucket: &str, error: StoreError) -> NodeError {
     let StoreError::Cloud(refusal) = &error else { return of_task(error) };
     let is_refusal = match refusal.kind {
         Kind::NoBucket | Kind::WrongRegion | Kind::KeyUnusable => true,
-        // A bucket whose other objects may be read has said no to this one.
+        // If other objects of the bucket can be read, the refusal is this object's.
         Kind::AccessDenied => !matches!(node.backend.store.head(bucket, PROBE_KEY).await, Ok(None)),
         _ => false,
     };

@@ -18,8 +18,8 @@ use crate::workload::{Ended, Stops, Workload, WorkloadEnv, is_of_machine};
 const EXIT_TRY_AGAIN: i32 = 75;
 
 impl Attempt {
-    /// Runs the workload until it exits, the lease is lost, the node drains, or a Spot notice arrives; saves checkpoints
-    /// on the way. Returns the workload's exit code, which is 0.
+    /// Runs the workload until it exits, the lease is lost, the node drains, or a Spot notice arrives; saves
+    /// checkpoints on the way. Returns the workload's exit code, which is 0.
     pub(super) async fn execute(&mut self, workload: &Workload, env: &WorkloadEnv) -> Result<i32, StopReason> {
         let Self { host: Host { node, spot, .. }, heartbeat, checkpoints, fence, .. } = self;
         let heartbeat = &*heartbeat;

@@ -60,8 +60,8 @@ impl Attempt {
         }
     }
 
-    /// Fails a task that was claimed although its budget of interruptions is spent: the attempts before this one left no
-    /// entry.
+    /// Fails a task that was claimed although its budget of interruptions is spent: the attempts before this one left
+    /// no entry.
     pub(super) async fn give_up(&mut self) -> Result<Outcome, NodeError> {
         let record = self.record(Verdict::Lost, None, None).await;
         self.commit(Completion::Failed(Verdict::Lost), record).await?;
@@ -169,8 +169,8 @@ impl Attempt {
         Record { verdict, exit_code, history: self.history(verdict, exit_code, log).await }
     }
 
-    /// Commits the end of the task, removes the checkpoints that a result makes useless, and sends the notification if the
-    /// mission is complete.
+    /// Commits the end of the task, removes the checkpoints that a result makes useless, and sends the notification if
+    /// the mission is complete.
     async fn commit(&mut self, completion: Completion, record: Record) -> Result<Committed, NodeError> {
         let (node, fence) = (&self.host.node, &self.fence);
         let is_done = matches!(completion, Completion::Done { .. });

@@ -1,4 +1,4 @@
-//! The heartbeat: renew the lease and report, from the claim to the end of the attempt.
+//! The heartbeat: renews the lease and reports progress, from the claim to the end of the attempt.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::domain::backoff;
 use crate::domain::lease::hold_limit;
 use crate::domain::progress::Progress;
 
-/// The workload's time: what earlier attempts took, and since when this one runs.
+/// The workload's time: that of earlier attempts, and since when this one runs.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct TimeCost {
     base_s: u64,
@@ -35,7 +35,7 @@ impl TimeCost {
         self.spent += self.running_since.take().map_or(Duration::ZERO, |since| since.elapsed());
     }
 
-    /// Returns whole seconds, rounded, all attempts together.
+    /// Returns the time of all attempts together, rounded to whole seconds.
     pub(super) fn seconds(&self) -> u64 {
         let running = self.running_since.map_or(Duration::ZERO, |since| since.elapsed());
         self.base_s + (self.spent + running + Duration::from_millis(500)).as_secs()
@@ -76,7 +76,7 @@ impl Heartbeat {
         Self { beats, stop, lost, cancelled, progress, time_cost }
     }
 
-    /// Stops renewing and waits for a beat that is under way. Nothing is sent after this.
+    /// Stops renewing, and waits for a beat that is under way. Nothing is sent after this.
     pub(super) async fn stop(&mut self) {
         self.stop.cancel();
         while self.beats.join_next().await.is_some() {}
@@ -92,7 +92,7 @@ struct Beater {
 }
 
 impl Beater {
-    /// One write per period, however chatty the workload: the newest value at that moment wins.
+    /// Writes once per period, with the newest progress at that moment.
     async fn run(
         self,
         claimed: Instant,
@@ -102,7 +102,7 @@ impl Beater {
     ) {
         let mut renewed = claimed;
         let mut stop_if_cancelled = true;
-        // A claim that was slow has used up its lease's beginning.
+        // A slow claim has used a part of its lease.
         let mut pause = self.pause().saturating_sub(claimed.elapsed());
         loop {
             // Both arms may be dropped: neither holds anything.
@@ -113,7 +113,7 @@ impl Beater {
             pause = self.pause();
             let asked = Instant::now();
             let left = hold_limit(self.periods.lease).saturating_sub(renewed.elapsed());
-            // A process that was frozen for longer asks once all the same: the row knows whose the task is.
+            // A process that was frozen for longer still tries once: the row says who holds the task.
             let limit = if left.is_zero() { self.try_limit() } else { left.min(self.try_limit()) };
             let (progress, seconds) = (*self.progress.borrow(), self.time_cost.borrow().seconds());
             let beat = self.ledger.beat(&self.fence, progress, seconds, stop_if_cancelled);
@@ -121,7 +121,8 @@ impl Beater {
                 Ok(Ok(Beat::Renewed)) => renewed = asked,
                 Ok(Ok(Beat::Lost)) => return lost.cancel(),
                 Ok(Ok(Beat::Cancelled)) => {
-                    // The lease is kept for what is left to do: the end of the workload, the log, or a finished result.
+                    // The lease is kept for the remaining steps: the end of the workload, the log, or a finished
+                    // result.
                     cancelled.cancel();
                     stop_if_cancelled = false;
                     pause = Duration::ZERO;
@@ -136,7 +137,7 @@ impl Beater {
                 }
             }
             if renewed.elapsed() >= hold_limit(self.periods.lease) {
-                tracing::error!("the lease could not be renewed for {:?}: giving the task up", renewed.elapsed());
+                tracing::error!("the lease could not be renewed for {:?}: the attempt ends", renewed.elapsed());
                 return lost.cancel();
             }
         }
@@ -153,7 +154,8 @@ impl Beater {
         backoff::between(longest / 2, longest, rand::random())
     }
 
-    /// Returns the period, up to 10 % shorter or longer by chance: a thousand nodes that boot together do not beat together.
+    /// Returns the period, up to 10 % shorter or longer by chance: a thousand nodes that boot together do not beat
+    /// together.
     fn pause(&self) -> Duration {
         backoff::jittered(self.periods.heartbeat, 0.1, rand::random())
     }

@@ -5,7 +5,7 @@ use crate::domain::mission::{ManifestProgress, Mission, RESULT_LIST_LEN_MAX, Tal
 use crate::domain::task::{State, Task};
 use crate::domain::verdict::Verdict;
 
-/// The manifest as it is written: a mission may have millions of tasks.
+/// Writes a manifest part by part: a mission may have millions of tasks.
 pub(super) struct ManifestWriter {
     out: PutWriter,
     /// The results for the mission's row; `None`: more than it may hold.
@@ -32,7 +32,7 @@ impl ManifestWriter {
     }
 
     pub(super) fn resume(mut out: PutWriter, progress: ManifestProgress) -> Self {
-        tracing::info!(tasks = progress.tasks, "the manifest is gone on with after {} tasks", progress.tasks);
+        tracing::info!(tasks = progress.tasks, "the manifest continues after {} tasks", progress.tasks);
         let (count, after) = (progress.tasks, Some(progress.after));
         out.resume(progress.upload, &progress.parts);
         // A list that is stored in parts has more results than the row may hold.

@@ -3,13 +3,16 @@
 //! ```text
 //!   identify → claim → download → execute → upload → commit → notify → terminate
 //!                │         └────────┴─────────┴── a failure: release, or fail (commit without a result) → notify
-//!                ├── ended already: notify, if its mission still waits for that
-//!                └── held by another who lives: leave
+//!                ├── ended already: notify, if its mission is complete and not yet announced
+//!                └── held by a live instance: leave
 //! ```
 //!
-//! [`run`] is the only place that says what happens after what. Whatever happens before it, an error and a panic
-//! included, the last step is the machine's own end: a node without a task is a leak. Only a machine that is proved to
-//! be a node is ended (`backend::machine`).
+//! [`run`] is the only place that orders these steps. The last step terminates the machine, whatever happened before
+//! it, an error and a panic included: a node without a task is a leak. Only a machine that is proved to be a node is
+//! terminated (`backend::machine`).
+//!
+//! `task.rs` makes the attempts at one task; an `Attempt` holds what they need. No two files here import each
+//! other, directly or in a circle.
 
 mod attempt;
 mod checkpoint;
@@ -67,9 +70,9 @@ use spot::SpotWatcher;
 use crate::backend::machine::EndProof;
 use crate::workload::Removal;
 
-/// Runs a node: one task from its instance's tag to its end, then the end of the machine.
+/// Runs a node: its task or its mission, then the termination of its machine.
 ///
-/// Every way out passes the last step, panics included. Not cancel-safe: cancel `stopping.drain` and wait.
+/// Every path reaches the last step, panics included. Not cancel-safe: cancel `stopping.drain` and wait.
 pub async fn run(node: Node) -> Life {
     let mut task = JoinSet::new();
     let (proof, seen) = watch::channel(None);
@@ -79,11 +82,11 @@ pub async fn run(node: Node) -> Life {
             Some(limit) => tokio::time::sleep(limit).await,
             None => std::future::pending().await,
         }
-        tracing::warn!("this node has lived as long as it may: it drains");
+        tracing::warn!("this node has reached its maximum lifetime: it drains");
         node.stopping.drain.cancel();
         std::future::pending::<()>().await;
     };
-    // A drain whose time is over is cut short: to everyone else, that is the death of the process.
+    // A drain whose time is over is cut short: to other nodes, this looks like the death of the process.
     let joined = tokio::select! {
         joined = task.join_next() => Some(joined),
         () = lifetime => unreachable!("the lifetime only drains"),
@@ -103,17 +106,16 @@ pub async fn run(node: Node) -> Life {
     Life { outcome, end }
 }
 
-/// The steps from identity to notification. Hands on what the tags prove as soon as they are read, for the step after
-/// the last.
+/// Runs the steps from identify to notify. Sends what the tags prove as soon as they are read, for the terminate step.
 async fn life(node: Node, proof: watch::Sender<Option<EndProof>>) -> Result<Outcome, NodeError> {
     let (instance, work) = node.step(Step::Identify, identity::find(&node, &proof)).await?;
-    // Stopped before it began: nothing is claimed, so nothing has to be handed back.
+    // Stopped before it began: nothing is claimed, so nothing has to be released.
     let Some(work) = work else { return Ok(Outcome::Drained) };
-    // What an earlier process held is settled first: a claim would take it for handed back.
+    // Tasks of an earlier process are settled first: a claim would take them for released.
     let crash::Reported { found, failed, settled, unsettled } = crash::report(&node, &instance).await;
     let mut removal = Removal::start(settled, unsettled, &node.stopping.drain);
     removal.head_start().await;
-    let (spot, mut looks) =
+    let (spot, mut polls) =
         SpotWatcher::start(node.backend.machine.clone(), node.backend.ledger.clone(), instance.is_on_ec2());
     let host = Host { node, instance, spot };
     let outcome = match work {
@@ -123,7 +125,7 @@ async fn life(node: Node, proof: watch::Sender<Option<EndProof>>) -> Result<Outc
         },
         Work::Mission(mission) => mission_loop::serve(&host, &mission, found).await,
     };
-    looks.shutdown().await;
+    polls.shutdown().await;
     removal.end().await;
     outcome
 }

@@ -12,23 +12,23 @@ use crate::backend::{Backend, CloudError};
 use crate::domain::mission::Mission;
 use crate::domain::task::Task;
 
-/// What a node is made of. Cheap to clone.
+/// A node. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Node {
     /// The services.
     pub backend: Backend,
     /// The settings.
     pub settings: Arc<Settings>,
-    /// How the node is told to end before its task does.
+    /// Stops the node before its task ends.
     pub stopping: Stopping,
 }
 
-/// How a node's life ended.
+/// The end of a node's life.
 #[derive(Debug)]
 pub struct Life {
-    /// What became of its task.
+    /// How its task, or its mission, ended.
     pub outcome: Result<Outcome, NodeError>,
-    /// What became of the machine.
+    /// How the termination of the machine ended.
     pub end: Result<MachineEnd, EndError>,
 }
 

@@ -1,8 +1,8 @@
 //! Step 8: the check whether a mission is complete, and the right to send its notification.
 //!
-//! The row is read before the tally, and `Sending` is conditional on what was read (`backend/ledger/publish.rs`): a mission
-//! that is opened in between is not announced. The publisher then writes the manifest and sends the notification
-//! (`publish.rs`).
+//! The row is read before the tally, and `Sending` is conditional on what was read (`backend/ledger/publish.rs`): a
+//! mission that is opened in between is not announced. The publisher then writes the manifest and sends the
+//! notification (`publish.rs`).
 
 use std::time::Duration;
 
@@ -15,22 +15,22 @@ use crate::domain::ids::{InstanceId, SrcId};
 use crate::domain::keys::digest_hex;
 use crate::domain::mission::{Mission, Notified};
 
-/// How often a mission's row and tally are read again because another hand opened it in between: each time somebody has
-/// enlarged or redriven it in that moment, and will see to its end.
-const LOOKS_MAX: u32 = 5;
+/// How often a mission's row and tally are read again because the mission was opened in between. Each time another
+/// process has enlarged or redriven it in that moment, and takes care of its end.
+const READS_MAX: u32 = 5;
 /// The pause before they are read again.
-const LOOK_PAUSE: Duration = Duration::from_millis(200);
+const READ_PAUSE: Duration = Duration::from_millis(200);
 impl CompletionNotifier {
-    /// Announces the mission's end, if it has come and nobody has announced it. Returns whether it did.
+    /// Sends the mission's notification, if the mission is complete and not yet announced. Returns whether it did.
     ///
-    /// Every committer comes here after its own commit, so the last one sees the full count. Exactly one becomes the
-    /// publisher; a publisher that died is replaced by whoever comes by and learns that it is gone.
+    /// Every committer calls this after its own commit, so the last one reads the full count. Exactly one becomes the
+    /// publisher; a publisher that died is replaced by the next caller that finds out that it is gone.
     ///
-    /// `me` and `right` name the publisher: the same pair may publish again after its restart. `is_lost` says that the caller has seen
-    /// the lease of the publisher that `mission` names unchanged for its whole length.
+    /// `me` and `right` name the publisher: the same pair may publish again after its restart. `is_lost` says that the
+    /// caller has seen the lease of the publisher that `mission` names unchanged for its whole length.
     ///
     /// # Errors
-    /// [`NodeError`]; the mission is then looked at by whoever comes by next.
+    /// [`NodeError`]; the next caller checks the mission again.
     pub async fn notify_if_complete(
         &self,
         me: &InstanceId,
@@ -44,16 +44,16 @@ impl CompletionNotifier {
             return Ok(false);
         }
         let publication = Publication { by: me.clone(), token: digest_hex(&[me.as_str(), right], 32) };
-        for look in 0..LOOKS_MAX {
-            if look > 0 {
+        for read in 0..READS_MAX {
+            if read > 0 {
                 // Both arms may be dropped: neither holds anything.
                 tokio::select! {
-                    () = tokio::time::sleep(LOOK_PAUSE) => {}
+                    () = tokio::time::sleep(READ_PAUSE) => {}
                     () = self.stop.cancelled() => return Ok(false),
                 }
             }
             let Some(fresh) = self.mission(&mission.id).await? else { return Ok(false) };
-            // After the row: what opens the mission from here on makes the row another.
+            // After the row: opening the mission from here on changes the row.
             let total = self.tally(&fresh).await?;
             if !fresh.is_complete(total) {
                 self.roll_up(&fresh, total).await?;
@@ -84,8 +84,8 @@ impl CompletionNotifier {
     }
 }
 
-/// Notifies people if the mission is complete, now that a task of it has ended. During a drain this is left to others if a
-/// service is unavailable, or if it takes too long: a sweep does it then, and takes over from a publisher that was
+/// Notifies people if the mission is complete, now that a task of it has ended. During a drain this is left to others
+/// if a service is unavailable, or if it takes too long: a sweep does it then, and takes over from a publisher that was
 /// interrupted.
 pub(super) async fn notify_unless_drained(
     node: &Node,

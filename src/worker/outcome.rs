@@ -1,4 +1,7 @@
-//! How an attempt ends: what the node makes of it, and why it goes no further.
+//! How an attempt ends: its [`Outcome`], the [`StopReason`] that ends its work early, and the failure that it reports.
+//!
+//! There are three words for endings: `Exit` is how a process ended (`workload::Exit`), `Outcome` how an attempt ended,
+//! and `Verdict` what the row says.
 
 use tokio::time::Instant;
 
@@ -8,7 +11,7 @@ use crate::domain::ids::InstanceId;
 use crate::domain::task::State;
 use crate::domain::verdict::Verdict;
 
-/// What became of a task, as far as this node is concerned.
+/// How an attempt at a task ended on this node.
 #[derive(Debug)]
 pub enum Outcome {
     /// Its result is committed.
@@ -20,11 +23,11 @@ pub enum Outcome {
     EndedBefore(State),
     /// Another instance holds it and lives.
     HeldByOther(InstanceId),
-    /// It was not claimed: it is suspect of a crash, and would not run alone here.
+    /// It was not claimed: it is suspected of a crash, and would not run alone here.
     Suspect,
-    /// It is handed back, because the node was told to drain.
+    /// It is released, because the node drains.
     Drained,
-    /// It is handed back, because EC2 takes the instance back.
+    /// It is released, because EC2 takes the instance back.
     Interrupted,
     /// Its mission was cancelled, and the task has ended with that.
     Cancelled,
@@ -35,18 +38,18 @@ pub enum Outcome {
         /// Attempts that ended otherwise.
         other: u64,
     },
-    /// It is handed back, and counted by no budget: other tasks of this machine have filled the disk.
+    /// It is released, and no budget counts the attempt: other tasks of this machine have filled the disk.
     NoRoom(NodeError),
-    /// It is handed back after a failure that may pass.
+    /// It is released after a transient failure.
     TryAgain(NodeError),
 }
 
-/// Why an attempt goes no further.
+/// Why an attempt's work ends early.
 #[derive(Debug)]
 pub(super) enum StopReason {
-    /// The lease is lost: write nothing.
+    /// The lease is lost: nothing may be written.
     LeaseLost,
-    /// The node is to drain.
+    /// The node drains.
     Drain,
     /// The mission was cancelled.
     Cancelled,
@@ -77,6 +80,7 @@ pub(super) struct AttemptFailure {
 }
 
 impl AttemptFailure {
+    /// Makes a failure that the budget counts, of a workload without an exit code.
     pub(super) const fn new(verdict: Verdict, is_transient: bool, error: NodeError) -> Self {
         Self { class: FailureClass { verdict, is_transient, is_counted: true }, exit_code: None, error }
     }
@@ -88,11 +92,12 @@ impl From<AttemptFailure> for StopReason {
     }
 }
 
-/// A failure of the node's own disk, which may be full.
+/// Makes a failure of the node's own disk, which may be full.
 pub(super) fn of_disk(error: NodeError) -> StopReason {
     AttemptFailure::new(if error.is_disk_full() { Verdict::DiskFull } else { Verdict::Infra }, true, error).into()
 }
 
+/// Makes a transient failure of something around the workload.
 pub(super) fn infra(error: NodeError) -> StopReason {
     AttemptFailure::new(Verdict::Infra, true, error).into()
 }

@@ -27,7 +27,7 @@ pub(super) enum Output {
     Files(BTreeMap<String, PathBuf>),
 }
 
-/// Returns how many bytes the result has, as far as it can be read.
+/// Returns the size of the result in bytes, as far as it can be read.
 pub(super) fn output_bytes(env: &WorkloadEnv) -> u64 {
     let size = |path: &PathBuf| path.symlink_metadata().map_or(0, |meta| meta.len());
     match find_blocking(&env.output(), &env.workspace(), &result_key(&env.src), SizeLimits::default()) {
@@ -37,7 +37,7 @@ pub(super) fn output_bytes(env: &WorkloadEnv) -> u64 {
     }
 }
 
-/// Adds sizes up. The workload may claim any: a few files of 7 EiB are more than 64 bits hold.
+/// Adds sizes up. A few sparse files of 7 EiB are more than 64 bits hold.
 pub(super) fn sum(sizes: impl Iterator<Item = u64>) -> u64 {
     sizes.fold(0, u64::saturating_add)
 }
@@ -49,9 +49,9 @@ pub(super) async fn find(env: &WorkloadEnv, sizes: SizeLimits) -> Result<Output,
     found.map_err(|panic| disk("reading", &env.output(), io::Error::other(panic)))?
 }
 
-/// Looks at the output. The workload may have made it a link; it must still lead into the attempt's own folder, for the
-/// node may read what the workload may not. `key` is the result's: S3 has to take it, and each file's below it. What is
-/// larger than it may be is found here, before anything goes up.
+/// Finds the output. The workload may have made it a link; it must still lead into the attempt's own folder, because
+/// the node may read files that the workload may not. `key` is the result's: S3 must take it, and each file's below it.
+/// A result that is too large is found here, before anything is uploaded.
 fn find_blocking(output: &Path, folder: &Path, key: &str, sizes: SizeLimits) -> Result<Output, StoreError> {
     let real = match output.canonicalize() {
         Ok(real) => real,

@@ -1,15 +1,15 @@
-//! What is wrong with the deployment is found before the first workload, not after it: once for all slots of a node,
-//! and with `run --local` for all of its nodes.
+//! What is known of the deployment. All slots of a node share it, and all nodes of `run --local`, so that each check
+//! (`deployment.rs`) is made once, before the first workload.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use tokio::sync::OnceCell;
 
-/// How many inputs a node must find refused, one after another and before it could read any, to take that for the
-/// deployment's fault. A HEAD is refused without a reason: one refusal may be the object's.
+/// Number of refused inputs, before any input could be read, that is taken for a fault of the deployment. S3 refuses a
+/// HEAD without a reason, so one refusal may be the object's.
 const REFUSED_MAX: u32 = 3;
 
-/// What has been found of the deployment. Only what is well is remembered: a failure may be over by the next task.
+/// The checks of the deployment that have passed. Failures are not remembered: the next task may not see them.
 #[derive(Debug, Default)]
 pub struct Preflight {
     pub(super) results: OnceCell<()>,
@@ -20,8 +20,8 @@ pub struct Preflight {
 }
 
 impl Preflight {
-    /// Makes one that takes the buckets for well, for a cloud in this process: its buckets are folders that it has just
-    /// made, so the checks prove nothing and cost three calls.
+    /// Returns one whose bucket checks have passed, for the in-process cloud: its buckets are folders that it has just
+    /// made, so the checks would prove nothing and cost three calls.
     #[must_use]
     pub fn passed() -> Self {
         Self { results: OnceCell::new_with(Some(())), sources: OnceCell::new_with(Some(())), ..Self::default() }
@@ -32,7 +32,7 @@ impl Preflight {
         self.has_read.store(true, Ordering::SeqCst);
     }
 
-    /// Notes that an input was refused. Returns whether that is now taken for the deployment's fault.
+    /// Notes that an input was refused. Returns whether this is now taken for a fault of the deployment.
     pub(super) fn note_refused(&self) -> bool {
         let refused = self.refused.fetch_add(1, Ordering::SeqCst) + 1;
         refused >= REFUSED_MAX && !self.has_read.load(Ordering::SeqCst)

@@ -1,7 +1,7 @@
 //! The publisher of a mission's end: writes the manifest, then sends the notification.
 //!
-//! While the manifest is written, the publisher renews a lease of its own. Another that sees that lease unchanged for its
-//! whole length takes over, and continues the manifest after its last stored part.
+//! While the manifest is written, the publisher renews a lease of its own. Another that sees that lease unchanged for
+//! its whole length takes over, and continues the manifest after its last stored part.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -43,13 +43,13 @@ impl<'a> Publisher<'a> {
         Self { notifier, mission, total, publication, now: clock::now_rfc3339() }
     }
 
-    /// Publishes, and renews the publisher's lease meanwhile. Returns whether it sent the message: if the lease is lost, another
-    /// publishes, or the mission was opened.
+    /// Publishes, and renews the publisher's lease meanwhile. Returns whether it sent the message: if the lease is
+    /// lost, another process publishes, or the mission was opened.
     pub(super) async fn publish(&self) -> Result<bool, NodeError> {
         let Self { notifier, mission, publication, .. } = *self;
         let is_sending = AtomicBool::new(false);
-        // The message and what comes after it are not broken off by a lost lease: either arm of the select may be dropped
-        // before, for parts of a manifest are aborted, or belong to the successor.
+        // A lost lease does not interrupt the message and what comes after it. Before that, either arm may be dropped:
+        // parts of a manifest are aborted, or belong to the successor.
         let renewals = async {
             loop {
                 tokio::time::sleep(notifier.patience / RENEWALS).await;
@@ -66,7 +66,7 @@ impl<'a> Publisher<'a> {
         tokio::select! {
             published = self.publish_held(&is_sending) => published,
             () = renewals => {
-                tracing::warn!("mission {} is announced by another, or was opened again", mission.id);
+                tracing::warn!("mission {} is announced by another process, or was opened again", mission.id);
                 Ok(false)
             }
         }
@@ -75,13 +75,13 @@ impl<'a> Publisher<'a> {
     /// Writes the manifest, prepares the row, sends the message, and marks the mission as announced.
     async fn publish_held(&self, is_sending: &AtomicBool) -> Result<bool, NodeError> {
         let Self { notifier, mission, total, publication, ref now } = *self;
-        // A mission whose every node lacked the bucket has failed, and its people must be notified all the more.
+        // A mission without a result bucket has failed, and its owner must still be notified.
         let key = manifest_key(&mission.id);
         let (manifest, results) = match notifier.result_bucket.as_deref() {
             None => ("none: no result bucket is set".to_owned(), Some(Vec::new())),
             Some(bucket) => match self.write_manifest(bucket, &key).await {
                 Ok(results) => (uri(bucket, &key), results),
-                // The end is announced all the same.
+                // The end is still announced.
                 Err(NodeError::Store { source: error @ StoreError::Taken { .. }, .. }) => {
                     tracing::error!("mission {} is announced without a manifest: {error}", mission.id);
                     (format!("none: {error}"), Some(Vec::new()))
@@ -94,33 +94,34 @@ impl<'a> Publisher<'a> {
         let results = result_list(&mission.results, results.as_deref(), &manifest);
         let announcement = Announcement { results: &results, manifest: &manifest, to, now };
         let prepared = notifier.retry(|| ledger.prepare_publication(mission, publication, total, &announcement)).await;
-        if !prepared.map_err(NodeError::cloud("writing what the mission came to"))? {
-            tracing::warn!("mission {} is announced by another, or was opened again", mission.id);
+        if !prepared.map_err(NodeError::cloud("writing the mission's totals"))? {
+            tracing::warn!("mission {} is announced by another process, or was opened again", mission.id);
             return Ok(false);
         }
         is_sending.store(true, Ordering::SeqCst);
         if let Some(topic) = &notifier.topic_arn {
             let message = message(mission, total, &manifest, now);
-            // Not retried here: a repeat of one that arrived notifies people twice.
+            // Not retried here: if the first one arrived, a repeat would be a second notification.
             let sent = notifier.backend.notifier.publish(topic, &message).await;
             sent.map_err(NodeError::cloud("publishing the mission's end"))?;
         } else {
             tracing::warn!("mission {} is over, but no topic is set: no notification is sent", mission.id);
         }
-        // Retried whatever the node is told: without the mark, the next one notifies people once more.
+        // Retried even if the node drains: without the mark, the next caller would send a second notification.
         let marked = retry_transient(notifier.patience, || ledger.end_publication(&mission.id, publication)).await;
         if marked.map_err(NodeError::cloud("marking the mission as announced"))? {
-            tracing::info!(mission = %mission.id, ok = total.ok, failed = total.failed, "mission {} is announced", mission.id);
+            let Tally { ok, failed, .. } = total;
+            tracing::info!(mission = %mission.id, ok, failed, "mission {} is announced", mission.id);
         } else {
             tracing::warn!(
-                "mission {} was announced, but the mark was no longer ours: it was opened again, or another published too",
+                "mission {} was announced, but its row was not marked: it was opened again, or another published too",
                 mission.id
             );
         }
         Ok(true)
     }
 
-    /// Writes the list of the mission's tasks, from where an earlier publisher has stopped, and returns the results for the
+    /// Writes the list of the mission's tasks, from where an earlier publisher has stopped. Returns the results for the
     /// row; `None` if they are more than it may hold.
     async fn write_manifest(&self, bucket: &str, key: &str) -> Result<Option<Vec<String>>, NodeError> {
         let Self { notifier, mission, total, publication, ref now } = *self;
@@ -143,7 +144,7 @@ impl<'a> Publisher<'a> {
             }
             let Some(last) = last else { break };
             list.after = Some(last);
-            // A small manifest is written in one go; of a large one each part is noted.
+            // A small manifest is written at once; of a large one, each part is noted.
             if noted_at.elapsed() < notifier.patience / RENEWALS {
                 continue;
             }
@@ -156,7 +157,7 @@ impl<'a> Publisher<'a> {
                 noted_at = Instant::now();
                 let noted =
                     notifier.retry(|| ledger.renew_publication(&mission.id, publication, Some(&progress))).await;
-                noted.map_err(NodeError::cloud("noting how far the manifest is"))?;
+                noted.map_err(NodeError::cloud("noting the manifest's progress"))?;
             }
         }
         match list.finish().await {
@@ -166,17 +167,18 @@ impl<'a> Publisher<'a> {
         }
     }
 
-    /// A manifest that could not be gone on with is begun again by the next publisher, for its parts may be gone.
+    /// Removes the progress of a manifest that could not be continued, so that the next publisher starts it again: its
+    /// parts may be gone.
     async fn without_progress(&self, error: NodeError) -> NodeError {
         let Self { notifier, mission, publication, .. } = *self;
         if let Err(error) = notifier.backend.ledger.forget_manifest(&mission.id, publication).await {
-            tracing::warn!("how far the manifest is was not removed: {}", error_chain(&error));
+            tracing::warn!("the manifest's progress was not removed: {}", error_chain(&error));
         }
         error
     }
 }
 
-/// The message, in the article's words, with what the article left out.
+/// Returns the message, in the article's words, with what the article left out.
 fn message(mission: &Mission, total: Tally, manifest: &str, now: &str) -> Message {
     let id = &mission.id;
     // A name of several lines must not add some to the message.

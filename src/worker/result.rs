@@ -1,4 +1,4 @@
-//! Step 5: the result, from the workload's output to the bucket.
+//! Step 5: upload the result, from the workload's output to the bucket.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -142,7 +142,7 @@ impl Upload {
             return Err(changed());
         }
         let put = self.put(key, pin.body()).await.map_err(|error| match error {
-            // By the name that people know.
+            // By the path that the user knows.
             StoreError::Disk { doing, source, .. } => StoreError::Disk { doing, path: file.to_owned(), source },
             other => other,
         })?;
@@ -179,7 +179,7 @@ fn index_of(stored: &BTreeMap<String, Stored>, fence: &Fence) -> String {
     index
 }
 
-/// Says whose fault a failed upload is: the task's own if the result is not what S3, or this node, can take.
+/// Classifies a failed upload: it is the task's own failure if the result is not what S3, or this node, can take.
 fn failure(error: StoreError) -> AttemptFailure {
     let error = match error {
         StoreError::Disk { path, source, .. } if is_the_workloads(&source) => {
@@ -191,8 +191,8 @@ fn failure(error: StoreError) -> AttemptFailure {
     AttemptFailure::new(verdict, is_transient, NodeError::Store { doing: "uploading the result", source: error })
 }
 
-/// Returns whether a failed read of the result is the workload's doing: it took the right away, something of it still
-/// changes its files, or the output is a link whose path no system takes.
+/// Returns whether the workload caused a failed read of the result: it removed the right to read, a process of it still
+/// changes the files, or the output is a link with an invalid path.
 fn is_the_workloads(error: &io::Error) -> bool {
     let is_odd_path = matches!(Errno::from_io_error(error), Some(Errno::NAMETOOLONG | Errno::LOOP | Errno::NOTDIR));
     let kinds = [io::ErrorKind::PermissionDenied, io::ErrorKind::NotFound, io::ErrorKind::UnexpectedEof];

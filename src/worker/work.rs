@@ -155,8 +155,8 @@ async fn at_once(_deadline: Instant) -> Instant {
     Instant::now()
 }
 
-/// Waits for `work`. After a Spot notice, waits only until the instant that `give_up_at` returns for its deadline. `work`
-/// must be safe to drop.
+/// Waits for `work`. After a Spot notice, waits only until the instant that `give_up_at` returns for its deadline.
+/// `work` must be safe to drop.
 async fn unless_noticed<T, F: Future<Output = Instant>>(
     spot: &SpotWatcher,
     give_up_at: impl Fn(Instant) -> F,
