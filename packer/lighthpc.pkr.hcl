@@ -1,4 +1,4 @@
-# The image of a node: Amazon Linux 2023 and what scripts/provision installs, nothing else.
+# The image of a node: only Amazon Linux 2023 and what scripts/provision installs.
 
 locals {
   stamp         = formatdate("YYYYMMDD-hhmmss", timestamp())
@@ -17,7 +17,7 @@ locals {
 
 source "amazon-ebs" "node" {
   ami_name        = "${var.name_prefix}-${var.architecture}-${local.stamp}"
-  ami_description = "A node of lighthpc: does its task, then ends its instance."
+  ami_description = "A node of lighthpc: runs its task, then terminates its instance."
   region          = var.region
   ami_regions     = var.copy_to_regions
   ami_users       = var.share_with_accounts
@@ -34,7 +34,7 @@ source "amazon-ebs" "node" {
   skip_metadata_api_check    = local.is_emulated
   skip_credential_validation = local.is_emulated
 
-  # The newest Amazon Linux 2023 of Amazon's own; not the minimal one, which has no AWS CLI and no SSM agent.
+  # Amazon's newest Amazon Linux 2023. The minimal image is not used: it has no AWS CLI and no SSM agent.
   source_ami_filter {
     owners      = ["amazon"]
     most_recent = true
@@ -53,14 +53,14 @@ source "amazon-ebs" "node" {
     device_name           = "/dev/xvda"
     volume_type           = "gp3"
     volume_size           = var.volume_gib
-    iops                  = 3000 # what gp3 has at no price, as is the throughput, in MiB/s
+    iops                  = 3000 # included in the price of gp3, as is the throughput (MiB/s)
     throughput            = 125
     encrypted             = true
     kms_key_id            = var.kms_key_id
     delete_on_termination = true
   }
 
-  # newer than 1.6: every instance of this image takes reads of its metadata with a token only, as does the one that bakes.
+  # newer than 1.6: every instance of this image, and the one that bakes, answers metadata requests only with a token.
   imds_support = "v2.0"
   metadata_options {
     http_endpoint               = "enabled"
@@ -69,7 +69,7 @@ source "amazon-ebs" "node" {
   }
   # :newer than 1.6
 
-  # A bake that is forgotten ends with its shell.
+  # A power-off also terminates a forgotten bake.
   shutdown_behavior = "terminate"
 
   tags            = local.tags

@@ -1,8 +1,8 @@
-# Each has a default but the bundle, so that `packer build -var bundle=dist/lighthpc-x86_64.tar.gz packer` is all.
+# Only the bundle has no default. So this is enough: `packer build -var bundle=dist/lighthpc-x86_64.tar.gz packer`.
 
 variable "bundle" {
   type        = string
-  description = "The bundle that scripts/build-release makes, of the same architecture; its checksum stands beside it, in BUNDLE.sha256."
+  description = "The bundle that scripts/build-release makes, of the same architecture. Its checksum is beside it, in BUNDLE.sha256."
 }
 
 variable "architecture" {
@@ -19,91 +19,91 @@ variable "architecture" {
 variable "workload" {
   type        = string
   default     = "packer/workload"
-  description = "Folder with your program and an install.sh, which is run there as root: the one place for what is yours."
+  description = "Folder with your program and an install.sh, which runs there as root. Your own files belong only here."
 }
 
 variable "settings" {
   type        = map(string)
   default     = {}
-  description = "Settings of every node of this image, such as { LIGHTHPC_RESULT_BUCKET = \"my-results\" }. A stack's nodes get theirs by user data."
+  description = "Settings of every node of this image, such as { LIGHTHPC_RESULT_BUCKET = \"my-results\" }. The nodes of a stack get their settings by user data."
 }
 
 variable "region" {
   type        = string
   default     = "us-east-1"
-  description = "Region to bake in, and to keep the image in."
+  description = "Region in which the image is baked and kept."
 }
 
 variable "copy_to_regions" {
   type        = list(string)
   default     = []
-  description = "More regions for the image."
+  description = "Additional regions for the image."
 }
 
 variable "share_with_accounts" {
   type        = list(string)
   default     = []
-  description = "Accounts that may launch the image. An encrypted image needs a key of yours (kms_key_id) that they may use, too."
+  description = "Accounts that may launch the image. An encrypted image needs a key of your own (kms_key_id) that these accounts may use."
 }
 
 variable "instance_type" {
   type        = string
   default     = ""
-  description = "Instance type to bake on; empty: t3.small, or t4g.small for arm64."
+  description = "Instance type for the bake. Empty means t3.small, or t4g.small for arm64."
 }
 
 variable "subnet_id" {
   type        = string
   default     = ""
-  description = "Subnet to bake in; it must reach the internet. Empty: one of the default VPC."
+  description = "Subnet for the bake. It must reach the internet. Empty means a subnet of the default VPC."
 }
 
 variable "ssh_interface" {
   type        = string
   default     = "public_ip"
-  description = "How the baking machine is reached: public_ip, private_ip, or session_manager (then instance_profile must allow it)."
+  description = "How Packer connects to the baking machine: public_ip, private_ip, or session_manager (which instance_profile must allow)."
 }
 
 variable "instance_profile" {
   type        = string
   default     = ""
-  description = "Instance profile of the baking machine. It needs none, but for session_manager."
+  description = "Instance profile of the baking machine. Only session_manager needs one."
 }
 
 variable "kms_key_id" {
   type        = string
   default     = ""
-  description = "KMS key that the image is encrypted with; empty: the account's key for EBS. One of your own must also be given to scripts/deploy, by --volume-key: else each instance ends at its launch."
+  description = "KMS key that encrypts the image. Empty means the account's key for EBS. Give a key of your own also to scripts/deploy, by --volume-key; otherwise each instance terminates at its launch."
 }
 
 variable "volume_gib" {
   type        = number
   default     = 8
-  description = "Size of the root volume in GiB; a launch template may make it larger."
+  description = "Size of the root volume in GiB. A launch template may increase it."
 }
 
 variable "name_prefix" {
   type        = string
   default     = "lighthpc"
-  description = "Beginning of the image's name; architecture and time follow."
+  description = "Beginning of the image's name. The architecture and the time follow."
 }
 
 variable "tags" {
   type        = map(string)
   default     = {}
-  description = "More tags, for the image, its snapshot, and what bakes it."
+  description = "Additional tags for the image, its snapshot, and the baking machine with its volume."
 }
 
 variable "manifest" {
   type        = string
   default     = "packer-manifest.json"
-  description = "File that names the images that were made, in JSON."
+  description = "File that lists the new images, in JSON."
 }
 
-# For a bake against an emulator of EC2, as the tests do it.
+# For a bake against an emulator of EC2, as in the tests.
 
 variable "ec2_endpoint" {
   type        = string
   default     = ""
-  description = "Endpoint of EC2; empty: AWS's."
+  description = "Endpoint of EC2. Empty means AWS's endpoint."
 }

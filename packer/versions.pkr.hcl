@@ -4,7 +4,7 @@ packer {
   required_plugins {
     amazon = {
       source = "github.com/hashicorp/amazon"
-      # Pinned: a plugin runs with the rights of whoever bakes.
+      # Pinned: a plugin runs with the rights of the user who bakes.
       version = "= 1.8.0"
     }
   }

@@ -386,7 +386,7 @@ impl Machine {
         super::error::dry_run(answer.map_err(|e| CloudError::sdk("TerminateInstances", instance, e)))
     }
 
-    /// Asks EC2 whether an instance is gone for good: terminated, on its way there, or stopped. Of an owner that is no
+    /// Asks EC2 whether an instance is permanently gone: terminated, on its way there, or stopped. Of an owner that is no
     /// instance EC2 knows nothing, so it is not gone: its lease must run out.
     ///
     /// That EC2 does not know an instance is believed when it was so for [`UNKNOWN_MIN`](super::unknown::UNKNOWN_MIN) of this process's monotonic clock:

@@ -12,6 +12,7 @@ pub mod fleet;
 pub mod ledger;
 pub mod machine;
 pub mod notifier;
+pub mod parallel;
 mod pools;
 mod renewal;
 pub mod sdk;

@@ -4,15 +4,14 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::Path;
 use std::time::Instant;
 
-use tokio::task::JoinSet;
-
 use super::cli::RunArgs;
 use super::failure::Failure;
 use super::inputs::{Input, Known};
 use super::review::Review;
 use super::screen::{self, Preparation};
-use crate::backend::ledger::{Made, NewMission, NewTask, Redrive};
-use crate::backend::{Backend, CloudError};
+use crate::backend::Backend;
+use crate::backend::ledger::{NewMission, NewTask, Redrive};
+use crate::backend::parallel::Parallel;
 use crate::clock;
 use crate::command::exit::Exit;
 use crate::domain::ids::{MissionId, SrcId};
@@ -26,6 +25,8 @@ const DEFAULT_MISSION: &str = "local";
 
 /// Rows under way at once: the engine writes one at a time, and a call's work around that is about as long.
 const ROWS_PARALLEL: usize = 4;
+/// Inputs that are linked before their rows are made: a thousand rows take some 300 KB.
+const LINKED_AT_ONCE: usize = 1000;
 
 /// The rows of a folder's tasks, by name: read once, for all that is asked of them before the first task runs.
 pub(super) type Rows = HashMap<SrcId, Task>;
@@ -147,42 +148,44 @@ pub(super) async fn add_tasks(
     started: Instant,
 ) -> Result<(), Failure> {
     let mut progress = Preparation::new("preparing tasks", inputs.len() as u64, started);
-    // Dropped on an error: each row is there or not, and the next run finds which.
-    let mut writes = JoinSet::new();
-    for (done, Input { src, file }) in (0..).zip(inputs) {
-        progress.at(done);
-        let Ok(real) = file.canonicalize() else { continue };
-        let object = cloud.object_path(SOURCE_BUCKET, src.as_str());
-        let linked = object.canonicalize().ok();
-        if let Some(linked) = linked.as_ref().filter(|linked| **linked != real) {
-            return Err(Failure::usage(
-                format!("{} and {} would be the same task, {src}", linked.display(), real.display()),
-                "name another folder with --local=DIR for the second",
-            ));
+    // In parts: the rows of a large mission would fill the memory.
+    for (part, inputs) in (0..).zip(inputs.chunks(LINKED_AT_ONCE)) {
+        let mut tasks = Vec::new();
+        for (n, Input { src, file }) in (part * LINKED_AT_ONCE as u64..).zip(inputs) {
+            progress.at(n);
+            let Ok(real) = file.canonicalize() else { continue };
+            let object = cloud.object_path(SOURCE_BUCKET, src.as_str());
+            let linked = object.canonicalize().ok();
+            if let Some(linked) = linked.as_ref().filter(|linked| **linked != real) {
+                return Err(Failure::usage(
+                    format!("{} and {} would be the same task, {src}", linked.display(), real.display()),
+                    "name another folder with --local=DIR for the second",
+                ));
+            }
+            if linked.is_some() && rows.contains_key(src) {
+                continue;
+            }
+            let link = cloud.link_object(SOURCE_BUCKET, src.as_str(), &real);
+            link.map_err(|error| Failure::usage(format!("{}: {error}", real.display()), "check its permissions"))?;
+            tasks.push(NewTask {
+                src: src.clone(),
+                mission: Some((mission.id.clone(), mission.tally_shards)),
+                bucket: SOURCE_BUCKET.to_owned(),
+                now: clock::now_rfc3339(),
+                trigger_time: clock::now_rfc3339(),
+                trigger: "lighthpc run --local".to_owned(),
+            });
         }
-        if linked.is_some() && rows.contains_key(src) {
-            continue;
+        let writes = tasks.into_iter().map(|new| {
+            let ledger = backend.ledger.clone();
+            async move { ledger.create_task(&new).await }
+        });
+        // Dropped on an error: each row is there or not, and the next run finds which.
+        let mut writes = Parallel::new(ROWS_PARALLEL, writes);
+        while let Some(made) = writes.next().await {
+            let made = made.map_err(|panic| Failure { exit: Exit::Internal, error: panic.into(), hint: None })?;
+            made.map(drop).map_err(Failure::from)?;
         }
-        let link = cloud.link_object(SOURCE_BUCKET, src.as_str(), &real);
-        link.map_err(|error| Failure::usage(format!("{}: {error}", real.display()), "check its permissions"))?;
-        let new = NewTask {
-            src: src.clone(),
-            mission: Some((mission.id.clone(), mission.tally_shards)),
-            bucket: SOURCE_BUCKET.to_owned(),
-            now: clock::now_rfc3339(),
-            trigger_time: clock::now_rfc3339(),
-            trigger: "lighthpc run --local".to_owned(),
-        };
-        while writes.len() >= ROWS_PARALLEL
-            && let Some(made) = writes.join_next().await
-        {
-            row_made(made)?;
-        }
-        let ledger = backend.ledger.clone();
-        writes.spawn(async move { ledger.create_task(&new).await });
-    }
-    while let Some(made) = writes.join_next().await {
-        row_made(made)?;
     }
     drop(progress);
     let mut count = 0;
@@ -191,11 +194,6 @@ pub(super) async fn add_tasks(
         backend.ledger.resize_mission(mission, count).await?;
     }
     Ok(())
-}
-
-fn row_made(made: Result<Result<Made, CloudError>, tokio::task::JoinError>) -> Result<(), Failure> {
-    let made = made.map_err(|panic| Failure { exit: Exit::Internal, error: panic.into(), hint: None })?;
-    made.map(drop).map_err(Failure::from)
 }
 
 /// What is to be run.

@@ -3,18 +3,16 @@
 use std::collections::{BTreeMap, HashSet};
 use std::io::BufRead;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 
 use super::cli::SubmitArgs;
 use super::failure::Failure;
 use super::inputs::{self, Input, Known};
 use super::{scheduling, screen};
 use crate::backend::fleet::Request;
+use crate::backend::parallel::Parallel;
 use crate::backend::store::StoreError;
 use crate::backend::{Kind, error_chain};
 use crate::clock;
@@ -273,16 +271,12 @@ async fn upload(
     }
     let files: Vec<Input> = files.into_iter().filter(|input| !there.contains(&input.src)).collect();
     let bar = bar("uploads", files.len() as u64);
-    let permits = Arc::new(Semaphore::new(UPLOADS_PARALLEL));
-    let mut uploads = JoinSet::new();
-    for Input { src, file } in files {
-        let (store, bucket, permits) = (scheduler.backend.store.clone(), plan.bucket.clone(), permits.clone());
-        uploads.spawn(async move {
-            let _permit = permits.acquire_owned().await;
-            store.put_file(&bucket, src.as_str(), &file).await
-        });
-    }
-    while let Some(put) = uploads.join_next().await {
+    let uploads = files.into_iter().map(|Input { src, file }| {
+        let (store, bucket) = (scheduler.backend.store.clone(), plan.bucket.clone());
+        async move { store.put_file(&bucket, src.as_str(), &file).await }
+    });
+    let mut uploads = Parallel::new(UPLOADS_PARALLEL, uploads);
+    while let Some(put) = uploads.next().await {
         let put = put.map_err(|panic| Failure { exit: Exit::Internal, error: panic.into(), hint: None })?;
         put.map_err(of_store)?;
         bar.inc(1);

@@ -17,7 +17,7 @@ pub(super) async fn run(args: SweepArgs) -> Result<Exit, Failure> {
     let _listener = listener.map_err(|error| Failure { exit: Exit::Internal, error: error.into(), hint: None })?;
     loop {
         let swept = scheduler.sweep(&stopping.drain).await;
-        let has_trouble = match &swept {
+        let has_failed = match &swept {
             Ok(findings) => {
                 for finding in findings {
                     show(finding, args.json);
@@ -28,7 +28,7 @@ pub(super) async fn run(args: SweepArgs) -> Result<Exit, Failure> {
         };
         if !args.watch {
             swept?;
-            return Ok(if has_trouble { Exit::Unavailable } else { Exit::Ok });
+            return Ok(if has_failed { Exit::Unavailable } else { Exit::Ok });
         }
         // Nobody could read the findings of a watch any more.
         screen::finish_stdout()?;

@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn other_events_are_told_by_their_shape() {
+    fn other_events_are_known_by_their_shape() {
         let state = json!({
             "source": "aws.ec2", "detail-type": "EC2 Instance State-change Notification",
             "detail": { "instance-id": "i-1", "state": "terminated" },

@@ -51,7 +51,7 @@ impl Scheduler {
     /// Launches a node for a task that waits, if nobody else does.
     ///
     /// # Errors
-    /// [`SchedulerError`]; what EC2 refuses for good is in the row, too.
+    /// [`SchedulerError`]; a permanent refusal of EC2 is in the row, too.
     pub async fn launch_for(&self, task: &Task, mission: Option<&Mission>) -> Result<Node, SchedulerError> {
         self.launch_after(task, mission, None).await
     }

@@ -59,7 +59,7 @@ impl Grant {
     }
 }
 
-/// How often a write to the count is tried again: each time another launch, or a sweep, was at it in that moment.
+/// How often a write to the count is tried again: each time another launch, or a sweep, wrote at that moment.
 const TRIES_MAX: u32 = 20;
 
 impl Scheduler {

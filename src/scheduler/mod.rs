@@ -14,6 +14,7 @@ mod cancel;
 mod error;
 mod ingest;
 mod launch;
+mod launch_request;
 mod limits;
 mod pacer;
 mod pools;

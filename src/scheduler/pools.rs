@@ -1,5 +1,5 @@
-//! The request of a launch, and which pools (instance type × subnet) it names: none twice, for EC2 refuses such a request as
-//! a whole, and none that the region does not offer.
+//! Which pools (instance type × subnet) a launch names: none twice, for EC2 refuses such a request as a whole, and none that
+//! the region does not offer.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -7,11 +7,7 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::{Scheduler, SchedulerError};
 use crate::backend::{CloudError, Fleet, error_chain};
-use crate::domain::keys::digest_hex;
-use crate::domain::policy::{Policy, Purchase};
-use crate::domain::request::Request;
 
 /// How long EC2 is not asked again after it did not answer, or did not know a name.
 const ASK_PAUSE: Duration = Duration::from_mins(1);
@@ -102,32 +98,6 @@ impl Offers {
         let is_offered = |name: &&String| known.answers.get(*name) != Some(&false);
         let offered: Vec<String> = types.iter().filter(is_offered).cloned().collect();
         if offered.is_empty() { types.to_vec() } else { offered }
-    }
-}
-
-impl Scheduler {
-    /// The request of one launch, as it would be sent: for `--dry-run`, too.
-    pub(super) async fn request(
-        &self,
-        policy: &Policy,
-        purchase: Purchase,
-        count: u32,
-        tags: Vec<(String, String)>,
-        token: String,
-    ) -> Result<Request, SchedulerError> {
-        let fleet = &self.backend.fleet;
-        let dice = digest_hex(&[&token], 8);
-        let dice = usize::from_str_radix(&dice, 16).unwrap_or(0);
-        Ok(Request {
-            template: self.settings.template.clone().ok_or(SchedulerError::NoTemplate)?,
-            instance_types: self.offers.types(fleet, &policy.instance_types).await,
-            subnets: self.offers.subnets(fleet, &self.settings.subnets, dice).await,
-            purchase,
-            max_price: policy.max_price.clone(),
-            count,
-            tags,
-            token,
-        })
     }
 }
 

@@ -94,7 +94,7 @@ impl Scheduler {
     }
 
     /// Launches what a mission lacks of its own nodes among `instances`, which were listed after its row was read; nothing if
-    /// another scheduler is at it.
+    /// another scheduler is launching.
     pub(super) async fn launch_missing(
         &self,
         mission: &Mission,
@@ -162,7 +162,7 @@ impl Scheduler {
         Ok(launched)
     }
 
-    /// Launches one node of a mission, as long as it has not had all of them, and no other scheduler is at it; `None` if so.
+    /// Launches one node of a mission, as long as it has not had all of them, and no other scheduler is launching; `None` if so.
     pub(super) async fn launch_one(&self, mission: &Mission) -> Result<Option<Launched>, SchedulerError> {
         let has_all = |mission: &Mission| mission.nodes_launched >= mission.nodes.unwrap_or(0).into();
         if has_all(mission) {

@@ -1,17 +1,14 @@
 //! Many tasks at once: a mission, its rows, and its nodes.
 
 use std::collections::HashSet;
-use std::sync::Arc;
-
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 
 use super::launch::Node;
 use super::redrive::remember;
 use super::{Scheduler, SchedulerError};
 use crate::backend::fleet::Request;
 use crate::backend::ledger::{Made, NewMission, NewTask, TableKind};
-use crate::backend::{Kind, error_chain};
+use crate::backend::parallel::Parallel;
+use crate::backend::{CloudError, Kind, error_chain};
 use crate::clock;
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::mission::{Mission, tally_shards_for};
@@ -227,15 +224,30 @@ impl Scheduler {
         let there = known.len() as u64;
         let mut submitted = Submitted { is_new: *is_new, there, ..Submitted::default() };
         progress(there);
-        let permits = Arc::new(Semaphore::new(ROWS_PARALLEL));
-        let mut rows = JoinSet::new();
         // Made by the event of an object after the rows were looked at, and before there was the mission.
         let mut others = Vec::new();
-        let mut end = |made: Result<Result<Made, crate::backend::CloudError>, tokio::task::JoinError>| {
-            let made = made.map_err(|panic| {
-                let kind = crate::backend::Kind::Invalid;
-                crate::backend::CloudError::new(kind, "PutItem", "a row", panic.to_string())
-            });
+        let make = |src: SrcId| {
+            let now = clock::now_rfc3339();
+            let new = NewTask {
+                src,
+                mission: Some((mission.id.clone(), mission.tally_shards)),
+                bucket: plan.bucket.clone(),
+                now: now.clone(),
+                trigger_time: now,
+                trigger: "lighthpc submit".to_owned(),
+            };
+            let ledger = ledger.clone();
+            async move { ledger.create_task(&new).await }
+        };
+        // By number: a closure over references is not general enough for a future that is sent.
+        let rows = (0..plan.srcs.len()).filter_map(|n| {
+            let src = &plan.srcs[n];
+            (!known.contains(src)).then(|| make(src.clone()))
+        });
+        // Dropping the rest on an error is safe: each row is there or not, and the next call finds which.
+        let mut rows = Parallel::new(ROWS_PARALLEL, rows);
+        while let Some(made) = rows.next().await {
+            let made = made.map_err(|panic| CloudError::new(Kind::Invalid, "PutItem", "a row", panic.to_string()));
             match made.flatten().map_err(SchedulerError::cloud("making a row"))? {
                 Made::New => submitted.made += 1,
                 Made::There(task) => {
@@ -244,32 +256,6 @@ impl Scheduler {
                 }
             }
             progress(submitted.made + submitted.there);
-            Ok::<(), SchedulerError>(())
-        };
-        for src in plan.srcs.iter().filter(|src| !known.contains(*src)) {
-            // Dropping the rest on an error is safe: each row is there or not, and the next call finds which.
-            while rows.len() >= ROWS_PARALLEL
-                && let Some(made) = rows.join_next().await
-            {
-                end(made)?;
-            }
-            let now = clock::now_rfc3339();
-            let new = NewTask {
-                src: src.clone(),
-                mission: Some((mission.id.clone(), mission.tally_shards)),
-                bucket: plan.bucket.clone(),
-                now: now.clone(),
-                trigger_time: now,
-                trigger: "lighthpc submit".to_owned(),
-            };
-            let (ledger, permits) = (ledger.clone(), permits.clone());
-            rows.spawn(async move {
-                let _permit = permits.acquire_owned().await;
-                ledger.create_task(&new).await
-            });
-        }
-        while let Some(made) = rows.join_next().await {
-            end(made)?;
         }
         for task in &others {
             if task.mission.is_some() || task.state != State::Pending || task.oddity().is_some() {

@@ -228,7 +228,7 @@ mod tests {
 
     /// A checkpoint that this machine cannot restore is kept for another one; a checkpoint that is broken is not.
     #[test]
-    fn a_machine_that_cannot_write_is_told_from_a_file_that_is_wrong() {
+    fn a_machine_that_cannot_write_is_distinguished_from_a_file_that_is_wrong() {
         let both = |source: fn() -> io::Error| {
             let path = PathBuf::from("/file");
             let store = StoreError::Disk { doing: "writing", path: path.clone(), source: source() };

@@ -21,7 +21,7 @@ use crate::domain::printable::Stream;
 const SEGMENT_BYTES: u64 = 2 * 1024 * 1024;
 /// The most segments that are there at once.
 const SEGMENTS_MAX: usize = 4;
-/// The bytes that are repeated on standard error, for the journal, which keeps them for good.
+/// The bytes that are repeated on standard error, for the journal, which keeps them.
 const ECHO_BYTES: u64 = 1024 * 1024;
 /// How long the pipe is read after the workload's end: only a descendant that left the process group can still hold it.
 const LINGER: Duration = Duration::from_millis(500);

@@ -64,7 +64,7 @@ pub fn raise_descriptors() {
 /// Gives a workload the limit that this process was started with: with `select(2)` a program that gets a descriptor
 /// above 1,023 writes beyond its set, and some programs close every descriptor up to the limit, which may be a million.
 ///
-/// The program runs already (code between fork and exec cannot be had without `unsafe`). It has none of this process's
+/// The program runs already (code between fork and exec is not possible without `unsafe`). It has none of this process's
 /// files, so it would have to open a thousand before this call. In a sandbox systemd sets the limit.
 pub(super) fn give_back_descriptors(pid: Option<Pid>) {
     let (Some(pid), Some(before)) = (pid, BEFORE.get()) else { return };

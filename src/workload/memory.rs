@@ -1,4 +1,4 @@
-//! Whether the kernel ended something for want of memory: its own counters, before and after.
+//! Whether the kernel ended something because memory ran out: its own counters, before and after.
 
 /// A reading of the kernel's counter. Only a difference of two readings says something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,7 +9,7 @@ pub(super) struct OomCounter {
 }
 
 impl OomCounter {
-    /// Reads how many processes the kernel has ended for want of memory: in this process's cgroup (version 2, or 1) if that is
+    /// Reads how many processes the kernel has ended because memory ran out: in this process's cgroup (version 2, or 1) if that is
     /// counted, else on the whole machine.
     ///
     /// Sources: kernel documentation, "Control Group v2" (`memory.events`), "Memory Resource Controller" (`memory.oom_control`),
@@ -20,7 +20,7 @@ impl OomCounter {
         Self { count: own.or_else(all).unwrap_or(0), is_own: own.is_some() }
     }
 
-    /// Returns whether a process that ended so after this reading was ended for want of memory, or failed for the loss of a
+    /// Returns whether a process that ended so after this reading was ended because memory ran out, or failed for the loss of a
     /// child that was. A stranger's end, of which the whole machine's counter tells, says nothing of a process that was not killed.
     pub(super) fn explain(self, code: Option<i32>, signal: Option<i32>) -> bool {
         let now = Self::read();

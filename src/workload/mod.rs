@@ -90,7 +90,7 @@ pub enum Ended {
         code: Option<i32>,
         /// The signal, if one ended it.
         signal: Option<i32>,
-        /// Whether the kernel ended a process for want of memory meanwhile.
+        /// Whether the kernel ended a process because memory ran out meanwhile.
         out_of_memory: bool,
     },
     /// The time limit passed; everything of it was ended.

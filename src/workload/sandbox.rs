@@ -180,7 +180,7 @@ pub(super) enum UnitEnd {
     Code(i32),
     /// By this signal.
     Signal(i32),
-    /// The kernel ended it for want of memory.
+    /// The kernel ended it because memory ran out.
     OutOfMemory,
     /// systemd could not run the program: 203 of `systemd.exec(5)`, "Process Exit Codes".
     NotExecuted,

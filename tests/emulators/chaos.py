@@ -64,7 +64,7 @@ class Run:
     at_s: float  # since the launch
     whole: bool  # what is done to the node is done to its workload, too
     clock_s: int  # how far its wall clock is ahead
-    began_wall: float = dataclasses.field(default_factory=time.time)
+    began_clock: float = dataclasses.field(default_factory=time.time)
     stage: int = 0
     next_s: float = 0
     killed: bool = False

@@ -104,7 +104,7 @@ def _clocks_apart_s(chaos):
             if run is None or not entry["started"]:
                 continue
             started = datetime.datetime.fromisoformat(entry["started"]).timestamp()
-            late_s = started - run.began_wall - run.clock_s
+            late_s = started - run.began_clock - run.clock_s
             if not -2 < late_s < CLAIM_S_MAX:
                 chaos.failures.append(f"{src}: attempt {entry['attempt']} began {late_s:.0f} s after its launch")
             shown[run.instance] = run.clock_s

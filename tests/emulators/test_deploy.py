@@ -160,7 +160,7 @@ def test_a_wrong_command_line_is_answered_before_anything_is_done(account, name,
 
 
 @SLOW
-def test_what_is_missing_is_named_with_its_mend(account):
+def test_what_is_missing_is_named_with_its_fix(account):
     required = ("--image", account.image, "--subnets", account.subnets, "--binary", account.stub)
 
     _, said = account.run("deploy", "--stack", "none", "--binary", "/nonexistent/lighthpc", code=1)

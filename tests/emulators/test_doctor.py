@@ -51,7 +51,7 @@ def nothing_changed(cloud):
     )
 
 
-def test_at_a_desk_all_is_well_and_nothing_is_changed(cloud):
+def test_off_ec2_all_is_well_and_nothing_is_changed(cloud):
     checks = examine(cloud)
 
     names = ["disk", "identity", "credentials", "clock", "tasks table", "index", "missions table"]
@@ -119,7 +119,7 @@ def test_tags_that_only_ec2_shows_and_no_tags_at_all_are_warned_of(cloud):
         ("template", "lt-00000000000000000", {"LIGHTHPC_LAUNCH_TEMPLATE": "lt-00000000000000000"}),
     ],
 )
-def test_what_is_not_there_is_a_failure_with_its_mend(cloud, name, words, env):
+def test_what_is_not_there_is_a_failure_with_its_fix(cloud, name, words, env):
     checks = examine(cloud, code=UNFIT, **env)
 
     failed = {name: check for name, check in checks.items() if check[0] == "failure"}
@@ -139,7 +139,7 @@ def test_a_launch_template_is_looked_at_for_what_nodes_depend_on(cloud):
     assert (status, "terminate" in said) == ("failure", True)
 
 
-def test_a_table_with_another_key_is_told_from_one_that_is_not_there(cloud):
+def test_a_table_with_another_key_is_distinguished_from_one_that_is_not_there(cloud):
     other = cloud.table_with_key("name")
 
     status, _, fix = examine(cloud, code=UNFIT, LIGHTHPC_TASKS_TABLE=other)["tasks table"]

@@ -102,7 +102,7 @@ def test_the_server_stands_alone():
             process.terminate()
 
 
-def test_many_instances_are_told_apart_by_source_address():
+def test_many_instances_are_distinguished_by_source_address():
     with ImdsServer() as imds:
         imds.add("127.0.0.1", Instance("i-of-127.0.0.1"))
         headers = token(imds)

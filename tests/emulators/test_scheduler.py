@@ -263,6 +263,6 @@ def test_failed_tasks_are_redriven_and_a_mission_is_cancelled(account):
     assert "no verdict" in run(account, "redrive", "M001", "--verdict", "bad", code=2).stderr
 
 
-def test_the_function_is_no_function_at_a_desk(account):
+def test_the_function_is_no_function_off_lambda(account):
     finished = run(account, "lambda", code=2)
     assert "AWS_LAMBDA_RUNTIME_API" in finished.stderr and "hint: " in finished.stderr

@@ -204,7 +204,7 @@ fn a_local_run_reads_no_variable_of_an_account_and_talks_to_nobody_else() {
     assert_eq!((&status["mission"], &status["transOK"]), (&"local".into(), &2.into()));
     assert_eq!(elsewhere.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "somebody was called");
     let said = stderr(&run);
-    assert_eq!(said.matches("these variables are not read").count(), 1, "{said}");
+    assert_eq!(said.matches("--local ignores these variables").count(), 1, "{said}");
     assert!(said.contains("LIGHTHPC_RESULT_BUCKET") && said.contains("AWS_ENDPOINT_URL_S3"), "{said}");
     // A flag is refused, not ignored.
     let flag = around(&["run", "--local", "a.txt", "--topic-arn", "arn:aws:sns:::x", "--", "true"]);

@@ -143,7 +143,7 @@ async fn every_call_survives_every_mishap() {
     assert!(failed.is_empty(), "{} of {count} cases failed:\n{}", failed.len(), failed.join("\n"));
 }
 
-/// EC2 refuses for good: the power goes off instead.
+/// EC2 refuses permanently: the power goes off instead.
 #[tokio::test]
 async fn an_instance_that_ec2_does_not_end_is_powered_off() {
     let cloud = TestCloud::new().await;

@@ -3,11 +3,12 @@
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue, ReturnValuesOnConditionCheckFailure};
 
+use super::Ledger;
 use super::expression::Expression;
 use super::item::{self, Row, number, text};
+use super::key::task_key;
 use super::launch::{as_seen, same_beat};
 use super::open::open_as;
-use super::{Ledger, task_key};
 use crate::backend::{CloudError, Kind};
 use crate::domain::ids::{InstanceId, MISSION_BYTES_MAX, MissionId, OWN, SrcId, TALLY};
 use crate::domain::mission::open_partition;

@@ -2,7 +2,9 @@
 
 use super::expression::Expression;
 use super::item::{self, Row, number, text};
-use super::{CloudError, Item, Ledger, OpenTask};
+use super::key::Item;
+use super::{Ledger, OpenTask};
+use crate::backend::CloudError;
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::value::Form;
 

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 
-use super::{Item, request};
+use super::key::Item;
+pub(super) use super::key::SRC;
+use super::request;
 use crate::domain::ids::{Attempt, InstanceId, MissionId, SrcId};
 use crate::domain::mission::{
     ManifestPart, ManifestProgress, Mission, Notified, SeenMission, TALLY_SHARDS_MAX, Tally, tally_shards_for,
@@ -15,7 +17,6 @@ use crate::domain::value::{Form, integer};
 use crate::domain::verdict::Verdict;
 
 // The tasks table.
-pub(super) const SRC: &str = "srcFilename";
 pub(super) const BUCKET: &str = "bucketname";
 pub(super) const TIME_BOARDING: &str = "timeBoarding";
 pub(super) const TRIG_TIME: &str = "trigTime";

@@ -5,12 +5,15 @@ use std::collections::BTreeMap;
 
 use aws_sdk_dynamodb::types::TransactWriteItem;
 
-use super::commit::{Transacted, takes_no_history, tally_key, update};
+use super::Ledger;
 use super::expression::Expression;
+use super::history::takes_no_history;
 use super::item::{self, Row, history, number, text};
+use super::key::{Item, task_key};
 use super::mission::opened;
 use super::open::{closed, open_as};
-use super::{CloudError, Item, Ledger, task_key};
+use super::transaction::{Transacted, tally_key, update};
+use crate::backend::CloudError;
 use crate::backend::Kind;
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::mission::{Mission, open_partition, shard_of};

@@ -3,10 +3,11 @@
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
 use aws_sdk_dynamodb::types::AttributeValue;
 
-use super::commit::{CONFLICT_ATTEMPTS_MAX, Transacted, tally_key, update};
+use super::Ledger;
 use super::expression::Expression;
 use super::item::{self, Row, number, text};
-use super::{Item, Ledger};
+use super::key::Item;
+use super::transaction::{CONFLICT_ATTEMPTS_MAX, Transacted, tally_key, update};
 use crate::backend::{CloudError, Kind};
 use crate::domain::backoff;
 use crate::domain::ids::MissionId;

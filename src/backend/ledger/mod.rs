@@ -7,10 +7,13 @@
 //! The SDK repeats a call whose answer was lost. Each write here says what a repeat finds and why that is right.
 
 mod claim;
+mod client;
 mod commit;
 mod cursor;
 mod expression;
+mod history;
 mod item;
+mod key;
 mod launch;
 mod mission;
 mod nodes;
@@ -23,8 +26,10 @@ mod reserve;
 mod rows;
 mod settings;
 mod tables;
+mod transaction;
 
 pub use claim::{Claim, Claimant};
+pub use client::{Fence, Ledger};
 pub use commit::{Commit, Completion, Finish};
 pub use cursor::Cursor;
 pub use item::Row;
@@ -38,78 +43,3 @@ pub use renew::{Beat, Release};
 pub use reserve::Note;
 pub use rows::{Made, NewTask, Redrive};
 pub use settings::SETTINGS;
-
-use std::collections::HashMap;
-
-use aws_sdk_dynamodb::Client;
-use aws_sdk_dynamodb::config::Builder;
-use aws_sdk_dynamodb::types::AttributeValue;
-
-use super::{CloudError, Tables, Wire};
-use crate::domain::ids::{Attempt, InstanceId, SrcId};
-use crate::domain::task::Task;
-
-/// What a holder must show to write: its task and its attempt.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fence {
-    /// The task.
-    pub src: SrcId,
-    /// The attempt that holds it.
-    pub attempt: Attempt,
-    /// The instance that holds it.
-    pub owner: InstanceId,
-}
-
-/// The two tables. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Ledger {
-    client: Client,
-    tables: Tables,
-}
-
-impl Ledger {
-    /// Makes the client. Sends nothing.
-    #[must_use]
-    pub fn new(wire: &Wire, tables: Tables) -> Self {
-        let config = Builder::from(&wire.config).retry_classifier(wire.renewal.clone()).build();
-        Self { client: Client::from_conf(config), tables }
-    }
-
-    /// Returns the tables' names.
-    #[must_use]
-    pub const fn tables(&self) -> &Tables {
-        &self.tables
-    }
-
-    /// Reads a task's row consistently; `None` if there is none.
-    ///
-    /// # Errors
-    /// [`CloudError`]; `NoTable` and `TableKey` if the table is not the expected one.
-    pub async fn task(&self, src: &SrcId) -> Result<Option<Task>, CloudError> {
-        let answer = self
-            .client
-            .get_item()
-            .table_name(&self.tables.tasks)
-            .set_key(Some(task_key(src)))
-            .consistent_read(true)
-            .send()
-            .await
-            .map_err(|error| CloudError::sdk("GetItem", format!("table {}", self.tables.tasks), error))?;
-        Ok(answer.item.map(|item| Row(&item).task(src.clone())))
-    }
-
-    /// Checks with a consistent read that the attempt still holds its task.
-    ///
-    /// # Errors
-    /// [`CloudError`] if the table cannot be read.
-    pub async fn holds(&self, fence: &Fence) -> Result<bool, CloudError> {
-        let task = self.task(&fence.src).await?;
-        Ok(task.and_then(|task| task.lease()).is_some_and(|lease| lease.attempt == fence.attempt))
-    }
-}
-
-type Item = HashMap<String, AttributeValue>;
-
-fn task_key(src: &SrcId) -> Item {
-    HashMap::from([(item::SRC.to_owned(), AttributeValue::S(src.as_str().to_owned()))])
-}

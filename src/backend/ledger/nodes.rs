@@ -14,10 +14,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_sdk_dynamodb::types::AttributeValue;
 
+use super::Ledger;
 use super::expression::Expression;
 use super::item::{self, Row, number, text};
+use super::key::Item;
 use super::preflight::DateOfAnswer;
-use super::{CloudError, Item, Ledger};
+use crate::backend::CloudError;
 use crate::domain::node_limit::NodeLimits;
 use crate::domain::value::Form;
 

@@ -13,9 +13,11 @@ use std::collections::BTreeSet;
 
 use aws_sdk_dynamodb::types::KeysAndAttributes;
 
+use super::Ledger;
 use super::expression::Expression;
 use super::item::{self, Row, text};
-use super::{CloudError, Item, Ledger, task_key};
+use super::key::{Item, task_key};
+use crate::backend::CloudError;
 use crate::backend::Kind;
 use crate::domain::backoff;
 use crate::domain::ids::{MissionId, SrcId};

@@ -13,7 +13,8 @@ use aws_smithy_types::date_time::Format;
 
 use super::item::{self, text};
 use super::open::Partition;
-use super::{CloudError, INDEX, Ledger};
+use super::{INDEX, Ledger};
+use crate::backend::CloudError;
 use crate::backend::Kind;
 
 /// The key that is asked for; no object's, and no mission's. It does not begin with `~`: a node's role may not update such items.
@@ -27,7 +28,7 @@ impl Ledger {
     pub async fn may_work_at(&self, table: TableKind) -> Result<(), CloudError> {
         self.may_update(table).await?;
         let (name, key) = self.table(table);
-        self.batch_get(name, vec![super::Item::from([(key.to_owned(), text(NOBODY))])]).await.map(drop)
+        self.batch_get(name, vec![super::key::Item::from([(key.to_owned(), text(NOBODY))])]).await.map(drop)
     }
 
     /// Reads a row that is not there, and tries an update whose condition cannot hold: that the first finds nothing and the

@@ -6,11 +6,12 @@ use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_dynamodb::operation::update_item::{UpdateItemError, UpdateItemOutput};
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValuesOnConditionCheckFailure};
 
-use super::commit::takes_no_history;
 use super::expression::Expression;
+use super::history::takes_no_history;
 use super::item::{self, Row, history, number, text};
+use super::key::task_key;
 use super::open::open_as;
-use super::{Fence, Ledger, task_key};
+use super::{Fence, Ledger};
 use crate::backend::CloudError;
 use crate::domain::ids::Attempt;
 use crate::domain::progress::Progress;
@@ -161,7 +162,7 @@ impl Ledger {
     }
 
     /// Tells a refused condition, with the row as it is, from a failed call.
-    fn refused(&self, error: SdkError<UpdateItemError>) -> Result<Option<super::Item>, CloudError> {
+    fn refused(&self, error: SdkError<UpdateItemError>) -> Result<Option<super::key::Item>, CloudError> {
         match error.as_service_error() {
             Some(UpdateItemError::ConditionalCheckFailedException(refusal)) => Ok(refusal.item.clone()),
             _ => Err(CloudError::sdk("UpdateItem", format!("table {}", self.tables.tasks), error)),

@@ -2,7 +2,7 @@
 
 use aws_sdk_dynamodb::types::AttributeValue;
 
-use super::Item;
+use super::key::Item;
 use crate::domain::policy::{Purchase, words};
 use crate::domain::request::Reserved;
 

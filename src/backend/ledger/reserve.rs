@@ -13,11 +13,12 @@
 
 use aws_sdk_dynamodb::types::AttributeValue;
 
+use super::Ledger;
 use super::expression::Expression;
 use super::item::{self, number, text};
 use super::launch::waits;
 use super::request;
-use super::{CloudError, Ledger};
+use crate::backend::CloudError;
 use crate::domain::ids::MissionId;
 use crate::domain::mission::Mission;
 use crate::domain::request::Reserved;

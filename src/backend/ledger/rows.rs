@@ -6,13 +6,14 @@ use aws_sdk_dynamodb::operation::put_item::PutItemError;
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
 use aws_sdk_dynamodb::types::{ReturnValue, ReturnValuesOnConditionCheckFailure};
 
-use super::commit::{Transacted, tally_key, update};
+use super::Ledger;
 use super::expression::Expression;
 use super::item::{self, Row, text};
+use super::key::{Item, task_key};
 use super::launch::as_seen;
 use super::mission::{mission_key, opened};
 use super::open::open_as;
-use super::{Item, Ledger, task_key};
+use super::transaction::{Transacted, tally_key, update};
 use crate::backend::{CloudError, Kind};
 use crate::domain::ids::{MissionId, OWN, SrcId, TALLY};
 use crate::domain::mission::{Mission, open_partition, shard_of};

@@ -7,9 +7,10 @@ use aws_sdk_dynamodb::types::{
     ScalarAttributeType,
 };
 
+use super::Ledger;
 use super::item;
 use super::open::INDEX;
-use super::{CloudError, Ledger};
+use crate::backend::CloudError;
 use crate::backend::Kind;
 
 impl Ledger {

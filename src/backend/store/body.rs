@@ -8,7 +8,8 @@ use crc_fast::{CrcAlgorithm, Digest, checksum};
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt, SeekFrom};
 
-use super::{PART_BYTES, StoreError};
+use super::error::StoreError;
+use super::part::PART_BYTES;
 
 /// The bytes of a file that are in memory at a time while it is read for its checksum, or streamed.
 const CHUNK_BYTES: usize = 256 * 1024;

@@ -2,17 +2,19 @@
 
 use std::path::Path;
 
-use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::types::ChecksumMode;
-use aws_smithy_types::base64;
 use crc_fast::{CrcAlgorithm, Digest};
 use tokio::fs::File;
 use tokio::io::{AsyncSeekExt, AsyncWriteExt, SeekFrom};
-use tokio::task::JoinSet;
 
-use super::mark::MarkedObject;
+use super::client::Store;
+use super::disk::free_bytes;
+use super::error::StoreError;
+use super::object::{Checksum, Object, uri};
+use super::part::{PART_BYTES, PART_TRIES_MAX, PARTS_PARALLEL};
 use super::sums::Sums;
-use super::{CloudError, Kind, Object, PART_BYTES, PART_TRIES_MAX, PARTS_PARALLEL, Store, StoreError, free_bytes, uri};
+use crate::backend::error::{CloudError, Kind};
+use crate::backend::parallel::Parallel;
 use crate::domain::backoff;
 
 /// How often a download starts over because the object was replaced meanwhile.
@@ -27,49 +29,6 @@ pub struct Downloaded {
     pub bytes: u64,
     /// The `ETag` all its ranges were pinned to.
     pub etag: String,
-}
-
-/// A checksum that S3 keeps over a whole object and that ranges can be combined to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Checksum {
-    name: &'static str,
-    base64: String,
-}
-
-impl Checksum {
-    pub(super) fn algorithm(&self) -> CrcAlgorithm {
-        match self.name {
-            "CRC-64/NVME" => CrcAlgorithm::Crc64Nvme,
-            "CRC-32C" => CrcAlgorithm::Crc32Iscsi,
-            _ => CrcAlgorithm::Crc32IsoHdlc,
-        }
-    }
-
-    /// Returns whether `crc` is this checksum.
-    pub(super) fn is(&self, crc: u64) -> bool {
-        self.encode(crc) == self.base64
-    }
-
-    fn encode(&self, crc: u64) -> String {
-        match self.algorithm() {
-            CrcAlgorithm::Crc64Nvme => base64::encode(crc.to_be_bytes()),
-            _ => base64::encode(&crc.to_be_bytes()[4..]),
-        }
-    }
-}
-
-/// Reads an object's `HEAD`. A checksum with `-` is one of parts' checksums, and says nothing of ranges.
-pub(super) fn object(head: &HeadObjectOutput) -> Object {
-    let whole =
-        |value: Option<&str>, name| value.filter(|v| !v.contains('-')).map(|v| Checksum { name, base64: v.to_owned() });
-    Object {
-        bytes: head.content_length().and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0),
-        etag: head.e_tag().unwrap_or_default().to_owned(),
-        checksum: whole(head.checksum_crc64_nvme(), "CRC-64/NVME")
-            .or_else(|| whole(head.checksum_crc32_c(), "CRC-32C"))
-            .or_else(|| whole(head.checksum_crc32(), "CRC-32")),
-        found: MarkedObject::read(head.metadata()),
-    }
 }
 
 /// One range of an object under way.
@@ -121,30 +80,25 @@ impl Store {
 
         let checksum = object.checksum.as_ref();
         let algorithm = checksum.map(Checksum::algorithm);
-        let mut starts = (0..object.bytes).step_by(usize::try_from(PART_BYTES).unwrap_or(usize::MAX));
-        let (mut ranges, mut sums) = (JoinSet::new(), algorithm.map(Sums::new));
-        loop {
-            // Made as earlier ones end: a huge object has a hundred thousand.
-            while ranges.len() < PARTS_PARALLEL
-                && let Some(start) = starts.next()
-            {
-                let range = Range {
-                    bucket: bucket.to_owned(),
-                    key: key.to_owned(),
-                    etag: object.etag.clone(),
-                    start,
-                    bytes: PART_BYTES.min(object.bytes - start),
-                    is_whole: object.bytes <= PART_BYTES,
-                };
-                let (store, file) = (self.clone(), file.to_owned());
-                ranges.spawn(async move {
-                    let crc = store.range(&range, &file, algorithm).await?;
-                    Ok::<_, RangeError>((range.start, range.bytes, crc))
-                });
+        let starts = (0..object.bytes).step_by(usize::try_from(PART_BYTES).unwrap_or(usize::MAX));
+        let ranges = starts.map(|start| {
+            let range = Range {
+                bucket: bucket.to_owned(),
+                key: key.to_owned(),
+                etag: object.etag.clone(),
+                start,
+                bytes: PART_BYTES.min(object.bytes - start),
+                is_whole: object.bytes <= PART_BYTES,
+            };
+            let (store, file) = (self.clone(), file.to_owned());
+            async move {
+                let crc = store.range(&range, &file, algorithm).await?;
+                Ok::<_, RangeError>((range.start, range.bytes, crc))
             }
-            // Losing the rest on an error is safe: dropping the set ends them, and the file is started over or thrown
-            // away.
-            let Some(part) = ranges.join_next().await else { break };
+        });
+        let (mut ranges, mut sums) = (Parallel::new(PARTS_PARALLEL, ranges), algorithm.map(Sums::new));
+        // Losing the rest on an error is safe: the file is started over or thrown away.
+        while let Some(part) = ranges.next().await {
             let (start, bytes, crc) = part.map_err(|panic| disk("downloading to", std::io::Error::other(panic)))??;
             if let Some(sums) = &mut sums {
                 sums.add(start, bytes, crc);

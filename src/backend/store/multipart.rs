@@ -5,15 +5,16 @@ use std::sync::PoisonError;
 
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart};
-use tokio::task::JoinSet;
 
 use super::body::section;
+use super::client::Store;
+use super::error::StoreError;
+use super::object::uri;
+use super::part::{MultipartUpload, PART_BYTES, PARTS_MAX, PARTS_PARALLEL};
 use super::sums::Sums;
 use super::upload::{CRC, Condition, Stored, Target, completing, crc_base64, sending};
-use super::{CloudError, Kind, PART_BYTES, PARTS_PARALLEL, Store, StoreError, uri};
-
-/// S3's limit of parts in one upload. Source: Amazon S3 user guide, "Amazon S3 multipart upload limits".
-pub(super) const PARTS_MAX: u64 = 10_000;
+use crate::backend::error::{CloudError, Kind};
+use crate::backend::parallel::Parallel;
 
 impl Store {
     /// Uploads in parts and completes on the condition; whatever fails, the upload is aborted, for its parts bill.
@@ -107,18 +108,14 @@ impl Store {
         condition: &Condition,
     ) -> Result<Stored, StoreError> {
         let part_bytes = part_bytes_for(bytes);
-        let mut starts = (0..bytes).step_by(usize::try_from(part_bytes).unwrap_or(usize::MAX)).zip(1..);
-        let (mut parts, mut done, mut sums) = (JoinSet::new(), Vec::new(), Sums::new(CRC));
-        loop {
-            // Made as earlier ones end: a huge file has thousands.
-            while parts.len() < PARTS_PARALLEL
-                && let Some((start, number)) = starts.next()
-            {
-                let (store, upload, file) = (self.clone(), upload.clone(), file.to_owned());
-                let section = (start, part_bytes.min(bytes - start));
-                parts.spawn(async move { store.put_section(&upload, number, &file, section).await });
-            }
-            let Some(part) = parts.join_next().await else { break };
+        let starts = (0..bytes).step_by(usize::try_from(part_bytes).unwrap_or(usize::MAX)).zip(1..);
+        let parts = starts.map(|(start, number)| {
+            let (store, upload, file) = (self.clone(), upload.clone(), file.to_owned());
+            let section = (start, part_bytes.min(bytes - start));
+            async move { store.put_section(&upload, number, &file, section).await }
+        });
+        let (mut parts, mut done, mut sums) = (Parallel::new(PARTS_PARALLEL, parts), Vec::new(), Sums::new(CRC));
+        while let Some(part) = parts.next().await {
             let part = part.map_err(|panic| StoreError::disk("uploading", file, std::io::Error::other(panic)))??;
             sums.add(part.start, part.bytes, part.crc);
             done.push(part.completed);
@@ -205,26 +202,6 @@ impl Store {
     }
 }
 
-/// A multipart upload.
-#[derive(Clone, Debug)]
-pub(super) struct MultipartUpload {
-    bucket: String,
-    key: String,
-    id: String,
-}
-
-impl MultipartUpload {
-    /// Names an upload that is there.
-    pub(super) fn of(bucket: &str, key: &str, id: String) -> Self {
-        Self { bucket: bucket.to_owned(), key: key.to_owned(), id }
-    }
-
-    /// Returns its id.
-    pub(super) fn id(&self) -> &str {
-        &self.id
-    }
-}
-
 /// A multipart upload under way. Dropped before it is closed, it is noted, to be aborted: a drop cannot wait.
 struct Open<'a> {
     store: &'a Store,
@@ -266,7 +243,7 @@ fn part_bytes_for(bytes: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::OBJECT_BYTES_MAX;
+    use super::super::part::OBJECT_BYTES_MAX;
     use super::*;
 
     #[test]

@@ -10,9 +10,13 @@ use aws_smithy_types::base64;
 use crc_fast::{CrcAlgorithm, checksum};
 
 use super::body::{Body, read_section};
+use super::client::Store;
+use super::error::StoreError;
 use super::mark::{Mark, MarkedObject};
-use super::{CloudError, Kind, OBJECT_BYTES_MAX, Object, PART_BYTES, Store, StoreError, uri};
+use super::object::{Object, uri};
+use super::part::{OBJECT_BYTES_MAX, PART_BYTES};
 use crate::backend::Ledger;
+use crate::backend::error::{CloudError, Kind};
 use crate::backend::ledger::Fence;
 use crate::backend::sdk::{CALL_TIMEOUT, timeouts};
 use crate::domain::task::State;

@@ -10,11 +10,14 @@ use crc_fast::{checksum, checksum_combine};
 use tokio::time::Instant;
 
 use super::body::Body;
+use super::client::Store;
+use super::error::StoreError;
 use super::mark::Mark;
-use super::multipart::{MultipartUpload, PARTS_MAX, Whole};
+use super::multipart::Whole;
+use super::part::PART_BYTES;
+use super::part::{MultipartUpload, PARTS_MAX};
 use super::upload::{CRC, Condition, Stored, Target, asks_for_a_look, crc_base64};
-use super::{CloudError, Kind, PART_BYTES, Store, StoreError};
-use crate::backend::error_chain;
+use crate::backend::error::{CloudError, Kind, error_chain};
 use crate::domain::backoff;
 use crate::domain::mission::ManifestPart;
 

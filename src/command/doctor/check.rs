@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_program_that_fails_is_told_from_one_that_cannot_be_run() {
+    async fn a_program_that_fails_is_distinguished_from_one_that_cannot_be_run() {
         assert_eq!(ask("sh", &["-c", "echo a; echo b >&2; exit 3"]).await, Ok((false, "a\nb\n".to_owned())));
         assert_eq!(run("sh", &["-c", "echo a; exit 3"]).await, Err("a\n".to_owned()));
         assert_eq!(run("sh", &["-c", "echo a"]).await, Ok("a\n".to_owned()));

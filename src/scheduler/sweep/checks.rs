@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::parts::{Pages, Part, parts_of, rotated};
-use super::repair::{PUT_BACK_TIME_MAX, WANTED_MAX};
+use super::repair::WANTED_MAX;
 use super::snapshot::{BOOT_MAX, Snapshot};
-use super::{Sweep, Unconfirmed, What};
+use super::{PUT_BACK_TIME_MAX, Sweep, Unconfirmed, What};
 use crate::backend::ledger::{Cursor, OpenTask, Partition};
 use crate::clock;
 use crate::domain::ids::{InstanceId, MissionId, SrcId};
@@ -84,7 +84,7 @@ impl Sweep<'_> {
                     Pages::new(self.scheduler, Partition { mission: Some(&id), shard }, State::Running, None);
                 while let Some(keys) = pages.next().await? {
                     for rows in keys.chunks(ROWS_LEN) {
-                        // Whether it still runs or has just ended: its holder was at it a moment ago.
+                        // Whether it still runs or has just ended: its holder wrote a moment ago.
                         for task in self.rows(rows).await? {
                             if let Some(holder) = &task.instance {
                                 self.unconfirmed.idle.remove(holder.as_str());

@@ -19,6 +19,7 @@ mod repair;
 mod snapshot;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -164,6 +165,8 @@ pub(super) fn tally_of(task: &Task, mission: Option<&Mission>) -> Option<Mission
     mission.cloned().or_else(|| task.mission.clone().map(Mission::unknown))
 }
 
+/// How long one half of a sweep puts lost tasks back, at some 40 a second.
+const PUT_BACK_TIME_MAX: Duration = Duration::from_mins(2);
 /// The most findings of failures that are listed. Of the rest only the number is.
 const FAILURES_MAX: usize = 100;
 /// The most tasks that are kept from one look to the other: key and two counters are about 150 bytes, so this is 30 MB.
@@ -245,7 +248,7 @@ impl<'a> Sweep<'a> {
             holders: HashSet::new(),
             gone: HashMap::new(),
             counts: HashMap::new(),
-            put_back_until: Instant::now() + repair::PUT_BACK_TIME_MAX,
+            put_back_until: Instant::now() + PUT_BACK_TIME_MAX,
             left: 0,
         }
     }

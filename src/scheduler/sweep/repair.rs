@@ -24,8 +24,6 @@ const LAUNCHES_LOST_MAX: u64 = 5;
 /// Lambda function. That is 2 + 2 + 2 minutes for the first half, 2 + 2 for the second, and a lease in between; the last launch
 /// of each half may take 2.5 minutes more, if EC2 does not answer. The next sweep goes on, also if this one is ended.
 const LAUNCHES_TIME_MAX: Duration = Duration::from_mins(2);
-/// How long one half of a sweep puts lost tasks back, at some 40 a second.
-pub(super) const PUT_BACK_TIME_MAX: Duration = Duration::from_mins(2);
 /// The most tasks that one sweep launches nodes for: as many as [`LAUNCHES_TIME_MAX`] allows at two a second. Each row is
 /// kept until then: 240 are about 700 kB.
 pub(super) const WANTED_MAX: usize = 240;

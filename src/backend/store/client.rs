@@ -1,0 +1,214 @@
+//! The client of S3: objects are looked at, listed, and deleted.
+
+use std::sync::{Arc, Mutex};
+
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::{Builder, RequestChecksumCalculation, ResponseChecksumValidation};
+use aws_sdk_s3::types::{
+    ChecksumMode, Delete, EncodingType, ObjectIdentifier, ObjectStorageClass, OptionalObjectAttributes,
+};
+use percent_encoding::percent_decode_str;
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::meter;
+use super::object::{Object, read_head, uri};
+use super::part::{MultipartUpload, PART_BYTES, PARTS_PARALLEL};
+use crate::backend::error::{CloudError, Kind};
+use crate::backend::sdk::Wire;
+
+/// The memory of all files and parts that go up, in blocks: 64 MiB, as much as eight parts, for all slots of a node.
+/// The node must have it beside workloads at their limit.
+const ROOM_BLOCKS: usize = PARTS_PARALLEL * (PART_BYTES / BLOCK_BYTES) as usize;
+/// The least memory that a file on its way up is taken to need.
+const BLOCK_BYTES: u64 = 64 * 1024;
+
+/// S3. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pub(super) client: Client,
+    pub(super) meter: Arc<meter::Meter>,
+    /// What is left of [`ROOM_BLOCKS`].
+    room: Arc<Semaphore>,
+    /// Multipart uploads whose future was dropped under way: their parts bill until they are aborted.
+    pub(super) dropped: Arc<Mutex<Vec<MultipartUpload>>>,
+}
+
+impl Store {
+    /// Makes the client. Sends nothing.
+    #[must_use]
+    pub fn new(wire: &Wire) -> Self {
+        let config = Builder::from(&wire.config)
+            .retry_classifier(wire.renewal.clone())
+            .force_path_style(wire.path_style)
+            .request_checksum_calculation(RequestChecksumCalculation::WhenSupported)
+            .response_checksum_validation(ResponseChecksumValidation::WhenSupported)
+            .build();
+        Self {
+            client: Client::from_conf(config),
+            meter: Arc::default(),
+            room: Arc::new(Semaphore::new(ROOM_BLOCKS)),
+            dropped: Arc::default(),
+        }
+    }
+
+    /// Waits for the memory of a file or part of this size in bytes; it is returned when the value is dropped. A part
+    /// that is streamed takes as much as one in memory. First come, first served, so that none waits for ever.
+    pub(super) async fn take_room(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
+        let blocks = bytes.min(PART_BYTES).div_ceil(BLOCK_BYTES).max(1);
+        // It fails only if it is closed, and nothing closes it.
+        self.room.acquire_many(u32::try_from(blocks).unwrap_or(1)).await.ok()
+    }
+
+    /// Returns how fast this process's uploads have gone, in bytes per second; `None` if too little went up to say.
+    #[must_use]
+    pub fn upload_speed(&self) -> Option<u64> {
+        self.meter.speed()
+    }
+
+    /// Returns how many bytes this process has uploaded.
+    #[must_use]
+    pub fn uploaded_bytes(&self) -> u64 {
+        self.meter.total()
+    }
+
+    /// Looks at an object; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`CloudError`]; `NoBucket` if the bucket does not exist. (Without `s3:ListBucket`, S3 says 403 for a missing key.)
+    pub async fn head(&self, bucket: &str, key: &str) -> Result<Option<Object>, CloudError> {
+        let answer = self
+            .client
+            .head_object()
+            .bucket(bucket)
+            .key(key)
+            .checksum_mode(ChecksumMode::Enabled)
+            .send()
+            .await
+            .map_err(|error| CloudError::sdk("HeadObject", uri(bucket, key), error));
+        match answer {
+            Ok(head) => Ok(Some(read_head(&head))),
+            Err(error) if error.kind == Kind::NotFound => {
+                // Whose fault a missing bucket is depends on what was wanted of it: here, one object.
+                self.check_bucket(bucket).await.map_err(|error| CloudError { operation: "HeadObject", ..error })?;
+                Ok(None)
+            }
+            Err(error) if error.is_without_words() && !error.is_retryable() => {
+                Err(self.reason(bucket, key, error).await)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Asks why a HEAD was refused: its answer has no words, that of a GET has. One byte is asked for at the most.
+    async fn reason(&self, bucket: &str, key: &str, refusal: CloudError) -> CloudError {
+        let get = self.client.get_object().bucket(bucket).key(key).range("bytes=0-0").send().await;
+        let Err(error) = get else { return refusal };
+        let error = CloudError::sdk("GetObject", uri(bucket, key), error);
+        if error.kind == Kind::NotFound || error.is_without_words() { refusal } else { error }
+    }
+
+    /// Lists the keys that begin with `prefix`.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn list(&self, bucket: &str, prefix: &str) -> Result<Vec<String>, CloudError> {
+        Ok(self.list_objects(bucket, prefix).await?.into_iter().map(|object| object.key).collect())
+    }
+
+    /// Lists the objects whose keys begin with `prefix`, and whether each can be read as it is stored.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn list_objects(&self, bucket: &str, prefix: &str) -> Result<Vec<Listed>, CloudError> {
+        let list = self.client.list_objects_v2().bucket(bucket).prefix(prefix);
+        let list = list.optional_object_attributes(OptionalObjectAttributes::RestoreStatus);
+        // An XML document has no place for most control characters, and a key has.
+        let list = list.encoding_type(EncodingType::Url);
+        let mut pages = list.into_paginator().send();
+        let mut objects = Vec::new();
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(|e| CloudError::sdk("ListObjectsV2", uri(bucket, prefix), e))?;
+            let is_encoded = page.encoding_type() == Some(&EncodingType::Url);
+            let key = |key: &str| if is_encoded { decode_key(key) } else { key.to_owned() };
+            objects.extend(
+                page.contents()
+                    .iter()
+                    .filter_map(|object| Some(Listed { key: key(object.key()?), is_archived: is_archived(object) })),
+            );
+        }
+        Ok(objects)
+    }
+
+    /// Deletes objects, one request for each thousand, and one for each key that an XML document cannot hold. May be
+    /// called twice.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn delete(&self, bucket: &str, keys: &[String]) -> Result<(), CloudError> {
+        let (plain, odd): (Vec<_>, Vec<_>) = keys.iter().partition(|key| !key.contains(is_no_xml));
+        for key in odd {
+            let answer = self.client.delete_object().bucket(bucket).key(key).send().await;
+            answer.map_err(|e| CloudError::sdk("DeleteObject", uri(bucket, key), e))?;
+        }
+        for keys in plain.chunks(1000) {
+            let objects = keys.iter().filter_map(|key| ObjectIdentifier::builder().key(*key).build().ok()).collect();
+            let delete = Delete::builder().set_objects(Some(objects)).quiet(true).build();
+            let delete = delete.map_err(|e| CloudError::new(Kind::Invalid, "DeleteObjects", bucket, e.to_string()))?;
+            let answer = self.client.delete_objects().bucket(bucket).delete(delete).send().await;
+            answer.map_err(|e| CloudError::sdk("DeleteObjects", format!("bucket {bucket}"), e))?;
+        }
+        Ok(())
+    }
+
+    /// Checks that a bucket exists: a HEAD of an object says 404 for a missing bucket and a missing key alike.
+    ///
+    /// # Errors
+    /// [`CloudError`]; `NoBucket` if it does not exist.
+    pub async fn check_bucket(&self, bucket: &str) -> Result<(), CloudError> {
+        let resource = || format!("bucket {bucket}");
+        let Err(error) = self.client.head_bucket().bucket(bucket).send().await else { return Ok(()) };
+        let mut error = CloudError::sdk("HeadBucket", resource(), error);
+        if error.kind == Kind::Invalid && error.is_without_words() {
+            // Of expired credentials, and of some buckets in another region, a HEAD says 400 and no more. A listing
+            // says why.
+            let list = self.client.list_objects_v2().bucket(bucket).max_keys(1).send().await;
+            let Err(reason) = list else { return Ok(()) };
+            error = CloudError::sdk("ListObjectsV2", resource(), reason);
+        }
+        match error.kind {
+            Kind::NotFound => Err(CloudError::new(Kind::NoBucket, "HeadBucket", resource(), "there is no such bucket")),
+            // A role that may read objects but not list the bucket is a good role: say nothing.
+            Kind::AccessDenied => Ok(()),
+            _ => Err(error),
+        }
+    }
+}
+
+/// An object of a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its key.
+    pub key: String,
+    /// Whether it is archived and not restored, so that a read is refused (`InvalidObjectState`). An object of
+    /// Intelligent-Tiering may be archived too, but the listing does not say.
+    pub is_archived: bool,
+}
+
+/// Returns whether a character has no place in an XML document, or may be read as another: control characters.
+/// Source: <https://www.w3.org/TR/xml/#charsets>.
+fn is_no_xml(character: char) -> bool {
+    character.is_control() || matches!(character, '\u{fffe}' | '\u{ffff}')
+}
+
+/// Reads a key of a listing with `encoding-type=url`: percent-encoded, with `+` for a blank.
+fn decode_key(key: &str) -> String {
+    percent_decode_str(&key.replace('+', " ")).decode_utf8_lossy().into_owned()
+}
+
+fn is_archived(object: &aws_sdk_s3::types::Object) -> bool {
+    // A restored object keeps its class; the copy that can be read has an end.
+    let is_restored = object.restore_status().is_some_and(|status| status.restore_expiry_date().is_some());
+    matches!(object.storage_class(), Some(ObjectStorageClass::Glacier | ObjectStorageClass::DeepArchive))
+        && !is_restored
+}

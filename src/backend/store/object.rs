@@ -1,0 +1,77 @@
+//! Objects, as S3 shows them.
+
+use aws_sdk_s3::operation::head_object::HeadObjectOutput;
+use aws_smithy_types::base64;
+use crc_fast::CrcAlgorithm;
+
+use super::mark::{Mark, MarkedObject};
+
+/// An object as `HEAD` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Object {
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// Its `ETag`, quotes included, as conditions want it.
+    pub etag: String,
+    /// Its CRC-64/NVME or CRC-32 over the whole object, base64, if S3 keeps one.
+    pub(super) checksum: Option<Checksum>,
+    /// Whose it is.
+    pub(super) found: MarkedObject,
+}
+
+impl Object {
+    /// Returns whether the object bears another's mark. One without a mark, of an earlier version, does not.
+    #[must_use]
+    pub fn is_of_another(&self, mark: &Mark) -> bool {
+        self.found.is_of_another(mark)
+    }
+}
+
+/// A checksum that S3 keeps over a whole object and that ranges can be combined to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Checksum {
+    pub(super) name: &'static str,
+    pub(super) base64: String,
+}
+
+impl Checksum {
+    pub(super) fn algorithm(&self) -> CrcAlgorithm {
+        match self.name {
+            "CRC-64/NVME" => CrcAlgorithm::Crc64Nvme,
+            "CRC-32C" => CrcAlgorithm::Crc32Iscsi,
+            _ => CrcAlgorithm::Crc32IsoHdlc,
+        }
+    }
+
+    /// Returns whether `crc` is this checksum.
+    pub(super) fn is(&self, crc: u64) -> bool {
+        self.encode(crc) == self.base64
+    }
+
+    pub(super) fn encode(&self, crc: u64) -> String {
+        match self.algorithm() {
+            CrcAlgorithm::Crc64Nvme => base64::encode(crc.to_be_bytes()),
+            _ => base64::encode(&crc.to_be_bytes()[4..]),
+        }
+    }
+}
+
+/// Reads an object's `HEAD`. A checksum with `-` is one of parts' checksums, and says nothing of ranges.
+pub(super) fn read_head(head: &HeadObjectOutput) -> Object {
+    let whole =
+        |value: Option<&str>, name| value.filter(|v| !v.contains('-')).map(|v| Checksum { name, base64: v.to_owned() });
+    Object {
+        bytes: head.content_length().and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0),
+        etag: head.e_tag().unwrap_or_default().to_owned(),
+        checksum: whole(head.checksum_crc64_nvme(), "CRC-64/NVME")
+            .or_else(|| whole(head.checksum_crc32_c(), "CRC-32C"))
+            .or_else(|| whole(head.checksum_crc32(), "CRC-32")),
+        found: MarkedObject::read(head.metadata()),
+    }
+}
+
+/// Returns `s3://bucket/key`.
+#[must_use]
+pub fn uri(bucket: &str, key: &str) -> String {
+    format!("s3://{bucket}/{key}")
+}
