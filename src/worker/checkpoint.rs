@@ -7,8 +7,6 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use tokio::task::JoinSet;
-
 use super::checkpoint_files::{Get, Put};
 use super::checkpoint_size::{bytes_of, check_bytes};
 use super::pins::Pins;
@@ -16,6 +14,7 @@ use super::retry::retry_transient;
 use super::{Node, NodeError};
 use crate::backend::error_chain;
 use crate::backend::ledger::{Beat, Fence};
+use crate::backend::parallel::Parallel;
 use crate::backend::store::uri;
 use crate::domain::checkpoint::{Content, Entry, Manifest, Saved, earlier_folder, file_key, folder, save_folder};
 use crate::workload::tree::{self, EntryKind};
@@ -134,23 +133,23 @@ impl Checkpoints {
 
         let (made, root) = (manifest.clone(), dir.clone());
         blocking(move || tree::make_folders(&root, &made)).await.map_err(&disk)?;
-        let mut files = manifest.entries.iter().filter_map(|(name, entry)| match &entry.content {
-            Content::File(saved) => Some((name, saved)),
-            Content::Folder | Content::Link(_) => None,
-        });
-        let mut gets = JoinSet::new();
-        loop {
-            // Started as earlier ones end: a manifest may name very many files.
-            while gets.len() < FILES_PARALLEL
-                && let Some((name, saved)) = files.next()
-            {
-                let (get, path, saved) = (get.clone(), tree::path_below(&dir, name), saved.clone());
-                gets.spawn(async move {
-                    let bytes = get.file(&saved.key, &path).await?;
-                    Ok::<_, NodeError>((bytes == saved.bytes).then_some(()).ok_or(path))
-                });
+        let files: Vec<_> = manifest
+            .entries
+            .iter()
+            .filter_map(|(name, entry)| match &entry.content {
+                Content::File(saved) => Some((tree::path_below(&dir, name), saved.clone())),
+                Content::Folder | Content::Link(_) => None,
+            })
+            .collect();
+        let gets = files.into_iter().map(move |(path, saved)| {
+            let get = get.clone();
+            async move {
+                let bytes = get.file(&saved.key, &path).await?;
+                Ok::<_, NodeError>((bytes == saved.bytes).then_some(()).ok_or(path))
             }
-            let Some(got) = gets.join_next().await else { break };
+        });
+        let mut gets = Parallel::new(FILES_PARALLEL, gets);
+        while let Some(got) = gets.next().await {
             let got = got.map_err(|panic| disk(io::Error::other(panic)))??;
             got.map_err(|path| disk(io::Error::other(format!("{} is not as long as it was", path.display()))))?;
         }
@@ -286,25 +285,16 @@ impl Checkpoints {
     ) -> Result<BTreeMap<Vec<u8>, Entry>, NodeError> {
         let owner = node.settings.bounds.sandbox.as_ref().map(|sandbox| sandbox.user().0);
         let pins = Pins::new(self.env.checkpoint(), owner, spare);
-        let (mut names, mut puts, mut saved) = (names.into_iter().enumerate(), JoinSet::new(), BTreeMap::new());
-        loop {
-            while puts.len() < FILES_PARALLEL
-                && let Some((n, name)) = names.next()
-            {
-                let put = Put {
-                    store: node.backend.store.clone(),
-                    bucket: self.bucket.clone(),
-                    key: file_key(prefix, n),
-                    pins: pins.clone(),
-                    name,
-                    limit: node.settings.lease,
-                };
-                puts.spawn(async move {
-                    let name = put.name.clone();
-                    put.run().await.map(|entry| Some((name, entry?)))
-                });
-            }
-            let Some(put) = puts.join_next().await else { break };
+        let (store, bucket, limit) = (node.backend.store.clone(), self.bucket.clone(), node.settings.lease);
+        let prefix = prefix.to_owned();
+        let puts = names.into_iter().enumerate().map(move |(n, name)| {
+            let (store, bucket, pins) = (store.clone(), bucket.clone(), pins.clone());
+            let put = Put { store, bucket, key: file_key(&prefix, n), pins, name: name.clone(), limit };
+            async move { put.run().await.map(|entry| Some((name, entry?))) }
+        });
+        let mut puts = Parallel::new(FILES_PARALLEL, puts);
+        let mut saved = BTreeMap::new();
+        while let Some(put) = puts.next().await {
             saved.extend(put.map_err(|panic| self.disk()(io::Error::other(panic)))??);
         }
         Ok(saved)

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::io::Errno;
-use tokio::task::JoinSet;
 
 use super::outcome::{AttemptFailure, StopReason};
 use super::output::{Output, bad, disk, find, sum};
@@ -16,6 +15,7 @@ use super::retry::retry_transient;
 use super::{Node, NodeError};
 use crate::backend::Backend;
 use crate::backend::ledger::Fence;
+use crate::backend::parallel::Parallel;
 use crate::backend::store::{Body, Put, StoreError, Stored, uri};
 use crate::domain::keys::{INDEX_NAME, result_key};
 use crate::domain::verdict::Verdict;
@@ -112,23 +112,22 @@ impl Upload {
         prefix: &str,
         files: BTreeMap<String, PathBuf>,
     ) -> Result<Option<BTreeMap<String, Stored>>, StoreError> {
-        let (mut files, mut puts, mut stored) = (files.into_iter(), JoinSet::new(), BTreeMap::new());
-        loop {
-            // Made as earlier ones end: a folder may have a hundred thousand files.
-            while puts.len() < FILES_PARALLEL
-                && let Some((name, file)) = files.next()
-            {
-                let (upload, key) = (self.clone(), format!("{prefix}{name}"));
-                puts.spawn(async move { (name, upload.put_file(&key, &file).await) });
-            }
-            // Losing the rest on an error is safe: without an index there is no result.
-            let Some(put) = puts.join_next().await else { return Ok(Some(stored)) };
+        let (upload, folder) = (self.clone(), prefix.to_owned());
+        let puts = files.into_iter().map(move |(name, file)| {
+            let (upload, key) = (upload.clone(), format!("{folder}{name}"));
+            async move { (name, upload.put_file(&key, &file).await) }
+        });
+        let mut puts = Parallel::new(FILES_PARALLEL, puts);
+        let mut stored = BTreeMap::new();
+        // Losing the rest on an error is safe: without an index there is no result.
+        while let Some(put) = puts.next().await {
             let (name, put) = put.map_err(|panic| disk("uploading", Path::new(prefix), io::Error::other(panic)))?;
             match put? {
                 Put::Stored(object) => stored.insert(name, object),
                 Put::LeaseLost => return Ok(None),
             };
         }
+        Ok(Some(stored))
     }
 
     /// Uploads a file of the result. A file that grows, shrinks, or is written to meanwhile is refused.
