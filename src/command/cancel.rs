@@ -3,10 +3,10 @@
 use super::cli::CancelArgs;
 use super::failure::Failure;
 use super::{scheduling, screen};
-use crate::command::exit::Exit;
+use crate::command::exit::ExitCode;
 use crate::domain::ids::MissionId;
 
-pub(super) async fn run(args: CancelArgs) -> Result<Exit, Failure> {
+pub(super) async fn run(args: CancelArgs) -> Result<ExitCode, Failure> {
     let mission = MissionId::new(&args.mission).map_err(|error| Failure::usage(error, "name the mission"))?;
     let scheduler = scheduling::scheduler(&args.scheduler).await?;
     // A heartbeat comes within a third of a lease, and a workload has its grace.
@@ -24,11 +24,14 @@ pub(super) async fn run(args: CancelArgs) -> Result<Exit, Failure> {
     ));
     if cancelled.is_reinstated {
         let message = format!("mission {mission} was reinstated while it was being cancelled");
-        return Err(Failure { exit: Exit::Unavailable, ..Failure::usage(message, "cancel it again if that is meant") });
+        return Err(Failure {
+            exit: ExitCode::Unavailable,
+            ..Failure::usage(message, "cancel it again if that is meant")
+        });
     }
     if cancelled.running > 0 {
         screen::to_stderr("a sweep ends those that do not answer within a lease; or run this again\n");
-        return Ok(Exit::Unavailable);
+        return Ok(ExitCode::Unavailable);
     }
-    Ok(Exit::Ok)
+    Ok(ExitCode::Ok)
 }

@@ -20,7 +20,7 @@ use super::screen::{self, Screen};
 use super::{local_dir, node, signals, trust};
 use crate::backend::Backend;
 use crate::backend::machine::EndOrder;
-use crate::command::exit::Exit;
+use crate::command::exit::ExitCode;
 use crate::domain::ids::SrcId;
 use crate::domain::keys::{INDEX_NAME, log_key};
 use crate::domain::mission::Mission;
@@ -32,7 +32,7 @@ use local_cloud::{LocalCloud, RESULT_BUCKET, SOURCE_BUCKET, TOPIC_ARN};
 /// The pause between two checks whether the disk has room for one more task: a check is one call of the system.
 const ROOM_LOOK: Duration = Duration::from_secs(1);
 
-pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
+pub(super) async fn run(args: Box<RunArgs>) -> Result<ExitCode, Failure> {
     local_dir::note_ignored();
     refuse_aws_names(&args)?;
     let started = Instant::now();
@@ -72,7 +72,7 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
 
     let stopping = Stopping::default();
     let _listener = signals::listen(stopping.clone()).map_err(|error| Failure {
-        exit: Exit::Internal,
+        exit: ExitCode::Internal,
         error: error.into(),
         hint: None,
     })?;
@@ -293,7 +293,7 @@ impl Run {
         mut review: Review,
         notified_before: usize,
         took: Duration,
-    ) -> Result<Exit, Failure> {
+    ) -> Result<ExitCode, Failure> {
         let (mut done, mut failed, mut open, mut time_cost_s) = (0_u64, 0_u64, 0_u64, 0_u64);
         let count = |task: Task| {
             // Also those that were done just now: an input may have been replaced while the workload ran.
@@ -329,15 +329,15 @@ impl Run {
         ));
         if self.stopping.drain.is_cancelled() {
             screen::to_stderr("interrupted: the same command goes on from here\n");
-            return Ok(Exit::Interrupted);
+            return Ok(ExitCode::Interrupted);
         }
         if open > 0 {
             screen::to_stderr("hint: what has not ended waits, and the same command tries it again\n");
         }
         Ok(match (failed + open, results_changed) {
-            (0, 0) => Exit::Ok,
-            (0, _) => Exit::ResultChanged,
-            _ => Exit::WorkloadFailed,
+            (0, 0) => ExitCode::Ok,
+            (0, _) => ExitCode::ResultChanged,
+            _ => ExitCode::WorkloadFailed,
         })
     }
 }

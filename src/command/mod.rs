@@ -29,7 +29,7 @@ mod trust;
 use std::time::Duration;
 
 use cli::{Cli, Command};
-use exit::Exit;
+use exit::ExitCode;
 use failure::Failure;
 use tracing::level_filters::LevelFilter;
 
@@ -38,7 +38,7 @@ use crate::logging;
 
 /// Reads the command line, runs the command to its end, and returns the program's exit code.
 #[must_use]
-pub fn main() -> Exit {
+pub fn main() -> ExitCode {
     // Before anything else: a node that a signal ends here would leave its machine running.
     signals::catch();
     let cli = match Cli::read() {
@@ -48,11 +48,11 @@ pub fn main() -> Exit {
             let text = error.render().to_string();
             if !error.use_stderr() {
                 screen::to_stdout(&text);
-                return ended(Ok(Exit::Ok), false);
+                return ended(Ok(ExitCode::Ok), false);
             }
             screen::to_stderr(&text);
             end_unused_node();
-            return Exit::Usage;
+            return ExitCode::Usage;
         }
     };
     let is_json = cli.log_format == logging::Format::Json;
@@ -60,7 +60,7 @@ pub fn main() -> Exit {
 }
 
 /// Reports what failed, and returns the exit code. Output that did not arrive makes a success a failure.
-fn ended(result: Result<Exit, Failure>, is_json: bool) -> Exit {
+fn ended(result: Result<ExitCode, Failure>, is_json: bool) -> ExitCode {
     let exit = result.unwrap_or_else(|failure| {
         report(&failure, is_json);
         failure.exit
@@ -69,7 +69,7 @@ fn ended(result: Result<Exit, Failure>, is_json: bool) -> Exit {
         Ok(()) => exit,
         Err(failure) => {
             report(&failure, is_json);
-            if exit == Exit::Ok { failure.exit } else { exit }
+            if exit == ExitCode::Ok { failure.exit } else { exit }
         }
     }
 }
@@ -88,7 +88,7 @@ fn end_unused_node() {
     }
 }
 
-fn start(cli: Cli) -> Result<Exit, Failure> {
+fn start(cli: Cli) -> Result<ExitCode, Failure> {
     if !matches!(&cli.command, Command::Run(args) if args.local.is_none()) {
         // Only a node has a machine to end. All else ends at once, unless it listens later.
         signals::restore();
@@ -96,7 +96,7 @@ fn start(cli: Cli) -> Result<Exit, Failure> {
     let level = if cli.is_a_service() { LevelFilter::INFO } else { LevelFilter::WARN };
     let logs = logging::init(level, cli.log_format);
     crate::workload::raise_descriptors();
-    let internal = |error: std::io::Error| Failure { exit: Exit::Internal, error: error.into(), hint: None };
+    let internal = |error: std::io::Error| Failure { exit: ExitCode::Internal, error: error.into(), hint: None };
     let runtime = runtime().map_err(internal)?;
     let done = runtime.block_on(async {
         let logs = logs.map_err(|error| {

@@ -8,7 +8,7 @@ use super::failure::Failure;
 use super::{service, signals};
 use crate::backend::machine::{self, EndOrder, PowerOff};
 use crate::backend::{Backend, Wire, error_chain};
-use crate::command::exit::{self, Exit};
+use crate::command::exit::{self, ExitCode};
 use crate::domain::budget::{Limits, SizeLimits};
 use crate::domain::ids::{MissionId, SrcId};
 use crate::worker::{self, Node, Outcome, Report, Settings, Stopping};
@@ -18,7 +18,7 @@ use crate::workload::{self, Bounds, GroundError, Left, Sandbox, Simulation, Work
 /// and costs an object's put a minute, if anything was written.
 const LOG_EVERY: Duration = Duration::from_mins(1);
 
-pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result<Exit, Failure> {
+pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result<ExitCode, Failure> {
     let order = args.end_order();
     if let Some(file) = args.files.first() {
         // A person has left `--local` out, as a rule. Only an explicit order says that this is a node all the same.
@@ -32,7 +32,7 @@ pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result
     }
     let stopping = Stopping::default();
     let listening = signals::listen(stopping.clone()).map_err(|error| Failure {
-        exit: Exit::Internal,
+        exit: ExitCode::Internal,
         error: error.into(),
         hint: None,
     });
@@ -67,7 +67,7 @@ async fn note_drain(work_dir: Option<WorkLock>, stopping: Stopping) {
 }
 
 /// The node's life, and the machine's end.
-async fn live(args: &RunArgs, settings: Settings, stopping: Stopping) -> Result<Exit, Failure> {
+async fn live(args: &RunArgs, settings: Settings, stopping: Stopping) -> Result<ExitCode, Failure> {
     let power_off = power_off(args.power_off_command.as_deref());
     let wire = match Wire::aws().await {
         Ok(wire) => wire,
@@ -168,7 +168,7 @@ fn say(ended: Result<machine::MachineEnd, machine::EndError>) {
     }
 }
 
-fn conclude(life: worker::Life) -> Result<Exit, Failure> {
+fn conclude(life: worker::Life) -> Result<ExitCode, Failure> {
     if let Err(error) = &life.end {
         tracing::error!("this machine could not be ended and may go on billing: {error}");
     }
@@ -179,22 +179,22 @@ fn conclude(life: worker::Life) -> Result<Exit, Failure> {
     let exit = match outcome {
         Outcome::Committed { result } => {
             tracing::info!("done: {result}");
-            Exit::Ok
+            ExitCode::Ok
         }
-        Outcome::EndedBefore(_) => Exit::Ok,
+        Outcome::EndedBefore(_) => ExitCode::Ok,
         Outcome::HeldByOther(holder) => {
             tracing::info!("{holder} holds the task and lives: this instance is not needed");
-            Exit::Ok
+            ExitCode::Ok
         }
         Outcome::Served { done, other } => {
             tracing::info!("served the mission: {done} tasks done here, {other} attempts that ended otherwise");
-            Exit::Ok
+            ExitCode::Ok
         }
         // A node of one task is alone with it.
-        Outcome::Suspect | Outcome::Drained | Outcome::Interrupted | Outcome::Cancelled => Exit::Interrupted,
+        Outcome::Suspect | Outcome::Drained | Outcome::Interrupted | Outcome::Cancelled => ExitCode::Interrupted,
         Outcome::TryAgain(_) | Outcome::NoRoom(_) => unreachable!("matched above"),
     };
-    Ok(if life.end.is_err() && exit == Exit::Ok { Exit::NotTerminated } else { exit })
+    Ok(if life.end.is_err() && exit == ExitCode::Ok { ExitCode::NotTerminated } else { exit })
 }
 
 /// The defaults for a lease of 90 s; a shorter one has its third, and its sixth.

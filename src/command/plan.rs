@@ -13,7 +13,7 @@ use crate::backend::Backend;
 use crate::backend::ledger::{NewMission, NewTask, Redrive};
 use crate::backend::parallel::Parallel;
 use crate::clock;
-use crate::command::exit::Exit;
+use crate::command::exit::ExitCode;
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::mission::{Mission, Notified};
 use crate::domain::task::{State, Task};
@@ -95,7 +95,11 @@ pub(super) async fn find_or_make(
     let new = NewMission { exec, now: clock::now_rfc3339(), ..NewMission::of(id.clone(), trans_number) };
     backend.ledger.create_mission(&new).await?;
     let made = backend.ledger.mission(&id).await?;
-    made.ok_or_else(|| Failure { exit: Exit::Internal, error: anyhow::anyhow!("mission {id} vanished"), hint: None })
+    made.ok_or_else(|| Failure {
+        exit: ExitCode::Internal,
+        error: anyhow::anyhow!("mission {id} vanished"),
+        hint: None,
+    })
 }
 
 /// There is nothing to run: a mission that was named is unknown, or no files were named.
@@ -104,7 +108,7 @@ pub(super) fn no_mission(dir: &Path, named: Option<&MissionId>) -> Failure {
     match named {
         None => Failure::usage(format!("there is no mission in {}", dir.display()), hint),
         Some(id) => Failure {
-            exit: Exit::NoTask,
+            exit: ExitCode::NoTask,
             error: anyhow::anyhow!("there is no mission {id} in {}", dir.display()),
             hint: Some(format!("`lighthpc status --local` lists them; or {hint}")),
         },
@@ -183,7 +187,7 @@ pub(super) async fn add_tasks(
         // Dropped on an error: each row is there or not, and the next run finds which.
         let mut writes = Parallel::new(ROWS_PARALLEL, writes);
         while let Some(made) = writes.next().await {
-            let made = made.map_err(|panic| Failure { exit: Exit::Internal, error: panic.into(), hint: None })?;
+            let made = made.map_err(|panic| Failure { exit: ExitCode::Internal, error: panic.into(), hint: None })?;
             made.map(drop).map_err(Failure::from)?;
         }
     }

@@ -9,7 +9,7 @@ use serde_json::Value;
 use unicode_width::UnicodeWidthStr;
 
 use super::failure::Failure;
-use crate::command::exit::Exit;
+use crate::command::exit::ExitCode;
 use crate::domain::printable;
 use crate::logging;
 use crate::worker::{Report, Step};
@@ -44,12 +44,12 @@ fn keep(written: io::Result<()>) {
 /// Says whether all that was written to standard output has arrived. To be called before the program ends with success.
 ///
 /// # Errors
-/// A [`Failure`] with [`Exit::OutputNotWritten`]: what a script would read is not complete.
+/// A [`Failure`] with [`ExitCode::OutputNotWritten`]: what a script would read is not complete.
 pub(super) fn finish_stdout() -> Result<(), Failure> {
     match OUTPUT_ERROR.get() {
         None => Ok(()),
         Some(error) => Err(Failure {
-            exit: Exit::OutputNotWritten,
+            exit: ExitCode::OutputNotWritten,
             error: anyhow::anyhow!("standard output could not be written: {error}"),
             hint: Some("make room where it leads to, or lead it elsewhere; what was done is done".to_owned()),
         }),

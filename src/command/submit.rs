@@ -16,7 +16,7 @@ use crate::backend::parallel::Parallel;
 use crate::backend::store::StoreError;
 use crate::backend::{Kind, error_chain};
 use crate::clock;
-use crate::command::exit::{self, Exit};
+use crate::command::exit::{self, ExitCode};
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::policy::Purchase;
 use crate::domain::printable;
@@ -37,7 +37,7 @@ enum Source {
     Files(Vec<Input>),
 }
 
-pub(super) async fn run(args: SubmitArgs) -> Result<Exit, Failure> {
+pub(super) async fn run(args: SubmitArgs) -> Result<ExitCode, Failure> {
     let mission = mission_id(&args)?;
     let scheduler = scheduling::scheduler(&args.scheduler).await?;
     let source = source(&args, &scheduler).await?;
@@ -100,7 +100,7 @@ pub(super) async fn run(args: SubmitArgs) -> Result<Exit, Failure> {
     };
     say(&args, &plan, &submitted, archived.len());
     launched?;
-    Ok(Exit::Ok)
+    Ok(ExitCode::Ok)
 }
 
 /// The mission's id: as named, or the time, as the first version had it.
@@ -277,7 +277,7 @@ async fn upload(
     });
     let mut uploads = Parallel::new(UPLOADS_PARALLEL, uploads);
     while let Some(put) = uploads.next().await {
-        let put = put.map_err(|panic| Failure { exit: Exit::Internal, error: panic.into(), hint: None })?;
+        let put = put.map_err(|panic| Failure { exit: ExitCode::Internal, error: panic.into(), hint: None })?;
         put.map_err(of_store)?;
         bar.inc(1);
     }
@@ -336,7 +336,7 @@ async fn dry_run(
     plan: &SubmitPlan,
     checked: &Checked,
     archived: usize,
-) -> Result<Exit, Failure> {
+) -> Result<ExitCode, Failure> {
     const SHOWN: usize = 10;
     let requests = &checked.requests;
     let own_nodes = checked.mission.as_ref().map_or(plan.nodes, |mission| mission.nodes);
@@ -359,7 +359,7 @@ async fn dry_run(
             "requests": requests.iter().map(request_json).collect::<Vec<_>>(), "spotPrices": prices,
         });
         screen::json_to_stdout(&with_archived(line, archived));
-        return Ok(Exit::Ok);
+        return Ok(ExitCode::Ok);
     }
     let mission = screen::plain(plan.mission.as_str());
     let mut text =
@@ -405,7 +405,7 @@ async fn dry_run(
     }
     text.push_str("nothing was changed\n");
     screen::to_stdout(&text);
-    Ok(Exit::Ok)
+    Ok(ExitCode::Ok)
 }
 
 fn unique_words(words: Vec<String>) -> Vec<String> {

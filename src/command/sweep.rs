@@ -6,15 +6,15 @@ use super::cli::SweepArgs;
 use super::failure::Failure;
 use super::{scheduling, screen, signals};
 use crate::backend::error_chain;
-use crate::command::exit::Exit;
+use crate::command::exit::ExitCode;
 use crate::scheduler::{Finding, What};
 use crate::worker::Stopping;
 
-pub(super) async fn run(args: SweepArgs) -> Result<Exit, Failure> {
+pub(super) async fn run(args: SweepArgs) -> Result<ExitCode, Failure> {
     let scheduler = scheduling::scheduler(&args.scheduler).await?;
     let stopping = Stopping::default();
     let listener = signals::listen(stopping.clone());
-    let _listener = listener.map_err(|error| Failure { exit: Exit::Internal, error: error.into(), hint: None })?;
+    let _listener = listener.map_err(|error| Failure { exit: ExitCode::Internal, error: error.into(), hint: None })?;
     loop {
         let swept = scheduler.sweep(&stopping.drain).await;
         let has_failed = match &swept {
@@ -28,7 +28,7 @@ pub(super) async fn run(args: SweepArgs) -> Result<Exit, Failure> {
         };
         if !args.watch {
             swept?;
-            return Ok(if has_failed { Exit::Unavailable } else { Exit::Ok });
+            return Ok(if has_failed { ExitCode::Unavailable } else { ExitCode::Ok });
         }
         // Nobody could read the findings of a watch any more.
         screen::finish_stdout()?;
@@ -39,7 +39,7 @@ pub(super) async fn run(args: SweepArgs) -> Result<Exit, Failure> {
         // Both arms may be dropped: neither holds anything.
         tokio::select! {
             () = tokio::time::sleep(args.every) => {}
-            () = stopping.drain.cancelled() => return Ok(Exit::Ok),
+            () = stopping.drain.cancelled() => return Ok(ExitCode::Ok),
         }
     }
 }

@@ -12,7 +12,7 @@ use super::outcome::{AttemptFailure, StopReason, of_disk};
 use super::spot::{FINAL_WRITES_TIME, SpotWatcher, speed, upload_time};
 use super::{Node, NodeError, checkpoint_size, log};
 use crate::domain::verdict::Verdict;
-use crate::workload::{Ended, Stops, Workload, WorkloadEnv, is_of_machine};
+use crate::workload::{Exit, Stops, Workload, WorkloadEnv, is_of_machine};
 
 /// `EX_TEMPFAIL` of sysexits.h: try again.
 const EXIT_TRY_AGAIN: i32 = 75;
@@ -109,32 +109,30 @@ async fn mirror(node: &Node, heartbeat: &Heartbeat) {
 }
 
 /// Interprets how a workload ended. `early` is why it was stopped, if it was; `is_full` says whether the disk is full.
-fn judge(ended: Ended, early: Option<StopReason>, is_full: bool) -> Result<i32, StopReason> {
+fn judge(ended: Exit, early: Option<StopReason>, is_full: bool) -> Result<i32, StopReason> {
     let failed = |how: String, exit_code, is_transient| {
         let failure = AttemptFailure::new(Verdict::AppError, is_transient, NodeError::WorkloadFailed { how });
         Err(AttemptFailure { exit_code, ..failure }.into())
     };
     match (ended, early) {
-        (Ended::Exited { code: Some(0), .. }, _) => Ok(0),
-        (Ended::Stopped, early) => Err(early.unwrap_or(StopReason::Drain)),
+        (Exit::Exited { code: Some(0), .. }, _) => Ok(0),
+        (Exit::Stopped, early) => Err(early.unwrap_or(StopReason::Drain)),
         // A shutdown's signal reaches the workload too, perhaps before it reaches us.
-        (Ended::Exited { signal: Some(_), .. }, Some(early)) => Err(early),
-        (Ended::Exited { .. }, _) if is_full => {
+        (Exit::Exited { signal: Some(_), .. }, Some(early)) => Err(early),
+        (Exit::Exited { .. }, _) if is_full => {
             Err(AttemptFailure::new(Verdict::DiskFull, true, NodeError::WorkloadDiskFull).into())
         }
-        (Ended::Exited { code: Some(code), .. }, _) if code == EXIT_TRY_AGAIN => {
+        (Exit::Exited { code: Some(code), .. }, _) if code == EXIT_TRY_AGAIN => {
             failed(format!("exited with code {code} (try again)"), Some(code), true)
         }
-        (Ended::Exited { code, out_of_memory: true, .. }, _) => {
+        (Exit::Exited { code, out_of_memory: true, .. }, _) => {
             let failure = AttemptFailure::new(Verdict::Oom, false, NodeError::OutOfMemory);
             Err(AttemptFailure { exit_code: code, ..failure }.into())
         }
-        (Ended::Exited { code: Some(code), .. }, _) => failed(format!("exited with code {code}"), Some(code), false),
-        (Ended::Exited { signal, .. }, _) => {
-            failed(format!("was ended by signal {}", signal.unwrap_or(0)), None, false)
-        }
-        (Ended::TimedOut, _) => Err(AttemptFailure::new(Verdict::Timeout, true, NodeError::TimeLimit).into()),
-        (Ended::NotStarted { program, source }, early) => {
+        (Exit::Exited { code: Some(code), .. }, _) => failed(format!("exited with code {code}"), Some(code), false),
+        (Exit::Exited { signal, .. }, _) => failed(format!("was ended by signal {}", signal.unwrap_or(0)), None, false),
+        (Exit::TimedOut, _) => Err(AttemptFailure::new(Verdict::Timeout, true, NodeError::TimeLimit).into()),
+        (Exit::NotStarted { program, source }, early) => {
             let is_machines = is_of_machine(&source);
             if let (true, Some(early)) = (is_machines, early) {
                 return Err(early);
@@ -149,7 +147,7 @@ fn judge(ended: Ended, early: Option<StopReason>, is_full: bool) -> Result<i32, 
 mod tests {
     use super::*;
 
-    fn verdict_of(ended: Ended, is_full: bool) -> (Verdict, bool) {
+    fn verdict_of(ended: Exit, is_full: bool) -> (Verdict, bool) {
         match judge(ended, None, is_full) {
             Err(StopReason::Failed(failure)) => (failure.class.verdict, failure.class.is_transient),
             other => panic!("{other:?}"),
@@ -159,7 +157,7 @@ mod tests {
     #[test]
     fn a_start_that_the_machine_refuses_is_not_the_tasks_failure() {
         let not_started =
-            |code| Ended::NotStarted { program: "p".to_owned(), source: std::io::Error::from_raw_os_error(code) };
+            |code| Exit::NotStarted { program: "p".to_owned(), source: std::io::Error::from_raw_os_error(code) };
         // Linux: EAGAIN, ENOMEM, ENFILE, EMFILE, ETXTBSY, EINTR, EIO.
         for code in [11, 12, 23, 24, 26, 4, 5] {
             assert_eq!(verdict_of(not_started(code), false), (Verdict::Infra, true), "{code}");
@@ -180,9 +178,9 @@ mod tests {
             let stop = of_disk(NodeError::Disk { doing: "writing", path: "/".into(), source });
             assert!(matches!(stop, StopReason::Failed(failure) if failure.class.verdict == verdict), "{code}");
         }
-        let failed = Ended::Exited { code: Some(1), signal: None, out_of_memory: false };
+        let failed = Exit::Exited { code: Some(1), signal: None, out_of_memory: false };
         assert_eq!(verdict_of(failed, true).0, Verdict::DiskFull);
-        let again = Ended::Exited { code: Some(EXIT_TRY_AGAIN), signal: None, out_of_memory: false };
+        let again = Exit::Exited { code: Some(EXIT_TRY_AGAIN), signal: None, out_of_memory: false };
         assert_eq!(verdict_of(again, true).0, Verdict::DiskFull);
     }
 }

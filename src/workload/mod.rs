@@ -1,9 +1,9 @@
 //! The workload: what a task is for, behind one small seam.
 //!
 //! ```text
-//!            ┌── exits ─────────────────────────────► Ended::Exited
-//!   start ───┼── time limit ── SIGTERM, grace, SIGKILL ──► Ended::TimedOut
-//!            └── stop token ── SIGTERM, grace, SIGKILL ──► Ended::Stopped
+//!            ┌── exits ─────────────────────────────► Exit::Exited
+//!   start ───┼── time limit ── SIGTERM, grace, SIGKILL ──► Exit::TimedOut
+//!            └── stop token ── SIGTERM, grace, SIGKILL ──► Exit::Stopped
 //! ```
 //!
 //! This floor knows files, processes, and progress lines. It never sees AWS: the worker carries progress from here
@@ -83,7 +83,7 @@ pub struct Stops {
 
 /// How a workload ended.
 #[derive(Debug)]
-pub enum Ended {
+pub enum Exit {
     /// By itself: with a code, or by a signal.
     Exited {
         /// The exit code, if it exited.
@@ -120,7 +120,7 @@ impl Workload {
         bounds: Bounds,
         progress: &watch::Sender<Progress>,
         stops: &Stops,
-    ) -> io::Result<Ended> {
+    ) -> io::Result<Exit> {
         match self {
             Self::Program(argv) => external::run(argv, env, &bounds, progress, stops).await,
             Self::Shell(line) => {

@@ -262,7 +262,7 @@ async fn a_table_with_another_key_is_named_as_such() {
     let instance = node.instance.clone();
     let life = node.run().await;
     let (exit, hint) = lighthpc::command::exit::of_node(&life.outcome.unwrap_err());
-    assert_eq!(exit, lighthpc::command::exit::Exit::TableKey);
+    assert_eq!(exit, lighthpc::command::exit::ExitCode::TableKey);
     assert!(hint.unwrap().contains("srcFilename"));
     assert!(cloud.has_ended(&instance));
 }

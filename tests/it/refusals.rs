@@ -14,7 +14,7 @@ use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use lighthpc::backend::machine::PowerOff;
 use lighthpc::backend::{Backend, Scope, Tables, Wire};
-use lighthpc::command::exit::{self, Exit};
+use lighthpc::command::exit::{self, ExitCode};
 use lighthpc::domain::task::State;
 use lighthpc::domain::verdict::Verdict;
 use lighthpc::worker::{NodeError, Outcome};
@@ -42,14 +42,14 @@ async fn states(cloud: &TestCloud, tasks: &[&str]) -> Vec<State> {
 #[tokio::test]
 async fn one_unreadable_input_fails_its_task_once() {
     for (head, get, exit, hint) in [
-        (None, Fault::Status(403, "InvalidObjectState"), Exit::InputUnreadable, "restore-object"),
-        (None, Fault::Status(400, "KMS.DisabledException"), Exit::InputUnreadable, "KMS"),
-        (None, Fault::Status(400, "KMS.KMSInvalidStateException"), Exit::InputUnreadable, "KMS"),
-        (None, Fault::Status(403, "AccessDenied"), Exit::AccessDenied, "s3:GetObject"),
+        (None, Fault::Status(403, "InvalidObjectState"), ExitCode::InputUnreadable, "restore-object"),
+        (None, Fault::Status(400, "KMS.DisabledException"), ExitCode::InputUnreadable, "KMS"),
+        (None, Fault::Status(400, "KMS.KMSInvalidStateException"), ExitCode::InputUnreadable, "KMS"),
+        (None, Fault::Status(403, "AccessDenied"), ExitCode::AccessDenied, "s3:GetObject"),
         // A HEAD says no more than its status; why is asked by a GET.
-        (Some(400), Fault::Status(400, "KMS.NotFoundException"), Exit::InputUnreadable, "KMS"),
-        (Some(403), Fault::Status(403, "AccessDenied"), Exit::AccessDenied, "s3:GetObject"),
-        (Some(400), Fault::Status(400, "InvalidRequest"), Exit::Internal, ""),
+        (Some(400), Fault::Status(400, "KMS.NotFoundException"), ExitCode::InputUnreadable, "KMS"),
+        (Some(403), Fault::Status(403, "AccessDenied"), ExitCode::AccessDenied, "s3:GetObject"),
+        (Some(400), Fault::Status(400, "InvalidRequest"), ExitCode::Internal, ""),
     ] {
         let cloud = TestCloud::new().await;
         cloud.mission("M", &["abc"]).await;
@@ -112,7 +112,7 @@ async fn when_every_input_is_refused_the_node_ends_and_keeps_the_rest() {
 
     let error = life.outcome.unwrap_err();
     assert!(matches!(error, NodeError::InputsRefused { .. }), "{error:?}");
-    assert_eq!(exit::of_node(&error).0, Exit::AccessDenied);
+    assert_eq!(exit::of_node(&error).0, ExitCode::AccessDenied);
     let states = states(&cloud, &tasks).await;
     assert_eq!(states.iter().filter(|state| **state == State::Failed).count(), 2);
     assert_eq!(states.iter().filter(|state| **state == State::Pending).count(), 5);
@@ -137,10 +137,10 @@ async fn forbidden_objects_of_a_readable_bucket_are_their_own_fault() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_missing_right_to_write_is_found_before_the_first_claim() {
     for (code, exit) in [
-        ("AccessDenied", Exit::AccessDenied),
-        ("NoSuchBucket", Exit::NoBucket),
-        ("KMS.DisabledException", Exit::AccessDenied),
-        ("PermanentRedirect", Exit::WrongRegion),
+        ("AccessDenied", ExitCode::AccessDenied),
+        ("NoSuchBucket", ExitCode::NoBucket),
+        ("KMS.DisabledException", ExitCode::AccessDenied),
+        ("PermanentRedirect", ExitCode::WrongRegion),
     ] {
         for slots in [1, 4] {
             let cloud = TestCloud::new().await;
@@ -171,7 +171,7 @@ async fn a_missing_source_bucket_is_found_before_the_first_claim() {
     let mut node = cloud.node("abc", "M");
     node.settings.source_bucket = Some("no-such-bucket".to_owned());
     let life = node.run().await;
-    assert_eq!(exit::of_node(&life.outcome.unwrap_err()).0, Exit::NoBucket);
+    assert_eq!(exit::of_node(&life.outcome.unwrap_err()).0, ExitCode::NoBucket);
     assert_eq!(cloud.task("abc").await.attempt.0, 0);
 }
 
@@ -200,7 +200,7 @@ async fn a_right_that_vanishes_hands_the_task_back() {
     let faults = Faults::new();
     faults.add(S3, "PutObject", When::Always, Fault::Status(403, "AccessDenied"));
     let life = cloud.node_with("abc", "M", faults).run().await;
-    assert_eq!(exit::of_node(&life.outcome.unwrap_err()).0, Exit::AccessDenied);
+    assert_eq!(exit::of_node(&life.outcome.unwrap_err()).0, ExitCode::AccessDenied);
     let row = cloud.task("abc").await;
     assert_eq!((row.state, row.verdict, row.app_failures), (State::Pending, Some(Verdict::Infra), 1));
 }
@@ -223,7 +223,7 @@ async fn a_wrong_clock_is_the_machines_fault() {
         let error = life.outcome.unwrap_err();
         assert!(matches!(&error, NodeError::Cloud { source, .. } if source.scope() == Scope::Machine), "{error:?}");
         let (exit, hint) = exit::of_node(&error);
-        assert_eq!(exit, Exit::WrongClock);
+        assert_eq!(exit, ExitCode::WrongClock);
         assert!(hint.unwrap().contains("chrony"));
         assert_eq!(cloud.task("abc").await.attempt.0, 0);
     }
@@ -342,7 +342,7 @@ async fn credentials_that_stay_stale_end_the_node_in_time() {
     let life = node.run().await;
 
     let error = life.outcome.unwrap_err();
-    assert_eq!(exit::of_node(&error).0, Exit::NoCredentials, "{error:?}");
+    assert_eq!(exit::of_node(&error).0, ExitCode::NoCredentials, "{error:?}");
     assert!(asked.load(Ordering::SeqCst) < 60, "{asked:?}");
     assert_eq!(cloud.task("abc").await.attempt.0, 0);
 }

@@ -6,7 +6,7 @@ use lighthpc::backend::ledger::{Claim, Claimant, Commit, Completion, Fence, Fini
 use lighthpc::backend::machine::PowerOff;
 use lighthpc::backend::store::{Mark, Put, StoreError};
 use lighthpc::backend::{Backend, Tables, Wire, error_chain};
-use lighthpc::command::exit::{self, Exit};
+use lighthpc::command::exit::{self, ExitCode};
 use lighthpc::domain::ids::{Attempt, InstanceId};
 use lighthpc::domain::keys::result_key;
 use lighthpc::domain::task::{Counts, State};
@@ -60,7 +60,7 @@ async fn assert_refused(cloud: &TestCloud, task: &str, outcome: &Result<Outcome,
     for name in names {
         assert!(error_chain(error).contains(name), "{name} is not in: {}", error_chain(error));
     }
-    assert_eq!(exit::of_node(error).0, Exit::WorkloadFailed);
+    assert_eq!(exit::of_node(error).0, ExitCode::WorkloadFailed);
     let row = cloud.task(task).await;
     assert_eq!((row.state, row.verdict, row.attempt.0), (State::Failed, Some(Verdict::AppError), 1));
     assert_eq!(row.result, None);
@@ -368,7 +368,7 @@ async fn a_result_with_a_name_that_is_too_long_fails_once_and_uploads_nothing() 
         let Err(error @ NodeError::Store { source: StoreError::BadResult { .. }, .. }) = &life.outcome else {
             panic!("{line}: {life:?}")
         };
-        assert_eq!(exit::of_node(error).0, Exit::WorkloadFailed);
+        assert_eq!(exit::of_node(error).0, ExitCode::WorkloadFailed);
         assert_eq!((row.state, row.verdict, row.attempt.0), (State::Failed, Some(Verdict::AppError), 1), "{line}");
         assert!(cloud.backend.store.list(RESULT_BUCKET, "rslt_").await.unwrap().is_empty(), "{line}");
     }
@@ -383,7 +383,7 @@ async fn a_result_that_s3_does_not_store_fails_its_task_once() {
         let faults = Faults::new();
         faults.add(S3, "PutObject", When::First(1), Fault::Status(400, code));
         let life = cloud.node_with("abc", "M", faults).run().await;
-        assert_eq!(exit::of_node(&life.outcome.unwrap_err()).0, Exit::WorkloadFailed, "{code}");
+        assert_eq!(exit::of_node(&life.outcome.unwrap_err()).0, ExitCode::WorkloadFailed, "{code}");
         let row = cloud.task("abc").await;
         assert_eq!((row.state, row.verdict, row.attempt.0), (State::Failed, Some(Verdict::AppError), 1), "{code}");
     }

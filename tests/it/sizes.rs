@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lighthpc::backend::store::StoreError;
-use lighthpc::command::exit::{self, Exit};
+use lighthpc::command::exit::{self, ExitCode};
 use lighthpc::domain::budget::SizeLimits;
 use lighthpc::domain::task::State;
 use lighthpc::domain::verdict::Verdict;
@@ -54,7 +54,7 @@ async fn a_result_that_is_too_large_fails_its_task_once_and_uploads_nothing() {
             panic!("{line}: {life:?}")
         };
         assert!(reason.contains(flag), "{line}: {reason}");
-        assert_eq!(exit::of_node(error).0, Exit::WorkloadFailed);
+        assert_eq!(exit::of_node(error).0, ExitCode::WorkloadFailed);
         let row = cloud.task("abc").await;
         assert_eq!((row.state, row.verdict, row.attempt.0), (State::Failed, Some(Verdict::AppError), 1), "{line}");
         assert!(cloud.backend.store.list(RESULT_BUCKET, "rslt_").await.unwrap().is_empty(), "{line}");

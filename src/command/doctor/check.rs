@@ -9,7 +9,7 @@ use tokio::process::Command;
 
 use crate::backend::{CloudError, error_chain};
 use crate::command::exit;
-use crate::command::exit::Exit;
+use crate::command::exit::ExitCode;
 use crate::command::failure::Failure;
 
 /// The settings of this machine's node. A person's shell does not have them, so they are read from here.
@@ -69,7 +69,7 @@ impl Check {
 }
 
 pub(super) fn internal(doing: &'static str, error: std::io::Error) -> Failure {
-    Failure { exit: Exit::Internal, error: anyhow::Error::new(error).context(doing), hint: None }
+    Failure { exit: ExitCode::Internal, error: anyhow::Error::new(error).context(doing), hint: None }
 }
 
 /// Reads an env file as systemd does: a name and a value on each line, which may be quoted.
