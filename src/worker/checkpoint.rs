@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use super::checkpoint_files::{Get, Put};
+use super::checkpoint_files::{FileDownload, FileUpload};
 use super::checkpoint_size::{bytes_of, check_bytes};
 use super::pins::Pins;
 use super::retry::retry_transient;
@@ -117,7 +117,8 @@ impl Checkpoints {
 
     async fn fetch(&mut self, node: &Node, key: &str) -> Result<Manifest, NodeError> {
         let (disk, dir) = (self.disk(), self.env.checkpoint());
-        let get = Get { store: node.backend.store.clone(), bucket: self.bucket.clone(), limit: node.settings.lease };
+        let get =
+            FileDownload { store: node.backend.store.clone(), bucket: self.bucket.clone(), limit: node.settings.lease };
         let list = self.env.folder().join("checkpoint-manifest");
         // The row may name any object: a large one is not a manifest, and is not downloaded.
         let head = retry_transient(get.limit, || get.store.head(&self.bucket, key)).await;
@@ -289,7 +290,7 @@ impl Checkpoints {
         let prefix = prefix.to_owned();
         let puts = names.into_iter().enumerate().map(move |(n, name)| {
             let (store, bucket, pins) = (store.clone(), bucket.clone(), pins.clone());
-            let put = Put { store, bucket, key: file_key(&prefix, n), pins, name: name.clone(), limit };
+            let put = FileUpload { store, bucket, key: file_key(&prefix, n), pins, name: name.clone(), limit };
             async move { put.run().await.map(|entry| Some((name, entry?))) }
         });
         let mut puts = Parallel::new(FILES_PARALLEL, puts);

@@ -13,14 +13,14 @@ use crate::workload::tree;
 
 /// Downloads files of a checkpoint.
 #[derive(Clone)]
-pub(super) struct Get {
+pub(super) struct FileDownload {
     pub(super) store: Store,
     pub(super) bucket: String,
     /// How long transient failures of one file are retried.
     pub(super) limit: Duration,
 }
 
-impl Get {
+impl FileDownload {
     /// Downloads one file and returns its size. Waits through an outage: without the file, the work of hours starts
     /// again.
     pub(super) async fn file(&self, key: &str, file: &Path) -> Result<u64, NodeError> {
@@ -31,7 +31,7 @@ impl Get {
 }
 
 /// The upload of one file of a checkpoint.
-pub(super) struct Put {
+pub(super) struct FileUpload {
     pub(super) store: Store,
     pub(super) bucket: String,
     pub(super) key: String,
@@ -40,7 +40,7 @@ pub(super) struct Put {
     pub(super) limit: Duration,
 }
 
-impl Put {
+impl FileUpload {
     /// Uploads the file as it is now; `None` if it is gone.
     pub(super) async fn run(self) -> Result<Option<Entry>, NodeError> {
         let path = tree::path_below(self.pins.root(), &self.name);

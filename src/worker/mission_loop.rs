@@ -257,7 +257,7 @@ impl Server {
                 tracing::warn!(src.id = %src, "task {src}: {}", error_chain(&error));
             }
             Ok(Outcome::Drained | Outcome::Interrupted | Outcome::Served { .. } | Outcome::TryAgain(_)) => {
-                slot.other += 1
+                slot.other += 1;
             }
             Err(error @ NodeError::OddRow { .. }) => {
                 tracing::warn!(src.id = %src, "{}", error_chain(&error));

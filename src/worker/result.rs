@@ -48,7 +48,7 @@ pub(super) async fn upload(
     let key = result_key(&env.src);
     let limit = node.settings.lease;
     let output = retry_transient(limit, || find(env, node.settings.sizes)).await.map_err(failure)?;
-    let upload = Upload {
+    let upload = ResultUpload {
         backend: node.backend.clone(),
         fence: fence.clone(),
         bucket: bucket.to_owned(),
@@ -95,7 +95,7 @@ fn pins(node: &Node, env: &WorkloadEnv) -> Pins {
 
 /// An upload of a result's objects under the fence. A clone is of the same result.
 #[derive(Clone)]
-struct Upload {
+struct ResultUpload {
     backend: Backend,
     fence: Fence,
     bucket: String,
@@ -104,7 +104,7 @@ struct Upload {
     limit: Duration,
 }
 
-impl Upload {
+impl ResultUpload {
     /// Uploads the files of a folder result, eight at once. Returns what was stored, by name; `None` if the lease is
     /// lost.
     async fn put_files(
@@ -204,7 +204,7 @@ mod tests {
 
     /// What the machine lacks, or cannot read, is not the result's fault; and what only lacks now is tried again.
     #[test]
-    fn a_file_that_this_machine_cannot_open_hands_the_task_back() {
+    fn a_file_that_this_machine_cannot_open_releases_the_task() {
         use crate::worker::retry::Retryable;
         let ends = |error| {
             let class = failure(of_pin(Path::new("/output"), error)).class;

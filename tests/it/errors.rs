@@ -66,7 +66,7 @@ fn the_errors_that_people_meet_are_reviewed() {
 fn without_chance(line: &str) -> String {
     let mut parts: Vec<String> = line.split("  ").map(ToOwned::to_owned).collect();
     if line.starts_with("[1/1]") {
-        parts[1] = "TIME".to_owned();
+        "TIME".clone_into(&mut parts[1]);
     }
     let line = parts.join("  ");
     match line.split_once("/.lighthpc/work/").and_then(|(head, rest)| Some((head, rest.split_once('/')?.1))) {
