@@ -50,7 +50,7 @@ impl CloudError {
             SdkError::ServiceError(context) => {
                 Box::new(ServiceMessage(words_of(context.err(), context.raw().status().as_u16())))
             }
-            _ => Box::new(ServiceMessage(chain_of(&error))),
+            _ => Box::new(ServiceMessage(error_chain(&error))),
         };
         Self { kind, operation, resource: resource.into(), source }
     }
@@ -111,16 +111,19 @@ fn words_of<E: ProvideErrorMetadata>(error: &E, status: u16) -> String {
     }
 }
 
-/// Returns the messages of an error and its sources, without duplicates.
-pub(super) fn chain_of(error: &(dyn StdError + 'static)) -> String {
-    let mut words: Vec<String> = Vec::new();
-    for link in chain(error) {
-        let text = link.to_string();
-        if !words.iter().any(|word| word.contains(&text)) {
-            words.push(text);
+/// Returns the texts of an error and of its causes, joined by colons. A text that an earlier one contains is left out.
+#[must_use]
+pub fn error_chain(error: &dyn StdError) -> String {
+    let mut texts = vec![error.to_string()];
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        if !texts.iter().any(|earlier| earlier.contains(&text)) {
+            texts.push(text);
         }
+        source = cause.source();
     }
-    words.join(": ")
+    texts.join(": ")
 }
 
 fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
@@ -147,7 +150,7 @@ fn kind_of_silence(error: &(dyn StdError + 'static)) -> Kind {
     if chain(error).any(<dyn StdError + 'static>::is::<CredentialsError>) {
         return Kind::NoCredentials;
     }
-    let words = chain_of(error);
+    let words = error_chain(error);
     // The SDK has no types for these three failures, only their messages.
     if words.contains("identity cache") || words.contains("no providers in chain provided credentials") {
         return Kind::NoCredentials;
@@ -162,6 +165,16 @@ fn kind_of_silence(error: &(dyn StdError + 'static)) -> Kind {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The SDK's errors repeat the text of their causes.
+    #[test]
+    fn an_error_chain_has_each_text_once() {
+        let cause = || CloudError::new(Kind::Invalid, "GetItem", "table t", "ValidationException: no");
+        assert_eq!(error_chain(&cause()), "GetItem on table t: ValidationException: no");
+        let outer = std::io::Error::other(cause());
+        assert_eq!(error_chain(&outer), "GetItem on table t: ValidationException: no");
+        assert_eq!(error_chain(&std::io::Error::other("alone")), "alone");
+    }
 
     #[test]
     fn only_an_answer_that_may_be_lost_is_ambiguous() {

@@ -18,7 +18,7 @@ use aws_sdk_ec2::types::{
 };
 use tokio::process::Command;
 
-use super::error::{CloudError, Kind};
+use super::error::{CloudError, Kind, error_chain};
 use super::sdk::Wire;
 use super::unknown::Unknown;
 use crate::domain::{backoff, ids, tags};
@@ -448,7 +448,7 @@ impl Machine {
         if let Some(instance) = instance {
             match self.terminate(instance, &proof).await {
                 Ok(()) => return Ok(MachineEnd::Terminated),
-                Err(error) => tracing::error!("terminating {instance} failed: {error}: {}", error.source),
+                Err(error) => tracing::error!("terminating {instance} failed: {}", error_chain(&error)),
             }
         }
         let is_ec2 = self.imds_is_real && (instance.is_some() || is_ec2());
@@ -474,7 +474,7 @@ impl Machine {
         let unknown = |why: String| NoProof::Unknown(instance.to_owned(), why);
         match tokio::time::timeout(PROOF_TIMEOUT, self.find_tags(instance)).await {
             Ok(Ok(proof)) => proof.ok_or_else(|| NoProof::NotANode(instance.to_owned())),
-            Ok(Err(error)) => Err(unknown(format!("{error}: {}", error.source))),
+            Ok(Err(error)) => Err(unknown(error_chain(&error))),
             Err(_) => Err(unknown(format!("no answer within {PROOF_TIMEOUT:?}"))),
         }
     }

@@ -19,7 +19,7 @@ pub mod sdk;
 pub mod store;
 mod unknown;
 
-pub use error::{CloudError, Kind, Scope};
+pub use error::{CloudError, Kind, Scope, error_chain};
 pub use fleet::Fleet;
 pub use ledger::Ledger;
 pub use machine::Machine;

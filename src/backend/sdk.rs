@@ -155,7 +155,7 @@ impl Wire {
         let missing = |said: String| CloudError::new(Kind::NoCredentials, "finding credentials", "this machine", said);
         let provider = self.config.credentials_provider().ok_or_else(|| missing("no provider is set".to_owned()))?;
         let found = provider.provide_credentials().await;
-        let found = found.map_err(|error| missing(super::error::chain_of(&error)))?;
+        let found = found.map_err(|error| missing(super::error_chain(&error)))?;
         Ok((found.access_key_id().to_owned(), found.expiry()))
     }
 

@@ -3,10 +3,10 @@
 use super::cli::CancelArgs;
 use super::failure::Failure;
 use super::{scheduling, screen};
-use crate::command::exit::Exit;
+use crate::command::exit::ExitCode;
 use crate::domain::ids::MissionId;
 
-pub(super) async fn run(args: CancelArgs) -> Result<Exit, Failure> {
+pub(super) async fn run(args: CancelArgs) -> Result<ExitCode, Failure> {
     let mission = MissionId::new(&args.mission).map_err(|error| Failure::usage(error, "give the id of the mission"))?;
     let scheduler = scheduling::scheduler(&args.scheduler).await?;
     // A running node reads the row within a third of a lease, and then its workload has the grace period.
@@ -25,7 +25,7 @@ pub(super) async fn run(args: CancelArgs) -> Result<Exit, Failure> {
     if cancelled.is_reinstated {
         let message = format!("mission {mission} was reinstated during the cancellation");
         return Err(Failure {
-            exit: Exit::Unavailable,
+            exit: ExitCode::Unavailable,
             ..Failure::usage(message, "run the command again to cancel it")
         });
     }
@@ -33,7 +33,7 @@ pub(super) async fn run(args: CancelArgs) -> Result<Exit, Failure> {
         screen::to_stderr(
             "the next sweep terminates nodes that do not respond within a lease; or run this command again\n",
         );
-        return Ok(Exit::Unavailable);
+        return Ok(ExitCode::Unavailable);
     }
-    Ok(Exit::Ok)
+    Ok(ExitCode::Ok)
 }

@@ -10,7 +10,7 @@ use crate::workload::is_of_machine;
 /// An exit code of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
-pub enum Exit {
+pub enum ExitCode {
     /// Success.
     Ok = 0,
     /// An internal error, possibly a bug. No other code describes it.
@@ -71,7 +71,7 @@ pub enum Exit {
     Interrupted = 130,
 }
 
-impl Exit {
+impl ExitCode {
     /// Every exit code.
     pub const ALL: [Self; 27] = [
         Self::Ok,
@@ -106,15 +106,15 @@ impl Exit {
 
 /// Returns the exit code and the optional hint for a node's error.
 #[must_use]
-pub fn of_node(error: &NodeError) -> (Exit, Option<String>) {
+pub fn of_node(error: &NodeError) -> (ExitCode, Option<String>) {
     match error {
         NodeError::Identity(source) if source.kind == Kind::Unreachable => (
-            Exit::NoIdentity,
+            ExitCode::NoIdentity,
             Some("on a computer that is not an EC2 instance, set --src-id, or use --local".to_owned()),
         ),
         NodeError::Identity(source) | NodeError::Cloud { source, .. } => of_cloud(source),
         NodeError::NoTask { .. } => (
-            Exit::NoTask,
+            ExitCode::NoTask,
             Some(
                 "tag the instance with srcID=<object key> (and missionID), and allow tags in its metadata options \
                  or ec2:DescribeTags in its role"
@@ -122,39 +122,39 @@ pub fn of_node(error: &NodeError) -> (Exit, Option<String>) {
             ),
         ),
         NodeError::NoMission { .. } => (
-            Exit::NoTask,
+            ExitCode::NoTask,
             Some("create it with `lighthpc submit`, or check the tag missionID and the missions table".to_owned()),
         ),
-        NodeError::BadName(_) => (Exit::Usage, None),
-        NodeError::Setting { hint, .. } => (Exit::Usage, Some((*hint).to_owned())),
+        NodeError::BadName(_) => (ExitCode::Usage, None),
+        NodeError::Setting { hint, .. } => (ExitCode::Usage, Some((*hint).to_owned())),
         NodeError::MissingInput { uri } => (
-            Exit::MissingInput,
+            ExitCode::MissingInput,
             Some(format!(
                 "check it with `aws s3 ls {}`; a key from an S3 event must be URL-decoded first",
                 printable::shell(uri)
             )),
         ),
         NodeError::Store { source, .. } | NodeError::InputsRefused { source } => of_store(source),
-        NodeError::Disk { source, .. } if is_no_room(source) => (Exit::DiskFull, Some(disk_hint())),
+        NodeError::Disk { source, .. } if is_no_room(source) => (ExitCode::DiskFull, Some(disk_hint())),
         NodeError::Disk { .. } => {
-            (Exit::Usage, Some("set --work-dir to a folder that this user can write to".to_owned()))
+            (ExitCode::Usage, Some("set --work-dir to a folder that this user can write to".to_owned()))
         }
-        NodeError::NotStarted { program, source } => (Exit::ProgramNotFound, Some(program_hint(program, source))),
-        NodeError::WorkloadFailed { how } => (Exit::WorkloadFailed, Some(workload_hint(how))),
+        NodeError::NotStarted { program, source } => (ExitCode::ProgramNotFound, Some(program_hint(program, source))),
+        NodeError::WorkloadFailed { how } => (ExitCode::WorkloadFailed, Some(workload_hint(how))),
         NodeError::OutOfMemory => {
-            (Exit::OutOfMemory, Some("use an instance type with more memory, or smaller tasks".to_owned()))
+            (ExitCode::OutOfMemory, Some("use an instance type with more memory, or smaller tasks".to_owned()))
         }
-        NodeError::WorkloadDiskFull => (Exit::DiskFull, Some(disk_hint())),
-        NodeError::TimeLimit => (Exit::TimeLimit, Some("raise --time-limit, or use smaller tasks".to_owned())),
+        NodeError::WorkloadDiskFull => (ExitCode::DiskFull, Some(disk_hint())),
+        NodeError::TimeLimit => (ExitCode::TimeLimit, Some("raise --time-limit, or use smaller tasks".to_owned())),
         NodeError::NoResult { .. } => (
-            Exit::NoResult,
+            ExitCode::NoResult,
             Some(
                 "the workload must write its result to the path in $LIGHTHPC_OUTPUT; an empty file is a result"
                     .to_owned(),
             ),
         ),
         NodeError::LeaseLost { .. } => (
-            Exit::LeaseLost,
+            ExitCode::LeaseLost,
             Some(
                 "see the task's row for the attempt that now holds the lease; if DynamoDB is unreachable for a \
                  whole lease, another attempt can start"
@@ -162,7 +162,7 @@ pub fn of_node(error: &NodeError) -> (Exit, Option<String>) {
             ),
         ),
         NodeError::Exhausted { .. } => (
-            Exit::Exhausted,
+            ExitCode::Exhausted,
             Some(
                 "check the history in the row: a task that crashes its instance each time needs more memory or disk; \
                  or raise --max-interruptions"
@@ -170,80 +170,81 @@ pub fn of_node(error: &NodeError) -> (Exit, Option<String>) {
             ),
         ),
         NodeError::OddRow { .. } => (
-            Exit::Internal,
+            ExitCode::Internal,
             Some("correct the row in the tasks table; docs/TABLES.md describes each attribute".to_owned()),
         ),
         NodeError::DrainCutShort => (
-            Exit::Unavailable,
+            ExitCode::Unavailable,
             Some("no action is needed: another node or a sweep takes over its task when the lease expires".to_owned()),
         ),
-        NodeError::Panicked(_) => (Exit::Internal, Some("please report this".to_owned())),
+        NodeError::Panicked(_) => (ExitCode::Internal, Some("please report this".to_owned())),
     }
 }
 
 /// Returns the exit code and the hint for a failed service call, from the table in `backend/failures.rs`.
 #[must_use]
-pub fn of_cloud(error: &CloudError) -> (Exit, Option<String>) {
-    let exit = Exit::ALL.into_iter().find(|exit| *exit as u8 == error.nature().exit);
-    (exit.unwrap_or(Exit::Internal), Some(error.hint()))
+pub fn of_cloud(error: &CloudError) -> (ExitCode, Option<String>) {
+    let exit = ExitCode::ALL.into_iter().find(|exit| *exit as u8 == error.nature().exit);
+    (exit.unwrap_or(ExitCode::Internal), Some(error.hint()))
 }
 
 /// Returns the exit code and the hint for a scheduler's error.
 #[must_use]
-pub fn of_scheduler(error: &SchedulerError) -> (Exit, Option<String>) {
+pub fn of_scheduler(error: &SchedulerError) -> (ExitCode, Option<String>) {
     let hint = |text: &str| Some(text.to_owned());
     match error {
         SchedulerError::Cloud { source, .. } => of_cloud(source),
         SchedulerError::Announce { source, .. } => of_node(source),
         SchedulerError::Policy { .. } => (
-            Exit::Usage,
+            ExitCode::Usage,
             hint("check the mission's row, --bid-mode, --max-unit-price, --max-wait and --on-demand-floor"),
         ),
-        SchedulerError::NoMission(_) => (Exit::NoTask, hint("`lighthpc status` lists the missions")),
+        SchedulerError::NoMission(_) => (ExitCode::NoTask, hint("`lighthpc status` lists the missions")),
         SchedulerError::NoTemplate => (
-            Exit::Usage,
+            ExitCode::Usage,
             hint("set --launch-template or LIGHTHPC_LAUNCH_TEMPLATE, or use --no-launch to only create the tasks"),
         ),
-        SchedulerError::OtherMission { .. } => (Exit::Usage, hint("name another mission with --mission")),
-        SchedulerError::OtherTask { .. } => {
-            (Exit::Usage, hint("an object can be only one task: copy it to another key, or remove it from the inputs"))
-        }
-        SchedulerError::BadName(_) => (Exit::Usage, None),
+        SchedulerError::OtherMission { .. } => (ExitCode::Usage, hint("name another mission with --mission")),
+        SchedulerError::OtherTask { .. } => (
+            ExitCode::Usage,
+            hint("an object can be only one task: copy it to another key, or remove it from the inputs"),
+        ),
+        SchedulerError::BadName(_) => (ExitCode::Usage, None),
     }
 }
 
 /// Returns the exit code and the hint for a failed transfer between S3 and the disk.
 #[must_use]
-pub fn of_store(error: &StoreError) -> (Exit, Option<String>) {
+pub fn of_store(error: &StoreError) -> (ExitCode, Option<String>) {
     match error {
         StoreError::Cloud(error) => of_cloud(error),
-        StoreError::DiskFull { .. } => (Exit::DiskFull, Some(disk_hint())),
+        StoreError::DiskFull { .. } => (ExitCode::DiskFull, Some(disk_hint())),
         StoreError::Changed { .. } => {
-            (Exit::Unavailable, Some("wait until no program writes the input, then try again".to_owned()))
+            (ExitCode::Unavailable, Some("wait until no program writes the input, then try again".to_owned()))
         }
         StoreError::BadResult { .. } => (
-            Exit::WorkloadFailed,
+            ExitCode::WorkloadFailed,
             Some(
                 "the result must be a file, or a folder of files and folders with UTF-8 names, at $LIGHTHPC_OUTPUT"
                     .to_owned(),
             ),
         ),
         StoreError::TooLarge { .. } => (
-            Exit::WorkloadFailed,
+            ExitCode::WorkloadFailed,
             Some(
                 "write less, pack many files into one, or raise the limit on the nodes; then redrive the task"
                     .to_owned(),
             ),
         ),
         StoreError::Taken { .. } => (
-            Exit::WorkloadFailed,
+            ExitCode::WorkloadFailed,
             Some(
                 "two tasks or two deployments write to the same result: rename the task, or the file in its \
                  result folder, or use another result bucket"
                     .to_owned(),
             ),
         ),
-        StoreError::Disk { .. } => (Exit::Internal, None),
+        StoreError::Disk { .. } => (ExitCode::Internal, None),
     }
 }
 
@@ -318,7 +319,7 @@ mod tests {
     fn hint_of(code: i32) -> String {
         let source = std::io::Error::from_raw_os_error(code);
         let (exit, hint) = of_node(&NodeError::NotStarted { program: "/a/program".to_owned(), source });
-        assert_eq!(exit, Exit::ProgramNotFound);
+        assert_eq!(exit, ExitCode::ProgramNotFound);
         hint.unwrap()
     }
 

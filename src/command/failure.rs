@@ -2,12 +2,12 @@
 
 use std::fmt::Display;
 
-use super::exit::{self, Exit};
+use super::exit::{self, ExitCode};
 
 /// A failure of a command.
 #[derive(Debug)]
 pub(super) struct Failure {
-    pub(super) exit: Exit,
+    pub(super) exit: ExitCode,
     pub(super) error: anyhow::Error,
     pub(super) hint: Option<String>,
 }
@@ -15,7 +15,7 @@ pub(super) struct Failure {
 impl Failure {
     /// Creates a failure of the command line or of a setting.
     pub(super) fn usage(message: impl Display, hint: impl Into<String>) -> Self {
-        Self { exit: Exit::Usage, error: anyhow::anyhow!("{message}"), hint: Some(hint.into()) }
+        Self { exit: ExitCode::Usage, error: anyhow::anyhow!("{message}"), hint: Some(hint.into()) }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use super::exit::Exit;
+use super::exit::ExitCode;
 use super::failure::Failure;
 use super::flags::SchedulerArgs;
 use super::scheduling;
@@ -19,7 +19,7 @@ pub(super) fn is_bootstrap(arguments: &[OsString]) -> bool {
     arguments.len() == 1 && name.is_some_and(|name| name == "bootstrap") && std::env::var_os(RUNTIME).is_some()
 }
 
-pub(super) async fn run(args: SchedulerArgs) -> Result<Exit, Failure> {
+pub(super) async fn run(args: SchedulerArgs) -> Result<ExitCode, Failure> {
     if std::env::var_os(RUNTIME).is_none() {
         let message = format!("this is not a Lambda function: {RUNTIME} is not set");
         return Err(Failure::usage(
@@ -28,6 +28,6 @@ pub(super) async fn run(args: SchedulerArgs) -> Result<Exit, Failure> {
         ));
     }
     let ended = lambda::serve(scheduling::scheduler(&args).await?).await;
-    ended.map_err(|error| Failure { exit: Exit::Internal, error: anyhow::anyhow!(error), hint: None })?;
-    Ok(Exit::Ok)
+    ended.map_err(|error| Failure { exit: ExitCode::Internal, error: anyhow::anyhow!(error), hint: None })?;
+    Ok(ExitCode::Ok)
 }

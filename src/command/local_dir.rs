@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::failure::Failure;
 use crate::backend::{Backend, Tables, Wire, machine::PowerOff};
-use crate::command::exit::Exit;
+use crate::command::exit::ExitCode;
 use local_cloud::{ACCESS_KEY, LocalCloud, OpenError, REGION, SECRET_KEY};
 
 /// The folder of a local mission if none is given.
@@ -105,12 +105,12 @@ impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Self {
         let (exit, hint) = match &error {
             OpenError::InUse { .. } => {
-                (Exit::Usage, "wait until the other lighthpc has finished, or use another folder with --local=DIR")
+                (ExitCode::Usage, "wait until the other lighthpc has finished, or use another folder with --local=DIR")
             }
-            OpenError::NotOurs { .. } => (Exit::Usage, "use an empty or a new folder with --local=DIR"),
-            OpenError::NotFound { .. } => (Exit::Usage, "set --local=DIR to the folder of a local mission"),
+            OpenError::NotOurs { .. } => (ExitCode::Usage, "use an empty or a new folder with --local=DIR"),
+            OpenError::NotFound { .. } => (ExitCode::Usage, "set --local=DIR to the folder of a local mission"),
             OpenError::Io { .. } | OpenError::State { .. } => {
-                (Exit::Internal, "check the folder's permissions and the disk")
+                (ExitCode::Internal, "check the folder's permissions and the disk")
             }
         };
         Self { exit, error: error.into(), hint: Some(hint.to_owned()) }

@@ -19,19 +19,19 @@ use super::screen::{self, Screen};
 use super::{local_dir, node, signals, trust};
 use crate::backend::Backend;
 use crate::backend::machine::EndOrder;
-use crate::command::exit::Exit;
+use crate::command::exit::ExitCode;
 use crate::domain::ids::SrcId;
 use crate::domain::keys::{INDEX_NAME, log_key};
 use crate::domain::mission::Mission;
 use crate::domain::task::{State, Task};
-use crate::worker::{self, Begun, Ending, Life, Node, NodeError, Preflight, Report, Settings, Stopping};
+use crate::worker::{self, Begun, Life, Node, NodeError, Outcome, Preflight, Report, Settings, Stopping};
 use crate::workload::{self, Removal};
 use local_cloud::{LocalCloud, RESULT_BUCKET, SOURCE_BUCKET, TOPIC_ARN};
 
 /// The pause between two checks whether the disk has room for one more task. A check is one system call.
 const ROOM_LOOK: Duration = Duration::from_secs(1);
 
-pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
+pub(super) async fn run(args: Box<RunArgs>) -> Result<ExitCode, Failure> {
     local_dir::note_ignored();
     refuse_aws_names(&args)?;
     let started = Instant::now();
@@ -71,7 +71,7 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<Exit, Failure> {
 
     let stopping = Stopping::default();
     let _listener = signals::listen(stopping.clone()).map_err(|error| Failure {
-        exit: Exit::Internal,
+        exit: ExitCode::Internal,
         error: error.into(),
         hint: None,
     })?;
@@ -161,19 +161,19 @@ impl Run {
                     continue;
                 }
             };
-            let was_ended = matches!(&life.ending, Ok(Ending::EndedBefore(_)));
+            let was_ended = matches!(&life.outcome, Ok(Outcome::EndedBefore(_)));
             let is_over = !matches!(
-                &life.ending,
-                Ok(Ending::Suspect
-                    | Ending::Drained
-                    | Ending::Interrupted
-                    | Ending::HeldByOther(_)
-                    | Ending::Served { .. })
+                &life.outcome,
+                Ok(Outcome::Suspect
+                    | Outcome::Drained
+                    | Outcome::Interrupted
+                    | Outcome::HeldByOther(_)
+                    | Outcome::Served { .. })
             );
-            let waits = matches!(&life.ending, Ok(Ending::TryAgain(_) | Ending::NoRoom(_)) | Err(_))
+            let waits = matches!(&life.outcome, Ok(Outcome::TryAgain(_) | Outcome::NoRoom(_)) | Err(_))
                 && !has_failed(backend, &src).await;
             ended += u64::from(is_over && !was_ended && !waits);
-            if matches!(&life.ending, Ok(Ending::NoRoom(_))) {
+            if matches!(&life.outcome, Ok(Outcome::NoRoom(_))) {
                 queue.push_back(src.clone());
             }
             match self.line(&src, took, &life, waits) {
@@ -224,28 +224,28 @@ impl Run {
     /// Returns the output line for a task; with `waits` the task is tried again. `None` if it was handed back without a
     /// failure.
     fn line(&self, src: &SrcId, took: Duration, life: &Life, waits: bool) -> Option<String> {
-        match &life.ending {
-            Ok(Ending::Committed { result }) => Some(format!(
+        match &life.outcome {
+            Ok(Outcome::Committed { result }) => Some(format!(
                 "done   {}  {}  {}",
                 screen::plain(src.as_str()),
                 screen::duration(took),
                 screen::plain(&self.place_of(result).display().to_string())
             )),
             Ok(
-                Ending::EndedBefore(_)
-                | Ending::Suspect
-                | Ending::Drained
-                | Ending::Interrupted
-                | Ending::Cancelled
-                | Ending::Served { .. }
-                | Ending::HeldByOther(_),
+                Outcome::EndedBefore(_)
+                | Outcome::Suspect
+                | Outcome::Drained
+                | Outcome::Interrupted
+                | Outcome::Cancelled
+                | Outcome::Served { .. }
+                | Outcome::HeldByOther(_),
             ) => None,
-            Ok(Ending::TryAgain(error) | Ending::NoRoom(error)) | Err(error) => Some(format!(
+            Ok(Outcome::TryAgain(error) | Outcome::NoRoom(error)) | Err(error) => Some(format!(
                 "{} {}  {}  {}{}",
                 if waits { "waits " } else { "failed" },
                 screen::plain(src.as_str()),
                 screen::duration(took),
-                screen::plain(&node::words(error)),
+                screen::plain(&node::describe(error)),
                 self.last_words(src, error)
             )),
         }
@@ -293,7 +293,7 @@ impl Run {
         mut review: Review,
         notified_before: usize,
         took: Duration,
-    ) -> Result<Exit, Failure> {
+    ) -> Result<ExitCode, Failure> {
         let (mut done, mut failed, mut open, mut time_cost_s) = (0_u64, 0_u64, 0_u64, 0_u64);
         let count = |task: Task| {
             // Also checks results of this run: an input may have been replaced while the workload ran.
@@ -329,15 +329,15 @@ impl Run {
         ));
         if self.stopping.drain.is_cancelled() {
             screen::to_stderr("interrupted: run the same command again to continue\n");
-            return Ok(Exit::Interrupted);
+            return Ok(ExitCode::Interrupted);
         }
         if open > 0 {
             screen::to_stderr("hint: run the same command again to finish the remaining tasks\n");
         }
         Ok(match (failed + open, results_changed) {
-            (0, 0) => Exit::Ok,
-            (0, _) => Exit::ResultChanged,
-            _ => Exit::WorkloadFailed,
+            (0, 0) => ExitCode::Ok,
+            (0, _) => ExitCode::ResultChanged,
+            _ => ExitCode::WorkloadFailed,
         })
     }
 }

@@ -29,15 +29,16 @@ mod trust;
 use std::time::Duration;
 
 use cli::{Cli, Command};
-use exit::Exit;
+use exit::ExitCode;
 use failure::Failure;
 use tracing::level_filters::LevelFilter;
 
+use crate::backend::error_chain;
 use crate::logging;
 
 /// Parses the command line, runs the command, and returns the exit code.
 #[must_use]
-pub fn main() -> Exit {
+pub fn main() -> ExitCode {
     // First, because a signal that kills the node here would leave its instance running.
     signals::catch();
     let cli = match Cli::read() {
@@ -47,11 +48,11 @@ pub fn main() -> Exit {
             let text = error.render().to_string();
             if !error.use_stderr() {
                 screen::to_stdout(&text);
-                return ended(Ok(Exit::Ok), false);
+                return ended(Ok(ExitCode::Ok), false);
             }
             screen::to_stderr(&text);
             end_unused_node();
-            return Exit::Usage;
+            return ExitCode::Usage;
         }
     };
     let is_json = cli.log_format == logging::Format::Json;
@@ -59,7 +60,7 @@ pub fn main() -> Exit {
 }
 
 /// Reports a failure and returns the exit code. If standard output could not be written, a success becomes a failure.
-fn ended(result: Result<Exit, Failure>, is_json: bool) -> Exit {
+fn ended(result: Result<ExitCode, Failure>, is_json: bool) -> ExitCode {
     let exit = result.unwrap_or_else(|failure| {
         report(&failure, is_json);
         failure.exit
@@ -68,7 +69,7 @@ fn ended(result: Result<Exit, Failure>, is_json: bool) -> Exit {
         Ok(()) => exit,
         Err(failure) => {
             report(&failure, is_json);
-            if exit == Exit::Ok { failure.exit } else { exit }
+            if exit == ExitCode::Ok { failure.exit } else { exit }
         }
     }
 }
@@ -87,7 +88,7 @@ fn end_unused_node() {
     }
 }
 
-fn start(cli: Cli) -> Result<Exit, Failure> {
+fn start(cli: Cli) -> Result<ExitCode, Failure> {
     if !matches!(&cli.command, Command::Run(args) if args.local.is_none()) {
         // Only a node must terminate its instance. Other commands exit at once on a signal, or listen for it later.
         signals::restore();
@@ -95,7 +96,7 @@ fn start(cli: Cli) -> Result<Exit, Failure> {
     let level = if cli.is_a_service() { LevelFilter::INFO } else { LevelFilter::WARN };
     let logs = logging::init(level, cli.log_format);
     crate::workload::raise_descriptors();
-    let internal = |error: std::io::Error| Failure { exit: Exit::Internal, error: error.into(), hint: None };
+    let internal = |error: std::io::Error| Failure { exit: ExitCode::Internal, error: error.into(), hint: None };
     let runtime = runtime().map_err(internal)?;
     let done = runtime.block_on(async {
         let logs = logs.map_err(|error| {
@@ -144,13 +145,12 @@ const THREADS: usize = 2;
 
 /// Prints a failure: the error, its causes, and the hint. In the JSON log format, it is one record.
 fn report(failure: &Failure, is_json: bool) {
-    let mut causes = failure.error.chain().map(ToString::to_string);
     if is_json {
-        let causes: Vec<String> = causes.collect();
         let hint = failure.hint.as_deref().unwrap_or("");
-        tracing::error!(exit_code = failure.exit as u8, hint, "{}", causes.join(": "));
+        tracing::error!(exit_code = failure.exit as u8, hint, "{}", error_chain(failure.error.as_ref()));
         return;
     }
+    let mut causes = failure.error.chain().map(ToString::to_string);
     let mut text = format!("error: {}\n", screen::plain(&causes.next().unwrap_or_default()));
     for cause in causes {
         text.push_str(&format!("  because: {}\n", screen::plain(&cause)));

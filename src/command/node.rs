@@ -7,18 +7,18 @@ use super::cli::{Isolation, RunArgs};
 use super::failure::Failure;
 use super::{service, signals};
 use crate::backend::machine::{self, EndOrder, PowerOff};
-use crate::backend::{Backend, Wire};
-use crate::command::exit::{self, Exit};
+use crate::backend::{Backend, Wire, error_chain};
+use crate::command::exit::{self, ExitCode};
 use crate::domain::budget::{Limits, SizeLimits};
 use crate::domain::ids::{MissionId, SrcId};
-use crate::worker::{self, Ending, Node, Report, Settings, Stopping};
+use crate::worker::{self, Node, Outcome, Report, Settings, Stopping};
 use crate::workload::{self, Bounds, GroundError, Left, Sandbox, Simulation, WorkLock, Workload};
 
 /// The time between two uploads of a running workload's log. If the instance vanishes, the log lacks at most one
 /// minute. Cost: one S3 PUT per minute, if anything was written.
 const LOG_EVERY: Duration = Duration::from_mins(1);
 
-pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result<Exit, Failure> {
+pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result<ExitCode, Failure> {
     let order = args.end_order();
     if let Some(file) = args.files.first() {
         // The user probably forgot `--local`. Only an explicit order shows that this is a node.
@@ -32,7 +32,7 @@ pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result
     }
     let stopping = Stopping::default();
     let listening = signals::listen(stopping.clone()).map_err(|error| Failure {
-        exit: Exit::Internal,
+        exit: ExitCode::Internal,
         error: error.into(),
         hint: None,
     });
@@ -67,7 +67,7 @@ async fn note_drain(work_dir: Option<WorkLock>, stopping: Stopping) {
 }
 
 /// Runs the node, then terminates the instance.
-async fn live(args: &RunArgs, settings: Settings, stopping: Stopping) -> Result<Exit, Failure> {
+async fn live(args: &RunArgs, settings: Settings, stopping: Stopping) -> Result<ExitCode, Failure> {
     let power_off = power_off(args.power_off_command.as_deref());
     let wire = match Wire::aws().await {
         Ok(wire) => wire,
@@ -168,33 +168,33 @@ fn log_end(ended: Result<machine::MachineEnd, machine::EndError>) {
     }
 }
 
-fn conclude(life: worker::Life) -> Result<Exit, Failure> {
+fn conclude(life: worker::Life) -> Result<ExitCode, Failure> {
     if let Err(error) = &life.end {
         tracing::error!("this instance could not be terminated and may continue to cost money: {error}");
     }
-    let ending = match life.ending {
-        Ok(Ending::TryAgain(error) | Ending::NoRoom(error)) | Err(error) => return Err(error.into()),
-        Ok(ending) => ending,
+    let outcome = match life.outcome {
+        Ok(Outcome::TryAgain(error) | Outcome::NoRoom(error)) | Err(error) => return Err(error.into()),
+        Ok(outcome) => outcome,
     };
-    let exit = match ending {
-        Ending::Committed { result } => {
+    let exit = match outcome {
+        Outcome::Committed { result } => {
             tracing::info!("done: {result}");
-            Exit::Ok
+            ExitCode::Ok
         }
-        Ending::EndedBefore(_) => Exit::Ok,
-        Ending::HeldByOther(holder) => {
+        Outcome::EndedBefore(_) => ExitCode::Ok,
+        Outcome::HeldByOther(holder) => {
             tracing::info!("instance {holder} holds the lease and is alive: this instance is not needed");
-            Exit::Ok
+            ExitCode::Ok
         }
-        Ending::Served { done, other } => {
+        Outcome::Served { done, other } => {
             tracing::info!("mission finished on this node: {done} tasks done, {other} attempts without a result");
-            Exit::Ok
+            ExitCode::Ok
         }
         // A node of one task has no other tasks, so its outcome is the exit code.
-        Ending::Suspect | Ending::Drained | Ending::Interrupted | Ending::Cancelled => Exit::Interrupted,
-        Ending::TryAgain(_) | Ending::NoRoom(_) => unreachable!("matched above"),
+        Outcome::Suspect | Outcome::Drained | Outcome::Interrupted | Outcome::Cancelled => ExitCode::Interrupted,
+        Outcome::TryAgain(_) | Outcome::NoRoom(_) => unreachable!("matched above"),
     };
-    Ok(if life.end.is_err() && exit == Exit::Ok { Exit::NotTerminated } else { exit })
+    Ok(if life.end.is_err() && exit == ExitCode::Ok { ExitCode::NotTerminated } else { exit })
 }
 
 /// The defaults for a lease of 90 s. A shorter lease uses a third for the heartbeat, and a sixth for the grace.
@@ -281,8 +281,8 @@ fn sandbox(args: &RunArgs) -> Result<Option<Sandbox>, Failure> {
 }
 
 /// Returns a node's error with its causes and its hint as one line.
-pub(super) fn words(error: &worker::NodeError) -> String {
-    let words = worker::words(error);
+pub(super) fn describe(error: &worker::NodeError) -> String {
+    let words = error_chain(error);
     match exit::of_node(error).1 {
         Some(hint) => format!("{words} (hint: {hint})"),
         None => words,

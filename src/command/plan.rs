@@ -13,7 +13,7 @@ use crate::backend::Backend;
 use crate::backend::ledger::{NewMission, NewTask, Redrive};
 use crate::backend::parallel::Parallel;
 use crate::clock;
-use crate::command::exit::Exit;
+use crate::command::exit::ExitCode;
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::mission::{Mission, Notified};
 use crate::domain::task::{State, Task};
@@ -97,7 +97,7 @@ pub(super) async fn find_or_make(
     backend.ledger.create_mission(&new).await?;
     let made = backend.ledger.mission(&id).await?;
     made.ok_or_else(|| Failure {
-        exit: Exit::Internal,
+        exit: ExitCode::Internal,
         error: anyhow::anyhow!("the row of mission {id} disappeared after it was created"),
         hint: None,
     })
@@ -109,7 +109,7 @@ pub(super) fn no_mission(dir: &Path, named: Option<&MissionId>) -> Failure {
     match named {
         None => Failure::usage(format!("there is no mission in {}", dir.display()), hint),
         Some(id) => Failure {
-            exit: Exit::NoTask,
+            exit: ExitCode::NoTask,
             error: anyhow::anyhow!("there is no mission {id} in {}", dir.display()),
             hint: Some(format!("list the missions with `lighthpc status --local`; or {hint}")),
         },
@@ -190,7 +190,7 @@ pub(super) async fn add_tasks(
         // May be dropped on an error: the next run finds the rows that exist.
         let mut writes = Parallel::new(ROWS_PARALLEL, writes);
         while let Some(made) = writes.next().await {
-            let made = made.map_err(|panic| Failure { exit: Exit::Internal, error: panic.into(), hint: None })?;
+            let made = made.map_err(|panic| Failure { exit: ExitCode::Internal, error: panic.into(), hint: None })?;
             made.map(drop).map_err(Failure::from)?;
         }
     }

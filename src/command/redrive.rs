@@ -3,11 +3,11 @@
 use super::cli::RedriveArgs;
 use super::failure::Failure;
 use super::{scheduling, screen};
-use crate::command::exit::Exit;
+use crate::command::exit::ExitCode;
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::verdict::Verdict;
 
-pub(super) async fn run(args: RedriveArgs) -> Result<Exit, Failure> {
+pub(super) async fn run(args: RedriveArgs) -> Result<ExitCode, Failure> {
     let mission = MissionId::new(&args.mission).map_err(|error| Failure::usage(error, "give the id of the mission"))?;
     let verdict = args.verdict.as_deref().map(verdict).transpose()?;
     let srcs: Result<Vec<SrcId>, _> = args.srcs.iter().map(SrcId::new).collect();
@@ -28,7 +28,7 @@ pub(super) async fn run(args: RedriveArgs) -> Result<Exit, Failure> {
     for src in &redriven.others {
         screen::to_stderr(&format!("skipped, not a failed task of this mission: {}\n", screen::plain(src)));
     }
-    Ok(if redriven.others.is_empty() { Exit::Ok } else { Exit::Usage })
+    Ok(if redriven.others.is_empty() { ExitCode::Ok } else { ExitCode::Usage })
 }
 
 fn verdict(word: &str) -> Result<Verdict, Failure> {

@@ -9,7 +9,7 @@ use serde_json::Value;
 use unicode_width::UnicodeWidthStr;
 
 use super::failure::Failure;
-use crate::command::exit::Exit;
+use crate::command::exit::ExitCode;
 use crate::domain::printable;
 use crate::logging;
 use crate::worker::{Report, Step};
@@ -45,12 +45,12 @@ fn keep(written: io::Result<()>) {
 /// Checks that all output was written to standard output. Called before the program exits.
 ///
 /// # Errors
-/// A [`Failure`] with [`Exit::OutputNotWritten`]: the output for a script is incomplete.
+/// A [`Failure`] with [`ExitCode::OutputNotWritten`]: the output for a script is incomplete.
 pub(super) fn finish_stdout() -> Result<(), Failure> {
     match OUTPUT_ERROR.get() {
         None => Ok(()),
         Some(error) => Err(Failure {
-            exit: Exit::OutputNotWritten,
+            exit: ExitCode::OutputNotWritten,
             error: anyhow::anyhow!("standard output could not be written: {error}"),
             hint: Some(
                 "free space on its disk, or redirect the output elsewhere; the command's changes are complete"

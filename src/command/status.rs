@@ -10,7 +10,7 @@ use super::review::Review;
 use super::{local_dir, screen};
 use crate::backend::machine::PowerOff;
 use crate::backend::{Backend, Wire};
-use crate::command::exit::Exit;
+use crate::command::exit::ExitCode;
 use crate::domain::ids::MissionId;
 use crate::domain::mission::{Mission, Notified, Tally};
 use crate::domain::task::{PastAttempt, State, Task};
@@ -18,7 +18,7 @@ use crate::domain::verdict::Verdict;
 use crate::render::mission_json;
 use local_cloud::LocalCloud;
 
-pub(super) async fn run(mut args: StatusArgs) -> Result<Exit, Failure> {
+pub(super) async fn run(mut args: StatusArgs) -> Result<ExitCode, Failure> {
     // `status --local M001`: if there is no such folder, the word is the mission id. `--local=M001` is a folder.
     if let Some(word) = args.local.as_mut()
         && !args.local_is_folder
@@ -52,7 +52,7 @@ pub(super) async fn run(mut args: StatusArgs) -> Result<Exit, Failure> {
         } else {
             screen::to_stdout(&format!("{}\n", list(&missions).trim_end()));
         }
-        return Ok(Exit::Ok);
+        return Ok(ExitCode::Ok);
     }
     let mission = missions.remove(0);
     let total = mission.total(ledger.tally(&mission).await?);
@@ -69,10 +69,10 @@ pub(super) async fn run(mut args: StatusArgs) -> Result<Exit, Failure> {
             review.look(task, false);
         }
         if review.sum_up() > 0 {
-            return Ok(Exit::ResultChanged);
+            return Ok(ExitCode::ResultChanged);
         }
     }
-    Ok(Exit::Ok)
+    Ok(ExitCode::Ok)
 }
 
 /// The maximum number of bytes that `status` reads to compare results whose files were replaced. It covers a copied
@@ -85,7 +85,7 @@ async fn named(backend: &Backend, id: &str) -> Result<Mission, Failure> {
     mission.ok_or_else(|| {
         let table = &backend.ledger.tables().missions;
         Failure {
-            exit: Exit::NoTask,
+            exit: ExitCode::NoTask,
             error: anyhow::anyhow!("table {table} has no mission {id}"),
             hint: Some("list the missions with `lighthpc status`".to_owned()),
         }

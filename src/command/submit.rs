@@ -11,12 +11,12 @@ use super::cli::SubmitArgs;
 use super::failure::Failure;
 use super::inputs::{self, Input, Known};
 use super::{scheduling, screen};
-use crate::backend::Kind;
 use crate::backend::fleet::Request;
 use crate::backend::parallel::Parallel;
 use crate::backend::store::StoreError;
+use crate::backend::{Kind, error_chain};
 use crate::clock;
-use crate::command::exit::{self, Exit};
+use crate::command::exit::{self, ExitCode};
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::policy::Purchase;
 use crate::domain::printable;
@@ -37,7 +37,7 @@ enum Source {
     Files(Vec<Input>),
 }
 
-pub(super) async fn run(args: SubmitArgs) -> Result<Exit, Failure> {
+pub(super) async fn run(args: SubmitArgs) -> Result<ExitCode, Failure> {
     let mission = mission_id(&args)?;
     let scheduler = scheduling::scheduler(&args.scheduler).await?;
     let source = source(&args, &scheduler).await?;
@@ -100,7 +100,7 @@ pub(super) async fn run(args: SubmitArgs) -> Result<Exit, Failure> {
     };
     print_outcome(&args, &plan, &submitted, archived.len());
     launched?;
-    Ok(Exit::Ok)
+    Ok(ExitCode::Ok)
 }
 
 /// Returns the mission id: the given one, or the current time, as in the first version.
@@ -120,7 +120,10 @@ async fn check_bucket(scheduler: &Scheduler, bucket: &str, file: Option<&Input>)
         // The right to start an upload is enough to upload. The right to abort is useful but not required.
         Err(error) if error.operation == "AbortMultipartUpload" && error.kind == Kind::AccessDenied => {
             let Failure { error, .. } = error.into();
-            tracing::warn!("an empty multipart upload remains until the bucket's lifecycle removes it: {error:#}");
+            tracing::warn!(
+                "an empty multipart upload remains until the bucket's lifecycle removes it: {}",
+                error_chain(error.as_ref())
+            );
             Ok(())
         }
         checked => checked.map_err(Failure::from),
@@ -275,7 +278,7 @@ async fn upload(
     });
     let mut uploads = Parallel::new(UPLOADS_PARALLEL, uploads);
     while let Some(put) = uploads.next().await {
-        let put = put.map_err(|panic| Failure { exit: Exit::Internal, error: panic.into(), hint: None })?;
+        let put = put.map_err(|panic| Failure { exit: ExitCode::Internal, error: panic.into(), hint: None })?;
         put.map_err(of_store)?;
         bar.inc(1);
     }
@@ -335,7 +338,7 @@ async fn dry_run(
     plan: &SubmitPlan,
     checked: &Checked,
     archived: usize,
-) -> Result<Exit, Failure> {
+) -> Result<ExitCode, Failure> {
     const SHOWN: usize = 10;
     let requests = &checked.requests;
     let own_nodes = checked.mission.as_ref().map_or(plan.nodes, |mission| mission.nodes);
@@ -358,7 +361,7 @@ async fn dry_run(
             "requests": requests.iter().map(request_json).collect::<Vec<_>>(), "spotPrices": prices,
         });
         screen::json_to_stdout(&with_archived(line, archived));
-        return Ok(Exit::Ok);
+        return Ok(ExitCode::Ok);
     }
     let mission = screen::plain(plan.mission.as_str());
     let mut text =
@@ -404,7 +407,7 @@ async fn dry_run(
     }
     text.push_str("nothing was changed\n");
     screen::to_stdout(&text);
-    Ok(Exit::Ok)
+    Ok(ExitCode::Ok)
 }
 
 fn unique_words(words: Vec<String>) -> Vec<String> {

@@ -5,15 +5,16 @@ use serde_json::json;
 use super::cli::SweepArgs;
 use super::failure::Failure;
 use super::{scheduling, screen, signals};
-use crate::command::exit::Exit;
+use crate::backend::error_chain;
+use crate::command::exit::ExitCode;
 use crate::scheduler::{Finding, What};
 use crate::worker::Stopping;
 
-pub(super) async fn run(args: SweepArgs) -> Result<Exit, Failure> {
+pub(super) async fn run(args: SweepArgs) -> Result<ExitCode, Failure> {
     let scheduler = scheduling::scheduler(&args.scheduler).await?;
     let stopping = Stopping::default();
     let listener = signals::listen(stopping.clone());
-    let _listener = listener.map_err(|error| Failure { exit: Exit::Internal, error: error.into(), hint: None })?;
+    let _listener = listener.map_err(|error| Failure { exit: ExitCode::Internal, error: error.into(), hint: None })?;
     loop {
         let swept = scheduler.sweep(&stopping.drain).await;
         let has_failed = match &swept {
@@ -27,18 +28,18 @@ pub(super) async fn run(args: SweepArgs) -> Result<Exit, Failure> {
         };
         if !args.watch {
             swept?;
-            return Ok(if has_failed { Exit::Unavailable } else { Exit::Ok });
+            return Ok(if has_failed { ExitCode::Unavailable } else { ExitCode::Ok });
         }
         // Nobody can read further findings.
         screen::finish_stdout()?;
         if let Err(error) = swept {
             // The next sweep may succeed. A permanent failure is printed after each sweep.
-            screen::to_stderr(&format!("sweep: {}\n", screen::plain(&crate::worker::words(&error))));
+            screen::to_stderr(&format!("sweep: {}\n", screen::plain(&error_chain(&error))));
         }
         // Both arms may be dropped: they hold no resources.
         tokio::select! {
             () = tokio::time::sleep(args.every) => {}
-            () = stopping.drain.cancelled() => return Ok(Exit::Ok),
+            () = stopping.drain.cancelled() => return Ok(ExitCode::Ok),
         }
     }
 }

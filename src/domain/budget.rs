@@ -1,8 +1,8 @@
-//! Whether a task whose attempt ended badly is tried again.
+//! Whether a task is retried after a failed attempt.
 
 use super::verdict::{Budget, Verdict};
 
-/// How often a task is tried again, by kind of ending.
+/// How often a task is retried, by kind of failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Application failures in all, the last one included, before the task is failed. Default 3.
@@ -10,7 +10,7 @@ pub struct Limits {
     /// Interruptions before the task is failed. Default 20: a Spot pool that takes a machine back
     /// twenty times will not give the task its time.
     pub max_interruptions: u64,
-    /// How often a final application failure (`app-error`, `no-result`, `oom`) is tried again. Default 0.
+    /// How often a final application failure (`app-error`, `no-result`, `oom`) is retried. Default 0.
     pub retry_app_errors: u64,
 }
 
@@ -43,71 +43,71 @@ impl Default for SizeLimits {
     }
 }
 
-/// How an attempt ended, as far as trying again is concerned.
+/// A failed attempt, as the decision on a retry needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ending {
+pub struct FailureClass {
     /// The verdict.
     pub verdict: Verdict,
-    /// Whether the same again may succeed: exit 75 (`EX_TEMPFAIL`), a time-out, a fault around the workload.
-    pub may_pass: bool,
-    /// Whether a budget counts it: not what other tasks of the machine have done.
+    /// Whether another attempt may succeed: exit 75 (`EX_TEMPFAIL`), a time-out, a fault around the workload.
+    pub is_transient: bool,
+    /// Whether a budget counts it: failures that other tasks of the machine have caused are not counted.
     pub is_counted: bool,
 }
 
-/// What becomes of the task.
+/// What to do with the task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
+pub enum Disposition {
     /// Back to `pending`.
     Release,
     /// `failed`, and counted in the mission's `transFailed`.
     Fail,
 }
 
-/// Decides what becomes of a task, given the counts *before* this ending.
+/// Decides what to do with a task, given the counts *before* this failure.
 #[must_use]
-pub fn decide(ending: Ending, app_failures: u64, interruptions: u64, limits: Limits) -> Next {
-    let again = match ending.verdict.budget() {
-        _ if !ending.is_counted => true,
+pub fn decide(failure: FailureClass, app_failures: u64, interruptions: u64, limits: Limits) -> Disposition {
+    let again = match failure.verdict.budget() {
+        _ if !failure.is_counted => true,
         Budget::None => false,
         Budget::Interruption => interruptions < limits.max_interruptions,
-        Budget::Application if ending.may_pass => app_failures + 1 < limits.max_attempts,
+        Budget::Application if failure.is_transient => app_failures + 1 < limits.max_attempts,
         Budget::Application => app_failures < limits.retry_app_errors,
     };
-    if again { Next::Release } else { Next::Fail }
+    if again { Disposition::Release } else { Disposition::Fail }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn next(verdict: Verdict, may_pass: bool, app: u64, int: u64) -> Next {
-        decide(Ending { verdict, may_pass, is_counted: true }, app, int, Limits::default())
+    fn next(verdict: Verdict, is_transient: bool, app: u64, int: u64) -> Disposition {
+        decide(FailureClass { verdict, is_transient, is_counted: true }, app, int, Limits::default())
     }
 
     #[test]
     fn an_application_error_is_final_unless_asked() {
-        assert_eq!(next(Verdict::AppError, false, 0, 0), Next::Fail);
+        assert_eq!(next(Verdict::AppError, false, 0, 0), Disposition::Fail);
         let limits = Limits { retry_app_errors: 2, ..Limits::default() };
-        let ending = Ending { verdict: Verdict::AppError, may_pass: false, is_counted: true };
-        assert_eq!(decide(ending, 1, 0, limits), Next::Release);
-        assert_eq!(decide(ending, 2, 0, limits), Next::Fail);
+        let failure = FailureClass { verdict: Verdict::AppError, is_transient: false, is_counted: true };
+        assert_eq!(decide(failure, 1, 0, limits), Disposition::Release);
+        assert_eq!(decide(failure, 2, 0, limits), Disposition::Fail);
     }
 
     #[test]
-    fn a_failure_that_may_pass_gets_three_attempts() {
+    fn a_transient_failure_gets_three_attempts() {
         for verdict in [Verdict::AppError, Verdict::Timeout, Verdict::Infra] {
-            assert_eq!(next(verdict, true, 0, 19), Next::Release);
-            assert_eq!(next(verdict, true, 1, 0), Next::Release);
-            assert_eq!(next(verdict, true, 2, 0), Next::Fail);
+            assert_eq!(next(verdict, true, 0, 19), Disposition::Release);
+            assert_eq!(next(verdict, true, 1, 0), Disposition::Release);
+            assert_eq!(next(verdict, true, 2, 0), Disposition::Fail);
         }
     }
 
     #[test]
     fn what_no_budget_counts_is_always_handed_back() {
         for verdict in Verdict::ALL {
-            for may_pass in [true, false] {
-                let ending = Ending { verdict, may_pass, is_counted: false };
-                assert_eq!(decide(ending, 99, 99, Limits::default()), Next::Release, "{verdict}");
+            for is_transient in [true, false] {
+                let failure = FailureClass { verdict, is_transient, is_counted: false };
+                assert_eq!(decide(failure, 99, 99, Limits::default()), Disposition::Release, "{verdict}");
             }
         }
     }
@@ -115,8 +115,8 @@ mod tests {
     #[test]
     fn interruptions_have_a_budget_of_their_own() {
         for verdict in [Verdict::SpotInterrupted, Verdict::Lost, Verdict::Cancelled] {
-            assert_eq!(next(verdict, true, 99, 19), Next::Release);
-            assert_eq!(next(verdict, true, 0, 20), Next::Fail);
+            assert_eq!(next(verdict, true, 99, 19), Disposition::Release);
+            assert_eq!(next(verdict, true, 0, 20), Disposition::Fail);
         }
     }
 }

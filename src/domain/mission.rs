@@ -33,7 +33,7 @@ impl Tally {
 pub enum Notified {
     /// Not yet.
     No,
-    /// A publisher is at it.
+    /// A publisher writes the manifest, or sends the notification.
     Sending {
         /// The instance that publishes.
         by: String,

@@ -9,7 +9,7 @@ pub enum Verdict {
     Ok,
     /// The workload ended with a code that is not 0, or by a signal of its own making.
     AppError,
-    /// The kernel ended the workload for want of memory.
+    /// The kernel killed the workload because memory ran out.
     Oom,
     /// The attempt's time limit passed.
     Timeout,
@@ -19,7 +19,7 @@ pub enum Verdict {
     DiskFull,
     /// EC2 took the Spot instance back.
     SpotInterrupted,
-    /// The attempt ended without a word: its machine or its lease was gone.
+    /// The attempt ended without a report: its machine or its lease was gone.
     Lost,
     /// A person or a signal stopped the attempt.
     Cancelled,

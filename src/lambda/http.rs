@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::backend::error_chain;
 use crate::backend::ledger::NewMission;
 use crate::clock;
 use crate::domain::ids::MissionId;
@@ -16,7 +17,6 @@ use crate::domain::policy::Policy;
 use crate::domain::printable;
 use crate::render::mission_json;
 use crate::scheduler::{Scheduler, SchedulerError};
-use crate::worker::words;
 
 /// The time that a cancellation waits for running tasks. API Gateway's time limit is 30 s.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(10);
@@ -99,13 +99,13 @@ impl From<SchedulerError> for HttpError {
             SchedulerError::OtherMission { .. } | SchedulerError::OtherTask { .. } => 409,
             SchedulerError::Cloud { .. } | SchedulerError::Announce { .. } | SchedulerError::NoTemplate => 503,
         };
-        Self(status, words(&error))
+        Self(status, error_chain(&error))
     }
 }
 
 impl From<crate::backend::CloudError> for HttpError {
     fn from(error: crate::backend::CloudError) -> Self {
-        Self(503, words(&error))
+        Self(503, error_chain(&error))
     }
 }
 

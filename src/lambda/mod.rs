@@ -23,10 +23,10 @@ use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use crate::backend::error_chain;
 use crate::clock;
 use crate::domain::ids::SrcId;
 use crate::scheduler::{Ingested, Scheduler, SchedulerError, TaskIngest, UploadedObject};
-use crate::worker::words;
 
 /// Answers invocations until Lambda stops the process.
 ///
@@ -46,7 +46,7 @@ pub async fn serve(scheduler: Scheduler) -> Result<(), lambda_runtime::Error> {
 
 /// Answers one invocation. After an error, Lambda retries, and finally moves the event to the failure queue.
 async fn answer(scheduler: &Scheduler, allowed: &Allowed, event: &Value) -> Result<Value, String> {
-    let said = |error: SchedulerError| words(&error);
+    let said = |error: SchedulerError| error_chain(&error);
     match read(event) {
         Event::Http => Ok(http::answer(scheduler, allowed, event).await),
         Event::Uploads(uploads) => direct(scheduler, uploads).await,
@@ -243,8 +243,8 @@ async fn ingest_one(ingest: &mut TaskIngest<'_>, parsed: Parsed) -> Outcome {
             Outcome::In
         }
         Err(error) => {
-            tracing::error!(src.id = %src, "{src}: {}", words(&error));
-            Outcome::Failed(words(&error))
+            tracing::error!(src.id = %src, "{src}: {}", error_chain(&error));
+            Outcome::Failed(error_chain(&error))
         }
     }
 }

@@ -6,12 +6,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{Node, Scheduler, SchedulerError};
+use crate::backend::error_chain;
 use crate::backend::ledger::{Made, NewTask};
 use crate::clock;
 use crate::domain::ids::{IdError, MissionId, SrcId};
 use crate::domain::mission::{Mission, Notified};
 use crate::domain::task::{State, Task};
-use crate::worker::words;
 
 /// An object that was created in a bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,8 +142,8 @@ impl<'a> TaskIngest<'a> {
         match launched {
             // The row exists and has the reason. After the cause is fixed, a sweep launches the node.
             Err(error) if !error.is_transient() => {
-                tracing::error!(src.id = %upload.src, "no node was launched for {}: {}", upload.src, words(&error));
-                Ok(Ingested::Waits(words(&error)))
+                tracing::error!(src.id = %upload.src, "no node was launched for {}: {}", upload.src, error_chain(&error));
+                Ok(Ingested::Waits(error_chain(&error)))
             }
             launched => launched,
         }

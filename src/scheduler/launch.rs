@@ -7,8 +7,9 @@ use super::limits::Grant;
 use super::{Scheduler, SchedulerError};
 use crate::backend::fleet::{Launched, Request};
 use crate::backend::ledger::Note;
-use crate::backend::{CloudError, Kind};
+use crate::backend::{CloudError, Kind, error_chain};
 use crate::clock;
+use crate::domain::backoff;
 use crate::domain::keys::digest_hex;
 use crate::domain::mission::Mission;
 use crate::domain::policy::{BidMode, Policy, Purchase};
@@ -68,7 +69,7 @@ impl Scheduler {
         let policy = match self.policy(mission) {
             Ok(policy) => policy,
             Err(error) => {
-                self.note_held(task, &crate::worker::words(&error)).await?;
+                self.note_held(task, &error_chain(&error)).await?;
                 return Err(error);
             }
         };
@@ -372,9 +373,9 @@ pub(super) fn waited_since(since: Option<&str>) -> Duration {
 /// Returns the pause before a launch without capacity is retried: doubled each time, minus a random part of up to one
 /// half.
 fn again_after(tries: u64, dice: u32) -> Duration {
-    let doublings = u32::try_from(tries.saturating_sub(1)).unwrap_or(u32::MAX).min(16);
-    let longest = AGAIN_FIRST.saturating_mul(1 << doublings).min(AGAIN_LAST);
-    longest.mul_f64(0.5 + 0.5 * f64::from(dice) / f64::from(u32::MAX))
+    let doublings = u32::try_from(tries.saturating_sub(1)).unwrap_or(u32::MAX);
+    let longest = backoff::doubled(AGAIN_FIRST, doublings, AGAIN_LAST);
+    backoff::between(longest / 2, longest, dice)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::backend::{CloudError, Fleet};
+use crate::backend::{CloudError, Fleet, error_chain};
 
 /// The pause before EC2 is queried again after it did not answer, or did not know a name.
 const ASK_PAUSE: Duration = Duration::from_mins(1);
@@ -45,7 +45,7 @@ impl<T> Known<T> {
     /// Logs once that launches continue without an answer.
     fn warn_once(&mut self, error: &CloudError, what: &str) {
         if !std::mem::replace(&mut self.has_said, true) {
-            tracing::warn!("EC2 does not report {what}, so launches continue without this: {error}: {}", error.source);
+            tracing::warn!("EC2 does not report {what}, so launches continue without this: {}", error_chain(&error));
         }
     }
 }

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use super::launch::Node;
 use super::sweep::tally_of;
 use super::{Scheduler, SchedulerError};
+use crate::backend::error_chain;
 use crate::backend::ledger::Redrive;
 use crate::clock;
 use crate::domain::ids::{MissionId, SrcId};
@@ -87,7 +88,7 @@ impl Scheduler {
                 // The remaining tasks are returned nevertheless; a sweep launches their nodes.
                 Err(error) => {
                     may_launch = error.is_transient();
-                    remember(&mut redriven.waits, crate::worker::words(&error));
+                    remember(&mut redriven.waits, error_chain(&error));
                 }
             }
         }
@@ -97,7 +98,7 @@ impl Scheduler {
                     redriven.launched = launched.instances.len() as u64;
                     redriven.waits = launched.shortfall;
                 }
-                Err(error) => remember(&mut redriven.waits, crate::worker::words(&error)),
+                Err(error) => remember(&mut redriven.waits, error_chain(&error)),
             }
         }
         Ok(redriven)

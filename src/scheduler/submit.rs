@@ -8,7 +8,7 @@ use super::{Scheduler, SchedulerError};
 use crate::backend::fleet::Request;
 use crate::backend::ledger::{Made, NewMission, NewTask, TableKind};
 use crate::backend::parallel::Parallel;
-use crate::backend::{CloudError, Kind};
+use crate::backend::{CloudError, Kind, error_chain};
 use crate::clock;
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::mission::{Mission, tally_shards_for};
@@ -381,7 +381,7 @@ impl Scheduler {
                     }
                     Err(error) if error.is_transient() => {
                         submitted.waiting += 1;
-                        remember(&mut submitted.waits, crate::worker::words(&error));
+                        remember(&mut submitted.waits, error_chain(&error));
                     }
                     Err(error) => return Err(error),
                 }

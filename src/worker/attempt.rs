@@ -1,395 +1,164 @@
-//! One attempt at one task: from the claim to the task's end, or to its release.
+//! An attempt at one task: what it holds from the claim to the task's end or release.
+//!
+//! `work.rs` downloads, runs the workload (`execute.rs`), and uploads; `finish.rs` writes the row. `task.rs` calls them
+//! in order.
 
-use std::pin::Pin;
 use std::sync::Arc;
 
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
-use tracing::Instrument;
-
 use super::checkpoint::Checkpoints;
-use super::claim::{self, Claimed, Held};
-use super::error::ending_of;
-use super::execute::{self, LAST_WORDS, Stop, Trouble, of_disk, speed, upload_time};
-use super::finish::{self, Attempted};
+use super::claim::Held;
+use super::disk::Place;
 use super::heartbeat::{Heartbeat, Periods, TimeCost};
-use super::identity::{Assignment, Instance};
-use super::panic::caught;
-use super::retry::{or_drained, retry_transient, retry_transient_unless};
-use super::spot::SpotWatcher;
-use super::{Node, NodeError, Step, checkpoint_size, preflight, result, step};
-use crate::backend::Kind;
-use crate::backend::ledger::{Fence, Outcome};
-use crate::backend::store::{Downloaded, StoreError, uri};
+use super::host::Host;
+use super::log;
+use super::outcome::StopReason;
+use super::result::StoredResult;
+use crate::backend::ledger::Fence;
 use crate::clock;
-use crate::domain::backoff;
-use crate::domain::ids::InstanceId;
+use crate::domain::ids::{self, InstanceId};
 use crate::domain::mission::Mission;
-use crate::domain::task::{State, Task};
+use crate::domain::task::{PastAttempt, Task};
 use crate::domain::verdict::Verdict;
-use crate::workload::{Workload, WorkloadEnv};
+use crate::workload::WorkloadEnv;
 
-/// What became of a task, as far as this node is concerned.
-#[derive(Debug)]
-pub enum Ending {
-    /// Its result is committed.
-    Committed {
-        /// `s3://…` of the result.
-        result: String,
-    },
-    /// It had ended before.
-    EndedBefore(State),
-    /// Another instance holds it and lives.
-    HeldByOther(InstanceId),
-    /// It was not claimed: it is suspect of a crash, and would not run alone here.
-    Suspect,
-    /// It is handed back, because the node was told to drain.
-    Drained,
-    /// It is handed back, because EC2 takes the instance back.
-    Interrupted,
-    /// Its mission was cancelled, and the task has ended with that.
-    Cancelled,
-    /// Tasks of a mission were done one after another, until none was left or the node was to end.
-    Served {
-        /// Committed results.
-        done: u64,
-        /// Attempts that ended otherwise.
-        other: u64,
-    },
-    /// It is handed back, and counted by no budget: other tasks of this machine have filled the disk.
-    NoRoom(NodeError),
-    /// It is handed back after a failure that may pass.
-    TryAgain(NodeError),
+/// An attempt at a task that this node holds.
+pub(super) struct Attempt {
+    pub(super) host: Host,
+    pub(super) fence: Fence,
+    /// The row as the claim left it.
+    pub(super) row: Box<Task>,
+    /// Renews the lease.
+    pub(super) heartbeat: Heartbeat,
+    /// The task's mission, once it is read.
+    pub(super) mission: Option<Mission>,
+    /// The workload's folder and environment, once they are made.
+    pub(super) env: Option<Arc<WorkloadEnv>>,
+    /// The checkpoints, once the last one is restored.
+    pub(super) checkpoints: Option<Checkpoints>,
+    /// The input's `ETag`, once it is downloaded.
+    pub(super) input_etag: Option<String>,
+    /// The workload's exit code, if it succeeded.
+    pub(super) exit_code: Option<i32>,
+    /// Whole seconds of workload time, all attempts together.
+    pub(super) time_cost_s: u64,
+    /// Where the log of the attempt before this one is, if that attempt left no entry in the history.
+    pub(super) lost_log: Option<String>,
+    /// Registers the folder with the disk's accounting, for as long as it is kept.
+    pub(super) place: Option<Place>,
+    started: String,
+    /// The owner of the expired lease that this attempt took over.
+    taken_from: Option<InstanceId>,
 }
 
-/// The pause before a task is tried again on the same node lies between nothing and this.
-const AGAIN_PAUSE_TRIES: u32 = 7; // 50 ms doubled six times: up to 3.2 s.
-
-/// Makes one attempt.
-pub(super) async fn run(
-    node: &Node,
-    instance: &Instance,
-    spot: &SpotWatcher,
-    task: &Assignment,
-) -> Result<Ending, NodeError> {
-    // What is wrong with every task is found before one is claimed.
-    let bucket = result_bucket(node)?;
-    // A check that is dropped has changed nothing.
-    let checked = tokio::select! {
-        checked = preflight::check(node, bucket, &task.src) => Some(checked),
-        () = node.stopping.drain.cancelled() => None,
-    };
-    let Some(checked) = checked else {
-        abort_dropped(node).await;
-        return Ok(Ending::Drained);
-    };
-    checked?;
-    if spot.should_stop_claiming() {
-        return Ok(Ending::Drained);
-    }
-    let held = match step(node, Step::Claim, claim::acquire(node, instance, task)).await? {
-        Claimed::Held(held) => held,
-        Claimed::Ended(row) => return ended_before(node, instance, &row, task.is_pulled).await,
-        Claimed::HeldByOther(row) => return Ok(held_by_other(node, &row).await),
-        Claimed::Suspect => return Ok(Ending::Suspect),
-        Claimed::Odd(what) => return Err(NodeError::OddRow { what }),
-        Claimed::Drained => return Ok(Ending::Drained),
-    };
-    let span = tracing::info_span!("attempt", attempt = held.row.attempt.0);
-    hold(node, instance, spot, held).instrument(span).await
-}
-
-/// The attempt itself: the task is held until this returns, or until the lease is lost.
-async fn hold(node: &Node, instance: &Instance, spot: &SpotWatcher, held: Held) -> Result<Ending, NodeError> {
-    let Held { row, claimed_at, taken_from } = held;
-    tracing::info!("claimed task {} as attempt {}", row.src, row.attempt);
-    let fence = Fence { src: row.src.clone(), attempt: row.attempt, owner: instance.id.clone() };
-    let periods = Periods { lease: node.settings.lease, heartbeat: node.settings.heartbeat };
-    let time_cost = TimeCost::new(row.time_cost_s);
-    let mut heartbeat = Heartbeat::start(node.backend.ledger.clone(), fence.clone(), periods, claimed_at, time_cost);
-
-    let is_exhausted = row.interruptions > node.settings.limits.max_interruptions;
-    let mut attempted = Attempted::new(fence, row, clock::now_rfc3339(), taken_from);
-    if is_exhausted {
-        return finish::give_up(node, &attempted, &mut heartbeat).await;
-    }
-    let mut checkpoints = None;
-    let worked = caught(work(node, &mut attempted, &heartbeat, spot, &mut checkpoints)).await;
-    let outcome = worked.unwrap_or_else(|panic| Err(infra(NodeError::Panicked(panic))));
-    let outcome = blame_for_full_disk(node, &attempted, outcome).await;
-    // Saved while the lease is still renewed: a large checkpoint takes its time.
-    if let (Err(stop), Some(checkpoints)) = (&outcome, &mut checkpoints) {
-        finish::save_last(node, checkpoints, stop).await;
-    }
-    attempted.time_cost_s = heartbeat.time_cost.borrow().seconds();
-    let ending = finish::finish(node, &attempted, outcome, checkpoints.as_ref(), &mut heartbeat).await;
-    heartbeat.stop().await;
-    // The row comes first: what else there is to do has the rest of a notice's time.
-    abort_dropped(node).await;
-    attempted.clean(node).await;
-
-    match ending {
-        Ok(Ending::TryAgain(error)) if spot.should_stop_claiming() => Err(error),
-        Ok(Ending::TryAgain(error)) => {
-            // Both arms may be dropped: neither holds anything.
-            tokio::select! {
-                () = tokio::time::sleep(backoff::delay(AGAIN_PAUSE_TRIES, rand::random())) => {}
-                () = node.stopping.drain.cancelled() => {}
-            }
-            Ok(Ending::TryAgain(error))
+impl Attempt {
+    /// Starts the heartbeat of a task that was just claimed.
+    pub(super) fn start(host: Host, held: Held) -> Self {
+        let Held { row, claimed_at, taken_from } = held;
+        let fence = host.instance.fence(&row);
+        let (ledger, settings) = (host.node.backend.ledger.clone(), &host.node.settings);
+        let periods = Periods { lease: settings.lease, heartbeat: settings.heartbeat };
+        let time_cost = TimeCost::new(row.time_cost_s);
+        let heartbeat = Heartbeat::start(ledger, fence.clone(), periods, claimed_at, time_cost);
+        Self {
+            fence,
+            heartbeat,
+            mission: None,
+            env: None,
+            checkpoints: None,
+            input_etag: None,
+            exit_code: None,
+            time_cost_s: row.time_cost_s,
+            lost_log: None,
+            place: None,
+            started: clock::now_rfc3339(),
+            taken_from,
+            row,
+            host,
         }
-        ending => ending,
     }
-}
 
-/// Finds out whose doing it is that the disk is full, while the attempt's folder is there.
-async fn blame_for_full_disk(
-    node: &Node,
-    attempted: &Attempted,
-    outcome: Result<Outcome, Stop>,
-) -> Result<Outcome, Stop> {
-    match outcome {
-        Err(Stop::Trouble(mut trouble)) if trouble.ending.verdict == Verdict::DiskFull => {
-            let folder = attempted.env.as_ref().map_or(&*node.settings.work_dir, |env| env.folder());
-            trouble.ending.is_counted = node.settings.disk.is_to_blame(folder, trouble.error.wanted_bytes()).await;
-            if !trouble.ending.is_counted {
-                tracing::warn!(
-                    "task {}: the disk is full of other tasks' files: nothing counts it",
-                    attempted.fence.src
-                );
-            }
-            Err(Stop::Trouble(trouble))
+    /// Notes how long the workload ran, for the row.
+    pub(super) fn note_time_cost(&mut self) {
+        self.time_cost_s = self.heartbeat.time_cost.borrow().seconds();
+    }
+
+    /// Returns where the log of the attempt before this one is, if that attempt left no entry in the history.
+    pub(super) async fn find_lost_log(&self) -> Option<String> {
+        let node = &self.host.node;
+        let bucket = node.settings.result_bucket.as_deref();
+        log::find_lost(&node.backend, bucket, &self.fence.src, self.lost_before()?).await
+    }
+
+    /// Returns the number of the attempt before this one, if that attempt left no entry in the history.
+    fn lost_before(&self) -> Option<ids::Attempt> {
+        let before = ids::Attempt(self.fence.attempt.0.saturating_sub(1));
+        let last = self.row.history.last().map_or(ids::Attempt(0), |past| past.attempt);
+        (last < before).then_some(before)
+    }
+
+    /// Returns the task's history with the end of this attempt. An attempt before it that left no entry is entered as
+    /// lost.
+    pub(super) async fn history(
+        &self,
+        verdict: Verdict,
+        exit_code: Option<i32>,
+        log: Option<String>,
+    ) -> Vec<PastAttempt> {
+        let mut row = self.row.clone();
+        let now = clock::now_rfc3339();
+        if let Some(before) = self.lost_before() {
+            let lost = PastAttempt {
+                attempt: before,
+                // Without a takeover it was this very instance, before a restart.
+                instance: self.taken_from.as_ref().unwrap_or(&self.fence.owner).to_string(),
+                started: String::new(),
+                ended: self.started.clone(),
+                verdict: Verdict::Lost,
+                exit_code: None,
+                // An attempt that ended early has not searched for it.
+                log: if self.lost_log.is_some() { self.lost_log.clone() } else { self.find_lost_log().await },
+            };
+            row.history = row.history_with(lost);
         }
-        outcome => outcome,
-    }
-}
-
-/// Aborts the uploads that were given up: their parts bill.
-async fn abort_dropped(node: &Node) {
-    if tokio::time::timeout(node.stopping.write_limit(), node.backend.store.abort_dropped()).await.is_err() {
-        tracing::warn!("parts of an upload stay until the bucket's lifecycle removes them");
-    }
-}
-
-/// The task has ended before. If that was the mission's last and nobody has said so, its committer died in between.
-async fn ended_before(node: &Node, instance: &Instance, row: &Task, is_pulled: bool) -> Result<Ending, NodeError> {
-    tracing::info!("task {} is {} already: nothing to do", row.src, row.state.as_str());
-    repair_index(node, row).await;
-    if is_pulled {
-        // RecoveredTask in an index that lags behind: whoever ended the task has looked at the mission.
-        return Ok(Ending::EndedBefore(row.state));
-    }
-    let (drain, limit) = (&node.stopping.drain, node.settings.lease);
-    let mission = retry_transient_unless(drain, limit, || mission_of(node, row)).await;
-    let mission = or_drained(node, mission.map_err(NodeError::cloud("reading the mission")))?.flatten();
-    if let Some(mission) = mission {
-        finish::notify(node, &instance.id, &row.src, &mission).await?;
-    }
-    Ok(Ending::EndedBefore(row.state))
-}
-
-async fn held_by_other(node: &Node, row: &Task) -> Ending {
-    repair_index(node, row).await;
-    let owner = row.instance.clone();
-    Ending::HeldByOther(owner.unwrap_or_else(|| InstanceId::new("nobody").expect("a constant name is legal")))
-}
-
-/// Whoever meets a row that the index of open tasks has in another state repairs the index: every node of the mission
-/// would find the row again and again. A failure of this stops nobody.
-async fn repair_index(node: &Node, row: &Task) {
-    if !row.is_leftover() {
-        return;
-    }
-    if let Err(error) = node.backend.ledger.repair_index(row, &clock::now_rfc3339()).await {
-        tracing::warn!(src.id = %row.src, "the index still has {} in a wrong state: {error}: {}", row.src, error.source);
-    }
-}
-
-pub(super) async fn mission_of(node: &Node, row: &Task) -> Result<Option<Mission>, crate::backend::CloudError> {
-    let Some(id) = &row.mission else { return Ok(None) };
-    let mission = node.backend.ledger.mission(id).await?;
-    if mission.is_none() {
-        tracing::warn!("mission {id} has no row: its tally is kept, but nobody can see its end");
-    }
-    Ok(Some(mission.unwrap_or_else(|| Mission::unknown(id.clone()))))
-}
-
-/// Download, workload, upload; each ends early when the lease is lost, the first two also when the node is to drain.
-async fn work(
-    node: &Node,
-    attempted: &mut Attempted,
-    heartbeat: &Heartbeat,
-    spot: &SpotWatcher,
-    checkpoints: &mut Option<Checkpoints>,
-) -> Result<Outcome, Stop> {
-    let bucket = result_bucket(node).map_err(infra)?;
-    let source = attempted.row.bucket.clone().or_else(|| node.settings.source_bucket.clone());
-    let source = source.ok_or_else(|| {
-        let hint = "set --source-bucket or LIGHTHPC_SOURCE_BUCKET, or bucketname in the task's row";
-        infra(NodeError::Setting { what: "the source bucket", hint })
-    })?;
-    let env = prepare(node, attempted).await?;
-
-    // None needs another, and all are round trips.
-    let mission = async {
-        let mission = retry_transient(node.settings.lease, || mission_of(node, &attempted.row)).await;
-        mission.map_err(|error| infra(NodeError::cloud("reading the mission")(error)))
-    };
-    let lost_log = async { Ok(attempted.lost_log(node).await) };
-    let fetch = Box::pin(async { tokio::try_join!(mission, download(node, &source, &env), lost_log) });
-    let fetch = step(node, Step::Download, fetch);
-    let fetched = unless(&heartbeat.lost, Stop::LeaseLost, unless(&node.stopping.drain, Stop::Drain, fetch));
-    let (mission, input, lost_log) = unless_noticed(spot, at_once, fetched).await?;
-    (attempted.mission, attempted.lost.1) = (mission, lost_log);
-    attempted.input_etag = Some(input.etag);
-    if attempted.mission.as_ref().is_some_and(|mission| mission.cancelled_at.is_some()) {
-        return Err(Stop::Cancelled);
-    }
-    let named = attempted.row.checkpoint.clone();
-    let restore = Checkpoints::restore(node, &env, &attempted.fence, bucket, named.as_deref());
-    let restored = Box::pin(async { restore.await.map_err(of_disk) });
-    let restored = unless(&heartbeat.lost, Stop::LeaseLost, unless(&node.stopping.drain, Stop::Drain, restored));
-    let (restored, resumed) = unless_noticed(spot, at_once, restored).await?;
-    let checkpoints = checkpoints.insert(restored);
-    let mut resuming = (*env).clone();
-    resuming.resumed = resumed;
-    let env = Arc::new(resuming);
-
-    let workload = choose(node, attempted.mission.as_ref());
-    let execute = execute::run(node, &workload, &env, heartbeat, spot, checkpoints);
-    attempted.exit_code = Some(step(node, Step::Execute, execute).await?);
-    let upload = Box::pin(step(node, Step::Upload, result::upload(node, &env, &attempted.fence, bucket)));
-    let given_up = upload_given_up(node, &env);
-    let uploaded = unless_noticed(spot, given_up, unless(&heartbeat.lost, Stop::LeaseLost, upload));
-    // A finished result is worth the time that there is. An upload may be dropped: its parts are aborted later.
-    tokio::select! {
-        uploaded = uploaded => uploaded,
-        () = node.stopping.uploads_are_over() => Err(Stop::Drain),
-    }
-}
-
-/// When an upload is given up under a Spot notice, by the deadline. A result is worth more than a checkpoint, so it may use
-/// all the time but the last words'; but if at the speed that was measured the rest of it does not fit, and there is a
-/// checkpoint to save, it is given up at once.
-fn upload_given_up(
-    node: &Node,
-    env: &Arc<WorkloadEnv>,
-) -> impl Fn(Instant) -> Pin<Box<dyn Future<Output = Instant> + Send>> {
-    let (store, env, sizes) = (node.backend.store.clone(), env.clone(), node.settings.sizes);
-    let before = store.uploaded_bytes();
-    move |deadline| {
-        let (store, env) = (store.clone(), env.clone());
-        Box::pin(async move {
-            let found = env.clone();
-            let bytes = tokio::task::spawn_blocking(move || result::bytes(&found)).await.unwrap_or(0);
-            let has_checkpoint = checkpoint_size::bytes_to_save(&env, sizes).await > 0;
-            let now = Instant::now();
-            let last = deadline.checked_sub(LAST_WORDS).unwrap_or(now);
-            let left = bytes.saturating_sub(store.uploaded_bytes() - before);
-            let fits = upload_time(left, speed(&store)) <= last.saturating_duration_since(now);
-            if fits || !has_checkpoint { last } else { now }
+        row.history_with(PastAttempt {
+            attempt: self.fence.attempt,
+            instance: self.fence.owner.to_string(),
+            started: self.started.clone(),
+            ended: now,
+            verdict,
+            exit_code,
+            log,
         })
     }
-}
 
-/// Gives up at once.
-async fn at_once(_deadline: Instant) -> Instant {
-    Instant::now()
-}
-
-/// Waits for `work`, but when a Spot notice comes with a deadline, only until `given_up` of that. `work` must be safe to drop.
-async fn unless_noticed<T, F: Future<Output = Instant>>(
-    spot: &SpotWatcher,
-    given_up: impl Fn(Instant) -> F,
-    work: impl Future<Output = Result<T, Stop>>,
-) -> Result<T, Stop> {
-    let notice = async {
-        let deadline = spot.wait_for_notice().await;
-        tokio::time::sleep_until(given_up(deadline).await).await;
-        deadline
-    };
-    tokio::select! {
-        done = work => done,
-        deadline = notice => Err(Stop::Interrupted(deadline)),
-    }
-}
-
-/// Waits for `work`, unless `token` is cancelled first. `work` must be safe to drop.
-async fn unless<T>(
-    token: &CancellationToken,
-    stop: Stop,
-    work: impl Future<Output = Result<T, Stop>>,
-) -> Result<T, Stop> {
-    tokio::select! {
-        done = work => done,
-        () = token.cancelled() => Err(stop),
-    }
-}
-
-fn infra(error: NodeError) -> Stop {
-    Trouble::new(Verdict::Infra, true, error).into()
-}
-
-fn result_bucket(node: &Node) -> Result<&str, NodeError> {
-    node.settings
-        .result_bucket
-        .as_deref()
-        .ok_or(NodeError::Setting { what: "the result bucket", hint: "set --result-bucket or LIGHTHPC_RESULT_BUCKET" })
-}
-
-/// The node's own setting goes first, then the mission's, then the simulated workload.
-fn choose(node: &Node, mission: Option<&Mission>) -> Workload {
-    let of_mission = || mission.and_then(|mission| mission.exec.clone()).map(Workload::Shell);
-    let chosen = node.settings.workload.clone().or_else(of_mission);
-    chosen.unwrap_or_else(|| Workload::Simulated(node.settings.simulation.clone()))
-}
-
-async fn prepare(node: &Node, attempted: &mut Attempted) -> Result<Arc<WorkloadEnv>, Stop> {
-    let (work_dir, fence) = (node.settings.work_dir.clone(), attempted.fence.clone());
-    let (mission, deployment) = (attempted.row.mission.clone(), node.backend.ledger.tables().tasks.clone());
-    let make = move || WorkloadEnv::prepare(&work_dir, &deployment, fence.src, mission, fence.attempt);
-    let made = tokio::task::spawn_blocking(make).await.map_err(std::io::Error::other).flatten();
-    let disk = |source| NodeError::Disk {
-        doing: "making the attempt's folder in",
-        path: node.settings.work_dir.clone(),
-        source,
-    };
-    let env = Arc::new(made.map_err(|error| of_disk(disk(error)))?);
-    attempted.place = Some(node.settings.disk.enter(env.folder()));
-    attempted.env = Some(env.clone());
-    Ok(env)
-}
-
-async fn download(node: &Node, bucket: &str, env: &WorkloadEnv) -> Result<Downloaded, Stop> {
-    let input = env.input();
-    let download = || node.backend.store.download(bucket, env.src.as_str(), &input);
-    let error = match retry_transient(node.settings.lease, download).await {
-        Ok(downloaded) => {
-            node.settings.preflight.note_read();
-            return Ok(downloaded);
+    /// Decides whether a full disk is this task's own doing, while the attempt's folder still exists. If it is not, no
+    /// budget counts the failure.
+    pub(super) async fn attribute_full_disk(
+        &self,
+        mut worked: Result<StoredResult, StopReason>,
+    ) -> Result<StoredResult, StopReason> {
+        if let Err(StopReason::Failed(failure)) = &mut worked
+            && failure.class.verdict == Verdict::DiskFull
+        {
+            let settings = &self.host.node.settings;
+            let folder = self.env.as_ref().map_or(&*settings.work_dir, |env| env.folder());
+            let is_counted = settings.disk.is_to_blame(folder, failure.error.wanted_bytes()).await;
+            if !is_counted {
+                tracing::warn!("task {}: the disk is full of other tasks' files: nothing counts it", self.fence.src);
+            }
+            failure.class.is_counted = is_counted;
         }
-        Err(error) => error,
-    };
-    // S3 is consistent: what is not there now will not be there on the next try.
-    if matches!(&error, StoreError::Cloud(error) if error.kind == Kind::NotFound) {
-        let uri = uri(bucket, env.src.as_str());
-        return Err(Trouble::new(Verdict::Infra, false, NodeError::MissingInput { uri }).into());
+        worked
     }
-    let (verdict, is_transient) = ending_of(&error);
-    let error = preflight::blame(node, bucket, error).await;
-    // What is the deployment's fault is not held against the task for good.
-    let is_transient = is_transient || !error.is_the_tasks_own();
-    Err(Trouble::new(verdict, is_transient, error).into())
-}
 
-impl std::fmt::Display for Stop {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::LeaseLost => f.write_str("the lease is lost"),
-            Self::Drain => f.write_str("the node is to drain"),
-            Self::Cancelled => f.write_str("the mission is cancelled"),
-            Self::Interrupted(_) => f.write_str("EC2 takes the instance back"),
-            Self::Trouble(trouble) => trouble.error.fmt(f),
+    /// Removes the attempt's folder, off this thread: it may have very many files. When a drain's time is over, the
+    /// rest is left to the next process.
+    pub(super) async fn remove_folder(&self) {
+        let Some(env) = self.env.clone() else { return };
+        let (folder, stop) = (env.folder().to_owned(), self.host.node.stopping.token().clone());
+        let removed = tokio::task::spawn_blocking(move || env.remove_unless(&stop)).await;
+        if let Err(error) = removed.map_err(std::io::Error::other).flatten() {
+            tracing::warn!("the folder {} is left behind: {error}", folder.display());
         }
     }
 }

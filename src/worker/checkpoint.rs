@@ -1,34 +1,32 @@
-//! Checkpoints: what a workload keeps in its checkpoint folder survives its machine.
+//! Checkpoints: the workload's checkpoint folder survives its machine.
 //!
-//! A save puts the files that changed, then the manifest that names everything, then the manifest's place into the
-//! task's row, under the fence. Whatever breaks in between, the row names the last complete one. The next attempt
+//! A save uploads the files that changed, then the manifest that names all files, then writes the manifest's place to
+//! the task's row, under the fence. Whatever fails in between, the row names the last complete save. The next attempt
 //! restores it before the workload starts; after the commit all of them are removed.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
-use std::time::Duration;
 
-use tokio::task::JoinSet;
-
+use super::checkpoint_files::{FileDownload, FileUpload};
 use super::checkpoint_size::{bytes_of, check_bytes};
-use super::error::words;
 use super::pins::Pins;
 use super::retry::retry_transient;
 use super::{Node, NodeError};
+use crate::backend::error_chain;
 use crate::backend::ledger::{Beat, Fence};
-use crate::backend::store::{Store, StoreError, uri};
+use crate::backend::parallel::Parallel;
+use crate::backend::store::uri;
 use crate::domain::checkpoint::{Content, Entry, Manifest, Saved, earlier_folder, file_key, folder, save_folder};
 use crate::workload::tree::{self, EntryKind};
 use crate::workload::{Sandbox, WorkloadEnv};
 
 /// The name of the file that lists a checkpoint's entries; last of a save.
 const MANIFEST_NAME: &str = "_lighthpc_checkpoint.json";
-/// Files under way at once, up and down: many small ones are bound by round trips.
+/// Files that are transferred at the same time: the time of many small ones is that of the round trips.
 const FILES_PARALLEL: usize = 8;
 
-/// The longest list of a checkpoint, in bytes: it is read into memory. One of 10,000 paths of 3,072 bytes has 30 MB,
-/// and three times that if none of them is text.
+/// The largest manifest of a checkpoint, in bytes: it is read into memory. 10,000 paths of 3,072 bytes are 30 MB, and
+/// three times that if none of them is text.
 const LIST_BYTES_MAX: u64 = 128 * 1024 * 1024;
 
 /// The checkpoints of one attempt.
@@ -48,7 +46,7 @@ pub(super) struct Checkpoints {
     unsaved: Option<String>,
 }
 
-/// What became of a save.
+/// The result of a save.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Save {
     /// Saved, and the row names it.
@@ -62,7 +60,7 @@ pub(super) enum Save {
 impl Checkpoints {
     /// Restores the checkpoint that the row names, if any, into the env's folder. Returns whether there was one.
     ///
-    /// A checkpoint that cannot be restored is worth a warning: the workload then begins from its start.
+    /// If a checkpoint cannot be restored, that is only logged: the workload then starts from its beginning.
     ///
     /// # Errors
     /// [`NodeError`] if the disk has no room for it, or this machine cannot write it: another may, and a workload that
@@ -98,7 +96,7 @@ impl Checkpoints {
             }
             Err(error) if error.is_machines_disk() => Err(error),
             Err(error) => {
-                let cause = words(&error);
+                let cause = error_chain(&error);
                 tracing::warn!(
                     "the checkpoint {key} could not be restored, the workload begins from its start: {cause}"
                 );
@@ -119,9 +117,10 @@ impl Checkpoints {
 
     async fn fetch(&mut self, node: &Node, key: &str) -> Result<Manifest, NodeError> {
         let (disk, dir) = (self.disk(), self.env.checkpoint());
-        let get = Get { store: node.backend.store.clone(), bucket: self.bucket.clone(), limit: node.settings.lease };
+        let get =
+            FileDownload { store: node.backend.store.clone(), bucket: self.bucket.clone(), limit: node.settings.lease };
         let list = self.env.folder().join("checkpoint-manifest");
-        // The row may name anything: what is no list is neither fetched nor read.
+        // The row may name any object: a large one is not a manifest, and is not downloaded.
         let head = retry_transient(get.limit, || get.store.head(&self.bucket, key)).await;
         let head = head.map_err(NodeError::cloud("looking at the checkpoint"))?;
         if let Some(bytes) = head.map(|list| list.bytes).filter(|&bytes| bytes > LIST_BYTES_MAX) {
@@ -135,23 +134,23 @@ impl Checkpoints {
 
         let (made, root) = (manifest.clone(), dir.clone());
         blocking(move || tree::make_folders(&root, &made)).await.map_err(&disk)?;
-        let mut files = manifest.entries.iter().filter_map(|(name, entry)| match &entry.content {
-            Content::File(saved) => Some((name, saved)),
-            Content::Folder | Content::Link(_) => None,
-        });
-        let mut gets = JoinSet::new();
-        loop {
-            // Made as earlier ones end: a list may have very many.
-            while gets.len() < FILES_PARALLEL
-                && let Some((name, saved)) = files.next()
-            {
-                let (get, path, saved) = (get.clone(), tree::path_below(&dir, name), saved.clone());
-                gets.spawn(async move {
-                    let bytes = get.file(&saved.key, &path).await?;
-                    Ok::<_, NodeError>((bytes == saved.bytes).then_some(()).ok_or(path))
-                });
+        let files: Vec<_> = manifest
+            .entries
+            .iter()
+            .filter_map(|(name, entry)| match &entry.content {
+                Content::File(saved) => Some((tree::path_below(&dir, name), saved.clone())),
+                Content::Folder | Content::Link(_) => None,
+            })
+            .collect();
+        let gets = files.into_iter().map(move |(path, saved)| {
+            let get = get.clone();
+            async move {
+                let bytes = get.file(&saved.key, &path).await?;
+                Ok::<_, NodeError>((bytes == saved.bytes).then_some(()).ok_or(path))
             }
-            let Some(got) = gets.join_next().await else { break };
+        });
+        let mut gets = Parallel::new(FILES_PARALLEL, gets);
+        while let Some(got) = gets.next().await {
             let got = got.map_err(|panic| disk(io::Error::other(panic)))??;
             got.map_err(|path| disk(io::Error::other(format!("{} is not as long as it was", path.display()))))?;
         }
@@ -163,8 +162,8 @@ impl Checkpoints {
         blocking(complete).await.map_err(disk)
     }
 
-    /// Saves what changed since the last save. Says once why that was not possible: in the node's log, and in the
-    /// task's. Returns whether the row names a save of what there is.
+    /// Saves what changed since the last save. Logs a failure once per cause: in the node's log, and in the task's.
+    /// Returns whether the row names a save of the current state.
     pub(super) async fn save_or_note(&mut self, node: &Node) -> bool {
         match self.save(node).await {
             Ok(Save::Saved | Save::Unchanged) => {
@@ -173,7 +172,7 @@ impl Checkpoints {
             }
             Ok(Save::LeaseLost) => false,
             Err(error) => {
-                let cause = words(&error);
+                let cause = error_chain(&error);
                 if self.unsaved.as_ref() != Some(&cause) {
                     tracing::warn!("the checkpoint was not saved: {cause}");
                     self.env.note(&format!("the checkpoint was not saved: {cause}"));
@@ -191,11 +190,11 @@ impl Checkpoints {
 
     /// Saves what changed since the last save.
     ///
-    /// A file that is written to while it goes up makes the save void: the next one has it. One that is replaced by a
-    /// rename goes up as it was. May be dropped at any point: the row then names the save before.
+    /// A file that is written to while it is uploaded makes the save void: the next save has it. A file that is
+    /// replaced by a rename is saved as it was. May be dropped at any point: the row then names the save before.
     ///
     /// # Errors
-    /// [`NodeError`]; nothing is lost by one but this save.
+    /// [`NodeError`]; only this save is lost.
     pub(super) async fn save(&mut self, node: &Node) -> Result<Save, NodeError> {
         let (disk, dir, sizes) = (self.disk(), self.env.checkpoint(), node.settings.sizes);
         let found = blocking(move || {
@@ -275,8 +274,9 @@ impl Checkpoints {
         }
     }
 
-    /// Puts the files that changed, each by a descriptor of its own, so that a workload may rename a new one into its
-    /// place meanwhile. One that is gone by now is left out. They may have `spare` bytes in all: they may have grown.
+    /// Uploads the files that changed, each by a descriptor of its own, so that a workload may rename a new one into
+    /// its place meanwhile. A file that is gone by now is omitted. They may have `spare` bytes in all: they may have
+    /// grown.
     async fn put_all(
         &self,
         node: &Node,
@@ -286,37 +286,28 @@ impl Checkpoints {
     ) -> Result<BTreeMap<Vec<u8>, Entry>, NodeError> {
         let owner = node.settings.bounds.sandbox.as_ref().map(|sandbox| sandbox.user().0);
         let pins = Pins::new(self.env.checkpoint(), owner, spare);
-        let (mut names, mut puts, mut saved) = (names.into_iter().enumerate(), JoinSet::new(), BTreeMap::new());
-        loop {
-            while puts.len() < FILES_PARALLEL
-                && let Some((n, name)) = names.next()
-            {
-                let put = Put {
-                    store: node.backend.store.clone(),
-                    bucket: self.bucket.clone(),
-                    key: file_key(prefix, n),
-                    pins: pins.clone(),
-                    name,
-                    limit: node.settings.lease,
-                };
-                puts.spawn(async move {
-                    let name = put.name.clone();
-                    put.run().await.map(|entry| Some((name, entry?)))
-                });
-            }
-            let Some(put) = puts.join_next().await else { break };
+        let (store, bucket, limit) = (node.backend.store.clone(), self.bucket.clone(), node.settings.lease);
+        let prefix = prefix.to_owned();
+        let puts = names.into_iter().enumerate().map(move |(n, name)| {
+            let (store, bucket, pins) = (store.clone(), bucket.clone(), pins.clone());
+            let put = FileUpload { store, bucket, key: file_key(&prefix, n), pins, name: name.clone(), limit };
+            async move { put.run().await.map(|entry| Some((name, entry?))) }
+        });
+        let mut puts = Parallel::new(FILES_PARALLEL, puts);
+        let mut saved = BTreeMap::new();
+        while let Some(put) = puts.next().await {
             saved.extend(put.map_err(|panic| self.disk()(io::Error::other(panic)))??);
         }
         Ok(saved)
     }
 
-    /// Removes what no checkpoint needs, of what is certainly this task's. What stays is found by the bucket's
-    /// lifecycle, so a failure is only logged.
+    /// Removes objects that no checkpoint needs, if they are certainly this task's. The bucket's lifecycle removes what
+    /// stays, so a failure is only logged.
     async fn forget(&self, node: &Node, mut keys: Vec<String>) {
         let own = folder(&self.deployment, &self.fence.src);
         keys.retain(|key| key.starts_with(&own) || self.earlier.contains(key));
         if let Err(error) = node.backend.store.delete(&self.bucket, &keys).await {
-            tracing::warn!("{} objects of old checkpoints stay: {error}: {}", keys.len(), error.source);
+            tracing::warn!("{} objects of old checkpoints stay: {}", keys.len(), error_chain(&error));
         }
     }
 
@@ -337,66 +328,12 @@ impl Checkpoints {
                 keys.extend(self.earlier.iter().cloned());
                 self.forget(node, keys).await;
             }
-            Err(error) => tracing::warn!("old checkpoints stay: {error}: {}", error.source),
+            Err(error) => tracing::warn!("old checkpoints stay: {}", error_chain(&error)),
         }
     }
 }
 
-/// How files come down.
-#[derive(Clone)]
-struct Get {
-    store: Store,
-    bucket: String,
-    limit: Duration,
-}
-
-impl Get {
-    /// Fetches one file, through an outage if need be: without it the work of hours begins from its start. Returns its
-    /// size.
-    async fn file(&self, key: &str, file: &Path) -> Result<u64, NodeError> {
-        let done = retry_transient(self.limit, || self.store.download(&self.bucket, key, file)).await;
-        let done = done.map_err(|source| NodeError::Store { doing: "fetching the checkpoint", source });
-        done.map(|done| done.bytes)
-    }
-}
-
-/// One file on its way up.
-struct Put {
-    store: Store,
-    bucket: String,
-    key: String,
-    pins: Pins,
-    name: Vec<u8>,
-    limit: Duration,
-}
-
-impl Put {
-    /// Puts the file as it is now; `None` if it is gone.
-    async fn run(self) -> Result<Option<Entry>, NodeError> {
-        let path = tree::path_below(self.pins.root(), &self.name);
-        let disk = |source| NodeError::Disk { doing: "reading the checkpoint", path: path.clone(), source };
-        let refuse = |refusal| Err(disk(io::Error::other(refusal)));
-        let pin = self.pins.open(&self.name, self.limit).await.map_err(|error| disk(error.into()))?;
-        let Some(pin) = pin else { return Ok(None) };
-        if !self.pins.take_bytes(&pin) {
-            return refuse("the checkpoint grew beyond --max-checkpoint-bytes while it was saved");
-        }
-        let put = self.store.put_file(&self.bucket, &self.key, pin.body()).await;
-        put.map_err(|source| match source {
-            // By the name that people know.
-            StoreError::Disk { doing, source, .. } => StoreError::Disk { doing, path: path.clone(), source },
-            other => other,
-        })
-        .map_err(|source| NodeError::Store { doing: "saving the checkpoint", source })?;
-        if pin.has_changed().map_err(disk)? {
-            return refuse("the file changed while it was saved: write to another name, then rename");
-        }
-        let saved = Saved { key: self.key, bytes: pin.bytes, stamp: pin.stamp };
-        Ok(Some(Entry { content: Content::File(saved), mode: Some(pin.mode) }))
-    }
-}
-
-/// Runs what waits for the disk where waiting does not hold up the rest of the node.
+/// Runs a function that waits for the disk, off this thread.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other).flatten()
 }

@@ -1,4 +1,4 @@
-//! How large a checkpoint is, and whether it may be so large.
+//! The size of a checkpoint, and its limits.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,7 +9,7 @@ use crate::domain::budget::SizeLimits;
 use crate::workload::WorkloadEnv;
 use crate::workload::tree::{self, EntryKind};
 
-/// Returns how many bytes a save of everything would put now: none if it is refused.
+/// Returns how many bytes a save of everything would upload now: none if it would be refused.
 pub(super) async fn bytes_to_save(env: &WorkloadEnv, sizes: SizeLimits) -> u64 {
     let dir = env.checkpoint();
     let found = tokio::task::spawn_blocking(move || tree::walk(&dir, sizes.checkpoint_files)).await;
@@ -17,14 +17,14 @@ pub(super) async fn bytes_to_save(env: &WorkloadEnv, sizes: SizeLimits) -> u64 {
     Some(bytes_of(&found)).filter(|&bytes| bytes <= sizes.checkpoint_bytes).unwrap_or(0)
 }
 
-/// Returns the bytes of all files, holes included. The workload may claim any size: a few of 7 EiB are more than 64 bits hold.
+/// Returns the bytes of all files, holes included. A few sparse files of 7 EiB are more than 64 bits hold.
 pub(super) fn bytes_of(found: &BTreeMap<Vec<u8>, EntryKind>) -> u64 {
     let bytes = |seen: &EntryKind| if let EntryKind::File { bytes, .. } = seen { *bytes } else { 0 };
     found.values().map(bytes).fold(0, u64::saturating_add)
 }
 
-/// Checks that a checkpoint is no larger than it may be, and than the disk that it is on: holes come back as zeros, so a sparse
-/// file that is larger than that could be saved and never be restored.
+/// Checks that a checkpoint is no larger than its limit, or than its disk: holes come back as zeros, so a sparse file
+/// that is larger than the disk could be saved, but never restored.
 pub(super) fn check_bytes(dir: &Path, bytes: u64, sizes: SizeLimits) -> io::Result<()> {
     let most = sizes.checkpoint_bytes;
     if bytes > most {

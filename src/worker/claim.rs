@@ -1,10 +1,11 @@
-//! Step 2: take the task, or learn that it is taken.
+//! Step 2: claim the task, or find out that another instance holds it.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::identity::{Assignment, Instance};
+use super::host::Host;
+use super::identity::Assignment;
 use super::retry::{or_drained, retry_transient_unless};
 use super::{Node, NodeError};
 use crate::backend::ledger::{Claim, Claimant};
@@ -13,50 +14,51 @@ use crate::domain::ids::InstanceId;
 use crate::domain::lease::{Lease, Sight, Watch};
 use crate::domain::task::{ALONE, Task};
 
-/// What became of the claim.
+/// The result of a claim.
 #[derive(Debug)]
 pub(super) enum Claimed {
-    /// It is ours.
+    /// This process holds the task.
     Held(Held),
     /// It is `done` or `failed`.
     Ended(Box<Task>),
-    /// Another holds it: it lives, or nobody waits here to learn whether it does.
+    /// Another instance holds it: it is alive, or this node does not wait to find out.
     HeldByOther(Box<Task>),
     /// It must run alone on its node, and would not here.
     Suspect,
-    /// The row cannot be claimed: why.
+    /// The row cannot be claimed, for this reason.
     Odd(String),
-    /// The node is to drain.
+    /// The node drains.
     Drained,
 }
 
-/// A task that is ours.
+/// A task that this process has claimed.
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) row: Box<Task>,
     /// From before the claim was sent: the lease runs from there.
     pub(super) claimed_at: Instant,
-    /// Whose lease had expired, if it was taken over.
+    /// The owner of the expired lease, if the task was taken over.
     pub(super) taken_from: Option<InstanceId>,
 }
 
-/// The longest wait between two looks at another's lease: its next beat should be seen soon, for a live holder means
-/// that this machine is one too many. 5 s of a beat of 20 s.
+/// The longest pause between two reads of another's lease: if the holder is alive, this machine is not needed, and
+/// should find out soon. 5 s of a beat of 20 s.
 const LOOK_PERIOD_MAX: Duration = Duration::from_secs(5);
 
-/// How often the claim is begun again because the row moved between two looks at it. Each time a third party has claimed,
-/// released, or redriven the task in that moment; whoever loses so often is not needed.
+/// How often the claim starts again because the row changed between two reads. Each time another instance has claimed,
+/// released, or redriven the task in that moment; after ten of them this node is not needed.
 const ROUNDS_MAX: u32 = 10;
-/// The pause before the claim is begun again.
+/// The pause before the claim starts again.
 const ROUND_PAUSE: Duration = Duration::from_millis(200);
 
-/// Claims the task. If another holds it, watches for up to a lease: a beat means leave; EC2's answer that the holder is
-/// gone, or a whole lease without a beat, means take over.
+/// Claims the task. If another instance holds it, watches its lease: after a beat, leaves the task to it; takes the
+/// task over if EC2 says that the holder is gone, or after a whole lease without a beat.
 ///
 /// Bounded by [`ROUNDS_MAX`]; each round ends with a claim, a live holder, an expired lease, or the drain.
-pub(super) async fn acquire(node: &Node, instance: &Instance, task: &Assignment) -> Result<Claimed, NodeError> {
+pub(super) async fn acquire(host: &Host, task: &Assignment) -> Result<Claimed, NodeError> {
+    let node = &host.node;
     let who = Claimant {
-        owner: instance.id.clone(),
+        owner: host.instance.id.clone(),
         mission: task.mission.clone(),
         bucket: node.settings.source_bucket.clone(),
         now: clock::now_rfc3339(),
@@ -91,7 +93,7 @@ pub(super) async fn acquire(node: &Node, instance: &Instance, task: &Assignment)
         let Some(lease) = row.lease() else { continue };
         tracing::info!(holder = %lease.owner, attempt = lease.attempt.0, "the task is held by {}", lease.owner);
         if task.is_pulled {
-            // There are others to do.
+            // There are other tasks to do.
             return Ok(Claimed::HeldByOther(row));
         }
         let row = if is_gone(node, &lease).await {
@@ -100,7 +102,7 @@ pub(super) async fn acquire(node: &Node, instance: &Instance, task: &Assignment)
             match watch(node, task, row).await? {
                 Watched::Expired(row) => row,
                 Watched::Alive(row) => return Ok(Claimed::HeldByOther(row)),
-                // Handed back, or ended, meanwhile: the claim will tell.
+                // Released, or ended, meanwhile: the next claim shows which.
                 Watched::Free => continue,
                 Watched::Drained => return Ok(Claimed::Drained),
             }
@@ -115,12 +117,12 @@ pub(super) async fn acquire(node: &Node, instance: &Instance, task: &Assignment)
         if let Some(row) = taken {
             return Ok(Claimed::Held(Held { row, claimed_at: asked, taken_from }));
         }
-        // It moved in this moment, for example because a sweep put it back: that has counted the interruption.
+        // It changed in this moment, for example because a sweep released it: the sweep has counted the interruption.
     }
-    Ok(Claimed::Odd(format!("task {} moved each of the {ROUNDS_MAX} times that it was looked at", task.src)))
+    Ok(Claimed::Odd(format!("task {} changed each of the {ROUNDS_MAX} times that it was read", task.src)))
 }
 
-/// Waits; returns at once, with `true`, if the node is to drain.
+/// Waits for `pause`; returns early, with `true`, if the node drains.
 async fn is_drained_within(node: &Node, pause: Duration) -> bool {
     // Both arms may be dropped: neither holds anything.
     tokio::select! {
@@ -133,7 +135,11 @@ async fn is_gone(node: &Node, lease: &Lease) -> bool {
     match node.backend.machine.is_gone(lease.owner.as_str()).await {
         Ok(is_gone) => is_gone,
         Err(error) => {
-            tracing::info!("EC2 does not say whether {} lives ({}): its lease will", lease.owner, error.source);
+            tracing::info!(
+                "EC2 does not say whether {} is alive ({}): waiting for its lease",
+                lease.owner,
+                error.source
+            );
             false
         }
     }

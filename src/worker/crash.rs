@@ -1,4 +1,4 @@
-//! A crash of the node is counted: by the process that is started after it on the same machine.
+//! Reports a crash of the node, in the process that is started after it on the same machine.
 //!
 //! ```text
 //!   the process dies ─► its folders stay, and its rows say running, held by this instance
@@ -6,24 +6,24 @@
 //!                                            └─ it ran alone: crashes + 1; the third fails it
 //! ```
 //!
-//! Which of several tasks made the node crash, nobody knows: so a suspect task runs alone on its node from then on, and
-//! only a crash of that node counts against it. No budget counts anything of its neighbours.
+//! It is not known which of several tasks made the node crash. So a suspect task runs alone on its node from then on,
+//! and only a crash of that node counts against it. No budget counts anything of its neighbours.
 //!
-//! A crash is the death of the process in a boot that goes on. A reboot, and an instance that is gone, may have any
-//! cause: they are interruptions, as before. So is the end of a process that was told to end and did not come to it. If this
-//! process dies before a row is written, the next one finds the marker of the attempt's folder still, and reports it: a
-//! marker is removed only when its row is written.
+//! A crash is the death of the process while the machine's boot continues. A reboot, and an instance that is gone, may
+//! have any cause: they are interruptions. So is the death of a process that was asked to stop. If this process dies
+//! before a row is written, the next one still finds the marker of the attempt's folder, and reports it: a marker is
+//! removed only when its row is written.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::error::words;
 use super::identity::Instance;
 use super::retry::{or_drained, retry_transient_unless};
-use super::{CompletionNotifier, Node, NodeError, attempt::mission_of, log};
-use crate::backend::ledger::{Commit, Fence, Finish, Outcome, Release};
+use super::{CompletionNotifier, Node, NodeError, log};
+use crate::backend::error_chain;
+use crate::backend::ledger::{Commit, Completion, Finish, Release};
 use crate::clock;
 use crate::domain::budget::CRASHES_MAX;
 use crate::domain::ids::{Attempt, SrcId};
@@ -31,29 +31,30 @@ use crate::domain::task::{Counts, Crash, PastAttempt, State, Task};
 use crate::domain::verdict::Verdict;
 use crate::workload::Left;
 
-/// A task that an earlier process of this machine was at.
+/// A task that an earlier process of this machine worked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct RecoveredTask {
     pub(super) src: SrcId,
-    /// Its crash; none if the process did not crash, or does not hold it any more.
+    /// Its crash; none if the process did not crash, or does not hold the task any more.
     pub(super) crash: Option<Crash>,
 }
 
-/// What became of the tasks that an earlier process of this machine was at.
+/// What the report did with the tasks that an earlier process of this machine worked at.
 #[derive(Debug, Default)]
 pub(super) struct Reported {
-    /// What there is to be taken up: all that was left, but for what has failed now.
+    /// Tasks to continue: all that were left, except those that have failed now.
     pub(super) found: Vec<RecoveredTask>,
-    /// Tasks whose row could not be written, and why: they are not taken up here, for the claim would hide the crash.
+    /// Tasks whose row could not be written, and why: they are not continued here, because a claim would hide the
+    /// crash.
     pub(super) failed: Vec<(SrcId, NodeError)>,
-    /// Folders that nobody needs any more.
+    /// Folders that are not needed any more.
     pub(super) settled: Vec<Left>,
     /// Folders whose crash is still to be reported, by the next process.
     pub(super) unsettled: Vec<Left>,
 }
 
-/// Reports the crash of an earlier process in the rows of the tasks that it held. What goes wrong with one row is that
-/// row's. While the tables are away, all rows together are tried for as long as a node may be idle.
+/// Reports the crash of an earlier process in the rows of the tasks that it held. A failure of one row does not affect
+/// the others. While the tables are unavailable, all rows together are retried for as long as a node may be idle.
 pub(super) async fn report(node: &Node, instance: &Instance) -> Reported {
     let (started, mut reported) = (Instant::now(), Reported::default());
     let mut newest: HashMap<&SrcId, Attempt> = HashMap::new();
@@ -64,7 +65,7 @@ pub(super) async fn report(node: &Node, instance: &Instance) -> Reported {
     }
     let mut is_away = false;
     for left in &node.settings.left {
-        // Of a task's earlier attempts, and of another deployment's tasks, there is nothing to say.
+        // A task's earlier attempts, and another deployment's tasks, need no report.
         let Some(src) = left.src.clone().filter(|src| newest.get(src) == Some(&left.attempt)) else {
             reported.settled.push(left.clone());
             continue;
@@ -88,7 +89,7 @@ pub(super) async fn report(node: &Node, instance: &Instance) -> Reported {
             }
             Ok(None) => reported.unsettled.push(left.clone()),
             Err(error) => {
-                tracing::warn!(src.id = %src, "the crash at task {src} is not reported: {}", words(&error));
+                tracing::warn!(src.id = %src, "the crash at task {src} is not reported: {}", error_chain(&error));
                 is_away = matches!(&error, NodeError::Cloud { source, .. } if source.is_retryable());
                 reported.unsettled.push(left.clone());
                 reported.failed.push((src, error));
@@ -98,7 +99,7 @@ pub(super) async fn report(node: &Node, instance: &Instance) -> Reported {
     reported
 }
 
-/// Returns the crash, if the row says now that there was one.
+/// Reports one crash. Returns it, if the row now says that there was one.
 async fn report_one(
     node: &Node,
     instance: &Instance,
@@ -109,7 +110,8 @@ async fn report_one(
     let row = retry_transient_unless(&node.stopping.drain, limit, || node.backend.ledger.task(src)).await;
     let row = row.map_err(NodeError::cloud("reading a task that a crash left"))?;
     let Some(row) = row else { return Ok(None) };
-    // It has handed the task back, has ended it, or was not its holder: then another counts, or nobody has to.
+    // It has released the task, has ended it, or was not its holder: then another process counts it, if anything is to
+    // count.
     let is_held = row.state == State::Running && row.attempt == attempt;
     if !is_held || row.instance.as_ref() != Some(&instance.id) || row.oddity().is_some() {
         return Ok(None);
@@ -125,7 +127,7 @@ async fn report_one(
     Ok(is_written.then_some(crash))
 }
 
-/// Hands the task back; `false` if it has moved. A second call finds the first one's write.
+/// Releases the task; `false` if the row has changed. A second call finds the first one's write.
 async fn put_back(
     node: &Node,
     instance: &Instance,
@@ -141,13 +143,13 @@ async fn put_back(
         counts,
         now: clock::now_rfc3339(),
     };
-    let fence = fence(instance, row);
+    let fence = instance.fence(row);
     let released =
         retry_transient_unless(&node.stopping.drain, limit, || node.backend.ledger.release(&fence, &release)).await;
     released.map_err(NodeError::cloud("noting a crash"))
 }
 
-/// Fails the task and counts it; then looks whether its mission is over.
+/// Fails the task and counts it; then sends the notification if its mission is complete.
 async fn fail(
     node: &Node,
     instance: &Instance,
@@ -156,35 +158,32 @@ async fn fail(
     limit: Duration,
 ) -> Result<bool, NodeError> {
     let drain = &node.stopping.drain;
-    let mission = retry_transient_unless(drain, limit, || mission_of(node, row)).await;
+    let mission = retry_transient_unless(drain, limit, || node.mission_of(row)).await;
     let mission = mission.map_err(NodeError::cloud("reading the mission"))?;
     let finish = Finish {
-        outcome: Outcome::Failed(Verdict::AppError),
+        completion: Completion::Failed(Verdict::AppError),
         exit_code: None,
         input_etag: None,
         time_cost_s: row.time_cost_s,
         history: history(node, row, Verdict::AppError).await,
         counts,
     };
-    let fence = fence(instance, row);
+    let fence = instance.fence(row);
     let committed =
         retry_transient_unless(drain, limit, || node.backend.ledger.commit(&fence, mission.as_ref(), &finish)).await;
     if committed.map_err(NodeError::cloud("failing a task that crashes its nodes"))? != Commit::Committed {
         return Ok(false);
     }
     if let Some(mission) = mission {
-        // The task has ended: whoever comes by, or a sweep, sees to the mission's end otherwise.
-        let seen =
-            CompletionNotifier::of(node).notify_if_complete(&instance.id, row.src.as_str(), &mission, false).await;
+        // The task has ended. If this fails, another node or a sweep sends the notification.
+        let seen = CompletionNotifier::for_node(node)
+            .notify_if_complete(&instance.id, row.src.as_str(), &mission, false)
+            .await;
         if let Err(error) = seen {
-            tracing::warn!("whether mission {} is over is left to others: {}", mission.id, words(&error));
+            tracing::warn!("whether mission {} is complete is left to others: {}", mission.id, error_chain(&error));
         }
     }
     Ok(true)
-}
-
-fn fence(instance: &Instance, row: &Task) -> Fence {
-    Fence { src: row.src.clone(), attempt: row.attempt, owner: instance.id.clone() }
 }
 
 async fn history(node: &Node, row: &Task, verdict: Verdict) -> Vec<PastAttempt> {
@@ -196,6 +195,6 @@ async fn history(node: &Node, row: &Task, verdict: Verdict) -> Vec<PastAttempt> 
         ended: clock::now_rfc3339(),
         verdict,
         exit_code: None,
-        log: log::of_lost(&node.backend, bucket, &row.src, row.attempt).await,
+        log: log::find_lost(&node.backend, bucket, &row.src, row.attempt).await,
     })
 }

@@ -1,9 +1,10 @@
-//! The disk that the tasks of one process share: whose doing it is when it is full, and when the next task may begin.
+//! The disk that the tasks of one process share: which task fills it, and when the next task may start.
 //!
-//! A task is to blame if it was alone there, or if its own folder holds more than two thirds of what all of them hold; a
-//! budget counts it then. (Of two that need the same, one holds a little more than half.) Else the attempt is handed back and nothing counts it, however often: so that this comes to an end, no task
-//! begins while others run and there is no room, and where no one task holds so much, half as many run from then on. A
-//! task that fills the disk alone is counted.
+//! A task is to blame if it was alone, or if its own folder holds more than two thirds of what all folders hold; then a
+//! budget counts its failure. (Of two tasks with the same need, one holds a little more than half.) Otherwise the
+//! attempt is released, and nothing counts it, however often. So that this ends, no task starts while others run and
+//! there is no free space; and if no task holds that much, half as many run from then on. A task that fills the disk
+//! alone is counted.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,12 +17,12 @@ use tokio::time::Instant;
 use crate::backend::store::{SPARE_BYTES, free_bytes, free_inodes};
 use crate::workload::walk::{self, DEPTH_MAX, WalkError};
 
-/// A workload that failed with less room than this on its disk failed for that: a write of any size does.
+/// A workload that failed with less free space than this on its disk failed because of that: a write of any size does.
 const FULL_BYTES: u64 = 1024 * 1024;
-/// The same for files: what it made last it may have removed again.
+/// The same for files: it may have removed the last ones that it made.
 const FULL_FILES: u64 = 8;
-/// How long after the disk was seen full a failure of another task is put down to that: a program that could not write
-/// takes some time to end, and by then the one that filled the disk may have been removed.
+/// How long after the disk was found full a failure of another task is attributed to that: a program that could not
+/// write takes some time to exit, and by then the folder that filled the disk may have been removed.
 const FULL_LASTS: Duration = Duration::from_mins(1);
 /// The most entries of a folder that are counted, about 2 s: a folder with so many holds most, as a rule.
 const ENTRIES_MAX: u64 = 1_000_000;
@@ -48,7 +49,7 @@ impl Amount {
         self.bytes <= free.bytes && self.files <= free.files
     }
 
-    /// Returns what is free where a folder is; what nobody counts, or can be asked, is free.
+    /// Returns what is free on a folder's disk. What cannot be determined counts as free.
     fn free(folder: &Path) -> Self {
         let files = free_inodes(folder).ok().flatten().unwrap_or(u64::MAX);
         Self { bytes: free_bytes(folder).unwrap_or(u64::MAX), files }
@@ -80,7 +81,7 @@ impl Amount {
     }
 }
 
-/// What is known of the disk. A process has one, which its slots share.
+/// What is known of the disk. The slots of a process share one.
 #[derive(Debug, Default)]
 pub struct Disk(Mutex<State>);
 
@@ -88,16 +89,16 @@ pub struct Disk(Mutex<State>);
 struct State {
     /// The folders of the attempts under way, and since when.
     folders: BTreeMap<PathBuf, Instant>,
-    /// Tasks that were begun; some have no folder yet.
+    /// Tasks that have started; some have no folder yet.
     begun: usize,
-    /// The most tasks at a time, since that many were too many.
+    /// The most tasks at the same time, after a higher number was too many.
     most: Option<usize>,
-    /// The room that must be there before another task begins beside those that run.
+    /// The free space that is required before another task starts beside those that run.
     needed: Amount,
     full: Option<Full>,
 }
 
-/// The disk, when it was last seen full.
+/// The disk, when it was last found full.
 #[derive(Clone, Copy, Debug)]
 struct Full {
     at: Instant,
@@ -107,7 +108,7 @@ struct Full {
     of_files: bool,
 }
 
-/// A task that was begun, for as long as this is kept.
+/// A task that has started, for as long as this is kept.
 #[derive(Debug)]
 pub struct Begun(Arc<Disk>);
 
@@ -123,8 +124,8 @@ impl Disk {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins a task, if there is room for one more in this work folder. One that would be the only one always begins:
-    /// nothing of this process could make room for it.
+    /// Starts a task, if there is free space for one more in this work folder. The only task always starts: nothing
+    /// else of this process could free space for it.
     pub fn begin(self: &Arc<Self>, work_dir: &Path) -> Option<Begun> {
         let free = Amount::free(work_dir);
         let mut state = self.state();
@@ -147,7 +148,7 @@ impl Disk {
         Place { disk: self.clone(), folder: folder.to_owned() }
     }
 
-    /// Returns whether the disk has no room, for bytes or for files, or had none a moment ago while this attempt ran.
+    /// Returns whether the disk is full, in bytes or in files, or was full a moment ago while this attempt ran.
     pub(super) fn is_full(&self, folder: &Path) -> bool {
         !Amount::FULL.fits(Amount::free(folder)) || self.recent(folder).is_some()
     }
@@ -158,12 +159,12 @@ impl Disk {
         state.full.filter(|full| full.at >= *since && full.at.elapsed() < FULL_LASTS)
     }
 
-    /// Returns whether it is the task's own doing that it found the disk full. `folder` is its attempt's, and `wanted`
-    /// is how many bytes more it could not have. Takes the time of a walk through all attempts' folders.
+    /// Returns whether the task itself has filled the disk. `folder` is its attempt's, and `wanted` is the number of
+    /// further bytes that it could not get. Takes the time of a walk through all attempts' folders.
     pub(super) async fn is_to_blame(self: &Arc<Self>, folder: &Path, wanted: u64) -> bool {
         let (disk, folder) = (self.clone(), folder.to_owned());
         let blamed = tokio::task::spawn_blocking(move || disk.blame(&folder, wanted)).await;
-        // What cannot be found out is the task's, so that it is counted.
+        // If this cannot be determined, the task is to blame, so that it is counted.
         blamed.map_err(io::Error::other).unwrap_or(true)
     }
 

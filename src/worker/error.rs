@@ -1,4 +1,4 @@
-//! Why a node did not do its task: what its user sees.
+//! Why a node did not do its task, as its user sees it.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ use crate::workload::is_of_machine;
 /// Why a node did not do its task.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
-    /// There is no way to know which machine this is.
+    /// The machine cannot be identified.
     #[error("identifying this machine")]
     Identity(#[source] CloudError),
     /// No task is named: no flag, no tag.
@@ -42,7 +42,7 @@ pub enum NodeError {
     Cloud {
         /// The step, as a gerund phrase.
         doing: &'static str,
-        /// What the service said.
+        /// The service's error.
         source: CloudError,
     },
     /// The input does not exist.
@@ -72,7 +72,7 @@ pub enum NodeError {
         doing: &'static str,
         /// The folder or file.
         path: PathBuf,
-        /// The system's words.
+        /// The system's error.
         source: std::io::Error,
     },
     /// The program could not be started.
@@ -80,7 +80,7 @@ pub enum NodeError {
     NotStarted {
         /// The program.
         program: String,
-        /// The system's words.
+        /// The system's error.
         source: std::io::Error,
     },
     /// The workload failed.
@@ -89,7 +89,7 @@ pub enum NodeError {
         /// How: `exited with code 3`, `was ended by signal 9`.
         how: String,
     },
-    /// The kernel ended the workload for want of memory.
+    /// The kernel killed the workload because memory ran out.
     #[error("the workload ran out of memory, and the kernel ended it")]
     OutOfMemory,
     /// The workload failed when its disk had no room.
@@ -126,29 +126,17 @@ pub enum NodeError {
         /// The task, and what is odd.
         what: String,
     },
-    /// The node was told to stop, and its last writes were not done in time.
-    #[error("the node was told to stop, and what it had to write was not written within the time for that")]
+    /// The node was asked to stop, and its last writes did not finish in time.
+    #[error("the node was asked to stop, and its last writes did not finish in time")]
     DrainCutShort,
     /// A panic; a bug.
     #[error("a bug: the node's task panicked: {0}")]
     Panicked(String),
 }
 
-/// Returns an error with all its causes, each after a colon.
-#[must_use]
-pub fn words(error: &dyn std::error::Error) -> String {
-    let mut words = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        words.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    words
-}
-
-/// Returns the verdict on an attempt whose input or result could not be moved, and whether the same again may succeed:
-/// what is certainly wrong with this task fails it once, and anything else hands it back.
-pub(super) fn ending_of(error: &StoreError) -> (Verdict, bool) {
+/// Returns the verdict on an attempt whose input or result could not be transferred, and whether the failure is
+/// transient. Only what is certainly this task's fault is permanent.
+pub(super) fn classify(error: &StoreError) -> (Verdict, bool) {
     match error {
         StoreError::DiskFull { .. } => (Verdict::DiskFull, true),
         StoreError::BadResult { .. } | StoreError::TooLarge { .. } | StoreError::Taken { .. } => {
@@ -164,7 +152,7 @@ pub(super) fn ending_of(error: &StoreError) -> (Verdict, bool) {
 }
 
 impl NodeError {
-    /// Returns whether the failure says something of the task alone, so that another task may fare better on this machine.
+    /// Returns whether the failure concerns this task alone, so that another task may succeed on this machine.
     pub(super) fn is_the_tasks_own(&self) -> bool {
         match self {
             Self::MissingInput { .. }
@@ -208,7 +196,7 @@ impl NodeError {
         }
     }
 
-    /// Returns how many bytes there was no room for, as far as that is known.
+    /// Returns how many bytes did not fit, as far as that is known.
     pub(super) fn wanted_bytes(&self) -> u64 {
         match self {
             Self::Store { source: StoreError::DiskFull { need_bytes, .. }, .. } => *need_bytes,
@@ -216,7 +204,7 @@ impl NodeError {
         }
     }
 
-    /// Returns whether the node's own disk, or a limit of this machine, is in the way of writing or reading a file.
+    /// Returns whether the node's own disk, or a limit of this machine, prevents that a file is written or read.
     pub(super) fn is_machines_disk(&self) -> bool {
         match self {
             Self::Disk { source, .. } | Self::Store { source: StoreError::Disk { source, .. }, .. } => {

@@ -1,141 +1,88 @@
-//! Step 4: run the workload, and read from its end what it means.
+//! Step 4: run the workload, and interpret how it ended.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::attempt::Attempt;
 use super::checkpoint::Checkpoints;
-use super::heartbeat::Heartbeat;
-use super::spot::SpotWatcher;
+use super::heartbeat::{Heartbeat, TimeCost};
+use super::host::Host;
+use super::outcome::{AttemptFailure, StopReason, of_disk};
+use super::spot::{FINAL_WRITES_TIME, SpotWatcher, speed, upload_time};
 use super::{Node, NodeError, checkpoint_size, log};
-use crate::backend::Store;
-use crate::domain::budget;
 use crate::domain::verdict::Verdict;
-use crate::workload::{Ended, Stops, Workload, WorkloadEnv, is_of_machine};
+use crate::workload::{Exit, Stops, Workload, WorkloadEnv, is_of_machine};
 
 /// `EX_TEMPFAIL` of sysexits.h: try again.
 const EXIT_TRY_AGAIN: i32 = 75;
 
-/// Why an attempt goes no further.
-#[derive(Debug)]
-pub(super) enum Stop {
-    /// The lease is lost: write nothing.
-    LeaseLost,
-    /// The node is to drain.
-    Drain,
-    /// The mission was cancelled.
-    Cancelled,
-    /// EC2 takes the machine back at this instant.
-    Interrupted(Instant),
-    /// Something failed.
-    Trouble(Trouble),
-}
-
-/// A failure, as the task's row and the user see it.
-#[derive(Debug)]
-pub(super) struct Trouble {
-    pub(super) ending: budget::Ending,
-    pub(super) exit_code: Option<i32>,
-    pub(super) error: NodeError,
-}
-
-impl Trouble {
-    pub(super) const fn new(verdict: Verdict, may_pass: bool, error: NodeError) -> Self {
-        Self { ending: budget::Ending { verdict, may_pass, is_counted: true }, exit_code: None, error }
-    }
-}
-
-impl From<Trouble> for Stop {
-    fn from(trouble: Trouble) -> Self {
-        Self::Trouble(trouble)
-    }
-}
-
-/// A failure of the node's own disk, which may be full.
-pub(super) fn of_disk(error: NodeError) -> Stop {
-    Trouble::new(if error.is_disk_full() { Verdict::DiskFull } else { Verdict::Infra }, true, error).into()
-}
-
-/// Time kept back from a workload under a Spot notice, for the log and the row.
-pub(super) const LAST_WORDS: Duration = Duration::from_secs(5);
-/// Upload speed that is assumed before a save has shown it, in bytes per second: a tenth of a small instance's.
-const SPEED_ASSUMED: u64 = 10_000_000;
-
-/// Returns at how many bytes per second this node uploads: as measured, or as assumed before anything was.
-pub(super) fn speed(store: &Store) -> u64 {
-    store.upload_speed().unwrap_or(SPEED_ASSUMED)
-}
-
-/// Returns how long so many bytes take; ten years are as good as more, which no sum of times must overflow.
-pub(super) fn upload_time(bytes: u64, speed: u64) -> Duration {
-    Duration::from_secs((bytes / speed.max(1)).min(315_360_000))
-}
-
-/// Runs the workload to its end, to the loss of the lease, to the drain, or to a Spot notice; saves checkpoints on the way.
-/// Returns its exit code, which is 0.
-pub(super) async fn run(
-    node: &Node,
-    workload: &Workload,
-    env: &WorkloadEnv,
-    heartbeat: &Heartbeat,
-    spot: &SpotWatcher,
-    checkpoints: &mut Checkpoints,
-) -> Result<i32, Stop> {
-    let stops = Stops { hurry: node.stopping.hurry.clone(), ..Stops::default() };
-    heartbeat.time_cost.send_modify(super::heartbeat::TimeCost::start);
-    let run = workload.run(env, node.settings.bounds.clone(), &heartbeat.progress, &stops);
-    let watch = async {
-        // Only the first of them matters, and the run is waited for in any case.
-        tokio::select! {
-            () = heartbeat.lost.cancelled() => {}
-            () = heartbeat.cancelled.cancelled() => {}
-            () = node.stopping.drain.cancelled() => {
-                let grace = node.settings.bounds.grace.min(node.stopping.grace_max());
-                stops.grace.send_replace(Some(grace));
+impl Attempt {
+    /// Runs the workload until it exits, the lease is lost, the node drains, or a Spot notice arrives; saves
+    /// checkpoints on the way. Returns the workload's exit code, which is 0.
+    pub(super) async fn execute(&mut self, workload: &Workload, env: &WorkloadEnv) -> Result<i32, StopReason> {
+        let Self { host: Host { node, spot, .. }, heartbeat, checkpoints, fence, .. } = self;
+        let heartbeat = &*heartbeat;
+        let stops = Stops { hurry: node.stopping.hurry.clone(), ..Stops::default() };
+        heartbeat.time_cost.send_modify(TimeCost::start);
+        let run = workload.run(env, node.settings.bounds.clone(), &heartbeat.progress, &stops);
+        let watch = async {
+            // Only the first of them matters, and the run is waited for in any case.
+            tokio::select! {
+                () = heartbeat.lost.cancelled() => {}
+                () = heartbeat.cancelled.cancelled() => {}
+                () = node.stopping.drain.cancelled() => {
+                    let grace = node.settings.bounds.grace.min(node.stopping.grace_max());
+                    stops.grace.send_replace(Some(grace));
+                }
+                deadline = spot.wait_for_notice() => {
+                    stops.grace.send_replace(Some(grace_under_notice(node, env, deadline).await));
+                }
             }
-            deadline = spot.wait_for_notice() => {
-                // All the time there is, less what the save and the last words need; a third of it at least.
-                let budget = deadline.saturating_duration_since(Instant::now());
-                let save_bytes = checkpoint_size::bytes_to_save(env, node.settings.sizes).await;
-                let save = upload_time(save_bytes, speed(&node.backend.store));
-                let grace = budget.saturating_sub(LAST_WORDS + save).max(budget / 3);
-                stops.grace.send_replace(Some(grace));
-            }
+            stops.stop.cancel();
+            std::future::pending::<()>().await;
+        };
+        let logs = log::save_periodically(node, env, fence);
+        let (report, saves) = (mirror(node, heartbeat), save_periodically(node, spot, checkpoints));
+        // The run is the only arm that ends; a save that is dropped leaves the one before in the row.
+        let ended = tokio::select! {
+            ended = run => ended,
+            () = watch => unreachable!("the watch never ends"),
+            () = report => unreachable!("the mirror never ends"),
+            () = saves => unreachable!("the saves never end"),
+            () = logs => unreachable!("the logs never end"),
+        };
+        heartbeat.time_cost.send_modify(TimeCost::stop);
+        if heartbeat.lost.is_cancelled() {
+            return Err(StopReason::LeaseLost);
         }
-        stops.stop.cancel();
-        std::future::pending::<()>().await;
-    };
-    let logs = log::save_now_and_then(node, env, &heartbeat.fence);
-    let (report, saves) = (mirror(node, heartbeat), save_now_and_then(node, spot, checkpoints));
-    // The run is the only arm that ends; a save that is dropped leaves the one before in the row.
-    let ended = tokio::select! {
-        ended = run => ended,
-        () = watch => unreachable!("the watch never ends"),
-        () = report => unreachable!("the mirror never ends"),
-        () = saves => unreachable!("the saves never end"),
-        () = logs => unreachable!("the logs never end"),
-    };
-    heartbeat.time_cost.send_modify(super::heartbeat::TimeCost::stop);
-    if heartbeat.lost.is_cancelled() {
-        return Err(Stop::LeaseLost);
+        let early = match spot.deadline() {
+            Some(deadline) => Some(StopReason::Interrupted(deadline)),
+            None if heartbeat.cancelled.is_cancelled() => Some(StopReason::Cancelled),
+            None => node.stopping.drain.is_cancelled().then_some(StopReason::Drain),
+        };
+        let disk = |source| NodeError::Disk { doing: "running the workload in", path: env.folder().to_owned(), source };
+        let (ended, early) = match (ended, early) {
+            (Ok(ended), early) => (ended, early),
+            // A failure while the workload was being stopped is not the task's.
+            (Err(_), Some(early)) => return Err(early),
+            (Err(error), None) => return Err(of_disk(disk(error))),
+        };
+        judge(ended, early, node.settings.disk.is_full(env.folder()))
     }
-    let early = match spot.deadline() {
-        Some(deadline) => Some(Stop::Interrupted(deadline)),
-        None if heartbeat.cancelled.is_cancelled() => Some(Stop::Cancelled),
-        None => node.stopping.drain.is_cancelled().then_some(Stop::Drain),
-    };
-    let disk = |source| NodeError::Disk { doing: "running the workload in", path: env.folder().to_owned(), source };
-    let (ended, early) = match (ended, early) {
-        (Ok(ended), early) => (ended, early),
-        // What broke while the workload was told to end is no failure of the task.
-        (Err(_), Some(early)) => return Err(early),
-        (Err(error), None) => return Err(of_disk(disk(error))),
-    };
-    judge(ended, early, node.settings.disk.is_full(env.folder()))
 }
 
-/// Saves the checkpoint every few minutes, and once when EC2 recommends to leave.
-async fn save_now_and_then(node: &Node, spot: &SpotWatcher, checkpoints: &mut Checkpoints) {
+/// Returns the workload's grace under a Spot notice: all the time there is, less what the save of a checkpoint and the
+/// final writes need; a third of it at least.
+async fn grace_under_notice(node: &Node, env: &WorkloadEnv, deadline: Instant) -> Duration {
+    let budget = deadline.saturating_duration_since(Instant::now());
+    let save_bytes = checkpoint_size::bytes_to_save(env, node.settings.sizes).await;
+    let save = upload_time(save_bytes, speed(&node.backend.store));
+    budget.saturating_sub(FINAL_WRITES_TIME + save).max(budget / 3)
+}
+
+/// Saves the checkpoint every few minutes, and once when EC2 recommends a rebalance. Never ends.
+async fn save_periodically(node: &Node, spot: &SpotWatcher, checkpoints: &mut Option<Checkpoints>) {
     let mut is_recommended = false;
     loop {
         // Both arms may be dropped: neither holds anything.
@@ -143,11 +90,13 @@ async fn save_now_and_then(node: &Node, spot: &SpotWatcher, checkpoints: &mut Ch
             () = tokio::time::sleep(node.settings.checkpoint_every) => {}
             () = spot.rebalance.cancelled(), if !is_recommended => is_recommended = true,
         }
-        checkpoints.save_or_note(node).await;
+        if let Some(checkpoints) = checkpoints {
+            checkpoints.save_or_note(node).await;
+        }
     }
 }
 
-/// Repeats the workload's progress to whoever watches the node.
+/// Copies the workload's progress to the node's report. Never ends.
 async fn mirror(node: &Node, heartbeat: &Heartbeat) {
     let mut progress = heartbeat.progress.subscribe();
     loop {
@@ -159,39 +108,37 @@ async fn mirror(node: &Node, heartbeat: &Heartbeat) {
     }
 }
 
-/// Reads a workload's end. `early` is why it was told to end, if it was; `is_full` whether the disk has no room.
-fn judge(ended: Ended, early: Option<Stop>, is_full: bool) -> Result<i32, Stop> {
-    let failed = |how: String, exit_code, may_pass| {
-        let trouble = Trouble::new(Verdict::AppError, may_pass, NodeError::WorkloadFailed { how });
-        Err(Trouble { exit_code, ..trouble }.into())
+/// Interprets how a workload ended. `early` is why it was stopped, if it was; `is_full` says whether the disk is full.
+fn judge(ended: Exit, early: Option<StopReason>, is_full: bool) -> Result<i32, StopReason> {
+    let failed = |how: String, exit_code, is_transient| {
+        let failure = AttemptFailure::new(Verdict::AppError, is_transient, NodeError::WorkloadFailed { how });
+        Err(AttemptFailure { exit_code, ..failure }.into())
     };
     match (ended, early) {
-        (Ended::Exited { code: Some(0), .. }, _) => Ok(0),
-        (Ended::Stopped, early) => Err(early.unwrap_or(Stop::Drain)),
+        (Exit::Exited { code: Some(0), .. }, _) => Ok(0),
+        (Exit::Stopped, early) => Err(early.unwrap_or(StopReason::Drain)),
         // A shutdown's signal reaches the workload too, perhaps before it reaches us.
-        (Ended::Exited { signal: Some(_), .. }, Some(early)) => Err(early),
-        (Ended::Exited { .. }, _) if is_full => {
-            Err(Trouble::new(Verdict::DiskFull, true, NodeError::WorkloadDiskFull).into())
+        (Exit::Exited { signal: Some(_), .. }, Some(early)) => Err(early),
+        (Exit::Exited { .. }, _) if is_full => {
+            Err(AttemptFailure::new(Verdict::DiskFull, true, NodeError::WorkloadDiskFull).into())
         }
-        (Ended::Exited { code: Some(code), .. }, _) if code == EXIT_TRY_AGAIN => {
+        (Exit::Exited { code: Some(code), .. }, _) if code == EXIT_TRY_AGAIN => {
             failed(format!("exited with code {code} (try again)"), Some(code), true)
         }
-        (Ended::Exited { code, out_of_memory: true, .. }, _) => {
-            let trouble = Trouble::new(Verdict::Oom, false, NodeError::OutOfMemory);
-            Err(Trouble { exit_code: code, ..trouble }.into())
+        (Exit::Exited { code, out_of_memory: true, .. }, _) => {
+            let failure = AttemptFailure::new(Verdict::Oom, false, NodeError::OutOfMemory);
+            Err(AttemptFailure { exit_code: code, ..failure }.into())
         }
-        (Ended::Exited { code: Some(code), .. }, _) => failed(format!("exited with code {code}"), Some(code), false),
-        (Ended::Exited { signal, .. }, _) => {
-            failed(format!("was ended by signal {}", signal.unwrap_or(0)), None, false)
-        }
-        (Ended::TimedOut, _) => Err(Trouble::new(Verdict::Timeout, true, NodeError::TimeLimit).into()),
-        (Ended::NotStarted { program, source }, early) => {
+        (Exit::Exited { code: Some(code), .. }, _) => failed(format!("exited with code {code}"), Some(code), false),
+        (Exit::Exited { signal, .. }, _) => failed(format!("was ended by signal {}", signal.unwrap_or(0)), None, false),
+        (Exit::TimedOut, _) => Err(AttemptFailure::new(Verdict::Timeout, true, NodeError::TimeLimit).into()),
+        (Exit::NotStarted { program, source }, early) => {
             let is_machines = is_of_machine(&source);
             if let (true, Some(early)) = (is_machines, early) {
                 return Err(early);
             }
             let verdict = if is_machines { Verdict::Infra } else { Verdict::AppError };
-            Err(Trouble::new(verdict, is_machines, NodeError::NotStarted { program, source }).into())
+            Err(AttemptFailure::new(verdict, is_machines, NodeError::NotStarted { program, source }).into())
         }
     }
 }
@@ -200,9 +147,9 @@ fn judge(ended: Ended, early: Option<Stop>, is_full: bool) -> Result<i32, Stop> 
 mod tests {
     use super::*;
 
-    fn verdict_of(ended: Ended, is_full: bool) -> (Verdict, bool) {
+    fn verdict_of(ended: Exit, is_full: bool) -> (Verdict, bool) {
         match judge(ended, None, is_full) {
-            Err(Stop::Trouble(trouble)) => (trouble.ending.verdict, trouble.ending.may_pass),
+            Err(StopReason::Failed(failure)) => (failure.class.verdict, failure.class.is_transient),
             other => panic!("{other:?}"),
         }
     }
@@ -210,7 +157,7 @@ mod tests {
     #[test]
     fn a_start_that_the_machine_refuses_is_not_the_tasks_failure() {
         let not_started =
-            |code| Ended::NotStarted { program: "p".to_owned(), source: std::io::Error::from_raw_os_error(code) };
+            |code| Exit::NotStarted { program: "p".to_owned(), source: std::io::Error::from_raw_os_error(code) };
         // Linux: EAGAIN, ENOMEM, ENFILE, EMFILE, ETXTBSY, EINTR, EIO.
         for code in [11, 12, 23, 24, 26, 4, 5] {
             assert_eq!(verdict_of(not_started(code), false), (Verdict::Infra, true), "{code}");
@@ -219,8 +166,8 @@ mod tests {
         for code in [2, 7, 8, 13] {
             assert_eq!(verdict_of(not_started(code), false), (Verdict::AppError, false), "{code}");
         }
-        let drained = judge(not_started(11), Some(Stop::Drain), false);
-        assert!(matches!(drained, Err(Stop::Drain)), "{drained:?}");
+        let drained = judge(not_started(11), Some(StopReason::Drain), false);
+        assert!(matches!(drained, Err(StopReason::Drain)), "{drained:?}");
     }
 
     #[test]
@@ -229,11 +176,11 @@ mod tests {
         for (code, verdict) in [(28, Verdict::DiskFull), (122, Verdict::DiskFull), (5, Verdict::Infra)] {
             let source = std::io::Error::from_raw_os_error(code);
             let stop = of_disk(NodeError::Disk { doing: "writing", path: "/".into(), source });
-            assert!(matches!(stop, Stop::Trouble(trouble) if trouble.ending.verdict == verdict), "{code}");
+            assert!(matches!(stop, StopReason::Failed(failure) if failure.class.verdict == verdict), "{code}");
         }
-        let failed = Ended::Exited { code: Some(1), signal: None, out_of_memory: false };
+        let failed = Exit::Exited { code: Some(1), signal: None, out_of_memory: false };
         assert_eq!(verdict_of(failed, true).0, Verdict::DiskFull);
-        let again = Ended::Exited { code: Some(EXIT_TRY_AGAIN), signal: None, out_of_memory: false };
+        let again = Exit::Exited { code: Some(EXIT_TRY_AGAIN), signal: None, out_of_memory: false };
         assert_eq!(verdict_of(again, true).0, Verdict::DiskFull);
     }
 }

@@ -1,4 +1,4 @@
-//! The heartbeat: renew the lease and report, from the claim to the end of the attempt.
+//! The heartbeat: renews the lease and reports progress, from the claim to the end of the attempt.
 
 use std::time::Duration;
 
@@ -8,12 +8,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use crate::backend::Ledger;
 use crate::backend::ledger::{Beat, Fence};
+use crate::backend::{Ledger, error_chain};
+use crate::domain::backoff;
 use crate::domain::lease::hold_limit;
 use crate::domain::progress::Progress;
 
-/// The workload's time: what earlier attempts took, and since when this one runs.
+/// The workload's time: that of earlier attempts, and since when this one runs.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct TimeCost {
     base_s: u64,
@@ -34,7 +35,7 @@ impl TimeCost {
         self.spent += self.running_since.take().map_or(Duration::ZERO, |since| since.elapsed());
     }
 
-    /// Returns whole seconds, rounded, all attempts together.
+    /// Returns the time of all attempts together, rounded to whole seconds.
     pub(super) fn seconds(&self) -> u64 {
         let running = self.running_since.map_or(Duration::ZERO, |since| since.elapsed());
         self.base_s + (self.spent + running + Duration::from_millis(500)).as_secs()
@@ -43,8 +44,6 @@ impl TimeCost {
 
 /// A held lease that renews itself until it is stopped or lost.
 pub(super) struct Heartbeat {
-    /// What is held.
-    pub(super) fence: Fence,
     beats: JoinSet<()>,
     stop: CancellationToken,
     /// Cancelled when the lease is lost.
@@ -70,14 +69,14 @@ impl Heartbeat {
         let (progress, progress_now) = watch::channel(Progress::default());
         let (time_cost, time_cost_now) = watch::channel(time_cost);
         let (stop, lost, cancelled) = <(CancellationToken, CancellationToken, CancellationToken)>::default();
-        let beater = Beater { ledger, fence: fence.clone(), periods, progress: progress_now, time_cost: time_cost_now };
+        let beater = Beater { ledger, fence, periods, progress: progress_now, time_cost: time_cost_now };
         let mut beats = JoinSet::new();
         let tokens = (stop.clone(), lost.clone(), cancelled.clone());
         beats.spawn(async move { beater.run(claimed, tokens.0, tokens.1, tokens.2).await }.in_current_span());
-        Self { fence, beats, stop, lost, cancelled, progress, time_cost }
+        Self { beats, stop, lost, cancelled, progress, time_cost }
     }
 
-    /// Stops renewing and waits for a beat that is under way. Nothing is sent after this.
+    /// Stops renewing, and waits for a beat that is under way. Nothing is sent after this.
     pub(super) async fn stop(&mut self) {
         self.stop.cancel();
         while self.beats.join_next().await.is_some() {}
@@ -93,7 +92,7 @@ struct Beater {
 }
 
 impl Beater {
-    /// One write per period, however chatty the workload: the newest value at that moment wins.
+    /// Writes once per period, with the newest progress at that moment.
     async fn run(
         self,
         claimed: Instant,
@@ -103,7 +102,7 @@ impl Beater {
     ) {
         let mut renewed = claimed;
         let mut stop_if_cancelled = true;
-        // A claim that was slow has used up its lease's beginning.
+        // A slow claim has used a part of its lease.
         let mut pause = self.pause().saturating_sub(claimed.elapsed());
         loop {
             // Both arms may be dropped: neither holds anything.
@@ -114,7 +113,7 @@ impl Beater {
             pause = self.pause();
             let asked = Instant::now();
             let left = hold_limit(self.periods.lease).saturating_sub(renewed.elapsed());
-            // A process that was frozen for longer asks once all the same: the row knows whose the task is.
+            // A process that was frozen for longer still tries once: the row says who holds the task.
             let limit = if left.is_zero() { self.try_limit() } else { left.min(self.try_limit()) };
             let (progress, seconds) = (*self.progress.borrow(), self.time_cost.borrow().seconds());
             let beat = self.ledger.beat(&self.fence, progress, seconds, stop_if_cancelled);
@@ -122,39 +121,42 @@ impl Beater {
                 Ok(Ok(Beat::Renewed)) => renewed = asked,
                 Ok(Ok(Beat::Lost)) => return lost.cancel(),
                 Ok(Ok(Beat::Cancelled)) => {
-                    // The lease is kept for what is left to do: the end of the workload, the log, or a finished result.
+                    // The lease is kept for the remaining steps: the end of the workload, the log, or a finished
+                    // result.
                     cancelled.cancel();
                     stop_if_cancelled = false;
                     pause = Duration::ZERO;
                 }
                 Ok(Err(error)) => {
-                    tracing::warn!("the lease could not be renewed: {error}: {}", error.source);
-                    pause = pause.min(self.again());
+                    tracing::warn!("the lease could not be renewed: {}", error_chain(&error));
+                    pause = pause.min(self.retry_pause());
                 }
                 Err(_) => {
                     tracing::warn!("no answer to a heartbeat within {limit:?}");
-                    pause = pause.min(self.again());
+                    pause = pause.min(self.retry_pause());
                 }
             }
             if renewed.elapsed() >= hold_limit(self.periods.lease) {
-                tracing::error!("the lease could not be renewed for {:?}: giving the task up", renewed.elapsed());
+                tracing::error!("the lease could not be renewed for {:?}: the attempt ends", renewed.elapsed());
                 return lost.cancel();
             }
         }
     }
 
-    /// How long one try may take: five of them fit before the holder must stop.
+    /// Returns how long one try may take: five of them fit before the holder must stop.
     fn try_limit(&self) -> Duration {
         self.periods.lease / 6
     }
 
-    /// The pause after a try that failed, a half shorter by chance at the most: 3 s of a lease of 90 s.
-    fn again(&self) -> Duration {
-        (self.periods.lease / 30).mul_f64(0.5 + 0.5 * f64::from(rand::random::<u32>()) / f64::from(u32::MAX))
+    /// Returns the pause after a failed try, up to a half shorter by chance: 3 s of a lease of 90 s.
+    fn retry_pause(&self) -> Duration {
+        let longest = self.periods.lease / 30;
+        backoff::between(longest / 2, longest, rand::random())
     }
 
-    /// The period, 10 % shorter or longer by chance: a thousand nodes that boot together do not beat together.
+    /// Returns the period, up to 10 % shorter or longer by chance: a thousand nodes that boot together do not beat
+    /// together.
     fn pause(&self) -> Duration {
-        self.periods.heartbeat.mul_f64(0.9 + 0.2 * f64::from(rand::random::<u32>()) / f64::from(u32::MAX))
+        backoff::jittered(self.periods.heartbeat, 0.1, rand::random())
     }
 }

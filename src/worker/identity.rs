@@ -5,16 +5,18 @@ use tokio::sync::watch;
 use super::retry::retry_transient;
 use super::{Node, NodeError};
 use crate::backend::Kind;
+use crate::backend::ledger::Fence;
 use crate::backend::machine::{EndProof, Machine, NodeTags};
 use crate::domain::ids::{InstanceId, MissionId, SrcId, process_owner};
 use crate::domain::tags;
+use crate::domain::task::Task;
 
 /// The machine, and this process on it.
 #[derive(Clone, Debug)]
 pub(super) struct Instance {
-    /// The owner of this process's attempts: no two processes that live at the same time have the same.
+    /// The owner of this process's attempts: no two live processes have the same.
     pub(super) id: InstanceId,
-    /// The EC2 instance that this is.
+    /// The EC2 instance, if this is one.
     on_ec2: Option<InstanceId>,
 }
 
@@ -22,6 +24,11 @@ impl Instance {
     /// Returns whether this is an EC2 instance.
     pub(super) const fn is_on_ec2(&self) -> bool {
         self.on_ec2.is_some()
+    }
+
+    /// Returns what this process shows to write to a row that it holds.
+    pub(super) fn fence(&self, row: &Task) -> Fence {
+        Fence { src: row.src.clone(), attempt: row.attempt, owner: self.id.clone() }
     }
 }
 
@@ -34,21 +41,21 @@ pub(super) enum Work {
     Mission(MissionId),
 }
 
-/// A task to be done here.
+/// A task to do here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Assignment {
     /// The task.
     pub(super) src: SrcId,
     /// The mission, if a tag or a flag names one.
     pub(super) mission: Option<MissionId>,
-    /// Whether it was found among the mission's open tasks: another that holds it is not waited for.
+    /// Whether it was found in the index of open tasks: if another instance holds it, this node does not wait.
     pub(super) is_pulled: bool,
-    /// Whether nothing else runs on this node until the task's attempt has ended.
+    /// Whether nothing else runs on this node until the attempt has ended.
     pub(super) is_alone: bool,
 }
 
-/// Finds out which machine this is and what its task is. Hands on at once what its tags prove: if the task is not
-/// found, a node must still be ended. There is no work for a node that is to drain.
+/// Finds out which machine this is, and its task. Sends at once what its tags prove: even if the task is not found, a
+/// node must be terminated. There is no work for a node that drains.
 pub(super) async fn find(
     node: &Node,
     proof: &watch::Sender<Option<EndProof>>,
@@ -62,30 +69,30 @@ pub(super) async fn find(
     Ok((instance, found.filter(|_| !node.stopping.drain.is_cancelled())))
 }
 
-/// Finds out which machine this is, and how this process is named on it.
+/// Finds out which machine this is, and names this process.
 ///
 /// Without IMDS this is not EC2; then a task must be named.
 async fn instance(node: &Node) -> Result<Instance, NodeError> {
     match node.backend.machine.instance_id().await {
         Ok(id) => Ok(on_ec2(&node.backend.machine, InstanceId::new(id)?, node.settings.holds_work_dir)),
         Err(error) if error.kind == Kind::Unreachable && node.settings.src.is_some() => {
-            tracing::info!("no IMDS here: this is a machine of your own");
+            tracing::info!("no IMDS here: this machine is not an EC2 instance");
             Ok(Instance { id: owner_of_process(), on_ec2: None })
         }
         Err(error) => Err(NodeError::Identity(error)),
     }
 }
 
-/// Names this process on an instance: by the instance's id, which takes its own task up again after a restart; or by a
-/// name of its own where another process may live that has the instance's, or the lock of the work folder.
+/// Names this process on an instance: by the instance's id, with which it continues its own task after a restart; or by
+/// a name of its own, if another process may have the instance's id, or the lock of the work folder.
 fn on_ec2(machine: &Machine, instance: InstanceId, holds_work_dir: bool) -> Instance {
     let is_first = machine.take_place(instance.as_str(), holds_work_dir);
     let id = if is_first { instance.clone() } else { owner_of_process() };
     if !is_first {
         tracing::warn!(
             owner = id.as_str(),
-            "another process runs tasks on instance {instance}, or the work folder cannot be locked: this one is named {id}, and a \
-             sweep does not know that it needs the instance"
+            "another process runs tasks on instance {instance}, or the work folder cannot be locked: this process is \
+             named {id}, and a sweep does not know that it needs the instance"
         );
     }
     Instance { id, on_ec2: Some(instance) }
@@ -96,7 +103,7 @@ fn owner_of_process() -> InstanceId {
     process_owner(&rustix::system::uname().nodename().to_string_lossy(), rand::random())
 }
 
-/// Finds out what there is to do: from flags, from the tags that IMDS offers, or from EC2's.
+/// Finds the work: from flags, from the tags in IMDS, or from the tags in EC2.
 async fn task(node: &Node, instance: &Instance, seen: &watch::Sender<Option<EndProof>>) -> Result<Work, NodeError> {
     let settings = &node.settings;
     if let Some(src) = &settings.src {

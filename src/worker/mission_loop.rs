@@ -1,23 +1,24 @@
-//! A node that serves a whole mission: it takes the next task that waits, and the next, until none is left.
+//! The loop of a node that serves a mission: each slot claims the next pending task, until none is left.
 //!
 //! ```text
-//!   slot:  next ──a task──► attempt (as for a task of one's own) ──► next
-//!            │  ◄── nothing, but other slots still work: look again ──┘
+//!   slot:  next ──a task──► attempt (as for a single task) ──► next
+//!            │  ◄── nothing, but other slots still work: read again ──┘
 //!            └─ nothing, three times, and no slot works ──► the node ends
 //! ```
 //!
-//! What waits is found in the index of open tasks. A page of it serves many claims; each claim is the same conditional write
-//! as for a task of one's own, so a page that is out of date costs a refused write and nothing else. Of a page, the tasks are tried in
-//! random order: many nodes look at the same page. The page is of those that wait longest, so no task is passed over for ever.
+//! Pending tasks are found in the index of open tasks. A page of it serves many claims. Each claim is the same
+//! conditional write as for a single task, so a page that is out of date costs a refused write and nothing else. The
+//! tasks of a page are tried in random order, because many nodes read the same page. The page has the tasks that have
+//! waited longest, so every task is reached.
 //!
-//! A task that is suspect of having crashed a node (`crash.rs`) runs alone: the slot that takes it waits until no other
-//! slot has a task, and none begins one until it has ended. A node that has other work to do leaves it to nodes that
-//! have none, for a quarter of an hour at least; then it waits for the other slots to end, for five minutes at the most
-//! (`turns.rs`). If they have not ended by then, they go on, and all suspect tasks wait for later, or for the time when
-//! there is nothing else to do. Of all nodes of a mission, one waits so at a time, as a rule (`queue.rs`).
+//! A task that is suspected of having crashed a node (`crash.rs`) runs alone: the slot that takes it waits until no
+//! other slot has a task, and none starts one until it has ended. A node with other work leaves it to nodes without
+//! work, for at least 15 minutes. Then it waits for the other slots, for at most 5 minutes (`turns.rs`). If they have
+//! not ended by then, they continue, and all suspect tasks wait until later, or until there is nothing else to do. As a
+//! rule, one node of a mission waits in this way at a time (`queue.rs`).
 //!
-//! A task that could not be claimed is set aside for a while, twice as long each time: whatever the index says of it, no slot
-//! asks for it again at once. A node that finds only such tasks pauses, and ends, as if there were none.
+//! A task that could not be claimed is set aside for a while, twice as long each time, whatever the index says of it. A
+//! node that finds only such tasks pauses, and ends, as if there were none.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -29,55 +30,49 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::Instrument;
 
-use super::attempt::Ending;
 use super::crash::RecoveredTask;
-use super::error::words;
-use super::identity::{Assignment, Instance};
-use super::queue::{Next, PAGE_LIFE, Queue};
+use super::host::Host;
+use super::identity::Assignment;
+use super::outcome::Outcome;
+use super::queue::{NextTask, PAGE_LIFE, Queue};
 use super::retry::{or_drained, retry_transient_unless};
-use super::spot::SpotWatcher;
 use super::turns::{SUSPECT_WAIT, Turn, Turns, Waited};
-use super::{Node, NodeError, one_task};
+use super::{Node, NodeError, task};
+use crate::backend::error_chain;
 use crate::backend::ledger::Partition;
+use crate::domain::backoff;
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::task::{State, Task};
 use crate::workload::Sandbox;
 
-/// The entries of one page of the index at the least: a hundred keys are about 20 kB, 2.5 read units.
+/// The smallest page of the index, in entries: a hundred keys are about 20 kB, 2.5 read units.
 const PAGE_LEN_MIN: usize = 100;
-/// And at the most: 200 kB, 25 read units.
+/// The largest page of the index: 200 kB, 25 read units.
 const PAGE_LEN_MAX: usize = 1_000;
-/// How often a slot must find nothing before it takes that for true: an index lags, by much less than a second as a rule.
+/// How often a slot must find nothing before it ends: an index lags, by much less than a second as a rule.
 const EMPTY_LOOKS: u32 = 3;
-/// The pause after such a look; three of them are six seconds.
+/// The pause after such a read; three of them are six seconds.
 const EMPTY_PAUSE: Duration = Duration::from_secs(2);
-/// The pause between looks of a slot for which the disk has no room: a look is one call of the system.
+/// The pause between checks of a full disk: a check is one system call.
 const ROOM_PAUSE: Duration = Duration::from_secs(2);
-/// The pause between looks of a slot without work while others of this node have some.
+/// The pause between reads of a slot without work while other slots of this node have some.
 const IDLE_PAUSE: Duration = Duration::from_secs(15);
-/// The most pages that one look reads of a partition whose first pages hold nothing but tasks that are set aside.
+/// The most pages that are read of a partition whose first pages hold only tasks that are set aside.
 const PAGES_MAX: usize = 20;
 
-/// Does the mission's tasks until none is left, or the node is to end.
-pub(super) async fn serve(
-    node: &Node,
-    instance: &Instance,
-    spot: &SpotWatcher,
-    mission: &MissionId,
-    left: Vec<RecoveredTask>,
-) -> Result<Ending, NodeError> {
+/// Does the mission's tasks until none is left, or the node must stop.
+pub(super) async fn serve(host: &Host, mission: &MissionId, left: Vec<RecoveredTask>) -> Result<Outcome, NodeError> {
+    let node = &host.node;
     let (drain, limit) = (&node.stopping.drain, node.settings.max_idle);
     let row = retry_transient_unless(drain, limit, || node.backend.ledger.mission(mission)).await;
     let Some(row) = or_drained(node, row.map_err(NodeError::cloud("reading the mission")))? else {
-        return Ok(Ending::Drained);
+        return Ok(Outcome::Drained);
     };
     let row = row.ok_or_else(|| NodeError::NoMission { mission: mission.to_string() })?;
     let slots = slots_of(node, row.slots.or(node.settings.slots).unwrap_or(1).max(1));
     tracing::info!(mission = %mission, slots, "serving mission {mission}, {slots} tasks at a time");
-    let node = with_sandbox(node, |sandbox| sandbox.shared(slots));
+    let host = Host { node: with_sandbox(node, |sandbox| sandbox.shared(slots)), ..host.clone() };
     let server = Arc::new(Server {
-        instance: instance.clone(),
-        spot: spot.clone(),
         mission: mission.clone(),
         shards: row.tally_shards,
         // Twice as many as slots that look at the same page, so that few try for the same task.
@@ -87,36 +82,37 @@ pub(super) async fn serve(
         queue: Mutex::new(Queue::new(left, row.nodes.unwrap_or(1))),
         slots,
         turns: Turns::new(SUSPECT_WAIT),
-        node,
+        host,
         working: AtomicUsize::new(0),
         is_over: AtomicBool::new(row.cancelled_at.is_some()),
     });
     let mut running = JoinSet::new();
     for slot in 0..slots {
         let server = server.clone();
-        let span = tracing::info_span!("slot", slot, mission = %mission, instance.id = %instance.id);
-        let node = with_sandbox(&server.node, |sandbox| sandbox.of_slot(slot));
-        running.spawn(async move { server.slot(&node).await }.instrument(span));
+        let span = tracing::info_span!("slot", slot, mission = %mission, instance.id = %server.host.instance.id);
+        let node = with_sandbox(&server.host.node, |sandbox| sandbox.of_slot(slot));
+        let host = Host { node, ..server.host.clone() };
+        running.spawn(async move { server.slot(&host).await }.instrument(span));
     }
-    let (mut done, mut other, mut trouble) = (0, 0, None);
+    let (mut done, mut other, mut failure) = (0, 0, None);
     while let Some(ended) = running.join_next().await {
         match ended.map_err(|panic| NodeError::Panicked(panic.to_string())) {
             Ok(slot) => {
                 done += slot.done;
                 other += slot.other;
-                trouble = trouble.or(slot.trouble);
+                failure = failure.or(slot.failure);
             }
             Err(panic) => {
                 server.is_over.store(true, Ordering::SeqCst);
-                trouble = trouble.or(Some(panic));
+                failure = failure.or(Some(panic));
             }
         }
     }
-    trouble.map_or(Ok(Ending::Served { done, other }), Err)
+    failure.map_or(Ok(Outcome::Served { done, other }), Err)
 }
 
-/// Returns how many tasks a node works at, at a time. In a sandbox each has a user of its own, as far as there are
-/// users.
+/// Returns how many tasks a node runs at the same time. In a sandbox each has a user of its own, so the machine's users
+/// are the limit.
 fn slots_of(node: &Node, wanted: u16) -> u16 {
     let most = node.settings.bounds.sandbox.as_ref().map_or(u16::MAX, Sandbox::slots_max);
     if wanted > most {
@@ -143,13 +139,11 @@ fn with_sandbox(node: &Node, change: impl FnOnce(&Sandbox) -> Sandbox) -> Node {
 struct Slot {
     done: u64,
     other: u64,
-    trouble: Option<NodeError>,
+    failure: Option<NodeError>,
 }
 
 struct Server {
-    node: Node,
-    instance: Instance,
-    spot: SpotWatcher,
+    host: Host,
     mission: MissionId,
     shards: u32,
     page_len: usize,
@@ -158,22 +152,22 @@ struct Server {
     turns: Turns,
     /// Slots that have a task.
     working: AtomicUsize,
-    /// Set when no slot may begin another task.
+    /// Set when no slot may start another task.
     is_over: AtomicBool,
 }
 
 impl Server {
-    /// Does task after task; `node` is the slot's own.
-    async fn slot(&self, node: &Node) -> Slot {
+    /// Does task after task; `host` has the slot's own sandbox.
+    async fn slot(&self, host: &Host) -> Slot {
         let mut slot = Slot::default();
         let mut empty = 0;
         while !self.must_end() {
-            // There is none while others work and the disk is full; the end of them ends that.
-            let Some(begun) = node.settings.disk.begin(&node.settings.work_dir) else {
+            // There is none while other slots work and the disk is full.
+            let Some(begun) = host.node.settings.disk.begin(&host.node.settings.work_dir) else {
                 self.pause(ROOM_PAUSE).await;
                 continue;
             };
-            // Counted before the look: a slot that is about to work must not look idle to the others.
+            // Counted before the read: a slot that is about to work must not seem idle to the others.
             self.working.fetch_add(1, Ordering::SeqCst);
             let next = self.next().await;
             let next = match next {
@@ -191,12 +185,12 @@ impl Server {
                 Err(error) => {
                     self.working.fetch_sub(1, Ordering::SeqCst);
                     self.is_over.store(true, Ordering::SeqCst);
-                    slot.trouble = Some(error);
+                    slot.failure = Some(error);
                     break;
                 }
             };
             empty = 0;
-            self.work(node, &next, &mut slot).await;
+            self.work(host, &next, &mut slot).await;
             self.queue.lock().await.held.remove(&next.src);
             self.working.fetch_sub(1, Ordering::SeqCst);
         }
@@ -205,17 +199,18 @@ impl Server {
 
     fn must_end(&self) -> bool {
         self.is_over.load(Ordering::SeqCst)
-            || self.node.stopping.drain.is_cancelled()
-            || self.spot.should_stop_claiming()
+            || self.host.node.stopping.drain.is_cancelled()
+            || self.host.spot.should_stop_claiming()
     }
 
-    /// Waits for a slot's turn. `None` if the task does not wait any more, or not now, or the node is to end.
-    async fn turn(&self, next: &Next) -> Option<Turn<'_>> {
-        let drain = &self.node.stopping.drain;
+    /// Waits for a slot's turn. `None` if the task is not pending any more, or must wait until later, or the node must
+    /// stop.
+    async fn turn(&self, next: &NextTask) -> Option<Turn<'_>> {
+        let drain = &self.host.node.stopping.drain;
         if !next.is_suspect {
             return self.turns.shared(drain).await.filter(|_| !self.must_end());
         }
-        tracing::info!(src.id = %next.src, "task {} is suspect of a crash: it waits until it is alone here", next.src);
+        tracing::info!(src.id = %next.src, "task {} is suspected of a crash: it waits to run alone", next.src);
         let may_wait = async { self.queue.lock().await.may_wait(Instant::now()) };
         match self.turns.alone(drain, may_wait, || self.still_waits(&next.src)).await {
             Waited::Alone(turn) => {
@@ -223,7 +218,7 @@ impl Server {
                 Some(turn).filter(|_| !self.must_end())
             }
             Waited::NotNow => {
-                tracing::info!(src.id = %next.src, "task {} was not alone in time: it waits for later", next.src);
+                tracing::info!(src.id = %next.src, "task {} was not alone in time: it waits until later", next.src);
                 self.queue.lock().await.put_off(next.src.clone(), Instant::now());
                 None
             }
@@ -232,52 +227,54 @@ impl Server {
     }
 
     async fn still_waits(&self, src: &SrcId) -> bool {
-        let row = self.node.backend.ledger.task(src).await;
+        let row = self.host.node.backend.ledger.task(src).await;
         let waits = |row: Task| match row.state {
-            State::Running => row.instance.as_ref() == Some(&self.instance.id),
+            State::Running => row.instance.as_ref() == Some(&self.host.instance.id),
             state => state == State::Pending,
         };
-        // What cannot be read now is read in a moment.
+        // A row that cannot be read now is read again in a moment.
         !self.must_end() && row.map_or(true, |row| row.is_some_and(waits))
     }
 
-    async fn work(&self, node: &Node, next: &Next, slot: &mut Slot) {
+    async fn work(&self, host: &Host, next: &NextTask, slot: &mut Slot) {
         let src = &next.src;
         // Held until the attempt has ended.
         let Some(turn) = self.turn(next).await else { return };
         let is_alone = self.slots == 1 || matches!(turn, Turn::Alone(..));
         let task = Assignment { src: src.clone(), mission: Some(self.mission.clone()), is_pulled: true, is_alone };
-        match one_task(node, &self.instance, &self.spot, &task).await {
-            Ok(Ending::Committed { .. }) => slot.done += 1,
-            // Another was quicker, or the index lags.
-            Ok(Ending::EndedBefore(_) | Ending::HeldByOther(_)) => self.set_aside(src).await,
-            Ok(Ending::Suspect) => self.queue.lock().await.suspect(src.clone(), Instant::now()),
-            Ok(Ending::Cancelled) => {
+        match task::run(host, &task).await {
+            Ok(Outcome::Committed { .. }) => slot.done += 1,
+            // Another node was faster, or the index lags.
+            Ok(Outcome::EndedBefore(_) | Outcome::HeldByOther(_)) => self.set_aside(src).await,
+            Ok(Outcome::Suspect) => self.queue.lock().await.suspect(src.clone(), Instant::now()),
+            Ok(Outcome::Cancelled) => {
                 slot.other += 1;
                 self.is_over.store(true, Ordering::SeqCst);
             }
-            Ok(Ending::NoRoom(error)) => {
-                // The next task, which may be this one, waits for room.
+            Ok(Outcome::NoRoom(error)) => {
+                // The next task, which may be this one, waits for free space.
                 slot.other += 1;
-                tracing::warn!(src.id = %src, "task {src}: {}", words(&error));
+                tracing::warn!(src.id = %src, "task {src}: {}", error_chain(&error));
             }
-            Ok(Ending::Drained | Ending::Interrupted | Ending::Served { .. } | Ending::TryAgain(_)) => slot.other += 1,
+            Ok(Outcome::Drained | Outcome::Interrupted | Outcome::Served { .. } | Outcome::TryAgain(_)) => {
+                slot.other += 1;
+            }
             Err(error @ NodeError::OddRow { .. }) => {
-                tracing::warn!(src.id = %src, "{}", words(&error));
+                tracing::warn!(src.id = %src, "{}", error_chain(&error));
                 self.set_aside(src).await;
             }
             Err(error) => {
                 slot.other += 1;
                 if error.is_the_tasks_own() {
-                    tracing::warn!(src.id = %src, "task {src}: {}", words(&error));
+                    tracing::warn!(src.id = %src, "task {src}: {}", error_chain(&error));
                     if matches!(error, NodeError::Cloud { .. }) {
-                        // The row waits for people, and must not be taken up again at once.
+                        // A person must change the row, so it is not tried again at once.
                         self.set_aside(src).await;
                     }
                 } else {
-                    // What is wrong here is wrong for the next task, too.
+                    // The next task would fail in the same way.
                     self.is_over.store(true, Ordering::SeqCst);
-                    slot.trouble = slot.trouble.take().or(Some(error));
+                    slot.failure = slot.failure.take().or(Some(error));
                 }
             }
         }
@@ -287,9 +284,9 @@ impl Server {
         self.queue.lock().await.set_aside(src.clone(), Instant::now());
     }
 
-    /// Finds the next task that waits. Reads one page as a rule, and at the most [`PAGES_MAX`] of each of the mission's
-    /// partitions: that many only where all that comes first is set aside.
-    async fn next(&self) -> Result<Option<Next>, NodeError> {
+    /// Finds the next pending task. Reads one page as a rule, and at most [`PAGES_MAX`] of each of the mission's
+    /// partitions, if all that comes first is set aside.
+    async fn next(&self) -> Result<Option<NextTask>, NodeError> {
         let mut queue = self.queue.lock().await;
         if let Some(next) = queue.take_suspect(Instant::now(), false) {
             return Ok(Some(next));
@@ -308,13 +305,18 @@ impl Server {
                 if self.must_end() {
                     return Ok(None);
                 }
-                let ledger = &self.node.backend.ledger;
+                let ledger = &self.host.node.backend.ledger;
                 let page = || ledger.open_page(partition, State::Pending, self.page_len, from.as_ref());
-                let page =
-                    match retry_transient_unless(&self.node.stopping.drain, self.node.settings.max_idle, page).await {
-                        Err(error) if error.is_retryable() && self.must_end() => return Ok(None),
-                        page => page,
-                    };
+                let page = match retry_transient_unless(
+                    &self.host.node.stopping.drain,
+                    self.host.node.settings.max_idle,
+                    page,
+                )
+                .await
+                {
+                    Err(error) if error.is_retryable() && self.must_end() => return Ok(None),
+                    page => page,
+                };
                 let page = page.map_err(NodeError::cloud("looking for the next task"))?;
                 let last = page.tasks.last().cloned().filter(|_| !page.is_last);
                 let mut srcs: Vec<SrcId> = page.tasks.into_iter().map(|task| task.src).collect();
@@ -331,18 +333,18 @@ impl Server {
                 }
             }
         }
-        // Idle is a node of which no other slot has a task, or looks for one.
+        // A node is idle if no other slot has a task, or searches for one.
         let is_idle = self.working.load(Ordering::SeqCst) <= 1;
         Ok(queue.take_suspect(Instant::now(), is_idle))
     }
 
-    /// Waits, a fifth shorter or longer by chance, unless the node is to end.
+    /// Waits, up to a fifth shorter or longer by chance, unless the node drains.
     async fn pause(&self, pause: Duration) {
-        let pause = pause.mul_f64(0.8 + 0.4 * f64::from(rand::random::<u32>()) / f64::from(u32::MAX));
+        let pause = backoff::jittered(pause, 0.2, rand::random());
         // Both arms may be dropped: neither holds anything.
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = self.node.stopping.drain.cancelled() => {}
+            () = self.host.node.stopping.drain.cancelled() => {}
         }
     }
 }

@@ -3,84 +3,76 @@
 //! ```text
 //!   identify → claim → download → execute → upload → commit → notify → terminate
 //!                │         └────────┴─────────┴── a failure: release, or fail (commit without a result) → notify
-//!                ├── ended already: notify, if its mission still waits for that
-//!                └── held by another who lives: leave
+//!                ├── ended already: notify, if its mission is complete and not yet announced
+//!                └── held by a live instance: leave
 //! ```
 //!
-//! [`run`] is the only place that says what happens after what. Whatever happens before it, an error and a panic
-//! included, the last step is the machine's own end: a node without a task is a leak. Only a machine that is proved to
-//! be a node is ended (`backend::machine`).
+//! [`run`] is the only place that orders these steps. The last step terminates the machine, whatever happened before
+//! it, an error and a panic included: a node without a task is a leak. Only a machine that is proved to be a node is
+//! terminated (`backend::machine`).
+//!
+//! `task.rs` makes the attempts at one task; an `Attempt` holds what they need. No two files here import each
+//! other, directly or in a circle.
 
 mod attempt;
 mod checkpoint;
+mod checkpoint_files;
 mod checkpoint_size;
 mod claim;
+mod completion;
 mod crash;
+mod deployment;
 mod disk;
 mod error;
 mod execute;
 mod finish;
 mod heartbeat;
+mod host;
 mod identity;
 pub(crate) mod log;
+mod manifest;
 mod mission_loop;
+mod node;
 mod notify;
+mod outcome;
+mod output;
 mod panic;
 mod pins;
 mod preflight;
+mod publish;
 mod queue;
 mod result;
 mod retry;
 mod settings;
 mod spot;
 mod stopping;
+mod task;
 mod turns;
+mod work;
 
-pub use attempt::Ending;
+pub use completion::CompletionNotifier;
 pub use disk::{Begun, Disk};
-pub use error::{NodeError, words};
-pub use notify::CompletionNotifier;
+pub use error::NodeError;
+pub use node::{Life, Node};
+pub use outcome::Outcome;
 pub use preflight::Preflight;
 pub use settings::{Report, Settings, Step};
 pub use stopping::{DRAIN_LIMIT, Stopping};
-
-use std::sync::Arc;
-use std::time::Instant;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::Instrument;
 
-use identity::{Assignment, Instance, Work};
+use host::Host;
+use identity::Work;
 use spot::SpotWatcher;
 
-use crate::backend::Backend;
-use crate::backend::machine::{EndError, EndProof, MachineEnd};
+use crate::backend::machine::EndProof;
 use crate::workload::Removal;
 
-/// What a node is made of. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Node {
-    /// The services.
-    pub backend: Backend,
-    /// The settings.
-    pub settings: Arc<Settings>,
-    /// How the node is told to end before its task does.
-    pub stopping: Stopping,
-}
-
-/// How a node's life ended.
-#[derive(Debug)]
-pub struct Life {
-    /// What became of its task.
-    pub ending: Result<Ending, NodeError>,
-    /// What became of the machine.
-    pub end: Result<MachineEnd, EndError>,
-}
-
-/// Runs a node: one task from its instance's tag to its end, then the end of the machine.
+/// Runs a node: its task or its mission, then the termination of its machine.
 ///
-/// Every way out passes the last step, panics included. Not cancel-safe: cancel `stopping.drain` and wait.
+/// Every path reaches the last step, panics included. Not cancel-safe: cancel `stopping.drain` and wait.
 pub async fn run(node: Node) -> Life {
     let mut task = JoinSet::new();
     let (proof, seen) = watch::channel(None);
@@ -90,18 +82,18 @@ pub async fn run(node: Node) -> Life {
             Some(limit) => tokio::time::sleep(limit).await,
             None => std::future::pending().await,
         }
-        tracing::warn!("this node has lived as long as it may: it drains");
+        tracing::warn!("this node has reached its maximum lifetime: it drains");
         node.stopping.drain.cancel();
         std::future::pending::<()>().await;
     };
-    // A drain whose time is over is cut short: to everyone else, that is the death of the process.
+    // A drain whose time is over is cut short: to other nodes, this looks like the death of the process.
     let joined = tokio::select! {
         joined = task.join_next() => Some(joined),
         () = lifetime => unreachable!("the lifetime only drains"),
         () = node.stopping.is_over() => None,
     };
-    let ending = match joined {
-        Some(Some(Ok(ending))) => ending,
+    let outcome = match joined {
+        Some(Some(Ok(outcome))) => outcome,
         Some(Some(Err(panic))) => Err(NodeError::Panicked(panic.to_string())),
         Some(None) => Err(NodeError::Panicked("the node's task vanished".to_owned())),
         None => {
@@ -110,64 +102,30 @@ pub async fn run(node: Node) -> Life {
         }
     };
     let seen = seen.borrow().clone();
-    let end = step(&node, Step::Terminate, node.backend.machine.end(node.settings.end_order, seen)).await;
-    Life { ending, end }
+    let end = node.step(Step::Terminate, node.backend.machine.end(node.settings.end_order, seen)).await;
+    Life { outcome, end }
 }
 
-/// The steps from identity to notification. Hands on what the tags prove as soon as they are read, for the step after
-/// the last.
-async fn life(node: Node, proof: watch::Sender<Option<EndProof>>) -> Result<Ending, NodeError> {
-    let (instance, work) = step(&node, Step::Identify, identity::find(&node, &proof)).await?;
-    // Stopped before it began: nothing is claimed, so nothing has to be handed back.
-    let Some(work) = work else { return Ok(Ending::Drained) };
-    // What an earlier process held is settled first: a claim would take it for handed back.
+/// Runs the steps from identify to notify. Sends what the tags prove as soon as they are read, for the terminate step.
+async fn life(node: Node, proof: watch::Sender<Option<EndProof>>) -> Result<Outcome, NodeError> {
+    let (instance, work) = node.step(Step::Identify, identity::find(&node, &proof)).await?;
+    // Stopped before it began: nothing is claimed, so nothing has to be released.
+    let Some(work) = work else { return Ok(Outcome::Drained) };
+    // Tasks of an earlier process are settled first: a claim would take them for released.
     let crash::Reported { found, failed, settled, unsettled } = crash::report(&node, &instance).await;
     let mut removal = Removal::start(settled, unsettled, &node.stopping.drain);
     removal.head_start().await;
-    let (spot, mut looks) =
+    let (spot, mut polls) =
         SpotWatcher::start(node.backend.machine.clone(), node.backend.ledger.clone(), instance.is_on_ec2());
-    let ending = match work {
+    let host = Host { node, instance, spot };
+    let outcome = match work {
         Work::Task(task) => match failed.into_iter().find(|(src, _)| *src == task.src) {
             Some((_, error)) => Err(error),
-            None => one_task(&node, &instance, &spot, &task).await,
+            None => task::run(&host, &task).await,
         },
-        Work::Mission(mission) => mission_loop::serve(&node, &instance, &spot, &mission, found).await,
+        Work::Mission(mission) => mission_loop::serve(&host, &mission, found).await,
     };
-    looks.shutdown().await;
+    polls.shutdown().await;
     removal.end().await;
-    ending
-}
-
-/// Attempts at one task, until it has ended or is handed back.
-async fn one_task(
-    node: &Node,
-    instance: &Instance,
-    spot: &SpotWatcher,
-    task: &Assignment,
-) -> Result<Ending, NodeError> {
-    let span = tracing::info_span!("task", task.id = %task.src, src.id = %task.src, instance.id = %instance.id);
-    loop {
-        let ending = attempt::run(node, instance, spot, task).instrument(span.clone()).await?;
-        // A failure that may pass is tried again here: a new machine would only cost another boot.
-        if !matches!(ending, Ending::TryAgain(_)) || node.stopping.drain.is_cancelled() {
-            return Ok(ending);
-        }
-    }
-}
-
-/// Runs one step in a span of its own and logs how long it took.
-async fn step<T, E: std::fmt::Display>(
-    node: &Node,
-    step: Step,
-    work: impl Future<Output = Result<T, E>>,
-) -> Result<T, E> {
-    node.settings.report.send_modify(|report| report.step = step);
-    let started = Instant::now();
-    let result = work.instrument(tracing::info_span!("step", name = step.as_str())).await;
-    let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    match &result {
-        Ok(_) => tracing::info!(step = step.as_str(), duration_ms, "{} took {duration_ms} ms", step.as_str()),
-        Err(error) => tracing::debug!(step = step.as_str(), duration_ms, "{} failed: {error}", step.as_str()),
-    }
-    result
+    outcome
 }

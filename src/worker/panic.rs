@@ -1,11 +1,11 @@
-//! A panic in an attempt is that attempt's end, and no other's.
+//! A panic in an attempt ends that attempt, and no other.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-/// Polls a future to its end, or to its panic. What the future borrows must not be trusted after a panic, but for what is
+/// Polls a future until it ends or panics. After a panic, what the future borrows must not be trusted, except what is
 /// written in one step.
 pub(super) async fn caught<F: Future>(future: F) -> Result<F::Output, String> {
     Caught(Box::pin(future)).await

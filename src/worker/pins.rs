@@ -1,7 +1,8 @@
-//! Files of a workload on their way up: each by a descriptor of its own, with the size that it had when it was opened.
+//! Files of a workload that are uploaded: each has a descriptor of its own, and the size that it had when it was
+//! opened.
 //!
-//! The workload, or what is left of it, may change a file at any moment. What goes up of it is never more than it had
-//! then, and of all files together never more than the pins were given: a walk that found less says nothing of now.
+//! The workload, or a process that it left, may change a file at any moment. Never more than that size is uploaded, and
+//! of all files together never more than the limit of the pins: a walk that found less may be out of date.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::retry::{Failure, retry_transient};
+use super::retry::{Retryable, retry_transient};
 use crate::backend::store::Body;
 use crate::domain::checkpoint::Stamp;
 use crate::workload::is_limit;
@@ -23,7 +24,7 @@ const OPEN_MAX: usize = 64;
 /// Of the process, as its limit of open files is.
 static OPEN: Semaphore = Semaphore::const_new(OPEN_MAX);
 
-/// How the files below one folder are pinned, and how many bytes they may still have in all. A clone shares these.
+/// Opens the files below one folder, and counts how many bytes they may still have in all. A clone shares the count.
 #[derive(Clone, Debug)]
 pub(super) struct Pins {
     root: PathBuf,
@@ -37,15 +38,15 @@ pub(super) struct Pins {
 pub(super) struct Pin {
     pinned: Pinned,
     path: PathBuf,
-    /// What it had when it was pinned.
+    /// Its size when it was pinned.
     pub(super) bytes: u64,
     pub(super) stamp: Stamp,
     pub(super) mode: u32,
     _place: Option<SemaphorePermit<'static>>,
 }
 
-impl Failure for PinError {
-    fn may_pass(&self) -> bool {
+impl Retryable for PinError {
+    fn is_transient(&self) -> bool {
         matches!(self, Self::System(error) if is_limit(error))
     }
 }
@@ -59,8 +60,8 @@ impl Pins {
         &self.root
     }
 
-    /// Opens the file at a path below the folder; `None` if it is gone. Where a limit of the machine is in the way, it
-    /// is tried again for as long as `limit`.
+    /// Opens the file at a path below the folder; `None` if it is gone. A limit of the machine is retried for as long
+    /// as `limit`.
     pub(super) async fn open(&self, path: &[u8], limit: Duration) -> Result<Option<Pin>, PinError> {
         retry_transient(limit, || self.open_once(path.to_vec())).await
     }

@@ -1,5 +1,5 @@
-//! What a node that serves a mission knows to wait: a page of the index, what could not be claimed, and what must run
-//! alone.
+//! Pending tasks that a node of a mission knows: a page of the index, tasks that could not be claimed, and tasks that
+//! must run alone.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -8,42 +8,43 @@ use tokio::time::Instant;
 
 use super::crash::RecoveredTask;
 use super::turns::SUSPECT_WAIT;
+use crate::domain::backoff;
 use crate::domain::ids::SrcId;
 
-/// How many tasks of a page may be found taken before it is thrown away: others have been through it.
+/// How many tasks of a page may be found taken before it is discarded: other nodes have used it.
 const TAKEN_MAX: u32 = 5;
-/// How long a page is used: by then, others have taken most of it.
+/// How long a page is used: by then, other nodes have taken most of it.
 pub(super) const PAGE_LIFE: Duration = Duration::from_secs(10);
-/// How long a task that could not be claimed is set aside at first: longer than an index lags, and than a page is used.
+/// How long a task that could not be claimed is set aside at first: longer than an index lags, or a page is used.
 const ASIDE_FIRST: Duration = Duration::from_secs(10);
-/// And at the most. A row that is odd for longer is reported by the sweep.
+/// The longest time that a task is set aside. The sweep reports a row that stays odd.
 const ASIDE_LAST: Duration = Duration::from_mins(10);
-/// The most tasks that are remembered as set aside: about 150 bytes each. Above that, those of the shortest time are
+/// The most tasks that are remembered as set aside: about 150 bytes each. Above that, those with the shortest time are
 /// forgotten.
 const ASIDE_LEN_MAX: usize = 10_000;
-/// How long at least a suspect task is left to nodes that have nothing else to do. A node that takes it must let its slots
+/// The shortest time that a suspect task is left to nodes without other work. A node that takes it must let its slots
 /// run empty.
 const SUSPECT_PATIENCE: Duration = Duration::from_mins(15);
-/// How often that is doubled after waits in vain: up to four hours, of which five minutes' wait are 2 %.
+/// How often that is doubled after unsuccessful waits: up to four hours, of which a wait of five minutes is 2 %.
 const DOUBLINGS_MAX: u32 = 4;
 /// The most nodes among which the waits are spread: the last of them waits after more than eight hours.
 const NODES_MAX: u32 = 100;
 
-/// What is known to wait.
+/// The pending tasks that are known.
 #[derive(Debug)]
 pub(super) struct Queue {
     pub(super) page: VecDeque<SrcId>,
     pub(super) read_at: Option<Instant>,
-    /// Tasks that slots of this process are at: the claim would take them for left by an earlier process of this
+    /// Tasks that slots of this process have: the claim would take them for tasks of an earlier process of this
     /// machine.
     pub(super) held: HashSet<SrcId>,
-    /// Tasks of this page that others had taken.
+    /// Tasks of this page that other nodes had taken.
     pub(super) taken: u32,
-    /// Tasks that could not be claimed: until when they are left alone, and for how long that is.
+    /// Tasks that could not be claimed: until when they are set aside, and for how long that is.
     aside: HashMap<SrcId, (Instant, Duration)>,
-    /// Tasks that must run alone, and from when on they do not wait for this node to be idle.
+    /// Tasks that must run alone, and the time after which they do not wait for this node to be idle.
     suspects: HashMap<SrcId, Instant>,
-    /// From when on the node may run empty for one of them, and how many such waits were in vain, one after another.
+    /// The time after which the node may run empty for one of them, and how many such waits failed, one after another.
     waits_from: Instant,
     waits_failed: u32,
     /// The nodes of the mission.
@@ -52,14 +53,14 @@ pub(super) struct Queue {
 
 /// The next task of a slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Next {
+pub(super) struct NextTask {
     pub(super) src: SrcId,
     pub(super) is_suspect: bool,
 }
 
 impl Queue {
-    /// What an earlier process was at goes first: it is still held by this machine, or this node is as idle as any. A
-    /// task that has crashed a node on its own waits: the next crash may end this machine.
+    /// Makes the queue. Tasks of an earlier process come first: this machine still holds them, or this node is as idle
+    /// as any. A task that has crashed a node on its own waits: the next crash may end this machine.
     pub(super) fn new(left: Vec<RecoveredTask>, nodes: u32) -> Self {
         let now = Instant::now();
         let (suspects, held): (Vec<_>, Vec<_>) = left.into_iter().partition(|found| found.crash.is_some());
@@ -79,7 +80,7 @@ impl Queue {
         }
     }
 
-    /// Remembers a task that must run alone. Those beyond the bound are met again.
+    /// Remembers a task that must run alone. Tasks beyond the bound are found again later.
     pub(super) fn suspect(&mut self, src: SrcId, now: Instant) {
         if self.suspects.len() < ASIDE_LEN_MAX {
             self.suspects.entry(src).or_insert_with(|| now + patience(self.nodes, 0));
@@ -91,7 +92,7 @@ impl Queue {
         self.waits_from <= now
     }
 
-    /// Puts a suspect task off for which the other slots have not ended in time, and the others with it.
+    /// Postpones a suspect task for which the other slots have not ended in time, and all other suspect tasks with it.
     pub(super) fn put_off(&mut self, src: SrcId, now: Instant) {
         if self.may_wait(now) {
             self.waits_failed = (self.waits_failed + 1).min(DOUBLINGS_MAX);
@@ -105,8 +106,9 @@ impl Queue {
         self.waits_failed = 0;
     }
 
-    /// Takes the suspect task that waits longest for this node, once its time has come, or the node has nothing else.
-    pub(super) fn take_suspect(&mut self, now: Instant, is_idle: bool) -> Option<Next> {
+    /// Takes the suspect task that has waited longest for this node, if its time has come, or the node has nothing
+    /// else.
+    pub(super) fn take_suspect(&mut self, now: Instant, is_idle: bool) -> Option<NextTask> {
         let waits = self
             .suspects
             .iter()
@@ -114,10 +116,10 @@ impl Queue {
         let src = waits.min_by_key(|(_, due)| **due)?.0.clone();
         self.suspects.remove(&src);
         self.held.insert(src.clone());
-        Some(Next { src, is_suspect: true })
+        Some(NextTask { src, is_suspect: true })
     }
 
-    /// Leaves a task alone that could not be claimed.
+    /// Sets aside a task that could not be claimed.
     pub(super) fn set_aside(&mut self, src: SrcId, now: Instant) {
         self.taken += 1;
         if self.taken >= TAKEN_MAX {
@@ -134,28 +136,28 @@ impl Queue {
         self.aside.get(src).is_some_and(|(until, _)| *until > now)
     }
 
-    /// Takes the next task that no other slot is at.
-    pub(super) fn take(&mut self, now: Instant) -> Option<Next> {
+    /// Takes the next task that no other slot has.
+    pub(super) fn take(&mut self, now: Instant) -> Option<NextTask> {
         while let Some(src) = self.page.pop_front() {
             let is_left = self.is_aside(&src, now) || self.suspects.contains_key(&src);
             if !is_left && self.held.insert(src.clone()) {
-                return Some(Next { src, is_suspect: false });
+                return Some(NextTask { src, is_suspect: false });
             }
         }
         None
     }
 
-    /// Forgets tasks that may be tried again since so long that a new failure would be another story.
+    /// Forgets tasks whose time is over for so long that a new failure is unrelated.
     pub(super) fn forget_old(&mut self, now: Instant) {
         self.aside.retain(|_, (until, _)| *until + ASIDE_LAST > now);
     }
 }
 
-/// Returns how long a suspect task is left to others: spread so that of all nodes one waits for it at a time. All would run
-/// empty for it.
+/// Returns how long a suspect task is left to other nodes: spread so that one node waits for it at a time. Otherwise
+/// all nodes would run empty for it.
 fn patience(nodes: u32, doublings: u32) -> Duration {
     let spread = SUSPECT_PATIENCE.max(SUSPECT_WAIT * nodes.min(NODES_MAX));
-    SUSPECT_PATIENCE * 2_u32.pow(doublings) + spread.mul_f64(f64::from(rand::random::<u32>()) / f64::from(u32::MAX))
+    SUSPECT_PATIENCE * 2_u32.pow(doublings) + backoff::between(Duration::ZERO, spread, rand::random())
 }
 
 #[cfg(test)]
@@ -172,8 +174,8 @@ mod tests {
         RecoveredTask { src: src(name), crash }
     }
 
-    fn next(name: &str, is_suspect: bool) -> Next {
-        Next { src: src(name), is_suspect }
+    fn next(name: &str, is_suspect: bool) -> NextTask {
+        NextTask { src: src(name), is_suspect }
     }
 
     #[test]
@@ -193,7 +195,7 @@ mod tests {
         let mut queue = Queue::new(Vec::new(), 1);
         let now = Instant::now();
         queue.suspect(src("a"), now);
-        // Met again on the next page: its time does not begin anew.
+        // Found again on the next page: its time does not start again.
         queue.suspect(src("a"), now + SUSPECT_PATIENCE);
         queue.page = [src("a"), src("b")].into();
         assert_eq!(queue.take(now), Some(next("b", false)), "no slot asks for it again");
@@ -201,7 +203,7 @@ mod tests {
         let late = now + SUSPECT_PATIENCE * 2;
         assert_eq!(queue.take_suspect(late, false), Some(next("a", true)));
         queue.suspect(src("a"), now);
-        assert_eq!(queue.take_suspect(late + SUSPECT_PATIENCE, true), None, "a slot is at it");
+        assert_eq!(queue.take_suspect(late + SUSPECT_PATIENCE, true), None, "a slot has it");
         queue.held.remove(&src("a"));
         assert_eq!(queue.take_suspect(late + SUSPECT_PATIENCE, false), Some(next("a", true)));
     }

@@ -1,4 +1,4 @@
-//! Repeating what may pass: an outage that is shorter than a lease costs time, not the task.
+//! Retries of transient failures: an outage that is shorter than a lease costs time, not the task.
 
 use std::time::Duration;
 
@@ -6,25 +6,25 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Node, NodeError};
-use crate::backend::CloudError;
 use crate::backend::store::StoreError;
+use crate::backend::{CloudError, error_chain};
 use crate::domain::backoff;
 use crate::workload::is_limit;
 
-/// A failure that says of itself whether the same again may succeed.
-pub(super) trait Failure: std::fmt::Display + std::error::Error {
-    /// Returns whether the same call may succeed later.
-    fn may_pass(&self) -> bool;
+/// A failure that knows whether it is transient.
+pub(super) trait Retryable: std::fmt::Display + std::error::Error {
+    /// Returns whether the same call can succeed later.
+    fn is_transient(&self) -> bool;
 }
 
-impl Failure for CloudError {
-    fn may_pass(&self) -> bool {
+impl Retryable for CloudError {
+    fn is_transient(&self) -> bool {
         self.is_retryable()
     }
 }
 
-impl Failure for StoreError {
-    fn may_pass(&self) -> bool {
+impl Retryable for StoreError {
+    fn is_transient(&self) -> bool {
         match self {
             Self::Cloud(error) => error.is_retryable(),
             Self::Disk { source, .. } => is_limit(source),
@@ -33,26 +33,26 @@ impl Failure for StoreError {
     }
 }
 
-/// Repeats a call while its failure is transient, once at least, and until one was made when `limit` had gone by. The SDK's own
-/// five tries (about 4 s) are inside each of these; between them lies a jittered pause of up to 5 s.
+/// Retries a call while its failure is transient: at least once, and until a call was made after `limit`. Each call
+/// includes the SDK's own five tries (about 4 s); between calls is a jittered pause of up to 5 s.
 ///
-/// For calls that may be made twice, and that must be made although the node drains.
+/// For calls that may be made twice, and that must be made even if the node drains.
 ///
 /// # Errors
 /// The last failure.
-pub(super) async fn retry_transient<T, E: Failure, F>(limit: Duration, call: impl FnMut() -> F) -> Result<T, E>
+pub(super) async fn retry_transient<T, E: Retryable, F>(limit: Duration, call: impl FnMut() -> F) -> Result<T, E>
 where
     F: Future<Output = Result<T, E>>,
 {
     retry_transient_unless(&CancellationToken::new(), limit, call).await
 }
 
-/// Repeats a call as [`retry_transient`] does, but no more once `stop` is cancelled. A call that is under way is waited for: whether it was
-/// applied must be known.
+/// Retries a call as [`retry_transient`] does, until `stop` is cancelled. A call under way is waited for: it must be
+/// known whether it was applied.
 ///
 /// # Errors
 /// The last failure.
-pub(super) async fn retry_transient_unless<T, E: Failure, F>(
+pub(super) async fn retry_transient_unless<T, E: Retryable, F>(
     stop: &CancellationToken,
     limit: Duration,
     mut call: impl FnMut() -> F,
@@ -69,13 +69,13 @@ where
         };
         tries += 1;
         let elapsed = started.elapsed();
-        if !error.may_pass() || tries > 1 && elapsed >= limit || stop.is_cancelled() {
+        if !error.is_transient() || tries > 1 && elapsed >= limit || stop.is_cancelled() {
             return Err(error);
         }
         let pause = backoff::delay(tries + 2, rand::random());
-        // The last try is made when the limit has come, not before: what is away for less is waited for.
+        // The last try is made when the limit has come, not before, so that a shorter outage is waited for.
         let pause = limit.checked_sub(elapsed).map_or(pause, |left| pause.min(left));
-        tracing::warn!("tried again: {}", super::error::words(&error));
+        tracing::warn!("retrying: {}", error_chain(&error));
         // Both arms may be dropped: neither holds anything.
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -84,20 +84,19 @@ where
     }
 }
 
-/// Returns nothing of a failure that a drain has cut short, or that a longer wait might have ended: a drain during an outage
-/// is an orderly end.
+/// Turns a transient failure during a drain into `None`: a drain during an outage is an orderly end.
 ///
 /// # Errors
 /// Every other failure.
 pub(super) fn or_drained<T>(node: &Node, result: Result<T, NodeError>) -> Result<Option<T>, NodeError> {
-    let may_pass = |error: &NodeError| match error {
-        NodeError::Cloud { source, .. } => source.may_pass(),
-        NodeError::Store { source, .. } => source.may_pass(),
+    let is_transient = |error: &NodeError| match error {
+        NodeError::Cloud { source, .. } => source.is_transient(),
+        NodeError::Store { source, .. } => source.is_transient(),
         _ => false,
     };
     match result {
-        Err(error) if node.stopping.drain.is_cancelled() && may_pass(&error) => {
-            tracing::warn!("given up, for the node drains: {}", super::error::words(&error));
+        Err(error) if node.stopping.drain.is_cancelled() && is_transient(&error) => {
+            tracing::warn!("given up, because the node drains: {}", error_chain(&error));
             Ok(None)
         }
         result => result.map(Some),

@@ -1,4 +1,4 @@
-//! What a node is told: validated, and the same whether it came from flags, variables, or a test.
+//! A node's settings: validated, and the same whether they came from flags, variables, or a test.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,24 +17,24 @@ use crate::workload::{Bounds, Left, Simulation, Workload};
 /// A step of a node's life.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Step {
-    /// Who am I, and what is my task?
+    /// Find out which machine this is, and its task.
     #[default]
     Identify,
     /// Take the task.
     Claim,
-    /// Fetch the input.
+    /// Download the input.
     Download,
     /// Run the workload.
     Execute,
     /// Store the result.
     Upload,
-    /// End the task and count it.
+    /// Write the task's end and count it.
     Commit,
-    /// Hand the task back.
+    /// Release the task.
     Release,
-    /// See whether the mission is over, and tell people.
+    /// Check whether the mission is complete, and send its notification.
     Notify,
-    /// End the machine.
+    /// Terminate the machine.
     Terminate,
 }
 
@@ -56,7 +56,7 @@ impl Step {
     }
 }
 
-/// Where a node is, for whoever watches it: the newest value only.
+/// Where a node is, for its observers: only the newest value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// The step.
@@ -88,15 +88,15 @@ pub struct Settings {
     pub checkpoint_every: Duration,
     /// The time between two copies of a running workload's log.
     pub log_every: Duration,
-    /// How many tasks a node that serves a mission works at, at a time, if the mission does not say.
+    /// Tasks that a node of a mission runs at the same time, if the mission does not say.
     pub slots: Option<u16>,
-    /// Attempts that an earlier process of this machine was at when it died.
+    /// Attempts that an earlier process of this machine left when it died.
     pub left: Vec<Left>,
     /// How long a node may wait for tables that do not answer before it ends.
     pub max_idle: Duration,
     /// How long a node may live; then it drains.
     pub max_lifetime: Option<Duration>,
-    /// What was ordered about the machine's end.
+    /// Whether to terminate the machine.
     pub end_order: EndOrder,
     /// Whether this process holds the lock of the work folder: only then may it be named by its instance's id.
     pub holds_work_dir: bool,
@@ -106,14 +106,14 @@ pub struct Settings {
     pub simulation: Simulation,
     /// The bounds of a run.
     pub bounds: Bounds,
-    /// How often a task is tried again.
+    /// How often a task is retried.
     pub limits: Limits,
     /// How large results and checkpoints may be.
     pub sizes: SizeLimits,
-    /// What is known of the disk, by all that share it.
+    /// What is known of the disk, for all that share it.
     pub disk: Arc<Disk>,
-    /// What has been found of the deployment, by all that share it.
+    /// What is known of the deployment, for all that share it.
     pub preflight: Arc<Preflight>,
-    /// Takes the node's progress, for whoever watches.
+    /// Publishes the node's progress.
     pub report: watch::Sender<Report>,
 }

@@ -1,9 +1,9 @@
-//! EC2's notices: the Spot instance will be taken back, or should be given up.
+//! The Spot watcher: polls IMDS for the interruption notice and the rebalance recommendation.
 //!
 //! ```text
 //!   spot/instance-action ── 404 ──► nothing
-//!                        ── a notice ──► Notice { deadline }: end the workload, save, hand the task back
-//!   events/recommendations/rebalance ── 200 ──► save a checkpoint, go on
+//!                        ── a notice ──► a deadline: stop the workload, save, release the task
+//!   events/recommendations/rebalance ── 200 ──► save a checkpoint, claim nothing new
 //! ```
 
 use std::time::{Duration, SystemTime};
@@ -14,47 +14,53 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use crate::backend::{Ledger, Machine};
+use crate::backend::{Ledger, Machine, Store};
 use crate::clock;
+use crate::domain::backoff;
 
-/// EC2 recommends a look every 5 s. Source: EC2 user guide, "Spot Instance interruption notices".
-const LOOK_PERIOD: Duration = Duration::from_secs(5);
-/// The longest pause while IMDS is ill; a notice is given two minutes ahead, so six looks still fit.
-const LOOK_PERIOD_MAX: Duration = Duration::from_secs(20);
-/// How long a notice is believed to run whose time cannot be read, or has passed already. Short: late is worse than early.
+/// EC2 recommends a poll every 5 s. Source: EC2 user guide, "Spot Instance interruption notices".
+const POLL_PERIOD: Duration = Duration::from_secs(5);
+/// The longest pause while IMDS fails; a notice comes two minutes ahead, so six polls still fit.
+const POLL_PERIOD_MAX: Duration = Duration::from_secs(20);
+/// The time that is assumed for a notice whose own time cannot be read, or has passed. Short: late is worse than early.
 const UNREAD_BUDGET: Duration = Duration::from_secs(20);
-/// How long the service is asked for its time: an answer takes some ms, and the notice runs.
+/// How long to wait for the service's time: an answer takes some ms, and the notice's time runs.
 const TIME_TIMEOUT: Duration = Duration::from_secs(2);
-/// The longest a notice runs.
+/// The longest time of a notice.
 const BUDGET_MAX: Duration = Duration::from_mins(2);
 
-/// What IMDS has said, for as long as the node lives. A clone hears the same.
+/// Time that is reserved under a Spot notice for the final writes: the log and the row.
+pub(super) const FINAL_WRITES_TIME: Duration = Duration::from_secs(5);
+/// The upload speed that is assumed before one was measured, in bytes per second: a tenth of a small instance's.
+const SPEED_ASSUMED: u64 = 10_000_000;
+
+/// Spot notices for this machine. A clone has the same.
 #[derive(Clone)]
 pub(super) struct SpotWatcher {
-    /// When the machine is taken away, once that is known.
+    /// When EC2 takes the machine back, once that is known.
     pub(super) notice: watch::Receiver<Option<Instant>>,
-    /// Cancelled when EC2 recommends to leave.
+    /// Cancelled when EC2 recommends a rebalance.
     pub(super) rebalance: CancellationToken,
 }
 
 impl SpotWatcher {
-    /// Starts to look. Off EC2 there is nothing to see, and nothing is asked. The looks end when the set is shut down, which is
-    /// safe at any point: they only read.
+    /// Starts polling; off EC2, nothing is polled. The polls end when the set is shut down, which is safe at any point:
+    /// they only read.
     ///
-    /// The time of a notice is EC2's, so it is compared with the time that `ledger`'s service says it is: this machine's clock may
+    /// The time of a notice is EC2's, so it is compared with the time of `ledger`'s service: this machine's clock may
     /// be minutes off.
     pub(super) fn start(machine: Machine, ledger: Ledger, is_on_ec2: bool) -> (Self, JoinSet<()>) {
         let (sender, notice) = watch::channel(None);
         let rebalance = CancellationToken::new();
-        let mut looks = JoinSet::new();
+        let mut polls = JoinSet::new();
         if is_on_ec2 {
             let token = rebalance.clone();
-            looks.spawn(async move { look(&machine, &ledger, &sender, &token).await }.in_current_span());
+            polls.spawn(async move { poll(&machine, &ledger, &sender, &token).await }.in_current_span());
         }
-        (Self { notice, rebalance }, looks)
+        (Self { notice, rebalance }, polls)
     }
 
-    /// Waits for a notice; for ever if none comes.
+    /// Waits for a notice; forever if none comes.
     pub(super) async fn wait_for_notice(&self) -> Instant {
         let mut notice = self.notice.clone();
         match notice.wait_for(Option::is_some).await.map(|deadline| *deadline) {
@@ -63,7 +69,7 @@ impl SpotWatcher {
         }
     }
 
-    /// Returns whether no new claim should be made here: EC2 takes the instance back, or recommends to leave it.
+    /// Returns whether no new claim should be made here: EC2 takes the instance back, or recommends a rebalance.
     pub(super) fn should_stop_claiming(&self) -> bool {
         self.deadline().is_some() || self.rebalance.is_cancelled()
     }
@@ -74,16 +80,16 @@ impl SpotWatcher {
     }
 }
 
-async fn look(
+async fn poll(
     machine: &Machine,
     ledger: &Ledger,
     notice: &watch::Sender<Option<Instant>>,
     rebalance: &CancellationToken,
 ) {
-    let mut pause = LOOK_PERIOD;
+    let mut pause = POLL_PERIOD;
     loop {
         // Jittered by a tenth: many processes of a machine may ask IMDS, which limits how often.
-        tokio::time::sleep(pause.mul_f64(0.9 + 0.2 * f64::from(rand::random::<u32>()) / f64::from(u32::MAX))).await;
+        tokio::time::sleep(backoff::jittered(pause, 0.1, rand::random())).await;
         match machine.spot_notice().await {
             Ok(Some(text)) => {
                 let seen_at = Instant::now();
@@ -92,21 +98,21 @@ async fn look(
                 notice.send_replace(Some(seen_at + budget));
                 return;
             }
-            Ok(None) => pause = LOOK_PERIOD,
+            Ok(None) => pause = POLL_PERIOD,
             Err(error) => {
-                tracing::debug!("no word from IMDS: {}", error.source);
-                pause = (pause * 2).min(LOOK_PERIOD_MAX);
+                tracing::debug!("IMDS does not answer: {}", error.source);
+                pause = (pause * 2).min(POLL_PERIOD_MAX);
                 continue;
             }
         }
         if !rebalance.is_cancelled() && machine.rebalance_recommended().await.unwrap_or(false) {
-            tracing::warn!("EC2 recommends to leave this instance: a checkpoint is saved");
+            tracing::warn!("EC2 recommends a rebalance of this instance: a checkpoint is saved");
             rebalance.cancel();
         }
     }
 }
 
-/// Returns the time as a service of AWS says it is; this machine's own if it does not answer.
+/// Returns the time of an AWS service; this machine's own if the service does not answer.
 async fn now(ledger: &Ledger) -> SystemTime {
     match tokio::time::timeout(TIME_TIMEOUT, ledger.time()).await {
         Ok(Ok(Some(time))) => time,
@@ -114,13 +120,23 @@ async fn now(ledger: &Ledger) -> SystemTime {
     }
 }
 
-/// Reads how long the machine is still ours: of `{"action": …, "time": …}`, or of a bare time, as older software has it. A time
-/// that has passed is not believed: the machine still runs, so a clock is wrong.
+/// Reads how long the machine remains, from `{"action": …, "time": …}`, or from a bare time, as older software has it.
+/// A time that has passed is not used: the machine still runs, so a clock is wrong.
 fn budget_of(text: &str, now: SystemTime) -> Duration {
     let json: Option<serde_json::Value> = serde_json::from_str(text).ok();
     let time = json.as_ref().and_then(|json| json.get("time")?.as_str()).unwrap_or(text.trim().trim_matches('"'));
     let left = clock::read(time).and_then(|time| time.duration_since(now).ok());
     left.filter(|left| !left.is_zero()).unwrap_or(UNREAD_BUDGET).min(BUDGET_MAX)
+}
+
+/// Returns the node's upload speed in bytes per second: as measured, or as assumed before that.
+pub(super) fn speed(store: &Store) -> u64 {
+    store.upload_speed().unwrap_or(SPEED_ASSUMED)
+}
+
+/// Returns how long an upload takes, at most ten years: sums of times must not overflow.
+pub(super) fn upload_time(bytes: u64, speed: u64) -> Duration {
+    Duration::from_secs((bytes / speed.max(1)).min(315_360_000))
 }
 
 #[cfg(test)]

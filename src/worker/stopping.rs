@@ -1,16 +1,16 @@
-//! How a node is told to end, and how long that may take: all its bounds, and none is set anywhere else.
+//! How a node is stopped, and how long that may take. All bounds of a drain are here.
 //!
 //! ```text
-//!    0 s  a signal: nothing is begun any more, and the workload has its grace (10 s as a rule; GRACE_MAX)
-//!   45 s  UPLOADS_LIMIT: what still goes up, a result or a checkpoint, is given up. The row is written: first of all,
-//!         so that another node can go on; then the log, and what else there is to tidy
+//!    0 s  a signal: nothing new starts, and the workload has its grace (10 s as a rule; GRACE_MAX)
+//!   45 s  UPLOADS_LIMIT: uploads under way, of a result or a checkpoint, are given up. The row is written first, so
+//!         that another node can continue; then the log, and what else there is to clean up
 //!   65 s  WRITES_LIMIT: the log, a notification, and the removal of the folder are given up
-//!   70 s  DRAIN_LIMIT: whatever is still under way is dropped; the machine's end begins, of which one call of EC2's takes
-//!         some seconds, five tries included
+//!   70 s  DRAIN_LIMIT: whatever is still under way is dropped. The machine is terminated: one call of EC2 takes some
+//!         seconds, five tries included
 //!   90 s  TimeoutStopSec= of systemd/lighthpc.service, when a power-off waits for no node any more
 //! ```
 //!
-//! From 45 s to 70 s is the time for the row: one call that is not answered for the whole of its 20 s, and another.
+//! The row has the time from 45 s to 70 s: one call that is not answered within its 20 s, and another.
 
 use std::time::Duration;
 
@@ -18,25 +18,26 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// How long a node may take to end that was told to by a signal, but for the machine's own end.
+/// How long a node may take to stop after a signal, without the termination of the machine.
 pub const DRAIN_LIMIT: Duration = Duration::from_secs(70);
-/// By when uploads are given up, in parts of [`DRAIN_LIMIT`]: 45 of 70 s.
+/// When uploads are given up, as a share of [`DRAIN_LIMIT`]: 45 of 70 s.
 const UPLOADS_LIMIT: f64 = 45.0 / 70.0;
-/// By when everything but the row is given up: 65 of 70 s.
+/// When everything except the row is given up: 65 of 70 s.
 const WRITES_LIMIT: f64 = 65.0 / 70.0;
-/// The most of the uploads' time that a workload may have as its grace: half, 22 s. The other half is the checkpoint's.
+/// The share of the uploads' time that a workload may use as its grace: half, 22 s. The other half is for the
+/// checkpoint.
 const GRACE_MAX: f64 = 0.5;
 /// How long one last write may take if no deadline is nearer.
 const LAST_WRITE_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// How a node is told to end. A clone is the same order.
+/// The order to stop a node. A clone is the same order.
 #[derive(Clone, Debug, Default)]
 pub struct Stopping {
-    /// Cancelled when the node is to drain: end the workload, hand the task back, terminate.
+    /// Cancelled when the node must drain: stop the workload, release the task, terminate the machine.
     pub drain: CancellationToken,
     /// Cancelled when the drain is to hurry: the workload gets no more grace.
     pub hurry: CancellationToken,
-    /// By when; none if the node may take its time, as at the end of its life.
+    /// The deadline; none if the node may take its time, as at the end of its lifetime.
     deadline: watch::Sender<Option<Deadline>>,
     /// Cancelled when everything but the row is to be given up.
     writes_over: CancellationToken,
@@ -50,7 +51,8 @@ struct Deadline {
 }
 
 impl Stopping {
-    /// Tells the node to end within `limit`, [`DRAIN_LIMIT`] as a rule. One that was told before has no longer for it.
+    /// Starts a drain that must end within `limit`, [`DRAIN_LIMIT`] as a rule. A second call can only shorten the
+    /// first's time.
     pub fn drain_within(&self, limit: Duration) {
         let now = Instant::now();
         let deadline = Deadline {
@@ -68,24 +70,24 @@ impl Stopping {
         self.drain.cancel();
     }
 
-    /// Waits until uploads are to be given up; for ever if the node may take its time.
+    /// Waits until uploads must be given up; forever if there is no deadline.
     pub(super) async fn uploads_are_over(&self) {
         self.is_past(|deadline| deadline.uploads).await;
     }
 
-    /// Waits until everything but the row is to be given up.
+    /// Waits until everything except the row must be given up.
     pub(super) async fn writes_are_over(&self) {
         self.is_past(|deadline| deadline.writes).await;
     }
 
-    /// Waits until all is over, and keeps [`Stopping::token`] meanwhile.
+    /// Waits until the drain's time is over, and cancels [`Stopping::token`] when that is due.
     pub(super) async fn is_over(&self) {
         self.writes_are_over().await;
         self.writes_over.cancel();
         self.is_past(|deadline| deadline.all).await;
     }
 
-    /// Returns a token that is cancelled when everything but the row is to be given up, for threads that cannot be
+    /// Returns a token that is cancelled when everything except the row must be given up, for threads that cannot be
     /// dropped.
     pub(super) const fn token(&self) -> &CancellationToken {
         &self.writes_over

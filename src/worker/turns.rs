@@ -1,7 +1,7 @@
-//! Whose turn it is on a node of several slots: ordinary tasks side by side, a suspect task alone.
+//! The order of tasks on a node of several slots: ordinary tasks run side by side, a suspect task runs alone.
 //!
-//! A suspect task waits until no other slot has a task, and while it waits none begins one: the node runs empty for it. So
-//! only one waits at a time, and not for long; what still runs then may run for days.
+//! A suspect task waits until no other slot has a task, and meanwhile none starts one: the node runs empty for it. So
+//! only one waits at a time, and for a bounded time: a task that still runs then may run for days.
 
 use std::time::Duration;
 
@@ -9,19 +9,19 @@ use tokio::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// How long the slots of a node stay empty at the most, for one suspect task, until it is alone.
+/// The longest time that slots of a node stay empty for one suspect task, until it is alone.
 pub(super) const SUSPECT_WAIT: Duration = Duration::from_mins(5);
-/// How often a slot that waits for the others asks whether the suspect task still waits for it.
+/// How often a slot that waits for the others checks whether the suspect task is still pending.
 const SUSPECT_LOOK: Duration = Duration::from_secs(10);
 
-/// Whose turn it is. The locks are granted in the order in which they are asked for.
+/// The turns of a node's slots. The locks are granted in the order in which they are requested.
 #[derive(Debug)]
 pub(super) struct Turns {
-    /// [`SUSPECT_WAIT`], but for tests.
+    /// [`SUSPECT_WAIT`], except in tests.
     wait: Duration,
-    /// Shared by slots at ordinary tasks; taken alone by one at a suspect task.
+    /// Shared by slots with ordinary tasks; held exclusively by a slot with a suspect task.
     slots: RwLock<()>,
-    /// Held by the suspect task whose turn it is, or which waits for it.
+    /// Held by the suspect task that runs, or that waits to be alone.
     suspects: Mutex<()>,
 }
 
@@ -35,14 +35,14 @@ pub(super) enum Turn<'a> {
     Alone(RwLockWriteGuard<'a, ()>, MutexGuard<'a, ()>),
 }
 
-/// What came of waiting to be alone.
+/// The result of waiting to be alone.
 #[derive(Debug)]
 pub(super) enum Waited<'a> {
     /// It is alone.
     Alone(Turn<'a>),
-    /// The others did not end in time, or the node must not wait now.
+    /// The other slots did not end in time, or the node must not wait now.
     NotNow,
-    /// The task does not wait any more, or the node is to end.
+    /// The task is not pending any more, or the node drains.
     Over,
 }
 
@@ -51,7 +51,7 @@ impl Turns {
         Self { wait, slots: RwLock::default(), suspects: Mutex::default() }
     }
 
-    /// Waits for the turn of an ordinary task; `None` if the node is to drain.
+    /// Waits for the turn of an ordinary task; `None` if the node drains.
     pub(super) async fn shared(&self, drain: &CancellationToken) -> Option<Turn<'_>> {
         // Both arms may be dropped: a lock that was not granted is held by nobody. A drain frees locks, and goes first.
         tokio::select! {
@@ -61,8 +61,8 @@ impl Turns {
         }
     }
 
-    /// Waits for the turn of a suspect task: as long as it takes for other suspect tasks, and then for a time that is bounded,
-    /// if the node `may_wait`. Meanwhile asks whether the task `still_waits`.
+    /// Waits for the turn of a suspect task: as long as necessary for other suspect tasks, then for a bounded time, if
+    /// the node `may_wait`. Meanwhile checks whether the task `still_waits`.
     pub(super) async fn alone<F: Future<Output = bool>>(
         &self,
         drain: &CancellationToken,

@@ -20,7 +20,7 @@ use super::machine::{self, is_of_machine};
 use super::memory::OomCounter;
 use super::progress_file::ProgressFile;
 use super::sandbox::{self, UnitEnd, UnitState};
-use super::{Bounds, Ended, Stops, log, orphans};
+use super::{Bounds, Exit, Stops, log, orphans};
 use crate::domain::progress::Progress;
 
 /// The time between two checks of the progress file: one `stat` twice a second.
@@ -28,13 +28,13 @@ const LOOK_PERIOD: Duration = Duration::from_millis(500);
 
 /// The reason why the wait for a program finished.
 enum Event {
-    Exit(io::Result<Exit>),
+    Exit(io::Result<RawExit>),
     TimeLimit,
     Stop,
 }
 
 /// The exit of a program without our request.
-enum Exit {
+enum RawExit {
     Child(ExitStatus),
     /// Unit: exit code 0.
     Done,
@@ -69,7 +69,7 @@ pub(super) async fn run(
     bounds: &Bounds,
     progress: &watch::Sender<Progress>,
     stops: &Stops,
-) -> io::Result<Ended> {
+) -> io::Result<Exit> {
     let program = argv.first().cloned().unwrap_or_default();
     if let Some((uid, gid)) = bounds.sandbox.as_ref().map(sandbox::Sandbox::user) {
         let env = env.clone();
@@ -90,7 +90,7 @@ pub(super) async fn run(
         // Both arms may be dropped: they hold no resources.
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(pause)) => {}
-            () = stops.stop.cancelled() => return Ok(Ended::Stopped),
+            () = stops.stop.cancelled() => return Ok(Exit::Stopped),
         }
         // Processes of a partly failed start must not run beside the next one.
         end_escaped(env.folder().to_owned(), None).await;
@@ -115,11 +115,11 @@ impl StartFailure {
         Self { is_of_machine: true, ..Self::of_program(source) }
     }
 
-    fn conclude(self, program: String) -> io::Result<Ended> {
+    fn conclude(self, program: String) -> io::Result<Exit> {
         if self.is_of_machine && !self.is_transient {
             return Err(self.source);
         }
-        Ok(Ended::NotStarted { program, source: self.source })
+        Ok(Exit::NotStarted { program, source: self.source })
     }
 }
 
@@ -131,7 +131,7 @@ async fn attend(
     bounds: &Bounds,
     progress: &watch::Sender<Progress>,
     stops: &Stops,
-) -> io::Result<Result<Ended, StartFailure>> {
+) -> io::Result<Result<Exit, StartFailure>> {
     let mut side = JoinSet::new();
     let (over, ended) = oneshot::channel::<()>();
     let (folder, echo) = (env.folder().to_owned(), bounds.echo);
@@ -147,8 +147,8 @@ async fn attend(
     };
     let ended = match event {
         Event::Exit(end) => end.and_then(|end| explain(end, running.before)),
-        Event::TimeLimit => running.end(grace(stops, bounds), &stops.hurry).await.map(|()| Ok(Ended::TimedOut)),
-        Event::Stop => running.end(grace(stops, bounds), &stops.hurry).await.map(|()| Ok(Ended::Stopped)),
+        Event::TimeLimit => running.end(grace(stops, bounds), &stops.hurry).await.map(|()| Ok(Exit::TimedOut)),
+        Event::Stop => running.end(grace(stops, bounds), &stops.hurry).await.map(|()| Ok(Exit::Stopped)),
     };
     running.end_the_rest(env.folder().to_owned()).await;
     looking.cancel();
@@ -212,17 +212,17 @@ impl Running {
     ///
     /// The exit code of the `systemd-run` that waits for a unit is not sufficient: it is also 0 when it loses the
     /// connection to the bus while the unit runs. After its exit, the unit's state is read.
-    async fn ended(&mut self) -> io::Result<Exit> {
+    async fn ended(&mut self) -> io::Result<RawExit> {
         let status = self.child.wait().await?;
-        let Reach::Unit(unit) = &self.reach else { return Ok(Exit::Child(status)) };
+        let Reach::Unit(unit) = &self.reach else { return Ok(RawExit::Child(status)) };
         let (mut has_run_on, mut silences) = (false, 0);
         loop {
             match sandbox::state(unit).await {
-                UnitState::Failed(end) => return Ok(Exit::Failed(end)),
+                UnitState::Failed(end) => return Ok(RawExit::Failed(end)),
                 // systemd would still have the unit if it had failed.
                 UnitState::Gone if has_run_on || status.success() => {
                     self.is_gone = true;
-                    return Ok(Exit::Done);
+                    return Ok(RawExit::Done);
                 }
                 UnitState::Gone => return Err(io::Error::other(format!("systemd-run created no unit: {status}"))),
                 UnitState::Running => has_run_on = true,
@@ -280,24 +280,24 @@ impl Running {
 }
 
 /// Converts the exit of a program.
-fn explain(exit: Exit, before: OomCounter) -> io::Result<Result<Ended, StartFailure>> {
-    let exited = |code, signal, out_of_memory| Ok(Ok(Ended::Exited { code, signal, out_of_memory }));
+fn explain(exit: RawExit, before: OomCounter) -> io::Result<Result<Exit, StartFailure>> {
+    let exited = |code, signal, out_of_memory| Ok(Ok(Exit::Exited { code, signal, out_of_memory }));
     match exit {
-        Exit::Child(status) => {
+        RawExit::Child(status) => {
             let (code, signal) = (status.code(), status.signal());
             exited(code, signal, before.explain(code, signal))
         }
-        Exit::Done => exited(Some(0), None, false),
-        Exit::Failed(UnitEnd::Code(code)) => exited(Some(code), None, false),
-        Exit::Failed(UnitEnd::Signal(signal)) => exited(None, Some(signal), false),
-        Exit::Failed(UnitEnd::OutOfMemory) => exited(None, Some(Signal::KILL.as_raw()), true),
-        Exit::Failed(UnitEnd::NotExecuted) => {
+        RawExit::Done => exited(Some(0), None, false),
+        RawExit::Failed(UnitEnd::Code(code)) => exited(Some(code), None, false),
+        RawExit::Failed(UnitEnd::Signal(signal)) => exited(None, Some(signal), false),
+        RawExit::Failed(UnitEnd::OutOfMemory) => exited(None, Some(Signal::KILL.as_raw()), true),
+        RawExit::Failed(UnitEnd::NotExecuted) => {
             // systemd does not report the cause: a program that is being written gives the same error as one that is
             // not executable.
             let source = io::Error::other("systemd could not run it (203/EXEC): check its #! line");
             Ok(Err(StartFailure { source, is_transient: true, is_of_machine: false }))
         }
-        Exit::Failed(UnitEnd::NotMade(why)) => Err(io::Error::other(why)),
+        RawExit::Failed(UnitEnd::NotMade(why)) => Err(io::Error::other(why)),
     }
 }
 
@@ -371,7 +371,7 @@ mod tests {
         path
     }
 
-    async fn run_it(program: &Path, env: &WorkloadEnv, stops: &Stops) -> Ended {
+    async fn run_it(program: &Path, env: &WorkloadEnv, stops: &Stops) -> Exit {
         let argv = [program.display().to_string()];
         run(&argv, env, &BOUNDS, &watch::Sender::new(Progress::default()), stops).await.unwrap()
     }
@@ -385,7 +385,7 @@ mod tests {
         // It has been refused once when the first pause begins, and this goes on.
         let release = async { drop(writer) };
         let (ended, ()) = tokio::join!(run_it(&program, &env, &stops), release);
-        assert!(matches!(ended, Ended::Exited { code: Some(0), .. }), "{ended:?}");
+        assert!(matches!(ended, Exit::Exited { code: Some(0), .. }), "{ended:?}");
         assert_eq!(std::fs::read_to_string(env.output()).unwrap(), "x\n", "it ran once");
     }
 
@@ -398,11 +398,11 @@ mod tests {
         let began = std::time::Instant::now();
         let stop = async { stops.stop.cancel() };
         let (ended, ()) = tokio::join!(run_it(&program, &env, &stops), stop);
-        assert!(matches!(ended, Ended::Stopped), "{ended:?}");
+        assert!(matches!(ended, Exit::Stopped), "{ended:?}");
         assert!(began.elapsed() < Duration::from_secs(3));
 
         let ended = run_it(&program, &env, &Stops::default()).await;
-        let Ended::NotStarted { source, .. } = ended else { panic!("{ended:?}") };
+        let Exit::NotStarted { source, .. } = ended else { panic!("{ended:?}") };
         assert_eq!(Errno::from_io_error(&source), Some(Errno::TXTBSY));
     }
 
@@ -413,7 +413,7 @@ mod tests {
         let began = std::time::Instant::now();
         for program in [dir.path().join("none"), dir.path().to_owned(), script(dir.path(), 0o644)] {
             let ended = run_it(&program, &env, &Stops::default()).await;
-            assert!(matches!(ended, Ended::NotStarted { .. }), "{ended:?}");
+            assert!(matches!(ended, Exit::NotStarted { .. }), "{ended:?}");
         }
         assert!(began.elapsed() < Duration::from_secs(3));
     }

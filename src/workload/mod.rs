@@ -1,9 +1,9 @@
 //! The workload: the program of a task, behind one small interface.
 //!
 //! ```text
-//!            ┌── exits ─────────────────────────────► Ended::Exited
-//!   start ───┼── time limit ── SIGTERM, grace, SIGKILL ──► Ended::TimedOut
-//!            └── stop token ── SIGTERM, grace, SIGKILL ──► Ended::Stopped
+//!            ┌── exits ─────────────────────────────► Exit::Exited
+//!   start ───┼── time limit ── SIGTERM, grace, SIGKILL ──► Exit::TimedOut
+//!            └── stop token ── SIGTERM, grace, SIGKILL ──► Exit::Stopped
 //! ```
 //!
 //! This layer uses files, processes, and progress lines only, and no AWS service. The worker writes the progress to the
@@ -83,7 +83,7 @@ pub struct Stops {
 
 /// The end of a workload.
 #[derive(Debug)]
-pub enum Ended {
+pub enum Exit {
     /// It exited with a code, or was killed by a signal.
     Exited {
         /// The exit code, if it exited.
@@ -120,7 +120,7 @@ impl Workload {
         bounds: Bounds,
         progress: &watch::Sender<Progress>,
         stops: &Stops,
-    ) -> io::Result<Ended> {
+    ) -> io::Result<Exit> {
         match self {
             Self::Program(argv) => external::run(argv, env, &bounds, progress, stops).await,
             Self::Shell(line) => {

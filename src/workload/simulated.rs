@@ -8,7 +8,7 @@ use rand::{RngExt, SeedableRng};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{Bounds, Ended, WorkloadEnv};
+use super::{Bounds, Exit, WorkloadEnv};
 use crate::domain::keys::digest_hex;
 use crate::domain::progress::Progress;
 
@@ -36,7 +36,7 @@ impl Simulation {
         bounds: Bounds,
         progress: &watch::Sender<Progress>,
         stop: &CancellationToken,
-    ) -> io::Result<Ended> {
+    ) -> io::Result<Exit> {
         let lengths = self.lengths(env.src.as_str());
         let limit = bounds.time_limit.unwrap_or(Duration::MAX);
         let steps = async {
@@ -48,11 +48,11 @@ impl Simulation {
         };
         // All arms may be dropped: a step is only a delay.
         let ended = tokio::select! {
-            () = steps => Ended::Exited { code: Some(0), signal: None, out_of_memory: false },
-            () = tokio::time::sleep(limit) => Ended::TimedOut,
-            () = stop.cancelled() => Ended::Stopped,
+            () = steps => Exit::Exited { code: Some(0), signal: None, out_of_memory: false },
+            () = tokio::time::sleep(limit) => Exit::TimedOut,
+            () = stop.cancelled() => Exit::Stopped,
         };
-        if matches!(ended, Ended::Exited { .. }) {
+        if matches!(ended, Exit::Exited { .. }) {
             let total: f64 = lengths.iter().map(Duration::as_secs_f64).sum();
             let text = format!(
                 "simulated result of {}\nattempt {}, {} steps, {total:.1} s\n",

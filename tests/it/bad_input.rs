@@ -5,7 +5,7 @@ use std::time::Duration;
 use lighthpc::backend::store::StoreError;
 use lighthpc::domain::task::State;
 use lighthpc::domain::verdict::Verdict;
-use lighthpc::worker::{Ending, NodeError};
+use lighthpc::worker::{NodeError, Outcome};
 use local_cloud::Service::{Dynamodb, S3};
 use local_cloud::{Faults, SOURCE_BUCKET};
 
@@ -16,7 +16,7 @@ async fn an_empty_input_and_an_empty_result_are_good_ones() {
     let cloud = TestCloud::new().await;
     cloud.mission("M", &["abc"]).await;
     cloud.input("abc", b"").await;
-    cloud.node("abc", "M").shell(r#"[ -e "$LIGHTHPC_INPUT" ] && : > "$LIGHTHPC_OUTPUT""#).run().await.ending.unwrap();
+    cloud.node("abc", "M").shell(r#"[ -e "$LIGHTHPC_INPUT" ] && : > "$LIGHTHPC_OUTPUT""#).run().await.outcome.unwrap();
     assert_eq!(cloud.result("rslt_abc").as_deref(), Some(""));
     assert_eq!(cloud.task("abc").await.result_bytes, Some(0));
 }
@@ -26,7 +26,7 @@ async fn no_result_is_a_verdict_of_its_own() {
     let cloud = TestCloud::new().await;
     cloud.mission("M", &["abc"]).await;
     let life = cloud.node("abc", "M").shell("true").run().await;
-    assert!(matches!(life.ending, Err(NodeError::NoResult { .. })), "{life:?}");
+    assert!(matches!(life.outcome, Err(NodeError::NoResult { .. })), "{life:?}");
     let row = cloud.task("abc").await;
     assert_eq!((row.state, row.verdict), (State::Failed, Some(Verdict::NoResult)));
 }
@@ -37,7 +37,7 @@ async fn an_input_that_is_not_there_fails_the_task_at_once() {
     cloud.mission("M", &["abc"]).await;
     std::fs::remove_file(cloud.local.object_path(SOURCE_BUCKET, "abc")).unwrap();
     let life = cloud.node("abc", "M").run().await;
-    assert!(matches!(life.ending, Err(NodeError::MissingInput { .. })), "{life:?}");
+    assert!(matches!(life.outcome, Err(NodeError::MissingInput { .. })), "{life:?}");
     assert_eq!(cloud.task("abc").await.state, State::Failed);
     assert_eq!(cloud.local.published().len(), 1);
 }
@@ -57,7 +57,7 @@ async fn a_task_that_fails_before_its_mission_is_read_is_counted() {
         std::fs::write(&work, "").unwrap();
     });
     node.settings.limits.max_attempts = 1;
-    node.run().await.ending.unwrap_err();
+    node.run().await.outcome.unwrap_err();
     assert_eq!(cloud.task("abc").await.state, State::Failed);
     assert_eq!(cloud.tally("M").await.failed, 1);
     assert_eq!(
@@ -76,7 +76,7 @@ async fn a_node_without_a_result_bucket_claims_nothing() {
     node.settings.result_bucket = None;
     let instance = node.instance.clone();
     let life = node.run().await;
-    assert!(matches!(life.ending, Err(NodeError::Setting { .. })), "{life:?}");
+    assert!(matches!(life.outcome, Err(NodeError::Setting { .. })), "{life:?}");
     assert_eq!(cloud.task("abc").await.attempt.0, 0);
     assert!(cloud.has_ended(&instance));
 }
@@ -90,7 +90,7 @@ async fn an_input_that_does_not_fit_is_refused_before_the_first_byte() {
     std::fs::File::create(path).unwrap().set_len(8 << 40).unwrap();
     let faults = Faults::new();
     let life = cloud.node_with("abc", "M", faults.clone()).run().await;
-    assert!(matches!(&life.ending, Err(NodeError::Store { source: StoreError::DiskFull { .. }, .. })), "{life:?}");
+    assert!(matches!(&life.outcome, Err(NodeError::Store { source: StoreError::DiskFull { .. }, .. })), "{life:?}");
     let row = cloud.task("abc").await;
     assert_eq!((row.state, row.verdict), (State::Pending, Some(Verdict::DiskFull)));
     assert_eq!(faults.count(S3, "GetObject"), 0);
@@ -104,7 +104,7 @@ async fn an_input_that_changes_during_the_download_is_taken_whole() {
     let faults = Faults::new();
     let path = cloud.local.object_path(SOURCE_BUCKET, "abc");
     faults.before(S3, "GetObject", 1, move || std::fs::write(&path, "changed").unwrap());
-    cloud.node_with("abc", "M", faults.clone()).run().await.ending.unwrap();
+    cloud.node_with("abc", "M", faults.clone()).run().await.outcome.unwrap();
     assert_eq!(cloud.result("rslt_abc").as_deref(), Some("degnahc"));
     assert_eq!(faults.count(S3, "GetObject"), 2);
 }
@@ -119,7 +119,7 @@ async fn an_input_that_keeps_changing_hands_the_task_back() {
         faults.before(S3, "GetObject", nth, move || std::fs::write(&path, format!("change {nth}")).unwrap());
     }
     let life = cloud.node_with("abc", "M", faults).run().await;
-    assert!(matches!(&life.ending, Err(NodeError::Store { source: StoreError::Changed { .. }, .. })), "{life:?}");
+    assert!(matches!(&life.outcome, Err(NodeError::Store { source: StoreError::Changed { .. }, .. })), "{life:?}");
     let row = cloud.task("abc").await;
     assert_eq!((row.state, row.verdict, row.app_failures), (State::Pending, Some(Verdict::Infra), 1));
 }
@@ -136,7 +136,7 @@ async fn a_large_input_comes_in_ranges_and_a_large_result_goes_in_parts() {
         .shell(r#"cp "$LIGHTHPC_INPUT" "$LIGHTHPC_OUTPUT""#)
         .run()
         .await
-        .ending
+        .outcome
         .unwrap();
     let result = std::fs::read(cloud.local.object_path("results", "rslt_abc")).unwrap();
     assert!(result == bytes, "the bytes differ");
@@ -153,7 +153,7 @@ async fn a_failed_upload_leaves_no_parts_behind() {
     faults.add(S3, "UploadPart", local_cloud::When::After(1), broken);
     let life =
         cloud.node_with("abc", "M", faults.clone()).shell(r#"cp "$LIGHTHPC_INPUT" "$LIGHTHPC_OUTPUT""#).run().await;
-    assert!(life.ending.is_err());
+    assert!(life.outcome.is_err());
     // One is the trial's, before the claim.
     assert_eq!(faults.count(S3, "AbortMultipartUpload"), 2);
     assert_eq!(cloud.task("abc").await.state, State::Pending);
@@ -166,7 +166,10 @@ async fn a_folder_goes_up_file_by_file_with_an_index() {
     let line =
         r#"mkdir -p "$LIGHTHPC_OUTPUT/sub" && cd "$LIGHTHPC_OUTPUT" && echo one > 1.txt && echo two > sub/2.txt"#;
     let life = cloud.node("abc", "M").shell(line).run().await;
-    assert!(matches!(&life.ending, Ok(Ending::Committed { result }) if result == "s3://results/rslt_abc/"), "{life:?}");
+    assert!(
+        matches!(&life.outcome, Ok(Outcome::Committed { result }) if result == "s3://results/rslt_abc/"),
+        "{life:?}"
+    );
     assert_eq!(cloud.result("rslt_abc/1.txt").as_deref(), Some("one\n"));
     assert_eq!(cloud.result("rslt_abc/sub/2.txt").as_deref(), Some("two\n"));
     let index: serde_json::Value =
@@ -180,7 +183,7 @@ async fn two_hundred_megabytes_of_output_neither_block_nor_fill_anything() {
     let cloud = TestCloud::new().await;
     cloud.mission("M", &["abc"]).await;
     let line = r#"head -c 200000000 /dev/zero | tr '\0' x; echo; echo the end; : > "$LIGHTHPC_OUTPUT""#;
-    cloud.node("abc", "M").shell(line).run().await.ending.unwrap();
+    cloud.node("abc", "M").shell(line).run().await.outcome.unwrap();
     let log = cloud.result("logs/abc.1.log").unwrap();
     assert!(log.len() < 5_000_000 && log.ends_with("the end\n"));
     assert!(log.contains("bytes of output were dropped"));
@@ -194,7 +197,7 @@ async fn chatty_progress_is_at_most_one_write_per_heartbeat() {
     let line = r#"for n in $(seq 3000); do echo "$((n / 40))% step $n" >> "$LIGHTHPC_PROGRESS"; done
         sleep 1.2; : > "$LIGHTHPC_OUTPUT""#;
     let half = Duration::from_millis(500);
-    cloud.node_with("abc", "M", faults.clone()).shell(line).lease(6 * half, half).run().await.ending.unwrap();
+    cloud.node_with("abc", "M", faults.clone()).shell(line).lease(6 * half, half).run().await.outcome.unwrap();
     let beats = cloud.task("abc").await.beat;
     assert!((1..=5).contains(&beats), "{beats} beats");
     // Claim, beats, and the publication: begun, what the mission came to, ended.
@@ -216,7 +219,7 @@ async fn the_time_limit_ends_the_whole_process_group() {
     node.settings.bounds.grace = Duration::from_millis(300);
     node.settings.limits.max_attempts = 1;
     let life = node.run().await;
-    assert!(matches!(life.ending, Err(NodeError::TimeLimit)), "{life:?}");
+    assert!(matches!(life.outcome, Err(NodeError::TimeLimit)), "{life:?}");
     assert_eq!(cloud.task("abc").await.verdict, Some(Verdict::Timeout));
     let pid = std::fs::read_to_string(pid).unwrap();
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
@@ -227,7 +230,13 @@ async fn the_time_limit_ends_the_whole_process_group() {
 async fn the_workload_sees_its_contract_and_no_credential() {
     let cloud = TestCloud::new().await;
     cloud.mission("M", &["abc"]).await;
-    cloud.node("abc", "M").shell(r#"env > "$LIGHTHPC_OUTPUT"; [ -d "$LIGHTHPC_SCRATCH" ]"#).run().await.ending.unwrap();
+    cloud
+        .node("abc", "M")
+        .shell(r#"env > "$LIGHTHPC_OUTPUT"; [ -d "$LIGHTHPC_SCRATCH" ]"#)
+        .run()
+        .await
+        .outcome
+        .unwrap();
     let env = cloud.result("rslt_abc").unwrap();
     for line in ["LIGHTHPC_SRC_ID=abc", "LIGHTHPC_MISSION=M", "LIGHTHPC_ATTEMPT=1", "LIGHTHPC_RESUMED=0"] {
         assert!(env.lines().any(|l| l == line), "{line} is missing:\n{env}");
@@ -252,8 +261,8 @@ async fn a_table_with_another_key_is_named_as_such() {
     node.backend.ledger = lighthpc::backend::Ledger::new(&wire, tables);
     let instance = node.instance.clone();
     let life = node.run().await;
-    let (exit, hint) = lighthpc::command::exit::of_node(&life.ending.unwrap_err());
-    assert_eq!(exit, lighthpc::command::exit::Exit::TableKey);
+    let (exit, hint) = lighthpc::command::exit::of_node(&life.outcome.unwrap_err());
+    assert_eq!(exit, lighthpc::command::exit::ExitCode::TableKey);
     assert!(hint.unwrap().contains("srcFilename"));
     assert!(cloud.has_ended(&instance));
 }
@@ -263,13 +272,13 @@ async fn tags_come_from_ec2_where_imds_has_none_and_without_a_tag_of_ours_the_ma
     let cloud = TestCloud::new().await;
     cloud.mission("M", &["abc"]).await;
     cloud.local.set_instance_tags_in_imds(false);
-    cloud.node("abc", "M").run().await.ending.unwrap();
+    cloud.node("abc", "M").run().await.outcome.unwrap();
     cloud.assert_done("abc", "M", "by DescribeTags").await;
 
     let node = cloud.node_on(cloud.local.launch(&[("Name", "nobody")]), Faults::new());
     let instance = node.instance.clone();
     let life = node.run().await;
-    assert!(matches!(life.ending, Err(NodeError::NoTask { .. })), "{life:?}");
+    assert!(matches!(life.outcome, Err(NodeError::NoTask { .. })), "{life:?}");
     assert!(!cloud.has_ended(&instance));
 }
 
@@ -286,7 +295,7 @@ async fn neither_a_fifo_nor_an_endless_writer_holds_the_node() {
         pid.display()
     );
     let started = std::time::Instant::now();
-    cloud.node("abc", "M").shell(&line).run().await.ending.unwrap();
+    cloud.node("abc", "M").shell(&line).run().await.outcome.unwrap();
     assert!(started.elapsed() < Duration::from_secs(20), "it took {:?}", started.elapsed());
     // Out of our reach by its own doing; not out of the test's.
     let pid = std::fs::read_to_string(pid).unwrap();

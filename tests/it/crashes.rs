@@ -8,7 +8,7 @@ use lighthpc::domain::ids::Attempt;
 use lighthpc::domain::mission::Notified;
 use lighthpc::domain::task::{State, Task};
 use lighthpc::domain::verdict::Verdict;
-use lighthpc::worker::Ending;
+use lighthpc::worker::Outcome;
 use lighthpc::workload::{self, Left};
 use local_cloud::Service::Dynamodb;
 use local_cloud::{Fault, Faults, When};
@@ -94,7 +94,7 @@ async fn after_a_crash_all_run_alone_and_the_culprit_fails_at_its_third() {
     let done_before = cloud.tally("M").await.ok;
     let life = worker(&cloud, &instance, 4, left).run().await;
 
-    assert!(matches!(life.ending, Ok(Ending::Served { done, other: 0 }) if done + done_before == 3), "{life:?}");
+    assert!(matches!(life.outcome, Ok(Outcome::Served { done, other: 0 }) if done + done_before == 3), "{life:?}");
     // Since the first crash nobody ran beside another.
     let mut at = None;
     for run in &runs(&cloud)[4..] {
@@ -141,7 +141,7 @@ async fn a_node_of_one_task_is_alone_with_it() {
         assert_eq!(cloud.task("culprit").await.crashes, crashes as u64);
     }
     let life = worker(&cloud, &instance, 1, left).run().await;
-    assert!(matches!(life.ending, Ok(Ending::EndedBefore(State::Failed))), "{life:?}");
+    assert!(matches!(life.outcome, Ok(Outcome::EndedBefore(State::Failed))), "{life:?}");
     let tally = cloud.tally("M").await;
     assert_eq!((tally.ok, tally.failed, cloud.local.published().len()), (0, 1, 1));
     assert!(cloud.has_ended(&instance));
@@ -156,7 +156,7 @@ async fn neither_a_reboot_nor_a_machine_that_is_gone_is_a_crash() {
     let mut left =
         crash(worker(&cloud, &instance, 1, Vec::new()), 1, "it runs", async || begun(&cloud, "abc") == 1).await;
     left[0].is_crash = false;
-    worker(&cloud, &instance, 1, left).run().await.ending.unwrap();
+    worker(&cloud, &instance, 1, left).run().await.outcome.unwrap();
     assert_eq!(counts(&cloud.task("abc").await), (0, false, 0, 0));
     cloud.assert_done("abc", "M", "after a reboot").await;
 
@@ -166,7 +166,7 @@ async fn neither_a_reboot_nor_a_machine_that_is_gone_is_a_crash() {
     crash(worker(&cloud, &gone, 1, Vec::new()), 1, "it runs", async || begun(&cloud, "abc") == 1).await;
     cloud.local.stop_instance(&gone);
     let other = cloud.local.launch(&[("srcID", "abc"), ("missionID", "M")]);
-    worker(&cloud, &other, 1, Vec::new()).run().await.ending.unwrap();
+    worker(&cloud, &other, 1, Vec::new()).run().await.outcome.unwrap();
     assert_eq!(counts(&cloud.task("abc").await), (0, false, 1, 0));
 }
 
@@ -188,12 +188,12 @@ async fn a_crash_is_counted_once_whatever_becomes_of_its_report() {
         faults.add(Dynamodb, "UpdateItem", When::Nth(1), fault);
         let mut node = worker(&cloud, &instance, 1, left.clone());
         node.backend = cloud.node_on(instance.clone(), faults).backend;
-        node.run().await.ending.unwrap();
+        node.run().await.outcome.unwrap();
         let row = cloud.task("abc").await;
         assert_eq!((row.attempt.0, counts(&row)), (2, (1, false, 0, 0)), "{what}");
         cloud.assert_done("abc", "M", what).await;
         // And once more, by a process that finds the same.
-        worker(&cloud, &instance, 1, left).run().await.ending.unwrap();
+        worker(&cloud, &instance, 1, left).run().await.outcome.unwrap();
         assert_eq!(counts(&cloud.task("abc").await), (1, false, 0, 0), "{what}");
         cloud.assert_done("abc", "M", what).await;
     }
@@ -229,14 +229,14 @@ async fn a_row_that_cannot_be_written_loses_no_other_and_keeps_its_marker() {
     let work_dir = node.settings.work_dir.clone();
     let life = node.run().await;
 
-    assert!(matches!(life.ending, Ok(Ending::Served { done: 1, other: 0 })), "{life:?}");
+    assert!(matches!(life.outcome, Ok(Outcome::Served { done: 1, other: 0 })), "{life:?}");
     let row = cloud.task(refused.as_str()).await;
     assert_eq!((row.state, row.attempt.0, counts(&row)), (State::Running, 1, (0, false, 0, 0)), "not taken up either");
     let (lock, still_left) = workload::lock_work_dir(&work_dir, "tblTrans2").unwrap();
     assert_eq!(still_left, left[..1], "its marker alone");
     drop(lock);
     let life = worker(&cloud, &instance, 2, still_left).run().await;
-    assert!(matches!(life.ending, Ok(Ending::Served { done: 1, other: 0 })), "{life:?}");
+    assert!(matches!(life.outcome, Ok(Outcome::Served { done: 1, other: 0 })), "{life:?}");
     let row = cloud.task(refused.as_str()).await;
     let past: Vec<_> = row.history.iter().map(|past| past.verdict).collect();
     assert_eq!((row.state, past), (State::Done, vec![Verdict::Lost, Verdict::Ok]));
@@ -252,7 +252,7 @@ async fn a_row_that_cannot_be_written_loses_no_other_and_keeps_its_marker() {
     let mut node = worker(&cloud, &instance, 1, left);
     node.backend = cloud.node_on(instance.clone(), faults).backend;
     let life = node.run().await;
-    assert!(life.ending.is_err(), "{life:?}");
+    assert!(life.outcome.is_err(), "{life:?}");
     assert_eq!((cloud.task("abc").await.attempt.0, begun(&cloud, "abc")), (1, 1));
 }
 
@@ -271,7 +271,7 @@ async fn of_a_tasks_folders_the_newest_counts() {
         let mut node = worker(&cloud, &instance, 2, left);
         node.backend = cloud.node_on(instance.clone(), faults.clone()).backend;
         let life = node.run().await;
-        assert!(matches!(life.ending, Ok(Ending::Served { done: 1, other: 0 })), "{life:?}");
+        assert!(matches!(life.outcome, Ok(Outcome::Served { done: 1, other: 0 })), "{life:?}");
         let past: Vec<_> = cloud.task("abc").await.history.iter().map(|past| past.verdict).collect();
         assert_eq!(past, [Verdict::Lost, Verdict::Ok]);
     }
@@ -296,7 +296,7 @@ async fn a_drain_ends_the_wait_for_a_suspect_task() {
     assert_eq!(begun(&cloud, "other"), 1, "it waits");
     stopping.drain.cancel();
     let life = running.join_all().await.pop().unwrap();
-    assert!(matches!(life.ending, Ok(Ending::Served { done: 0, .. })), "{life:?}");
+    assert!(matches!(life.outcome, Ok(Outcome::Served { done: 0, .. })), "{life:?}");
     let row = cloud.task("culprit").await;
     assert_eq!((row.state, counts(&row)), (State::Pending, (0, true, 1, 0)), "a drain is no crash");
     assert_eq!((cloud.task("other").await.state, begun(&cloud, "other")), (State::Pending, 1));
@@ -326,7 +326,7 @@ async fn marks_that_others_wrote_are_understood() {
         let mut node = cloud.node_on(instance, Faults::new());
         node.settings.slots = Some(2);
         let life = node.run().await;
-        assert!(matches!(life.ending, Ok(Ending::Served { done: 2, other: 0 })), "{value:?}: {life:?}");
+        assert!(matches!(life.outcome, Ok(Outcome::Served { done: 2, other: 0 })), "{value:?}: {life:?}");
         assert!(!cloud.task("abc").await.is_suspect, "{value:?}");
         assert_eq!(cloud.tally("M").await.ok, 2);
         assert_eq!(cloud.mission_row("M").await.id, mission_id("M"));

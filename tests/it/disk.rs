@@ -5,7 +5,7 @@ use std::process::Command;
 
 use lighthpc::domain::task::{State, Task};
 use lighthpc::domain::verdict::Verdict;
-use lighthpc::worker::Ending;
+use lighthpc::worker::Outcome;
 use local_cloud::Faults;
 
 use crate::test_cloud::{TestCloud, TestNode};
@@ -86,7 +86,7 @@ async fn a_task_that_fills_the_disk_costs_its_neighbour_no_failure() {
         assert_eq!((hog.app_failures, small.app_failures), (1, 0), "{context}");
         assert_eq!((small.interruptions, small.crashes), (0, 0), "{context}");
         assert_eq!(verdicts(&small), [Verdict::DiskFull, Verdict::Ok], "{context}");
-        assert!(matches!(life.ending, Ok(Ending::Served { done: 2, other: 2 })), "{context}");
+        assert!(matches!(life.outcome, Ok(Outcome::Served { done: 2, other: 2 })), "{context}");
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use lighthpc::domain::task::State;
 use lighthpc::domain::verdict::Verdict;
-use lighthpc::worker::{Ending, Life, NodeError};
+use lighthpc::worker::{Life, NodeError, Outcome};
 use lighthpc::workload::Left;
 use local_cloud::Service::{Dynamodb, S3};
 use local_cloud::{Fault, Faults, When};
@@ -107,9 +107,9 @@ async fn outage_at(name: &str, n: u32) -> bool {
     assert!(cloud.has_ended(&instance), "{what}");
     let row = cloud.task("abc").await;
     let holds = row.state == State::Running && row.attempt > attempt_before;
-    let is_in_order = match life.ending {
+    let is_in_order = match life.outcome {
         Err(NodeError::DrainCutShort | NodeError::Cloud { .. }) => holds,
-        ending => ending.is_ok() && !holds,
+        outcome => outcome.is_ok() && !holds,
     };
     assert!(is_in_order, "{what}");
     drained.is_cancelled() && faults.count(Dynamodb, "*") >= n as usize
@@ -149,7 +149,7 @@ async fn the_row_of_a_drained_attempt_is_written_before_its_log() {
     assert_eq!((row.state, row.verdict), (State::Pending, Some(Verdict::Cancelled)));
     gate.open();
     let life = running.join_next().await.unwrap().unwrap();
-    assert!(matches!(life.ending, Ok(Ending::Drained)), "{life:?}");
+    assert!(matches!(life.outcome, Ok(Outcome::Drained)), "{life:?}");
     // It names the log that is there now.
     assert_eq!(row.history[0].log.as_deref(), Some("s3://results/logs/abc.1.log"));
     assert!(cloud.result("logs/abc.1.log").unwrap().contains("words"));
@@ -185,10 +185,10 @@ async fn a_drain_ends_in_time_whatever_hangs() {
         assert!(cloud.has_ended(&instance), "{what}");
         let row = cloud.task("abc").await;
         if is_handed_back {
-            assert!(matches!(life.ending, Ok(Ending::Drained)), "{what}: {life:?}");
+            assert!(matches!(life.outcome, Ok(Outcome::Drained)), "{what}: {life:?}");
             assert_eq!((row.state, row.interruptions), (State::Pending, 1), "{what}");
         } else {
-            assert!(matches!(life.ending, Err(NodeError::DrainCutShort)), "{what}: {life:?}");
+            assert!(matches!(life.outcome, Err(NodeError::DrainCutShort)), "{what}: {life:?}");
             assert_eq!(row.state, State::Running, "{what}");
         }
     }

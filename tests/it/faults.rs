@@ -170,7 +170,7 @@ async fn a_conflicting_commit_is_tried_again() {
     let body = r#"{"__type":"com.amazonaws.dynamodb.v20120810#TransactionCanceledException","Message":"Transaction cancelled, please refer cancellation reasons for specific reasons [None, TransactionConflict]","CancellationReasons":[{"Code":"None"},{"Code":"TransactionConflict","Message":"Transaction is ongoing for the item"}]}"#;
     faults.add(Dynamodb, "TransactWriteItems", When::First(3), Fault::Raw(400, body.to_owned()));
 
-    cloud.node_with("abc", "M", faults.clone()).run().await.ending.unwrap();
+    cloud.node_with("abc", "M", faults.clone()).run().await.outcome.unwrap();
 
     cloud.assert_done("abc", "M", "after conflicts").await;
     assert_eq!(faults.count(Dynamodb, "TransactWriteItems"), 4);
@@ -184,7 +184,7 @@ async fn a_body_that_breaks_off_is_fetched_again() {
     let faults = Faults::new();
     faults.add(S3, "GetObject", When::First(2), Fault::CutBody(1));
 
-    cloud.node_with("abc", "M", faults.clone()).run().await.ending.unwrap();
+    cloud.node_with("abc", "M", faults.clone()).run().await.outcome.unwrap();
 
     cloud.assert_done("abc", "M", "after cut bodies").await;
     assert_eq!(faults.count(S3, "GetObject"), 3);
@@ -205,7 +205,7 @@ async fn a_short_outage_of_the_ledger_does_not_stop_the_workload() {
         .shell(r#"sleep 1.5; rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#)
         .lease(Duration::from_secs(6), Duration::from_millis(200));
 
-    node.run().await.ending.unwrap();
+    node.run().await.outcome.unwrap();
 
     cloud.assert_done("abc", "M", "after an outage").await;
     assert_eq!(cloud.task("abc").await.attempt.0, 1);
@@ -224,7 +224,7 @@ async fn a_short_outage_of_s3_costs_no_attempt() {
     let mut node = cloud.node_with("abc", "M", faults);
     node.settings.max_idle = PATIENCE / 2;
 
-    node.run().await.ending.unwrap();
+    node.run().await.outcome.unwrap();
 
     cloud.assert_done("abc", "M", "after an outage of S3").await;
     let row = cloud.task("abc").await;
@@ -246,7 +246,7 @@ async fn credentials_that_ran_out_are_not_a_refusal() {
         faults.add(service, operation, When::First(1), Fault::Status(400, code));
     }
 
-    cloud.node_with("abc", "M", faults).run().await.ending.unwrap();
+    cloud.node_with("abc", "M", faults).run().await.outcome.unwrap();
 
     cloud.assert_done("abc", "M", "after credentials ran out").await;
     assert_eq!(cloud.task("abc").await.attempt.0, 1);

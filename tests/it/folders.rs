@@ -36,12 +36,12 @@ async fn a_result_that_is_too_deep_fails_its_task_with_a_text_of_its_own() {
         let made = chain(cloud.dir.path(), levels);
         let node = cloud.node("abc", "M").shell(&format!("mv '{}' \"$LIGHTHPC_OUTPUT\"", made.display()));
         let work_dir = node.settings.work_dir.clone();
-        let ending = node.run().await.ending;
+        let outcome = node.run().await.outcome;
 
         let row = cloud.task("abc").await;
-        assert_eq!((row.state, row.verdict), (State::Failed, Some(Verdict::AppError)), "{levels}: {ending:?}");
+        assert_eq!((row.state, row.verdict), (State::Failed, Some(Verdict::AppError)), "{levels}: {outcome:?}");
         let log = cloud.result("logs/abc.1.log").unwrap_or_default();
-        assert!(format!("{ending:?}{log}").contains("levels of folders"), "{levels}: {ending:?} {log}");
+        assert!(format!("{outcome:?}{log}").contains("levels of folders"), "{levels}: {outcome:?} {log}");
         assert_eq!(left_in(&work_dir), 0, "{levels}");
     }
 }
@@ -55,7 +55,7 @@ async fn deep_folders_elsewhere_fail_no_task_and_are_removed() {
         let line = format!("mv '{}' \"{place}\"; echo whole > \"$LIGHTHPC_OUTPUT\"", made.display());
         let node = cloud.node("abc", "M").shell(&line);
         let work_dir = node.settings.work_dir.clone();
-        node.run().await.ending.unwrap();
+        node.run().await.outcome.unwrap();
 
         assert_eq!(cloud.result("rslt_abc").as_deref(), Some("whole\n"), "{place}");
         assert_eq!(left_in(&work_dir), 0, "{place}");
@@ -74,9 +74,9 @@ async fn an_output_that_leads_round_or_too_far_is_the_tasks_own_failure() {
     ] {
         let cloud = TestCloud::new().await;
         cloud.mission("M", &["abc"]).await;
-        let ending = cloud.node("abc", "M").shell(line).run().await.ending;
+        let outcome = cloud.node("abc", "M").shell(line).run().await.outcome;
         let row = cloud.task("abc").await;
-        assert_eq!((row.state, row.verdict), (State::Failed, Some(Verdict::AppError)), "{line}: {ending:?}");
+        assert_eq!((row.state, row.verdict), (State::Failed, Some(Verdict::AppError)), "{line}: {outcome:?}");
     }
 }
 
@@ -104,6 +104,6 @@ async fn odd_names_of_an_earlier_checkpoint_do_not_stop_the_clean_up() {
     cloud.backend.store.put_bytes(RESULT_BUCKET, &list, text).await.unwrap();
     cloud.set_attribute("abc", "checkpoint", &format!("s3://{RESULT_BUCKET}/{list}")).await;
     let line = r#"ls "$LIGHTHPC_CHECKPOINT_DIR" | wc -l > "$LIGHTHPC_OUTPUT"; [ "$LIGHTHPC_RESUMED" = 1 ]"#;
-    cloud.node("abc", "M").shell(line).run().await.ending.unwrap();
+    cloud.node("abc", "M").shell(line).run().await.outcome.unwrap();
     assert_eq!(cloud.backend.store.list(RESULT_BUCKET, "checkpoints/").await.unwrap(), Vec::<String>::new());
 }

@@ -8,7 +8,7 @@ use lighthpc::domain::mission::Notified;
 use lighthpc::domain::tags;
 use lighthpc::domain::task::State;
 use lighthpc::scheduler::{Finding, Ingested, SubmitPlan, TaskIngest, What};
-use lighthpc::worker::{Ending, NodeError};
+use lighthpc::worker::{NodeError, Outcome};
 use local_cloud::Faults;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -80,7 +80,7 @@ async fn no_key_of_an_upload_reaches_another_mission_or_an_item_that_is_none() {
     let cloud = TestCloud::new().await;
     cloud.mission("M", &["M/honest"]).await;
     cloud.mission("N", &["N/other"]).await;
-    cloud.node("N/other", "N").run().await.ending.unwrap();
+    cloud.node("N/other", "N").run().await.outcome.unwrap();
     sweep(&cloud).await;
     let scheduler = cloud.scheduler(&Faults::new());
     let mut ingest = TaskIngest::new(&scheduler);
@@ -113,13 +113,13 @@ async fn the_tally_of_a_mission_is_no_mission() {
         cloud.input(key, b"x").await;
         let Ingested::Launched(instance) = board(&scheduler, key).await else { panic!("{key}") };
         assert_eq!(cloud.task(key).await.mission, None, "{key}");
-        cloud.node_on(instance, Faults::new()).run().await.ending.unwrap();
+        cloud.node_on(instance, Faults::new()).run().await.outcome.unwrap();
         assert_eq!(cloud.task(key).await.state, State::Done, "{key}");
         // Nor by a tag that somebody has set.
         let life = cloud.node("abc", "M#tally#0").run().await;
-        assert!(matches!(life.ending, Err(NodeError::BadName(_))), "{life:?}");
+        assert!(matches!(life.outcome, Err(NodeError::BadName(_))), "{life:?}");
     }
-    cloud.node("abc", "M").run().await.ending.unwrap();
+    cloud.node("abc", "M").run().await.outcome.unwrap();
     cloud.assert_done("abc", "M", "beside tasks of its tally").await;
     assert!(cloud.backend.ledger.missions().await.unwrap().iter().all(|mission| mission.id == mission_id("M")));
 }
@@ -153,7 +153,7 @@ async fn counts_for_none(value: AttributeValue, state: &'static str) {
     let alone = cloud.node("odd", "M").run().await;
     let is_open = ["pending", "running"].contains(&state);
     assert_eq!(
-        matches!(alone.ending, Err(NodeError::OddRow { .. })),
+        matches!(alone.outcome, Err(NodeError::OddRow { .. })),
         is_open && !is_number(&value),
         "{context}: {alone:?}"
     );
@@ -162,7 +162,7 @@ async fn counts_for_none(value: AttributeValue, state: &'static str) {
         assert_eq!(of(&found, What::Failure), ["odd"], "{context}: {found:?}");
     }
     let serves = cloud.node_on(cloud.local.launch(&[("missionID", "M")]), Faults::new()).run().await;
-    assert!(matches!(serves.ending, Ok(Ending::Served { .. })), "{context}: {serves:?}");
+    assert!(matches!(serves.outcome, Ok(Outcome::Served { .. })), "{context}: {serves:?}");
     let scheduler = cloud.scheduler(&Faults::new());
     let redriven = scheduler.redrive(&mission_id("M"), None, &[src("odd")]).await.unwrap();
     assert_eq!(redriven.put_back, 0, "{context}");
@@ -231,7 +231,7 @@ async fn is_worked_at(id: String, nodes: u64) {
     assert!(tag.is_some_and(|tag| tag.chars().count() <= 256 && !tag.contains(char::is_control)), "{tag:?}");
     // A node that is there is seen: no second is launched.
     assert!(of(&sweep(&cloud).await, What::Launched).is_empty(), "{id:?}");
-    cloud.node_on(instance.id.clone(), Faults::new()).run().await.ending.unwrap();
+    cloud.node_on(instance.id.clone(), Faults::new()).run().await.outcome.unwrap();
     cloud.assert_done("abc", id, id).await;
     cloud.scheduler(&Faults::new()).cancel(&mission_id(id), std::time::Duration::ZERO).await.unwrap();
 }
@@ -268,7 +268,7 @@ async fn an_upload_does_not_count_for_a_mission_that_takes_none() {
     assert!(cloud.local.instances().is_empty());
     assert_eq!(cloud.mission_row("M").await.notified, Notified::No);
 
-    cloud.node("M/honest", "M").run().await.ending.unwrap();
+    cloud.node("M/honest", "M").run().await.outcome.unwrap();
     let row = cloud.mission_row("M").await;
     assert_eq!((row.trans_number, cloud.tally("M").await.ok, row.notified), (Some(1), 1, Notified::Yes));
 }

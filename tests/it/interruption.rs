@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use lighthpc::domain::task::State;
 use lighthpc::domain::verdict::Verdict;
-use lighthpc::worker::Ending;
+use lighthpc::worker::Outcome;
 use local_cloud::Service::{Dynamodb, S3};
 use local_cloud::{Fault, Faults, RESULT_BUCKET, When};
 use tokio::task::JoinSet;
@@ -69,7 +69,7 @@ async fn a_spot_notice_saves_the_work_and_hands_the_task_back_in_time() {
         cloud.local.put_spot_notice(&instance, "terminate", &in_seconds(budget_s));
         let life = running.join_all().await.pop().unwrap();
 
-        assert!(matches!(life.ending, Ok(Ending::Interrupted)), "{life:?}");
+        assert!(matches!(life.outcome, Ok(Outcome::Interrupted)), "{life:?}");
         assert!(noticed.elapsed() < Duration::from_secs(budget_s), "after the deadline");
         assert!(cloud.has_ended(&instance));
         let row = cloud.task("abc").await;
@@ -77,7 +77,7 @@ async fn a_spot_notice_saves_the_work_and_hands_the_task_back_in_time() {
         assert_eq!((row.interruptions, row.app_failures), (1, 0));
         assert!(row.checkpoint.is_some());
 
-        cloud.node("abc", "M").shell(&counting(&cloud, 9)).run().await.ending.unwrap();
+        cloud.node("abc", "M").shell(&counting(&cloud, 9)).run().await.outcome.unwrap();
 
         assert_eq!(resumed(&cloud), "1");
         assert_eq!(cloud.result("rslt_abc").as_deref(), Some("step 1\nstep 2\nstep 3\n"));
@@ -103,7 +103,7 @@ async fn a_deaf_workload_does_not_outlive_the_notice() {
     cloud.local.put_spot_notice(&instance, "stop", &in_seconds(12));
     let life = running.join_all().await.pop().unwrap();
 
-    assert!(matches!(life.ending, Ok(Ending::Interrupted)), "{life:?}");
+    assert!(matches!(life.outcome, Ok(Outcome::Interrupted)), "{life:?}");
     assert!(noticed.elapsed() < Duration::from_secs(12));
     assert_eq!(cloud.task("abc").await.state, State::Pending);
 }
@@ -123,7 +123,7 @@ async fn a_periodic_checkpoint_survives_a_machine_that_vanishes() {
     cloud.local.stop_instance(&instance);
     assert!(cloud.task("abc").await.checkpoint.is_some());
 
-    cloud.node("abc", "M").shell(&counting(&cloud, 9)).run().await.ending.unwrap();
+    cloud.node("abc", "M").shell(&counting(&cloud, 9)).run().await.outcome.unwrap();
 
     assert_eq!(resumed(&cloud), "1");
     assert_eq!(cloud.result("rslt_abc").as_deref(), Some("step 1\nstep 2\nstep 3\n"));
@@ -146,7 +146,7 @@ async fn a_torn_save_is_never_used() {
     assert_eq!(checkpoint_keys(&cloud).await.len(), 4, "the files went up, and no manifest");
     assert_eq!(cloud.task("abc").await.checkpoint, None);
 
-    cloud.node("abc", "M").shell(&counting(&cloud, 9)).run().await.ending.unwrap();
+    cloud.node("abc", "M").shell(&counting(&cloud, 9)).run().await.outcome.unwrap();
 
     assert_eq!(resumed(&cloud), "0");
     assert_eq!(cloud.result("rslt_abc").as_deref(), Some("step 1\nstep 2\nstep 3\n"));
@@ -163,7 +163,7 @@ async fn a_second_save_puts_only_what_changed() {
         : > "$LIGHTHPC_OUTPUT""#;
     let mut node = cloud.node_with("abc", "M", faults.clone()).shell(line);
     node.settings.checkpoint_every = Duration::from_millis(300);
-    node.run().await.ending.unwrap();
+    node.run().await.outcome.unwrap();
     // Two files and a manifest, then one file and a manifest; the result, and the mission's manifest.
     assert_eq!(faults.count(S3, "PutObject"), 3 + 2 + 2);
     assert!(checkpoint_keys(&cloud).await.is_empty());
@@ -195,7 +195,7 @@ async fn a_rebalance_recommendation_saves_and_goes_on() {
     std::fs::write(go, "").unwrap();
 
     let life = running.join_all().await.pop().unwrap();
-    assert!(matches!(life.ending, Ok(Ending::Committed { .. })), "{life:?}");
+    assert!(matches!(life.outcome, Ok(Outcome::Committed { .. })), "{life:?}");
     assert_eq!(cloud.task("abc").await.attempt.0, 1);
 }
 
@@ -207,7 +207,7 @@ async fn a_node_that_has_lived_long_enough_drains() {
     node.settings.max_lifetime = Some(Duration::from_secs(1));
     let instance = node.instance.clone();
     let life = node.run().await;
-    assert!(matches!(life.ending, Ok(Ending::Drained)), "{life:?}");
+    assert!(matches!(life.outcome, Ok(Outcome::Drained)), "{life:?}");
     assert!(cloud.has_ended(&instance));
     assert_eq!(cloud.task("abc").await.state, State::Pending);
 }
@@ -232,7 +232,7 @@ async fn a_machine_that_vanishes_leaves_its_log() {
     }
     cloud.local.stop_instance(&instance);
 
-    cloud.node("abc", "M").run().await.ending.unwrap();
+    cloud.node("abc", "M").run().await.outcome.unwrap();
 
     let lost = cloud.task("abc").await.history[0].clone();
     assert_eq!((lost.verdict, lost.instance), (Verdict::Lost, instance));
@@ -276,7 +276,7 @@ async fn a_file_that_is_replaced_while_it_goes_up_is_saved_as_it_was() {
         .shell(r#"cat "$LIGHTHPC_CHECKPOINT_DIR/state" > "$LIGHTHPC_OUTPUT""#)
         .run()
         .await
-        .ending
+        .outcome
         .unwrap();
 
     assert_eq!(cloud.result("rslt_abc").as_deref(), Some("old\n"));
@@ -298,7 +298,7 @@ async fn a_result_that_does_not_fit_the_notice_gives_way_to_the_checkpoint() {
     let started = Instant::now();
     let life = node.run().await;
 
-    assert!(matches!(life.ending, Ok(Ending::Interrupted)), "{life:?}");
+    assert!(matches!(life.outcome, Ok(Outcome::Interrupted)), "{life:?}");
     assert!(started.elapsed() < Duration::from_secs(20), "it waited for {:?}", started.elapsed());
     let row = cloud.task("abc").await;
     assert_eq!((row.state, row.verdict), (State::Pending, Some(Verdict::SpotInterrupted)));

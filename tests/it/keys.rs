@@ -31,7 +31,7 @@ async fn every_odd_key_makes_its_own_result_and_nothing_else() {
         cloud.row(key, &mission_id("M")).await;
     }
     for key in &keys {
-        cloud.node(key, "M").run().await.ending.unwrap();
+        cloud.node(key, "M").run().await.outcome.unwrap();
     }
 
     for (n, key) in keys.iter().enumerate() {

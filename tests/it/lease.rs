@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use lighthpc::domain::task::State;
 use lighthpc::domain::verdict::Verdict;
-use lighthpc::worker::{Ending, NodeError};
+use lighthpc::worker::{NodeError, Outcome};
 use local_cloud::Service::{Dynamodb, Ec2};
 use local_cloud::{Fault, Faults, When};
 use tokio::task::JoinSet;
@@ -45,10 +45,10 @@ async fn a_duplicate_leaves_when_the_holder_beats() {
     let instance = duplicate.instance.clone();
     let life = duplicate.run().await;
 
-    assert!(matches!(life.ending, Ok(Ending::HeldByOther(_))), "{life:?}");
+    assert!(matches!(life.outcome, Ok(Outcome::HeldByOther(_))), "{life:?}");
     assert!(cloud.has_ended(&instance));
     std::fs::write(go, "").unwrap();
-    holder.join_all().await.pop().unwrap().ending.unwrap();
+    holder.join_all().await.pop().unwrap().outcome.unwrap();
     cloud.assert_done("abc", "M", "by the holder").await;
     assert_eq!(cloud.task("abc").await.attempt.0, 1);
 }
@@ -67,11 +67,11 @@ async fn a_silent_holder_is_replaced_after_a_whole_lease_and_stops_itself_before
     let pid: u32 = std::fs::read_to_string(&began).unwrap().trim().parse().unwrap();
 
     let started = Instant::now();
-    cloud.node("abc", "M").lease(3 * SECOND, SECOND / 2).run().await.ending.unwrap();
+    cloud.node("abc", "M").lease(3 * SECOND, SECOND / 2).run().await.outcome.unwrap();
 
     assert!(started.elapsed() >= 3 * SECOND, "taken over after {:?}", started.elapsed());
     let life = holder.join_all().await.pop().unwrap();
-    assert!(matches!(life.ending, Err(NodeError::LeaseLost { .. })), "{life:?}");
+    assert!(matches!(life.outcome, Err(NodeError::LeaseLost { .. })), "{life:?}");
     assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "the old workload still runs");
     cloud.assert_done("abc", "M", "by the second").await;
     assert_eq!(cloud.task("abc").await.attempt.0, 2);
@@ -90,7 +90,7 @@ async fn a_holder_whose_instance_is_gone_is_replaced_at_once() {
     cloud.local.stop_instance(&instance);
 
     let started = Instant::now();
-    cloud.node("abc", "M").run().await.ending.unwrap();
+    cloud.node("abc", "M").run().await.outcome.unwrap();
 
     assert!(started.elapsed() < 30 * SECOND, "a lease of 90 s was waited for");
     cloud.assert_done("abc", "M", "by the second").await;
@@ -107,7 +107,7 @@ async fn the_same_instance_takes_its_task_up_again_after_a_restart() {
     first.die_at(&gate).await;
 
     let faults = Faults::new();
-    cloud.node_on(instance, faults.clone()).run().await.ending.unwrap();
+    cloud.node_on(instance, faults.clone()).run().await.outcome.unwrap();
 
     cloud.assert_done("abc", "M", "by the same instance").await;
     assert_eq!(faults.count(Ec2, "DescribeInstances"), 0, "it asked whether it is gone itself");
@@ -127,12 +127,12 @@ async fn a_drained_node_hands_its_task_back() {
     stopping.drain.cancel();
     let life = running.join_all().await.pop().unwrap();
 
-    assert!(matches!(life.ending, Ok(Ending::Drained)), "{life:?}");
+    assert!(matches!(life.outcome, Ok(Outcome::Drained)), "{life:?}");
     assert!(cloud.has_ended(&instance));
     let row = cloud.task("abc").await;
     assert_eq!((row.state, row.verdict, row.interruptions), (State::Pending, Some(Verdict::Cancelled), 1));
     std::fs::write(go, "").unwrap();
-    cloud.node("abc", "M").shell(&line).run().await.ending.unwrap();
+    cloud.node("abc", "M").shell(&line).run().await.outcome.unwrap();
     cloud.assert_done("abc", "M", "by the next").await;
 }
 
@@ -157,7 +157,7 @@ async fn a_task_that_ends_its_machines_is_failed_in_the_end() {
     let (last, _) = doomed();
     let life = last.run().await;
 
-    assert!(matches!(life.ending, Err(NodeError::Exhausted { interruptions: 3, .. })), "{life:?}");
+    assert!(matches!(life.outcome, Err(NodeError::Exhausted { interruptions: 3, .. })), "{life:?}");
     let row = cloud.task("abc").await;
     assert_eq!((row.state, row.verdict, row.attempt.0), (State::Failed, Some(Verdict::Lost), 4));
     assert_eq!(cloud.tally("M").await.failed, 1);

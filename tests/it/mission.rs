@@ -8,7 +8,7 @@ use lighthpc::backend::ledger::{NewMission, Redrive};
 use lighthpc::domain::mission::Notified;
 use lighthpc::domain::task::State;
 use lighthpc::domain::verdict::Verdict;
-use lighthpc::worker::{Ending, NodeError};
+use lighthpc::worker::{NodeError, Outcome};
 use local_cloud::{ACCESS_KEY, REGION, SECRET_KEY};
 
 use crate::test_cloud::{TestCloud, mission_id, src};
@@ -65,7 +65,7 @@ async fn rows_of_the_first_version_work_unchanged() {
             ],
         )
         .await;
-        cloud.node(task, "20190401-1").run().await.ending.unwrap();
+        cloud.node(task, "20190401-1").run().await.outcome.unwrap();
     }
 
     let mission = get(&cloud, "tblMission", "timePush", "20190401-1").await;
@@ -96,7 +96,7 @@ async fn a_task_that_the_first_version_finished_is_not_run_again() {
 
     let life = cloud.node("abc", "M").run().await;
 
-    assert!(matches!(life.ending, Ok(Ending::EndedBefore(State::Done))), "{life:?}");
+    assert!(matches!(life.outcome, Ok(Outcome::EndedBefore(State::Done))), "{life:?}");
     assert_eq!(get(&cloud, "tblTrans2", "srcFilename", "abc").await.len(), 3);
 }
 
@@ -106,8 +106,8 @@ async fn a_failed_task_is_counted_and_the_mission_still_ends() {
     cloud.mission("M", &["abc", "def"]).await;
 
     let life = cloud.node("abc", "M").shell("echo sorry; exit 3").run().await;
-    assert!(matches!(life.ending, Err(NodeError::WorkloadFailed { .. })), "{life:?}");
-    cloud.node("def", "M").run().await.ending.unwrap();
+    assert!(matches!(life.outcome, Err(NodeError::WorkloadFailed { .. })), "{life:?}");
+    cloud.node("def", "M").run().await.outcome.unwrap();
 
     let row = cloud.task("abc").await;
     assert_eq!((row.state, row.verdict, row.exit_code), (State::Failed, Some(Verdict::AppError), Some(3)));
@@ -124,7 +124,7 @@ async fn a_failed_task_is_counted_and_the_mission_still_ends() {
 async fn a_redriven_task_counts_again_and_people_hear_again() {
     let cloud = TestCloud::new().await;
     cloud.mission("M", &["abc"]).await;
-    cloud.node("abc", "M").shell("exit 3").run().await.ending.unwrap_err();
+    cloud.node("abc", "M").shell("exit 3").run().await.outcome.unwrap_err();
     let (row, mission) = (cloud.task("abc").await, cloud.mission_row("M").await);
     assert_eq!(mission.notified, Notified::Yes);
 
@@ -136,7 +136,7 @@ async fn a_redriven_task_counts_again_and_people_hear_again() {
         cloud.backend.ledger.redrive(&row, Some(&mission), "2026-01-01T00:00:00Z").await.unwrap(),
         Redrive::NotFailed
     );
-    cloud.node("abc", "M").run().await.ending.unwrap();
+    cloud.node("abc", "M").run().await.outcome.unwrap();
 
     cloud.assert_done("abc", "M", "after the redrive").await;
     assert_eq!(cloud.local.published().len(), 2);
@@ -151,7 +151,7 @@ async fn exit_75_is_tried_again_on_the_same_node_three_times_in_all() {
 
     let life = cloud.node("abc", "M").shell(&line).run().await;
 
-    assert!(matches!(life.ending, Err(NodeError::WorkloadFailed { .. })), "{life:?}");
+    assert!(matches!(life.outcome, Err(NodeError::WorkloadFailed { .. })), "{life:?}");
     assert_eq!(std::fs::read_to_string(tries).unwrap().lines().count(), 3);
     let row = cloud.task("abc").await;
     assert_eq!((row.state, row.attempt.0, row.app_failures), (State::Failed, 3, 3));
@@ -166,8 +166,8 @@ async fn a_mission_without_a_number_or_without_a_row_is_counted_all_the_same() {
     }
     put(&cloud, "tblMission", &[("timePush", text("no-number")), ("notifyEmail", text("No"))]).await;
 
-    cloud.node("abc", "no-number").run().await.ending.unwrap();
-    cloud.node("def", "no-row").run().await.ending.unwrap();
+    cloud.node("abc", "no-number").run().await.outcome.unwrap();
+    cloud.node("def", "no-row").run().await.outcome.unwrap();
 
     let row = get(&cloud, "tblMission", "timePush", "no-number").await;
     assert_eq!(row["transOK"], AttributeValue::N("1".to_owned()));
@@ -186,7 +186,7 @@ async fn a_large_missions_tally_is_spread_and_sums_up() {
         let task = format!("t{n}");
         cloud.input(&task, b"x").await;
         cloud.row(&task, &mission_id("M")).await;
-        cloud.node(&task, "M").run().await.ending.unwrap();
+        cloud.node(&task, "M").run().await.outcome.unwrap();
     }
 
     assert_eq!(cloud.tally("M").await.ok, 40);
@@ -210,11 +210,11 @@ async fn a_dead_publisher_is_replaced() {
     assert!(matches!(cloud.mission_row("M").await.notified, Notified::Sending { .. }));
 
     // While it lives, nobody takes over.
-    cloud.node("abc", "M").run().await.ending.unwrap();
+    cloud.node("abc", "M").run().await.outcome.unwrap();
     assert!(cloud.local.published().is_empty());
 
     cloud.local.stop_instance(&instance);
-    cloud.node("abc", "M").run().await.ending.unwrap();
+    cloud.node("abc", "M").run().await.outcome.unwrap();
     assert_eq!(cloud.local.published().len(), 1);
     cloud.assert_done("abc", "M", "announced by another").await;
     assert_eq!(cloud.backend.ledger.task(&src("abc")).await.unwrap().unwrap().attempt.0, 1);

@@ -6,7 +6,7 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use lighthpc::domain::mission::Notified;
 use lighthpc::domain::task::State;
 use lighthpc::scheduler::{Finding, What};
-use lighthpc::worker::{Ending, NodeError};
+use lighthpc::worker::{NodeError, Outcome};
 use local_cloud::Service::Dynamodb;
 use local_cloud::{Faults, When};
 use proptest::prelude::*;
@@ -44,7 +44,7 @@ async fn a_leftover_of_the_index_stops_neither_a_node_nor_a_sweep() {
 
         let life = node.run().await;
 
-        assert!(matches!(life.ending, Ok(Ending::Served { done: 1, .. })), "{state} {open_as}: {life:?}");
+        assert!(matches!(life.outcome, Ok(Outcome::Served { done: 1, .. })), "{state} {open_as}: {life:?}");
         let calls = faults.count(Dynamodb, "*");
         assert!(calls < 40, "{state} {open_as}: {calls} calls");
         sweep(&cloud).await;
@@ -65,7 +65,7 @@ async fn an_open_row_in_a_wrong_place_of_the_index_is_moved() {
     cloud.set_attribute("abc", "openAs", "running#2026-01-01T00:00:00Z").await;
     assert_eq!(of(&sweep(&cloud).await, What::Reindexed), ["abc"]);
     assert!(cloud.attribute("abc", "openAs").await.starts_with("pending#"));
-    cloud.node("abc", "M").run().await.ending.unwrap();
+    cloud.node("abc", "M").run().await.outcome.unwrap();
     cloud.assert_done("abc", "M", "after the index was corrected").await;
 }
 
@@ -97,7 +97,7 @@ async fn a_running_row_with_an_odd_beat_is_taken_over_and_put_back() {
                 assert_eq!(cloud.task("abc").await.state, State::Pending);
             }
             let second = Duration::from_secs(1);
-            cloud.node("abc", "M").lease(3 * second / 2, second / 4).run().await.ending.unwrap();
+            cloud.node("abc", "M").lease(3 * second / 2, second / 4).run().await.outcome.unwrap();
             cloud.assert_done("abc", "M", &format!("{beat:?}")).await;
             assert_eq!((cloud.task("abc").await.attempt.0, cloud.task("abc").await.interruptions), (2, 1), "{beat:?}");
         }
@@ -129,7 +129,7 @@ async fn a_holder_goes_on_when_its_beat_is_overwritten() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     std::fs::write(go, "").unwrap();
-    running.join_next().await.unwrap().unwrap().ending.unwrap();
+    running.join_next().await.unwrap().unwrap().outcome.unwrap();
     cloud.assert_done("abc", "M", "with an overwritten beat").await;
 }
 
@@ -156,7 +156,7 @@ async fn a_row_in_other_forms_is_claimed_as_it_is() {
         scheduler.sweep(&CancellationToken::new()).await.unwrap();
         assert_eq!(cloud.local.instances().len(), 1, "{name} {value:?}: a node is launched");
 
-        cloud.node_on(cloud.local.instances()[0].id.clone(), Faults::new()).run().await.ending.unwrap();
+        cloud.node_on(cloud.local.instances()[0].id.clone(), Faults::new()).run().await.outcome.unwrap();
 
         cloud.assert_done("abc", "M", &format!("{name} {value:?}")).await;
         assert_eq!(cloud.task("abc").await.attempt.0, attempt, "{name} {value:?}");
@@ -183,10 +183,10 @@ async fn a_row_that_cannot_be_understood_is_reported_and_left_alone() {
 
         let life = node.run().await;
 
-        assert!(matches!(life.ending, Ok(Ending::Served { done: 1, .. })), "{name} {value:?}: {life:?}");
+        assert!(matches!(life.outcome, Ok(Outcome::Served { done: 1, .. })), "{name} {value:?}: {life:?}");
         assert!(faults.count(Dynamodb, "*") < 60, "{name} {value:?}: {} calls", faults.count(Dynamodb, "*"));
         let life = cloud.node("odd", "M").run().await;
-        assert!(matches!(life.ending, Err(NodeError::OddRow { .. })), "{name} {value:?}: {life:?}");
+        assert!(matches!(life.outcome, Err(NodeError::OddRow { .. })), "{name} {value:?}: {life:?}");
         for _ in 0..2 {
             let found = sweep(&cloud).await;
             assert_eq!(of(&found, What::Failure), ["odd"], "{name} {value:?}: {found:?}");
@@ -220,7 +220,7 @@ async fn a_node_that_finds_only_odd_rows_hears_the_drain() {
     let node = cloud.node_on(cloud.local.launch(&[("missionID", "M")]), Faults::new());
     node.stopping.drain.cancel();
     let started = std::time::Instant::now();
-    node.run().await.ending.unwrap();
+    node.run().await.outcome.unwrap();
     assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
 }
 
@@ -249,7 +249,7 @@ async fn a_mission_row_in_other_forms_is_announced() {
         cloud.mission("M", &["abc"]).await;
         cloud.set_mission_value("M", name, value.clone()).await;
 
-        cloud.node("abc", "M").run().await.ending.unwrap();
+        cloud.node("abc", "M").run().await.outcome.unwrap();
         sweep(&cloud).await;
 
         let row = cloud.mission_row("M").await;
@@ -260,7 +260,7 @@ async fn a_mission_row_in_other_forms_is_announced() {
         assert!(cloud.backend.ledger.resize_mission(&row, 2).await.unwrap(), "{name} {value:?}");
         cloud.input("def", b"def").await;
         cloud.row("def", &mission_id("M")).await;
-        cloud.node("def", "M").run().await.ending.unwrap();
+        cloud.node("def", "M").run().await.outcome.unwrap();
         assert_eq!(cloud.local.published().len(), 2, "{name} {value:?}");
     }
 }
@@ -270,7 +270,7 @@ async fn a_number_that_cannot_be_read_is_reported() {
     let cloud = TestCloud::new().await;
     cloud.mission("M", &["abc"]).await;
     cloud.set_mission_value("M", "transNumber", text("a lot")).await;
-    cloud.node("abc", "M").run().await.ending.unwrap();
+    cloud.node("abc", "M").run().await.outcome.unwrap();
     let found = sweep(&cloud).await;
     assert_eq!(of(&found, What::Failure), ["M"], "{found:?}");
     assert!(found[0].reason.contains("transNumber"), "{found:?}");
@@ -284,8 +284,8 @@ async fn a_tally_item_that_holds_text_is_repaired_by_the_commit() {
     for (name, value) in [("transOK", "0"), ("transFailed", "none"), ("timeCost", "3.0"), ("tallySeq", "")] {
         cloud.set_mission_value("M#tally#0", name, text(value)).await;
     }
-    cloud.node("abc", "M").run().await.ending.unwrap();
-    cloud.node("bad", "M").shell("exit 3").run().await.ending.unwrap_err();
+    cloud.node("abc", "M").run().await.outcome.unwrap();
+    cloud.node("bad", "M").shell("exit 3").run().await.outcome.unwrap_err();
     let tally = cloud.tally("M").await;
     assert_eq!((tally.ok, tally.failed, tally.seq, cloud.local.published().len()), (1, 1, 2, 1));
 }
@@ -332,11 +332,11 @@ async fn a_row_without_room_for_its_history_is_ended() {
         let padding = "x".repeat(409_600 - room);
         cloud.set_attribute("abc", "remark", &padding).await;
 
-        let ending = cloud.node("abc", "M").run().await.ending;
+        let outcome = cloud.node("abc", "M").run().await.outcome;
 
         let row = cloud.row_of("abc").await;
         assert_eq!(row["remark"], text(&padding), "{room}");
-        ending.unwrap();
+        outcome.unwrap();
         cloud.assert_done("abc", "M", &format!("a row with room for {room} bytes")).await;
         without_history += u32::from(!row.contains_key("history"));
     }
@@ -357,7 +357,7 @@ async fn a_key_that_is_longer_than_s3_allows_stops_no_announcement() {
         cloud.set_value(&indexed, name, text(value)).await;
     }
 
-    cloud.node("abc", "M").run().await.ending.unwrap();
+    cloud.node("abc", "M").run().await.outcome.unwrap();
 
     assert_eq!((cloud.mission_row("M").await.notified, cloud.local.published().len()), (Notified::Yes, 1));
     assert_eq!(of(&sweep(&cloud).await, What::Failure), [indexed.as_str()], "its mission waits for it in vain");
@@ -380,7 +380,7 @@ async fn an_open_row_that_no_page_of_the_index_shows_is_found() {
             } else {
                 assert_eq!(of(&sweep(&cloud).await, What::Reindexed), ["abc"], "{open_as}");
                 let node = cloud.node_on(cloud.local.launch(&[("missionID", "M")]), Faults::new());
-                node.run().await.ending.unwrap();
+                node.run().await.outcome.unwrap();
                 cloud.assert_done("abc", "M", open_as).await;
             }
         }
@@ -400,12 +400,12 @@ async fn a_task_whose_mission_cannot_be_read_is_reported_and_not_run() {
         let node = cloud.node_on(cloud.local.launch(&[("missionID", "M")]), Faults::new());
         let life = node.run().await;
 
-        assert!(matches!(life.ending, Ok(Ending::Served { .. })), "{value:?}: {life:?}");
+        assert!(matches!(life.outcome, Ok(Outcome::Served { .. })), "{value:?}: {life:?}");
         if !is_readable {
             assert_eq!(of(&sweep(&cloud).await, What::Failure), ["odd"], "{value:?}");
             assert_eq!(cloud.task("odd").await.state, State::Pending, "{value:?}");
             cloud.set_attribute("odd", "missionID", "M").await;
-            cloud.node("odd", "M").run().await.ending.unwrap();
+            cloud.node("odd", "M").run().await.outcome.unwrap();
             assert_eq!((cloud.task("odd").await.state, cloud.tally("M").await.ok), (State::Done, 2), "{value:?}");
         }
     }
@@ -526,7 +526,7 @@ async fn rows_of_arbitrary_values_stop_neither_nodes_nor_sweeps() {
         let node = cloud.node_on(cloud.local.launch(&tags), faults.clone());
         let life = node.run().await;
         assert!(faults.count(Dynamodb, "*") < 400, "{} calls for {rows:?}", faults.count(Dynamodb, "*"));
-        assert!(matches!(life.ending, Ok(Ending::Served { .. })), "{life:?} for {rows:?}");
+        assert!(matches!(life.outcome, Ok(Outcome::Served { .. })), "{life:?} for {rows:?}");
         for good in ["good-1", "good-2"] {
             assert_eq!(cloud.task(good).await.state, State::Done, "{good} beside {rows:?}");
         }

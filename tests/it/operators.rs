@@ -9,7 +9,7 @@ use lighthpc::domain::mission::Notified;
 use lighthpc::domain::task::State;
 use lighthpc::domain::verdict::Verdict;
 use lighthpc::scheduler::What;
-use lighthpc::worker::{Ending, NodeError};
+use lighthpc::worker::{NodeError, Outcome};
 use local_cloud::Service::{Dynamodb, S3, Sns};
 use local_cloud::{Fault, Faults, When};
 use tokio::task::JoinSet;
@@ -60,10 +60,10 @@ async fn a_node_does_not_end_a_task_for_a_cancellation_that_was_taken_back() {
     gate.open();
     let life = running.join_next().await.unwrap().unwrap();
 
-    assert!(matches!(life.ending, Ok(Ending::Drained)), "{life:?}");
+    assert!(matches!(life.outcome, Ok(Outcome::Drained)), "{life:?}");
     let row = cloud.task("abc").await;
     assert_eq!((row.state, row.interruptions, cloud.tally("M").await.ended()), (State::Pending, 0, 0));
-    cloud.node("abc", "M").run().await.ending.unwrap();
+    cloud.node("abc", "M").run().await.outcome.unwrap();
     cloud.assert_done("abc", "M", "after the mission was reinstated").await;
 }
 
@@ -85,9 +85,9 @@ async fn a_redrive_before_the_publication_puts_the_announcement_off() {
     gate.open();
     let life = running.join_next().await.unwrap().unwrap();
 
-    assert!(matches!(life.ending, Err(NodeError::WorkloadFailed { .. })), "{life:?}");
+    assert!(matches!(life.outcome, Err(NodeError::WorkloadFailed { .. })), "{life:?}");
     assert_eq!((cloud.local.published().len(), cloud.mission_row("M").await.notified), (0, Notified::No));
-    cloud.node("abc", "M").run().await.ending.unwrap();
+    cloud.node("abc", "M").run().await.outcome.unwrap();
     cloud.assert_done("abc", "M", "after the redrive").await;
     assert_eq!(cloud.local.published().len(), 1, "the real end is announced, once");
 }
@@ -108,7 +108,7 @@ async fn an_enlargement_meanwhile_is_announced_at_its_own_end() {
         assert!(cloud.backend.ledger.resize_mission(&seen, 2).await.unwrap());
         assert!(!cloud.backend.ledger.resize_mission(&seen, 3).await.unwrap(), "it has another number by now");
         gate.open();
-        running.join_next().await.unwrap().unwrap().ending.unwrap();
+        running.join_next().await.unwrap().unwrap().outcome.unwrap();
 
         assert_eq!(
             (cloud.local.published().len(), cloud.mission_row("M").await.notified),
@@ -117,7 +117,7 @@ async fn an_enlargement_meanwhile_is_announced_at_its_own_end() {
         );
         cloud.input("def", b"def").await;
         cloud.row("def", &mission_id("M")).await;
-        cloud.node("def", "M").run().await.ending.unwrap();
+        cloud.node("def", "M").run().await.outcome.unwrap();
         assert_eq!(
             (cloud.local.published().len(), cloud.mission_row("M").await.notified),
             (sent + 1, Notified::Yes),
@@ -130,12 +130,12 @@ async fn an_enlargement_meanwhile_is_announced_at_its_own_end() {
 async fn the_rows_counters_follow_the_tally_after_the_announcement() {
     let cloud = TestCloud::new().await;
     cloud.mission("M", &["abc"]).await;
-    cloud.node("abc", "M").run().await.ending.unwrap();
+    cloud.node("abc", "M").run().await.outcome.unwrap();
     assert_eq!(cloud.mission_row("M").await.notified, Notified::Yes);
 
     cloud.input("late", b"late").await;
     cloud.row("late", &mission_id("M")).await;
-    cloud.node("late", "M").run().await.ending.unwrap();
+    cloud.node("late", "M").run().await.outcome.unwrap();
     assert_eq!(cloud.mission_row("M").await.rolled.ok, 2, "by the node");
 
     // The committer dies before it reads the tally: a sweep counts.
@@ -168,7 +168,7 @@ async fn a_lost_attempt_is_one_interruption_whoever_notices() {
     let found = cloud.scheduler(&Faults::new()).sweep(&CancellationToken::new()).await.unwrap();
     assert_eq!(found[0].what, What::PutBack, "{found:?}");
     gate.open();
-    running.join_next().await.unwrap().unwrap().ending.unwrap();
+    running.join_next().await.unwrap().unwrap().outcome.unwrap();
 
     let row = cloud.task("abc").await;
     assert_eq!((row.interruptions, row.attempt.0), (1, 2));
@@ -195,7 +195,7 @@ async fn the_lease_is_renewed_until_the_commit_is_sent() {
     // Each of these waits for a beat, or for a whole lease.
     for _ in 0..3 {
         let life = cloud.node("abc", "M").lease(lease, lease / 6).run().await;
-        assert!(matches!(life.ending, Ok(Ending::HeldByOther(_))), "{life:?}");
+        assert!(matches!(life.outcome, Ok(Outcome::HeldByOther(_))), "{life:?}");
     }
     let beat = cloud.task("abc").await.beat;
     let deadline = Instant::now() + PATIENCE;
@@ -204,7 +204,7 @@ async fn the_lease_is_renewed_until_the_commit_is_sent() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     gate.open();
-    running.join_next().await.unwrap().unwrap().ending.unwrap();
+    running.join_next().await.unwrap().unwrap().outcome.unwrap();
 
     cloud.assert_done("abc", "M", "after a slow log").await;
     assert_eq!(cloud.task("abc").await.attempt.0, 1);
@@ -248,7 +248,7 @@ async fn a_manifest_that_takes_longer_than_a_lease_is_announced_once() {
         assert_eq!(scheduler.sweep(&CancellationToken::new()).await.unwrap(), []);
     }
     gate.open();
-    running.join_next().await.unwrap().unwrap().ending.unwrap();
+    running.join_next().await.unwrap().unwrap().outcome.unwrap();
 
     cloud.assert_done("abc", "M", "after a long manifest").await;
     assert_eq!(cloud.local.published().len(), 1);
@@ -356,7 +356,7 @@ async fn a_row_without_room_for_results_is_announced_once() {
     cloud.mission("M", &[&task]).await;
     cloud.set_mission_value("M", "remark", text(&"x".repeat(409_600 - 1_200))).await;
 
-    cloud.node(&task, "M").run().await.ending.unwrap();
+    cloud.node(&task, "M").run().await.outcome.unwrap();
     for _ in 0..2 {
         cloud.scheduler(&Faults::new()).sweep(&CancellationToken::new()).await.unwrap();
     }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use lighthpc::backend::machine::{EndOrder, MachineEnd};
 use lighthpc::domain::ids::is_ec2_instance;
-use lighthpc::worker::{Ending, NodeError};
+use lighthpc::worker::{NodeError, Outcome};
 use lighthpc::workload::Workload;
 use local_cloud::Service::{Dynamodb, Ec2, Imds, S3};
 use local_cloud::{Fault, Faults, When};
@@ -187,12 +187,12 @@ async fn a_second_process_of_an_instance_does_not_take_up_the_first_ones_task() 
         let life = second.lease(Duration::from_secs(6), Duration::from_millis(100)).run().await;
 
         assert_eq!(life.end.unwrap(), MachineEnd::LeftRunning, "the first process still works here");
-        let is_held = matches!(&life.ending, Ok(Ending::HeldByOther(holder)) if holder.as_str() == instance);
-        assert!(is_held, "{:?}", life.ending);
+        let is_held = matches!(&life.outcome, Ok(Outcome::HeldByOther(holder)) if holder.as_str() == instance);
+        assert!(is_held, "{:?}", life.outcome);
         let row = cloud.task("abc").await;
         assert_eq!((row.attempt.0, row.instance.unwrap().to_string()), (1, instance.clone()));
         std::fs::write(go, "").unwrap();
-        running.join_all().await.pop().unwrap().ending.unwrap();
+        running.join_all().await.pop().unwrap().outcome.unwrap();
         cloud.assert_done("abc", "M", "by the first process").await;
         assert_eq!(std::fs::read_to_string(began).unwrap().lines().count(), 1, "one workload ran");
         assert!(cloud.has_ended(&instance), "the first process ends the machine");
@@ -217,7 +217,7 @@ async fn two_processes_of_an_instance_have_two_owners_and_the_last_ends_the_mach
         let owner = async |task| cloud.task(task).await.instance.unwrap().to_string();
         let owners = [owner("abc").await, owner("xyz").await];
         std::fs::write(go, "").unwrap();
-        assert!(running.join_all().await.iter().all(|life| life.ending.is_ok()));
+        assert!(running.join_all().await.iter().all(|life| life.outcome.is_ok()));
         assert_eq!(owners.iter().filter(|owner| **owner == instance).count(), 1, "{owners:?}");
         assert_eq!(owners.iter().filter(|owner| is_ec2_instance(owner)).count(), 1, "{owners:?}");
         assert!(cloud.has_ended(&instance), "round {round}: each left the machine's end to the other");
@@ -236,7 +236,7 @@ async fn off_ec2_each_process_has_an_owner_of_its_own_and_nothing_is_ended() {
         let mut node = cloud.node_on("nowhere".to_owned(), faults);
         node.settings.src = Some(src(task));
         let life = node.run().await;
-        life.ending.unwrap();
+        life.outcome.unwrap();
         assert_eq!(life.end.unwrap(), MachineEnd::LeftRunning);
         owners.push(cloud.task(task).await.instance.unwrap().to_string());
     }
@@ -253,7 +253,7 @@ async fn a_node_that_is_stopped_before_it_begins_claims_nothing() {
     node.stopping.drain.cancel();
     let instance = node.instance.clone();
     let life = node.run().await;
-    assert!(matches!(life.ending, Ok(Ending::Drained)), "{life:?}");
+    assert!(matches!(life.outcome, Ok(Outcome::Drained)), "{life:?}");
     assert_eq!(cloud.task("abc").await.attempt.0, 0);
     assert!(cloud.has_ended(&instance));
 }
@@ -264,7 +264,7 @@ async fn a_node_without_a_task_ends_if_it_bears_our_mark_alone() {
     let node = cloud.node_on(cloud.local.launch(&[("lighthpc", "tblTrans2")]), Faults::new());
     let instance = node.instance.clone();
     let life = node.run().await;
-    assert!(matches!(&life.ending, Err(NodeError::NoTask { instance: named }) if *named == instance), "{life:?}");
+    assert!(matches!(&life.outcome, Err(NodeError::NoTask { instance: named }) if *named == instance), "{life:?}");
     assert!(cloud.has_ended(&instance));
 }
 

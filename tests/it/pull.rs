@@ -5,7 +5,7 @@ use std::time::Duration;
 use lighthpc::domain::ids::MissionId;
 use lighthpc::domain::task::State;
 use lighthpc::scheduler::{Ingested, TaskIngest, UploadedObject, What};
-use lighthpc::worker::{Ending, NodeError};
+use lighthpc::worker::{NodeError, Outcome};
 use local_cloud::Service::Dynamodb;
 use local_cloud::{Faults, RESULT_BUCKET, When};
 use tokio::task::JoinSet;
@@ -40,8 +40,8 @@ async fn a_few_nodes_do_a_whole_mission_each_task_once() {
 
     let mut done = 0;
     for life in nodes.join_all().await {
-        match life.ending.unwrap() {
-            Ending::Served { done: some, .. } => done += some,
+        match life.outcome.unwrap() {
+            Outcome::Served { done: some, .. } => done += some,
             other => panic!("{other:?}"),
         }
     }
@@ -62,7 +62,7 @@ async fn a_task_that_fails_does_not_stop_its_node() {
     std::fs::remove_file(cloud.local.object_path("source", "none")).unwrap();
     let line = r#"[ "$LIGHTHPC_SRC_ID" != bad ] || exit 3; rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#;
     let life = server(&cloud, "M", 1).shell(line).run().await;
-    assert!(matches!(life.ending, Ok(Ending::Served { done: 1, other: 2 })), "{life:?}");
+    assert!(matches!(life.outcome, Ok(Outcome::Served { done: 1, other: 2 })), "{life:?}");
     let tally = cloud.tally("M").await;
     assert_eq!((tally.ok, tally.failed), (1, 2));
 }
@@ -76,7 +76,7 @@ async fn a_node_that_cannot_work_stops_taking_tasks() {
     let mut node = server(&cloud, "M", 1);
     node.settings.workload = Some(lighthpc::workload::Workload::Program(vec!["/no/such/program".to_owned()]));
     let life = node.run().await;
-    assert!(matches!(life.ending, Err(NodeError::NotStarted { .. })), "{life:?}");
+    assert!(matches!(life.outcome, Err(NodeError::NotStarted { .. })), "{life:?}");
     assert_eq!(cloud.tally("M").await.ended(), 1);
 }
 
@@ -99,7 +99,7 @@ async fn a_task_that_comes_late_is_picked_up() {
     cloud.row("late", &mission_id("M")).await;
     std::fs::write(came.with_extension("go"), "").unwrap();
     let life = running.join_all().await.pop().unwrap();
-    assert!(matches!(life.ending, Ok(Ending::Served { done: 2, .. })), "{life:?}");
+    assert!(matches!(life.outcome, Ok(Outcome::Served { done: 2, .. })), "{life:?}");
 }
 
 /// The process dies and is started again: what it was at comes first, at once.
@@ -129,7 +129,7 @@ async fn a_restarted_node_takes_up_what_it_was_at() {
     second.settings.left = left;
     let life = second.run().await;
 
-    assert!(matches!(life.ending, Ok(Ending::Served { done: 1, .. })), "{life:?}");
+    assert!(matches!(life.outcome, Ok(Outcome::Served { done: 1, .. })), "{life:?}");
     cloud.assert_done("abc", "M", "after a restart").await;
     assert_eq!(cloud.task("abc").await.interruptions, 0);
 }
@@ -144,7 +144,7 @@ async fn finding_the_next_task_costs_few_reads() {
     let instance = cloud.local.launch(&[("missionID", "M")]);
     let mut node = cloud.node_on(instance, faults.clone()).shell(r#": > "$LIGHTHPC_OUTPUT""#);
     node.settings.slots = Some(4);
-    node.run().await.ending.unwrap();
+    node.run().await.outcome.unwrap();
     assert_eq!(cloud.tally("M").await.ok, 150);
     // Two pages of a hundred as long as they are fresh, then looks that find nothing.
     let queries = faults.count(Dynamodb, "Query");
@@ -156,11 +156,11 @@ async fn finding_the_next_task_costs_few_reads() {
 async fn a_mission_that_is_not_there_and_one_that_is_cancelled_serve_nothing() {
     let cloud = TestCloud::new().await;
     let life = server(&cloud, "none", 1).run().await;
-    assert!(matches!(life.ending, Err(NodeError::NoMission { .. })), "{life:?}");
+    assert!(matches!(life.outcome, Err(NodeError::NoMission { .. })), "{life:?}");
     cloud.mission("M", &["abc"]).await;
     cloud.backend.ledger.cancel_mission(&mission_id("M"), "2026-01-01T00:00:00Z").await.unwrap();
     let life = server(&cloud, "M", 1).run().await;
-    assert!(matches!(life.ending, Ok(Ending::Served { done: 0, .. })), "{life:?}");
+    assert!(matches!(life.outcome, Ok(Outcome::Served { done: 0, .. })), "{life:?}");
     assert_eq!(cloud.task("abc").await.state, State::Pending);
     assert!(cloud.local.instances().iter().all(|i| i.state == "terminated"));
 }
@@ -174,7 +174,7 @@ async fn a_node_that_should_leave_takes_no_more_tasks() {
     let node = server(&cloud, "M", 1).shell(r#"sleep 7; rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#);
     cloud.local.rebalance(&node.instance, "2026-01-01T00:00:00Z");
     let life = node.run().await;
-    assert!(matches!(life.ending, Ok(Ending::Served { done: 1, .. })), "{life:?}");
+    assert!(matches!(life.outcome, Ok(Outcome::Served { done: 1, .. })), "{life:?}");
     assert_eq!(cloud.tally("M").await.ok, 1);
 }
 
@@ -209,7 +209,7 @@ async fn a_missions_own_nodes_are_launched_and_replaced() {
     assert_eq!(found.iter().map(|finding| finding.what).collect::<Vec<_>>(), [What::Launched]);
     assert_eq!(scheduler.sweep(&CancellationToken::new()).await.unwrap(), []);
     let node = cloud.node_on(nodes[1].id.clone(), Faults::new());
-    node.run().await.ending.unwrap();
+    node.run().await.outcome.unwrap();
     assert_eq!(cloud.tally("M").await.ok, 5);
     let id: MissionId = mission_id("M");
     assert!(cloud.backend.ledger.open_tasks(Some(&id), 1, State::Pending).await.unwrap().is_empty());

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use lighthpc::backend::ledger::{Beat, Claim, Claimant, Commit, Fence, Finish, Outcome, Release};
+use lighthpc::backend::ledger::{Beat, Claim, Claimant, Commit, Completion, Fence, Finish, Release};
 use lighthpc::backend::store::Put;
 use lighthpc::domain::ids::InstanceId;
 use lighthpc::domain::mission::Notified;
 use lighthpc::domain::progress::Progress;
 use lighthpc::domain::task::Counts;
-use lighthpc::worker::{Ending, NodeError};
+use lighthpc::worker::{NodeError, Outcome};
 use local_cloud::Service::{Dynamodb, S3};
 use local_cloud::{Faults, RESULT_BUCKET, When};
 use tokio::sync::Barrier;
@@ -74,7 +74,7 @@ async fn a_stale_attempt_cannot_write_upload_or_commit() {
     std::fs::write(&file, "stale").unwrap();
     let finish = |result: &str| Finish {
         input_etag: None,
-        outcome: Outcome::Done { result: result.to_owned(), etag: "e".to_owned(), bytes: 1 },
+        completion: Completion::Done { result: result.to_owned(), etag: "e".to_owned(), bytes: 1 },
         exit_code: Some(0),
         time_cost_s: 1,
         history: vec![],
@@ -125,12 +125,12 @@ async fn a_put_that_stalls_past_the_commit_of_another_changes_nothing() {
     // To the others the old machine is gone; its process does not know.
     let gone = cloud.local.instances()[0].id.clone();
     cloud.local.stop_instance(&gone);
-    cloud.node("abc", "M").run().await.ending.unwrap();
+    cloud.node("abc", "M").run().await.outcome.unwrap();
     cloud.assert_done("abc", "M", "by the new attempt").await;
     gate.open();
     let life = running.join_next().await.unwrap().unwrap();
 
-    assert!(matches!(life.ending, Err(NodeError::LeaseLost { .. })), "{life:?}");
+    assert!(matches!(life.outcome, Err(NodeError::LeaseLost { .. })), "{life:?}");
     cloud.assert_done("abc", "M", "after the old attempt woke").await;
     assert_eq!(cloud.local.published().len(), 1);
 }
@@ -150,11 +150,11 @@ async fn a_commit_that_stalls_past_another_counts_nothing() {
     cloud.local.stop_instance(&gone);
     // The stale result stands there: a dead attempt's, overwritten by the new one.
     assert_eq!(cloud.result("rslt_abc").as_deref(), Some("stale\n"));
-    cloud.node("abc", "M").run().await.ending.unwrap();
+    cloud.node("abc", "M").run().await.outcome.unwrap();
     gate.open();
     let life = running.join_next().await.unwrap().unwrap();
 
-    assert!(matches!(life.ending, Err(NodeError::LeaseLost { .. })), "{life:?}");
+    assert!(matches!(life.outcome, Err(NodeError::LeaseLost { .. })), "{life:?}");
     cloud.assert_done("abc", "M", "after the old commit").await;
 }
 
@@ -173,7 +173,7 @@ async fn the_last_two_committers_publish_once() {
         gate.open();
 
         for life in nodes.join_all().await {
-            assert!(matches!(life.ending, Ok(Ending::Committed { .. })), "{round}: {life:?}");
+            assert!(matches!(life.outcome, Ok(Outcome::Committed { .. })), "{round}: {life:?}");
         }
 
         assert_eq!(cloud.local.published().len(), 1, "round {round}");
@@ -197,7 +197,7 @@ async fn a_mission_whose_every_node_is_launched_twice_is_done_once() {
     }
 
     for life in nodes.join_all().await {
-        life.ending.unwrap();
+        life.outcome.unwrap();
     }
 
     assert_eq!(cloud.tally("M").await.ok, 12);

@@ -14,10 +14,10 @@ use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use lighthpc::backend::machine::PowerOff;
 use lighthpc::backend::{Backend, Scope, Tables, Wire};
-use lighthpc::command::exit::{self, Exit};
+use lighthpc::command::exit::{self, ExitCode};
 use lighthpc::domain::task::State;
 use lighthpc::domain::verdict::Verdict;
-use lighthpc::worker::{Ending, NodeError};
+use lighthpc::worker::{NodeError, Outcome};
 use local_cloud::Service::{Dynamodb, S3};
 use local_cloud::{ACCESS_KEY, Fault, Faults, REGION, SECRET_KEY, When};
 
@@ -42,14 +42,14 @@ async fn states(cloud: &TestCloud, tasks: &[&str]) -> Vec<State> {
 #[tokio::test]
 async fn one_unreadable_input_fails_its_task_once() {
     for (head, get, exit, hint) in [
-        (None, Fault::Status(403, "InvalidObjectState"), Exit::InputUnreadable, "restore-object"),
-        (None, Fault::Status(400, "KMS.DisabledException"), Exit::InputUnreadable, "KMS"),
-        (None, Fault::Status(400, "KMS.KMSInvalidStateException"), Exit::InputUnreadable, "KMS"),
-        (None, Fault::Status(403, "AccessDenied"), Exit::AccessDenied, "s3:GetObject"),
+        (None, Fault::Status(403, "InvalidObjectState"), ExitCode::InputUnreadable, "restore-object"),
+        (None, Fault::Status(400, "KMS.DisabledException"), ExitCode::InputUnreadable, "KMS"),
+        (None, Fault::Status(400, "KMS.KMSInvalidStateException"), ExitCode::InputUnreadable, "KMS"),
+        (None, Fault::Status(403, "AccessDenied"), ExitCode::AccessDenied, "s3:GetObject"),
         // A HEAD says no more than its status; why is asked by a GET.
-        (Some(400), Fault::Status(400, "KMS.NotFoundException"), Exit::InputUnreadable, "KMS"),
-        (Some(403), Fault::Status(403, "AccessDenied"), Exit::AccessDenied, "s3:GetObject"),
-        (Some(400), Fault::Status(400, "InvalidRequest"), Exit::Internal, ""),
+        (Some(400), Fault::Status(400, "KMS.NotFoundException"), ExitCode::InputUnreadable, "KMS"),
+        (Some(403), Fault::Status(403, "AccessDenied"), ExitCode::AccessDenied, "s3:GetObject"),
+        (Some(400), Fault::Status(400, "InvalidRequest"), ExitCode::Internal, ""),
     ] {
         let cloud = TestCloud::new().await;
         cloud.mission("M", &["abc"]).await;
@@ -62,7 +62,7 @@ async fn one_unreadable_input_fails_its_task_once() {
 
         let life = cloud.node_with("abc", "M", faults.clone()).run().await;
 
-        let (found, advice) = exit::of_node(life.ending.as_ref().unwrap_err());
+        let (found, advice) = exit::of_node(life.outcome.as_ref().unwrap_err());
         assert_eq!(found, exit, "{context}: {life:?}");
         assert!(advice.unwrap().contains(hint), "{context}");
         let row = cloud.task("abc").await;
@@ -91,7 +91,7 @@ async fn a_node_goes_on_after_an_unreadable_input() {
 
         let life = server(&cloud, "M", 1, faults).run().await;
 
-        assert!(matches!(life.ending, Ok(Ending::Served { done: 2, other: 4 })), "{fault:?}: {life:?}");
+        assert!(matches!(life.outcome, Ok(Outcome::Served { done: 2, other: 4 })), "{fault:?}: {life:?}");
         let tally = cloud.tally("M").await;
         assert_eq!((tally.ok, tally.failed), (2, 4), "{fault:?}");
     }
@@ -110,9 +110,9 @@ async fn when_every_input_is_refused_the_node_ends_and_keeps_the_rest() {
 
     let life = server(&cloud, "M", 1, faults).run().await;
 
-    let error = life.ending.unwrap_err();
+    let error = life.outcome.unwrap_err();
     assert!(matches!(error, NodeError::InputsRefused { .. }), "{error:?}");
-    assert_eq!(exit::of_node(&error).0, Exit::AccessDenied);
+    assert_eq!(exit::of_node(&error).0, ExitCode::AccessDenied);
     let states = states(&cloud, &tasks).await;
     assert_eq!(states.iter().filter(|state| **state == State::Failed).count(), 2);
     assert_eq!(states.iter().filter(|state| **state == State::Pending).count(), 5);
@@ -129,7 +129,7 @@ async fn forbidden_objects_of_a_readable_bucket_are_their_own_fault() {
 
     let life = server(&cloud, "M", 1, faults).run().await;
 
-    assert!(matches!(life.ending, Ok(Ending::Served { done: 0, other: 5 })), "{life:?}");
+    assert!(matches!(life.outcome, Ok(Outcome::Served { done: 0, other: 5 })), "{life:?}");
     assert_eq!(cloud.tally("M").await.failed, 5);
 }
 
@@ -137,10 +137,10 @@ async fn forbidden_objects_of_a_readable_bucket_are_their_own_fault() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_missing_right_to_write_is_found_before_the_first_claim() {
     for (code, exit) in [
-        ("AccessDenied", Exit::AccessDenied),
-        ("NoSuchBucket", Exit::NoBucket),
-        ("KMS.DisabledException", Exit::AccessDenied),
-        ("PermanentRedirect", Exit::WrongRegion),
+        ("AccessDenied", ExitCode::AccessDenied),
+        ("NoSuchBucket", ExitCode::NoBucket),
+        ("KMS.DisabledException", ExitCode::AccessDenied),
+        ("PermanentRedirect", ExitCode::WrongRegion),
     ] {
         for slots in [1, 4] {
             let cloud = TestCloud::new().await;
@@ -153,7 +153,7 @@ async fn a_missing_right_to_write_is_found_before_the_first_claim() {
 
             let life = server(&cloud, "M", slots, faults).shell(&line).run().await;
 
-            let error = life.ending.unwrap_err();
+            let error = life.outcome.unwrap_err();
             assert_eq!(exit::of_node(&error).0, exit, "{error:?}");
             assert!(matches!(&error, NodeError::Cloud { source, .. } if source.scope() == Scope::Deployment));
             assert!(!runs.exists(), "a workload was run");
@@ -171,7 +171,7 @@ async fn a_missing_source_bucket_is_found_before_the_first_claim() {
     let mut node = cloud.node("abc", "M");
     node.settings.source_bucket = Some("no-such-bucket".to_owned());
     let life = node.run().await;
-    assert_eq!(exit::of_node(&life.ending.unwrap_err()).0, Exit::NoBucket);
+    assert_eq!(exit::of_node(&life.outcome.unwrap_err()).0, ExitCode::NoBucket);
     assert_eq!(cloud.task("abc").await.attempt.0, 0);
 }
 
@@ -187,7 +187,7 @@ async fn the_trial_is_made_once_per_node_and_an_outage_is_not_remembered() {
     node.settings.max_idle = Duration::from_secs(30);
     let life = node.run().await;
 
-    assert!(matches!(life.ending, Ok(Ending::Served { done: 5, other: 0 })), "{life:?}");
+    assert!(matches!(life.outcome, Ok(Outcome::Served { done: 5, other: 0 })), "{life:?}");
     assert_eq!(faults.count(S3, "CreateMultipartUpload"), 7);
     assert_eq!(faults.count(S3, "AbortMultipartUpload"), 1);
 }
@@ -200,7 +200,7 @@ async fn a_right_that_vanishes_hands_the_task_back() {
     let faults = Faults::new();
     faults.add(S3, "PutObject", When::Always, Fault::Status(403, "AccessDenied"));
     let life = cloud.node_with("abc", "M", faults).run().await;
-    assert_eq!(exit::of_node(&life.ending.unwrap_err()).0, Exit::AccessDenied);
+    assert_eq!(exit::of_node(&life.outcome.unwrap_err()).0, ExitCode::AccessDenied);
     let row = cloud.task("abc").await;
     assert_eq!((row.state, row.verdict, row.app_failures), (State::Pending, Some(Verdict::Infra), 1));
 }
@@ -220,10 +220,10 @@ async fn a_wrong_clock_is_the_machines_fault() {
 
         let life = cloud.node_with("abc", "M", faults).run().await;
 
-        let error = life.ending.unwrap_err();
+        let error = life.outcome.unwrap_err();
         assert!(matches!(&error, NodeError::Cloud { source, .. } if source.scope() == Scope::Machine), "{error:?}");
         let (exit, hint) = exit::of_node(&error);
-        assert_eq!(exit, Exit::WrongClock);
+        assert_eq!(exit, ExitCode::WrongClock);
         assert!(hint.unwrap().contains("chrony"));
         assert_eq!(cloud.task("abc").await.attempt.0, 0);
     }
@@ -241,7 +241,7 @@ async fn a_row_that_refuses_its_claim_does_not_hold_its_node() {
 
     let life = server(&cloud, "M", 1, faults).run().await;
 
-    assert!(matches!(life.ending, Ok(Ending::Served { done: 2, other: 1 })), "{life:?}");
+    assert!(matches!(life.outcome, Ok(Outcome::Served { done: 2, other: 1 })), "{life:?}");
     let pending = states(&cloud, &tasks).await.into_iter().filter(|state| *state == State::Pending).count();
     assert_eq!(pending, 1);
 }
@@ -322,7 +322,7 @@ async fn refused_credentials_are_requested_again() {
         let (mut node, asked) = stale_node(&cloud, stale);
         node.settings.max_idle = Duration::from_secs(30);
 
-        node.run().await.ending.unwrap();
+        node.run().await.outcome.unwrap();
 
         cloud.assert_done("abc", "M", &format!("after {stale} stale credentials")).await;
         // Each client keeps credentials of its own: a few calls more than the stale ones, not one for each request.
@@ -341,8 +341,8 @@ async fn credentials_that_stay_stale_end_the_node_in_time() {
 
     let life = node.run().await;
 
-    let error = life.ending.unwrap_err();
-    assert_eq!(exit::of_node(&error).0, Exit::NoCredentials, "{error:?}");
+    let error = life.outcome.unwrap_err();
+    assert_eq!(exit::of_node(&error).0, ExitCode::NoCredentials, "{error:?}");
     assert!(asked.load(Ordering::SeqCst) < 60, "{asked:?}");
     assert_eq!(cloud.task("abc").await.attempt.0, 0);
 }

@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-use lighthpc::backend::ledger::{Claim, Claimant, Commit, Fence, Finish, Made, NewTask, Outcome};
+use lighthpc::backend::ledger::{Claim, Claimant, Commit, Completion, Fence, Finish, Made, NewTask};
 use lighthpc::backend::machine::PowerOff;
 use lighthpc::backend::store::{Mark, Put, StoreError};
-use lighthpc::backend::{Backend, Tables, Wire};
-use lighthpc::command::exit::{self, Exit};
+use lighthpc::backend::{Backend, Tables, Wire, error_chain};
+use lighthpc::command::exit::{self, ExitCode};
 use lighthpc::domain::ids::{Attempt, InstanceId};
 use lighthpc::domain::keys::result_key;
 use lighthpc::domain::task::{Counts, State};
 use lighthpc::domain::verdict::Verdict;
-use lighthpc::worker::{Ending, NodeError, words};
+use lighthpc::worker::{NodeError, Outcome};
 use lighthpc::workload::Left;
 use local_cloud::Service::S3;
 use local_cloud::{ACCESS_KEY, Fault, Faults, REGION, RESULT_BUCKET, SECRET_KEY, SOURCE_BUCKET, When};
@@ -55,12 +55,12 @@ async fn claim(backend: &Backend, task: &str, instance: &str) -> Fence {
 }
 
 /// Asserts that a task failed at once because of another's object, and that the error names both.
-async fn assert_refused(cloud: &TestCloud, task: &str, ending: &Result<Ending, NodeError>, names: &[&str]) {
-    let Err(error @ NodeError::Store { source: StoreError::Taken { .. }, .. }) = ending else { panic!("{ending:?}") };
+async fn assert_refused(cloud: &TestCloud, task: &str, outcome: &Result<Outcome, NodeError>, names: &[&str]) {
+    let Err(error @ NodeError::Store { source: StoreError::Taken { .. }, .. }) = outcome else { panic!("{outcome:?}") };
     for name in names {
-        assert!(words(error).contains(name), "{name} is not in: {}", words(error));
+        assert!(error_chain(error).contains(name), "{name} is not in: {}", error_chain(error));
     }
-    assert_eq!(exit::of_node(error).0, Exit::WorkloadFailed);
+    assert_eq!(exit::of_node(error).0, ExitCode::WorkloadFailed);
     let row = cloud.task(task).await;
     assert_eq!((row.state, row.verdict, row.attempt.0), (State::Failed, Some(Verdict::AppError), 1));
     assert_eq!(row.result, None);
@@ -73,12 +73,12 @@ async fn two_names_with_one_key_never_share_an_object() {
         for (first, second) in [("d", other), (other, "d")] {
             let cloud = TestCloud::new().await;
             cloud.mission("M", &[first, second]).await;
-            cloud.node(first, "M").shell(WORK).run().await.ending.unwrap();
+            cloud.node(first, "M").shell(WORK).run().await.outcome.unwrap();
             let before = cloud.result(&format!("rslt_{other}"));
 
             let life = cloud.node(second, "M").shell(WORK).run().await;
 
-            assert_refused(&cloud, second, &life.ending, &["task d", &format!("task {other}"), "rslt_d/"]).await;
+            assert_refused(&cloud, second, &life.outcome, &["task d", &format!("task {other}"), "rslt_d/"]).await;
             assert_eq!(cloud.result(&format!("rslt_{other}")), before, "{first}, {second}");
             assert_eq!(cloud.task(first).await.state, State::Done);
             let tally = cloud.tally("M").await;
@@ -104,7 +104,7 @@ async fn on_one_node_a_foreign_object_is_not_adopted() {
 
         let life = node.run().await;
 
-        assert!(matches!(life.ending, Ok(Ending::Served { done: 1, other: 1 })), "{order:?}: {life:?}");
+        assert!(matches!(life.outcome, Ok(Outcome::Served { done: 1, other: 1 })), "{order:?}: {life:?}");
         assert_eq!(cloud.task(order[0]).await.state, State::Done, "{order:?}");
         let row = cloud.task(order[1]).await;
         assert_eq!((row.state, row.verdict), (State::Failed, Some(Verdict::AppError)), "{order:?}");
@@ -127,9 +127,9 @@ async fn what_a_failed_task_left_is_overwritten_and_what_a_running_one_put_is_no
     assert!(matches!(put(&other, "x's").await, Err(StoreError::Taken { .. })));
     assert_eq!(cloud.result("rslt_d/x").as_deref(), Some("d's file"));
 
-    let outcome = Outcome::Failed(Verdict::AppError);
+    let completion = Completion::Failed(Verdict::AppError);
     let finish = Finish {
-        outcome,
+        completion,
         exit_code: None,
         input_etag: None,
         time_cost_s: 0,
@@ -168,7 +168,13 @@ async fn a_name_that_looks_like_a_shortened_one_has_a_place_of_its_own() {
     let literal = result_key(&src(&long)).strip_prefix("rslt_").unwrap().to_owned();
     cloud.mission("M", &[&long, &literal]).await;
     for task in [&long, &literal] {
-        cloud.node(task, "M").shell(r#"printf %s "$LIGHTHPC_SRC_ID" > "$LIGHTHPC_OUTPUT""#).run().await.ending.unwrap();
+        cloud
+            .node(task, "M")
+            .shell(r#"printf %s "$LIGHTHPC_SRC_ID" > "$LIGHTHPC_OUTPUT""#)
+            .run()
+            .await
+            .outcome
+            .unwrap();
     }
     for task in [&long, &literal] {
         assert_eq!(cloud.result(&result_key(&src(task))).as_ref(), Some(task));
@@ -181,7 +187,7 @@ async fn deployments_that_share_a_bucket_do_not_overwrite_each_other() {
     let cloud = TestCloud::new().await;
     cloud.mission("M", &["abc"]).await;
     let chatty = r#"echo "the log of $LIGHTHPC_SRC_ID"; rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#;
-    cloud.node("abc", "M").shell(chatty).run().await.ending.unwrap();
+    cloud.node("abc", "M").shell(chatty).run().await.outcome.unwrap();
     cloud.assert_done("abc", "M", "in the first deployment").await;
     let log = cloud.result("logs/abc.1.log");
 
@@ -200,9 +206,9 @@ async fn deployments_that_share_a_bucket_do_not_overwrite_each_other() {
     let other = TestNode { instance, backend: backend.clone(), settings, stopping };
     let life = other.run().await;
 
-    let ending = life.ending.unwrap_err();
-    assert!(matches!(&ending, NodeError::Store { source: StoreError::Taken { .. }, .. }), "{ending:?}");
-    assert!(words(&ending).contains("another tasks table"), "{}", words(&ending));
+    let outcome = life.outcome.unwrap_err();
+    assert!(matches!(&outcome, NodeError::Store { source: StoreError::Taken { .. }, .. }), "{outcome:?}");
+    assert!(error_chain(&outcome).contains("another tasks table"), "{}", error_chain(&outcome));
     let row = backend.ledger.task(&src("abc")).await.unwrap().unwrap();
     assert_eq!((row.state, row.verdict), (State::Failed, Some(Verdict::AppError)));
     assert_eq!(row.history.last().unwrap().log, None, "its log has no place");
@@ -320,7 +326,7 @@ async fn an_upload_that_is_found_corrupt_is_made_again() {
     faults.add(S3, "CompleteMultipartUpload", When::Nth(2), Fault::Status(400, "BadDigest"));
 
     let node = cloud.node_with("abc", "M", faults.clone()).shell(r#"cp "$LIGHTHPC_INPUT" "$LIGHTHPC_OUTPUT""#);
-    node.run().await.ending.unwrap();
+    node.run().await.outcome.unwrap();
 
     let result = std::fs::read(cloud.local.object_path(RESULT_BUCKET, "rslt_abc")).unwrap();
     assert!(result == bytes, "the bytes differ");
@@ -356,13 +362,13 @@ async fn a_result_with_a_name_that_is_too_long_fails_once_and_uploads_nothing() 
         let life = cloud.node_with(task, "M", faults.clone()).shell(&line).run().await;
         let row = cloud.task(task).await;
         if !is_bad {
-            life.ending.unwrap();
+            life.outcome.unwrap();
             continue;
         }
-        let Err(error @ NodeError::Store { source: StoreError::BadResult { .. }, .. }) = &life.ending else {
+        let Err(error @ NodeError::Store { source: StoreError::BadResult { .. }, .. }) = &life.outcome else {
             panic!("{line}: {life:?}")
         };
-        assert_eq!(exit::of_node(error).0, Exit::WorkloadFailed);
+        assert_eq!(exit::of_node(error).0, ExitCode::WorkloadFailed);
         assert_eq!((row.state, row.verdict, row.attempt.0), (State::Failed, Some(Verdict::AppError), 1), "{line}");
         assert!(cloud.backend.store.list(RESULT_BUCKET, "rslt_").await.unwrap().is_empty(), "{line}");
     }
@@ -377,7 +383,7 @@ async fn a_result_that_s3_does_not_store_fails_its_task_once() {
         let faults = Faults::new();
         faults.add(S3, "PutObject", When::First(1), Fault::Status(400, code));
         let life = cloud.node_with("abc", "M", faults).run().await;
-        assert_eq!(exit::of_node(&life.ending.unwrap_err()).0, Exit::WorkloadFailed, "{code}");
+        assert_eq!(exit::of_node(&life.outcome.unwrap_err()).0, ExitCode::WorkloadFailed, "{code}");
         let row = cloud.task("abc").await;
         assert_eq!((row.state, row.verdict, row.attempt.0), (State::Failed, Some(Verdict::AppError), 1), "{code}");
     }
@@ -392,7 +398,7 @@ async fn a_folder_result_needs_no_room_on_the_disk() {
         echo 'a "quoted" name' > "$LIGHTHPC_OUTPUT/a \"b\" ü"
         echo 2 > "$LIGHTHPC_OUTPUT/c""#;
 
-    cloud.node("abc", "M").shell(line).run().await.ending.unwrap();
+    cloud.node("abc", "M").shell(line).run().await.outcome.unwrap();
 
     let index: serde_json::Value =
         serde_json::from_str(&cloud.result("rslt_abc/_lighthpc_index.json").unwrap()).unwrap();
@@ -412,7 +418,7 @@ async fn many_files_go_up_through_an_outage() {
     faults.add(S3, "PutObject", When::First(40), Fault::Status(503, "SlowDown"));
     let line = r#"mkdir "$LIGHTHPC_OUTPUT"; cd "$LIGHTHPC_OUTPUT"; for n in $(seq 300); do echo $n > $n; done"#;
 
-    cloud.node_with("abc", "M", faults).shell(line).run().await.ending.unwrap();
+    cloud.node_with("abc", "M", faults).shell(line).run().await.outcome.unwrap();
 
     assert_eq!(cloud.backend.store.list(RESULT_BUCKET, "rslt_abc/").await.unwrap().len(), 301);
     assert_eq!(cloud.task("abc").await.attempt.0, 1);
@@ -438,7 +444,7 @@ async fn a_huge_input_or_folder_makes_a_bounded_number_of_tasks() {
     stopping.drain.cancel();
     gate.open();
     let life = running.join_next().await.unwrap().unwrap();
-    assert!(matches!(life.ending, Ok(Ending::Drained)), "{life:?}");
+    assert!(matches!(life.outcome, Ok(Outcome::Drained)), "{life:?}");
 
     let cloud = TestCloud::new().await;
     cloud.mission("M", &["abc"]).await;
@@ -449,7 +455,7 @@ async fn a_huge_input_or_folder_makes_a_bounded_number_of_tasks() {
     gate.arrived(8).await;
     assert!(alive() < 40, "{} tasks", alive());
     gate.open();
-    running.join_next().await.unwrap().unwrap().ending.unwrap();
+    running.join_next().await.unwrap().unwrap().outcome.unwrap();
     assert_eq!(cloud.backend.store.list(RESULT_BUCKET, "rslt_abc/").await.unwrap().len(), 501);
 }
 

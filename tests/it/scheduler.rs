@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lighthpc::command::exit::{Exit, of_scheduler};
+use lighthpc::command::exit::{ExitCode, of_scheduler};
 use lighthpc::domain::ids::SrcId;
 use lighthpc::domain::policy::{BidMode, Policy};
 use lighthpc::domain::tags;
@@ -67,7 +67,7 @@ async fn an_object_is_a_row_and_a_node_and_its_duplicates_are_neither() {
     assert_eq!(cloud.attribute("M/a b+c.txt", "numlog").await, "1+1");
     assert_eq!(cloud.attribute("M/a b+c.txt", "trigTime").await, "2026-01-01T00:00:00.000Z");
 
-    cloud.node_on(instance, Faults::new()).run().await.ending.unwrap();
+    cloud.node_on(instance, Faults::new()).run().await.outcome.unwrap();
     assert_eq!(cloud.result("rslt_M/a b+c.txt").as_deref(), Some("cba"));
 }
 
@@ -223,7 +223,7 @@ async fn a_launch_that_ec2_refuses_is_named_and_the_task_waits() {
         assert!(row.launch.error.clone().unwrap().contains(code));
         let error = scheduler.launch_for(&row, None).await.unwrap_err();
         let (exit, hint) = of_scheduler(&error);
-        assert!(matches!(exit, Exit::LaunchRefused | Exit::AccessDenied), "{code}: {exit:?}");
+        assert!(matches!(exit, ExitCode::LaunchRefused | ExitCode::AccessDenied), "{code}: {exit:?}");
         assert!(hint.is_some() && !error.is_transient(), "{code}");
         // Types and prices are a mission's own, and others may launch.
         assert_eq!(error.is_of_every_launch(), code != "InvalidParameterValue", "{code}");
@@ -244,7 +244,7 @@ async fn a_long_key_goes_by_a_short_name() {
         assert!(tags::is_short(&value));
         assert_eq!(sweep(&scheduler).await, [], "its node is known by its short name");
 
-        cloud.node_on(instance, Faults::new()).run().await.ending.unwrap();
+        cloud.node_on(instance, Faults::new()).run().await.outcome.unwrap();
 
         assert_eq!(cloud.task(&key).await.state, State::Done);
     }
@@ -305,7 +305,7 @@ async fn a_policy_that_cannot_be_read_is_named() {
     assert!(matches!(board(&scheduler, "M/abc").await, Ingested::Waits(why) if why.contains("a lot")));
     assert!(cloud.task("M/abc").await.launch.error.unwrap().contains("a lot"));
     let error = scheduler.policy(Some(&cloud.mission_row("M").await)).unwrap_err();
-    assert_eq!(of_scheduler(&error).0, Exit::Usage);
+    assert_eq!(of_scheduler(&error).0, ExitCode::Usage);
 }
 
 /// The mission is announced between an invocation's first event and its second: its last task is not forgotten.

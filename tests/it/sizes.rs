@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lighthpc::backend::store::StoreError;
-use lighthpc::command::exit::{self, Exit};
+use lighthpc::command::exit::{self, ExitCode};
 use lighthpc::domain::budget::SizeLimits;
 use lighthpc::domain::task::State;
 use lighthpc::domain::verdict::Verdict;
-use lighthpc::worker::{Ending, NodeError};
+use lighthpc::worker::{NodeError, Outcome};
 use local_cloud::Service::S3;
 use local_cloud::{Faults, RESULT_BUCKET, When};
 use tokio::task::JoinSet;
@@ -50,11 +50,11 @@ async fn a_result_that_is_too_large_fails_its_task_once_and_uploads_nothing() {
         // Even where such failures are tried again, the answer is the same.
         let life = node.run().await;
 
-        let Err(error @ NodeError::Store { source: StoreError::TooLarge { reason, .. }, .. }) = &life.ending else {
+        let Err(error @ NodeError::Store { source: StoreError::TooLarge { reason, .. }, .. }) = &life.outcome else {
             panic!("{line}: {life:?}")
         };
         assert!(reason.contains(flag), "{line}: {reason}");
-        assert_eq!(exit::of_node(error).0, Exit::WorkloadFailed);
+        assert_eq!(exit::of_node(error).0, ExitCode::WorkloadFailed);
         let row = cloud.task("abc").await;
         assert_eq!((row.state, row.verdict, row.attempt.0), (State::Failed, Some(Verdict::AppError), 1), "{line}");
         assert!(cloud.backend.store.list(RESULT_BUCKET, "rslt_").await.unwrap().is_empty(), "{line}");
@@ -72,12 +72,12 @@ async fn a_result_of_exactly_the_limit_is_stored_and_a_sparse_one_has_all_its_by
     cloud.mission("M", &["abc", "sparse"]).await;
     let mut node = cloud.node("abc", "M").shell(r#"head -c 1000 /dev/zero > "$LIGHTHPC_OUTPUT""#);
     node.settings.sizes = SMALL;
-    node.run().await.ending.unwrap();
+    node.run().await.outcome.unwrap();
     assert_eq!(cloud.task("abc").await.result_bytes, Some(1000));
 
     let line = r#"printf 'begin' > "$LIGHTHPC_OUTPUT"; truncate -s 20000000 "$LIGHTHPC_OUTPUT"
         printf 'end' >> "$LIGHTHPC_OUTPUT""#;
-    cloud.node("sparse", "M").shell(line).run().await.ending.unwrap();
+    cloud.node("sparse", "M").shell(line).run().await.outcome.unwrap();
     let result = std::fs::read(cloud.local.object_path(RESULT_BUCKET, "rslt_sparse")).unwrap();
     assert_eq!(result.len(), 20_000_003);
     assert!(result.starts_with(b"begin\0") && result.ends_with(b"\0end"));
@@ -97,7 +97,7 @@ async fn a_result_that_is_too_large_does_not_stop_its_node() {
     let mut node = cloud.node_on(instance, Faults::new()).shell(&line);
     node.settings.slots = Some(2);
     let life = node.run().await;
-    assert!(matches!(life.ending, Ok(Ending::Served { done: 3, other: 1 })), "{life:?}");
+    assert!(matches!(life.outcome, Ok(Outcome::Served { done: 3, other: 1 })), "{life:?}");
     let tally = cloud.tally("M").await;
     assert_eq!((tally.ok, tally.failed), (3, 1));
 }
@@ -162,7 +162,7 @@ async fn a_result_that_changes_while_it_goes_up_is_none() {
             change(&output_in(&work_dir));
             gate.open();
             let life = running.join_all().await.pop().unwrap();
-            let is_bad = matches!(&life.ending, Err(NodeError::Store { source: StoreError::BadResult { .. }, .. }));
+            let is_bad = matches!(&life.outcome, Err(NodeError::Store { source: StoreError::BadResult { .. }, .. }));
             assert!(is_bad, "{bytes} {what}: {life:?}");
             let row = cloud.task("abc").await;
             assert_eq!((row.state, row.attempt.0, row.result), (State::Failed, 1, None), "{bytes} {what}");
@@ -197,7 +197,7 @@ async fn a_checkpoint_that_is_too_large_is_not_saved_and_costs_nothing_else() {
         node.settings.work_dir = disk.path().join("work");
         node.settings.sizes = sizes;
         node.settings.checkpoint_every = Duration::from_millis(50);
-        node.run().await.ending.unwrap();
+        node.run().await.outcome.unwrap();
         cloud.assert_done("abc", "M", why).await;
         assert!(cloud.backend.store.list(RESULT_BUCKET, "checkpoints/").await.unwrap().is_empty(), "{why}");
         let log = cloud.result("logs/abc.1.log").unwrap();
@@ -216,7 +216,7 @@ async fn a_list_of_absurd_size_is_not_read() {
     list.set_len(1 << 43).unwrap();
     cloud.set_attribute("abc", "checkpoint", &format!("s3://{RESULT_BUCKET}/absurd")).await;
     let line = r#"[ "$LIGHTHPC_RESUMED" = 0 ] || exit 3; rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#;
-    cloud.node("abc", "M").shell(line).run().await.ending.unwrap();
+    cloud.node("abc", "M").shell(line).run().await.outcome.unwrap();
     cloud.assert_done("abc", "M", "from the start").await;
     assert_eq!(cloud.task("abc").await.src, src("abc"));
 }
@@ -230,7 +230,7 @@ async fn a_log_of_absurd_size_is_cut() {
         r#"{HUGE} echo hello; cd "$LIGHTHPC_SCRATCH/../.."; for n in 1 2 3 4 5 6 7; do huge log.$n; done; mkfifo log.9
         huge notes; rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#
     );
-    cloud.node("abc", "M").shell(&line).run().await.ending.unwrap();
+    cloud.node("abc", "M").shell(&line).run().await.outcome.unwrap();
     cloud.assert_done("abc", "M", "a log that is no log").await;
     let log = cloud.backend.store.head(RESULT_BUCKET, "logs/abc.1.log").await.unwrap().unwrap();
     assert!(log.bytes < 10 << 20, "{}", log.bytes);

@@ -55,7 +55,7 @@ async fn the_list_is_complete() {
 
     let node = cloud.node_with("abc", "M", faults.clone());
     let instance = node.instance.clone();
-    node.run().await.ending.unwrap();
+    node.run().await.outcome.unwrap();
 
     cloud.assert_done("abc", "M", "without a fault").await;
     assert!(cloud.has_ended(&instance));

@@ -69,7 +69,7 @@ async fn a_task_that_ran_in_no_mission_is_not_taken_over() {
     let scheduler = cloud.scheduler(&Faults::new());
     cloud.input("abc", b"abc").await;
     let Ingested::Launched(instance) = board(&scheduler, "abc").await else { panic!("no node") };
-    cloud.node_on(instance, Faults::new()).run().await.ending.unwrap();
+    cloud.node_on(instance, Faults::new()).run().await.outcome.unwrap();
 
     let error = scheduler.prepare(&plan(&["abc"])).await.unwrap_err();
 

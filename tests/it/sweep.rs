@@ -6,7 +6,7 @@ use lighthpc::domain::mission::Notified;
 use lighthpc::domain::task::State;
 use lighthpc::domain::verdict::Verdict;
 use lighthpc::scheduler::{Scheduler, What};
-use lighthpc::worker::Ending;
+use lighthpc::worker::Outcome;
 use local_cloud::Service::{Dynamodb, Sns};
 use local_cloud::{Faults, When};
 use tokio::task::JoinSet;
@@ -53,7 +53,7 @@ async fn a_task_whose_instance_is_gone_is_put_back_and_launched_at_once() {
     assert_eq!((row.state, row.verdict, row.interruptions), (State::Pending, Some(Verdict::Lost), 1));
     assert_eq!(row.history[0].instance, gone);
     let instance = row.launch.instance.unwrap();
-    cloud.node_on(instance, Faults::new()).run().await.ending.unwrap();
+    cloud.node_on(instance, Faults::new()).run().await.outcome.unwrap();
     cloud.assert_done("abc", "M", "after the sweep").await;
     assert_eq!(cloud.task("abc").await.history.len(), 2);
 }
@@ -99,8 +99,8 @@ async fn what_lives_is_left_alone() {
     assert_eq!(sweep(&scheduler).await, []);
 
     std::fs::write(go, "").unwrap();
-    assert!(matches!(holder.join_all().await.pop().unwrap().ending, Ok(Ending::Committed { .. })));
-    booting.run().await.ending.unwrap();
+    assert!(matches!(holder.join_all().await.pop().unwrap().outcome, Ok(Outcome::Committed { .. })));
+    booting.run().await.outcome.unwrap();
     assert_eq!(cloud.tally("M").await.ok, 2);
 }
 
@@ -108,7 +108,7 @@ async fn what_lives_is_left_alone() {
 async fn instances_without_a_live_task_are_ended_and_others_are_not_touched() {
     let cloud = TestCloud::new().await;
     cloud.mission("M", &["abc"]).await;
-    cloud.node("abc", "M").run().await.ending.unwrap();
+    cloud.node("abc", "M").run().await.outcome.unwrap();
     let mark = ("lighthpc", "tblTrans2");
     let ended_task = cloud.local.launch(&[mark, ("srcID", "abc"), ("missionID", "M")]);
     let no_task = cloud.local.launch(&[mark]);
@@ -292,7 +292,7 @@ async fn a_cancelled_mission_ends_and_a_redrive_opens_it() {
 
     assert_eq!((cancelled.ended, cancelled.asked, cancelled.running), (1, 1, 0));
     let life = running.join_all().await.pop().unwrap();
-    assert!(matches!(life.ending, Ok(Ending::Cancelled)), "{life:?}");
+    assert!(matches!(life.outcome, Ok(Outcome::Cancelled)), "{life:?}");
     for task in ["abc", "def"] {
         let row = cloud.task(task).await;
         assert_eq!((row.state, row.verdict), (State::Failed, Some(Verdict::Cancelled)), "{task}");
@@ -307,7 +307,7 @@ async fn a_cancelled_mission_ends_and_a_redrive_opens_it() {
     assert_eq!((redriven.put_back, redriven.launched), (2, 2));
     for task in ["abc", "def"] {
         let launched = cloud.task(task).await.launch.instance.unwrap();
-        cloud.node_on(launched, Faults::new()).run().await.ending.unwrap();
+        cloud.node_on(launched, Faults::new()).run().await.outcome.unwrap();
     }
     assert_eq!((cloud.tally("M").await.ok, cloud.tally("M").await.failed), (2, 0));
 }

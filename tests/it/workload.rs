@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use lighthpc::domain::checkpoint::{earlier_folder, folder};
 use lighthpc::domain::task::State;
 use lighthpc::domain::verdict::Verdict;
-use lighthpc::worker::{Ending, NodeError};
+use lighthpc::worker::{NodeError, Outcome};
 use lighthpc::workload::Workload;
 use local_cloud::RESULT_BUCKET;
 use tokio::task::JoinSet;
@@ -30,7 +30,7 @@ async fn drained_after(node: TestNode, began: &Path) {
     std::fs::remove_file(began).unwrap();
     stopping.drain.cancel();
     let life = running.join_all().await.pop().unwrap();
-    assert!(matches!(life.ending, Ok(Ending::Drained)), "{life:?}");
+    assert!(matches!(life.outcome, Ok(Outcome::Drained)), "{life:?}");
 }
 
 async fn checkpoint_keys(cloud: &TestCloud) -> Vec<String> {
@@ -65,7 +65,7 @@ async fn a_checkpoint_keeps_links_empty_folders_modes_and_any_name() {
     );
     let second = cloud.node("abc", "M").shell(&line);
     let work_dir = second.settings.work_dir.clone();
-    second.run().await.ending.unwrap();
+    second.run().await.outcome.unwrap();
 
     assert_eq!(cloud.result("rslt_abc").as_deref(), Some("whole\n"));
     assert_eq!(checkpoint_keys(&cloud).await, Vec::<String>::new());
@@ -95,7 +95,7 @@ async fn only_a_change_since_the_restoring_is_saved() {
         .shell(r#"cat "$LIGHTHPC_CHECKPOINT_DIR/a/b" > "$LIGHTHPC_OUTPUT""#)
         .run()
         .await
-        .ending
+        .outcome
         .unwrap();
     assert_eq!(cloud.result("rslt_abc").as_deref(), Some("two\n"));
 }
@@ -151,7 +151,7 @@ async fn a_checkpoint_of_an_earlier_version_is_restored_and_removed() {
     assert!(!keys.contains(&format!("{earlier}1.1/a")), "{keys:?}");
 
     let line = r#"cd "$LIGHTHPC_CHECKPOINT_DIR"; cat a b/c > "$LIGHTHPC_OUTPUT""#;
-    cloud.node("abc", "M").shell(line).run().await.ending.unwrap();
+    cloud.node("abc", "M").shell(line).run().await.outcome.unwrap();
     assert_eq!(cloud.result("rslt_abc").as_deref(), Some("new\nold\n"));
     assert_eq!(checkpoint_keys(&cloud).await, [format!("{earlier}7.1/of-another-deployment")]);
 }
@@ -171,7 +171,7 @@ async fn a_list_that_leads_out_of_the_folder_restores_nothing() {
         cloud.backend.store.put_bytes(RESULT_BUCKET, "checkpoints/list", list.into_bytes()).await.unwrap();
         cloud.set_attribute("abc", "checkpoint", &format!("s3://{RESULT_BUCKET}/checkpoints/list")).await;
         let line = r#"[ "$LIGHTHPC_RESUMED" = 0 ] && ls -A "$LIGHTHPC_CHECKPOINT_DIR" > "$LIGHTHPC_OUTPUT""#;
-        cloud.node("abc", "M").shell(line).run().await.ending.unwrap();
+        cloud.node("abc", "M").shell(line).run().await.outcome.unwrap();
         assert_eq!(cloud.result("rslt_abc").as_deref(), Some(""));
         assert!(cloud.result("logs/abc.1.log").unwrap().contains("could not be restored"));
         assert!(!cloud.dir.path().join("precious").exists());
@@ -193,7 +193,7 @@ async fn a_checkpoint_that_does_not_fit_is_left_to_another_machine() {
     cloud.backend.store.put_bytes(RESULT_BUCKET, "checkpoints/list", list.as_bytes().to_vec()).await.unwrap();
     let named = format!("s3://{RESULT_BUCKET}/checkpoints/list");
     cloud.set_attribute("abc", "checkpoint", &named).await;
-    cloud.node("abc", "M").run().await.ending.unwrap_err();
+    cloud.node("abc", "M").run().await.outcome.unwrap_err();
     let row = cloud.task("abc").await;
     assert_eq!((row.state, row.verdict), (State::Pending, Some(Verdict::DiskFull)));
     assert_eq!(row.checkpoint, Some(named));
@@ -216,12 +216,12 @@ async fn a_program_that_stays_busy_hands_the_task_back() {
     };
 
     let life = node(&cloud).run().await;
-    assert!(matches!(life.ending, Err(NodeError::NotStarted { .. })), "{life:?}");
+    assert!(matches!(life.outcome, Err(NodeError::NotStarted { .. })), "{life:?}");
     let row = cloud.task("abc").await;
     assert_eq!((row.state, row.verdict, row.app_failures), (State::Pending, Some(Verdict::Infra), 1));
 
     drop(writer);
-    node(&cloud).run().await.ending.unwrap();
+    node(&cloud).run().await.outcome.unwrap();
     assert_eq!(cloud.task("abc").await.state, State::Done);
 }
 
@@ -243,7 +243,7 @@ async fn what_was_in_the_work_folder_before_stays() {
     };
     let before = names();
     node.settings.work_dir.clone_from(&home);
-    node.run().await.ending.unwrap();
+    node.run().await.outcome.unwrap();
     assert_eq!(names(), before);
     lighthpc::workload::lock_work_dir(&home, "tblTrans2").unwrap();
     assert_eq!(names().len(), before.len() + 1, "the lock is new");
@@ -265,7 +265,7 @@ async fn a_work_folder_that_cannot_be_used_claims_nothing() {
 
         let life = node.run().await;
 
-        assert!(matches!(life.ending, Err(NodeError::Disk { .. })), "{}: {life:?}", work.display());
+        assert!(matches!(life.outcome, Err(NodeError::Disk { .. })), "{}: {life:?}", work.display());
         assert_eq!(faults.count(local_cloud::Service::Dynamodb, "UpdateItem"), 0, "{}", work.display());
         assert!(cloud.has_ended(&instance), "{}", work.display());
     }
@@ -274,7 +274,7 @@ async fn a_work_folder_that_cannot_be_used_claims_nothing() {
     let work = cloud.dir.path().join("new");
     let mut node = cloud.node("abc", "M");
     node.settings.work_dir.clone_from(&work);
-    node.run().await.ending.unwrap();
+    node.run().await.outcome.unwrap();
     let left: Vec<_> = std::fs::read_dir(&work).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(left.iter().all(|name| name == ".lock"), "{left:?}");
 }
@@ -307,7 +307,7 @@ async fn no_room_for_files_is_a_full_disk() {
         let mut node = cloud.node("abc", "M").shell(&format!("( {fill} )"));
         node.settings.work_dir.clone_from(&work);
         let life = node.run().await;
-        assert!(matches!(life.ending, Err(NodeError::WorkloadDiskFull)), "{otherwise}: {life:?}");
+        assert!(matches!(life.outcome, Err(NodeError::WorkloadDiskFull)), "{otherwise}: {life:?}");
         let row = cloud.task("abc").await;
         assert_eq!((row.state, row.verdict), (State::Pending, Some(Verdict::DiskFull)), "{otherwise}");
         assert_eq!(row.attempt.0, attempt as u64 + 1);
@@ -320,7 +320,7 @@ async fn no_room_for_files_is_a_full_disk() {
     let mut node = cloud.node("def", "M");
     node.settings.work_dir.clone_from(&work);
     let life = node.run().await;
-    assert!(matches!(life.ending, Err(NodeError::Disk { .. })), "{life:?}");
+    assert!(matches!(life.outcome, Err(NodeError::Disk { .. })), "{life:?}");
     let row = cloud.task("def").await;
     assert_eq!((row.state, row.attempt.0), (State::Pending, 0), "it was found before the claim");
     assert!(
@@ -351,5 +351,5 @@ async fn progress_that_is_rewritten_or_renamed_reaches_the_row() {
         until(shown, async || cloud.task("abc").await.progress == shown).await;
         std::fs::write(format!("{}-{step}", go.display()), "").unwrap();
     }
-    running.join_all().await.pop().unwrap().ending.unwrap();
+    running.join_all().await.pop().unwrap().outcome.unwrap();
 }

@@ -21,7 +21,7 @@ use crate::domain::verdict::Verdict;
 
 /// The outcome of a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum Completion {
     /// The task has a result, which the row names.
     Done {
         /// `s3://bucket/key`.
@@ -39,7 +39,7 @@ pub enum Outcome {
 #[derive(Clone, Debug)]
 pub struct Finish {
     /// The outcome.
-    pub outcome: Outcome,
+    pub completion: Completion,
     /// The workload's exit code, if it had one.
     pub exit_code: Option<i32>,
     /// `ETag` of the input that was downloaded, if there was one.
@@ -132,9 +132,9 @@ impl Ledger {
 
     /// Reads whether the row shows this attempt's own commit.
     async fn whose(&self, fence: &Fence, finish: &Finish) -> Result<Commit, CloudError> {
-        let state = match finish.outcome {
-            Outcome::Done { .. } => State::Done,
-            Outcome::Failed(_) => State::Failed,
+        let state = match finish.completion {
+            Completion::Done { .. } => State::Done,
+            Completion::Failed(_) => State::Failed,
         };
         let task = self.task(&fence.src).await?;
         Ok(if task.is_some_and(|task| is_own(&task, state, fence)) { Commit::Committed } else { Commit::Lost })
@@ -149,9 +149,9 @@ impl Ledger {
         let task = finish_expression(finish, fence.attempt).fence(fence.attempt);
         let mut items = vec![update(&self.tables.tasks, task_key(&fence.src), &task)?];
         if let Some(mission) = mission {
-            let counter = match finish.outcome {
-                Outcome::Done { .. } => item::TRANS_OK,
-                Outcome::Failed(_) => item::TRANS_FAILED,
+            let counter = match finish.completion {
+                Completion::Done { .. } => item::TRANS_OK,
+                Completion::Failed(_) => item::TRANS_FAILED,
             };
             let tally = Expression::default()
                 .add(counter, 1)
@@ -159,7 +159,7 @@ impl Ledger {
                 .add(item::TALLY_SEQ, 1);
             let key = tally_key(&mission.id, shard_of(&fence.src, mission.tally_shards));
             items.push(update(&self.tables.missions, key, &tally)?);
-            if finish.outcome == Outcome::Failed(Verdict::Cancelled) {
+            if finish.completion == Completion::Failed(Verdict::Cancelled) {
                 // A redrive may have reinstated the mission. Then the task must not finish for this reason.
                 let is_cancelled = Expression::default().when("attribute_exists({})", item::CANCELLED_AT, None);
                 items.push(check(&self.tables.missions, mission_key(&mission.id), &is_cancelled)?);
@@ -177,15 +177,15 @@ impl Ledger {
 }
 
 fn finish_expression(finish: &Finish, attempt: Attempt) -> Expression {
-    let (verdict, state) = match &finish.outcome {
-        Outcome::Done { .. } => (Verdict::Ok, State::Done),
-        Outcome::Failed(verdict) => (*verdict, State::Failed),
+    let (verdict, state) = match &finish.completion {
+        Completion::Done { .. } => (Verdict::Ok, State::Done),
+        Completion::Failed(verdict) => (*verdict, State::Failed),
     };
     let expression = closed(ending(verdict, finish.exit_code, finish.time_cost_s, &finish.history))
         .set(item::STATE, text(state.as_str()));
-    match &finish.outcome {
+    match &finish.completion {
         // The checkpoints of a finished task are removed. A failed task keeps them, because it may be redriven.
-        Outcome::Done { result, etag, bytes } => {
+        Completion::Done { result, etag, bytes } => {
             let done = expression
                 .remove(item::CHECKPOINT)
                 .remove(item::SUSPECT)
@@ -199,7 +199,7 @@ fn finish_expression(finish: &Finish, attempt: Attempt) -> Expression {
                 None => done.remove(item::INPUT_ETAG),
             }
         }
-        Outcome::Failed(_) => counted(expression, finish.counts, attempt),
+        Completion::Failed(_) => counted(expression, finish.counts, attempt),
     }
 }
 

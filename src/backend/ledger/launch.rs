@@ -80,7 +80,7 @@ impl Ledger {
     ) -> Result<Failed, CloudError> {
         let mut failed = Failed { tasks: Vec::new(), has_mission_moved: false };
         for batch in tasks.chunks(FAIL_BATCH) {
-            let mut batch: Vec<Ending> = batch.iter().map(|(task, past)| (task, past.as_ref())).collect();
+            let mut batch: Vec<EndedTask> = batch.iter().map(|(task, past)| (task, past.as_ref())).collect();
             let mut has_history = true;
             while !batch.is_empty() {
                 let items = self.fail_items(&batch, mission, verdict, is_for_cancel, has_history)?;
@@ -125,7 +125,7 @@ impl Ledger {
 
     fn fail_items(
         &self,
-        batch: &[Ending],
+        batch: &[EndedTask],
         mission: Option<&Mission>,
         verdict: Verdict,
         is_for_cancel: bool,
@@ -385,9 +385,9 @@ pub(super) fn same_beat(expression: Expression, task: &Task) -> Expression {
 }
 
 /// A task to be failed, with the lost attempt, if there was one.
-type Ending<'a> = (&'a Task, Option<&'a PastAttempt>);
+type EndedTask<'a> = (&'a Task, Option<&'a PastAttempt>);
 
-fn shards_of(batch: &[Ending], mission: &Mission) -> BTreeMap<u32, (i64, u64)> {
+fn shards_of(batch: &[EndedTask], mission: &Mission) -> BTreeMap<u32, (i64, u64)> {
     let mut shards = BTreeMap::new();
     for (task, _) in batch {
         let (count, time_cost_s) = shards.entry(shard_of(&task.src, mission.tally_shards)).or_insert((0_i64, 0_u64));

@@ -30,7 +30,7 @@ mod transaction;
 
 pub use claim::{Claim, Claimant};
 pub use client::{Fence, Ledger};
-pub use commit::{Commit, Finish, Outcome};
+pub use commit::{Commit, Completion, Finish};
 pub use cursor::Cursor;
 pub use item::Row;
 pub use launch::Failed;

@@ -17,7 +17,7 @@ use super::multipart::Whole;
 use super::part::PART_BYTES;
 use super::part::{MultipartUpload, PARTS_MAX};
 use super::upload::{CRC, Condition, Stored, Target, asks_for_a_look, crc_base64};
-use crate::backend::error::{CloudError, Kind};
+use crate::backend::error::{CloudError, Kind, error_chain};
 use crate::domain::backoff;
 use crate::domain::mission::ManifestPart;
 
@@ -246,7 +246,7 @@ where
         if tries > 1 && started.elapsed() >= limit {
             return Err(error.into());
         }
-        tracing::warn!("retrying: {error}: {}", error.source);
+        tracing::warn!("retrying: {}", error_chain(&error));
         tokio::time::sleep(backoff::delay(tries + 2, rand::random())).await;
     }
 }

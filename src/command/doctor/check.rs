@@ -7,9 +7,9 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::process::Command;
 
-use crate::backend::CloudError;
+use crate::backend::{CloudError, error_chain};
 use crate::command::exit;
-use crate::command::exit::Exit;
+use crate::command::exit::ExitCode;
 use crate::command::failure::Failure;
 
 /// The settings of this machine's node. They are read from this file, because a user's shell does not have them.
@@ -62,14 +62,14 @@ impl Check {
             Ok(said) => Self::ok(name, said),
             Err(error) => {
                 let fix = exit::of_cloud(&error).1.unwrap_or_default();
-                Self::failure(name, format!("{error}: {}", error.source), fix)
+                Self::failure(name, error_chain(&error), fix)
             }
         }
     }
 }
 
 pub(super) fn internal(doing: &'static str, error: std::io::Error) -> Failure {
-    Failure { exit: Exit::Internal, error: anyhow::Error::new(error).context(doing), hint: None }
+    Failure { exit: ExitCode::Internal, error: anyhow::Error::new(error).context(doing), hint: None }
 }
 
 /// Parses an env file as systemd does: one name and value per line, with optional quotes.

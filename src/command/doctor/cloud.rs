@@ -9,7 +9,7 @@ use super::check::{Check, Status, is_provisioned};
 use crate::backend::fleet::{Request, Template};
 use crate::backend::ledger::TableKind;
 use crate::backend::machine::PowerOff;
-use crate::backend::{Backend, CloudError, Kind, Wire};
+use crate::backend::{Backend, CloudError, Kind, Wire, error_chain};
 use crate::clock;
 use crate::command::failure::Failure;
 use crate::domain::policy::{Purchase, words};
@@ -321,7 +321,7 @@ async fn tables(backend: &Backend, is_node: bool) -> Vec<Check> {
         match index {
             Err(error) if matches!(error.kind, Kind::Invalid | Kind::NoTable) => Check::failure(
                 "index",
-                format!("{error}: {}", error.source),
+                format!("{}", error_chain(&error)),
                 "create the index `open` of the tasks table (docs/TABLES.md), or adopt the table with scripts/deploy",
             ),
             other => Check::of_call("index", other.map(|name| format!("{name}: reads are allowed"))),
@@ -376,7 +376,7 @@ async fn topic(backend: &Backend, topic: Option<&str>) -> Check {
         Err(error) if error.kind == Kind::AccessDenied => Check::skipped(name, "sns:GetTopicAttributes"),
         // SNS reports a parameter error for a topic of another account or an invalid one.
         Err(error) if error.kind == Kind::Invalid => {
-            Check::failure(name, format!("{error}: {}", error.source), "check LIGHTHPC_TOPIC_ARN")
+            Check::failure(name, format!("{}", error_chain(&error)), "check LIGHTHPC_TOPIC_ARN")
         }
         other => Check::of_call(name, other.map(|()| format!("{topic} exists"))),
     }

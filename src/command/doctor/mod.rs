@@ -15,12 +15,12 @@ use check::{Check, ENV_FILE, Status, internal, settings_of};
 use super::cli::DoctorArgs;
 use super::failure::Failure;
 use super::screen;
-use crate::command::exit::Exit;
+use crate::command::exit::ExitCode;
 
 /// Set for the second process, which has the settings of the file.
 const ENV_READ: &str = "LIGHTHPC_DOCTOR_ENV_READ";
 
-pub(super) async fn run(args: Box<DoctorArgs>) -> Result<Exit, Failure> {
+pub(super) async fn run(args: Box<DoctorArgs>) -> Result<ExitCode, Failure> {
     if args.inside_sandbox {
         return sandbox::try_out();
     }
@@ -40,7 +40,7 @@ pub(super) async fn run(args: Box<DoctorArgs>) -> Result<Exit, Failure> {
         screen::to_stdout(&text(&checks));
         screen::to_stdout(&format!("{} checks: {failures} failures, {warnings} warnings\n", checks.len()));
     }
-    Ok(if failures == 0 { Exit::Ok } else { Exit::Unfit })
+    Ok(if failures == 0 { ExitCode::Ok } else { ExitCode::Unfit })
 }
 
 fn text(checks: &[Check]) -> String {

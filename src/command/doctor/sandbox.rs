@@ -8,12 +8,12 @@ use tokio::sync::watch;
 
 use super::super::screen;
 use super::check::{Check, ENV_FILE, internal, run};
-use crate::command::exit::Exit;
+use crate::command::exit::ExitCode;
 use crate::command::failure::Failure;
 use crate::domain::ids::{Attempt, SrcId};
 use crate::domain::progress::Progress;
 use crate::workload::Devices;
-use crate::workload::{Bounds, Ended, Sandbox, Stops, Workload, WorkloadEnv};
+use crate::workload::{Bounds, Exit, Sandbox, Stops, Workload, WorkloadEnv};
 
 /// The instance metadata service. Source: EC2 user guide, "Access instance metadata".
 const IMDS: [&str; 2] = ["169.254.169.254:80", "[fd00:ec2::254]:80"];
@@ -88,14 +88,14 @@ async fn from_inside(sandbox: Sandbox, work_dir: &Path) -> Result<String, String
     let log = env.log().unwrap_or_default();
     env.remove().map_err(said)?;
     match ended.map_err(said)? {
-        Ended::Exited { code: Some(0), .. } => output.map_err(said),
+        Exit::Exited { code: Some(0), .. } => output.map_err(said),
         other => Err(format!("{other:?} {}", String::from_utf8_lossy(&log).trim().replace('\n', "; "))),
     }
 }
 
 /// Runs inside the sandbox: tries actions that a workload must not be able to do, and writes those that succeeded to
 /// its output.
-pub(super) fn try_out() -> Result<Exit, Failure> {
+pub(super) fn try_out() -> Result<ExitCode, Failure> {
     let mut open = Vec::new();
     if rustix::process::geteuid().is_root() {
         open.push("run as root".to_owned());
@@ -125,8 +125,8 @@ pub(super) fn try_out() -> Result<Exit, Failure> {
     }
     let Some(output) = std::env::var_os("LIGHTHPC_OUTPUT") else {
         screen::to_stdout(&format!("{}\n", open.join(", ")));
-        return Ok(Exit::Ok);
+        return Ok(ExitCode::Ok);
     };
     std::fs::write(output, open.join(", ")).map_err(|error| internal("writing what could be done", error))?;
-    Ok(Exit::Ok)
+    Ok(ExitCode::Ok)
 }

@@ -31,6 +31,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Scheduler, SchedulerError};
+use crate::backend::error_chain;
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::mission::{Mission, Notified};
 use crate::domain::task::{State, Task};
@@ -275,7 +276,7 @@ impl<'a> Sweep<'a> {
     }
 
     fn note_failure(&mut self, subject: &str, error: &SchedulerError) {
-        self.odd(subject, &crate::worker::words(error));
+        self.odd(subject, &error_chain(error));
     }
 
     fn odd(&mut self, subject: &str, reason: &str) {

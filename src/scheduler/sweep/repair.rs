@@ -108,7 +108,7 @@ impl Sweep<'_> {
             ended: now.clone(),
             verdict: Verdict::Lost,
             exit_code: None,
-            log: crate::worker::log::of_lost(&self.scheduler.backend, bucket, &task.src, task.attempt).await,
+            log: crate::worker::log::find_lost(&self.scheduler.backend, bucket, &task.src, task.attempt).await,
         };
         if mission.is_some_and(|mission| mission.cancelled_at.is_some()) {
             let reason = format!("its mission is cancelled; {reason}");

@@ -1,0 +1,13 @@
+//! A node on its machine: what every step of a task needs.
+
+use super::Node;
+use super::identity::Instance;
+use super::spot::SpotWatcher;
+
+/// A node, the machine that it runs on, and the Spot notices for that machine. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Host {
+    pub(super) node: Node,
+    pub(super) instance: Instance,
+    pub(super) spot: SpotWatcher,
+}

@@ -1,0 +1,186 @@
+//! Steps 3 to 5: download the input, run the workload, and upload the result.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::attempt::Attempt;
+use super::checkpoint::Checkpoints;
+use super::error::classify;
+use super::host::Host;
+use super::outcome::{AttemptFailure, StopReason, infra, of_disk};
+use super::output::output_bytes;
+use super::result::{self, StoredResult};
+use super::retry::retry_transient;
+use super::spot::{FINAL_WRITES_TIME, SpotWatcher, speed, upload_time};
+use super::{Node, NodeError, Step, checkpoint_size, deployment};
+use crate::backend::Kind;
+use crate::backend::store::{Downloaded, StoreError, uri};
+use crate::domain::verdict::Verdict;
+use crate::workload::{Workload, WorkloadEnv};
+
+impl Attempt {
+    /// Downloads the input, runs the workload, and uploads the result. Each step ends early if the lease is lost; all
+    /// but the upload also if the node drains.
+    pub(super) async fn work(&mut self) -> Result<StoredResult, StopReason> {
+        let Host { node, spot, .. } = self.host.clone();
+        let bucket = node.result_bucket().map_err(infra)?;
+        let source = self.row.bucket.clone().or_else(|| node.settings.source_bucket.clone());
+        let source = source.ok_or_else(|| {
+            let hint = "set --source-bucket or LIGHTHPC_SOURCE_BUCKET, or bucketname in the task's row";
+            infra(NodeError::Setting { what: "the source bucket", hint })
+        })?;
+        let env = self.prepare().await?;
+
+        // None needs another, and all are round trips.
+        let mission = async {
+            let mission = retry_transient(node.settings.lease, || node.mission_of(&self.row)).await;
+            mission.map_err(|error| infra(NodeError::cloud("reading the mission")(error)))
+        };
+        let lost_log = async { Ok(self.find_lost_log().await) };
+        let fetch = Box::pin(async { tokio::try_join!(mission, download(&node, &source, &env), lost_log) });
+        let (mission, input, lost_log) = self.until_stopped(node.step(Step::Download, fetch)).await?;
+        (self.mission, self.lost_log) = (mission, lost_log);
+        self.input_etag = Some(input.etag);
+        if self.mission.as_ref().is_some_and(|mission| mission.cancelled_at.is_some()) {
+            return Err(StopReason::Cancelled);
+        }
+        let named = self.row.checkpoint.clone();
+        let restore = Checkpoints::restore(&node, &env, &self.fence, bucket, named.as_deref());
+        let restore = Box::pin(async { restore.await.map_err(of_disk) });
+        let (checkpoints, is_resumed) = self.until_stopped(restore).await?;
+        self.checkpoints = Some(checkpoints);
+        let mut resumed = (*env).clone();
+        resumed.resumed = is_resumed;
+        let env = Arc::new(resumed);
+
+        self.exit_code = Some(node.step(Step::Execute, self.execute(&self.workload(), &env)).await?);
+        let upload = Box::pin(node.step(Step::Upload, result::upload(&node, &env, &self.fence, bucket)));
+        let upload = unless(&self.heartbeat.lost, StopReason::LeaseLost, upload);
+        let uploaded = unless_noticed(&spot, give_up_upload_at(&node, &env), upload);
+        // A finished result is worth the time that there is. An upload may be dropped: its parts are aborted later.
+        tokio::select! {
+            uploaded = uploaded => uploaded,
+            () = node.stopping.uploads_are_over() => Err(StopReason::Drain),
+        }
+    }
+
+    /// Waits for `work`, unless the lease is lost, the node drains, or a Spot notice arrives first. `work` must be safe
+    /// to drop.
+    async fn until_stopped<T>(&self, work: impl Future<Output = Result<T, StopReason>>) -> Result<T, StopReason> {
+        let work = unless(&self.host.node.stopping.drain, StopReason::Drain, work);
+        let work = unless(&self.heartbeat.lost, StopReason::LeaseLost, work);
+        unless_noticed(&self.host.spot, at_once, work).await
+    }
+
+    /// Makes the attempt's folder.
+    async fn prepare(&mut self) -> Result<Arc<WorkloadEnv>, StopReason> {
+        let node = &self.host.node;
+        let (work_dir, fence) = (node.settings.work_dir.clone(), self.fence.clone());
+        let (mission, deployment) = (self.row.mission.clone(), node.backend.ledger.tables().tasks.clone());
+        let make = move || WorkloadEnv::prepare(&work_dir, &deployment, fence.src, mission, fence.attempt);
+        let made = tokio::task::spawn_blocking(make).await.map_err(std::io::Error::other).flatten();
+        let disk = |source| NodeError::Disk {
+            doing: "making the attempt's folder in",
+            path: node.settings.work_dir.clone(),
+            source,
+        };
+        let env = Arc::new(made.map_err(|error| of_disk(disk(error)))?);
+        self.place = Some(node.settings.disk.enter(env.folder()));
+        self.env = Some(env.clone());
+        Ok(env)
+    }
+
+    /// Returns the workload: the node's own setting, else the mission's, else the simulated one.
+    fn workload(&self) -> Workload {
+        let settings = &self.host.node.settings;
+        let of_mission = || self.mission.as_ref().and_then(|mission| mission.exec.clone()).map(Workload::Shell);
+        let chosen = settings.workload.clone().or_else(of_mission);
+        chosen.unwrap_or_else(|| Workload::Simulated(settings.simulation.clone()))
+    }
+}
+
+/// Downloads the input.
+async fn download(node: &Node, bucket: &str, env: &WorkloadEnv) -> Result<Downloaded, StopReason> {
+    let input = env.input();
+    let download = || node.backend.store.download(bucket, env.src.as_str(), &input);
+    let error = match retry_transient(node.settings.lease, download).await {
+        Ok(downloaded) => {
+            node.settings.preflight.note_read();
+            return Ok(downloaded);
+        }
+        Err(error) => error,
+    };
+    // S3 is consistent: what is not there now will not be there on the next try.
+    if matches!(&error, StoreError::Cloud(error) if error.kind == Kind::NotFound) {
+        let uri = uri(bucket, env.src.as_str());
+        return Err(AttemptFailure::new(Verdict::Infra, false, NodeError::MissingInput { uri }).into());
+    }
+    let (verdict, is_transient) = classify(&error);
+    let error = deployment::attribute_refusal(node, bucket, error).await;
+    // A fault of the deployment does not fail the task permanently.
+    let is_transient = is_transient || !error.is_the_tasks_own();
+    Err(AttemptFailure::new(verdict, is_transient, error).into())
+}
+
+/// Returns when an upload is given up, as a function of a Spot notice's deadline.
+///
+/// A result is worth more than a checkpoint, so it may use all the time except that of the final writes. But if the
+/// rest of it does not fit at the measured speed, and there is a checkpoint to save, it is given up at once.
+fn give_up_upload_at(
+    node: &Node,
+    env: &Arc<WorkloadEnv>,
+) -> impl Fn(Instant) -> Pin<Box<dyn Future<Output = Instant> + Send>> {
+    let (store, env, sizes) = (node.backend.store.clone(), env.clone(), node.settings.sizes);
+    let before = store.uploaded_bytes();
+    move |deadline| {
+        let (store, env) = (store.clone(), env.clone());
+        Box::pin(async move {
+            let found = env.clone();
+            let bytes = tokio::task::spawn_blocking(move || output_bytes(&found)).await.unwrap_or(0);
+            let has_checkpoint = checkpoint_size::bytes_to_save(&env, sizes).await > 0;
+            let now = Instant::now();
+            let last = deadline.checked_sub(FINAL_WRITES_TIME).unwrap_or(now);
+            let left = bytes.saturating_sub(store.uploaded_bytes() - before);
+            let fits = upload_time(left, speed(&store)) <= last.saturating_duration_since(now);
+            if fits || !has_checkpoint { last } else { now }
+        })
+    }
+}
+
+/// Gives up at once.
+async fn at_once(_deadline: Instant) -> Instant {
+    Instant::now()
+}
+
+/// Waits for `work`. After a Spot notice, waits only until the instant that `give_up_at` returns for its deadline.
+/// `work` must be safe to drop.
+async fn unless_noticed<T, F: Future<Output = Instant>>(
+    spot: &SpotWatcher,
+    give_up_at: impl Fn(Instant) -> F,
+    work: impl Future<Output = Result<T, StopReason>>,
+) -> Result<T, StopReason> {
+    let notice = async {
+        let deadline = spot.wait_for_notice().await;
+        tokio::time::sleep_until(give_up_at(deadline).await).await;
+        deadline
+    };
+    tokio::select! {
+        done = work => done,
+        deadline = notice => Err(StopReason::Interrupted(deadline)),
+    }
+}
+
+/// Waits for `work`, unless `token` is cancelled first. `work` must be safe to drop.
+async fn unless<T>(
+    token: &CancellationToken,
+    stop: StopReason,
+    work: impl Future<Output = Result<T, StopReason>>,
+) -> Result<T, StopReason> {
+    tokio::select! {
+        done = work => done,
+        () = token.cancelled() => Err(stop),
+    }
+}
