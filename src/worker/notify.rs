@@ -20,6 +20,7 @@ use crate::domain::mission::{Mission, Notified};
 const READS_MAX: u32 = 5;
 /// The pause before they are read again.
 const READ_PAUSE: Duration = Duration::from_millis(200);
+
 impl CompletionNotifier {
     /// Sends the mission's notification, if the mission is complete and not yet announced. Returns whether it did.
     ///
