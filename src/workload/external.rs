@@ -19,8 +19,9 @@ use super::env::{WorkloadEnv, is_withheld};
 use super::machine::{self, is_of_machine};
 use super::memory::OomCounter;
 use super::progress_file::ProgressFile;
+use super::run::{Bounds, Exit, Stops};
 use super::sandbox::{self, UnitEnd, UnitState};
-use super::{Bounds, Exit, Stops, log, orphans};
+use super::{log, orphans};
 use crate::domain::progress::Progress;
 
 /// The time between two checks of the progress file: one `stat` twice a second.

@@ -23,6 +23,7 @@ mod memory;
 mod orphans;
 mod progress_file;
 mod remover;
+mod run;
 mod sandbox;
 mod simulated;
 pub mod tree;
@@ -34,15 +35,14 @@ pub use env::WorkloadEnv;
 pub use ground::{GroundError, objection_to_mission};
 pub use machine::{is_limit, is_of_machine, raise_descriptors};
 pub use orphans::{WorkLock, lock_trusted_work_dir, lock_work_dir, try_folder};
+pub use run::{Bounds, Exit, Stops};
 pub use sandbox::Sandbox;
 pub use simulated::Simulation;
 pub use unit_properties::{DEVICES_DEFAULT, Devices};
 
 use std::io;
-use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 use crate::domain::progress::Progress;
 
@@ -55,55 +55,6 @@ pub enum Workload {
     Shell(String),
     /// The article's simulated workload: steps of random length.
     Simulated(Simulation),
-}
-
-/// The limits of a run.
-#[derive(Clone, Debug)]
-pub struct Bounds {
-    /// The time limit; none by default.
-    pub time_limit: Option<Duration>,
-    /// The time between SIGTERM and SIGKILL.
-    pub grace: Duration,
-    /// Whether the workload's output also goes to this process's standard error (the journal), up to 1 MiB.
-    pub echo: bool,
-    /// The sandbox of the workload. Without one, it is a child of this process with the same user and permissions.
-    pub sandbox: Option<Sandbox>,
-}
-
-/// The ways to stop a run.
-#[derive(Clone, Debug, Default)]
-pub struct Stops {
-    /// Cancelled to stop the workload: SIGTERM, grace, SIGKILL.
-    pub stop: CancellationToken,
-    /// Cancelled to shorten the grace.
-    pub hurry: CancellationToken,
-    /// The grace, if it differs from the settings': under a Spot notice, all the remaining time.
-    pub grace: watch::Sender<Option<Duration>>,
-}
-
-/// The end of a workload.
-#[derive(Debug)]
-pub enum Exit {
-    /// It exited with a code, or was killed by a signal.
-    Exited {
-        /// The exit code, if it exited.
-        code: Option<i32>,
-        /// The signal, if one killed it.
-        signal: Option<i32>,
-        /// Whether the kernel killed a process meanwhile because memory ran out.
-        out_of_memory: bool,
-    },
-    /// The time limit passed; all its processes were killed.
-    TimedOut,
-    /// The stop token was cancelled; all its processes were killed.
-    Stopped,
-    /// It could not be started, after all retries.
-    NotStarted {
-        /// The program's name.
-        program: String,
-        /// The system's error.
-        source: io::Error,
-    },
 }
 
 impl Workload {
