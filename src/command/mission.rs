@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use super::cli::RunArgs;
 use super::failure::Failure;
 use super::inputs::{self, Known};
-use super::plan::{self, RunPlan};
+use super::plan::{self, Preparing, RunPlan};
 use super::review::{Review, shown};
 use super::screen::{self, Screen};
 use super::{local_dir, node, signals, trust};
@@ -51,9 +51,10 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<ExitCode, Failure> {
 
     plan::refuse_foreign_tasks(&rows, &inputs, settings.mission.as_ref())?;
     let mission = plan::find_or_make(&backend, &dir, &args, &settings, &inputs).await?;
-    plan::add_tasks(&backend, &cloud, &mission, &inputs, &rows, started).await?;
+    let preparing = Preparing { backend: &backend, cloud: &cloud, inputs: &inputs, started };
+    preparing.add_tasks(&mission, &rows).await?;
     drop(rows);
-    let plan = plan::make(&backend, &cloud, &mission, &inputs, settings.src.take(), started).await?;
+    let plan = preparing.plan(&mission, settings.src.take()).await?;
 
     settings.source_bucket = Some(SOURCE_BUCKET.to_owned());
     settings.result_bucket = Some(RESULT_BUCKET.to_owned());

@@ -143,64 +143,118 @@ fn other_program(dir: &Path, mission: &Mission, exec: Option<&str>) -> Failure {
     )
 }
 
-/// Creates the missing rows, and sets the mission's number of tasks.
-pub(super) async fn add_tasks(
-    backend: &Backend,
-    cloud: &LocalCloud,
-    mission: &Mission,
-    inputs: &[Input],
-    rows: &Rows,
-    started: Instant,
-) -> Result<(), Failure> {
-    let mut progress = Preparation::new("preparing tasks", inputs.len() as u64, started);
-    // In chunks, to bound the memory for the rows of a large mission.
-    for (part, inputs) in (0..).zip(inputs.chunks(LINKED_AT_ONCE)) {
-        let mut tasks = Vec::new();
-        for (n, Input { src, file }) in (part * LINKED_AT_ONCE as u64..).zip(inputs) {
-            progress.at(n);
-            let Ok(real) = file.canonicalize() else { continue };
-            let object = cloud.object_path(SOURCE_BUCKET, src.as_str());
-            let linked = object.canonicalize().ok();
-            if let Some(linked) = linked.as_ref().filter(|linked| **linked != real) {
-                return Err(Failure::usage(
-                    format!("{} and {} would be the same task, {src}", linked.display(), real.display()),
-                    "use another folder with --local=DIR for the second file",
-                ));
+/// The preparation of a run: a folder's cloud, and the inputs that the command line names.
+#[derive(Clone, Copy)]
+pub(super) struct Preparing<'a> {
+    pub(super) backend: &'a Backend,
+    pub(super) cloud: &'a LocalCloud,
+    pub(super) inputs: &'a [Input],
+    /// When the command was started; progress is shown after a while.
+    pub(super) started: Instant,
+}
+
+impl Preparing<'_> {
+    /// Creates the missing rows, and sets the mission's number of tasks.
+    pub(super) async fn add_tasks(&self, mission: &Mission, rows: &Rows) -> Result<(), Failure> {
+        let Self { backend, cloud, inputs, started } = *self;
+        let mut progress = Preparation::new("preparing tasks", inputs.len() as u64, started);
+        // In chunks, to bound the memory for the rows of a large mission.
+        for (part, inputs) in (0..).zip(inputs.chunks(LINKED_AT_ONCE)) {
+            let mut tasks = Vec::new();
+            for (n, Input { src, file }) in (part * LINKED_AT_ONCE as u64..).zip(inputs) {
+                progress.at(n);
+                let Ok(real) = file.canonicalize() else { continue };
+                let object = cloud.object_path(SOURCE_BUCKET, src.as_str());
+                let linked = object.canonicalize().ok();
+                if let Some(linked) = linked.as_ref().filter(|linked| **linked != real) {
+                    return Err(Failure::usage(
+                        format!("{} and {} would be the same task, {src}", linked.display(), real.display()),
+                        "use another folder with --local=DIR for the second file",
+                    ));
+                }
+                if linked.is_some() && rows.contains_key(src) {
+                    continue;
+                }
+                let link = cloud.link_object(SOURCE_BUCKET, src.as_str(), &real);
+                link.map_err(|error| {
+                    Failure::usage(format!("{}: {error}", real.display()), "check its permissions and the folder's")
+                })?;
+                tasks.push(NewTask {
+                    src: src.clone(),
+                    mission: Some((mission.id.clone(), mission.tally_shards)),
+                    bucket: SOURCE_BUCKET.to_owned(),
+                    now: clock::now_rfc3339(),
+                    trigger_time: clock::now_rfc3339(),
+                    trigger: "lighthpc run --local".to_owned(),
+                });
             }
-            if linked.is_some() && rows.contains_key(src) {
-                continue;
-            }
-            let link = cloud.link_object(SOURCE_BUCKET, src.as_str(), &real);
-            link.map_err(|error| {
-                Failure::usage(format!("{}: {error}", real.display()), "check its permissions and the folder's")
-            })?;
-            tasks.push(NewTask {
-                src: src.clone(),
-                mission: Some((mission.id.clone(), mission.tally_shards)),
-                bucket: SOURCE_BUCKET.to_owned(),
-                now: clock::now_rfc3339(),
-                trigger_time: clock::now_rfc3339(),
-                trigger: "lighthpc run --local".to_owned(),
+            let writes = tasks.into_iter().map(|new| {
+                let ledger = backend.ledger.clone();
+                async move { ledger.create_task(&new).await }
             });
+            // May be dropped on an error: the next run finds the rows that exist.
+            let mut writes = Parallel::new(ROWS_PARALLEL, writes);
+            while let Some(made) = writes.next().await {
+                let made =
+                    made.map_err(|panic| Failure { exit: ExitCode::Internal, error: panic.into(), hint: None })?;
+                made.map(drop).map_err(Failure::from)?;
+            }
         }
-        let writes = tasks.into_iter().map(|new| {
-            let ledger = backend.ledger.clone();
-            async move { ledger.create_task(&new).await }
-        });
-        // May be dropped on an error: the next run finds the rows that exist.
-        let mut writes = Parallel::new(ROWS_PARALLEL, writes);
-        while let Some(made) = writes.next().await {
-            let made = made.map_err(|panic| Failure { exit: ExitCode::Internal, error: panic.into(), hint: None })?;
-            made.map(drop).map_err(Failure::from)?;
+        drop(progress);
+        let mut count = 0;
+        backend.ledger.each_task(Some(&mission.id), |_| count += 1).await?;
+        if mission.trans_number != Some(count) {
+            backend.ledger.resize_mission(mission, count).await?;
         }
+        Ok(())
     }
-    drop(progress);
-    let mut count = 0;
-    backend.ledger.each_task(Some(&mission.id), |_| count += 1).await?;
-    if mission.trans_number != Some(count) {
-        backend.ledger.resize_mission(mission, count).await?;
+
+    /// Determines from the tables which tasks to run. Failed tasks are retried: the user may have fixed the cause.
+    pub(super) async fn plan(&self, mission: &Mission, only: Option<SrcId>) -> Result<RunPlan, Failure> {
+        let Self { backend, cloud, inputs, started } = *self;
+        let mut tasks = Vec::new();
+        backend.ledger.each_task(Some(&mission.id), |task| tasks.push(task)).await?;
+        let named: HashSet<&SrcId> = inputs.iter().map(|input| &input.src).collect();
+        let is_wanted = |task: &Task| match &only {
+            Some(src) => task.src == *src,
+            None => named.is_empty() || named.contains(&task.src),
+        };
+        tasks.retain(is_wanted);
+        if let Some(src) = only.filter(|_| tasks.is_empty()) {
+            return Err(Failure::usage(
+                format!("mission {} has no task {src}", mission.id),
+                "list the tasks with `lighthpc status --local`",
+            ));
+        }
+        tasks.sort_by(|a, b| a.src.cmp(&b.src));
+
+        let done: Vec<&Task> = tasks.iter().filter(|task| task.state == State::Done).collect();
+        let mut review = Review::new(cloud.clone(), u64::MAX);
+        let mut progress = Preparation::new("comparing existing results", done.len() as u64, started);
+        for (number, task) in (0..).zip(&done) {
+            progress.at(number);
+            review.look(task, named.contains(&task.src));
+        }
+        drop(progress);
+        let failed: Vec<&Task> = tasks.iter().filter(|task| task.state == State::Failed).collect();
+        for task in &failed {
+            if backend.ledger.redrive(task, Some(mission), &clock::now_rfc3339()).await? == Redrive::NotFailed {
+                tracing::warn!("task {} is no longer failed", task.src);
+            }
+        }
+        if !done.is_empty() || !failed.is_empty() {
+            screen::to_stderr(&format!("already done: {}; failed, retried now: {}\n", done.len(), failed.len()));
+        }
+        let mut queue: VecDeque<SrcId> =
+            tasks.iter().filter(|task| task.state != State::Done).map(|task| task.src.clone()).collect();
+        // All tasks are done but no notification was sent: the last node died in between. Running any task again completes
+        // this step.
+        let fresh = backend.ledger.mission(&mission.id).await?;
+        if queue.is_empty() && fresh.is_some_and(|mission| mission.notified != Notified::Yes) {
+            queue.extend(tasks.first().map(|task| task.src.clone()));
+        }
+        Ok(RunPlan { queue, total: tasks.len() as u64, ended: done.len() as u64, review })
     }
-    Ok(())
 }
 
 /// The tasks to run.
@@ -210,57 +264,4 @@ pub(super) struct RunPlan {
     pub(super) ended: u64,
     /// The review of the tasks that were done before.
     pub(super) review: Review,
-}
-
-/// Determines from the tables which tasks to run. Failed tasks are retried: the user may have fixed the cause.
-pub(super) async fn make(
-    backend: &Backend,
-    cloud: &LocalCloud,
-    mission: &Mission,
-    inputs: &[Input],
-    only: Option<SrcId>,
-    started: Instant,
-) -> Result<RunPlan, Failure> {
-    let mut tasks = Vec::new();
-    backend.ledger.each_task(Some(&mission.id), |task| tasks.push(task)).await?;
-    let named: HashSet<&SrcId> = inputs.iter().map(|input| &input.src).collect();
-    let is_wanted = |task: &Task| match &only {
-        Some(src) => task.src == *src,
-        None => named.is_empty() || named.contains(&task.src),
-    };
-    tasks.retain(is_wanted);
-    if let Some(src) = only.filter(|_| tasks.is_empty()) {
-        return Err(Failure::usage(
-            format!("mission {} has no task {src}", mission.id),
-            "list the tasks with `lighthpc status --local`",
-        ));
-    }
-    tasks.sort_by(|a, b| a.src.cmp(&b.src));
-
-    let done: Vec<&Task> = tasks.iter().filter(|task| task.state == State::Done).collect();
-    let mut review = Review::new(cloud.clone(), u64::MAX);
-    let mut progress = Preparation::new("comparing existing results", done.len() as u64, started);
-    for (number, task) in (0..).zip(&done) {
-        progress.at(number);
-        review.look(task, named.contains(&task.src));
-    }
-    drop(progress);
-    let failed: Vec<&Task> = tasks.iter().filter(|task| task.state == State::Failed).collect();
-    for task in &failed {
-        if backend.ledger.redrive(task, Some(mission), &clock::now_rfc3339()).await? == Redrive::NotFailed {
-            tracing::warn!("task {} is no longer failed", task.src);
-        }
-    }
-    if !done.is_empty() || !failed.is_empty() {
-        screen::to_stderr(&format!("already done: {}; failed, retried now: {}\n", done.len(), failed.len()));
-    }
-    let mut queue: VecDeque<SrcId> =
-        tasks.iter().filter(|task| task.state != State::Done).map(|task| task.src.clone()).collect();
-    // All tasks are done but no notification was sent: the last node died in between. Running any task again completes
-    // this step.
-    let fresh = backend.ledger.mission(&mission.id).await?;
-    if queue.is_empty() && fresh.is_some_and(|mission| mission.notified != Notified::Yes) {
-        queue.extend(tasks.first().map(|task| task.src.clone()));
-    }
-    Ok(RunPlan { queue, total: tasks.len() as u64, ended: done.len() as u64, review })
 }

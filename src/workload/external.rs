@@ -81,7 +81,7 @@ pub(super) async fn run(
     loop {
         let failure = match start(argv, env, bounds) {
             Err(failure) => failure,
-            Ok((running, output)) => match attend(running, output, env, bounds, progress, stops).await? {
+            Ok(started) => match attend(started, env, bounds, progress, stops).await? {
                 Ok(ended) => return Ok(ended),
                 Err(failure) => failure,
             },
@@ -126,8 +126,7 @@ impl StartFailure {
 
 /// Waits for a started program. The inner error means that systemd could not start it.
 async fn attend(
-    mut running: Running,
-    output: pipe::Receiver,
+    (mut running, output): (Running, pipe::Receiver),
     env: &WorkloadEnv,
     bounds: &Bounds,
     progress: &watch::Sender<Progress>,
