@@ -321,7 +321,7 @@ async fn tables(backend: &Backend, is_node: bool) -> Vec<Check> {
         match index {
             Err(error) if matches!(error.kind, Kind::Invalid | Kind::NoTable) => Check::failure(
                 "index",
-                format!("{}", error_chain(&error)),
+                error_chain(&error),
                 "create the index `open` of the tasks table (docs/TABLES.md), or adopt the table with scripts/deploy",
             ),
             other => Check::of_call("index", other.map(|name| format!("{name}: reads are allowed"))),
@@ -376,7 +376,7 @@ async fn topic(backend: &Backend, topic: Option<&str>) -> Check {
         Err(error) if error.kind == Kind::AccessDenied => Check::skipped(name, "sns:GetTopicAttributes"),
         // SNS reports a parameter error for a topic of another account or an invalid one.
         Err(error) if error.kind == Kind::Invalid => {
-            Check::failure(name, format!("{}", error_chain(&error)), "check LIGHTHPC_TOPIC_ARN")
+            Check::failure(name, error_chain(&error), "check LIGHTHPC_TOPIC_ARN")
         }
         other => Check::of_call(name, other.map(|()| format!("{topic} exists"))),
     }
