@@ -326,7 +326,6 @@ pub struct Nature {
     pub hint: &'static str,
 }
 
-#[expect(clippy::too_many_arguments, reason = "a row of the table below")]
 const fn nature(kind: Kind, on: On, scope: Scope, is_transient: bool, exit: u8, hint: &'static str) -> Nature {
     Nature { kind, on, scope, is_transient, exit, hint }
 }

@@ -111,8 +111,8 @@ impl ManagedInstance {
     #[must_use]
     pub fn end_words(&self) -> String {
         match &self.reason {
-            Some(reason) => format!("its instance {} has terminated: {}", self.id, reason.words),
-            None => format!("its instance {} has terminated", self.id),
+            Some(reason) => format!("its instance {} was terminated: {}", self.id, reason.words),
+            None => format!("its instance {} was terminated", self.id),
         }
     }
 

@@ -297,7 +297,7 @@ async fn the_row_says_why_an_instance_ended_before_its_claim() {
         found[0].what == What::Launched && found[0].reason.contains("Client.InternalError: on launch"),
         "{found:?}"
     );
-    assert!(cloud.task("abc").await.launch.error.unwrap().ends_with("has ended: Client.InternalError: on launch"));
+    assert!(cloud.task("abc").await.launch.error.unwrap().ends_with("was terminated: Client.InternalError: on launch"));
 
     // The last of five.
     while cloud.task("abc").await.state == State::Pending {
