@@ -64,7 +64,7 @@ echo "end $LIGHTHPC_SRC_ID" >>'{runs}'
 
 
 def test_the_memory_of_results_that_go_up_does_not_grow_with_the_slots(cloud):
-    slots, files, mib = 4, 8, 7
+    slots, files, mib = 6, 8, 7
     cloud.put_mission("M001", slots, slots=slots)
     for n in range(slots):
         put_open_task(cloud, f"task-{n}", "M001")
@@ -86,8 +86,9 @@ until [ "$(wc -l <'{began}')" -ge {slots} ] || [ "$n" -ge 300 ]; do n=$((n + 1))
         time.sleep(0.02)
     assert node.wait(90).returncode == 0
     assert cloud.tally("M001") == (slots, 0)
-    # 64 MiB, and what connections and the allocator take; all files at once are 224 MiB.
-    assert after - before < 110, f"{before} MiB, then {after} MiB"
+    # 64 MiB, and as much again for connections, and for what the allocator keeps of freed bodies (99 to 123 MiB in all,
+    # measured with four slots on a busy machine). All files at once are 336 MiB.
+    assert after - before < 160, f"{before} MiB, then {after} MiB"
 
 
 def _anonymous_mib(node):
