@@ -107,6 +107,8 @@ def test_a_shell_gets_the_stacks_names(account, deployed):
         "LIGHTHPC_INSTANCE_TYPES": "t3.micro,t3.small",
         "LIGHTHPC_SUBNETS": account.subnets,
         "LIGHTHPC_BID_MODE": "spot",
+        "LIGHTHPC_MAX_NODES": "1000",
+        "LIGHTHPC_MAX_NODES_PER_HOUR": "4000",
     }
 
 

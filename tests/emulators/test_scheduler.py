@@ -135,9 +135,9 @@ def bad(*arguments, env=None, code=2, says=""):
     [
         bad("s3://BUCKET/none/", says="at least one input"),
         bad("s3://elsewhere/x", says="not the source bucket"),
-        bad("s3:///x", says="names no bucket"),
+        bad("s3:///x", says="has no bucket"),
         bad("s3://BUCKET/in/", "--mission", "a/b", says="cannot be a mission's id"),
-        bad("s3://BUCKET/in/", "more", says="beside other inputs"),
+        bad("s3://BUCKET/in/", "more", says="cannot be combined with other inputs"),
         bad("/no/such/file", says="cannot be used"),
         bad("s3://BUCKET/in/", env={"LIGHTHPC_LAUNCH_TEMPLATE": ""}, says="no launch template"),
         bad("s3://BUCKET/in/", env={"LIGHTHPC_LAUNCH_TEMPLATE": "none-such"}, code=26, says="launch template"),

@@ -62,7 +62,7 @@ def test_every_cargo_command_takes_the_lock_file_as_it_is():
     # Those that resolve dependencies; `cargo fmt` and `--version` do not.
     resolving = re.compile(r"\bcargo(?:-zigbuild)? +(?:\+\S+ +)?(?:-\S+ +)*(build|run|test|nextest run|clippy|install|about|deny|zigbuild"
                            r"|bench|doc|check)\b")  # fmt: skip
-    prose = re.compile(r"by cargo (test|nextest)|cargo deny:|by cargo deny|`cargo deny check`|cargo deny --version|step \"")
+    prose = re.compile(r"by cargo (test|nextest)|cargo deny:|by cargo deny|cargo deny checks|`cargo deny check`|cargo deny --version|step \"")
     commands = [(path, line) for path, line in lines() if resolving.search(line) and not prose.search(line)]
 
     assert len(commands) >= 8
