@@ -54,11 +54,11 @@ pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result
     concluded
 }
 
-/// Holds the work folder, and notes in it when the node is told to end.
+/// Holds the work folder, and notes in it when the node is asked to stop.
 async fn note_drain(work_dir: Option<WorkLock>, stopping: Stopping) {
     stopping.drain.cancelled().await;
     if let Some(Err(error)) = work_dir.as_ref().map(WorkLock::note_drain) {
-        tracing::warn!("that this node was told to end is not noted: {error}");
+        tracing::warn!("the request to stop could not be noted in the work folder: {error}");
     }
     // The lock is kept until the node has ended.
     std::future::pending::<()>().await;

@@ -298,7 +298,8 @@ impl Scheduler {
         Ok(Some(again))
     }
 
-    /// A new round: On-Demand and Spot nodes, so many of each as the policy says. `on_demand` of those that run are On-Demand.
+    /// Returns a new round: On-Demand and Spot nodes, as the policy divides them. `on_demand` of the running nodes are
+    /// On-Demand.
     async fn new_round(
         &self,
         mission: &Mission,
