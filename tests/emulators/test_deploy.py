@@ -131,11 +131,14 @@ def test_deploy_again_changes_what_is_named_and_nothing_else(account, deployed):
     # As a teardown that was broken off leaves them.
     for name in ("FunctionName", "UploadFunctionName"):
         function.put_function_concurrency(FunctionName=deployed[name], ReservedConcurrentExecutions=0)
+    source = deployed["SourceBucket"]
+    account.clients.s3.put_bucket_notification_configuration(Bucket=source, NotificationConfiguration={})
     account.run("deploy", "--stack", "lab", "--binary", account.stub, "--mission", "M7")
     assert settings() == before | {"LIGHTHPC_MISSION": "M7"}
     for name in ("FunctionName", "UploadFunctionName"):
         left = function.get_function_concurrency(FunctionName=deployed[name])
         assert "ReservedConcurrentExecutions" not in left
+    assert account.notified(source) == [deployed["UploadQueueArn"]]
     account.run("deploy", "--stack", "lab", "--binary", account.stub, "--mission", "")
     assert settings() == before
 
