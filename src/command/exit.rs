@@ -73,7 +73,7 @@ pub enum ExitCode {
 
 impl ExitCode {
     /// Every exit code.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 29] = [
         Self::Ok,
         Self::Internal,
         Self::Usage,
@@ -98,7 +98,9 @@ impl ExitCode {
         Self::InputUnreadable,
         Self::WrongClock,
         Self::LeaseLost,
+        Self::ResultChanged,
         Self::Unavailable,
+        Self::OutputNotWritten,
         Self::NotTerminated,
         Self::Interrupted,
     ];

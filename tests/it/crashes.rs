@@ -164,7 +164,7 @@ async fn neither_a_reboot_nor_a_machine_that_is_gone_is_a_crash() {
     cloud.mission("M", &["abc"]).await;
     let gone = cloud.local.launch(&[("srcID", "abc"), ("missionID", "M")]);
     crash(worker(&cloud, &gone, 1, Vec::new()), 1, "it runs", async || begun(&cloud, "abc") == 1).await;
-    cloud.local.stop_instance(&gone);
+    cloud.local.reclaim_instance(&gone);
     let other = cloud.local.launch(&[("srcID", "abc"), ("missionID", "M")]);
     worker(&cloud, &other, 1, Vec::new()).run().await.outcome.unwrap();
     assert_eq!(counts(&cloud.task("abc").await), (0, false, 1, 0));

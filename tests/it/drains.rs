@@ -46,7 +46,7 @@ async fn scene(name: &str, faults: &Faults) -> (TestCloud, TestNode) {
             node
         }
         "takes over" => {
-            cloud.local.stop_instance(&before().await);
+            cloud.local.reclaim_instance(&before().await);
             cloud.node_with("abc", "M", faults.clone())
         }
         "watches" => {

@@ -92,7 +92,7 @@ async fn survive(call: Call, fault: InjectedFault) {
                 life = node.run() => panic!("{context}: the call was never made: {life:?}"),
                 () = gate.arrived(1) => {}
             }
-            cloud.local.stop_instance(&instance);
+            cloud.local.reclaim_instance(&instance);
         }
         _ => {
             let life = node.run().await;

@@ -120,7 +120,7 @@ async fn a_periodic_checkpoint_survives_a_machine_that_vanishes() {
     node.settings.checkpoint_every = Duration::from_millis(300);
     let instance = node.instance.clone();
     node.die_at(&gate).await;
-    cloud.local.stop_instance(&instance);
+    cloud.local.reclaim_instance(&instance);
     assert!(cloud.task("abc").await.checkpoint.is_some());
 
     cloud.node("abc", "M").shell(&counting(&cloud, 9)).run().await.outcome.unwrap();
@@ -230,7 +230,7 @@ async fn a_machine_that_vanishes_leaves_its_log() {
         life = node.run() => panic!("{life:?}"),
         () = log => {}
     }
-    cloud.local.stop_instance(&instance);
+    cloud.local.reclaim_instance(&instance);
 
     cloud.node("abc", "M").run().await.outcome.unwrap();
 
@@ -269,7 +269,7 @@ async fn a_file_that_is_replaced_while_it_goes_up_is_saved_as_it_was() {
         life = node.run() => panic!("{life:?}"),
         () = steps => {}
     }
-    cloud.local.stop_instance(&instance);
+    cloud.local.reclaim_instance(&instance);
 
     cloud
         .node("abc", "M")

@@ -222,7 +222,7 @@ async fn a_token_of_another_request_finds_the_instance_or_takes_the_next_number(
     assert_eq!(scheduler.launch_for(&row, None).await.unwrap(), Node::Launched(first.clone()), "it runs");
     assert_eq!(cloud.local.instances().len(), 1);
 
-    cloud.local.stop_instance(&first);
+    cloud.local.reclaim_instance(&first);
     let row = forget().await;
     let Node::Launched(second) = scheduler.launch_for(&row, None).await.unwrap() else { panic!() };
     assert_ne!(second, first);
@@ -239,7 +239,7 @@ async fn a_row_or_a_mission_that_was_made_again_has_tokens_of_its_own() {
     board(&scheduler, "abc").await;
     sweep(&scheduler).await;
     for instance in running(&cloud) {
-        cloud.local.stop_instance(&instance);
+        cloud.local.reclaim_instance(&instance);
     }
     cloud.remove_attribute("abc", "launchTries").await;
     cloud.remove_attribute("abc", "launchAtAttempt").await;

@@ -87,7 +87,7 @@ async fn a_holder_whose_instance_is_gone_is_replaced_at_once() {
     let first = cloud.node_with("abc", "M", faults);
     let instance = first.instance.clone();
     first.die_at(&gate).await;
-    cloud.local.stop_instance(&instance);
+    cloud.local.reclaim_instance(&instance);
 
     let started = Instant::now();
     cloud.node("abc", "M").run().await.outcome.unwrap();
@@ -151,7 +151,7 @@ async fn a_task_that_ends_its_machines_is_failed_in_the_end() {
     for (node, gate) in [doomed(), doomed(), doomed()] {
         let instance = node.instance.clone();
         node.die_at(&gate).await;
-        cloud.local.stop_instance(&instance);
+        cloud.local.reclaim_instance(&instance);
     }
 
     cloud.set_attribute("abc", "timeCost", "47").await;

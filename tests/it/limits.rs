@@ -55,7 +55,7 @@ async fn a_thousand_uploads_with_a_limit_of_three_have_three_nodes_at_a_time() {
 
     for round in 1..=3 {
         for instance in running(&cloud).into_iter().take(2) {
-            cloud.local.stop_instance(&instance);
+            cloud.local.reclaim_instance(&instance);
         }
         tokio::join!(sweep(&schedulers[0]), sweep(&schedulers[1]));
         assert!(running(&cloud).len() <= 3);
@@ -137,7 +137,7 @@ async fn nodes_of_one_hour_are_limited() {
         assert!(matches!(board(&scheduler, key).await, Ingested::Launched(_)));
     }
     for instance in running(&cloud) {
-        cloud.local.stop_instance(&instance);
+        cloud.local.reclaim_instance(&instance);
     }
     assert!(matches!(board(&scheduler, "c").await, Ingested::Waits(why) if why.contains("2 nodes an hour")));
     sweep(&scheduler).await;
@@ -161,7 +161,7 @@ async fn a_mission_gets_as_many_nodes_as_fit() {
     assert_eq!((running(&cloud).len(), cloud.local.requests("CreateFleet").len(), count(&cloud).await), (3, 1, 3));
     assert!(cloud.mission_row("M").await.launch_error.unwrap().contains("limit of 3 nodes"));
     assert_eq!(sweep(&scheduler).await, [(What::NoNode, "M".to_owned())]);
-    cloud.local.stop_instance(&running(&cloud)[0]);
+    cloud.local.reclaim_instance(&running(&cloud)[0]);
     sweep(&scheduler).await;
     assert_eq!(running(&cloud).len(), 3);
 }
@@ -193,7 +193,7 @@ async fn a_launch_that_is_not_needed_is_given_back() {
     board(&scheduler, "abc").await;
     assert_eq!(board(&scheduler, "abc").await, Ingested::Duplicate);
     let row = cloud.task("abc").await;
-    cloud.local.stop_instance(row.launch.instance.as_deref().unwrap());
+    cloud.local.reclaim_instance(row.launch.instance.as_deref().unwrap());
     let (one, two) = tokio::join!(scheduler.launch_for(&row, None), scheduler.launch_for(&row, None));
     assert!(one.is_ok() && two.is_ok());
     assert_eq!((running(&cloud).len(), count(&cloud).await), (1, 2), "the ended one is counted until a sweep");
@@ -217,7 +217,7 @@ async fn a_crash_between_take_and_launch_is_healed_by_sweeps() {
     assert!(matches!(board(&scheduler, "def").await, Ingested::Waits(_)), "it may have been launched");
     sweep(&scheduler).await;
     assert_eq!((running(&cloud).len(), count(&cloud).await), (1, 1), "the same launch, and taken once");
-    cloud.local.stop_instance(&running(&cloud)[0]);
+    cloud.local.reclaim_instance(&running(&cloud)[0]);
     cloud.backend.ledger.cancel_mission(&mission_id("M"), "2026-01-01T00:00:00Z").await.unwrap();
 
     // A launch that no row tells of: it is forgotten when it cannot show any more.
@@ -226,9 +226,9 @@ async fn a_crash_between_take_and_launch_is_healed_by_sweeps() {
     cloud.set_mission_number("M", "nodes", 1).await;
     let scheduler = cloud.scheduler_with(&Faults::new(), most(1));
     sweep(&scheduler).await;
-    cloud.local.stop_instance(&running(&cloud)[0]);
+    cloud.local.reclaim_instance(&running(&cloud)[0]);
     sweep(&scheduler).await;
-    cloud.local.stop_instance(&running(&cloud)[0]);
+    cloud.local.reclaim_instance(&running(&cloud)[0]);
     let seen = cloud.backend.ledger.node_count().await.unwrap().unwrap();
     cloud.backend.ledger.take_nodes(&seen, 1, 0, NodeLimits::default()).await.unwrap();
     assert_eq!(count(&cloud).await, 2, "one that has ended, and one that never was");
@@ -284,7 +284,7 @@ async fn racing_schedulers_never_exceed_the_limit() {
             });
         }
         if let Some(instance) = running(&cloud).first() {
-            cloud.local.stop_instance(instance);
+            cloud.local.reclaim_instance(instance);
         }
         while !work.is_empty() {
             assert!(running(&cloud).len() <= 5);
@@ -315,7 +315,7 @@ async fn an_edited_count_is_made_again() {
         cloud.set_mission_value("~nodes", "hour", text("2026-01-01T00")).await;
         assert!(matches!(board(&scheduler, name).await, Ingested::Launched(_)), "{name}");
         assert_eq!((running(&cloud).len(), count(&cloud).await), (2, 2), "{name}");
-        cloud.local.stop_instance(&running(&cloud)[1]);
+        cloud.local.reclaim_instance(&running(&cloud)[1]);
         cloud.set_mission_number("~nodes", "nodes", 1).await;
     }
     cloud.set_mission_value("~nodes", "maxNodes", text("many")).await;

@@ -213,7 +213,7 @@ async fn a_dead_publisher_is_replaced() {
     cloud.node("abc", "M").run().await.outcome.unwrap();
     assert!(cloud.local.published().is_empty());
 
-    cloud.local.stop_instance(&instance);
+    cloud.local.reclaim_instance(&instance);
     cloud.node("abc", "M").run().await.outcome.unwrap();
     assert_eq!(cloud.local.published().len(), 1);
     cloud.assert_done("abc", "M", "announced by another").await;

@@ -463,14 +463,14 @@ async fn a_row_without_room_for_its_history_is_put_back_and_failed() {
         let gone = cloud.ours("abc", "M").instance;
         cloud.node_on(gone.clone(), faults.clone()).die_at(&gate).await;
         if room % 20 == 0 {
-            cloud.local.stop_instance(&gone);
+            cloud.local.reclaim_instance(&gone);
             assert_eq!(of(&sweep(&cloud).await, What::PutBack), ["abc"], "{room}");
             without_history[0] += u32::from(!cloud.row_of("abc").await.contains_key("history"));
             continue;
         }
         let scheduler = cloud.scheduler(&Faults::new());
         scheduler.cancel(&mission_id("M"), Duration::from_millis(1)).await.unwrap();
-        cloud.local.stop_instance(&gone);
+        cloud.local.reclaim_instance(&gone);
         assert_eq!(of(&sweep(&cloud).await, What::Failed), ["abc"], "{room}");
         without_history[1] += u32::from(!cloud.row_of("abc").await.contains_key("history"));
     }

@@ -157,7 +157,7 @@ async fn a_lost_attempt_is_one_interruption_whoever_notices() {
     let gate = faults.hold_before(Dynamodb, "TransactWriteItems", When::Nth(1));
     let gone = cloud.ours("abc", "M").instance;
     cloud.node_on(gone.clone(), faults).shell("echo begun; echo x > $LIGHTHPC_OUTPUT").die_at(&gate).await;
-    cloud.local.stop_instance(&gone);
+    cloud.local.reclaim_instance(&gone);
     let faults = Faults::new();
     // The claim is refused, then the lease is taken over: that is held up.
     let gate = faults.hold_before(Dynamodb, "UpdateItem", When::Nth(2));
@@ -377,7 +377,7 @@ async fn a_stopped_instance_of_ours_is_terminated_and_its_task_put_back() {
     cloud.node_on(stopped.clone(), faults).die_at(&gate).await;
     let foreign = cloud.local.launch(&[("lighthpc", "another table"), ("srcID", "abc")]);
     for id in [&stopped, &foreign] {
-        cloud.local.halt_instance(id);
+        cloud.local.stop_instance(id);
     }
 
     let found = cloud.scheduler(&Faults::new()).sweep(&CancellationToken::new()).await.unwrap();

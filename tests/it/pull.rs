@@ -202,7 +202,7 @@ async fn a_missions_own_nodes_are_launched_and_replaced() {
     assert_eq!(boarded.iter().filter(|one| **one == Ingested::Queued).count(), 3);
     let nodes = cloud.local.instances();
     assert!(nodes.iter().all(|i| i.tags.iter().all(|(key, _)| key != "srcID")));
-    cloud.local.stop_instance(&nodes[0].id);
+    cloud.local.reclaim_instance(&nodes[0].id);
 
     let found = scheduler.sweep(&CancellationToken::new()).await.unwrap();
 

@@ -124,7 +124,7 @@ async fn a_put_that_stalls_past_the_commit_of_another_changes_nothing() {
 
     // To the others the old machine is gone; its process does not know.
     let gone = cloud.local.instances()[0].id.clone();
-    cloud.local.stop_instance(&gone);
+    cloud.local.reclaim_instance(&gone);
     cloud.node("abc", "M").run().await.outcome.unwrap();
     cloud.assert_done("abc", "M", "by the new attempt").await;
     gate.open();
@@ -147,7 +147,7 @@ async fn a_commit_that_stalls_past_another_counts_nothing() {
     gate.arrived(1).await;
 
     let gone = cloud.local.instances()[0].id.clone();
-    cloud.local.stop_instance(&gone);
+    cloud.local.reclaim_instance(&gone);
     // The stale result stands there: a dead attempt's, overwritten by the new one.
     assert_eq!(cloud.result("rslt_abc").as_deref(), Some("stale\n"));
     cloud.node("abc", "M").run().await.outcome.unwrap();

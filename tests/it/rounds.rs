@@ -51,7 +51,7 @@ async fn a_round_whose_nodes_show_is_settled_and_blocks_nothing() {
     let row = cloud.mission_row("M").await;
     assert!(row.requests.is_empty() && row.launch_error.is_none(), "{row:?}");
 
-    cloud.local.stop_instance(&running(&cloud)[0]);
+    cloud.local.reclaim_instance(&running(&cloud)[0]);
     assert_eq!(launched(&sweep(&scheduler).await), 1);
     assert_eq!((running(&cloud).len(), cloud.local.instances().len()), (3, 4));
 }
@@ -220,11 +220,11 @@ async fn a_node_that_may_not_show_yet_is_waited_for() {
         }
         assert!(matches!(other.launch_for(&cloud.task(key).await, None).await, Ok(Node::Launched(_))), "{key}");
         assert_eq!((running(&cloud).len(), count(&cloud).await), (1, 1), "{key}");
-        cloud.local.stop_instance(&running(&cloud)[0]);
+        cloud.local.reclaim_instance(&running(&cloud)[0]);
         sweep(&other).await;
         cloud.set_value(key, "state", text("done")).await;
         for instance in running(&cloud) {
-            cloud.local.stop_instance(&instance);
+            cloud.local.reclaim_instance(&instance);
         }
         sweep(&other).await;
         assert_eq!(count(&cloud).await, 0);

@@ -32,7 +32,7 @@ async fn die(cloud: &TestCloud, task: &str, vanishes: bool) -> String {
     let node = cloud.node_on(instance.clone(), faults);
     node.die_at(&gate).await;
     if vanishes {
-        cloud.local.stop_instance(&instance);
+        cloud.local.reclaim_instance(&instance);
     }
     instance
 }
@@ -167,7 +167,7 @@ async fn a_mission_that_nobody_announced_is_announced() {
         let node = cloud.node_with("abc", "M", faults);
         let instance = node.instance.clone();
         node.die_at(&gate).await;
-        cloud.local.stop_instance(&instance);
+        cloud.local.reclaim_instance(&instance);
 
         assert_eq!(sweep(&cloud.scheduler(&Faults::new())).await, [one(What::Announced, "M")], "{operation}");
 
@@ -187,7 +187,7 @@ async fn a_sweep_that_died_as_publisher_is_replaced() {
     let node = cloud.node_with("abc", "M", faults);
     let instance = node.instance.clone();
     node.die_at(&gate).await;
-    cloud.local.stop_instance(&instance);
+    cloud.local.reclaim_instance(&instance);
     let faults = Faults::new();
     let gate = faults.hold_before(Sns, "Publish", When::Nth(1));
     let dying = cloud.scheduler(&faults);
@@ -217,7 +217,7 @@ async fn a_task_whose_machines_never_boot_is_failed_in_the_end() {
     while cloud.task("abc").await.state == State::Pending {
         sweep(&scheduler).await;
         for instance in cloud.local.instances() {
-            cloud.local.stop_instance(&instance.id);
+            cloud.local.reclaim_instance(&instance.id);
         }
         rounds += 1;
         assert!(rounds < 20);
@@ -249,14 +249,14 @@ async fn an_instances_end_heals_its_own_task_at_once() {
     cloud.mission("M", &["abc", "def"]).await;
     let scheduler = cloud.scheduler(&Faults::new());
     let held = cloud.ours("abc", "M").instance;
-    cloud.local.stop_instance(&held);
+    cloud.local.reclaim_instance(&held);
     // Never claimed, and launched for nothing that the row knows: a sweep's.
     assert_eq!(scheduler.instance_gone(&held, true).await.unwrap(), []);
 
     let row = cloud.task("abc").await;
     scheduler.launch_for(&row, Some(&cloud.mission_row("M").await)).await.unwrap();
     let launched = cloud.task("abc").await.launch.instance.unwrap();
-    cloud.local.stop_instance(&launched);
+    cloud.local.reclaim_instance(&launched);
     let found = scheduler.instance_gone(&launched, true).await.unwrap();
     assert_eq!(found.iter().map(|f| f.what).collect::<Vec<_>>(), [What::Launched]);
     assert_eq!(scheduler.instance_gone(&launched, true).await.unwrap(), [], "the event comes twice");

@@ -31,7 +31,7 @@ impl LocalCloud {
     }
 
     /// Stops an instance, as `StopInstances` does: it could be started again, and its volumes cost money.
-    pub fn halt_instance(&self, id: &str) {
+    pub fn stop_instance(&self, id: &str) {
         self.services.fleet.change(id, |machine| (machine.is_running, machine.is_stopped) = (false, true));
     }
 
@@ -65,7 +65,7 @@ impl LocalCloud {
     }
 
     /// Terminates an instance without a call, as when a Spot instance is reclaimed.
-    pub fn stop_instance(&self, id: &str) {
+    pub fn reclaim_instance(&self, id: &str) {
         self.services.fleet.change(id, |machine| machine.is_running = false);
     }
 

@@ -16,6 +16,7 @@ mod item;
 mod key;
 mod launch;
 mod mission;
+mod mission_row;
 mod nodes;
 mod open;
 mod preflight;
@@ -23,9 +24,12 @@ mod publish;
 mod renew;
 mod request;
 mod reserve;
+#[cfg(test)]
+mod row_tests;
 mod rows;
 mod settings;
 mod tables;
+mod task_row;
 mod transaction;
 
 pub use claim::{Claim, Claimant};

@@ -15,7 +15,8 @@ use aws_sdk_dynamodb::types::AttributeValue;
 
 use super::Ledger;
 use super::expression::Expression;
-use super::item::{self, manifest_progress_value, number, text};
+use super::item::{self, number, text};
+use super::mission_row::manifest_progress_value;
 use super::mission::counters;
 use crate::backend::{CloudError, Kind};
 use crate::domain::ids::{InstanceId, MissionId};

@@ -7,8 +7,8 @@ use aws_sdk_dynamodb::operation::update_item::{UpdateItemError, UpdateItemOutput
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValuesOnConditionCheckFailure};
 
 use super::expression::Expression;
-use super::history::takes_no_history;
-use super::item::{self, Row, history, number, text};
+use super::history::{history, takes_no_history};
+use super::item::{self, Row, number, text};
 use super::key::task_key;
 use super::open::open_as;
 use super::{Fence, Ledger};

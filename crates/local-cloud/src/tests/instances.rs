@@ -117,7 +117,7 @@ async fn an_instance_runs_until_it_is_terminated() {
     let running = ec2.describe_instances().filters(filter("instance-state-name", "running")).send().await.unwrap();
     assert_eq!(running.reservations().len(), 1);
     assert_eq!(cloud.instances()[0].terminate_calls, 2);
-    cloud.stop_instance(&ids[1]);
+    cloud.reclaim_instance(&ids[1]);
     assert_eq!(cloud.instances()[1].state, "terminated");
     assert_eq!(cloud.instances()[1].terminate_calls, 0);
 
