@@ -1,4 +1,4 @@
-# The image of a node: only Amazon Linux 2023 and what scripts/provision installs.
+# The image of a node: Amazon Linux 2023, and only what scripts/provision adds.
 
 locals {
   stamp         = formatdate("YYYYMMDD-hhmmss", timestamp())
@@ -53,14 +53,14 @@ source "amazon-ebs" "node" {
     device_name           = "/dev/xvda"
     volume_type           = "gp3"
     volume_size           = var.volume_gib
-    iops                  = 3000 # included in the price of gp3, as is the throughput (MiB/s)
+    iops                  = 3000 # included in the price of gp3, like the throughput (MiB/s)
     throughput            = 125
     encrypted             = true
     kms_key_id            = var.kms_key_id
     delete_on_termination = true
   }
 
-  # newer than 1.6: every instance of this image, and the one that bakes, answers metadata requests only with a token.
+  # newer than 1.6: the metadata service of every instance of this image, and of the build instance, requires a token.
   imds_support = "v2.0"
   metadata_options {
     http_endpoint               = "enabled"
@@ -69,7 +69,7 @@ source "amazon-ebs" "node" {
   }
   # :newer than 1.6
 
-  # A power-off also terminates a forgotten bake.
+  # A power-off also terminates a forgotten build instance.
   shutdown_behavior = "terminate"
 
   tags            = local.tags

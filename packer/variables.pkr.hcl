@@ -1,8 +1,8 @@
-# Only the bundle has no default. So this is enough: `packer build -var bundle=dist/lighthpc-x86_64.tar.gz packer`.
+# Only `bundle` has no default. Shortest command: `packer build -var bundle=dist/lighthpc-x86_64.tar.gz packer`.
 
 variable "bundle" {
   type        = string
-  description = "The bundle that scripts/build-release makes, of the same architecture. Its checksum is beside it, in BUNDLE.sha256."
+  description = "The bundle that scripts/build-release makes for the same architecture. The file BUNDLE.sha256 in the same folder has its checksum."
 }
 
 variable "architecture" {
@@ -12,14 +12,14 @@ variable "architecture" {
 
   validation {
     condition     = contains(["x86_64", "arm64"], var.architecture)
-    error_message = "The architecture is x86_64 or arm64."
+    error_message = "The architecture must be x86_64 or arm64."
   }
 }
 
 variable "workload" {
   type        = string
   default     = "packer/workload"
-  description = "Folder with your program and an install.sh, which runs there as root. Your own files belong only here."
+  description = "Folder with your program and an install.sh, which runs there as root. Put your own files only here."
 }
 
 variable "settings" {
@@ -37,7 +37,7 @@ variable "region" {
 variable "copy_to_regions" {
   type        = list(string)
   default     = []
-  description = "Additional regions for the image."
+  description = "Additional regions to which the image is copied."
 }
 
 variable "share_with_accounts" {
@@ -61,13 +61,13 @@ variable "subnet_id" {
 variable "ssh_interface" {
   type        = string
   default     = "public_ip"
-  description = "How Packer connects to the baking machine: public_ip, private_ip, or session_manager (which instance_profile must allow)."
+  description = "How Packer connects to the build instance: public_ip, private_ip, or session_manager (which instance_profile must allow)."
 }
 
 variable "instance_profile" {
   type        = string
   default     = ""
-  description = "Instance profile of the baking machine. Only session_manager needs one."
+  description = "Instance profile of the build instance. Only session_manager needs one."
 }
 
 variable "kms_key_id" {
@@ -91,7 +91,7 @@ variable "name_prefix" {
 variable "tags" {
   type        = map(string)
   default     = {}
-  description = "Additional tags for the image, its snapshot, and the baking machine with its volume."
+  description = "Additional tags for the image, its snapshot, the build instance, and its volume."
 }
 
 variable "manifest" {

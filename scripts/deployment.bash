@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What scripts/deploy and scripts/teardown have in common. Both source it.
+# Functions that scripts/deploy and scripts/teardown share. Both source this file.
 
 program=${0##*/}
 
@@ -7,30 +7,33 @@ say() {
 	printf '%s: %s\n' "$program" "$*" >&2
 }
 
+# Prints a message, and a hint if there is one, and exits.
 die() {
-	printf 'scripts/%s: %s\n' "$program" "$*" >&2
+	printf 'scripts/%s: %s\n' "$program" "$1" >&2
+	(($# == 1)) || printf 'hint: %s\n' "$2" >&2
 	exit 1
 }
 
+# As die, for a wrong command line.
 misused() {
-	printf 'scripts/%s: %s (--help says more)\n' "$program" "$*" >&2
+	printf 'scripts/%s: %s\nhint: %s\n' "$program" "$1" "${2:-run scripts/$program --help}" >&2
 	exit 2
 }
 
-# The CLI has exit codes of its own for what AWS refuses; here they are one.
+# The AWS CLI has several exit codes for failed calls, from 3 up. Here they become 1.
 finish() {
 	local code=$?
 	rm -rf "$work"
 	((code < 3)) || exit 1
 }
 
-# Looks for the programs and the region, and makes the folder $work, which is removed at the end.
+# Checks the programs, finds the region, and makes the folder $work, which is removed at the end.
 prepare() {
-	command -v aws >/dev/null || die "the AWS CLI (aws) is missing; install it, or add it to PATH"
-	command -v python3 >/dev/null || die "python3 is missing; install it, or add it to PATH"
-	# Version 1 of the CLI reads AWS_DEFAULT_REGION alone, and version 2 would show long answers in a pager.
+	command -v aws >/dev/null || die "the AWS CLI (aws) is missing" "install it, or add it to PATH"
+	command -v python3 >/dev/null || die "python3 is missing" "install it, or add it to PATH"
+	# Version 1 of the CLI reads only AWS_DEFAULT_REGION. Version 2 uses a pager unless AWS_PAGER is empty.
 	region=${AWS_REGION:-${AWS_DEFAULT_REGION:-$(aws configure get region || true)}}
-	[[ -n $region ]] || die "no region; set AWS_REGION, or run aws configure"
+	[[ -n $region ]] || die "no region is set" "set AWS_REGION, or run aws configure"
 	export AWS_REGION=$region AWS_DEFAULT_REGION=$region AWS_PAGER=''
 	work=$(mktemp -d)
 	trap finish EXIT
@@ -40,13 +43,13 @@ prepare() {
 find_account() {
 	local identity
 	identity=$(aws sts get-caller-identity --query '[Account,Arn]' --output text) ||
-		die "no credentials that work; run aws configure, or log in again"
+		die "the AWS credentials are missing or do not work" "run aws configure, or log in again"
 	account=${identity%%[[:space:]]*}
 	partition=${identity#*[[:space:]]arn:}
 	partition=${partition%%:*}
 }
 
-# Prints an output or a parameter of the stack, as $work/stack.json has it; nothing if there is none.
+# Prints an output or a parameter of the stack in $work/stack.json. Prints nothing if there is none.
 value_of() {
 	python3 - "$work/stack.json" "$1" <<'PYTHON'
 import json
@@ -60,8 +63,8 @@ print(values.get(sys.argv[2], ""))
 PYTHON
 }
 
-# Returns whether a thing is there, by the command that describes it; its output is in $work/there. Any other failure
-# than "not there" ends the script.
+# Returns whether a resource exists, by the command that describes it. The output is in $work/there. Any other failure
+# stops the script.
 is_there() {
 	if "$@" >"$work/there" 2>"$work/error"; then
 		return 0
@@ -70,7 +73,7 @@ is_there() {
 	die "$1 $2 $3 failed: $(<"$work/error")"
 }
 
-# Prints the stack's status; nothing if there is none.
+# Prints the stack's status. Prints nothing if there is no stack.
 stack_status() {
 	if is_there aws cloudformation describe-stacks --stack-name "$stack" \
 		--query 'Stacks[0].StackStatus' --output text; then
@@ -78,20 +81,21 @@ stack_status() {
 	fi
 }
 
-# Waits until the stack's last operation is over, at most an hour; the status is in $status.
+# Waits until the stack's operation is complete, at most an hour. The status is in $status.
 wait_for_stack() {
 	local pause=1 end=$((SECONDS + 3600))
 	while
 		status=$(stack_status) || exit 1
 		[[ $status == *_IN_PROGRESS ]]
 	do
-		((SECONDS < end)) || die "the stack is still $status after an hour; look at its events, then run this again"
+		((SECONDS < end)) ||
+			die "the stack $stack is still $status after an hour" "check the events of the stack, then run this again"
 		sleep "$pause"
 		pause=5
 	done
 }
 
-# Returns whether a table or a bucket bears the tag of what lighthpc's stacks make. A name alone proves nothing.
+# Returns whether a table or a bucket has the tag of lighthpc's stacks. A name alone does not prove ownership.
 bears_mark() {
 	local tag
 	case $1 in
@@ -109,11 +113,11 @@ bears_mark() {
 	[[ -n $tag && $tag != None ]]
 }
 
-# Ends the script if the stack is not lighthpc's: its template begins with our name, in every version.
+# Stops the script if the stack is not lighthpc's. In every version, the template's description begins with our name.
 refuse_other_stack() {
 	local description
 	description=$(aws cloudformation describe-stacks --stack-name "$stack" --output text \
 		--query 'Stacks[0].Description')
 	[[ $description == lighthpc:* ]] ||
-		die "the stack $stack is not lighthpc's, and stays as it is (its description: $description); look at --stack"
+		die "the stack $stack is not lighthpc's, so it is not changed (its description: $description)" "check --stack"
 }

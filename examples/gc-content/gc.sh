@@ -1,6 +1,6 @@
 #!/bin/sh
 # Counts GC content and 3-mers of every sequence in one FASTA file: a workload for lighthpc.
-# It needs sh and awk, reads $LIGHTHPC_INPUT, writes $LIGHTHPC_OUTPUT, and says how far it is in $LIGHTHPC_PROGRESS.
+# It needs sh and awk, reads $LIGHTHPC_INPUT, writes $LIGHTHPC_OUTPUT, and reports its progress in $LIGHTHPC_PROGRESS.
 set -eu
 
 sequences=$(grep -c '^>' "$LIGHTHPC_INPUT") || {
@@ -8,14 +8,14 @@ sequences=$(grep -c '^>' "$LIGHTHPC_INPUT") || {
 	exit 1
 }
 
-# The file name goes through the environment: awk would take "a=b" or a backslash in an argument for its own.
+# The environment passes the file name, because awk interprets "a=b" and backslashes in an argument.
 awk -v sequences="$sequences" '
 function report(    kmer, mers, line) {
     if (name == "") return
     length_sum += bases
     gc_sum += gc
     printf "%-14s %8d %8d %7.2f%%", name, bases, gc, bases ? 100 * gc / bases : 0
-    # The four commonest 3-mers, commonest first; equal counts by alphabet.
+    # The four most frequent 3-mers, the most frequent first; equal counts in alphabetical order.
     for (mers = 0; mers < 4; mers++) {
         line = ""
         for (kmer in count)
@@ -28,12 +28,12 @@ function report(    kmer, mers, line) {
     for (kmer in count) delete count[kmer]
     printf "%d%% %s\n", 100 * ++seen / sequences, name >>progress
     fflush(progress)
-    system("sleep 0.1") # so that a person can see it move
+    system("sleep 0.1") # so that a person can see the progress
 }
 BEGIN {
     progress = ENVIRON["LIGHTHPC_PROGRESS"]
     printf "# GC content of %s\n", ENVIRON["LIGHTHPC_SRC_ID"]
-    printf "%-14s %8s %8s %8s  %s\n", "sequence", "bases", "G+C", "GC", "commonest 3-mers"
+    printf "%-14s %8s %8s %8s  %s\n", "sequence", "bases", "G+C", "GC", "most frequent 3-mers"
     while ((getline <ENVIRON["LIGHTHPC_INPUT"]) > 0) {
         sub(/\r$/, "")
         if (/^>/) {

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs your own files on the image. It runs as root, in this folder, on the machine that is baked. Put your program
+# Installs your own files on the image. It runs as root, in this folder, on the build instance. Put your program
 # into this folder and install it to /opt or /usr/local (/home and /root are hidden from workloads). For example:
 #
 #   dnf install --assumeyes --quiet blast

@@ -162,7 +162,7 @@ def test_a_machine_without_a_task_is_off_at_once(cloud, node):
 
     machine.wait_off(OFF_S_MAX)
 
-    assert machine.says("the node has ended (exit-code, ")
+    assert machine.says("the node has stopped (exit-code, ")
 
 
 def test_a_machine_without_a_network_is_off(cloud, node):
@@ -171,7 +171,7 @@ def test_a_machine_without_a_network_is_off(cloud, node):
     machine.wait_off(OFF_S_MAX + 120)
 
     assert cloud.task(machine.src)["state"] == "pending"
-    assert machine.says("the node has ended (exit-code, 19)")
+    assert machine.says("the node has stopped (exit-code, 19)")
 
 
 def test_a_workload_that_takes_all_memory_ends_alone(cloud, node):
@@ -230,7 +230,7 @@ def test_a_machine_whose_node_never_starts_is_off(cloud, node):
 
     machine.wait_off(OFF_S_MAX)
 
-    assert machine.says("no node is at work here")
+    assert machine.says("no node is running")
     assert cloud.task(machine.src)["state"] == "pending"
 
 

@@ -71,7 +71,7 @@ def test_a_look_ends_a_machine_that_has_lived_too_long(tmp_path):
     code, said, asked = run("deadline", tmp_path, "active", LIGHTHPC_MAX_LIFETIME="1", LIGHTHPC_MAX_DRAIN="1")
 
     assert (code, asked) == (1, "")
-    assert "its life was to be 1 s" in said
+    assert "its maximum lifetime is 1 s" in said
 
 
 @pytest.mark.parametrize(

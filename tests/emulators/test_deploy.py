@@ -227,7 +227,7 @@ def test_a_key_that_would_end_each_instance_is_named_before_the_first(account, l
 
     assert "UseVolumeKey" not in deploy()
     said = deploy(code=1, **by_default)
-    assert f"--volume-key {CUSTOMER_KEY}" in said and "end at its launch" in said
+    assert f"--volume-key {CUSTOMER_KEY}" in said and "terminate each instance at its launch" in said
     assert f'"ParameterValue": "{CUSTOMER_KEY}"' in deploy("--volume-key", CUSTOMER_KEY, **by_default)
     assert '"ParameterValue": "alias/aws/ebs"' in deploy("--volume-key", "alias/aws/ebs", **by_default)
     said = deploy(code=1, **of_image)
@@ -235,7 +235,7 @@ def test_a_key_that_would_end_each_instance_is_named_before_the_first(account, l
     deploy("--volume-key", CUSTOMER_KEY, **of_image)
     deploy("--volume-key", "alias/aws/ebs", code=1, **of_image)
     # AWS's own key, and what may not be seen.
-    assert "end at its launch" not in deploy(**by_default | {"kms__describe_key": f"AWS {CUSTOMER_KEY}"})
+    assert "terminate each instance at its launch" not in deploy(**by_default | {"kms__describe_key": f"AWS {CUSTOMER_KEY}"})
     assert "not checked" in deploy(ec2__get_ebs_default_kms_key_id=None)
 
 

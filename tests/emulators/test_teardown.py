@@ -27,7 +27,7 @@ def test_teardown_keeps_the_data_and_the_next_deploy_takes_it_over(account):
 
     printed, said = account.run("teardown", "--stack", "kept", "--yes", "--forget-uploads")
 
-    assert f"2 upload(s) go with their queues, and are in no table; their objects stay in {source}" in said
+    assert f"deletes 2 upload(s) with their queues; they have no row in the tables; their objects stay in {source}" in said
     assert account.tables("kept") == ["kept-missions", "kept-tasks"]
     assert account.buckets("kept") == sorted([source, result])
     assert {line.strip() for line in printed.splitlines()} >= {"table kept-tasks", f"bucket {result}"}
@@ -45,10 +45,10 @@ def test_teardown_keeps_the_data_and_the_next_deploy_takes_it_over(account):
 
     printed, _ = account.run("teardown", "--stack", "kept", "--yes", "--delete-data")
 
-    assert printed == "nothing is left that bills\n"
+    assert printed == "nothing is left that costs money\n"
     assert account.tables("kept") + account.buckets("kept") == []
     printed, _ = account.run("teardown", "--stack", "kept", "--yes", "--delete-data")
-    assert printed == "nothing is left that bills\n"
+    assert printed == "nothing is left that costs money\n"
 
 
 @SLOW
@@ -183,4 +183,4 @@ def test_what_is_left_is_named_in_any_partition(account, lying_aws):
     assert f"volume {volume}" in printed
     account.ec2.delete_volume(VolumeId=volume)
     printed, _ = account.run("teardown", "--stack", "gone", "--yes", PATH=path)
-    assert printed == "nothing is left that bills\n"
+    assert printed == "nothing is left that costs money\n"
