@@ -10,16 +10,16 @@ use serde_json::Value;
 
 use crate::backend::ledger::Row;
 use crate::domain::checkpoint::{Content, MODE_KEPT, Manifest};
-use crate::domain::ids::{Attempt, KEY_BYTES_MAX, MissionId, SrcId};
+use crate::domain::ids::{AttemptNumber, KEY_BYTES_MAX, MissionId, SrcId};
 use crate::domain::mission::{TALLY_SHARDS_MAX, Tally, shard_of};
 use crate::domain::task::State;
 use crate::domain::{keys, printable};
 
 /// A target: it reads the bytes, and panics if something is wrong.
-pub type Target = fn(&[u8]);
+pub type FuzzTarget = fn(&[u8]);
 
 /// The targets by their names, which are those of their folders in `fuzz/corpus` and of their files in `fuzz/targets`.
-pub const TARGETS: [(&str, Target); 7] = [
+pub const TARGETS: [(&str, FuzzTarget); 7] = [
     ("checkpoint", checkpoint),
     ("event", event),
     ("folder", folder),
@@ -123,7 +123,7 @@ pub fn names(bytes: &[u8]) {
     let (one, other) = text.split_once('\n').unwrap_or((text, ""));
     let made = |name: &str| {
         let src = SrcId::new(name).ok()?;
-        let made = [keys::result_key(&src), keys::log_key(&src, Attempt(u64::MAX))];
+        let made = [keys::result_key(&src), keys::log_key(&src, AttemptNumber(u64::MAX))];
         assert!(made.iter().all(|key| key.len() <= KEY_BYTES_MAX), "{made:?}");
         Some(made)
     };

@@ -82,9 +82,9 @@ impl Kind {
 /// The scope that a failure certainly affects. It determines the reaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Scope {
-    /// The task: it fails or, if the failure is transient, is returned to the queue. The node continues.
+    /// The task: it fails or, if the failure is transient, is released. The node continues.
     Task,
-    /// The machine: the task is returned to the queue, and the node stops.
+    /// The machine: the task is released, and the node stops.
     Machine,
     /// The deployment: a permission, a bucket, a table. The node stops and prints the hint.
     Deployment,

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
@@ -53,8 +53,8 @@ impl Cli {
             arguments.push("lambda".into());
         }
         let definition = Self::definition().mut_args(without).mut_subcommands(readable);
-        let matches = definition.try_get_matches_from(&arguments)?;
-        refuse_both_orders(&matches)?;
+        let matches = definition.try_get_matches_from(&arguments).map_err(|error| name_variable(error, &arguments))?;
+        refuse_conflicts(&matches, is_local)?;
         let mut cli = Self::from_arg_matches(&matches)?;
         let is_folder = !local_dir::is_bare(&arguments);
         match &mut cli.command {
@@ -84,21 +84,59 @@ impl Cli {
     }
 }
 
-/// Refuses `--terminate` together with `--no-terminate`. Variables do not count: the image sets `LIGHTHPC_TERMINATE`,
-/// and `--no-terminate` overrides it.
-fn refuse_both_orders(matches: &ArgMatches) -> Result<(), clap::Error> {
-    let Some(run) = matches.subcommand_matches("run") else { return Ok(()) };
-    let is_typed = |flag: &str| run.value_source(flag) == Some(ValueSource::CommandLine);
-    if is_typed("terminate") && is_typed("no_terminate") {
-        let words = "the argument '--terminate' cannot be used with '--no-terminate'";
-        return Err(Cli::command().error(ErrorKind::ArgumentConflict, words));
+/// Pairs of arguments that exclude each other if both are typed. Variables do not count: the image sets
+/// `LIGHTHPC_TERMINATE`, and `--no-terminate` overrides it; a program overrides `LIGHTHPC_EXEC`.
+const CONFLICTS: [(&str, &str); 2] = [("--terminate", "--no-terminate"), ("--exec", "PROGRAM ARGS")];
+
+/// Flags that have no meaning in a local mission.
+const NOT_LOCAL: [&str; 6] =
+    ["--tasks-table", "--missions-table", "--work-dir", "--terminate", "--no-terminate", "--power-off-command"];
+
+/// Refuses arguments that exclude each other.
+fn refuse_conflicts(matches: &ArgMatches, is_local: bool) -> Result<(), clap::Error> {
+    let Some((_, command)) = matches.subcommand() else { return Ok(()) };
+    let is_typed = |name: &str| {
+        let id = if name == "PROGRAM ARGS" { "program" } else { &name[2..] };
+        let id = id.replace('-', "_");
+        command.try_contains_id(&id).is_ok() && command.value_source(&id) == Some(ValueSource::CommandLine)
+    };
+    let takes_local = command.try_contains_id("local").is_ok();
+    let of_local = NOT_LOCAL.into_iter().filter(|_| is_local && takes_local).map(|flag| (flag, "--local"));
+    let mut pairs = CONFLICTS.into_iter().filter(|(_, other)| is_typed(other)).chain(of_local);
+    let Some((one, other)) = pairs.find(|(one, _)| is_typed(one)) else { return Ok(()) };
+    let words = format!("the argument '{one}' cannot be used with '{other}'");
+    Err(Cli::command().error(ErrorKind::ArgumentConflict, words))
+}
+
+/// Adds to an error the variable that has the invalid value, if the flag was not typed.
+fn name_variable(mut error: clap::Error, arguments: &[std::ffi::OsString]) -> clap::Error {
+    let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg) else { return error };
+    let flag = argument.split(' ').next().unwrap_or_default().to_owned();
+    let is_typed = |word: &std::ffi::OsString| {
+        word.to_str()
+            .and_then(|word| word.strip_prefix(&flag))
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+    };
+    if arguments.iter().any(is_typed) {
+        return error;
     }
-    Ok(())
+    let definition = Cli::definition();
+    let mut commands = std::iter::once(&definition).chain(definition.get_subcommands());
+    let variable = commands.find_map(|command| {
+        let mut known =
+            command.get_arguments().filter(|arg| arg.get_long().is_some_and(|long| flag == format!("--{long}")));
+        known.find_map(|arg| arg.get_env().map(|name| name.to_string_lossy().into_owned()))
+    });
+    if let Some(variable) = variable {
+        let tip = format!("the value is from the environment variable {variable}");
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    error
 }
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Run one task on this instance and terminate it; or, with --local, run a mission on this computer
+    /// Run the tasks of this instance, then terminate the instance; or, with --local, run a mission on this computer
     #[command(
         before_help = examples::RUN
     )]
@@ -118,7 +156,7 @@ pub(super) enum Command {
         before_help = examples::SWEEP
     )]
     Sweep(SweepArgs),
-    /// Return failed tasks of a mission to the queue, with their attempts counted from zero
+    /// Set failed tasks of a mission to pending again, with their attempts counted from zero
     #[command(
         before_help = examples::REDRIVE
     )]
@@ -160,7 +198,7 @@ pub(super) struct SubmitArgs {
     pub(super) slots: Option<u16>,
     /// Whether objects that are put under MISSION/ in the source bucket become tasks too (default: no for a new
     /// mission, unchanged for an existing one)
-    #[arg(long, env = "LIGHTHPC_UPLOADS", value_name = "yes|no", value_parser = clap::builder::BoolishValueParser::new())]
+    #[arg(long, env = "LIGHTHPC_UPLOADS", value_name = "yes|no", hide_possible_values = true, value_parser = clap::builder::BoolishValueParser::new())]
     pub(super) uploads: Option<bool>,
     /// Create the tasks, but launch no nodes
     #[arg(long)]
@@ -181,7 +219,7 @@ pub(super) struct SweepArgs {
     #[arg(long)]
     pub(super) watch: bool,
     /// With --watch: pause between two sweeps
-    #[arg(long, default_value = "60", value_parser = seconds, value_name = "SECONDS")]
+    #[arg(long, requires = "watch", default_value = "60", value_parser = seconds, value_name = "SECONDS")]
     pub(super) every: Duration,
     /// Print one JSON object per finding
     #[arg(long)]
@@ -300,7 +338,7 @@ pub(super) struct RunArgs {
     /// Time that the node waits for DynamoDB to answer before it terminates
     #[arg(long, env = "LIGHTHPC_MAX_IDLE", default_value = "300", value_parser = seconds, value_name = "SECONDS", help_heading = "The node")]
     pub(super) max_idle: Duration,
-    /// Maximum age of the node: it then returns its tasks to the queue and terminates (default: no limit)
+    /// Maximum age of the node: it then releases its tasks and terminates (default: no limit)
     #[arg(long, env = "LIGHTHPC_MAX_LIFETIME", value_parser = seconds, value_name = "SECONDS", help_heading = "The node")]
     pub(super) max_lifetime: Option<Duration>,
     /// Terminate the instance at the end even if none of its tags (srcID, missionID, lighthpc) shows that it is a

@@ -67,7 +67,7 @@ pub enum ExitCode {
     OutputNotWritten = 41,
     /// The instance could not be terminated and may continue to cost money.
     NotTerminated = 50,
-    /// SIGINT or SIGTERM stopped the process; the task was returned to the queue.
+    /// SIGINT or SIGTERM stopped the process; the task was released.
     Interrupted = 130,
 }
 
@@ -127,7 +127,9 @@ pub fn of_node(error: &NodeError) -> (ExitCode, Option<String>) {
             ExitCode::NoTask,
             Some("create it with `lighthpc submit`, or check the tag missionID and the missions table".to_owned()),
         ),
-        NodeError::BadName(_) => (ExitCode::Usage, None),
+        NodeError::BadName(_) => {
+            (ExitCode::Usage, Some("check the tags srcID and missionID, or --src-id and --mission".to_owned()))
+        }
         NodeError::Setting { hint, .. } => (ExitCode::Usage, Some((*hint).to_owned())),
         NodeError::MissingInput { uri } => (
             ExitCode::MissingInput,
@@ -148,7 +150,7 @@ pub fn of_node(error: &NodeError) -> (ExitCode, Option<String>) {
         }
         NodeError::WorkloadDiskFull => (ExitCode::DiskFull, Some(disk_hint())),
         NodeError::TimeLimit => (ExitCode::TimeLimit, Some("raise --time-limit, or use smaller tasks".to_owned())),
-        NodeError::NoResult { .. } => (
+        NodeError::NoResult => (
             ExitCode::NoResult,
             Some(
                 "the workload must write its result to the path in $LIGHTHPC_OUTPUT; an empty file is a result"
@@ -211,7 +213,7 @@ pub fn of_scheduler(error: &SchedulerError) -> (ExitCode, Option<String>) {
             ExitCode::Usage,
             hint("an object can be only one task: copy it to another key, or remove it from the inputs"),
         ),
-        SchedulerError::BadName(_) => (ExitCode::Usage, None),
+        SchedulerError::BadName(_) => (ExitCode::Usage, hint("check --mission and the keys of the inputs")),
     }
 }
 
@@ -246,7 +248,9 @@ pub fn of_store(error: &StoreError) -> (ExitCode, Option<String>) {
                     .to_owned(),
             ),
         ),
-        StoreError::Disk { .. } => (ExitCode::Internal, None),
+        StoreError::Disk { .. } => {
+            (ExitCode::Internal, Some("check the disk, and the permissions of the work folder".to_owned()))
+        }
     }
 }
 
@@ -289,10 +293,24 @@ fn program_hint(program: &str, error: &std::io::Error) -> String {
         }
         _ => {}
     }
-    if program.contains('/') {
-        format!("{program} must exist, be executable, and begin with #! if it is a script")
-    } else {
-        format!("{program} is not in PATH; give its path, as in ./{program}")
+    // Linux: ENOEXEC.
+    const NO_FORMAT: i32 = 8;
+    match error.kind() {
+        ErrorKind::PermissionDenied => {
+            format!(
+                "make it executable: chmod +x {}; the folders above it must be accessible",
+                printable::shell(program)
+            )
+        }
+        _ if error.raw_os_error() == Some(NO_FORMAT) => {
+            format!(
+                "begin the script {program} with a line such as #!/bin/sh; a compiled program must be for this processor"
+            )
+        }
+        _ if program.contains('/') => {
+            format!("check that {program} exists, and also the program that its first line (#!) names")
+        }
+        _ => format!("{program} is not in PATH; give its path, as in ./{program}"),
     }
 }
 
@@ -314,8 +332,8 @@ mod tests {
     fn a_start_that_failed_for_the_machine_has_a_hint_of_its_own() {
         // ETXTBSY, EAGAIN, EMFILE, ENFILE, ENOMEM, EIO; then ENOENT and EACCES.
         let hints = [26, 11, 24, 23, 12, 5].map(hint_of);
-        assert!(hints.iter().all(|hint| !hint.contains("must exist")), "{hints:?}");
-        assert!(hint_of(2).contains("must exist") && hint_of(13).contains("executable"));
+        assert!(hints.iter().all(|hint| !hint.contains("exists") && !hint.contains("chmod")), "{hints:?}");
+        assert!(hint_of(2).contains("exists") && hint_of(13).contains("chmod +x") && hint_of(8).contains("#!/bin/sh"));
     }
 
     fn hint_of(code: i32) -> String {

@@ -122,7 +122,7 @@ pub(super) struct SchedulerArgs {
     /// Time after which a task without a heartbeat is taken over; must be the same as on the nodes
     #[arg(long, env = "LIGHTHPC_LEASE", default_value = "90", value_parser = seconds, value_name = "SECONDS", help_heading = "Tasks")]
     pub(super) lease: Duration,
-    /// Number of interruptions after which a task fails; must be the same as on the nodes
+    /// Maximum number of interruptions of a task: one more fails it. Must be the same as on the nodes
     #[arg(long, env = "LIGHTHPC_MAX_INTERRUPTIONS", default_value = "20", value_name = "N", help_heading = "Tasks")]
     pub(super) max_interruptions: u64,
 }

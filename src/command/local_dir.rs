@@ -109,12 +109,31 @@ impl From<OpenError> for Failure {
             }
             OpenError::NotOurs { .. } => (ExitCode::Usage, "use an empty or a new folder with --local=DIR"),
             OpenError::NotFound { .. } => (ExitCode::Usage, "set --local=DIR to the folder of a local mission"),
-            OpenError::Io { .. } | OpenError::State { .. } => {
-                (ExitCode::Internal, "check the folder's permissions and the disk")
+            OpenError::Io { source, .. } if is_of_the_path(source) => {
+                (ExitCode::Usage, "give another folder with --local=DIR, or correct its permissions")
             }
+            OpenError::Io { .. } => (ExitCode::Internal, "check the disk"),
+            OpenError::State { .. } => (
+                ExitCode::Internal,
+                "restore the folder from a copy, or use a new one with --local=DIR; the files in results/ are not \
+                 affected",
+            ),
         };
         Self { exit, error: error.into(), hint: Some(hint.to_owned()) }
     }
+}
+
+/// Returns whether the folder that was named is the cause, and not the disk.
+fn is_of_the_path(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind;
+    let kinds = [
+        ErrorKind::NotFound,
+        ErrorKind::PermissionDenied,
+        ErrorKind::NotADirectory,
+        ErrorKind::ReadOnlyFilesystem,
+        ErrorKind::InvalidFilename,
+    ];
+    kinds.contains(&error.kind())
 }
 
 #[cfg(test)]

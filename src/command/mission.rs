@@ -24,7 +24,7 @@ use crate::domain::ids::SrcId;
 use crate::domain::keys::{INDEX_NAME, log_key};
 use crate::domain::mission::Mission;
 use crate::domain::task::{State, Task};
-use crate::worker::{self, Begun, Life, Node, NodeError, Outcome, Preflight, Report, Settings, Stopping};
+use crate::worker::{self, Begun, Life, Node, NodeError, NodeSettings, Outcome, Preflight, Report, Stopping};
 use crate::workload::{self, Removal};
 use local_cloud::{LocalCloud, RESULT_BUCKET, SOURCE_BUCKET, TOPIC_ARN};
 
@@ -39,9 +39,10 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<ExitCode, Failure> {
     let (dir, files) = local_dir::parse(local, args.local_is_folder, &args.files)?;
     trust::check(&dir, &args.trust_folder)?;
     let mut settings = node::settings(&args)?;
-    if !dir.join(".lighthpc").exists() && inputs::read(&files, &Known::new())?.is_empty() {
+    if !dir.join(".lighthpc").exists() {
         // Checked before anything is written.
-        return Err(plan::no_mission(&dir, settings.mission.as_ref()));
+        let inputs = inputs::read(&files, &Known::new())?;
+        plan::check_new(&dir, &settings, &inputs)?;
     }
     let cloud = LocalCloud::open(&dir)?;
     let backend = local_dir::backend(&cloud, None);
@@ -50,7 +51,13 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<ExitCode, Failure> {
     let inputs = inputs::read(&files, &plan::known(&rows, &cloud))?;
 
     plan::refuse_foreign_tasks(&rows, &inputs, settings.mission.as_ref())?;
+    plan::refuse_unknown_task(&rows, &inputs, settings.src.as_ref())?;
     let mission = plan::find_or_make(&backend, &dir, &args, &settings, &inputs).await?;
+    if mission.exec.is_none() {
+        screen::to_stderr(
+            "note: no program is given, so each task runs the simulated workload (hint: add -- PROGRAM)\n",
+        );
+    }
     let preparing = Preparing { backend: &backend, cloud: &cloud, inputs: &inputs, started };
     preparing.add_tasks(&mission, &rows).await?;
     drop(rows);
@@ -123,7 +130,7 @@ fn refuse_aws_names(args: &RunArgs) -> Result<(), Failure> {
 struct Run {
     cloud: LocalCloud,
     mission: Mission,
-    settings: Settings,
+    settings: NodeSettings,
     stopping: Stopping,
     screen: Screen,
 }
@@ -195,7 +202,7 @@ impl Run {
         let backend = local_dir::backend(&self.cloud, Some(&instance));
         let report = tokio::sync::watch::Sender::new(Report::default());
         let mut reports = report.subscribe();
-        let settings = Arc::new(Settings { report, mission: None, src: None, ..self.settings.clone() });
+        let settings = Arc::new(NodeSettings { report, mission: None, src: None, ..self.settings.clone() });
         let node = Node { backend, settings, stopping: self.stopping.clone() };
         let bar = self.screen.begin(src.as_str());
         async move {
@@ -268,11 +275,12 @@ impl Run {
     fn last_words(&self, src: &SrcId, error: &NodeError) -> String {
         const LINES: usize = 3;
         const LINE_CHARS_MAX: usize = 500;
-        if !matches!(error, NodeError::WorkloadFailed { .. } | NodeError::NoResult { .. } | NodeError::TimeLimit) {
+        if !matches!(error, NodeError::WorkloadFailed { .. } | NodeError::NoResult | NodeError::TimeLimit) {
             return String::new();
         }
         // The newest attempt has the highest number; the numbers start at 1 and have no gap.
-        let logs = (1..).map(|n| self.cloud.object_path(RESULT_BUCKET, &log_key(src, crate::domain::ids::Attempt(n))));
+        let logs =
+            (1..).map(|n| self.cloud.object_path(RESULT_BUCKET, &log_key(src, crate::domain::ids::AttemptNumber(n))));
         let Some(log) = logs.take_while(|log| log.exists()).last() else { return String::new() };
         let text = std::fs::read(&log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
@@ -317,14 +325,13 @@ impl Run {
         }
         let mut rest = if open > 0 { format!(", {open} not finished") } else { String::new() };
         if results_changed > 0 {
-            rest.push_str(&format!("; {results_changed} results missing or changed"));
+            rest.push_str(&format!("; {} missing or changed", screen::count(results_changed, "result")));
         }
         let results = shown(&self.cloud.dir().join(RESULT_BUCKET));
         screen::to_stdout(&format!(
-            "\nmission {}: {} task{}, {done} done, {failed} failed{rest}\ntime:     {}, workloads {time_cost_s} s\nresults:  {}\n",
+            "\nmission {}: {}, {done} done, {failed} failed{rest}\ntime:     {}, workloads {time_cost_s} s\nresults:  {}\n",
             screen::plain(self.mission.id.as_str()),
-            done + failed + open,
-            if done + failed + open == 1 { "" } else { "s" },
+            screen::count(done + failed + open, "task"),
             screen::duration(took),
             screen::plain(&results.display().to_string()),
         ));

@@ -11,7 +11,7 @@ use crate::backend::{Backend, Wire, error_chain};
 use crate::command::exit::{self, ExitCode};
 use crate::domain::budget::{Limits, SizeLimits};
 use crate::domain::ids::{MissionId, SrcId};
-use crate::worker::{self, Node, Outcome, Report, Settings, Stopping};
+use crate::worker::{self, Node, NodeSettings, Outcome, Report, Stopping};
 use crate::workload::{self, Bounds, GroundError, Left, Sandbox, Simulation, WorkLock, Workload};
 
 /// The time between two uploads of a running workload's log. If the instance vanishes, the log lacks at most one
@@ -40,7 +40,7 @@ pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result
         let settings = settings(&args)?;
         let taken = workload::lock_work_dir(&settings.work_dir, &args.aws.tables.tables().tasks);
         let (work_dir, left) = self::taken(taken, &settings.work_dir, WORK_DIR_HINT)?;
-        Ok((listener, Settings { left, holds_work_dir: work_dir.is_some(), ..settings }, work_dir))
+        Ok((listener, NodeSettings { left, holds_work_dir: work_dir.is_some(), ..settings }, work_dir))
     });
     let (_listener, settings, work_dir) = match ready {
         Ok(ready) => ready,
@@ -56,7 +56,7 @@ pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result
     concluded
 }
 
-/// Locks the work folder, and writes a note into it when the node is requested to stop.
+/// Writes a note into the work folder when the node is requested to stop, and keeps the folder's lock until the end.
 async fn note_drain(work_dir: Option<WorkLock>, stopping: Stopping) {
     stopping.drain.cancelled().await;
     if let Some(Err(error)) = work_dir.as_ref().map(WorkLock::note_drain) {
@@ -67,7 +67,7 @@ async fn note_drain(work_dir: Option<WorkLock>, stopping: Stopping) {
 }
 
 /// Runs the node, then terminates the instance.
-async fn live(args: &RunArgs, settings: Settings, stopping: Stopping) -> Result<ExitCode, Failure> {
+async fn live(args: &RunArgs, settings: NodeSettings, stopping: Stopping) -> Result<ExitCode, Failure> {
     let power_off = power_off(args.power_off_command.as_deref());
     let wire = match Wire::aws().await {
         Ok(wire) => wire,
@@ -163,7 +163,10 @@ pub(super) async fn end_machine(power_off_command: Option<&str>, order: EndOrder
 
 fn log_end(ended: Result<machine::MachineEnd, machine::EndError>) {
     match ended {
-        Ok(end) => tracing::info!("termination of this instance: {end:?}"),
+        Ok(machine::MachineEnd::Terminated) => tracing::info!("this instance terminates"),
+        Ok(machine::MachineEnd::PoweredOff) => tracing::info!("this machine powers off"),
+        // The reason was logged.
+        Ok(machine::MachineEnd::LeftRunning) => {}
         Err(error) => tracing::error!("this instance could not be terminated and may continue to cost money: {error}"),
     }
 }
@@ -202,7 +205,7 @@ const HEARTBEAT_MAX: Duration = Duration::from_secs(20);
 const GRACE_MAX: Duration = Duration::from_secs(10);
 
 /// Reads the settings that nodes and local missions share.
-pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
+pub(super) fn settings(args: &RunArgs) -> Result<NodeSettings, Failure> {
     let heartbeat = args.heartbeat.unwrap_or_else(|| HEARTBEAT_MAX.min(args.lease / 3));
     if heartbeat > args.lease / 3 {
         let message = format!("--heartbeat {heartbeat:?} is more than a third of --lease {:?}", args.lease);
@@ -222,6 +225,9 @@ pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
     }
     let name = |error: crate::domain::ids::IdError| Failure::usage(error, "check --src-id and --mission");
     let text = |value: &Option<String>| value.clone().filter(|value| !value.trim().is_empty());
+    if args.program.first().is_some_and(|program| program.trim().is_empty()) {
+        return Err(Failure::usage("the program after -- is empty", "give a program, as in -- ./program ARGS"));
+    }
     let workload = match (args.program.is_empty(), text(&args.exec)) {
         (false, _) => Some(Workload::Program(args.program.clone())),
         (true, Some(line)) => Some(Workload::Shell(line)),
@@ -232,7 +238,7 @@ pub(super) fn settings(args: &RunArgs) -> Result<Settings, Failure> {
         // An older mission may have such an id.
         tracing::warn!("--mission {id}: a new mission cannot have this id: {rule}");
     }
-    Ok(Settings {
+    Ok(NodeSettings {
         src: text(&args.src_id).map(SrcId::new).transpose().map_err(name)?,
         mission,
         source_bucket: args.aws.source_bucket(),

@@ -17,7 +17,7 @@ use crate::command::exit::ExitCode;
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::mission::{Mission, Notified};
 use crate::domain::task::{State, Task};
-use crate::worker::Settings;
+use crate::worker::NodeSettings;
 use local_cloud::{LocalCloud, SOURCE_BUCKET};
 
 /// The default mission id. A folder usually has one mission.
@@ -59,12 +59,37 @@ pub(super) fn refuse_foreign_tasks(rows: &Rows, inputs: &[Input], mission: Optio
     Ok(())
 }
 
+/// Refuses a task that `--src-id` names if it neither exists nor is among the inputs.
+pub(super) fn refuse_unknown_task(rows: &Rows, inputs: &[Input], src: Option<&SrcId>) -> Result<(), Failure> {
+    let is_known = |src: &SrcId| rows.contains_key(src) || inputs.iter().any(|input| input.src == *src);
+    match src.filter(|src| !is_known(src)) {
+        None => Ok(()),
+        Some(src) => Err(Failure::usage(
+            format!("there is no task {src} (--src-id)"),
+            "list the tasks with `lighthpc status --local`; a new task is named after its file",
+        )),
+    }
+}
+
+/// Checks what a folder that does not exist yet is to hold.
+pub(super) fn check_new(dir: &Path, settings: &NodeSettings, inputs: &[Input]) -> Result<(), Failure> {
+    if inputs.is_empty() {
+        return Err(no_mission(dir, settings.mission.as_ref()));
+    }
+    settings.mission.as_ref().map(new_id).transpose()?;
+    refuse_unknown_task(&Rows::new(), inputs, settings.src.as_ref())
+}
+
+fn new_id(id: &MissionId) -> Result<MissionId, Failure> {
+    MissionId::for_a_new_mission(id.as_str()).map_err(|error| Failure::usage(error, "give another id with --mission"))
+}
+
 /// Finds the folder's mission, or creates it from the inputs.
 pub(super) async fn find_or_make(
     backend: &Backend,
     dir: &Path,
     args: &RunArgs,
-    settings: &Settings,
+    settings: &NodeSettings,
     inputs: &[Input],
 ) -> Result<Mission, Failure> {
     let missions = backend.ledger.missions().await?;
@@ -74,6 +99,13 @@ pub(super) async fn find_or_make(
         (None, _) => MissionId::new(DEFAULT_MISSION).expect("a constant name is legal"),
     };
     let exec = command_line(args);
+    if inputs.is_empty() && settings.mission.is_none() && missions.len() > 1 {
+        let ids: Vec<&str> = missions.iter().map(|mission| mission.id.as_str()).collect();
+        return Err(Failure::usage(
+            format!("{} has {} missions: {}", dir.display(), ids.len(), ids.join(", ")),
+            "name one with --mission",
+        ));
+    }
     if let Some(mission) = missions.into_iter().find(|mission| mission.id == id) {
         if exec == mission.exec || exec.is_none() && inputs.is_empty() {
             return Ok(mission);
@@ -90,8 +122,7 @@ pub(super) async fn find_or_make(
     if inputs.is_empty() {
         return Err(no_mission(dir, settings.mission.as_ref()));
     }
-    let id = MissionId::for_a_new_mission(id.as_str())
-        .map_err(|error| Failure::usage(error, "give another id with --mission"))?;
+    let id = new_id(&id)?;
     let trans_number = inputs.len() as u64;
     let new = NewMission { exec, now: clock::now_rfc3339(), ..NewMission::of(id.clone(), trans_number) };
     backend.ledger.create_mission(&new).await?;

@@ -1,4 +1,4 @@
-//! `lighthpc redrive`: returns failed tasks to the queue.
+//! `lighthpc redrive`: sets failed tasks to pending again.
 
 use super::cli::RedriveArgs;
 use super::failure::Failure;
@@ -17,10 +17,10 @@ pub(super) async fn run(args: RedriveArgs) -> Result<ExitCode, Failure> {
     let redriven = scheduler.redrive(&mission, verdict, &srcs).await?;
 
     screen::to_stdout(&format!(
-        "mission {}: {} tasks returned to the queue, {} nodes launched\n",
+        "mission {}: {} set to pending, {} launched\n",
         screen::plain(mission.as_str()),
-        redriven.put_back,
-        redriven.launched
+        screen::count(redriven.put_back, "task"),
+        screen::count(redriven.launched, "node")
     ));
     for why in &redriven.waits {
         screen::to_stderr(&format!("no node was launched for some of them: {}\n", screen::plain(why)));

@@ -8,7 +8,7 @@ use crate::backend::{Backend, Wire};
 use crate::domain::budget::Limits;
 use crate::domain::ids::MissionId;
 use crate::domain::policy::{Policy, words};
-use crate::scheduler::{OwnLimits, PER_SECOND, Scheduler, Settings};
+use crate::scheduler::{OwnLimits, PER_SECOND, Scheduler, SchedulerSettings};
 
 /// Creates a scheduler that uses AWS.
 pub(super) async fn scheduler(args: &SchedulerArgs) -> Result<Scheduler, Failure> {
@@ -18,7 +18,7 @@ pub(super) async fn scheduler(args: &SchedulerArgs) -> Result<Scheduler, Failure
     Ok(Scheduler::new(backend, settings))
 }
 
-pub(super) fn settings(args: &SchedulerArgs) -> Result<Settings, Failure> {
+pub(super) fn settings(args: &SchedulerArgs) -> Result<SchedulerSettings, Failure> {
     let (source_bucket, result_bucket) = (args.aws.source_bucket(), args.aws.result_bucket());
     if source_bucket.is_some() && source_bucket == result_bucket {
         let message = format!("--source-bucket and --result-bucket are both {}", source_bucket.unwrap_or_default());
@@ -38,7 +38,7 @@ pub(super) fn settings(args: &SchedulerArgs) -> Result<Settings, Failure> {
     let hint = "check --bid-mode, --max-unit-price, --max-wait and --on-demand-floor";
     // The mission is created on the first upload, so the id must be valid for a new mission.
     let default_mission = text(args.default_mission.as_deref()).map(MissionId::for_a_new_mission).transpose();
-    Ok(Settings {
+    Ok(SchedulerSettings {
         template: text(args.launch_template.as_deref())
             .map(|name| Template { name, version: args.launch_template_version.trim().to_owned() }),
         subnets: args.subnets.as_deref().map(words).unwrap_or_default(),

@@ -128,6 +128,12 @@ pub(super) fn plain(text: &str) -> String {
     printable::one_line(text)
 }
 
+/// Returns a number with its noun: `1 task`, `2 tasks`.
+pub(super) fn count(number: impl Into<u64>, noun: &str) -> String {
+    let number = number.into();
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
 /// Formats rows as aligned columns, by the display width of their characters. Cells are escaped.
 pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let rows: Vec<[String; N]> = rows.iter().map(|row| row.each_ref().map(|cell| plain(cell))).collect();

@@ -96,7 +96,7 @@ fn list(missions: &[Mission]) -> String {
     if missions.is_empty() {
         return "no missions".to_owned();
     }
-    let mut rows = vec![["MISSION", "TASKS", "OK", "FAILED", "NOTIFIED"].map(str::to_owned)];
+    let mut rows = vec![["MISSION", "TASKS", "DONE", "FAILED", "NOTIFIED"].map(str::to_owned)];
     rows.extend(missions.iter().map(|m| {
         [
             m.id.to_string(),
@@ -112,9 +112,9 @@ fn list(missions: &[Mission]) -> String {
 fn detail(mission: &Mission, total: Tally, tasks: &[Task]) -> String {
     let of = |state| tasks.iter().filter(|task| task.state == state).count();
     let mut text = format!(
-        "mission {}: {} tasks, {} ok, {} failed, {} running, {} pending; workloads {} s; notification: {}\n\n",
+        "mission {}: {}, {} done, {} failed, {} running, {} pending; workloads {} s; notification: {}\n\n",
         screen::plain(mission.id.as_str()),
-        count(mission.trans_number),
+        mission.trans_number.map_or_else(|| "? tasks".to_owned(), |number| screen::count(number, "task")),
         total.ok,
         total.failed,
         of(State::Running),
@@ -225,7 +225,7 @@ fn count(number: Option<u64>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::ids::{Attempt, InstanceId, SrcId};
+    use crate::domain::ids::{AttemptNumber, InstanceId, SrcId};
 
     fn odd() -> (Mission, Vec<Task>) {
         let evil = "\u{1b}]0;x\u{7}\u{9b}2J\u{202e}\n";
@@ -235,7 +235,7 @@ mod tests {
         mission.name = Some(evil.to_owned());
         let mut task = Task::new(SrcId::new(format!("文件{evil}")).unwrap(), None);
         task.time_cost_s = u64::MAX;
-        task.attempt = Attempt(u64::MAX);
+        task.attempt = AttemptNumber(u64::MAX);
         task.progress = evil.to_owned();
         task.instance = Some(InstanceId::new(format!("i{evil}")).unwrap());
         task.launch.error = Some(evil.repeat(30));

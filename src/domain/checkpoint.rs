@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, percent_encode};
 use serde::{Deserialize, Serialize};
 
-use super::ids::{Attempt, SrcId};
+use super::ids::{AttemptNumber, SrcId};
 use super::keys::digest_hex;
 
 /// The version of lists that this program writes. It reads version 1 too, which had no number, and only files.
@@ -268,7 +268,7 @@ pub fn earlier_folder(src: &SrcId) -> String {
 
 /// Returns the folder of one save. No two saves share one, so no save touches another's files.
 #[must_use]
-pub fn save_folder(deployment: &str, src: &SrcId, attempt: Attempt, save: u32) -> String {
+pub fn save_folder(deployment: &str, src: &SrcId, attempt: AttemptNumber, save: u32) -> String {
     format!("{}{attempt}.{save}/", folder(deployment, src))
 }
 

@@ -205,9 +205,9 @@ pub fn process_owner(host: &str, random: u64) -> InstanceId {
 
 /// The n-th time a task is claimed, from 1, only ever growing: the fencing token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Attempt(pub u64);
+pub struct AttemptNumber(pub u64);
 
-impl fmt::Display for Attempt {
+impl fmt::Display for AttemptNumber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }

@@ -5,7 +5,7 @@
 
 use sha2::{Digest, Sha256};
 
-use super::ids::{Attempt, KEY_BYTES_MAX, MissionId, SrcId};
+use super::ids::{AttemptNumber, KEY_BYTES_MAX, MissionId, SrcId};
 
 /// The name of the file that lists a directory result, beside the result's own files.
 pub const INDEX_NAME: &str = "_lighthpc_index.json";
@@ -26,7 +26,7 @@ pub fn result_key(src: &SrcId) -> String {
 
 /// Returns the key of an attempt's log in the result bucket: `logs/<srcFilename>.<attempt>.log`.
 #[must_use]
-pub fn log_key(src: &SrcId, attempt: Attempt) -> String {
+pub fn log_key(src: &SrcId, attempt: AttemptNumber) -> String {
     bounded("logs/", src.as_str(), &format!(".{attempt}.log"))
 }
 
@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn keys_keep_the_first_versions_names() {
         assert_eq!(result_key(&src("a b+c.txt")), "rslt_a b+c.txt");
-        assert_eq!(log_key(&src("x/y"), Attempt(3)), "logs/x/y.3.log");
+        assert_eq!(log_key(&src("x/y"), AttemptNumber(3)), "logs/x/y.3.log");
     }
 
     #[test]
@@ -131,10 +131,10 @@ mod tests {
             assert_ne!(again, cut, "{literal}");
             assert!(again.len() <= 1024 && result_key(&src(again.strip_prefix("rslt_").unwrap())) != again);
             for attempt in [1, 99_999] {
-                let log = log_key(&src(&long), Attempt(attempt));
+                let log = log_key(&src(&long), AttemptNumber(attempt));
                 let end = format!(".{attempt}.log");
                 let literal = log.strip_prefix("logs/").and_then(|log| log.strip_suffix(&end)).unwrap();
-                assert_ne!(log_key(&src(literal), Attempt(attempt)), log);
+                assert_ne!(log_key(&src(literal), AttemptNumber(attempt)), log);
             }
         }
         // What an earlier version cut a name to is the key of no other task, either.
@@ -179,7 +179,7 @@ mod tests {
             names.push(names[0].replacen(unit, "z", 1));
             let keys_of = |name: &str| {
                 let name = src(name);
-                [result_key(&name), log_key(&name, Attempt(attempt))]
+                [result_key(&name), log_key(&name, AttemptNumber(attempt))]
             };
             // What the key of one says, taken for a name; and that once more.
             for round in 0..2 {

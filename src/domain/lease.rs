@@ -11,7 +11,7 @@
 
 use std::time::Duration;
 
-use super::ids::{Attempt, InstanceId};
+use super::ids::{AttemptNumber, InstanceId};
 
 /// Who holds a task, and the last sign of life.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub struct Lease {
     /// The instance that holds the attempt.
     pub owner: InstanceId,
     /// The attempt it holds.
-    pub attempt: Attempt,
+    pub attempt: AttemptNumber,
     /// Heartbeats of this attempt so far.
     pub beat: u64,
 }
@@ -86,7 +86,7 @@ mod tests {
     const LEASE: Duration = Duration::from_secs(90);
 
     fn lease(attempt: u64, beat: u64) -> Lease {
-        Lease { owner: InstanceId::new("i-1").unwrap(), attempt: Attempt(attempt), beat }
+        Lease { owner: InstanceId::new("i-1").unwrap(), attempt: AttemptNumber(attempt), beat }
     }
 
     fn at(seconds: u64) -> Duration {

@@ -12,7 +12,7 @@
 //! The arrows are conditional writes in `backend/ledger`; a row can take no other way.
 
 use super::budget::CRASHES_MAX;
-use super::ids::{Attempt, InstanceId, MissionId, SrcId};
+use super::ids::{AttemptNumber, InstanceId, MissionId, SrcId};
 use super::lease::Lease;
 use super::request::Reserved;
 use super::value::{Form, integer};
@@ -66,7 +66,7 @@ impl State {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PastAttempt {
     /// Which attempt.
-    pub attempt: Attempt,
+    pub attempt: AttemptNumber,
     /// The instance that held it.
     pub instance: String,
     /// When it was claimed, RFC 3339 UTC, by the holder's clock; empty if nobody wrote it.
@@ -101,7 +101,7 @@ pub struct Task {
     /// The state.
     pub state: State,
     /// How often it was claimed.
-    pub attempt: Attempt,
+    pub attempt: AttemptNumber,
     /// Heartbeats of the newest attempt.
     pub beat: u64,
     /// Names the claim that made the newest attempt.
@@ -210,7 +210,7 @@ impl std::fmt::Display for Crash {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Launch {
     /// The attempt that the row showed when a node was launched, or when the launch was reserved.
-    pub at_attempt: Option<Attempt>,
+    pub at_attempt: Option<AttemptNumber>,
     /// Launches since the last claim.
     pub tries: u64,
     /// When the last one was reserved, RFC 3339 UTC, by the scheduler's clock.
@@ -230,7 +230,7 @@ pub struct Launch {
 impl Launch {
     /// Returns whether a launch is reserved, or made, for the attempt that comes after `attempt`.
     #[must_use]
-    pub fn is_for(&self, attempt: Attempt) -> bool {
+    pub fn is_for(&self, attempt: AttemptNumber) -> bool {
         self.at_attempt == Some(attempt)
     }
 }
@@ -245,7 +245,7 @@ impl Task {
             bucket: None,
             made_at: None,
             state: State::Pending,
-            attempt: Attempt(0),
+            attempt: AttemptNumber(0),
             beat: 0,
             claim_token: None,
             instance: None,

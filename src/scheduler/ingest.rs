@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Node, Scheduler, SchedulerError};
+use super::{LaunchResult, Scheduler, SchedulerError};
 use crate::backend::error_chain;
 use crate::backend::ledger::{Made, NewTask};
 use crate::clock;
@@ -132,9 +132,9 @@ impl<'a> TaskIngest<'a> {
                 let task = Task::new(upload.src.clone(), mission.as_ref().map(|m| m.id.clone()));
                 let task = Task { made_at: Some(now.clone()), open_since: Some(now), ..task };
                 self.scheduler.launch_for(&task, mission.as_ref()).await.map(|node| match node {
-                    Node::Launched(instance) => Ingested::Launched(instance),
-                    Node::Waits(why) | Node::Held(why) => Ingested::Waits(why),
-                    Node::NotNeeded => Ingested::Duplicate,
+                    LaunchResult::Launched(instance) => Ingested::Launched(instance),
+                    LaunchResult::Waits(why) | LaunchResult::Held(why) => Ingested::Waits(why),
+                    LaunchResult::NotNeeded => Ingested::Duplicate,
                 })
             }
             _ => Ok(Ingested::Waits("no launch template is set".to_owned())),

@@ -19,7 +19,7 @@ use crate::domain::task::{Launch, Task};
 
 /// The result of a launch for a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Node {
+pub enum LaunchResult {
     /// The instance was launched.
     Launched(String),
     /// No node was launched. The row has the reason, and a sweep retries.
@@ -33,7 +33,7 @@ pub enum Node {
 /// EC2's answer to a launch for a task.
 enum Asked {
     /// There is a node, or the answer was lost and the row records that.
-    Answered(Node),
+    Answered(LaunchResult),
     /// EC2 has no capacity now, with the reason.
     NoRoom(String),
     /// EC2 refuses the request itself; this call launched nothing.
@@ -52,7 +52,7 @@ impl Scheduler {
     ///
     /// # Errors
     /// [`SchedulerError`]. A permanent refusal of EC2 is also in the row.
-    pub async fn launch_for(&self, task: &Task, mission: Option<&Mission>) -> Result<Node, SchedulerError> {
+    pub async fn launch_for(&self, task: &Task, mission: Option<&Mission>) -> Result<LaunchResult, SchedulerError> {
         self.launch_after(task, mission, None).await
     }
 
@@ -62,7 +62,7 @@ impl Scheduler {
         task: &Task,
         mission: Option<&Mission>,
         lost: Option<&str>,
-    ) -> Result<Node, SchedulerError> {
+    ) -> Result<LaunchResult, SchedulerError> {
         if self.settings.template.is_none() {
             return Err(SchedulerError::NoTemplate);
         }
@@ -90,7 +90,7 @@ impl Scheduler {
         mission: Option<&Mission>,
         policy: &Policy,
         reserved: &Reserved,
-    ) -> Result<Node, SchedulerError> {
+    ) -> Result<LaunchResult, SchedulerError> {
         let now = self.request_for(task, mission, policy, reserved.purchase, &reserved.token).await?;
         let request = reserved.again(now, policy, &self.settings.subnets);
         let mut grant = self.take_nodes_again(1, reserved.epoch).await?;
@@ -103,7 +103,7 @@ impl Scheduler {
         let asked = Reserved { asked_at, is_lost: false, ..reserved.clone() };
         let Some(task) = self.reserve(task, &asked, None).await? else {
             self.give_nodes_back(grant.new, &grant).await;
-            return Ok(Node::NotNeeded);
+            return Ok(LaunchResult::NotNeeded);
         };
         if let Some(request) = request {
             match self.request_node(&task, &request, &asked).await? {
@@ -123,7 +123,7 @@ impl Scheduler {
             let why = "the answer to an earlier launch was lost, and EC2 may not list its instance yet";
             self.note_none(&task, why, Some(reserved.clone())).await?;
             self.give_nodes_back(grant.new, &grant).await;
-            return Ok(Node::Waits(why.to_owned()));
+            return Ok(LaunchResult::Waits(why.to_owned()));
         }
         self.launch_with(&task, mission, policy, None, grant).await
     }
@@ -135,7 +135,7 @@ impl Scheduler {
         mission: Option<&Mission>,
         policy: &Policy,
         lost: Option<&str>,
-    ) -> Result<Node, SchedulerError> {
+    ) -> Result<LaunchResult, SchedulerError> {
         let mut grant = self.take_nodes(1).await?;
         if grant.count == 0 {
             return self.hold(task, grant).await;
@@ -162,7 +162,7 @@ impl Scheduler {
         policy: &Policy,
         lost: Option<&str>,
         grant: Grant,
-    ) -> Result<Node, SchedulerError> {
+    ) -> Result<LaunchResult, SchedulerError> {
         let mut task = task.clone();
         for _ in 0..NUMBERS_MAX {
             let (request, reserved) = match self.new_request(&task, mission, policy, &grant).await {
@@ -174,7 +174,7 @@ impl Scheduler {
             };
             let Some(mine) = self.reserve(&task, &reserved, lost).await? else {
                 self.give_back(&grant).await;
-                return Ok(Node::NotNeeded);
+                return Ok(LaunchResult::NotNeeded);
             };
             task = mine;
             match self.request_node(&task, &request, &reserved).await? {
@@ -226,7 +226,7 @@ impl Scheduler {
             Err(error) if error.is_retryable() => {
                 let why = error.source.to_string();
                 self.note_none(task, &why, Some(Reserved { is_lost: true, ..reserved.clone() })).await?;
-                Ok(Asked::Answered(Node::Waits(why)))
+                Ok(Asked::Answered(LaunchResult::Waits(why)))
             }
             Err(error) => Ok(Asked::Refused(error)),
         }
@@ -234,22 +234,22 @@ impl Scheduler {
 
     /// Writes the reason into the row why nothing was launched, and returns the granted capacity. If the row has
     /// changed, another scheduler owns the launch, and nothing is returned.
-    async fn give_up(&self, task: &Task, why: String, grant: &Grant) -> Result<Node, SchedulerError> {
+    async fn give_up(&self, task: &Task, why: String, grant: &Grant) -> Result<LaunchResult, SchedulerError> {
         if self.note_none(task, &why, None).await? {
             self.give_back(grant).await;
         }
-        Ok(Node::Waits(why))
+        Ok(LaunchResult::Waits(why))
     }
 
-    async fn note_launch(&self, task: &Task, instance: &str) -> Result<Node, SchedulerError> {
+    async fn note_launch(&self, task: &Task, instance: &str) -> Result<LaunchResult, SchedulerError> {
         let noted = self.backend.ledger.note_launch(task, instance).await;
         noted.map_err(SchedulerError::cloud("recording a launch"))?;
         tracing::info!(src.id = %task.src, "launched {instance} for {}", task.src);
-        Ok(Node::Launched(instance.to_owned()))
+        Ok(LaunchResult::Launched(instance.to_owned()))
     }
 
     /// Finds a running instance with the task's tag, and records it as the task's node.
-    async fn find_node(&self, task: &Task) -> Result<Option<Node>, SchedulerError> {
+    async fn find_node(&self, task: &Task) -> Result<Option<LaunchResult>, SchedulerError> {
         let found = self.backend.fleet.node_for(self.owner_tag(), &tags::src_value(&task.src)).await;
         match found.map_err(SchedulerError::cloud("listing the instances of this deployment"))? {
             Some(ours) => self.note_launch(task, &ours.id).await.map(Some),
@@ -258,10 +258,10 @@ impl Scheduler {
     }
 
     /// Records in the row that a limit delays the launch. A sweep launches later.
-    async fn hold(&self, task: &Task, grant: Grant) -> Result<Node, SchedulerError> {
+    async fn hold(&self, task: &Task, grant: Grant) -> Result<LaunchResult, SchedulerError> {
         let why = grant.why.unwrap_or_else(|| "the limit of nodes is reached".to_owned());
         self.note_held(task, &why).await?;
-        Ok(Node::Held(why))
+        Ok(LaunchResult::Held(why))
     }
 
     /// Records in the row why nothing is launched, unless the row already has this reason.

@@ -26,7 +26,7 @@ mod sweep;
 pub use cancel::Cancelled;
 pub use error::SchedulerError;
 pub use ingest::{Ingested, TaskIngest, UploadedObject};
-pub use launch::Node;
+pub use launch::LaunchResult;
 pub use limits::OwnLimits;
 pub use pacer::PER_SECOND;
 pub use redrive::Redriven;
@@ -49,7 +49,7 @@ use pools::Offers;
 
 /// A scheduler's settings.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct SchedulerSettings {
     /// The launch template of the nodes. Without it, rows are created and nothing is launched.
     pub template: Option<Template>,
     /// The subnets that nodes may run in; empty: the template's.
@@ -80,7 +80,7 @@ pub struct Scheduler {
     /// The services.
     pub backend: Backend,
     /// The settings.
-    pub settings: Arc<Settings>,
+    pub settings: Arc<SchedulerSettings>,
     pacer: Arc<Pacer>,
     offers: Arc<Offers>,
     me: InstanceId,
@@ -89,7 +89,7 @@ pub struct Scheduler {
 impl Scheduler {
     /// Creates a scheduler. Sends no requests.
     #[must_use]
-    pub fn new(backend: Backend, settings: Settings) -> Self {
+    pub fn new(backend: Backend, settings: SchedulerSettings) -> Self {
         let name = format!("scheduler-{:016x}", rand::random::<u64>());
         let me = InstanceId::new(name).expect("a constant form is legal");
         let pacer = Arc::new(Pacer::new(settings.pace));

@@ -1,8 +1,8 @@
-//! Returns failed tasks to the queue, with their attempts counted from zero.
+//! Sets failed tasks to pending again, with their attempts counted from zero.
 
 use std::collections::HashSet;
 
-use super::launch::Node;
+use super::launch::LaunchResult;
 use super::sweep::tally_of;
 use super::{Scheduler, SchedulerError};
 use crate::backend::error_chain;
@@ -28,7 +28,7 @@ pub struct Redriven {
 }
 
 impl Scheduler {
-    /// Returns a mission's failed tasks to the queue: all, those with one verdict, or the given ones. Reinstates a
+    /// Sets a mission's failed tasks to pending again: all, those with one verdict, or the given ones. Reinstates a
     /// cancelled mission.
     ///
     /// May be repeated: pending tasks do not change.
@@ -71,7 +71,7 @@ impl Scheduler {
         for task in tasks {
             let now = clock::now_rfc3339();
             let put_back = ledger.redrive(&task, tally_of(&task, Some(&mission)).as_ref(), &now).await;
-            if put_back.map_err(SchedulerError::cloud("returning a task to the queue"))? == Redrive::NotFailed {
+            if put_back.map_err(SchedulerError::cloud("setting a task to pending"))? == Redrive::NotFailed {
                 continue;
             }
             redriven.put_back += 1;
@@ -82,9 +82,9 @@ impl Scheduler {
             let launch = Launch { tries: task.launch.tries, ..Launch::default() };
             let pending = Task { state: State::Pending, open_since: Some(now), launch, seen: None, ..task };
             match self.launch_for(&pending, Some(&mission)).await {
-                Ok(Node::Launched(_)) => redriven.launched += 1,
-                Ok(Node::Waits(why) | Node::Held(why)) => remember(&mut redriven.waits, why),
-                Ok(Node::NotNeeded) => {}
+                Ok(LaunchResult::Launched(_)) => redriven.launched += 1,
+                Ok(LaunchResult::Waits(why) | LaunchResult::Held(why)) => remember(&mut redriven.waits, why),
+                Ok(LaunchResult::NotNeeded) => {}
                 // The remaining tasks are returned nevertheless; a sweep launches their nodes.
                 Err(error) => {
                     may_launch = error.is_transient();

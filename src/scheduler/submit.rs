@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::launch::Node;
+use super::launch::LaunchResult;
 use super::redrive::remember;
 use super::{Scheduler, SchedulerError};
 use crate::backend::fleet::Request;
@@ -373,9 +373,9 @@ impl Scheduler {
                     continue;
                 }
                 match self.launch_for(&task, Some(mission)).await {
-                    Ok(Node::Launched(_)) => submitted.launched += 1,
-                    Ok(Node::NotNeeded) => {}
-                    Ok(Node::Waits(why) | Node::Held(why)) => {
+                    Ok(LaunchResult::Launched(_)) => submitted.launched += 1,
+                    Ok(LaunchResult::NotNeeded) => {}
+                    Ok(LaunchResult::Waits(why) | LaunchResult::Held(why)) => {
                         submitted.waiting += 1;
                         remember(&mut submitted.waits, why);
                     }

@@ -90,9 +90,9 @@ impl Attempt {
     }
 
     /// Returns the number of the attempt before this one, if that attempt left no entry in the history.
-    fn lost_before(&self) -> Option<ids::Attempt> {
-        let before = ids::Attempt(self.fence.attempt.0.saturating_sub(1));
-        let last = self.row.history.last().map_or(ids::Attempt(0), |past| past.attempt);
+    fn lost_before(&self) -> Option<ids::AttemptNumber> {
+        let before = ids::AttemptNumber(self.fence.attempt.0.saturating_sub(1));
+        let last = self.row.history.last().map_or(ids::AttemptNumber(0), |past| past.attempt);
         (last < before).then_some(before)
     }
 

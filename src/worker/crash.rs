@@ -26,7 +26,7 @@ use crate::backend::error_chain;
 use crate::backend::ledger::{Commit, Completion, Finish, Release};
 use crate::clock;
 use crate::domain::budget::CRASHES_MAX;
-use crate::domain::ids::{Attempt, SrcId};
+use crate::domain::ids::{AttemptNumber, SrcId};
 use crate::domain::task::{Counts, Crash, PastAttempt, State, Task};
 use crate::domain::verdict::Verdict;
 use crate::workload::Left;
@@ -57,7 +57,7 @@ pub(super) struct Reported {
 /// the others. While the tables are unavailable, all rows together are retried for as long as a node may be idle.
 pub(super) async fn report(node: &Node, instance: &Instance) -> Reported {
     let (started, mut reported) = (Instant::now(), Reported::default());
-    let mut newest: HashMap<&SrcId, Attempt> = HashMap::new();
+    let mut newest: HashMap<&SrcId, AttemptNumber> = HashMap::new();
     for left in &node.settings.left {
         let Some(src) = &left.src else { continue };
         let attempt = newest.entry(src).or_insert(left.attempt);
@@ -104,7 +104,7 @@ async fn report_one(
     node: &Node,
     instance: &Instance,
     src: &SrcId,
-    attempt: Attempt,
+    attempt: AttemptNumber,
     limit: Duration,
 ) -> Result<Option<Crash>, NodeError> {
     let row = retry_transient_unless(&node.stopping.drain, limit, || node.backend.ledger.task(src)).await;

@@ -12,7 +12,7 @@ use crate::workload::is_of_machine;
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
     /// The machine cannot be identified.
-    #[error("identifying this machine")]
+    #[error("this machine cannot be identified")]
     Identity(#[source] CloudError),
     /// No task is named: no flag, no tag.
     #[error("no task: instance {instance} has neither a tag srcID nor missionID, and no --src-id was given")]
@@ -86,11 +86,11 @@ pub enum NodeError {
     /// The workload failed.
     #[error("the workload {how}")]
     WorkloadFailed {
-        /// How: `exited with code 3`, `was ended by signal 9`.
+        /// How: `exited with code 3`, `was killed by signal 9`.
         how: String,
     },
     /// The kernel killed the workload because memory ran out.
-    #[error("the workload ran out of memory, and the kernel ended it")]
+    #[error("the workload ran out of memory, and the kernel killed it")]
     OutOfMemory,
     /// The workload failed when its disk had no room.
     #[error("the workload failed, and its disk is full")]
@@ -99,11 +99,8 @@ pub enum NodeError {
     #[error("the workload ran into its time limit")]
     TimeLimit,
     /// The workload ended well and wrote nothing.
-    #[error("the workload exited with code 0 but wrote no result to {}", output.display())]
-    NoResult {
-        /// `LIGHTHPC_OUTPUT`.
-        output: PathBuf,
-    },
+    #[error("the workload exited with code 0 but wrote no result to $LIGHTHPC_OUTPUT")]
+    NoResult,
     /// Another attempt holds the task now.
     #[error("the lease on {src} (attempt {attempt}) is lost: nothing more was written")]
     LeaseLost {
@@ -113,7 +110,7 @@ pub enum NodeError {
         attempt: u64,
     },
     /// The task was interrupted more often than it may be.
-    #[error("task {src} has been interrupted as often as it may be ({interruptions} before this)")]
+    #[error("task {src} was interrupted more often than --max-interruptions allows ({interruptions} times before)")]
     Exhausted {
         /// The task.
         src: String,
@@ -160,7 +157,7 @@ impl NodeError {
             | Self::OutOfMemory
             | Self::WorkloadDiskFull
             | Self::TimeLimit
-            | Self::NoResult { .. }
+            | Self::NoResult
             | Self::LeaseLost { .. }
             | Self::Exhausted { .. }
             | Self::OddRow { .. } => true,

@@ -130,7 +130,9 @@ fn judge(ended: Exit, early: Option<StopReason>, is_full: bool) -> Result<i32, S
             Err(AttemptFailure { exit_code: code, ..failure }.into())
         }
         (Exit::Exited { code: Some(code), .. }, _) => failed(format!("exited with code {code}"), Some(code), false),
-        (Exit::Exited { signal, .. }, _) => failed(format!("was ended by signal {}", signal.unwrap_or(0)), None, false),
+        (Exit::Exited { signal, .. }, _) => {
+            failed(format!("was killed by signal {}", signal.unwrap_or(0)), None, false)
+        }
         (Exit::TimedOut, _) => Err(AttemptFailure::new(Verdict::Timeout, true, NodeError::TimeLimit).into()),
         (Exit::NotStarted { program, source }, early) => {
             let is_machines = is_of_machine(&source);

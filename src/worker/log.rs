@@ -7,7 +7,7 @@ use super::Node;
 use crate::backend::ledger::Fence;
 use crate::backend::store::{Mark, uri};
 use crate::backend::{Backend, error_chain};
-use crate::domain::ids::{Attempt, SrcId};
+use crate::domain::ids::{AttemptNumber, SrcId};
 use crate::domain::keys::log_key;
 use crate::workload::WorkloadEnv;
 
@@ -63,7 +63,7 @@ pub(crate) async fn find_lost(
     backend: &Backend,
     bucket: Option<&str>,
     src: &SrcId,
-    attempt: Attempt,
+    attempt: AttemptNumber,
 ) -> Option<String> {
     let (bucket, key) = (bucket?, log_key(src, attempt));
     let found = match tokio::time::timeout(FIND_TIMEOUT, backend.store.head(bucket, &key)).await {

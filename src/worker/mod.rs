@@ -56,7 +56,7 @@ pub use error::NodeError;
 pub use node::{Life, Node};
 pub use outcome::Outcome;
 pub use preflight::Preflight;
-pub use settings::{Report, Settings, Step};
+pub use settings::{NodeSettings, Report, Step};
 pub use stopping::{DRAIN_LIMIT, Stopping};
 
 use tokio::sync::watch;

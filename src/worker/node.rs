@@ -6,7 +6,7 @@ use std::time::Instant;
 use tracing::Instrument;
 
 use super::outcome::Outcome;
-use super::{NodeError, Settings, Step, Stopping};
+use super::{NodeError, NodeSettings, Step, Stopping};
 use crate::backend::machine::{EndError, MachineEnd};
 use crate::backend::{Backend, CloudError};
 use crate::domain::mission::Mission;
@@ -18,7 +18,7 @@ pub struct Node {
     /// The services.
     pub backend: Backend,
     /// The settings.
-    pub settings: Arc<Settings>,
+    pub settings: Arc<NodeSettings>,
     /// Stops the node before its task ends.
     pub stopping: Stopping,
 }

@@ -184,7 +184,7 @@ mod tests {
     fn env() -> (tempfile::TempDir, WorkloadEnv) {
         let dir = tempfile::tempdir().unwrap();
         let src = crate::domain::ids::SrcId::new("a").unwrap();
-        let env = WorkloadEnv::prepare(dir.path(), "t", src, None, crate::domain::ids::Attempt(1)).unwrap();
+        let env = WorkloadEnv::prepare(dir.path(), "t", src, None, crate::domain::ids::AttemptNumber(1)).unwrap();
         (dir, env)
     }
 

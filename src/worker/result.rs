@@ -61,7 +61,7 @@ pub(super) async fn upload(
             Err(AttemptFailure::new(Verdict::DiskFull, true, NodeError::WorkloadDiskFull).into())
         }
         Output::Nothing => {
-            let error = NodeError::NoResult { output: env.output() };
+            let error = NodeError::NoResult;
             Err(AttemptFailure { exit_code: Some(0), ..AttemptFailure::new(Verdict::NoResult, false, error) }.into())
         }
         Output::File(file) => {

@@ -67,7 +67,7 @@ pub struct Report {
 
 /// A node's settings.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct NodeSettings {
     /// The task; from the instance's tag `srcID` if not given.
     pub src: Option<SrcId>,
     /// The mission; from the row, or from the tag `missionID`, if not given.

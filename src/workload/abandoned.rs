@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::folder::{self, Marker, Proven, Refusal};
-use crate::domain::ids::{Attempt, SrcId};
+use crate::domain::ids::{AttemptNumber, SrcId};
 
 /// The attempt's folder of a dead process on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub struct Left {
     /// The task; `None` if it belongs to another deployment.
     pub src: Option<SrcId>,
     /// The attempt.
-    pub attempt: Attempt,
+    pub attempt: AttemptNumber,
     /// Whether the process crashed: the machine is still in the same boot, and the process was not requested to stop.
     pub is_crash: bool,
     folder: Option<Abandoned>,
@@ -36,14 +36,14 @@ struct Abandoned {
 impl Left {
     /// Creates a value without a folder.
     #[must_use]
-    pub const fn without_folder(src: SrcId, attempt: Attempt, is_crash: bool) -> Self {
+    pub const fn without_folder(src: SrcId, attempt: AttemptNumber, is_crash: bool) -> Self {
         Self { src: Some(src), attempt, is_crash, folder: None }
     }
 
     pub(super) fn of(work_dir: &Path, marker: Marker, deployment: &str, was_drained: bool) -> Self {
         let src = if marker.deployment == deployment { SrcId::new(&marker.task).ok() } else { None };
         let is_crash = marker.is_of_this_boot() && !was_drained;
-        let attempt = Attempt(marker.attempt);
+        let attempt = AttemptNumber(marker.attempt);
         Self { src, attempt, is_crash, folder: Some(Abandoned { work_dir: work_dir.to_owned(), marker }) }
     }
 
@@ -122,8 +122,10 @@ impl Removal {
     }
 
     async fn wait(&mut self, limit: Duration) -> bool {
-        // All arms may be dropped: the thread continues until it is stopped.
+        // All arms may be dropped: the thread continues until it is stopped. The first is first, so that a drain does
+        // not hide that nothing is left to remove.
         tokio::select! {
+            biased;
             ended = async { while self.thread.join_next().await.is_some() {} } => { let () = ended; true }
             () = tokio::time::sleep(limit) => false,
             () = self.drain.cancelled() => false,
@@ -138,7 +140,7 @@ mod tests {
     use super::*;
 
     fn abandoned(work_dir: &Path, deployment: &str, src: &str) -> PathBuf {
-        let folder = Folder::create(work_dir, deployment, &SrcId::new(src).unwrap(), Attempt(1)).unwrap();
+        let folder = Folder::create(work_dir, deployment, &SrcId::new(src).unwrap(), AttemptNumber(1)).unwrap();
         std::fs::write(folder.path().join("file"), "x").unwrap();
         folder.path().to_owned()
     }

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::folder::Folder;
 use super::{log, walk};
-use crate::domain::ids::{Attempt, MissionId, SrcId};
+use crate::domain::ids::{AttemptNumber, MissionId, SrcId};
 use crate::domain::keys::file_name;
 
 /// The folder and the environment variables of one attempt.
@@ -28,7 +28,7 @@ pub struct WorkloadEnv {
     /// The mission, if the task has one.
     pub mission: Option<MissionId>,
     /// The attempt.
-    pub attempt: Attempt,
+    pub attempt: AttemptNumber,
     /// Whether `checkpoint/` was restored from an earlier attempt.
     pub resumed: bool,
     folder: Folder,
@@ -45,7 +45,7 @@ impl WorkloadEnv {
         deployment: &str,
         src: SrcId,
         mission: Option<MissionId>,
-        attempt: Attempt,
+        attempt: AttemptNumber,
     ) -> io::Result<Self> {
         let folder = Folder::create(&std::path::absolute(work_dir)?, deployment, &src, attempt)?;
         let env = Self { src, mission, attempt, resumed: false, folder };
@@ -224,7 +224,7 @@ mod tests {
     fn no_key_leaves_the_attempts_folder() {
         let dir = tempfile::tempdir().unwrap();
         for key in ["../../etc/passwd", "/abs", "a/../../b", "..", "x/", "ü/文", &"n/".repeat(500)] {
-            let env = WorkloadEnv::prepare(dir.path(), "t", SrcId::new(key).unwrap(), None, Attempt(1)).unwrap();
+            let env = WorkloadEnv::prepare(dir.path(), "t", SrcId::new(key).unwrap(), None, AttemptNumber(1)).unwrap();
             assert_eq!(env.input().parent().unwrap(), env.workspace().join("input"));
             std::fs::write(env.input(), "x").unwrap();
             env.remove().unwrap();
@@ -238,7 +238,7 @@ mod tests {
     fn two_contracts_for_one_key_do_not_meet() {
         let dir = tempfile::tempdir().unwrap();
         let prepare = |deployment| {
-            WorkloadEnv::prepare(dir.path(), deployment, SrcId::new("a").unwrap(), None, Attempt(1)).unwrap()
+            WorkloadEnv::prepare(dir.path(), deployment, SrcId::new("a").unwrap(), None, AttemptNumber(1)).unwrap()
         };
         let all = [prepare("one"), prepare("one"), prepare("other")];
         for env in &all {
@@ -254,7 +254,7 @@ mod tests {
     fn a_checkpoint_folder_is_emptied_whatever_its_modes() {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
-        let env = WorkloadEnv::prepare(dir.path(), "t", SrcId::new("a").unwrap(), None, Attempt(1)).unwrap();
+        let env = WorkloadEnv::prepare(dir.path(), "t", SrcId::new("a").unwrap(), None, AttemptNumber(1)).unwrap();
         std::fs::create_dir(env.checkpoint().join("a")).unwrap();
         std::fs::write(env.checkpoint().join("a/b"), "x").unwrap();
         let read_only = std::fs::Permissions::from_mode(0o555);

@@ -352,7 +352,7 @@ async fn end_escaped(folder: PathBuf, group: Option<Pid>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::ids::{Attempt, SrcId};
+    use crate::domain::ids::{AttemptNumber, SrcId};
     use rustix::io::Errno;
     use std::fs::File;
     use std::os::unix::fs::PermissionsExt;
@@ -361,7 +361,7 @@ mod tests {
     const BOUNDS: Bounds = Bounds { time_limit: None, grace: Duration::from_secs(1), echo: false, sandbox: None };
 
     fn env(dir: &Path) -> WorkloadEnv {
-        WorkloadEnv::prepare(dir, "t", SrcId::new("a").unwrap(), None, Attempt(1)).unwrap()
+        WorkloadEnv::prepare(dir, "t", SrcId::new("a").unwrap(), None, AttemptNumber(1)).unwrap()
     }
 
     fn script(dir: &Path, mode: u32) -> PathBuf {

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::ground;
 use super::remover::{Remover, open_folder};
-use crate::domain::ids::{Attempt, SrcId};
+use crate::domain::ids::{AttemptNumber, SrcId};
 use crate::domain::keys::digest_hex;
 
 /// The name of the marker in an attempt's folder.
@@ -77,7 +77,7 @@ pub(super) struct Folder {
 
 impl Folder {
     /// Creates a folder with a unique name, and its marker.
-    pub(super) fn create(work_dir: &Path, deployment: &str, src: &SrcId, attempt: Attempt) -> io::Result<Self> {
+    pub(super) fn create(work_dir: &Path, deployment: &str, src: &SrcId, attempt: AttemptNumber) -> io::Result<Self> {
         let parent = ground::make_checked(work_dir)?;
         let digest = digest_hex(&[deployment, src.as_str()], 16);
         let mut tries = 0;
@@ -156,7 +156,7 @@ fn mark(
     folder: String,
     deployment: &str,
     src: &SrcId,
-    attempt: Attempt,
+    attempt: AttemptNumber,
 ) -> io::Result<(Marker, File)> {
     let handle = open_folder(parent, &folder)?;
     let inode = fstat(&handle)?.st_ino;
@@ -328,7 +328,7 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     fn create(work_dir: &Path) -> Folder {
-        Folder::create(work_dir, "table", &SrcId::new("in/a b").unwrap(), Attempt(3)).unwrap()
+        Folder::create(work_dir, "table", &SrcId::new("in/a b").unwrap(), AttemptNumber(3)).unwrap()
     }
 
     /// NFS refuses a lock on a file that is open for reading only.

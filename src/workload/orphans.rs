@@ -236,7 +236,7 @@ fn is_below(scratch: &Path, name: &OsStr, identity: (u64, u64)) -> bool {
 mod tests {
     use super::super::folder::{Folder, MARKER_NAME};
     use super::*;
-    use crate::domain::ids::{Attempt, SrcId};
+    use crate::domain::ids::{AttemptNumber, SrcId};
     use std::os::unix::fs::symlink;
     use std::path::PathBuf;
     use std::process::{Child, Command};
@@ -245,7 +245,7 @@ mod tests {
     /// Takes the work folder, and removes what was left. Returns the lock, and whose attempts those were.
     fn lock_work_dir(work_dir: &Path, deployment: &str) -> io::Result<(Option<WorkLock>, Vec<String>)> {
         let (lock, left) = super::lock_work_dir(work_dir, deployment).map_err(io::Error::other)?;
-        assert!(left.iter().all(|left| left.is_crash && left.attempt == Attempt(1)));
+        assert!(left.iter().all(|left| left.is_crash && left.attempt == AttemptNumber(1)));
         let tasks = left.iter().filter_map(|left| Some(left.src.as_ref()?.to_string())).collect();
         for left in &left {
             left.remove(false, &CancellationToken::new()).unwrap();
@@ -255,7 +255,7 @@ mod tests {
 
     /// The folder of an attempt whose process has died.
     fn abandoned(work_dir: &Path, deployment: &str, src: &str) -> PathBuf {
-        let folder = Folder::create(work_dir, deployment, &SrcId::new(src).unwrap(), Attempt(1)).unwrap();
+        let folder = Folder::create(work_dir, deployment, &SrcId::new(src).unwrap(), AttemptNumber(1)).unwrap();
         folder.path().to_owned()
     }
 
@@ -294,7 +294,7 @@ mod tests {
         let work = dir.path().join("work");
         let ours = abandoned(&work, "table", "a");
         let elsewhere = abandoned(&dir.path().join("elsewhere"), "table", "b");
-        let live = Folder::create(&work, "table", &SrcId::new("live").unwrap(), Attempt(1)).unwrap();
+        let live = Folder::create(&work, "table", &SrcId::new("live").unwrap(), AttemptNumber(1)).unwrap();
 
         let path = |name: &str| work.join(name);
         std::fs::write(path("thesis.tex"), "x").unwrap();
@@ -339,7 +339,7 @@ mod tests {
     fn a_living_process_keeps_its_folders() {
         let dir = tempfile::tempdir().unwrap();
         // The second process, which did not get the lock, works here while the first one ends and a third one starts.
-        let second = Folder::create(dir.path(), "table", &SrcId::new("a").unwrap(), Attempt(1)).unwrap();
+        let second = Folder::create(dir.path(), "table", &SrcId::new("a").unwrap(), AttemptNumber(1)).unwrap();
         let (third, left) = lock_work_dir(dir.path(), "table").unwrap();
         assert!(third.is_some() && left.is_empty());
         assert!(second.path().exists());

@@ -359,7 +359,7 @@ mod tests {
     fn the_units_exposure_is_at_most_2_5() {
         let dir = tempfile::tempdir().unwrap();
         let src = crate::domain::ids::SrcId::new("a").unwrap();
-        let env = WorkloadEnv::prepare(dir.path(), "t", src, None, crate::domain::ids::Attempt(1)).unwrap();
+        let env = WorkloadEnv::prepare(dir.path(), "t", src, None, crate::domain::ids::AttemptNumber(1)).unwrap();
         for devices in ["none", "/dev/null,/dev/zero"] {
             let properties = Sandbox { devices: devices.parse().unwrap(), ..sandbox(1) }.properties(&env);
             let (of_unit, of_service): (Vec<_>, Vec<_>) =

@@ -65,7 +65,7 @@ pub(super) const PROPERTIES: &[&str] = &[
 ];
 
 /// The dependency of a workload on the node's service: it stops with it, and at power-off the node stops first and
-/// returns its task to the queue.
+/// releases its task.
 pub(super) const BOUND: &[&str] = &["BindsTo=lighthpc.service", "Before=lighthpc.service"];
 
 /// The default devices of workloads: GPUs of NVIDIA and AMD, AWS accelerators, and the network adapters for MPI. A

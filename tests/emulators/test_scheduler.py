@@ -241,8 +241,8 @@ def test_failed_tasks_are_redriven_and_a_mission_is_cancelled(account):
     redriven = run(account, "redrive", "M001", "--verdict", "app-error")
     missing = run(account, "redrive", "M001", "in/none", code=2)
 
-    assert "0 tasks returned to the queue" in none.stdout
-    assert "1 tasks returned to the queue, 1 nodes launched" in redriven.stdout
+    assert "0 tasks set to pending" in none.stdout
+    assert "1 task set to pending, 1 node launched" in redriven.stdout
     assert "in/none" in missing.stderr
     assert account.tally("M001") == (0, 0)
     ((id, tags),) = instances(account).items()

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use lighthpc::backend::machine::has_process;
-use lighthpc::domain::ids::Attempt;
+use lighthpc::domain::ids::AttemptNumber;
 use lighthpc::domain::mission::Notified;
 use lighthpc::domain::task::{State, Task};
 use lighthpc::domain::verdict::Verdict;
@@ -265,7 +265,7 @@ async fn of_a_tasks_folders_the_newest_counts() {
         let instance = cloud.local.launch(&[("missionID", "M")]);
         let node = worker(&cloud, &instance, 2, Vec::new());
         let mut left = crash(node, 1, "it runs", async || begun(&cloud, "abc") == 1).await;
-        let older = Left::without_folder(src("abc"), Attempt(0), true);
+        let older = Left::without_folder(src("abc"), AttemptNumber(0), true);
         left.insert(usize::from(!is_first), older);
         let faults = Faults::new();
         let mut node = worker(&cloud, &instance, 2, left);

@@ -127,7 +127,7 @@ fn nobody_else_reads_an_attempts_folder() {
     let work = dir.path().join("new/work");
     lighthpc::workload::lock_work_dir(&work, "t").unwrap();
     let src = lighthpc::domain::ids::SrcId::new("a").unwrap();
-    let attempt = lighthpc::domain::ids::Attempt(1);
+    let attempt = lighthpc::domain::ids::AttemptNumber(1);
     let env = lighthpc::workload::WorkloadEnv::prepare(&work, "t", src, None, attempt).unwrap();
     for path in [work.as_path(), work.parent().unwrap(), env.folder()] {
         assert_eq!(path.metadata().unwrap().mode() & 0o7777, 0o700, "{}", path.display());

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use lighthpc::backend::fleet::Template;
 use lighthpc::domain::policy::{Policy, words};
 use lighthpc::domain::task::State;
-use lighthpc::scheduler::{Ingested, Node, Scheduler, Settings, What};
+use lighthpc::scheduler::{Ingested, LaunchResult, Scheduler, SchedulerSettings, What};
 use local_cloud::Service::{Dynamodb, Ec2};
 use local_cloud::{Fault, Faults, When};
 use tokio_util::sync::CancellationToken;
@@ -14,14 +14,14 @@ use tokio_util::sync::CancellationToken;
 use crate::scheduler::{board, running, sweep};
 use crate::test_cloud::{TestCloud, mission_id};
 
-fn with_pools(types: &str, subnets: &str) -> Settings {
+fn with_pools(types: &str, subnets: &str) -> SchedulerSettings {
     let policy = Policy { instance_types: words(types), ..Policy::default() };
-    Settings { policy, subnets: words(subnets), ..TestCloud::scheduler_settings() }
+    SchedulerSettings { policy, subnets: words(subnets), ..TestCloud::scheduler_settings() }
 }
 
-fn with_version(version: &str) -> Settings {
+fn with_version(version: &str) -> SchedulerSettings {
     let template = Template { name: "nodes".to_owned(), version: version.to_owned() };
-    Settings { template: Some(template), ..TestCloud::scheduler_settings() }
+    SchedulerSettings { template: Some(template), ..TestCloud::scheduler_settings() }
 }
 
 /// The values of one field of a request's pools.
@@ -107,7 +107,7 @@ async fn what_has_no_room_is_no_refusal() {
         let row = cloud.task("abc").await;
         assert!(row.launch.after.is_some() && row.launch.request.is_none(), "{code}");
         // A sweep tries others in the same breath, so it is no error.
-        assert!(matches!(scheduler.launch_for(&row, None).await, Ok(Node::Launched(_))), "{code}");
+        assert!(matches!(scheduler.launch_for(&row, None).await, Ok(LaunchResult::Launched(_))), "{code}");
     }
 }
 
@@ -129,7 +129,8 @@ async fn a_repeat_after_a_lost_answer_is_equal_whatever_has_changed() {
     for (subnet, zone) in [("subnet-a1", "a"), ("subnet-a2", "a")] {
         cloud.local.put_subnet(subnet, zone);
     }
-    let settings = |version: &str, subnets: &str| Settings { subnets: words(subnets), ..with_version(version) };
+    let settings =
+        |version: &str, subnets: &str| SchedulerSettings { subnets: words(subnets), ..with_version(version) };
     let faults = Faults::new();
     faults.add(Ec2, "CreateFleet", When::Always, Fault::FailAfter);
     let first = cloud.scheduler_with(&faults, settings("1", "subnet-a1,subnet-a2"));
@@ -164,7 +165,7 @@ async fn a_repeat_that_would_be_another_request_finds_the_first_ones_instance() 
     let second = cloud.scheduler_with(&Faults::new(), with_pools("c5.large", ""));
     let node = second.launch_for(&cloud.task("abc").await, None).await.unwrap();
 
-    assert_eq!((node, cloud.local.instances().len()), (Node::Launched(instance.clone()), 1));
+    assert_eq!((node, cloud.local.instances().len()), (LaunchResult::Launched(instance.clone()), 1));
     assert_eq!(cloud.task("abc").await.launch.instance.as_deref(), Some(instance.as_str()));
 
     // A row that a person edited is no order to launch something else.
@@ -176,7 +177,7 @@ async fn a_repeat_that_would_be_another_request_finds_the_first_ones_instance() 
     request.version = "1".to_owned();
     request.subnets = vec!["subnet-theirs".to_owned()];
     row.launch.request = Some(request);
-    assert!(matches!(second.launch_for(&row, None).await, Ok(Node::Launched(_))));
+    assert!(matches!(second.launch_for(&row, None).await, Ok(LaunchResult::Launched(_))));
     assert_eq!(cloud.local.requests("CreateFleet").len(), before, "its instance was found");
 }
 
@@ -219,12 +220,12 @@ async fn a_token_of_another_request_finds_the_instance_or_takes_the_next_number(
     let scheduler = cloud.scheduler_with(&Faults::new(), with_version("2"));
 
     let row = forget().await;
-    assert_eq!(scheduler.launch_for(&row, None).await.unwrap(), Node::Launched(first.clone()), "it runs");
+    assert_eq!(scheduler.launch_for(&row, None).await.unwrap(), LaunchResult::Launched(first.clone()), "it runs");
     assert_eq!(cloud.local.instances().len(), 1);
 
     cloud.local.reclaim_instance(&first);
     let row = forget().await;
-    let Node::Launched(second) = scheduler.launch_for(&row, None).await.unwrap() else { panic!() };
+    let LaunchResult::Launched(second) = scheduler.launch_for(&row, None).await.unwrap() else { panic!() };
     assert_ne!(second, first);
     assert_eq!((running(&cloud), cloud.task("abc").await.launch.tries), (vec![second], 2));
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use lighthpc::domain::node_limit::{NodeLimit, NodeLimits};
-use lighthpc::scheduler::{Ingested, OwnLimits, Settings, What};
+use lighthpc::scheduler::{Ingested, OwnLimits, SchedulerSettings, What};
 use local_cloud::Service::{Dynamodb, Ec2};
 use local_cloud::{Fault, Faults, When};
 use tokio::task::JoinSet;
@@ -13,11 +13,11 @@ use tokio_util::sync::CancellationToken;
 use crate::scheduler::{board, running, sweep};
 use crate::test_cloud::{TestCloud, mission_id, text};
 
-fn limited(at_a_time: NodeLimit, per_hour: NodeLimit) -> Settings {
-    Settings { node_limits: OwnLimits { at_a_time, per_hour }, ..TestCloud::scheduler_settings() }
+fn limited(at_a_time: NodeLimit, per_hour: NodeLimit) -> SchedulerSettings {
+    SchedulerSettings { node_limits: OwnLimits { at_a_time, per_hour }, ..TestCloud::scheduler_settings() }
 }
 
-fn most(n: u64) -> Settings {
+fn most(n: u64) -> SchedulerSettings {
     limited(NodeLimit::Most(n), NodeLimit::Stored)
 }
 

@@ -7,7 +7,7 @@ use lighthpc::backend::machine::PowerOff;
 use lighthpc::backend::store::{Mark, Put, StoreError};
 use lighthpc::backend::{Backend, Tables, Wire, error_chain};
 use lighthpc::command::exit::{self, ExitCode};
-use lighthpc::domain::ids::{Attempt, InstanceId};
+use lighthpc::domain::ids::{AttemptNumber, InstanceId};
 use lighthpc::domain::keys::result_key;
 use lighthpc::domain::task::{Counts, State};
 use lighthpc::domain::verdict::Verdict;
@@ -89,7 +89,7 @@ async fn two_names_with_one_key_never_share_an_object() {
 
 /// What an earlier process would have left of a task's first attempt.
 fn left_of(task: &str) -> Left {
-    Left::without_folder(src(task), Attempt(1), true)
+    Left::without_folder(src(task), AttemptNumber(1), true)
 }
 
 /// On one node both are attempt 1 of the same instance: that must not look like a put whose answer was lost.

@@ -4,7 +4,7 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use lighthpc::backend::fleet::Template;
 use lighthpc::domain::node_limit::NodeLimit;
 use lighthpc::domain::policy::{BidMode, Policy, words};
-use lighthpc::scheduler::{Ingested, Node, OwnLimits, Settings, What};
+use lighthpc::scheduler::{Ingested, LaunchResult, OwnLimits, SchedulerSettings, What};
 use local_cloud::Service::{Dynamodb, Ec2};
 use local_cloud::{Fault, Faults, When};
 use tokio::task::JoinSet;
@@ -14,9 +14,9 @@ use crate::scheduler::{board, no_room, running, sweep};
 use crate::test_cloud::{TestCloud, text};
 
 /// A scheduler with a limit that it never reaches, so that nodes are counted.
-fn counting() -> Settings {
+fn counting() -> SchedulerSettings {
     let node_limits = OwnLimits { at_a_time: NodeLimit::Most(50), per_hour: NodeLimit::Most(50) };
-    Settings { node_limits, ..TestCloud::scheduler_settings() }
+    SchedulerSettings { node_limits, ..TestCloud::scheduler_settings() }
 }
 
 async fn count(cloud: &TestCloud) -> i64 {
@@ -78,9 +78,11 @@ async fn a_round_that_is_more_than_what_is_missing_is_waited_for() {
 async fn a_round_that_cannot_be_repeated_is_given_up_when_it_would_show() {
     let policy = Policy { instance_types: words("c5.large"), ..Policy::default() };
     let few = OwnLimits { at_a_time: NodeLimit::Most(2), per_hour: NodeLimit::Most(5) };
-    for (settings, nodes) in
-        [(counting(), 2), (Settings { policy, ..counting() }, 3), (Settings { node_limits: few, ..counting() }, 3)]
-    {
+    for (settings, nodes) in [
+        (counting(), 2),
+        (SchedulerSettings { policy, ..counting() }, 3),
+        (SchedulerSettings { node_limits: few, ..counting() }, 3),
+    ] {
         let cloud = with_round(3, Fault::FailBefore).await;
         // As after two epochs, so that the limit leaves no room for all of it.
         cloud.set_mission_number("~nodes", "nodesInEpoch", 0).await;
@@ -159,7 +161,8 @@ async fn of_two_that_ask_for_one_node_one_gives_back() {
     let (one, two) = tokio::join!(second.launch_for(&row, None), second.launch_for(&row, None));
     assert!(matches!(
         (&one, &two),
-        (Ok(Node::Waits(_)), Ok(Node::NotNeeded)) | (Ok(Node::NotNeeded), Ok(Node::Waits(_)))
+        (Ok(LaunchResult::Waits(_)), Ok(LaunchResult::NotNeeded))
+            | (Ok(LaunchResult::NotNeeded), Ok(LaunchResult::Waits(_)))
     ));
     assert_eq!((quick.count(Ec2, "CreateFleet"), count(&cloud).await), (1, 0));
     gate.open();
@@ -175,7 +178,7 @@ async fn a_repeat_has_the_types_of_the_first_request() {
     let cloud = TestCloud::new().await;
     let types = |types: &str| {
         let policy = Policy { instance_types: words(types), ..Policy::default() };
-        Settings { policy, ..TestCloud::scheduler_settings() }
+        SchedulerSettings { policy, ..TestCloud::scheduler_settings() }
     };
     let faults = always(Fault::FailAfter);
     faults.add(Ec2, "DescribeInstanceTypeOfferings", When::Always, Fault::Status(403, "UnauthorizedOperation"));
@@ -187,7 +190,7 @@ async fn a_repeat_has_the_types_of_the_first_request() {
     cloud.local.offer_types(&["m5.large", "c5.large"]);
 
     let second = cloud.scheduler_with(&Faults::new(), types("c5.large,m5.large,r5.large"));
-    assert!(matches!(second.launch_for(&cloud.task("abc").await, None).await, Ok(Node::Launched(_))));
+    assert!(matches!(second.launch_for(&cloud.task("abc").await, None).await, Ok(LaunchResult::Launched(_))));
 
     let asked = cloud.local.requests("CreateFleet");
     assert!(asked.iter().all(|request| *request == asked[0]), "{asked:?}");
@@ -199,7 +202,7 @@ async fn a_repeat_has_the_types_of_the_first_request() {
 async fn a_node_that_may_not_show_yet_is_waited_for() {
     let cloud = TestCloud::new().await;
     let policy = Policy { instance_types: words("c5.large"), ..Policy::default() };
-    let other = cloud.scheduler_with(&Faults::new(), Settings { policy, ..counting() });
+    let other = cloud.scheduler_with(&Faults::new(), SchedulerSettings { policy, ..counting() });
     for (key, is_there) in [("abc", true), ("def", false)] {
         let fault = if is_there { Fault::FailAfter } else { Fault::FailBefore };
         assert!(matches!(board(&cloud.scheduler_with(&always(fault), counting()), key).await, Ingested::Waits(_)));
@@ -209,7 +212,7 @@ async fn a_node_that_may_not_show_yet_is_waited_for() {
         let asked = cloud.local.requests("CreateFleet").len();
         for _ in 0..2 {
             let node = other.launch_for(&cloud.task(key).await, None).await.unwrap();
-            assert!(matches!(node, Node::Waits(why) if why.contains("may not list")), "{key}");
+            assert!(matches!(node, LaunchResult::Waits(why) if why.contains("may not list")), "{key}");
         }
         assert_eq!((cloud.local.requests("CreateFleet").len(), count(&cloud).await), (asked, 1), "{key}: taken once");
         for instance in running(&cloud) {
@@ -218,7 +221,7 @@ async fn a_node_that_may_not_show_yet_is_waited_for() {
         if !is_there {
             cloud.age_launches(Some(key), None, 300).await;
         }
-        assert!(matches!(other.launch_for(&cloud.task(key).await, None).await, Ok(Node::Launched(_))), "{key}");
+        assert!(matches!(other.launch_for(&cloud.task(key).await, None).await, Ok(LaunchResult::Launched(_))), "{key}");
         assert_eq!((running(&cloud).len(), count(&cloud).await), (1, 1), "{key}");
         cloud.local.reclaim_instance(&running(&cloud)[0]);
         sweep(&other).await;
@@ -236,7 +239,7 @@ async fn a_node_that_may_not_show_yet_is_waited_for() {
 async fn a_repeat_that_is_refused_ends_no_sweep_and_loses_no_node() {
     let with_version = |version: &str| {
         let template = Template { name: "nodes".to_owned(), version: version.to_owned() };
-        Settings { template: Some(template), ..counting() }
+        SchedulerSettings { template: Some(template), ..counting() }
     };
     for is_there in [true, false] {
         let cloud = TestCloud::new().await;
@@ -332,9 +335,9 @@ async fn the_launch_of_an_upload_to_a_mission_is_repeated() {
     assert!(cloud.mission_row("M").await.requests.is_empty());
 }
 
-fn mixed(floor: u32) -> Settings {
+fn mixed(floor: u32) -> SchedulerSettings {
     let policy = Policy { bid_mode: Some(BidMode::Mix), on_demand_floor: Some(floor), ..Policy::default() };
-    Settings { policy, ..counting() }
+    SchedulerSettings { policy, ..counting() }
 }
 
 /// How many On-Demand instances were asked for, of the newest `n` requests.
@@ -362,7 +365,7 @@ async fn what_is_not_launched_does_not_count_for_the_floor() {
         assert!(matches!(board(&lost, "M/b").await, Ingested::Waits(_)));
         let mission = cloud.mission_row("M").await;
         let again = cloud.scheduler_with(&always(no_room()), mixed(1));
-        assert!(matches!(again.launch_for(&cloud.task("M/b").await, Some(&mission)).await, Ok(Node::Waits(_))));
+        assert!(matches!(again.launch_for(&cloud.task("M/b").await, Some(&mission)).await, Ok(LaunchResult::Waits(_))));
         assert_eq!(count(&cloud).await, 0, "{fault:?}");
 
         let scheduler = cloud.scheduler_with(&Faults::new(), mixed(1));
@@ -409,16 +412,18 @@ async fn a_name_with_a_wildcard_finds_its_own_instance_alone() {
         let its = running(&cloud)[0].clone();
         assert!(matches!(board(&cloud.scheduler(&Faults::new()), other).await, Ingested::Launched(_)));
         let policy = Policy { instance_types: words("c5.large"), ..Policy::default() };
-        let scheduler = cloud.scheduler_with(&Faults::new(), Settings { policy, ..TestCloud::scheduler_settings() });
+        let scheduler =
+            cloud.scheduler_with(&Faults::new(), SchedulerSettings { policy, ..TestCloud::scheduler_settings() });
         let node = scheduler.launch_for(&cloud.task(key).await, None).await.unwrap();
-        assert_eq!(node, Node::Launched(its), "{key}");
+        assert_eq!(node, LaunchResult::Launched(its), "{key}");
     }
     // Of any other name the instances of that name alone are listed.
     let cloud = TestCloud::new().await;
     assert!(matches!(board(&cloud.scheduler(&always(Fault::FailAfter)), "abc").await, Ingested::Waits(_)));
     let policy = Policy { instance_types: words("c5.large"), ..Policy::default() };
-    let scheduler = cloud.scheduler_with(&Faults::new(), Settings { policy, ..TestCloud::scheduler_settings() });
-    assert!(matches!(scheduler.launch_for(&cloud.task("abc").await, None).await, Ok(Node::Launched(_))));
+    let scheduler =
+        cloud.scheduler_with(&Faults::new(), SchedulerSettings { policy, ..TestCloud::scheduler_settings() });
+    assert!(matches!(scheduler.launch_for(&cloud.task("abc").await, None).await, Ok(LaunchResult::Launched(_))));
     let listed = cloud.local.requests("DescribeInstances");
     assert!(listed.iter().all(|request| request.values().any(|value| value == "tag:srcID")), "{listed:?}");
 }

@@ -14,7 +14,7 @@ use lighthpc::domain::mission::{Mission, Notified, Tally};
 use lighthpc::domain::policy::Policy;
 use lighthpc::domain::task::Task;
 use lighthpc::scheduler::{self, Scheduler};
-use lighthpc::worker::{self, Life, Node, Report, Settings, Stopping};
+use lighthpc::worker::{self, Life, Node, NodeSettings, Report, Stopping};
 use lighthpc::workload::{Bounds, Simulation, Workload};
 use local_cloud::{ACCESS_KEY, Faults, Gate, LocalCloud, REGION, RESULT_BUCKET, SECRET_KEY, SOURCE_BUCKET, TOPIC_ARN};
 
@@ -79,7 +79,7 @@ impl TestCloud {
     }
 
     pub(crate) fn node_on(&self, instance: String, faults: Faults) -> TestNode {
-        let settings = Settings {
+        let settings = NodeSettings {
             src: None,
             mission: None,
             source_bucket: Some(SOURCE_BUCKET.to_owned()),
@@ -116,8 +116,8 @@ impl TestCloud {
         self.node_on(self.local.launch(&tags), Faults::new())
     }
 
-    pub(crate) fn scheduler_settings() -> scheduler::Settings {
-        scheduler::Settings {
+    pub(crate) fn scheduler_settings() -> scheduler::SchedulerSettings {
+        scheduler::SchedulerSettings {
             template: Some(Template { name: "nodes".to_owned(), version: "$Latest".to_owned() }),
             subnets: Vec::new(),
             policy: Policy::default(),
@@ -136,7 +136,7 @@ impl TestCloud {
         self.scheduler_with(faults, Self::scheduler_settings())
     }
 
-    pub(crate) fn scheduler_with(&self, faults: &Faults, settings: scheduler::Settings) -> Scheduler {
+    pub(crate) fn scheduler_with(&self, faults: &Faults, settings: scheduler::SchedulerSettings) -> Scheduler {
         Scheduler::new(backend(&self.local, None, faults, PowerOff::Never), settings)
     }
 
@@ -278,7 +278,7 @@ impl TestCloud {
 pub(crate) struct TestNode {
     pub(crate) instance: String,
     pub(crate) backend: Backend,
-    pub(crate) settings: Settings,
+    pub(crate) settings: NodeSettings,
     pub(crate) stopping: Stopping,
 }
 

@@ -6,7 +6,7 @@ use aws_sdk_dynamodb::config::Builder;
 use super::item::Row;
 use super::key::task_key;
 use crate::backend::{CloudError, Tables, Wire};
-use crate::domain::ids::{Attempt, InstanceId, SrcId};
+use crate::domain::ids::{AttemptNumber, InstanceId, SrcId};
 use crate::domain::task::Task;
 
 /// The identity of a holder, which its writes must prove: its task and its attempt.
@@ -15,7 +15,7 @@ pub struct Fence {
     /// The task.
     pub src: SrcId,
     /// The attempt that holds it.
-    pub attempt: Attempt,
+    pub attempt: AttemptNumber,
     /// The instance that holds it.
     pub owner: InstanceId,
 }

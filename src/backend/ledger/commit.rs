@@ -12,7 +12,7 @@ use super::renew::{counted, ending, is_own};
 use super::transaction::{Transacted, check, tally_key, update};
 use super::{Fence, Ledger};
 use crate::backend::CloudError;
-use crate::domain::ids::{Attempt, MissionId};
+use crate::domain::ids::{AttemptNumber, MissionId};
 use crate::domain::keys::digest_hex;
 use crate::domain::mission::{Mission, shard_of};
 use crate::domain::task::{Counts, PastAttempt, State};
@@ -176,7 +176,7 @@ impl Ledger {
     }
 }
 
-fn finish_expression(finish: &Finish, attempt: Attempt) -> Expression {
+fn finish_expression(finish: &Finish, attempt: AttemptNumber) -> Expression {
     let (verdict, state) = match &finish.completion {
         Completion::Done { .. } => (Verdict::Ok, State::Done),
         Completion::Failed(verdict) => (*verdict, State::Failed),

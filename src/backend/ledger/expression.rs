@@ -6,7 +6,7 @@ use aws_sdk_dynamodb::operation::update_item::builders::UpdateItemFluentBuilder;
 use aws_sdk_dynamodb::types::AttributeValue;
 
 use super::item::{ATTEMPT, STATE};
-use crate::domain::ids::Attempt;
+use crate::domain::ids::AttemptNumber;
 use crate::domain::task::State;
 use crate::domain::value::Form;
 
@@ -90,7 +90,7 @@ impl Expression {
     }
 
     /// Requires that the attempt still holds the task: the fence of all writes of an attempt.
-    pub(super) fn fence(self, attempt: Attempt) -> Self {
+    pub(super) fn fence(self, attempt: AttemptNumber) -> Self {
         self.when("{} = ?", STATE, Some(AttributeValue::S(State::Running.as_str().to_owned()))).when(
             "{} = ?",
             ATTEMPT,
@@ -164,7 +164,7 @@ mod tests {
             .set("verdict", text("ok"))
             .add("beat", 1)
             .remove("checkpoint")
-            .fence(Attempt(3))
+            .fence(AttemptNumber(3))
             .when_any(vec![vec![("attribute_not_exists({})", "x", None)], vec![("{} < ?", "x", Some(text("1")))]]);
 
         assert_eq!(expression.update(), "SET #verdict = :v0 ADD #beat :v1 REMOVE #checkpoint");

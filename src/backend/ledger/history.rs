@@ -5,7 +5,7 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use super::item::{Row, number, text};
 use super::key::Item;
 use crate::backend::{CloudError, Kind, error_chain};
-use crate::domain::ids::Attempt;
+use crate::domain::ids::AttemptNumber;
 use crate::domain::task::PastAttempt;
 use crate::domain::verdict::Verdict;
 
@@ -23,7 +23,7 @@ pub(super) fn takes_no_history(error: &CloudError, history: &[PastAttempt]) -> b
 pub(super) fn past_attempt(value: &AttributeValue) -> Option<PastAttempt> {
     let row = Row(value.as_m().ok()?);
     Some(PastAttempt {
-        attempt: Attempt(row.number("attempt")?),
+        attempt: AttemptNumber(row.number("attempt")?),
         instance: row.text("instance").unwrap_or_default(),
         started: row.text("started").unwrap_or_default(),
         ended: row.text("ended").unwrap_or_default(),
@@ -61,7 +61,7 @@ mod tests {
     #[test]
     fn history_reads_back() {
         let past = PastAttempt {
-            attempt: Attempt(2),
+            attempt: AttemptNumber(2),
             instance: "i-1".to_owned(),
             started: "2026-01-01T00:00:00Z".to_owned(),
             ended: "2026-01-01T00:01:00Z".to_owned(),

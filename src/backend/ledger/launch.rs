@@ -6,8 +6,8 @@ use aws_sdk_dynamodb::types::TransactWriteItem;
 
 use super::Ledger;
 use super::expression::Expression;
-use super::history::takes_no_history;
 use super::history::history;
+use super::history::takes_no_history;
 use super::item::{self, Row, number, text};
 use super::key::{Item, task_key};
 use super::mission::opened;
@@ -41,7 +41,7 @@ impl Ledger {
         self.update_row(&task.src, &expression).await
     }
 
-    /// Returns a task to the queue whose holder is gone: `running → pending`, on condition that the row has not
+    /// Releases a task whose holder is gone: `running → pending`, on condition that the row has not
     /// changed. Counts as an interruption. Returns the new row.
     ///
     /// # Errors

@@ -42,13 +42,15 @@ impl Row<'_> {
             }
         }
     }
+
     /// Parses a mission's row.
     #[must_use]
     pub fn mission(self, id: MissionId) -> Mission {
         let mut oddities = Vec::new();
         oddities.extend(id.unfit().map(|rule| format!("a new mission cannot have its id: {rule}")));
         let trans_number = self.expected_number(item::TRANS_NUMBER, &mut oddities);
-        let shards = self.expected_number(item::TALLY_SHARDS, &mut oddities).and_then(|shards| u32::try_from(shards).ok());
+        let shards =
+            self.expected_number(item::TALLY_SHARDS, &mut oddities).and_then(|shards| u32::try_from(shards).ok());
         let shards = shards.filter(|shards| (1..=TALLY_SHARDS_MAX).contains(shards));
         let rolled_seq = self.number(item::TALLY_SEQ);
         let ok = self.number(item::TRANS_OK).unwrap_or(0);
@@ -90,7 +92,10 @@ impl Row<'_> {
                 .map(|slots| u16::try_from(slots).unwrap_or(SLOTS_MAX).min(SLOTS_MAX)),
             accepts_uploads: self.accepts_uploads(&mut oddities),
             // Any value counts as a cancellation.
-            cancelled_at: self.0.contains_key(item::CANCELLED_AT).then(|| self.text(item::CANCELLED_AT).unwrap_or_default()),
+            cancelled_at: self
+                .0
+                .contains_key(item::CANCELLED_AT)
+                .then(|| self.text(item::CANCELLED_AT).unwrap_or_default()),
             late: self.text(item::LATE),
             closed_at: self.text(item::CLOSED),
             launch_round: self.number(item::LAUNCH_ROUND).unwrap_or(0),
@@ -121,7 +126,8 @@ impl Row<'_> {
     /// Parses the counters of a tally item: ok, failed, time cost, sequence. A counter may be negative: if the number
     /// of items has changed, a task may be counted in one item and subtracted from another.
     pub(super) fn tally(self) -> [i64; 4] {
-        [item::TRANS_OK, item::TRANS_FAILED, item::TIME_COST, item::TALLY_SEQ].map(|name| self.signed(name).unwrap_or(0))
+        [item::TRANS_OK, item::TRANS_FAILED, item::TIME_COST, item::TALLY_SEQ]
+            .map(|name| self.signed(name).unwrap_or(0))
     }
 }
 

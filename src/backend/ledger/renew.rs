@@ -13,7 +13,7 @@ use super::key::task_key;
 use super::open::open_as;
 use super::{Fence, Ledger};
 use crate::backend::CloudError;
-use crate::domain::ids::Attempt;
+use crate::domain::ids::AttemptNumber;
 use crate::domain::progress::Progress;
 use crate::domain::task::{Counts, PastAttempt, State, Task};
 use crate::domain::verdict::Verdict;
@@ -108,7 +108,7 @@ impl Ledger {
         }
     }
 
-    /// Returns the task to the queue: `running → pending`, with the verdict of the finished attempt.
+    /// Releases the task: `running → pending`, with the verdict of the finished attempt.
     ///
     /// May be repeated: the second call finds its own release.
     ///
@@ -178,7 +178,7 @@ pub(super) fn is_own(task: &Task, state: State, fence: &Fence) -> bool {
 }
 
 /// Adds what every end without a result writes. After a crash the task is suspect.
-pub(super) fn counted(expression: Expression, counts: Counts, attempt: Attempt) -> Expression {
+pub(super) fn counted(expression: Expression, counts: Counts, attempt: AttemptNumber) -> Expression {
     let counted = expression
         .set(item::APP_FAILURES, number(counts.app_failures))
         .set(item::INTERRUPTIONS, number(counts.interruptions));

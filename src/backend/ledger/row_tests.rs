@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::item::{self, Row, text};
 use super::key::Item;
 use super::mission_row::SLOTS_MAX;
-use crate::domain::ids::{Attempt, MissionId, SrcId};
+use crate::domain::ids::{AttemptNumber, MissionId, SrcId};
 use crate::domain::mission::TALLY_SHARDS_MAX;
 use crate::domain::task::State;
 
@@ -23,7 +23,7 @@ fn rows_of_the_first_version_are_read() {
         (item::TIME_COST, text("47")),
     ]);
     let task = Row(&row).task(SrcId::new("a.dat").unwrap());
-    assert_eq!((task.state, task.attempt, task.time_cost_s), (State::Pending, Attempt(0), 47));
+    assert_eq!((task.state, task.attempt, task.time_cost_s), (State::Pending, AttemptNumber(0), 47));
 
     let row = row_of(&[
         (item::TRANS_NUMBER, text("15")),

@@ -3,7 +3,7 @@
 use super::history::past_attempt;
 use super::item::{self, Row};
 use super::request;
-use crate::domain::ids::{Attempt, InstanceId, MissionId, SrcId};
+use crate::domain::ids::{AttemptNumber, InstanceId, MissionId, SrcId};
 use crate::domain::task::{Launch, Seen, State, Task};
 use crate::domain::value::Form;
 use crate::domain::verdict::Verdict;
@@ -12,7 +12,9 @@ impl Row<'_> {
     /// Returns whether the first version finished this task. It did not have `state`, only a progress of 100 % and a
     /// result.
     pub(super) fn is_finished_by_first_version(self) -> bool {
-        !self.0.contains_key(item::STATE) && self.text(item::PROGRESS).as_deref() == Some("100%") && self.0.contains_key(item::RESULT)
+        !self.0.contains_key(item::STATE)
+            && self.text(item::PROGRESS).as_deref() == Some("100%")
+            && self.0.contains_key(item::RESULT)
     }
 
     /// Parses a task's row.
@@ -32,7 +34,7 @@ impl Row<'_> {
             bucket: self.text(item::BUCKET),
             made_at: self.text(item::TIME_BOARDING),
             state,
-            attempt: Attempt(self.number(item::ATTEMPT).unwrap_or(0)),
+            attempt: AttemptNumber(self.number(item::ATTEMPT).unwrap_or(0)),
             beat: self.number(item::BEAT).unwrap_or(0),
             claim_token: self.text(item::CLAIM_TOKEN),
             instance: self.text(item::INSTANCE).and_then(|id| InstanceId::new(id).ok()),
@@ -52,7 +54,7 @@ impl Row<'_> {
             history: self.list(item::HISTORY).iter().filter_map(past_attempt).collect(),
             open_since: open.map(|(_, since)| since.to_owned()),
             launch: Launch {
-                at_attempt: self.number(item::LAUNCH_AT_ATTEMPT).map(Attempt),
+                at_attempt: self.number(item::LAUNCH_AT_ATTEMPT).map(AttemptNumber),
                 tries: self.number(item::LAUNCH_TRIES).unwrap_or(0),
                 at: self.text(item::LAUNCH_AT).unwrap_or_default(),
                 instance: self.text(item::LAUNCH_INSTANCE),
@@ -74,5 +76,5 @@ impl Row<'_> {
                 suspect: self.form(item::SUSPECT),
             })),
         }
+    }
 }
-

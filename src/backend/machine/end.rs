@@ -44,7 +44,7 @@ impl NoProof {
             }
             Self::NoInstance => tracing::info!(
                 "this machine keeps running: it is not an EC2 instance, or its metadata service does not answer \
-                 (hint: use --terminate or LIGHTHPC_TERMINATE=1 to terminate it nevertheless)"
+                 (hint: if it is a node, set LIGHTHPC_TERMINATE=1)"
             ),
             Self::NotANode(instance) => tracing::info!(
                 "instance {instance} keeps running and costs money: it is not a node, because it has none of the tags \

@@ -185,13 +185,13 @@ fn encoded_within(text: &str, room: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::ids::{Attempt, InstanceId};
+    use crate::domain::ids::{AttemptNumber, InstanceId};
     use proptest::prelude::*;
 
     fn mark(table: &str, name: &str, owner: &str) -> Mark {
         let tables = Tables { tasks: table.to_owned(), missions: "m".to_owned() };
         let owner = InstanceId::new(owner).unwrap();
-        Mark::of_attempt(&tables, &Fence { src: SrcId::new(name).unwrap(), attempt: Attempt(u64::MAX), owner })
+        Mark::of_attempt(&tables, &Fence { src: SrcId::new(name).unwrap(), attempt: AttemptNumber(u64::MAX), owner })
     }
 
     #[test]

@@ -65,7 +65,7 @@ impl State {
 }
 
 /// A running upload. If it is dropped before it is done, only its time counts.
-pub(super) struct Body {
+pub(super) struct Transfer {
     meter: Arc<Meter>,
     bytes: u64,
     is_done: bool,
@@ -73,9 +73,9 @@ pub(super) struct Body {
 
 impl Meter {
     /// Records the start of an upload of `bytes`.
-    pub(super) fn begin(self: &Arc<Self>, bytes: u64) -> Body {
+    pub(super) fn begin(self: &Arc<Self>, bytes: u64) -> Transfer {
         self.locked().begin(bytes, Instant::now());
-        Body { meter: self.clone(), bytes, is_done: false }
+        Transfer { meter: self.clone(), bytes, is_done: false }
     }
 
     /// Returns the speed of all uploads together, in bytes per second while there were some; `None` if too little was
@@ -94,14 +94,14 @@ impl Meter {
     }
 }
 
-impl Body {
+impl Transfer {
     /// Records the end of the upload.
     pub(super) fn done(mut self) {
         self.is_done = true;
     }
 }
 
-impl Drop for Body {
+impl Drop for Transfer {
     fn drop(&mut self) {
         self.meter.locked().end(self.bytes, self.is_done, Instant::now());
     }

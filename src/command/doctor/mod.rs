@@ -38,7 +38,10 @@ pub(super) async fn run(args: Box<DoctorArgs>) -> Result<ExitCode, Failure> {
         screen::json_to_stdout(&report);
     } else {
         screen::to_stdout(&text(&checks));
-        screen::to_stdout(&format!("{} checks: {failures} failures, {warnings} warnings\n", checks.len()));
+        let counted = |number: usize, noun| screen::count(number as u64, noun);
+        let (all, failures, warnings) =
+            (counted(checks.len(), "check"), counted(failures, "failure"), counted(warnings, "warning"));
+        screen::to_stdout(&format!("{all}: {failures}, {warnings}\n"));
     }
     Ok(if failures == 0 { ExitCode::Ok } else { ExitCode::Unfit })
 }

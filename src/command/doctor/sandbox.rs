@@ -10,7 +10,7 @@ use super::super::screen;
 use super::check::{Check, ENV_FILE, internal, run};
 use crate::command::exit::ExitCode;
 use crate::command::failure::Failure;
-use crate::domain::ids::{Attempt, SrcId};
+use crate::domain::ids::{AttemptNumber, SrcId};
 use crate::domain::progress::Progress;
 use crate::workload::Devices;
 use crate::workload::{Bounds, Exit, Sandbox, Stops, Workload, WorkloadEnv};
@@ -75,7 +75,7 @@ async fn from_inside(sandbox: Sandbox, work_dir: &Path) -> Result<String, String
     let said = |error: std::io::Error| error.to_string();
     let program = std::env::current_exe().map_err(said)?.display().to_string();
     let src = SrcId::new("~doctor").map_err(|error| error.to_string())?;
-    let env = WorkloadEnv::prepare(work_dir, "~doctor", src, None, Attempt(0)).map_err(said)?;
+    let env = WorkloadEnv::prepare(work_dir, "~doctor", src, None, AttemptNumber(0)).map_err(said)?;
     let workload = Workload::Program(["doctor", "--inside-sandbox"].iter().fold(vec![program], |mut all, word| {
         all.push((*word).to_owned());
         all

@@ -100,7 +100,7 @@ impl Scheduler {
     }
 
     /// Repairs the loss of one instance, which EC2 reports as terminated or, if not `is_over`, as terminating. A
-    /// terminating one may still save its task and return it to the queue.
+    /// terminating one may still save its task and release it.
     ///
     /// # Errors
     /// [`SchedulerError`].

@@ -13,7 +13,7 @@ use crate::domain::mission::{Mission, Notified};
 use crate::domain::task::{PastAttempt, Task};
 use crate::domain::verdict::Verdict;
 use crate::scheduler::SchedulerError;
-use crate::scheduler::launch::{Node, waited_since};
+use crate::scheduler::launch::{LaunchResult, waited_since};
 use crate::scheduler::rounds::Lack;
 
 /// The number of instances that may terminate without claiming an attempt before the task fails. Each costs a boot, and
@@ -91,7 +91,7 @@ impl Sweep<'_> {
         }
     }
 
-    /// Returns a task whose holder was lost to the queue, within its budget, and requests a node. In a cancelled
+    /// Releases a task whose holder was lost, within its budget, and requests a node. In a cancelled
     /// mission the task fails.
     pub(super) async fn put_back(&mut self, task: &Task, mission: Option<&Mission>, reason: &str) {
         let Some(lease) = task.lease() else { return };
@@ -119,7 +119,7 @@ impl Sweep<'_> {
             return self.fail(task, mission, Verdict::Lost, Some(past), &reason).await;
         }
         let expired = self.scheduler.backend.ledger.expire(task, past, &now).await;
-        match expired.map_err(SchedulerError::cloud("returning a task to the queue")) {
+        match expired.map_err(SchedulerError::cloud("releasing a task")) {
             Ok(Some(pending)) => {
                 self.find(What::PutBack, task.src.as_str(), reason);
                 if mission.is_none_or(|mission| mission.nodes.is_none()) {
@@ -152,15 +152,15 @@ impl Sweep<'_> {
             return;
         }
         match self.scheduler.launch_after(task, mission, Some(reason)).await {
-            Ok(Node::Launched(instance)) => {
+            Ok(LaunchResult::Launched(instance)) => {
                 self.find(What::Launched, task.src.as_str(), &format!("{reason}: {instance}"));
             }
-            Ok(Node::Waits(why)) => self.find(What::NoNode, task.src.as_str(), &why),
-            Ok(Node::Held(why)) => {
+            Ok(LaunchResult::Waits(why)) => self.find(What::NoNode, task.src.as_str(), &why),
+            Ok(LaunchResult::Held(why)) => {
                 self.find(What::NoNode, task.src.as_str(), &why);
                 self.held = Some(why);
             }
-            Ok(Node::NotNeeded) => {}
+            Ok(LaunchResult::NotNeeded) => {}
             Err(error) => {
                 self.refuse(task.mission.clone(), &error);
                 self.note_failure(task.src.as_str(), &error);
