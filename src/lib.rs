@@ -4,10 +4,9 @@
 //! Layers; each imports only from the layers below it (`scripts/check-floors`): `{command, lambda} → scheduler → worker
 //! → {workload, backend} → domain`. Only `command` uses the crate `local-cloud`.
 
-pub mod backend;
-pub mod clock;
+pub use lighthpc_core::{backend, clock, domain};
+
 pub mod command;
-pub mod domain;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;

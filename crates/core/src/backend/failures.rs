@@ -741,13 +741,13 @@ mod tests {
 
     #[test]
     fn every_code_is_documented() {
-        let page = include_str!("../../docs/FAILURES.md");
+        let page = include_str!("../../../../docs/FAILURES.md");
         for code in ANSWERS.iter().flat_map(|answer| answer.codes) {
             assert!(page.contains(&format!("`{}", code.trim_end_matches('*'))), "{code} is not in docs/FAILURES.md");
         }
         for exit in NATURES.iter().map(|nature| nature.exit) {
             assert!(
-                include_str!("../../docs/exit-codes.md").contains(&format!("\n| {exit} |")),
+                include_str!("../../../../docs/exit-codes.md").contains(&format!("\n| {exit} |")),
                 "{exit} is not listed"
             );
         }

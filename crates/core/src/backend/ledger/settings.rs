@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn the_nodes_role_is_denied_the_settings_and_no_other_attribute() {
-        let stack = include_str!("../../../cloudformation/stack.yaml");
+        let stack = include_str!("../../../../../cloudformation/stack.yaml");
         let denied = stack.split("Sid: SettingsArePeoples").nth(1).unwrap();
         let denied = denied.split("dynamodb:Attributes:").nth(1).unwrap();
         let denied: Vec<&str> =
@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     fn the_documentation_names_the_settings() {
-        let tables = include_str!("../../../docs/TABLES.md");
+        let tables = include_str!("../../../../../docs/TABLES.md");
         let sentence =
             tables.split("<!-- settings -->").nth(1).expect("TABLES.md lists the settings between two marks");
         let named: Vec<&str> = sentence.split('`').skip(1).step_by(2).collect();
