@@ -2,7 +2,8 @@
 //! running.
 //!
 //! Layers; each imports only from the layers below it (`scripts/check-floors`): `{command, lambda} → scheduler → worker
-//! → {workload, backend} → domain`. Only `command` uses the crate `local-cloud`.
+//! → {workload, backend} → domain`. The crate `lighthpc-core` has the lowest, and only `command` uses the crate
+//! `local-cloud`.
 
 pub use lighthpc_core::{backend, clock, domain};
 

@@ -229,7 +229,7 @@ impl Run {
         text.replace(&format!("s3://{RESULT_BUCKET}/"), &format!("{}/", results.display()))
     }
 
-    /// Returns the output line for a task; with `waits` the task is tried again. `None` if it was handed back without a
+    /// Returns the output line for a task; with `waits` the task is tried again. `None` if it was released without a
     /// failure.
     fn line(&self, src: &SrcId, took: Duration, life: &Life, waits: bool) -> Option<String> {
         match &life.outcome {
@@ -350,7 +350,7 @@ impl Run {
     }
 }
 
-/// Returns whether the task's row is failed. A task that was handed back is not, whatever the outcome of its attempt;
+/// Returns whether the task's row is failed. A task that was released is not, whatever the outcome of its attempt;
 /// nor is one whose row cannot be read.
 async fn has_failed(backend: &Backend, src: &SrcId) -> bool {
     backend.ledger.task(src).await.is_ok_and(|row| row.is_some_and(|row| row.state == State::Failed))

@@ -170,7 +170,7 @@ fn other_program(dir: &Path, mission: &Mission, exec: Option<&str>) -> Failure {
     let (old, new) = (words(mission.exec.as_deref()), words(exec));
     Failure::usage(
         format!("mission {} in {} runs {old} and cannot also run {new}", mission.id, dir.display()),
-        "use one folder per program: give another folder with --local=DIR, or delete this one",
+        "name another mission with --mission, or another folder with --local=DIR",
     )
 }
 

@@ -21,7 +21,7 @@ use crate::domain::task::Task;
 /// [`backoff::delay`]: 50 ms doubled six times, 3.2 s.
 const RETRY_PAUSE_TRIES: u32 = 7;
 
-/// Makes attempts at one task until it has ended or is handed back.
+/// Makes attempts at one task until it has ended or is released.
 pub(super) async fn run(host: &Host, task: &Assignment) -> Result<Outcome, NodeError> {
     let span = tracing::info_span!("task", task.id = %task.src, src.id = %task.src, instance.id = %host.instance.id);
     loop {
