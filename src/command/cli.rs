@@ -10,9 +10,10 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use super::examples;
-use super::flags::{AwsArgs, SchedulerArgs, TableArgs, bytes, range, seconds};
+use super::flags::{AwsArgs, SchedulerArgs, TableArgs, bytes, price, range, seconds};
 use super::local_dir::{self, DEFAULT_DIR};
 use crate::backend::machine::EndOrder;
+use crate::domain::machine_info::MicroUsd;
 use crate::logging::Format;
 use crate::workload::{DEVICES_DEFAULT, Devices};
 
@@ -332,6 +333,10 @@ pub(super) struct RunArgs {
     /// Time between heartbeats, at most a third of the lease (default: 20, or a third of a lease under 60)
     #[arg(long, env = "LIGHTHPC_HEARTBEAT", value_parser = seconds, value_name = "SECONDS", help_heading = "The node")]
     pub(super) heartbeat: Option<Duration>,
+    /// On-Demand prices in USD per hour, for the cost of tasks, such as c7i.large=0.08925,c7i.xlarge=0.1785 (default:
+    /// unknown). Spot prices are looked up in EC2
+    #[arg(long, env = "LIGHTHPC_ON_DEMAND_PRICES", value_name = "TYPE=USD", value_delimiter = ',', value_parser = price, help_heading = "The node")]
+    pub(super) on_demand_prices: Vec<(String, MicroUsd)>,
     /// Minimum time between two saves of a checkpoint
     #[arg(long, env = "LIGHTHPC_CHECKPOINT_EVERY", default_value = "300", value_parser = seconds, value_name = "SECONDS", help_heading = "The node")]
     pub(super) checkpoint_every: Duration,

@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::failure::Failure;
 use crate::backend::Tables;
+use crate::domain::machine_info::MicroUsd;
 use crate::domain::node_limit::NodeLimit;
 
 /// The names of the tables.
@@ -135,6 +136,15 @@ pub(super) fn seconds(text: &str) -> Result<Duration, String> {
         Ok(Duration::from_secs_f64(value))
     } else {
         Err("seconds must be more than 0 and no more than ten years".to_owned())
+    }
+}
+
+/// Parses an instance type and its price in USD per hour.
+pub(super) fn price(text: &str) -> Result<(String, MicroUsd), String> {
+    let (name, price) = text.split_once('=').unwrap_or((text, ""));
+    match (name.trim(), MicroUsd::parse(price)) {
+        (name, Some(price)) if !name.is_empty() => Ok((name.to_owned(), price)),
+        _ => Err("an instance type and USD per hour are needed, such as c7i.large=0.08925".to_owned()),
     }
 }
 

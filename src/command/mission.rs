@@ -24,7 +24,7 @@ use crate::domain::ids::SrcId;
 use crate::domain::keys::{INDEX_NAME, log_key};
 use crate::domain::mission::Mission;
 use crate::domain::task::{State, Task};
-use crate::worker::{self, Begun, Life, Node, NodeError, NodeSettings, Outcome, Preflight, Report, Stopping};
+use crate::worker::{self, Pricing, Begun, Life, Node, NodeError, NodeSettings, Outcome, Preflight, Report, Stopping};
 use crate::workload::{self, Removal};
 use local_cloud::{LocalCloud, RESULT_BUCKET, SOURCE_BUCKET, TOPIC_ARN};
 
@@ -70,6 +70,7 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<ExitCode, Failure> {
     // The instances belong to the local cloud, and each has one process.
     settings.end_order = EndOrder::IfNode;
     settings.holds_work_dir = true;
+    settings.pricing = Pricing::Local;
     settings.bounds.echo = false;
     settings.work_dir = work_dir(cloud.dir());
     let tasks = &backend.ledger.tables().tasks;
@@ -303,11 +304,11 @@ impl Run {
         notified_before: usize,
         took: Duration,
     ) -> Result<ExitCode, Failure> {
-        let (mut done, mut failed, mut open, mut time_cost_s) = (0_u64, 0_u64, 0_u64, 0_u64);
+        let (mut done, mut failed, mut open, mut time_cost_ms) = (0_u64, 0_u64, 0_u64, 0_u64);
         let count = |task: Task| {
             // Also checks results of this run: an input may have been replaced while the workload ran.
             review.look(&task, false);
-            time_cost_s = time_cost_s.saturating_add(task.time_cost_s);
+            time_cost_ms = time_cost_ms.saturating_add(task.time_cost_ms);
             match task.state {
                 State::Done => done += 1,
                 State::Failed => failed += 1,
@@ -329,10 +330,11 @@ impl Run {
         }
         let results = shown(&self.cloud.dir().join(RESULT_BUCKET));
         screen::to_stdout(&format!(
-            "\nmission {}: {}, {done} done, {failed} failed{rest}\ntime:     {}, workloads {time_cost_s} s\nresults:  {}\n",
+            "\nmission {}: {}, {done} done, {failed} failed{rest}\ntime:     {}, workloads {}\nresults:  {}\n",
             screen::plain(self.mission.id.as_str()),
             screen::count(done + failed + open, "task"),
             screen::duration(took),
+            screen::duration(Duration::from_millis(time_cost_ms)),
             screen::plain(&results.display().to_string()),
         ));
         if self.stopping.drain.is_cancelled() {

@@ -11,7 +11,7 @@ use crate::backend::{Backend, Wire, error_chain};
 use crate::command::exit::{self, ExitCode};
 use crate::domain::budget::{Limits, SizeLimits};
 use crate::domain::ids::{MissionId, SrcId};
-use crate::worker::{self, Node, NodeSettings, Outcome, Report, Stopping};
+use crate::worker::{self, Pricing, Node, NodeSettings, Outcome, Report, Stopping};
 use crate::workload::{self, Bounds, GroundError, Left, Sandbox, Simulation, WorkLock, Workload};
 
 /// The time between two uploads of a running workload's log. If the instance vanishes, the log lacks at most one
@@ -269,6 +269,7 @@ pub(super) fn settings(args: &RunArgs) -> Result<NodeSettings, Failure> {
             checkpoint_bytes: args.max_checkpoint_bytes,
             checkpoint_files: usize::try_from(args.max_checkpoint_files).unwrap_or(usize::MAX),
         },
+        pricing: Pricing::Ec2(args.on_demand_prices.iter().cloned().collect()),
         disk: Arc::default(),
         preflight: Arc::default(),
         report: tokio::sync::watch::Sender::new(Report::default()),

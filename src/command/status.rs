@@ -1,6 +1,7 @@
 //! `lighthpc status`: prints missions, or a mission's counts and tasks.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -12,6 +13,7 @@ use crate::backend::machine::PowerOff;
 use crate::backend::{Backend, Wire};
 use crate::command::exit::ExitCode;
 use crate::domain::ids::MissionId;
+use crate::domain::machine_info::{MicroUsd, Purchase};
 use crate::domain::mission::{Mission, Notified, Tally};
 use crate::domain::task::{PastAttempt, State, Task};
 use crate::domain::verdict::Verdict;
@@ -112,7 +114,7 @@ fn list(missions: &[Mission]) -> String {
 fn detail(mission: &Mission, total: Tally, tasks: &[Task]) -> String {
     let of = |state| tasks.iter().filter(|task| task.state == state).count();
     let mut text = format!(
-        "mission {}: {}, {} done, {} failed, {} running, {} pending; workloads {} s; notification: {}\n\n",
+        "mission {}: {}, {} done, {} failed, {} running, {} pending; workloads {}; notification: {}\n\n",
         screen::plain(mission.id.as_str()),
         mission.trans_number.map_or_else(|| "? tasks".to_owned(), |number| screen::count(number, "task")),
         total.ok,
@@ -120,7 +122,7 @@ fn detail(mission: &Mission, total: Tally, tasks: &[Task]) -> String {
         of(State::Running),
         of(State::Pending),
         // Rows may have been edited: the sum saturates instead of wrapping to a small number.
-        tasks.iter().map(|task| task.time_cost_s).fold(0, u64::saturating_add),
+        screen::duration(Duration::from_millis(tasks.iter().map(|task| task.time_cost_ms).fold(0, u64::saturating_add))),
         notification(mission),
     );
     let head = ["TASK", "STATE", "PROGRESS", "SECONDS", "ATTEMPT", "INSTANCE", "VERDICT"];
@@ -130,7 +132,7 @@ fn detail(mission: &Mission, total: Tally, tasks: &[Task]) -> String {
             task.src.to_string(),
             task.state.as_str().to_owned(),
             task.progress.clone(),
-            task.time_cost_s.to_string(),
+            task.time_cost_s().to_string(),
             task.attempt.to_string(),
             instance(task).unwrap_or_default(),
             why(task),
@@ -155,11 +157,14 @@ fn task_json(task: &Task) -> Value {
         "srcFilename": task.src.as_str(),
         "state": task.state.as_str(),
         "strIndiProgress": task.progress,
-        "timeCost": task.time_cost_s,
+        "timeCost": task.time_cost_s(),
+        "timeCostMs": task.time_cost_ms,
         "attempt": task.attempt.0,
         "execInstanceID": task.instance.as_ref().map(ToString::to_string),
         "verdict": verdict(task),
         "exitCode": task.exit_code,
+        "signal": task.signal,
+        "error": task.error,
         "rsltFilename": task.result,
         "resultETag": task.result_etag,
         "resultBytes": task.result_bytes,
@@ -181,8 +186,15 @@ fn past_json(past: &PastAttempt) -> Value {
         "instance": past.instance,
         "started": past.started,
         "ended": past.ended,
-        "verdict": past.verdict.as_str(),
-        "exitCode": past.exit_code,
+        "type": past.machine.instance_type,
+        "zone": past.machine.zone,
+        "purchase": past.machine.purchase.map(Purchase::as_str),
+        "usdPerHour": past.machine.usd_per_hour.map(MicroUsd::usd),
+        "verdict": past.end.verdict.as_str(),
+        "exitCode": past.end.exit_code,
+        "signal": past.end.signal,
+        "peakMemory": past.end.peak_memory,
+        "error": past.end.error,
         "log": past.log,
     })
 }
@@ -234,7 +246,7 @@ mod tests {
         mission.tally_base = u64::MAX;
         mission.name = Some(evil.to_owned());
         let mut task = Task::new(SrcId::new(format!("文件{evil}")).unwrap(), None);
-        task.time_cost_s = u64::MAX;
+        task.time_cost_ms = u64::MAX;
         task.attempt = AttemptNumber(u64::MAX);
         task.progress = evil.to_owned();
         task.instance = Some(InstanceId::new(format!("i{evil}")).unwrap());
@@ -245,7 +257,7 @@ mod tests {
     #[test]
     fn odd_rows_are_shown_and_do_nothing_to_a_terminal() {
         let (mission, tasks) = odd();
-        let total = Tally { ok: 1, failed: u64::MAX, time_cost_s: u64::MAX, seq: u64::MAX };
+        let total = Tally { ok: 1, failed: u64::MAX, time_cost_ms: u64::MAX, seq: u64::MAX };
         for text in [detail(&mission, total, &tasks), list(std::slice::from_ref(&mission))] {
             assert!(!text.contains(|c: char| c != '\n' && crate::domain::printable::is_unsafe(c)), "{text:?}");
         }

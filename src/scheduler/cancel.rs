@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::{Scheduler, SchedulerError};
 use crate::backend::CloudError;
 use crate::backend::fleet::ManagedInstance;
-use crate::backend::ledger::{PAGE_LEN, Partition};
+use crate::backend::ledger::{GivenUp, PAGE_LEN, Partition};
 use crate::clock;
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::mission::Mission;
@@ -177,7 +177,7 @@ impl Scheduler {
         let (running, rest): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.state == State::Running);
         let pending: Vec<_> =
             rest.into_iter().filter(|row| row.state == State::Pending).map(|row| (row, None)).collect();
-        match ledger.fail(&pending, Some(mission), Verdict::Cancelled, true).await {
+        match ledger.fail(&pending, Some(mission), &GivenUp::by_cancel(clock::now_rfc3339())).await {
             Ok(failed) => {
                 look.ended += failed.tasks.len() as u64;
                 look.has_changed |= failed.tasks.len() < pending.len();

@@ -16,8 +16,9 @@ use super::result::StoredResult;
 use crate::backend::ledger::Fence;
 use crate::clock;
 use crate::domain::ids::{self, InstanceId};
+use crate::domain::machine_info::MachineInfo;
 use crate::domain::mission::Mission;
-use crate::domain::task::{PastAttempt, Task};
+use crate::domain::task::{AttemptEnd, PastAttempt, Task};
 use crate::domain::verdict::Verdict;
 use crate::workload::WorkloadEnv;
 
@@ -39,8 +40,8 @@ pub(super) struct Attempt {
     pub(super) input_etag: Option<String>,
     /// The workload's exit code, if it succeeded.
     pub(super) exit_code: Option<i32>,
-    /// Whole seconds of workload time, all attempts together.
-    pub(super) time_cost_s: u64,
+    /// Milliseconds of workload time, all attempts together.
+    pub(super) time_cost_ms: u64,
     /// Where the log of the attempt before this one is, if that attempt left no entry in the history.
     pub(super) lost_log: Option<String>,
     /// Registers the folder with the disk's accounting, for as long as it is kept.
@@ -57,7 +58,7 @@ impl Attempt {
         let fence = host.instance.fence(&row);
         let (ledger, settings) = (host.node.backend.ledger.clone(), &host.node.settings);
         let periods = Periods { lease: settings.lease, heartbeat: settings.heartbeat };
-        let time_cost = TimeCost::new(row.time_cost_s);
+        let time_cost = TimeCost::new(row.time_cost_ms);
         let heartbeat = Heartbeat::start(ledger, fence.clone(), periods, claimed_at, time_cost);
         Self {
             fence,
@@ -67,7 +68,7 @@ impl Attempt {
             checkpoints: None,
             input_etag: None,
             exit_code: None,
-            time_cost_s: row.time_cost_s,
+            time_cost_ms: row.time_cost_ms,
             lost_log: None,
             place: None,
             started: clock::now_rfc3339(),
@@ -79,7 +80,7 @@ impl Attempt {
 
     /// Notes how long the workload ran, for the row.
     pub(super) fn note_time_cost(&mut self) {
-        self.time_cost_s = self.heartbeat.time_cost.borrow().seconds();
+        self.time_cost_ms = self.heartbeat.time_cost.borrow().ms();
     }
 
     /// Returns where the log of the attempt before this one is, if that attempt left no entry in the history.
@@ -98,12 +99,7 @@ impl Attempt {
 
     /// Returns the task's history with the end of this attempt. An attempt before it that left no entry is entered as
     /// lost.
-    pub(super) async fn history(
-        &self,
-        verdict: Verdict,
-        exit_code: Option<i32>,
-        log: Option<String>,
-    ) -> Vec<PastAttempt> {
+    pub(super) async fn history(&self, end: AttemptEnd, log: Option<String>) -> Vec<PastAttempt> {
         let mut row = self.row.clone();
         let now = clock::now_rfc3339();
         if let Some(before) = self.lost_before() {
@@ -111,10 +107,10 @@ impl Attempt {
                 attempt: before,
                 // Without a takeover it was this very instance, before a restart.
                 instance: self.taken_from.as_ref().unwrap_or(&self.fence.owner).to_string(),
+                machine: MachineInfo::default(),
                 started: String::new(),
                 ended: self.started.clone(),
-                verdict: Verdict::Lost,
-                exit_code: None,
+                end: AttemptEnd::of(Verdict::Lost, "the instance stopped renewing the lease and gave no reason"),
                 // An attempt that ended early has not searched for it.
                 log: if self.lost_log.is_some() { self.lost_log.clone() } else { self.find_lost_log().await },
             };
@@ -123,10 +119,10 @@ impl Attempt {
         row.history_with(PastAttempt {
             attempt: self.fence.attempt,
             instance: self.fence.owner.to_string(),
+            machine: self.host.instance.info.borrow().clone(),
             started: self.started.clone(),
             ended: now,
-            verdict,
-            exit_code,
+            end,
             log,
         })
     }

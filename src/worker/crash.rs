@@ -27,7 +27,7 @@ use crate::backend::ledger::{Commit, Completion, Finish, Release};
 use crate::clock;
 use crate::domain::budget::CRASHES_MAX;
 use crate::domain::ids::{AttemptNumber, SrcId};
-use crate::domain::task::{Counts, Crash, PastAttempt, State, Task};
+use crate::domain::task::{AttemptEnd, Counts, Crash, PastAttempt, State, Task};
 use crate::domain::verdict::Verdict;
 use crate::workload::Left;
 
@@ -135,11 +135,11 @@ async fn put_back(
     counts: Counts,
     limit: Duration,
 ) -> Result<bool, NodeError> {
+    let end = end_by(counts, Verdict::Lost);
     let release = Release {
-        verdict: Verdict::Lost,
-        exit_code: None,
-        time_cost_s: row.time_cost_s,
-        history: history(node, row, Verdict::Lost).await,
+        time_cost_ms: row.time_cost_ms,
+        history: history(node, instance, row, &end).await,
+        end,
         counts,
         now: clock::now_rfc3339(),
     };
@@ -160,13 +160,15 @@ async fn fail(
     let drain = &node.stopping.drain;
     let mission = retry_transient_unless(drain, limit, || node.mission_of(row)).await;
     let mission = mission.map_err(NodeError::cloud("reading the mission"))?;
+    let end = end_by(counts, Verdict::AppError);
     let finish = Finish {
-        completion: Completion::Failed(Verdict::AppError),
-        exit_code: None,
+        completion: Completion::Failed,
         input_etag: None,
-        time_cost_s: row.time_cost_s,
-        history: history(node, row, Verdict::AppError).await,
+        time_cost_ms: row.time_cost_ms,
+        history: history(node, instance, row, &end).await,
+        end,
         counts,
+        now: clock::now_rfc3339(),
     };
     let fence = instance.fence(row);
     let committed =
@@ -186,15 +188,21 @@ async fn fail(
     Ok(true)
 }
 
-async fn history(node: &Node, row: &Task, verdict: Verdict) -> Vec<PastAttempt> {
+/// Returns how the attempt ended: by a crash.
+fn end_by(counts: Counts, verdict: Verdict) -> AttemptEnd {
+    AttemptEnd::of(verdict, &counts.crash.map_or_else(String::new, |crash| crash.to_string()))
+}
+
+async fn history(node: &Node, instance: &Instance, row: &Task, end: &AttemptEnd) -> Vec<PastAttempt> {
     let bucket = node.settings.result_bucket.as_deref();
     row.history_with(PastAttempt {
         attempt: row.attempt,
         instance: row.instance.as_ref().map(ToString::to_string).unwrap_or_default(),
+        // It was this machine, whose boot continues.
+        machine: instance.info.borrow().clone(),
         started: row.open_since.clone().unwrap_or_default(),
         ended: clock::now_rfc3339(),
-        verdict,
-        exit_code: None,
+        end: end.clone(),
         log: log::find_lost(&node.backend, bucket, &row.src, row.attempt).await,
     })
 }

@@ -108,11 +108,32 @@ async fn mirror(node: &Node, heartbeat: &Heartbeat) {
     }
 }
 
+/// Returns a signal's number and name. Source: signal(7); the numbers are those of x86 and ARM.
+fn signal_name(signal: i32) -> String {
+    let name = match signal {
+        1 => "SIGHUP",
+        2 => "SIGINT",
+        3 => "SIGQUIT",
+        4 => "SIGILL: an illegal instruction",
+        6 => "SIGABRT: it aborted itself",
+        7 => "SIGBUS: a memory or disk error",
+        8 => "SIGFPE: an arithmetic error",
+        9 => "SIGKILL",
+        11 => "SIGSEGV: an invalid memory access",
+        13 => "SIGPIPE",
+        15 => "SIGTERM",
+        24 => "SIGXCPU: its limit of CPU time",
+        25 => "SIGXFSZ: its limit of file size",
+        _ => return format!("signal {signal}"),
+    };
+    format!("signal {signal} ({name})")
+}
+
 /// Interprets how a workload ended. `early` is why it was stopped, if it was; `is_full` says whether the disk is full.
 fn judge(ended: Exit, early: Option<StopReason>, is_full: bool) -> Result<i32, StopReason> {
-    let failed = |how: String, exit_code, is_transient| {
+    let failed = |how: String, exit_code, signal, is_transient| {
         let failure = AttemptFailure::new(Verdict::AppError, is_transient, NodeError::WorkloadFailed { how });
-        Err(AttemptFailure { exit_code, ..failure }.into())
+        Err(AttemptFailure { exit_code, signal, ..failure }.into())
     };
     match (ended, early) {
         (Exit::Exited { code: Some(0), .. }, _) => Ok(0),
@@ -123,15 +144,15 @@ fn judge(ended: Exit, early: Option<StopReason>, is_full: bool) -> Result<i32, S
             Err(AttemptFailure::new(Verdict::DiskFull, true, NodeError::WorkloadDiskFull).into())
         }
         (Exit::Exited { code: Some(code), .. }, _) if code == EXIT_TRY_AGAIN => {
-            failed(format!("exited with code {code} (try again)"), Some(code), true)
+            failed(format!("exited with code {code} (try again)"), Some(code), None, true)
         }
-        (Exit::Exited { code, out_of_memory: true, .. }, _) => {
+        (Exit::Exited { code, signal, out_of_memory: true }, _) => {
             let failure = AttemptFailure::new(Verdict::Oom, false, NodeError::OutOfMemory);
-            Err(AttemptFailure { exit_code: code, ..failure }.into())
+            Err(AttemptFailure { exit_code: code, signal, ..failure }.into())
         }
-        (Exit::Exited { code: Some(code), .. }, _) => failed(format!("exited with code {code}"), Some(code), false),
+        (Exit::Exited { code: Some(code), .. }, _) => failed(format!("exited with code {code}"), Some(code), None, false),
         (Exit::Exited { signal, .. }, _) => {
-            failed(format!("was killed by signal {}", signal.unwrap_or(0)), None, false)
+            failed(format!("was killed by {}", signal_name(signal.unwrap_or(0))), None, signal, false)
         }
         (Exit::TimedOut, _) => Err(AttemptFailure::new(Verdict::Timeout, true, NodeError::TimeLimit).into()),
         (Exit::NotStarted { program, source }, early) => {

@@ -15,14 +15,13 @@ use super::{NodeError, Step, log};
 use crate::backend::ledger::{Commit, Completion, Finish, Release};
 use crate::clock;
 use crate::domain::budget::{Disposition, FailureClass, decide};
-use crate::domain::task::{Counts, PastAttempt};
+use crate::domain::task::{AttemptEnd, Counts, PastAttempt};
 use crate::domain::verdict::{Budget, Verdict};
 
 /// An attempt's end, as the row has it.
 #[derive(Clone, Debug)]
 struct Record {
-    verdict: Verdict,
-    exit_code: Option<i32>,
+    end: AttemptEnd,
     history: Vec<PastAttempt>,
 }
 
@@ -63,8 +62,8 @@ impl Attempt {
     /// Fails a task that was claimed although its budget of interruptions is spent: the attempts before this one left
     /// no entry.
     pub(super) async fn give_up(&mut self) -> Result<Outcome, NodeError> {
-        let record = self.record(Verdict::Lost, None, None).await;
-        self.commit(Completion::Failed(Verdict::Lost), record).await?;
+        let record = self.record(AttemptEnd::of(Verdict::Lost, &self.exhausted().to_string()), None).await;
+        self.commit(Completion::Failed, record).await?;
         Err(self.exhausted())
     }
 
@@ -94,7 +93,7 @@ impl Attempt {
     async fn commit_result(&mut self, result: StoredResult) -> Result<Outcome, NodeError> {
         let StoredResult { uri, etag, bytes } = result;
         let log = self.save_log().await;
-        let record = self.record(Verdict::Ok, self.exit_code, log).await;
+        let record = self.record(AttemptEnd { exit_code: self.exit_code, ..AttemptEnd::ok() }, log).await;
         self.commit(Completion::Done { result: uri.clone(), etag, bytes }, record).await?;
         Ok(Outcome::Committed { result: uri })
     }
@@ -102,7 +101,7 @@ impl Attempt {
     /// Releases the task after an interruption, or fails it if its budget is spent.
     async fn interrupt(&mut self, verdict: Verdict, why: &str, outcome: Outcome) -> Result<Outcome, NodeError> {
         let class = FailureClass { verdict, is_transient: true, is_counted: true };
-        match self.release_or_fail(class, None, why, LogOrder::AfterRow).await? {
+        match self.release_or_fail(class, AttemptEnd::of(verdict, why), LogOrder::AfterRow).await? {
             Disposition::Release => Ok(outcome),
             Disposition::Fail => Err(self.exhausted()),
         }
@@ -111,8 +110,8 @@ impl Attempt {
     /// Ends the task because its mission is cancelled.
     async fn commit_cancelled(&mut self) -> Result<Outcome, NodeError> {
         let log = self.save_log().await;
-        let record = self.record(Verdict::Cancelled, None, log).await;
-        match self.commit(Completion::Failed(Verdict::Cancelled), record.clone()).await? {
+        let record = self.record(AttemptEnd::of(Verdict::Cancelled, "the mission was cancelled"), log).await;
+        match self.commit(Completion::Failed, record.clone()).await? {
             Committed::Yes => Ok(Outcome::Cancelled),
             // The mission was reinstated since the node found it cancelled: the task is pending again.
             Committed::NotCancelled => {
@@ -123,8 +122,9 @@ impl Attempt {
     }
 
     async fn fail(&mut self, failure: AttemptFailure) -> Result<Outcome, NodeError> {
-        let AttemptFailure { class, exit_code, error } = failure;
-        let disposition = self.release_or_fail(class, exit_code, &error.to_string(), LogOrder::BeforeRow).await?;
+        let end = failure.end();
+        let AttemptFailure { class, error, .. } = failure;
+        let disposition = self.release_or_fail(class, end, LogOrder::BeforeRow).await?;
         if !class.is_counted {
             return Ok(Outcome::NoRoom(error));
         }
@@ -136,11 +136,10 @@ impl Attempt {
     async fn release_or_fail(
         &mut self,
         class: FailureClass,
-        exit_code: Option<i32>,
-        why: &str,
+        end: AttemptEnd,
         order: LogOrder,
     ) -> Result<Disposition, NodeError> {
-        let verdict = class.verdict;
+        let (verdict, why) = (class.verdict, end.error.clone().unwrap_or_default());
         let limits = self.host.node.settings.limits;
         let disposition = decide(class, self.row.app_failures, self.row.interruptions, limits);
         let is_first = order == LogOrder::BeforeRow || disposition == Disposition::Fail;
@@ -148,12 +147,12 @@ impl Attempt {
         match disposition {
             Disposition::Fail => {
                 tracing::info!(verdict = verdict.as_str(), "task {} failed: {why}", self.row.src);
-                let record = self.record(verdict, exit_code, log).await;
-                self.commit(Completion::Failed(verdict), record).await?;
+                let record = self.record(end, log).await;
+                self.commit(Completion::Failed, record).await?;
             }
             Disposition::Release => {
                 tracing::info!(verdict = verdict.as_str(), "task {} is released: {why}", self.row.src);
-                let record = self.record(verdict, exit_code, log).await;
+                let record = self.record(end, log).await;
                 let counts = self.row.counts_after(if class.is_counted { verdict } else { Verdict::Ok });
                 self.release(record, counts).await?;
             }
@@ -165,8 +164,10 @@ impl Attempt {
         Ok(disposition)
     }
 
-    async fn record(&self, verdict: Verdict, exit_code: Option<i32>, log: Option<String>) -> Record {
-        Record { verdict, exit_code, history: self.history(verdict, exit_code, log).await }
+    async fn record(&self, end: AttemptEnd, log: Option<String>) -> Record {
+        let peak_memory = self.env.as_ref().and_then(|env| env.peak_memory());
+        let end = AttemptEnd { peak_memory, ..end };
+        Record { history: self.history(end.clone(), log).await, end }
     }
 
     /// Commits the end of the task, removes the checkpoints that a result makes useless, and sends the notification if
@@ -176,11 +177,12 @@ impl Attempt {
         let is_done = matches!(completion, Completion::Done { .. });
         let finish = Finish {
             completion,
-            exit_code: record.exit_code,
+            counts: self.row.counts_after(record.end.verdict),
+            end: record.end,
             input_etag: self.input_etag.clone(),
-            time_cost_s: self.time_cost_s,
+            time_cost_ms: self.time_cost_ms,
             history: record.history,
-            counts: self.row.counts_after(record.verdict),
+            now: clock::now_rfc3339(),
         };
         // An attempt that failed early has not read its mission; without it the end would not be counted.
         let mission = match &self.mission {
@@ -213,11 +215,11 @@ impl Attempt {
 
     /// Releases the task: its row is `pending` again.
     async fn release(&mut self, record: Record, counts: Counts) -> Result<(), NodeError> {
-        let Record { verdict, exit_code, history } = record;
-        debug_assert!(verdict.budget() != Budget::None, "a success is committed, not released");
+        let Record { end, history } = record;
+        debug_assert!(end.verdict.budget() != Budget::None, "a success is committed, not released");
         let node = &self.host.node;
         let now = clock::now_rfc3339();
-        let release = Release { verdict, exit_code, time_cost_s: self.time_cost_s, history, counts, now };
+        let release = Release { end, time_cost_ms: self.time_cost_ms, history, counts, now };
         self.heartbeat.stop().await;
         let write = async {
             let released = retry_transient(node.settings.lease, || node.backend.ledger.release(&self.fence, &release));

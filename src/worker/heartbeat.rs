@@ -17,14 +17,14 @@ use crate::domain::progress::Progress;
 /// The workload's time: that of earlier attempts, and since when this one runs.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct TimeCost {
-    base_s: u64,
+    base_ms: u64,
     running_since: Option<Instant>,
     spent: Duration,
 }
 
 impl TimeCost {
-    pub(super) const fn new(base_s: u64) -> Self {
-        Self { base_s, running_since: None, spent: Duration::ZERO }
+    pub(super) const fn new(base_ms: u64) -> Self {
+        Self { base_ms, running_since: None, spent: Duration::ZERO }
     }
 
     pub(super) fn start(&mut self) {
@@ -35,10 +35,11 @@ impl TimeCost {
         self.spent += self.running_since.take().map_or(Duration::ZERO, |since| since.elapsed());
     }
 
-    /// Returns the time of all attempts together, rounded to whole seconds.
-    pub(super) fn seconds(&self) -> u64 {
+    /// Returns the time of all attempts together, in milliseconds.
+    pub(super) fn ms(&self) -> u64 {
         let running = self.running_since.map_or(Duration::ZERO, |since| since.elapsed());
-        self.base_s + (self.spent + running + Duration::from_millis(500)).as_secs()
+        let ms = u64::try_from((self.spent + running).as_millis()).unwrap_or(u64::MAX);
+        self.base_ms.saturating_add(ms)
     }
 }
 
@@ -115,8 +116,8 @@ impl Beater {
             let left = hold_limit(self.periods.lease).saturating_sub(renewed.elapsed());
             // A process that was frozen for longer still tries once: the row says who holds the task.
             let limit = if left.is_zero() { self.try_limit() } else { left.min(self.try_limit()) };
-            let (progress, seconds) = (*self.progress.borrow(), self.time_cost.borrow().seconds());
-            let beat = self.ledger.beat(&self.fence, progress, seconds, stop_if_cancelled);
+            let (progress, ms) = (*self.progress.borrow(), self.time_cost.borrow().ms());
+            let beat = self.ledger.beat(&self.fence, progress, ms, stop_if_cancelled);
             match tokio::time::timeout(limit, beat).await {
                 Ok(Ok(Beat::Renewed)) => renewed = asked,
                 Ok(Ok(Beat::Lost)) => return lost.cancel(),

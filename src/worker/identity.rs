@@ -2,12 +2,14 @@
 
 use tokio::sync::watch;
 
+use super::machine_info::Pricing;
 use super::retry::retry_transient;
 use super::{Node, NodeError};
 use crate::backend::Kind;
 use crate::backend::ledger::Fence;
 use crate::backend::machine::{EndProof, Machine, NodeTags};
 use crate::domain::ids::{InstanceId, MissionId, SrcId, process_owner};
+use crate::domain::machine_info::MachineInfo;
 use crate::domain::tags;
 use crate::domain::task::Task;
 
@@ -18,6 +20,8 @@ pub(super) struct Instance {
     pub(super) id: InstanceId,
     /// The EC2 instance, if this is one.
     on_ec2: Option<InstanceId>,
+    /// What is known of the machine so far.
+    pub(super) info: watch::Sender<MachineInfo>,
 }
 
 impl Instance {
@@ -74,10 +78,16 @@ pub(super) async fn find(
 /// Without IMDS this is not EC2; then a task must be named.
 async fn instance(node: &Node) -> Result<Instance, NodeError> {
     match node.backend.machine.instance_id().await {
-        Ok(id) => Ok(on_ec2(&node.backend.machine, InstanceId::new(id)?, node.settings.holds_work_dir)),
+        Ok(id) => {
+            let info = match node.settings.pricing {
+                Pricing::Local => MachineInfo::local(),
+                Pricing::Ec2(_) => MachineInfo::default(),
+            };
+            Ok(on_ec2(&node.backend.machine, InstanceId::new(id)?, node.settings.holds_work_dir, info))
+        }
         Err(error) if error.kind == Kind::Unreachable && node.settings.src.is_some() => {
             tracing::info!("no IMDS here: this machine is not an EC2 instance");
-            Ok(Instance { id: owner_of_process(), on_ec2: None })
+            Ok(Instance { id: owner_of_process(), on_ec2: None, info: watch::Sender::new(MachineInfo::local()) })
         }
         Err(error) => Err(NodeError::Identity(error)),
     }
@@ -85,7 +95,7 @@ async fn instance(node: &Node) -> Result<Instance, NodeError> {
 
 /// Names this process on an instance: by the instance's id, with which it continues its own task after a restart; or by
 /// a name of its own, if another process may have the instance's id, or the lock of the work folder.
-fn on_ec2(machine: &Machine, instance: InstanceId, holds_work_dir: bool) -> Instance {
+fn on_ec2(machine: &Machine, instance: InstanceId, holds_work_dir: bool, info: MachineInfo) -> Instance {
     let is_first = machine.take_place(instance.as_str(), holds_work_dir);
     let id = if is_first { instance.clone() } else { owner_of_process() };
     if !is_first {
@@ -95,7 +105,7 @@ fn on_ec2(machine: &Machine, instance: InstanceId, holds_work_dir: bool) -> Inst
              named {id}, and a sweep does not know that it needs the instance"
         );
     }
-    Instance { id, on_ec2: Some(instance) }
+    Instance { id, on_ec2: Some(instance), info: watch::Sender::new(info) }
 }
 
 /// Returns a new name for this process.

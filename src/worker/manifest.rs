@@ -24,7 +24,7 @@ impl ManifestWriter {
     ) -> Result<Self, StoreError> {
         let head = serde_json::json!({
             "mission": mission.id.as_str(), "accomplishedAt": now, "transNumber": mission.trans_number,
-            "transOK": total.ok, "transFailed": total.failed, "timeCost": total.time_cost_s,
+            "transOK": total.ok, "transFailed": total.failed, "timeCost": total.time_cost_s(), "timeCostMs": total.time_cost_ms,
         });
         let head = head.to_string();
         out.write(format!("{},\n\"tasks\": [", head.trim_end_matches('}')).as_bytes()).await?;
@@ -44,7 +44,7 @@ impl ManifestWriter {
             let entry = serde_json::json!({
                 "srcFilename": task.src.as_str(), "state": task.state.as_str(), "attempt": task.attempt.0,
                 "rsltFilename": task.result, "resultETag": task.result_etag, "resultBytes": task.result_bytes,
-                "timeCost": task.time_cost_s, "verdict": task.verdict.map(Verdict::as_str),
+                "timeCost": task.time_cost_s(), "timeCostMs": task.time_cost_ms, "verdict": task.verdict.map(Verdict::as_str),
                 "exitCode": task.exit_code,
             });
             let comma = if self.count > 0 { "," } else { "" };

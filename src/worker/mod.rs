@@ -30,6 +30,7 @@ mod heartbeat;
 mod host;
 mod identity;
 pub(crate) mod log;
+mod machine_info;
 mod manifest;
 mod mission_loop;
 mod node;
@@ -56,6 +57,7 @@ pub use error::NodeError;
 pub use node::{Life, Node};
 pub use outcome::Outcome;
 pub use preflight::Preflight;
+pub use machine_info::Pricing;
 pub use settings::{NodeSettings, Report, Step};
 pub use stopping::{DRAIN_LIMIT, Stopping};
 
@@ -117,6 +119,8 @@ async fn life(node: Node, proof: watch::Sender<Option<EndProof>>) -> Result<Outc
     removal.head_start().await;
     let (spot, mut polls) =
         SpotWatcher::start(node.backend.machine.clone(), node.backend.ledger.clone(), instance.is_on_ec2());
+    let (of_node, of_instance) = (node.clone(), instance.clone());
+    polls.spawn(async move { machine_info::look_up(&of_node, &of_instance, &of_instance.info).await }.in_current_span());
     let host = Host { node, instance, spot };
     let outcome = match work {
         Work::Task(task) => match failed.into_iter().find(|(src, _)| *src == task.src) {

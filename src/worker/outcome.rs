@@ -6,9 +6,10 @@
 use tokio::time::Instant;
 
 use super::NodeError;
+use crate::backend::error_chain;
 use crate::domain::budget::FailureClass;
 use crate::domain::ids::InstanceId;
-use crate::domain::task::State;
+use crate::domain::task::{AttemptEnd, State};
 use crate::domain::verdict::Verdict;
 
 /// How an attempt at a task ended on this node.
@@ -76,13 +77,20 @@ impl std::fmt::Display for StopReason {
 pub(super) struct AttemptFailure {
     pub(super) class: FailureClass,
     pub(super) exit_code: Option<i32>,
+    pub(super) signal: Option<i32>,
     pub(super) error: NodeError,
 }
 
 impl AttemptFailure {
     /// Makes a failure that the budget counts, of a workload without an exit code.
     pub(super) const fn new(verdict: Verdict, is_transient: bool, error: NodeError) -> Self {
-        Self { class: FailureClass { verdict, is_transient, is_counted: true }, exit_code: None, error }
+        Self { class: FailureClass { verdict, is_transient, is_counted: true }, exit_code: None, signal: None, error }
+    }
+
+    /// Returns the end of the attempt, as the row keeps it.
+    pub(super) fn end(&self) -> AttemptEnd {
+        let error = error_chain(&self.error);
+        AttemptEnd { exit_code: self.exit_code, signal: self.signal, ..AttemptEnd::of(self.class.verdict, &error) }
     }
 }
 

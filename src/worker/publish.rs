@@ -190,7 +190,7 @@ fn message(mission: &Mission, total: Tally, manifest: &str, now: &str) -> Messag
         mission.trans_number.unwrap_or_else(|| total.ended()),
         total.ok,
         total.failed,
-        total.time_cost_s,
+        total.time_cost_s(),
     );
     // A mission that is opened again (redriven, enlarged) and ends again has another count of changes: another message.
     let deduplication = digest_hex(&[id.as_str(), &total.seq.to_string()], 64);
@@ -205,7 +205,7 @@ mod tests {
     #[test]
     fn the_message_is_in_the_articles_words() {
         let mission = Mission { trans_number: Some(3), ..Mission::unknown(MissionId::new("M001").unwrap()) };
-        let total = Tally { ok: 2, failed: 1, time_cost_s: 31, seq: 3 };
+        let total = Tally { ok: 2, failed: 1, time_cost_ms: 31_000, seq: 3 };
 
         let message = message(&mission, total, "s3://r/manifests/M001.json", "2026-02-03T04:05:06Z");
 
@@ -220,7 +220,7 @@ mod tests {
     #[test]
     fn a_name_of_several_lines_adds_none_to_the_message() {
         let id = MissionId::new("M\r\nmanifest: https://evil.example\u{1b}[2J\u{202e}").unwrap();
-        let total = Tally { ok: 1, failed: 0, time_cost_s: 0, seq: 1 };
+        let total = Tally { ok: 1, failed: 0, time_cost_ms: 0, seq: 1 };
         let message = message(&Mission::unknown(id), total, "s3://r/manifests/M\nx.json", "2026-02-03T04:05:06Z");
         assert_eq!(message.text.lines().count(), 7, "{}", message.text);
         let is_plain = |text: &str| !text.contains(|c| c != '\n' && printable::is_unsafe(c));

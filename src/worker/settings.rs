@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::disk::Disk;
+use super::machine_info::Pricing;
 use super::preflight::Preflight;
 use crate::backend::machine::EndOrder;
 use crate::domain::budget::{Limits, SizeLimits};
@@ -110,6 +111,8 @@ pub struct NodeSettings {
     pub limits: Limits,
     /// How large results and checkpoints may be.
     pub sizes: SizeLimits,
+    /// Where the node's price comes from.
+    pub pricing: Pricing,
     /// What is known of the disk, for all that share it.
     pub disk: Arc<Disk>,
     /// What is known of the deployment, for all that share it.

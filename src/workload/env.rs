@@ -8,6 +8,7 @@ use rustix::fs::{AtFlags, Gid, Uid, chownat};
 use tokio_util::sync::CancellationToken;
 
 use super::folder::Folder;
+use super::peak::PeakMemory;
 use super::{log, walk};
 use crate::domain::ids::{AttemptNumber, MissionId, SrcId};
 use crate::domain::keys::file_name;
@@ -31,6 +32,8 @@ pub struct WorkloadEnv {
     pub attempt: AttemptNumber,
     /// Whether `checkpoint/` was restored from an earlier attempt.
     pub resumed: bool,
+    /// The most memory that the workload was seen to use.
+    pub(super) peak: PeakMemory,
     folder: Folder,
 }
 
@@ -48,7 +51,7 @@ impl WorkloadEnv {
         attempt: AttemptNumber,
     ) -> io::Result<Self> {
         let folder = Folder::create(&std::path::absolute(work_dir)?, deployment, &src, attempt)?;
-        let env = Self { src, mission, attempt, resumed: false, folder };
+        let env = Self { src, mission, attempt, resumed: false, peak: PeakMemory::default(), folder };
         let fill = || {
             for part in ["input", "checkpoint", "scratch"] {
                 std::fs::create_dir_all(env.workspace().join(part))?;
@@ -129,6 +132,13 @@ impl WorkloadEnv {
     #[must_use]
     pub fn scratch(&self) -> PathBuf {
         self.workspace().join("scratch")
+    }
+
+    /// Returns the most memory that the workload's processes were seen to use together, in bytes; `None` if it ended
+    /// before it was measured.
+    #[must_use]
+    pub fn peak_memory(&self) -> Option<u64> {
+        self.peak.get()
     }
 
     /// Returns the folder for `/tmp` and `/var/tmp` in the sandbox.

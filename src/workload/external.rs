@@ -18,10 +18,11 @@ use tokio_util::sync::CancellationToken;
 use super::env::{WorkloadEnv, is_withheld};
 use super::machine::{self, is_of_machine};
 use super::memory::OomCounter;
+use super::peak::Measured;
 use super::progress_file::ProgressFile;
 use super::run::{Bounds, Exit, Stops};
 use super::sandbox::{self, UnitEnd, UnitState};
-use super::{log, orphans};
+use super::{log, orphans, peak};
 use crate::domain::progress::Progress;
 
 /// The time between two checks of the progress file: one `stat` twice a second.
@@ -137,6 +138,9 @@ async fn attend(
     let (folder, echo) = (env.folder().to_owned(), bounds.echo);
     side.spawn(async move { log::drain(output, &folder, echo, async { ended.await.unwrap_or(()) }).await });
     let looking = CancellationToken::new();
+    if let Some(what) = running.measured() {
+        side.spawn(peak::measure(what, env.peak.clone(), looking.clone()));
+    }
     side.spawn(poll_progress(ProgressFile::new(env.progress()), progress.clone(), looking.clone()));
 
     // Waiting is cancel-safe, and the other arms only set the reason. The match below acts on it.
@@ -200,6 +204,14 @@ fn plain(argv: &[String], env: &WorkloadEnv) -> io::Result<Command> {
 }
 
 impl Running {
+    /// Returns whose memory is measured.
+    fn measured(&self) -> Option<Measured> {
+        match &self.reach {
+            Reach::Group(_) => self.child.id().map(Measured::Tree),
+            Reach::Unit(unit) => Some(Measured::Cgroup(sandbox::cgroup(unit))),
+        }
+    }
+
     async fn signal(&self, signal: Signal) {
         match &self.reach {
             // The only error is "no such group": it has exited.

@@ -21,6 +21,7 @@ mod log;
 mod machine;
 mod memory;
 mod orphans;
+mod peak;
 mod progress_file;
 mod remover;
 mod run;

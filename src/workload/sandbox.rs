@@ -11,7 +11,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use rustix::process::Signal;
@@ -29,6 +29,11 @@ const USER: &str = "lighthpc-task";
 const USERS_MAX: u16 = 1024;
 /// The slice of all workloads.
 const SLICE: &str = "lighthpc.slice";
+
+/// Returns the folder of a unit's cgroup.
+pub(super) fn cgroup(unit: &str) -> PathBuf {
+    Path::new("/sys/fs/cgroup").join(SLICE).join(unit)
+}
 
 /// The memory that workloads do not get, for the kernel, systemd, and the node: 256 MiB and 2 % of the machine's
 /// memory. A minimal system with the node needs about 150 MiB, and the kernel's share grows with the machine.

@@ -75,10 +75,11 @@ async fn a_stale_attempt_cannot_write_upload_or_commit() {
     let finish = |result: &str| Finish {
         input_etag: None,
         completion: Completion::Done { result: result.to_owned(), etag: "e".to_owned(), bytes: 1 },
-        exit_code: Some(0),
-        time_cost_s: 1,
+        end: AttemptEnd::ok(),
+        time_cost_ms: 1,
         history: vec![],
         counts: Counts::default(),
+        now: "2026-01-01T00:00:00Z".to_owned(),
     };
     let (ledger, store) = (&cloud.backend.ledger, &cloud.backend.store);
 

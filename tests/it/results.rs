@@ -127,14 +127,14 @@ async fn what_a_failed_task_left_is_overwritten_and_what_a_running_one_put_is_no
     assert!(matches!(put(&other, "x's").await, Err(StoreError::Taken { .. })));
     assert_eq!(cloud.result("rslt_d/x").as_deref(), Some("d's file"));
 
-    let completion = Completion::Failed(Verdict::AppError);
     let finish = Finish {
-        completion,
-        exit_code: None,
+        completion: Completion::Failed,
+        end: AttemptEnd::of(Verdict::AppError, "why"),
         input_etag: None,
-        time_cost_s: 0,
+        time_cost_ms: 0,
         history: vec![],
         counts: Counts::default(),
+        now: "2026-01-01T00:00:00Z".to_owned(),
     };
     let mission = cloud.mission_row("M").await;
     assert_eq!(ledger.commit(&d, Some(&mission), &finish).await.unwrap(), Commit::Committed);

@@ -14,7 +14,7 @@ use lighthpc::domain::mission::{Mission, Notified, Tally};
 use lighthpc::domain::policy::Policy;
 use lighthpc::domain::task::Task;
 use lighthpc::scheduler::{self, Scheduler};
-use lighthpc::worker::{self, Life, Node, NodeSettings, Report, Stopping};
+use lighthpc::worker::{self, Life, Node, Pricing, NodeSettings, Report, Stopping};
 use lighthpc::workload::{Bounds, Simulation, Workload};
 use local_cloud::{ACCESS_KEY, Faults, Gate, LocalCloud, REGION, RESULT_BUCKET, SECRET_KEY, SOURCE_BUCKET, TOPIC_ARN};
 
@@ -101,6 +101,7 @@ impl TestCloud {
             bounds: Bounds { time_limit: None, grace: Duration::from_secs(5), echo: false, sandbox: None },
             limits: Limits::default(),
             sizes: SizeLimits::default(),
+            pricing: Pricing::Ec2(std::collections::BTreeMap::new()),
             disk: Arc::default(),
             preflight: Arc::default(),
             report: tokio::sync::watch::Sender::new(Report::default()),

@@ -10,7 +10,7 @@ use super::parts::{Pages, Part, parts_of, rotated};
 use super::repair::WANTED_MAX;
 use super::snapshot::{BOOT_MAX, Snapshot};
 use super::{PUT_BACK_TIME_MAX, Sweep, Unconfirmed, What};
-use crate::backend::ledger::{Cursor, OpenTask, Partition};
+use crate::backend::ledger::{Cursor, GivenUp, OpenTask, Partition};
 use crate::clock;
 use crate::domain::ids::{InstanceId, MissionId, SrcId};
 use crate::domain::mission::Mission;
@@ -313,7 +313,7 @@ impl Sweep<'_> {
         // The row decides the mission, not the index.
         let is_its = |task: &Task| task.mission.as_ref().is_none_or(|id| *id == mission.id);
         let tasks: Vec<_> = tasks.into_iter().filter(is_its).map(|task| (task, None)).collect();
-        let failed = self.scheduler.backend.ledger.fail(&tasks, Some(mission), Verdict::Cancelled, true).await;
+        let failed = self.scheduler.backend.ledger.fail(&tasks, Some(mission), &GivenUp::by_cancel(clock::now_rfc3339())).await;
         match failed.map_err(SchedulerError::cloud("failing tasks of a cancelled mission")) {
             Ok(failed) => {
                 for src in failed.tasks {

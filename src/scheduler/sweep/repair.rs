@@ -7,10 +7,12 @@ use tokio::time::Instant;
 use super::snapshot::Snapshot;
 use super::{Sweep, What, tally_of};
 use crate::backend::fleet::ManagedInstance;
+use crate::backend::ledger::GivenUp;
 use crate::clock;
 use crate::domain::ids::MissionId;
+use crate::domain::machine_info::MachineInfo;
 use crate::domain::mission::{Mission, Notified};
-use crate::domain::task::{PastAttempt, Task};
+use crate::domain::task::{AttemptEnd, PastAttempt, Task};
 use crate::domain::verdict::Verdict;
 use crate::scheduler::SchedulerError;
 use crate::scheduler::launch::{LaunchResult, waited_since};
@@ -106,8 +108,8 @@ impl Sweep<'_> {
             instance: lease.owner.to_string(),
             started: task.open_since.clone().unwrap_or_default(),
             ended: now.clone(),
-            verdict: Verdict::Lost,
-            exit_code: None,
+            machine: MachineInfo::default(),
+            end: AttemptEnd::of(Verdict::Lost, reason),
             log: crate::worker::log::find_lost(&self.scheduler.backend, bucket, &task.src, task.attempt).await,
         };
         if mission.is_some_and(|mission| mission.cancelled_at.is_some()) {
@@ -230,9 +232,13 @@ impl Sweep<'_> {
         reason: &str,
     ) {
         let mission = tally_of(task, mission);
-        let is_for_cancel = verdict == Verdict::Cancelled;
+        let given_up = GivenUp {
+            end: AttemptEnd::of(verdict, reason),
+            is_for_cancel: verdict == Verdict::Cancelled,
+            now: clock::now_rfc3339(),
+        };
         let one = [(task.clone(), past)];
-        let failed = self.scheduler.backend.ledger.fail(&one, mission.as_ref(), verdict, is_for_cancel).await;
+        let failed = self.scheduler.backend.ledger.fail(&one, mission.as_ref(), &given_up).await;
         match failed.map_err(SchedulerError::cloud("failing a task")) {
             Ok(failed) if failed.tasks.is_empty() => {}
             Ok(_) => {

@@ -7,6 +7,7 @@ use aws_sdk_ec2::types::{Filter, InstanceType, LocationType};
 use super::error::CloudError;
 use super::fleet::Fleet;
 use crate::clock;
+use crate::domain::machine_info::MicroUsd;
 
 /// The maximum number of values in a filter. Source: EC2 API reference, "Filtering", 200 values per request.
 const FILTER_VALUES_MAX: usize = 200;
@@ -51,6 +52,26 @@ impl Fleet {
             }
         }
         Ok(offered)
+    }
+
+    /// Reads the current Spot price of an instance type in a zone, per hour, for Linux; `None` if EC2 has none.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn spot_price(&self, instance_type: &str, zone: &str) -> Result<Option<MicroUsd>, CloudError> {
+        let answer = self
+            .client()
+            .describe_spot_price_history()
+            .instance_types(InstanceType::from(instance_type))
+            .availability_zone(zone)
+            .product_descriptions("Linux/UNIX")
+            // From now on: only the price that is in effect.
+            .start_time(aws_smithy_types::DateTime::from(clock::now()))
+            .send()
+            .await;
+        let resource = || format!("{instance_type} in {zone}");
+        let answer = answer.map_err(|e| CloudError::sdk("DescribeSpotPriceHistory", resource(), e))?;
+        Ok(answer.spot_price_history().iter().find_map(|entry| MicroUsd::parse(entry.spot_price()?)))
     }
 
     /// Reads the current Spot price by instance type: USD per instance-hour in the cheapest zone.

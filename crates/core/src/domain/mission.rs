@@ -14,13 +14,19 @@ pub struct Tally {
     pub ok: u64,
     /// Tasks that ran out of budget.
     pub failed: u64,
-    /// Whole seconds of workload time of all these tasks.
-    pub time_cost_s: u64,
+    /// Milliseconds of workload time of all these tasks.
+    pub time_cost_ms: u64,
     /// Counts every change of the tally: a sum with a larger `seq` is newer.
     pub seq: u64,
 }
 
 impl Tally {
+    /// Returns the workload time in whole seconds, rounded: `timeCost`.
+    #[must_use]
+    pub const fn time_cost_s(self) -> u64 {
+        self.time_cost_ms.saturating_add(500) / 1000
+    }
+
     /// Returns how many tasks have ended.
     #[must_use]
     pub const fn ended(self) -> u64 {
@@ -176,7 +182,7 @@ impl Mission {
             tally_shards: 1,
             tally_base: 0,
             rolled_seq: None,
-            rolled: Tally { ok: 0, failed: 0, time_cost_s: 0, seq: 0 },
+            rolled: Tally { ok: 0, failed: 0, time_cost_ms: 0, seq: 0 },
             counts_as_strings: false,
             notified: Notified::No,
             notified_to: None,
@@ -298,7 +304,7 @@ mod tests {
     }
 
     fn tally(ok: u64, failed: u64) -> Tally {
-        Tally { ok, failed, time_cost_s: 0, seq: ok + failed }
+        Tally { ok, failed, time_cost_ms: 0, seq: ok + failed }
     }
 
     #[test]

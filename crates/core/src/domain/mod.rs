@@ -9,6 +9,7 @@ pub mod checkpoint;
 pub mod ids;
 pub mod keys;
 pub mod lease;
+pub mod machine_info;
 pub mod mission;
 pub mod node_limit;
 pub mod policy;

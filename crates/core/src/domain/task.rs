@@ -14,6 +14,8 @@
 use super::budget::CRASHES_MAX;
 use super::ids::{AttemptNumber, InstanceId, MissionId, SrcId};
 use super::lease::Lease;
+use super::machine_info::MachineInfo;
+use super::printable;
 use super::request::Reserved;
 use super::value::{Form, integer};
 use super::verdict::{Budget, Verdict};
@@ -62,6 +64,44 @@ impl State {
     }
 }
 
+/// The maximum length of a stored error, in characters.
+pub const ERROR_CHARS_MAX: usize = 300;
+
+/// How an attempt ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttemptEnd {
+    /// Why it ended.
+    pub verdict: Verdict,
+    /// The workload's exit code, if it exited.
+    pub exit_code: Option<i32>,
+    /// The signal that killed the workload, if one did.
+    pub signal: Option<i32>,
+    /// The most memory that the workload's processes used together, in bytes, if it was measured.
+    pub peak_memory: Option<u64>,
+    /// Why the attempt did not succeed: one sentence of at most [`ERROR_CHARS_MAX`] characters.
+    pub error: Option<String>,
+}
+
+impl AttemptEnd {
+    /// Makes the end of an attempt that succeeded.
+    #[must_use]
+    pub const fn ok() -> Self {
+        Self { verdict: Verdict::Ok, exit_code: Some(0), signal: None, peak_memory: None, error: None }
+    }
+
+    /// Makes the end of an attempt that did not succeed, and of which nothing else is known. The error becomes one line
+    /// and is cut.
+    #[must_use]
+    pub fn of(verdict: Verdict, error: &str) -> Self {
+        let line = printable::one_line(error);
+        let error = match line.char_indices().nth(ERROR_CHARS_MAX - 1) {
+            Some((at, last)) if at + last.len_utf8() < line.len() => format!("{}…", &line[..at]),
+            _ => line.into_owned(),
+        };
+        Self { verdict, exit_code: None, signal: None, peak_memory: None, error: Some(error) }
+    }
+}
+
 /// One ended attempt, as `history` keeps it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PastAttempt {
@@ -69,19 +109,19 @@ pub struct PastAttempt {
     pub attempt: AttemptNumber,
     /// The instance that held it.
     pub instance: String,
+    /// What is known of this instance.
+    pub machine: MachineInfo,
     /// When it was claimed, RFC 3339 UTC, by the holder's clock; empty if nobody wrote it.
     pub started: String,
     /// When it ended, RFC 3339 UTC, by the writer's clock.
     pub ended: String,
-    /// Why it ended.
-    pub verdict: Verdict,
-    /// The workload's exit code, if it had one.
-    pub exit_code: Option<i32>,
+    /// How it ended.
+    pub end: AttemptEnd,
     /// Where its log is, if it was saved.
     pub log: Option<String>,
 }
 
-/// How many ended attempts `history` keeps: the newest ten, about 3 kB of the row's 400 kB.
+/// How many ended attempts `history` keeps: the newest ten, about 7 kB of the row's 400 kB.
 pub const HISTORY_LEN_MAX: usize = 10;
 
 /// The highest attempt that is counted on: up to 2^53, floating numbers are exact, which is what some other writers have.
@@ -110,8 +150,8 @@ pub struct Task {
     pub instance: Option<InstanceId>,
     /// `strIndiProgress`, for people.
     pub progress: String,
-    /// Whole seconds of workload time so far, over all attempts.
-    pub time_cost_s: u64,
+    /// Milliseconds of workload time so far, over all attempts.
+    pub time_cost_ms: u64,
     /// `s3://…` of the committed result.
     pub result: Option<String>,
     /// `ETag` of the committed result.
@@ -122,8 +162,12 @@ pub struct Task {
     pub input_etag: Option<String>,
     /// Why the last attempt ended.
     pub verdict: Option<Verdict>,
-    /// The last exit code of the workload.
+    /// The workload's exit code in the last attempt.
     pub exit_code: Option<i64>,
+    /// The signal that killed the workload in the last attempt.
+    pub signal: Option<i64>,
+    /// Why the last attempt did not succeed.
+    pub error: Option<String>,
     /// `s3://…` of the newest complete checkpoint.
     pub checkpoint: Option<String>,
     /// Application failures so far.
@@ -250,13 +294,15 @@ impl Task {
             claim_token: None,
             instance: None,
             progress: String::new(),
-            time_cost_s: 0,
+            time_cost_ms: 0,
             result: None,
             result_etag: None,
             result_bytes: None,
             input_etag: None,
             verdict: None,
             exit_code: None,
+            signal: None,
+            error: None,
             checkpoint: None,
             app_failures: 0,
             interruptions: 0,
@@ -269,6 +315,12 @@ impl Task {
             open_as: None,
             seen: None,
         }
+    }
+
+    /// Returns the workload time in whole seconds, rounded: `timeCost`.
+    #[must_use]
+    pub const fn time_cost_s(&self) -> u64 {
+        self.time_cost_ms.saturating_add(500) / 1000
     }
 
     /// Returns the counts with one more attempt that ended with `verdict`. A lost attempt is counted by whoever takes it over.

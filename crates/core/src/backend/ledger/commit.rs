@@ -7,15 +7,16 @@ use super::history::takes_no_history;
 use super::item::{self, Row, number, text};
 use super::key::task_key;
 use super::mission::{mission_as_seen, mission_key};
-use super::open::closed;
+use super::mission_row::TALLY_NAMES;
+use super::open::{closed, failed};
 use super::renew::{counted, ending, is_own};
-use super::transaction::{Transacted, check, tally_key, update};
+use super::transaction::{TIME_MAX, Transacted, check, tally_key, update, with_time};
 use super::{Fence, Ledger};
 use crate::backend::CloudError;
 use crate::domain::ids::{AttemptNumber, MissionId};
 use crate::domain::keys::digest_hex;
-use crate::domain::mission::{Mission, shard_of};
-use crate::domain::task::{Counts, PastAttempt, State};
+use crate::domain::mission::{Mission, open_partition, shard_of};
+use crate::domain::task::{AttemptEnd, Counts, PastAttempt, State};
 use crate::domain::value::Form;
 use crate::domain::verdict::Verdict;
 
@@ -32,7 +33,7 @@ pub enum Completion {
         bytes: u64,
     },
     /// The task has no result, and its budget is exhausted.
-    Failed(Verdict),
+    Failed,
 }
 
 /// The end of a task, as the commit writes it.
@@ -40,16 +41,18 @@ pub enum Completion {
 pub struct Finish {
     /// The outcome.
     pub completion: Completion,
-    /// The workload's exit code, if it had one.
-    pub exit_code: Option<i32>,
+    /// How the attempt ended.
+    pub end: AttemptEnd,
     /// `ETag` of the input that was downloaded, if there was one.
     pub input_etag: Option<String>,
-    /// The workload time of all attempts, in whole seconds.
-    pub time_cost_s: u64,
+    /// The workload time of all attempts, in milliseconds.
+    pub time_cost_ms: u64,
     /// The history, including this attempt.
     pub history: Vec<PastAttempt>,
     /// The counts of failed attempts, including this one.
     pub counts: Counts,
+    /// The current time, RFC 3339 UTC: since when a failed task is failed.
+    pub now: String,
 }
 
 /// The result of a commit.
@@ -114,7 +117,7 @@ impl Ledger {
         for row in self.batch_get(&self.tables.missions, keys).await? {
             let mut expression = Expression::default();
             let mut names = Vec::new();
-            for name in [item::TRANS_OK, item::TRANS_FAILED, item::TIME_COST, item::TALLY_SEQ] {
+            for name in TALLY_NAMES {
                 let form = Row(&row).form(name);
                 if !matches!(form, Form::Absent | Form::Number(_)) {
                     let value = Row(&row).number(name).unwrap_or(0);
@@ -134,7 +137,7 @@ impl Ledger {
     async fn whose(&self, fence: &Fence, finish: &Finish) -> Result<Commit, CloudError> {
         let state = match finish.completion {
             Completion::Done { .. } => State::Done,
-            Completion::Failed(_) => State::Failed,
+            Completion::Failed => State::Failed,
         };
         let task = self.task(&fence.src).await?;
         Ok(if task.is_some_and(|task| is_own(&task, state, fence)) { Commit::Committed } else { Commit::Lost })
@@ -146,20 +149,21 @@ impl Ledger {
         mission: Option<&Mission>,
         finish: &Finish,
     ) -> Result<Vec<TransactWriteItem>, CloudError> {
-        let task = finish_expression(finish, fence.attempt).fence(fence.attempt);
+        let partition = open_partition(mission.map(|mission| &mission.id), shard_of_task(fence, mission));
+        let task = finish_expression(finish, fence.attempt, &partition).fence(fence.attempt);
         let mut items = vec![update(&self.tables.tasks, task_key(&fence.src), &task)?];
         if let Some(mission) = mission {
             let counter = match finish.completion {
                 Completion::Done { .. } => item::TRANS_OK,
-                Completion::Failed(_) => item::TRANS_FAILED,
+                Completion::Failed => item::TRANS_FAILED,
             };
-            let tally = Expression::default()
-                .add(counter, 1)
-                .add(item::TIME_COST, i64::try_from(finish.time_cost_s).unwrap_or(i64::MAX))
-                .add(item::TALLY_SEQ, 1);
+            let tally = with_time(
+                Expression::default().add(counter, 1).add(item::TALLY_SEQ, 1),
+                i64::try_from(finish.time_cost_ms).unwrap_or(TIME_MAX).min(TIME_MAX),
+            );
             let key = tally_key(&mission.id, shard_of(&fence.src, mission.tally_shards));
             items.push(update(&self.tables.missions, key, &tally)?);
-            if finish.completion == Completion::Failed(Verdict::Cancelled) {
+            if finish.completion == Completion::Failed && finish.end.verdict == Verdict::Cancelled {
                 // A redrive may have reinstated the mission. Then the task must not finish for this reason.
                 let is_cancelled = Expression::default().when("attribute_exists({})", item::CANCELLED_AT, None);
                 items.push(check(&self.tables.missions, mission_key(&mission.id), &is_cancelled)?);
@@ -176,20 +180,19 @@ impl Ledger {
     }
 }
 
-fn finish_expression(finish: &Finish, attempt: AttemptNumber) -> Expression {
-    let (verdict, state) = match &finish.completion {
-        Completion::Done { .. } => (Verdict::Ok, State::Done),
-        Completion::Failed(verdict) => (*verdict, State::Failed),
-    };
-    let expression = closed(ending(verdict, finish.exit_code, finish.time_cost_s, &finish.history))
-        .set(item::STATE, text(state.as_str()));
+fn shard_of_task(fence: &Fence, mission: Option<&Mission>) -> u32 {
+    mission.map_or(0, |mission| shard_of(&fence.src, mission.tally_shards))
+}
+
+fn finish_expression(finish: &Finish, attempt: AttemptNumber, partition: &str) -> Expression {
+    let expression = ending(&finish.end, finish.time_cost_ms, &finish.history);
     match &finish.completion {
         // The checkpoints of a finished task are removed. A failed task keeps them, because it may be redriven.
         Completion::Done { result, etag, bytes } => {
-            let done = expression
+            let done = closed(expression)
+                .set(item::STATE, text(State::Done.as_str()))
                 .remove(item::CHECKPOINT)
                 .remove(item::SUSPECT)
-                .remove(item::ERROR)
                 .set(item::PROGRESS, text("100%"))
                 .set(item::RESULT, text(result))
                 .set(item::RESULT_ETAG, text(etag))
@@ -199,7 +202,8 @@ fn finish_expression(finish: &Finish, attempt: AttemptNumber) -> Expression {
                 None => done.remove(item::INPUT_ETAG),
             }
         }
-        Completion::Failed(_) => counted(expression, finish.counts, attempt),
+        // It stays in the index, so that failed tasks are found without a scan.
+        Completion::Failed => counted(failed(expression, partition, &finish.now), finish.counts, attempt),
     }
 }
 

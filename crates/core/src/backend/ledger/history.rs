@@ -6,7 +6,8 @@ use super::item::{Row, number, text};
 use super::key::Item;
 use crate::backend::{CloudError, Kind, error_chain};
 use crate::domain::ids::AttemptNumber;
-use crate::domain::task::PastAttempt;
+use crate::domain::machine_info::{MachineInfo, MicroUsd, Purchase};
+use crate::domain::task::{AttemptEnd, PastAttempt};
 use crate::domain::verdict::Verdict;
 
 /// Returns whether the row may have no space for the history that a commit contained. The commit is more important, and
@@ -27,8 +28,19 @@ pub(super) fn past_attempt(value: &AttributeValue) -> Option<PastAttempt> {
         instance: row.text("instance").unwrap_or_default(),
         started: row.text("started").unwrap_or_default(),
         ended: row.text("ended").unwrap_or_default(),
-        verdict: row.text("verdict").as_deref().and_then(Verdict::parse)?,
-        exit_code: row.signed("exitCode").and_then(|code| i32::try_from(code).ok()),
+        machine: MachineInfo {
+            instance_type: row.text("type"),
+            zone: row.text("zone"),
+            purchase: row.text("purchase").as_deref().and_then(Purchase::parse),
+            usd_per_hour: row.text("usdPerHour").as_deref().and_then(MicroUsd::parse),
+        },
+        end: AttemptEnd {
+            verdict: row.text("verdict").as_deref().and_then(Verdict::parse)?,
+            exit_code: row.signed("exitCode").and_then(|code| i32::try_from(code).ok()),
+            signal: row.signed("signal").and_then(|signal| i32::try_from(signal).ok()),
+            peak_memory: row.number("peakMemory"),
+            error: row.text("error"),
+        },
         log: row.text("log"),
     })
 }
@@ -41,14 +53,22 @@ pub(super) fn history(attempts: &[PastAttempt]) -> AttributeValue {
             ("instance".to_owned(), text(&past.instance)),
             ("started".to_owned(), text(&past.started)),
             ("ended".to_owned(), text(&past.ended)),
-            ("verdict".to_owned(), text(past.verdict.as_str())),
+            ("verdict".to_owned(), text(past.end.verdict.as_str())),
         ]);
-        if let Some(code) = past.exit_code {
-            map.insert("exitCode".to_owned(), AttributeValue::N(code.to_string()));
-        }
-        if let Some(log) = &past.log {
-            map.insert("log".to_owned(), text(log));
-        }
+        let (machine, end) = (&past.machine, &past.end);
+        let decimal = |value: String| AttributeValue::N(value);
+        let known = [
+            ("type", machine.instance_type.as_ref().map(text)),
+            ("zone", machine.zone.as_ref().map(text)),
+            ("purchase", machine.purchase.map(|purchase| text(purchase.as_str()))),
+            ("usdPerHour", machine.usd_per_hour.map(|price| decimal(price.to_string()))),
+            ("exitCode", end.exit_code.map(|code| decimal(code.to_string()))),
+            ("signal", end.signal.map(|signal| decimal(signal.to_string()))),
+            ("peakMemory", end.peak_memory.map(number)),
+            ("error", end.error.as_ref().map(text)),
+            ("log", past.log.as_ref().map(text)),
+        ];
+        map.extend(known.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
         AttributeValue::M(map)
     };
     AttributeValue::L(attempts.iter().map(entry).collect())
@@ -65,11 +85,27 @@ mod tests {
             instance: "i-1".to_owned(),
             started: "2026-01-01T00:00:00Z".to_owned(),
             ended: "2026-01-01T00:01:00Z".to_owned(),
-            verdict: Verdict::AppError,
-            exit_code: Some(-9),
+            machine: MachineInfo {
+                instance_type: Some("c7i.large".to_owned()),
+                zone: Some("us-east-1a".to_owned()),
+                purchase: Some(Purchase::Spot),
+                usd_per_hour: Some(MicroUsd(72_500)),
+            },
+            end: AttemptEnd {
+                exit_code: Some(-9),
+                signal: Some(9),
+                peak_memory: Some(1 << 40),
+                ..AttemptEnd::of(Verdict::AppError, "the workload exited with code -9")
+            },
             log: None,
         };
         let value = history(std::slice::from_ref(&past));
-        assert_eq!(value.as_l().unwrap().iter().filter_map(past_attempt).collect::<Vec<_>>(), [past]);
+        assert_eq!(value.as_l().unwrap().iter().filter_map(past_attempt).collect::<Vec<_>>(), std::slice::from_ref(&past));
+
+        // As earlier versions wrote it.
+        let bare = PastAttempt { machine: MachineInfo::default(), end: AttemptEnd { error: None, ..AttemptEnd::of(Verdict::Lost, "") }, ..past };
+        let value = history(std::slice::from_ref(&bare));
+        assert_eq!(value.as_l().unwrap()[0].as_m().unwrap().len(), 5);
+        assert_eq!(value.as_l().unwrap().iter().filter_map(past_attempt).collect::<Vec<_>>(), [bare]);
     }
 }

@@ -21,12 +21,14 @@ pub(super) const BEAT: &str = "beat";
 pub(super) const INSTANCE: &str = "execInstanceID";
 pub(super) const PROGRESS: &str = "strIndiProgress";
 pub(super) const TIME_COST: &str = "timeCost";
+pub(super) const TIME_COST_MS: &str = "timeCostMs";
 pub(super) const RESULT: &str = "rsltFilename";
 pub(super) const RESULT_ETAG: &str = "resultETag";
 pub(super) const RESULT_BYTES: &str = "resultBytes";
 pub(super) const INPUT_ETAG: &str = "inputETag";
 pub(super) const VERDICT: &str = "verdict";
 pub(super) const EXIT_CODE: &str = "exitCode";
+pub(super) const SIGNAL: &str = "signal";
 pub(super) const CHECKPOINT: &str = "checkpoint";
 pub(super) const APP_FAILURES: &str = "appFailures";
 pub(super) const INTERRUPTIONS: &str = "interruptions";
@@ -46,7 +48,7 @@ pub(super) const LAUNCH_REQUEST: &str = "launchRequest";
 pub(super) const LAUNCH_AFTER: &str = "launchAfter";
 pub(super) const CANCELLED: &str = "cancelled";
 
-// The missions table. `TIME_COST` is used in both tables.
+// The missions table. `TIME_COST` and `TIME_COST_MS` are used in both tables.
 pub(super) const MISSION_KEY: &str = "timePush";
 pub(super) const TRANS_NUMBER: &str = "transNumber";
 pub(super) const TRANS_OK: &str = "transOK";
@@ -85,6 +87,7 @@ pub(super) const MISSION_NAMES: &[&str] = &[
     TRANS_OK,
     TRANS_FAILED,
     TIME_COST,
+    TIME_COST_MS,
     NOTIFIED,
     NOTIFY_BY,
     NOTIFY_TOKEN,
@@ -144,6 +147,18 @@ impl Row<'_> {
 
     pub(super) fn signed(self, name: &str) -> Option<i64> {
         integer(&self.text(name)?)
+    }
+
+    /// Returns the workload time in milliseconds. `timeCostMs` counts if it agrees with the whole seconds of `timeCost`,
+    /// which the first version, and scripts for it, also write.
+    pub(super) fn time_cost_ms(self) -> u64 {
+        let seconds = self.number(TIME_COST);
+        let ms = self.number(TIME_COST_MS);
+        match (seconds, ms) {
+            (Some(seconds), Some(ms)) if seconds.abs_diff(ms / 1000) <= 1 => ms,
+            (Some(seconds), _) => seconds.saturating_mul(1000),
+            (None, ms) => ms.unwrap_or(0),
+        }
     }
 
     /// Returns the form of an attribute in the row.

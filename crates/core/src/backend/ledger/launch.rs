@@ -11,14 +11,15 @@ use super::history::takes_no_history;
 use super::item::{self, Row, number, text};
 use super::key::{Item, task_key};
 use super::mission::opened;
-use super::open::{closed, open_as};
-use super::transaction::{Transacted, tally_key, update};
+use super::open::{closed, failed, open_as};
+use super::renew::described;
+use super::transaction::{TIME_MAX, Transacted, tally_key, update, with_time};
 use crate::backend::CloudError;
 use crate::backend::Kind;
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::mission::{Mission, open_partition, shard_of};
 use crate::domain::tags;
-use crate::domain::task::{PastAttempt, State, Task};
+use crate::domain::task::{AttemptEnd, PastAttempt, State, Task};
 use crate::domain::verdict::{Budget, Verdict};
 
 impl Ledger {
@@ -47,10 +48,9 @@ impl Ledger {
     /// # Errors
     /// [`CloudError`]; `Ok(None)` if the row has changed.
     pub async fn expire(&self, task: &Task, past: PastAttempt, now: &str) -> Result<Option<Task>, CloudError> {
-        let without_history = Expression::default()
+        let without_history = described(Expression::default(), &past.end)
             .set(item::STATE, text(State::Pending.as_str()))
             .set(item::OPEN_AS, text(open_as(State::Pending, now)))
-            .set(item::VERDICT, text(past.verdict.as_str()))
             .set(item::INTERRUPTIONS, number(task.interruptions.saturating_add(1)))
             .remove(item::CANCELLED);
         let past = task.history_with(past);
@@ -65,8 +65,7 @@ impl Ledger {
     }
 
     /// Fails tasks that no attempt finishes: pending ones, or those whose holder does not respond. Each is counted in
-    /// the mission's tally. Conditions: state, attempt and, for running tasks, beat have not changed. With
-    /// `is_for_cancel`, the mission must still be cancelled, because a redrive may have reinstated it.
+    /// the mission's tally. Conditions: state, attempt and, for running tasks, beat have not changed.
     ///
     /// All tasks must be of `mission`. Up to 25 are written in one transaction; those that have changed are omitted.
     ///
@@ -76,15 +75,14 @@ impl Ledger {
         &self,
         tasks: &[(Task, Option<PastAttempt>)],
         mission: Option<&Mission>,
-        verdict: Verdict,
-        is_for_cancel: bool,
+        failure: &GivenUp,
     ) -> Result<Failed, CloudError> {
         let mut failed = Failed { tasks: Vec::new(), has_mission_moved: false };
         for batch in tasks.chunks(FAIL_BATCH) {
             let mut batch: Vec<EndedTask> = batch.iter().map(|(task, past)| (task, past.as_ref())).collect();
             let mut has_history = true;
             while !batch.is_empty() {
-                let items = self.fail_items(&batch, mission, verdict, is_for_cancel, has_history)?;
+                let items = self.fail_items(&batch, mission, failure, has_history)?;
                 let shards = mission.map(|mission| (&mission.id, shards_of(&batch, mission).into_keys().collect()));
                 let token = format!("{:032x}", rand::random::<u128>());
                 let written = match self.transact(&items, &token, shards).await {
@@ -103,7 +101,7 @@ impl Ledger {
                         failed.tasks.extend(batch.drain(..).map(|(task, _)| task.src.clone()));
                     }
                     // The check of the mission is the last item.
-                    Transacted::Refused(places) if is_for_cancel && places.contains(&(items.len() - 1)) => {
+                    Transacted::Refused(places) if failure.is_for_cancel && places.contains(&(items.len() - 1)) => {
                         failed.has_mission_moved = true;
                         return Ok(failed);
                     }
@@ -128,21 +126,21 @@ impl Ledger {
         &self,
         batch: &[EndedTask],
         mission: Option<&Mission>,
-        verdict: Verdict,
-        is_for_cancel: bool,
+        failure: &GivenUp,
         has_history: bool,
     ) -> Result<Vec<TransactWriteItem>, CloudError> {
         let mut items = Vec::with_capacity(2 * batch.len() + 1);
         for (task, past) in batch {
-            let mut row = closed(Expression::default())
-                .set(item::STATE, text(State::Failed.as_str()))
-                .set(item::VERDICT, text(verdict.as_str()));
+            let id = mission.map(|mission| &mission.id);
+            let shard = mission.map_or(0, |mission| shard_of(&task.src, mission.tally_shards));
+            let mut row = described(Expression::default(), &failure.end);
+            row = failed(row, &open_partition(id, shard), &failure.now);
             row = match past {
                 Some(past) if has_history => row.set(item::HISTORY, history(&task.history_with((*past).clone()))),
                 Some(_) => row.remove(item::HISTORY),
                 None => row,
             };
-            if verdict.budget() == Budget::Application {
+            if failure.end.verdict.budget() == Budget::Application {
                 row = row.set(item::APP_FAILURES, number(task.app_failures.saturating_add(1)));
             }
             row = as_seen(row, task);
@@ -152,14 +150,12 @@ impl Ledger {
             items.push(update(&self.tables.tasks, task_key(&task.src), &row)?);
         }
         let Some(mission) = mission else { return Ok(items) };
-        for (shard, (count, time_cost_s)) in shards_of(batch, mission) {
-            let tally = Expression::default()
-                .add(item::TRANS_FAILED, count)
-                .add(item::TIME_COST, i64::try_from(time_cost_s).unwrap_or(i64::MAX))
-                .add(item::TALLY_SEQ, count);
+        for (shard, (count, time_cost_ms)) in shards_of(batch, mission) {
+            let tally = Expression::default().add(item::TRANS_FAILED, count).add(item::TALLY_SEQ, count);
+            let tally = with_time(tally, i64::try_from(time_cost_ms).unwrap_or(TIME_MAX).min(TIME_MAX));
             items.push(update(&self.tables.missions, tally_key(&mission.id, shard), &tally)?);
         }
-        if is_for_cancel {
+        if failure.is_for_cancel {
             items.push(self.check_mission(mission)?);
         }
         Ok(items)
@@ -196,13 +192,12 @@ impl Ledger {
         Ok(asked)
     }
 
-    /// Corrects the index of open tasks after a write of another program: removes a finished task, or updates an open
-    /// one. Condition: the row has not changed.
+    /// Corrects the index after a write of another program: removes a task that is done, or updates another one. Condition: the row has not changed.
     ///
     /// # Errors
     /// [`CloudError`]; `Ok(false)` if the row has changed.
     pub async fn repair_index(&self, task: &Task, now: &str) -> Result<bool, CloudError> {
-        let expression = if task.state.is_final() {
+        let expression = if task.state == State::Done {
             closed(Expression::default())
         } else {
             Expression::default().set(item::OPEN_AS, text(open_as(task.state, now)))
@@ -391,11 +386,31 @@ type EndedTask<'a> = (&'a Task, Option<&'a PastAttempt>);
 fn shards_of(batch: &[EndedTask], mission: &Mission) -> BTreeMap<u32, (i64, u64)> {
     let mut shards = BTreeMap::new();
     for (task, _) in batch {
-        let (count, time_cost_s) = shards.entry(shard_of(&task.src, mission.tally_shards)).or_insert((0_i64, 0_u64));
+        let (count, time_cost_ms) = shards.entry(shard_of(&task.src, mission.tally_shards)).or_insert((0_i64, 0_u64));
         *count += 1;
-        *time_cost_s = time_cost_s.saturating_add(task.time_cost_s);
+        *time_cost_ms = time_cost_ms.saturating_add(task.time_cost_ms);
     }
     shards
+}
+
+/// Why tasks fail that no attempt finishes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GivenUp {
+    /// The verdict and the error.
+    pub end: AttemptEnd,
+    /// Whether the reason is that the mission is cancelled. Then it must still be cancelled, because a redrive may have
+    /// reinstated it.
+    pub is_for_cancel: bool,
+    /// The current time, RFC 3339 UTC.
+    pub now: String,
+}
+
+impl GivenUp {
+    /// Makes the reason for the pending tasks of a cancelled mission.
+    #[must_use]
+    pub fn by_cancel(now: String) -> Self {
+        Self { end: AttemptEnd::of(Verdict::Cancelled, "the mission was cancelled"), is_for_cancel: true, now }
+    }
 }
 
 /// The result of failing tasks.

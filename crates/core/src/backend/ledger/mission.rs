@@ -7,6 +7,8 @@ use super::Ledger;
 use super::expression::Expression;
 use super::item::{self, Row, number, text};
 use super::key::Item;
+use super::mission_row::TALLY_NAMES;
+use super::renew::seconds;
 use super::transaction::{CONFLICT_ATTEMPTS_MAX, Transacted, tally_key, update};
 use crate::backend::{CloudError, Kind};
 use crate::domain::backoff;
@@ -200,7 +202,7 @@ impl Ledger {
     /// [`CloudError`]; `Throttled` if DynamoDB leaves keys unprocessed for about 10 s.
     pub async fn tally(&self, mission: &Mission) -> Result<Tally, CloudError> {
         let keys: Vec<Item> = (0..mission.tally_shards).map(|n| tally_key(&mission.id, n)).collect();
-        let mut sum = [0_i64; 4];
+        let mut sum = [0_i64; TALLY_NAMES.len()];
         for keys in keys.chunks(100) {
             for row in self.batch_get(&self.tables.missions, keys.to_vec()).await? {
                 for (all, one) in sum.iter_mut().zip(Row(&row).tally()) {
@@ -208,8 +210,11 @@ impl Ledger {
                 }
             }
         }
-        let [ok, failed, time_cost_s, seq] = sum.map(|count| u64::try_from(count).unwrap_or(0));
-        Ok(Tally { ok, failed, time_cost_s, seq })
+        let [ok, failed, seconds, ms, seq] = sum.map(|count| u64::try_from(count).unwrap_or(0));
+        // Commits of earlier versions count whole seconds only.
+        let rounding = ok.saturating_add(failed).saturating_mul(500);
+        let time_cost_ms = if seconds.saturating_mul(1000) > ms.saturating_add(rounding) { seconds * 1000 } else { ms };
+        Ok(Tally { ok, failed, time_cost_ms, seq })
     }
 
     /// Writes the counters into the mission's row if they are newer than its own.
@@ -315,6 +320,7 @@ pub(super) fn counters(mission: &Mission, total: Tally) -> Expression {
     Expression::default()
         .set(item::TRANS_OK, count(total.ok))
         .set(item::TRANS_FAILED, count(total.failed))
-        .set(item::TIME_COST, text(total.time_cost_s.to_string()))
+        .set(item::TIME_COST, text(seconds(total.time_cost_ms).to_string()))
+        .set(item::TIME_COST_MS, number(total.time_cost_ms))
         .set(item::TALLY_SEQ, number(total.seq))
 }

@@ -73,7 +73,7 @@ impl Row<'_> {
             rolled: Tally {
                 ok,
                 failed: self.number(item::TRANS_FAILED).unwrap_or(0),
-                time_cost_s: self.number(item::TIME_COST).unwrap_or(0),
+                time_cost_ms: self.time_cost_ms(),
                 seq: rolled_seq.unwrap_or(0),
             },
             counts_as_strings: matches!(self.0.get(item::TRANS_OK), Some(AttributeValue::S(_))),
@@ -123,13 +123,16 @@ impl Row<'_> {
         }
     }
 
-    /// Parses the counters of a tally item: ok, failed, time cost, sequence. A counter may be negative: if the number
+    /// Parses the counters of a tally item, in the order of [`TALLY_NAMES`]. A counter may be negative: if the number
     /// of items has changed, a task may be counted in one item and subtracted from another.
-    pub(super) fn tally(self) -> [i64; 4] {
-        [item::TRANS_OK, item::TRANS_FAILED, item::TIME_COST, item::TALLY_SEQ]
-            .map(|name| self.signed(name).unwrap_or(0))
+    pub(super) fn tally(self) -> [i64; TALLY_NAMES.len()] {
+        TALLY_NAMES.map(|name| self.signed(name).unwrap_or(0))
     }
 }
+
+/// The counters of a tally item: done, failed, workload time in seconds and in milliseconds, and the number of changes.
+pub(super) const TALLY_NAMES: [&str; 5] =
+    [item::TRANS_OK, item::TRANS_FAILED, item::TIME_COST, item::TIME_COST_MS, item::TALLY_SEQ];
 
 /// The maximum number of nodes in a mission's row: the limit of one fleet. Source: EC2 user guide, "EC2 Fleet quotas".
 const NODES_MAX: u32 = 10_000;

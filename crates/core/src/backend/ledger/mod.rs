@@ -37,7 +37,7 @@ pub use client::{Fence, Ledger};
 pub use commit::{Commit, Completion, Finish};
 pub use cursor::Cursor;
 pub use item::Row;
-pub use launch::Failed;
+pub use launch::{Failed, GivenUp};
 pub use mission::NewMission;
 pub use nodes::{NodeCount, Shown, StoredLimits, Ticket, hour_of};
 pub use open::{INDEX, OpenPage, OpenTask, PAGE_LEN, Partition};

@@ -1,9 +1,9 @@
-//! The index of open tasks: lists pending and running tasks without reading finished ones.
+//! The index of open tasks: lists pending, running and failed tasks without reading those that are done.
 //!
 //! ```text
-//!   index `open` of the tasks table, keys only, sparse: finished tasks are not in it
+//!   index `open` of the tasks table, keys only, sparse: tasks that are done are not in it
 //!     openIn  <mission>#<shard>              as many partitions as the mission has tally items
-//!     openAs  pending#<time> | running#<time>   so that the longest waiting comes first
+//!     openAs  pending#<time> | running#<time> | failed#<time>   so that the longest waiting comes first
 //! ```
 //!
 //! An index is eventually consistent: it may list a task that was just claimed, or miss one that was just returned to
@@ -79,13 +79,21 @@ pub(super) fn open_as(state: State, now: &str) -> String {
     format!("{}#{now}", state.as_str())
 }
 
+/// Fails a task: it stays in the index, in a partition of the mission's.
+pub(super) fn failed(expression: Expression, partition: &str, now: &str) -> Expression {
+    expression
+        .set(item::STATE, text(State::Failed.as_str()))
+        .set_if_absent(item::OPEN_IN, text(partition))
+        .set(item::OPEN_AS, text(open_as(State::Failed, now)))
+}
+
 /// Removes a task from the index.
 pub(super) fn closed(expression: Expression) -> Expression {
     expression.remove(item::OPEN_IN).remove(item::OPEN_AS)
 }
 
 impl Ledger {
-    /// Lists the open tasks of one partition in one state, the oldest first: up to `limit` after `from`.
+    /// Lists the tasks of one partition in one state, the oldest first: up to `limit` after `from`.
     ///
     /// # Errors
     /// [`CloudError`]; `Invalid` with the name of the index if the table does not have it.
@@ -187,7 +195,7 @@ impl Ledger {
     }
 
     /// Lists entries of one partition that are on no page, because another program wrote an `openAs` that is neither a
-    /// pending nor a running task's. Up to [`MISPLACED_MAX`] of each of three ranges; more are found after these are
+    /// pending nor a running nor a failed task's. Up to [`MISPLACED_MAX`] of each of four ranges; more are found after these are
     /// corrected.
     ///
     /// # Errors
@@ -195,8 +203,13 @@ impl Ledger {
     pub async fn misplaced(&self, partition: Partition<'_>) -> Result<Vec<SrcId>, CloudError> {
         let open_in = open_partition(partition.mission, partition.shard);
         // `"` is the character before `#`, and `$` the one after it.
-        let ranges = [("\0", "pending\"\u{10ffff}"), ("pending$", "running\"\u{10ffff}"), ("running$", "\u{10ffff}")];
-        let [first, second, third] = ranges.map(|(from, to)| {
+        let ranges = [
+            ("\0", "failed\"\u{10ffff}"),
+            ("failed$", "pending\"\u{10ffff}"),
+            ("pending$", "running\"\u{10ffff}"),
+            ("running$", "\u{10ffff}"),
+        ];
+        let [first, second, third, fourth] = ranges.map(|(from, to)| {
             self.client
                 .query()
                 .table_name(&self.tables.tasks)
@@ -210,10 +223,10 @@ impl Ledger {
                 .limit(MISPLACED_MAX)
                 .send()
         });
-        let pages = tokio::try_join!(first, second, third);
-        let (first, second, third) = pages
+        let pages = tokio::try_join!(first, second, third, fourth);
+        let (first, second, third, fourth) = pages
             .map_err(|error| CloudError::sdk("Query", format!("index {INDEX} of {}", self.tables.tasks), error))?;
-        let entries = [first.items(), second.items(), third.items()].concat();
+        let entries = [first.items(), second.items(), third.items(), fourth.items()].concat();
         Ok(entries.iter().filter_map(|entry| SrcId::new(Row(entry).text(item::SRC)?).ok()).collect())
     }
 

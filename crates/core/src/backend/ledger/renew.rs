@@ -15,8 +15,7 @@ use super::{Fence, Ledger};
 use crate::backend::CloudError;
 use crate::domain::ids::AttemptNumber;
 use crate::domain::progress::Progress;
-use crate::domain::task::{Counts, PastAttempt, State, Task};
-use crate::domain::verdict::Verdict;
+use crate::domain::task::{AttemptEnd, Counts, PastAttempt, State, Task};
 
 /// The result of a heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,12 +31,10 @@ pub enum Beat {
 /// The end of an attempt that does not finish its task.
 #[derive(Clone, Debug)]
 pub struct Release {
-    /// The verdict.
-    pub verdict: Verdict,
-    /// The workload's exit code, if it had one.
-    pub exit_code: Option<i32>,
-    /// The workload time of all attempts, in whole seconds.
-    pub time_cost_s: u64,
+    /// How the attempt ended.
+    pub end: AttemptEnd,
+    /// The workload time of all attempts, in milliseconds.
+    pub time_cost_ms: u64,
     /// The history, including this attempt.
     pub history: Vec<PastAttempt>,
     /// The counts of failed attempts, including this one.
@@ -62,12 +59,13 @@ impl Ledger {
         &self,
         fence: &Fence,
         progress: Progress,
-        time_cost_s: u64,
+        time_cost_ms: u64,
         stop_if_cancelled: bool,
     ) -> Result<Beat, CloudError> {
         let expression = Expression::default()
             .set(item::PROGRESS, text(progress.to_string()))
-            .set(item::TIME_COST, text(time_cost_s.to_string()))
+            .set(item::TIME_COST, text(seconds(time_cost_ms).to_string()))
+            .set(item::TIME_COST_MS, number(time_cost_ms))
             .set(item::INSTANCE, text(fence.owner.as_str()))
             .fence(fence.attempt);
         let expression = if stop_if_cancelled {
@@ -124,7 +122,7 @@ impl Ledger {
     }
 
     async fn release_once(&self, fence: &Fence, release: &Release) -> Result<bool, CloudError> {
-        let expression = ending(release.verdict, release.exit_code, release.time_cost_s, &release.history)
+        let expression = ending(&release.end, release.time_cost_ms, &release.history)
             .set(item::STATE, text(State::Pending.as_str()))
             .set(item::OPEN_AS, text(open_as(State::Pending, &release.now)));
         let expression = counted(expression, release.counts, fence.attempt).fence(fence.attempt);
@@ -185,30 +183,41 @@ pub(super) fn counted(expression: Expression, counts: Counts, attempt: AttemptNu
     match counts.crash {
         Some(crash) => counted
             .set(item::CRASHES, number(crash.crashes))
-            .set(item::SUSPECT, number(attempt.0))
-            .set(item::ERROR, text(crash.to_string())),
-        None => counted.remove(item::ERROR),
+            .set(item::SUSPECT, number(attempt.0)),
+        None => counted,
     }
 }
 
+/// Returns whole seconds of workload time, rounded: the value of `timeCost`.
+pub(super) const fn seconds(time_cost_ms: u64) -> u64 {
+    time_cost_ms.saturating_add(500) / 1000
+}
+
 /// Adds what every end of an attempt writes.
-pub(super) fn ending(
-    verdict: Verdict,
-    exit_code: Option<i32>,
-    time_cost_s: u64,
-    attempts: &[PastAttempt],
-) -> Expression {
-    let mut expression = Expression::default()
-        .set(item::VERDICT, text(verdict.as_str()))
-        .set(item::TIME_COST, text(time_cost_s.to_string()));
+pub(super) fn ending(end: &AttemptEnd, time_cost_ms: u64, attempts: &[PastAttempt]) -> Expression {
+    let expression = described(Expression::default(), end)
+        .set(item::TIME_COST, text(seconds(time_cost_ms).to_string()))
+        .set(item::TIME_COST_MS, number(time_cost_ms));
     // A history has at least this attempt, unless there is no space for it: then other large attributes are removed.
-    expression = if attempts.is_empty() {
+    if attempts.is_empty() {
         expression.remove(item::HISTORY)
     } else {
         expression.set(item::HISTORY, history(attempts))
-    };
-    if let Some(code) = exit_code {
-        expression = expression.set(item::EXIT_CODE, AttributeValue::N(code.to_string()));
     }
-    expression
+}
+
+/// Adds how the last attempt ended. What is not known of it is removed, so that the row does not mix two attempts.
+pub(super) fn described(expression: Expression, end: &AttemptEnd) -> Expression {
+    let code = |value: Option<i32>| value.map(|value| AttributeValue::N(value.to_string()));
+    let values = [
+        (item::EXIT_CODE, code(end.exit_code)),
+        (item::SIGNAL, code(end.signal)),
+        (item::ERROR, end.error.as_ref().map(text)),
+    ];
+    values.into_iter().fold(expression.set(item::VERDICT, text(end.verdict.as_str())), |expression, (name, value)| {
+        match value {
+            Some(value) => expression.set(name, value),
+            None => expression.remove(name),
+        }
+    })
 }

@@ -13,7 +13,7 @@ use super::key::{Item, task_key};
 use super::launch::as_seen;
 use super::mission::{mission_key, opened};
 use super::open::open_as;
-use super::transaction::{Transacted, tally_key, update};
+use super::transaction::{TIME_MAX, Transacted, tally_key, update, with_time};
 use crate::backend::{CloudError, Kind};
 use crate::domain::ids::{MissionId, OWN, SrcId, TALLY};
 use crate::domain::mission::{Mission, open_partition, shard_of};
@@ -183,7 +183,6 @@ impl Ledger {
             .remove(item::INTERRUPTIONS)
             // A suspect task still runs alone.
             .remove(item::CRASHES)
-            .remove(item::ERROR)
             .remove(item::LAUNCH_AT_ATTEMPT)
             .remove(item::LAUNCHES_LOST)
             .remove(item::LAUNCH_REQUEST)
@@ -195,11 +194,8 @@ impl Ledger {
         let row = as_seen(row, task);
         let mut items = vec![update(&self.tables.tasks, task_key(&task.src), &row)?];
         if let Some(mission) = mission {
-            let time_cost_s = i64::try_from(task.time_cost_s).unwrap_or(i64::MAX);
-            let tally = Expression::default()
-                .add(item::TRANS_FAILED, -1)
-                .add(item::TIME_COST, -time_cost_s)
-                .add(item::TALLY_SEQ, 1);
+            let time = i64::try_from(task.time_cost_ms).unwrap_or(TIME_MAX).min(TIME_MAX);
+            let tally = with_time(Expression::default().add(item::TRANS_FAILED, -1).add(item::TALLY_SEQ, 1), -time);
             let key = tally_key(&mission.id, shard);
             items.push(update(&self.tables.missions, key, &tally)?);
             let open = opened(Expression::default(), mission);

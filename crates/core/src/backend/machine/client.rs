@@ -15,6 +15,7 @@ use super::proof::EndProof;
 use crate::backend::error::{CloudError, Kind};
 use crate::backend::sdk::Wire;
 use crate::backend::unknown::Unknown;
+use crate::domain::machine_info::{MachineInfo, Purchase};
 use crate::domain::{ids, tags};
 
 /// The tags of a node.
@@ -105,6 +106,20 @@ impl Machine {
     /// [`CloudError`].
     pub async fn rebalance_recommended(&self) -> Result<bool, CloudError> {
         Ok(self.metadata("events/recommendations/rebalance").await?.is_some())
+    }
+
+    /// Reads this instance's type, zone, and purchase option from IMDS. The price is not known there.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn describe(&self) -> Result<MachineInfo, CloudError> {
+        let (instance_type, zone, purchase) = tokio::try_join!(
+            self.metadata("instance-type"),
+            self.metadata("placement/availability-zone"),
+            self.metadata("instance-life-cycle")
+        )?;
+        let purchase = purchase.as_deref().and_then(Purchase::parse);
+        Ok(MachineInfo { instance_type, zone, purchase, usd_per_hour: None })
     }
 
     pub(super) async fn metadata(&self, path: &str) -> Result<Option<String>, CloudError> {
