@@ -15,6 +15,7 @@ pub mod lambda;
 pub mod logging;
 pub mod render;
 pub mod scheduler;
+pub mod summary;
 pub mod worker;
 pub mod workload;
 

@@ -10,8 +10,15 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use super::examples;
+use super::explain::ExplainArgs;
+use super::fetch::FetchArgs;
+use super::filter::FilterArgs;
 use super::flags::{AwsArgs, SchedulerArgs, TableArgs, bytes, price, range, seconds};
+use super::list::ListArgs;
 use super::local_dir::{self, DEFAULT_DIR};
+use super::logs::LogsArgs;
+use super::place::PlaceArgs;
+use super::wait::WaitArgs;
 use crate::backend::machine::EndOrder;
 use crate::domain::machine_info::MicroUsd;
 use crate::logging::Format;
@@ -142,11 +149,26 @@ pub(super) enum Command {
         before_help = examples::RUN
     )]
     Run(Box<RunArgs>),
-    /// Show missions, or one mission's counts and tasks
+    /// Show missions, or what is going on in one: counts, failures by reason, time left
     #[command(
         before_help = examples::STATUS
     )]
     Status(StatusArgs),
+    /// List the tasks of a mission; also as JSON or CSV for scripts
+    #[command(before_help = examples::LIST)]
+    List(ListArgs),
+    /// Show all about one task: why it waits or failed, what to do, its attempts, and the end of its log
+    #[command(before_help = examples::EXPLAIN)]
+    Explain(ExplainArgs),
+    /// Print what a workload printed, also while it runs
+    #[command(before_help = examples::LOGS)]
+    Logs(LogsArgs),
+    /// Wait until a mission is complete
+    #[command(before_help = examples::WAIT)]
+    Wait(WaitArgs),
+    /// Download the committed results of a mission; a repeated call continues
+    #[command(before_help = examples::FETCH)]
+    Fetch(FetchArgs),
     /// Create a mission from input files or objects, and launch nodes for it
     #[command(
         before_help = examples::SUBMIT
@@ -437,7 +459,7 @@ impl RunArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
-    /// Mission id (default: list all missions; show the tasks if there is only one)
+    /// Mission id (default: list all missions, or show the only one)
     #[arg(value_name = "MISSION", env = "LIGHTHPC_MISSION")]
     pub(super) mission: Option<String>,
     /// Show the local mission in DIR
@@ -450,7 +472,16 @@ pub(super) struct StatusArgs {
     #[arg(long)]
     pub(super) json: bool,
     #[command(flatten)]
+    pub(super) filter: FilterArgs,
+    #[command(flatten)]
     pub(super) tables: TableArgs,
+}
+
+impl StatusArgs {
+    /// Returns where the missions are.
+    pub(super) fn place(&self) -> PlaceArgs {
+        PlaceArgs { local: self.local.clone(), tables: self.tables.clone(), result_bucket: None }
+    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@
 pub(super) const PROGRAM: &str = "Examples:
   lighthpc run --local input/*.txt -- ./work.sh      on this computer
   lighthpc submit input/*.txt --nodes 20             on AWS
-  lighthpc status M001";
+  lighthpc status M001                               how far, what failed, when it is done
+  lighthpc wait M001 && lighthpc fetch M001 --to results";
 
 pub(super) const RUN: &str = "Examples:
   lighthpc run --local input/*.txt -- ./work.sh        one task per file, on this computer
@@ -12,8 +13,32 @@ pub(super) const RUN: &str = "Examples:
 
 pub(super) const STATUS: &str = "Examples:
   lighthpc status                 list the missions
-  lighthpc status M001            one mission and its tasks
+  lighthpc status M001            one mission: counts, failures by reason, time left
+  lighthpc status M001 --failed   and its failed tasks
   lighthpc status --local         the local mission in ./lighthpc-local";
+
+pub(super) const LIST: &str = "Examples:
+  lighthpc list M001 --failed                      failed tasks, and why
+  lighthpc list M001 --name 'M001/sample1*'        by name
+  lighthpc list M001 --csv > tasks.csv             for a spreadsheet";
+
+pub(super) const EXPLAIN: &str = "Examples:
+  lighthpc explain M001 sample7.txt
+  lighthpc explain --local local sample7.txt       of a local mission";
+
+pub(super) const LOGS: &str = "Examples:
+  lighthpc logs M001 sample7.txt --tail 20
+  lighthpc logs M001 sample7.txt --follow          while it runs
+  lighthpc logs M001 --failed                      of all failed tasks";
+
+pub(super) const WAIT: &str = "Examples:
+  lighthpc wait M001 && lighthpc fetch M001 --to results
+  lighthpc wait M001 --timeout 8h --on-end 'mail -s \"$LIGHTHPC_FAILED failed\" me@example.org'
+Exit codes: 0 all tasks are done, 20 some failed, 32 the timeout is over, 130 interrupted.";
+
+pub(super) const FETCH: &str = "Examples:
+  lighthpc fetch M001 --to results
+  lighthpc fetch --local local --to results        of a local mission";
 
 pub(super) const SUBMIT: &str = "Examples:
   lighthpc submit input/*.txt                         upload the files; one node per task

@@ -61,6 +61,8 @@ pub enum ExitCode {
     LeaseLost = 30,
     /// The result of a finished task of a local mission is missing or differs from the committed one.
     ResultChanged = 31,
+    /// `wait` reached the time limit of `--timeout`; the mission goes on.
+    WaitTimeout = 32,
     /// A service is unreachable or remains busy.
     Unavailable = 40,
     /// Standard output could not be written, and the cause is not a closed pipe.
@@ -73,7 +75,7 @@ pub enum ExitCode {
 
 impl ExitCode {
     /// Every exit code.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::Ok,
         Self::Internal,
         Self::Usage,
@@ -99,6 +101,7 @@ impl ExitCode {
         Self::WrongClock,
         Self::LeaseLost,
         Self::ResultChanged,
+        Self::WaitTimeout,
         Self::Unavailable,
         Self::OutputNotWritten,
         Self::NotTerminated,

@@ -26,6 +26,13 @@ impl From<crate::backend::CloudError> for Failure {
     }
 }
 
+impl From<crate::backend::store::StoreError> for Failure {
+    fn from(error: crate::backend::store::StoreError) -> Self {
+        let (exit, hint) = exit::of_store(&error);
+        Self { exit, error: error.into(), hint }
+    }
+}
+
 impl From<crate::worker::NodeError> for Failure {
     fn from(error: crate::worker::NodeError) -> Self {
         let (exit, hint) = exit::of_node(&error);

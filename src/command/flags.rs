@@ -128,14 +128,24 @@ pub(super) struct SchedulerArgs {
     pub(super) max_interruptions: u64,
 }
 
-/// Parses a number of seconds: positive, at most ten years, with an optional fraction.
+/// Parses a time as people write it: `90`, `90s`, `10m`, `2h`, `1d`, each with an optional fraction. It is positive, and
+/// at most ten years.
 pub(super) fn seconds(text: &str) -> Result<Duration, String> {
     const TEN_YEARS: f64 = 10.0 * 366.0 * 86_400.0;
-    let value: f64 = text.trim().parse().map_err(|_| "a number of seconds is needed, such as 90".to_owned())?;
-    if value > 0.0 && value <= TEN_YEARS {
-        Ok(Duration::from_secs_f64(value))
-    } else {
-        Err("seconds must be more than 0 and no more than ten years".to_owned())
+    let text = text.trim();
+    let (number, unit) = text.split_at(text.trim_end_matches(|c: char| c.is_ascii_alphabetic()).len());
+    let factor = match unit {
+        "" | "s" => Some(1.0),
+        "m" => Some(60.0),
+        "h" => Some(3600.0),
+        "d" => Some(86_400.0),
+        _ => None,
+    };
+    let value = number.trim().parse::<f64>().ok().zip(factor).map(|(number, factor)| number * factor);
+    match value {
+        Some(value) if value > 0.0 && value <= TEN_YEARS => Ok(Duration::from_secs_f64(value)),
+        Some(_) => Err("a time must be more than 0 and no more than ten years".to_owned()),
+        None => Err("a time is needed, such as 90 (seconds), 90s, 10m, 2h or 1d".to_owned()),
     }
 }
 
@@ -197,7 +207,10 @@ mod tests {
     #[test]
     fn seconds_and_ranges_are_read() {
         assert_eq!(seconds("1.5"), Ok(Duration::from_millis(1500)));
-        for bad in ["0", "-1", "nan", "inf", "x", "1e30", ""] {
+        for (text, read) in [("90", 90), ("90s", 90), ("10m", 600), ("2h", 7200), ("1d", 86_400), ("1.5 h", 5400)] {
+            assert_eq!(seconds(text), Ok(Duration::from_secs(read)), "{text}");
+        }
+        for bad in ["0", "-1", "nan", "inf", "x", "1e30", "", "s", "10 min", "1w", "1h30m", "0d", "9999999d"] {
             assert!(seconds(bad).is_err(), "{bad}");
         }
         assert_eq!(range("12..20"), Ok((12.0, 20.0)));

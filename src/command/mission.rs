@@ -24,7 +24,7 @@ use crate::domain::ids::SrcId;
 use crate::domain::keys::{INDEX_NAME, log_key};
 use crate::domain::mission::Mission;
 use crate::domain::task::{State, Task};
-use crate::worker::{self, Pricing, Begun, Life, Node, NodeError, NodeSettings, Outcome, Preflight, Report, Stopping};
+use crate::worker::{self, Begun, Life, Node, NodeError, NodeSettings, Outcome, Preflight, Pricing, Report, Stopping};
 use crate::workload::{self, Removal};
 use local_cloud::{LocalCloud, RESULT_BUCKET, SOURCE_BUCKET, TOPIC_ARN};
 

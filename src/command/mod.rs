@@ -5,13 +5,20 @@ mod cli;
 mod doctor;
 mod examples;
 pub mod exit;
+mod explain;
 mod failure;
+mod fetch;
+mod filter;
 mod flags;
 mod inputs;
 mod lambda;
+mod list;
+mod listing;
 mod local_dir;
+mod logs;
 mod mission;
 mod node;
+mod place;
 mod plan;
 mod redrive;
 #[cfg(test)]
@@ -25,6 +32,7 @@ mod status;
 mod submit;
 mod sweep;
 mod trust;
+mod wait;
 
 use std::time::Duration;
 
@@ -115,6 +123,11 @@ fn start(cli: Cli) -> Result<ExitCode, Failure> {
                 logs?;
                 match other {
                     Command::Status(args) => status::run(args).await,
+                    Command::List(args) => list::run(args).await,
+                    Command::Explain(args) => explain::run(args).await,
+                    Command::Logs(args) => logs::run(args).await,
+                    Command::Wait(args) => wait::run(args).await,
+                    Command::Fetch(args) => fetch::run(args).await,
                     Command::Submit(args) => submit::run(*args).await,
                     Command::Sweep(args) => sweep::run(args).await,
                     Command::Redrive(args) => redrive::run(args).await,

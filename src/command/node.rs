@@ -11,7 +11,7 @@ use crate::backend::{Backend, Wire, error_chain};
 use crate::command::exit::{self, ExitCode};
 use crate::domain::budget::{Limits, SizeLimits};
 use crate::domain::ids::{MissionId, SrcId};
-use crate::worker::{self, Pricing, Node, NodeSettings, Outcome, Report, Stopping};
+use crate::worker::{self, Node, NodeSettings, Outcome, Pricing, Report, Stopping};
 use crate::workload::{self, Bounds, GroundError, Left, Sandbox, Simulation, WorkLock, Workload};
 
 /// The time between two uploads of a running workload's log. If the instance vanishes, the log lacks at most one

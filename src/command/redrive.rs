@@ -2,14 +2,13 @@
 
 use super::cli::RedriveArgs;
 use super::failure::Failure;
-use super::{scheduling, screen};
+use super::{filter, scheduling, screen};
 use crate::command::exit::ExitCode;
 use crate::domain::ids::{MissionId, SrcId};
-use crate::domain::verdict::Verdict;
 
 pub(super) async fn run(args: RedriveArgs) -> Result<ExitCode, Failure> {
     let mission = MissionId::new(&args.mission).map_err(|error| Failure::usage(error, "give the id of the mission"))?;
-    let verdict = args.verdict.as_deref().map(verdict).transpose()?;
+    let verdict = args.verdict.as_deref().map(filter::verdict_of).transpose()?;
     let srcs: Result<Vec<SrcId>, _> = args.srcs.iter().map(SrcId::new).collect();
     let srcs = srcs.map_err(|error| Failure::usage(error, "give the keys of the tasks"))?;
     let scheduler = scheduling::scheduler(&args.scheduler).await?;
@@ -29,11 +28,4 @@ pub(super) async fn run(args: RedriveArgs) -> Result<ExitCode, Failure> {
         screen::to_stderr(&format!("skipped, not a failed task of this mission: {}\n", screen::plain(src)));
     }
     Ok(if redriven.others.is_empty() { ExitCode::Ok } else { ExitCode::Usage })
-}
-
-fn verdict(word: &str) -> Result<Verdict, Failure> {
-    Verdict::parse(word).ok_or_else(|| {
-        let words: Vec<&str> = Verdict::ALL.iter().map(|verdict| verdict.as_str()).collect();
-        Failure::usage(format!("{word:?} is not a verdict"), format!("use one of {}", words.join(", ")))
-    })
 }

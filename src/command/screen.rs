@@ -33,6 +33,11 @@ pub(super) fn json_to_stdout(value: &Value) {
     keep(io::stdout().write_all(format!("{}\n", printable::json(&value.to_string())).as_bytes()));
 }
 
+/// Writes CSV to standard output. Control characters stay: the text is for programs, not for a terminal.
+pub(super) fn csv_to_stdout(text: &str) {
+    keep(io::stdout().write_all(text.as_bytes()));
+}
+
 /// Keeps the first error of standard output. A closed pipe (`| head`) is not an error: the reader needs no more.
 fn keep(written: io::Result<()>) {
     if let Err(error) = written.and_then(|()| io::stdout().flush())
@@ -123,6 +128,15 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("█▌░")
 }
 
+/// Returns a progress bar on a terminal; a hidden one elsewhere.
+pub(super) fn bar(what: &'static str, total: u64) -> ProgressBar {
+    let bar = ProgressBar::new(total);
+    let style = ProgressStyle::with_template("{msg:8} {bar:20} {pos}/{len}, {elapsed}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("█▌░"));
+    bar.set_message(what);
+    bar
+}
+
 /// Returns untrusted text as one line without control characters.
 pub(super) fn plain(text: &str) -> String {
     printable::one_line(text)
@@ -132,6 +146,27 @@ pub(super) fn plain(text: &str) -> String {
 pub(super) fn count(number: impl Into<u64>, noun: &str) -> String {
     let number = number.into();
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
+/// Returns a number with its noun, the number in a form of its own.
+pub(super) fn counted(number: u64, noun: &str, form: impl Fn(u64) -> String) -> String {
+    format!("{} {noun}{}", form(number), if number == 1 { "" } else { "s" })
+}
+
+/// Cuts a line at a width in columns. A cut line ends with `…`.
+pub(super) fn cut(line: &str, width: usize) -> String {
+    if line.width() <= width {
+        return line.to_owned();
+    }
+    let mut text = String::new();
+    for c in line.chars() {
+        text.push(c);
+        if text.width() >= width {
+            text.pop();
+            break;
+        }
+    }
+    format!("{text}…")
 }
 
 /// Formats rows as aligned columns, by the display width of their characters. Cells are escaped.

@@ -1,24 +1,27 @@
-//! `lighthpc status`: prints missions, or a mission's counts and tasks.
+//! `lighthpc status`: prints missions, or what is going on in one.
 
 use std::path::Path;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::cli::StatusArgs;
 use super::failure::Failure;
+use super::place::Place;
 use super::review::Review;
-use super::{local_dir, screen};
-use crate::backend::machine::PowerOff;
-use crate::backend::{Backend, Wire};
+use super::{listing, local_dir, screen};
 use crate::command::exit::ExitCode;
-use crate::domain::ids::MissionId;
-use crate::domain::machine_info::{MicroUsd, Purchase};
-use crate::domain::mission::{Mission, Notified, Tally};
-use crate::domain::task::{PastAttempt, State, Task};
-use crate::domain::verdict::Verdict;
-use crate::render::mission_json;
-use local_cloud::LocalCloud;
+use crate::domain::mission::{Mission, Notified};
+use crate::render::{SCHEMA, mission_json, summary_json, task_json};
+use crate::summary::{Order, Reasons, Selected, Summary};
+
+/// Tasks that are shown if no limit is given: a screen.
+const TASKS_SHOWN: usize = 20;
+/// The maximum number of bytes that `status` reads to compare results whose files were replaced. It covers a copied
+/// folder of ordinary size, and keeps a large one below minutes.
+const REVIEW_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// The width of the output: that of a terminal that nobody has changed.
+const WIDTH: usize = 80;
 
 pub(super) async fn run(mut args: StatusArgs) -> Result<ExitCode, Failure> {
     // `status --local M001`: if there is no such folder, the word is the mission id. `--local=M001` is a folder.
@@ -31,72 +34,59 @@ pub(super) async fn run(mut args: StatusArgs) -> Result<ExitCode, Failure> {
         args.mission = Some(word.display().to_string());
         *word = local_dir::DEFAULT_DIR.into();
     }
-    let mut review = None;
-    let backend = if let Some(dir) = &args.local {
+    let place = args.place().open().await?;
+    if place.dir.is_some() {
         local_dir::note_ignored();
-        let cloud = LocalCloud::attach(dir)?;
-        let backend = local_dir::backend(&cloud, None);
-        review = Some(Review::new(cloud, REVIEW_BYTES_MAX));
-        backend
-    } else {
-        let tables = args.tables.tables();
-        Backend::new(&Wire::aws().await?, tables, PowerOff::Never)
-    };
-    let ledger = &backend.ledger;
+    }
     let mut missions = match &args.mission {
-        Some(id) => vec![named(&backend, id).await?],
-        None => ledger.missions().await?,
+        Some(id) => vec![place.mission(id).await?],
+        None => place.backend.ledger.missions().await?,
     };
     if args.mission.is_none() && missions.len() != 1 {
         if args.json {
             let all: Vec<_> = missions.iter().map(|mission| mission_json(mission, mission.rolled)).collect();
-            screen::json_to_stdout(&json!({ "missions": all }));
+            screen::json_to_stdout(&json!({ "schema": SCHEMA, "missions": all }));
         } else {
-            screen::to_stdout(&format!("{}\n", list(&missions).trim_end()));
+            screen::to_stdout(&format!("{}\n", missions_table(&missions, &place).trim_end()));
         }
         return Ok(ExitCode::Ok);
     }
-    let mission = missions.remove(0);
-    let total = mission.total(ledger.tally(&mission).await?);
-    let mut tasks = Vec::new();
-    ledger.each_task(Some(&mission.id), |task| tasks.push(task)).await?;
-    tasks.sort_by(|a, b| a.src.cmp(&b.src));
-    if args.json {
-        screen::json_to_stdout(&detail_json(&mission, total, &tasks));
+    let summary = Summary::read(&place.backend, missions.remove(0)).await?;
+    let selected = if args.filter.is_set() {
+        let selection = args.filter.selection(Some(TASKS_SHOWN));
+        Some(selection.read(&place.backend, &summary.mission).await?)
     } else {
-        screen::to_stdout(&format!("{}\n", detail(&mission, total, &tasks).trim_end()));
-    }
-    if let Some(review) = &mut review {
-        for task in &tasks {
-            review.look(task, false);
+        None
+    };
+    if args.json {
+        let mut value = summary_json(&summary);
+        if let Some(selected) = &selected {
+            value["tasks"] = selected.tasks.iter().map(task_json).collect();
+            value["isCut"] = json!(selected.is_cut);
         }
-        if review.sum_up() > 0 {
-            return Ok(ExitCode::ResultChanged);
-        }
+        screen::json_to_stdout(&value);
+    } else {
+        screen::to_stdout(&text(&summary, selected.as_ref(), &place.flag()));
     }
-    Ok(ExitCode::Ok)
+    review(place, &summary.mission).await
 }
 
-/// The maximum number of bytes that `status` reads to compare results whose files were replaced. It covers a copied
-/// folder of ordinary size, and keeps a large one below minutes.
-const REVIEW_BYTES_MAX: u64 = 256 * 1024 * 1024;
-
-async fn named(backend: &Backend, id: &str) -> Result<Mission, Failure> {
-    let id = MissionId::new(id).map_err(|error| Failure::usage(error, "give the id of the mission"))?;
-    let mission = backend.ledger.mission(&id).await?;
-    mission.ok_or_else(|| {
-        let table = &backend.ledger.tables().missions;
-        Failure {
-            exit: ExitCode::NoTask,
-            error: anyhow::anyhow!("table {table} has no mission {id}"),
-            hint: Some("list the missions with `lighthpc status`".to_owned()),
-        }
-    })
+/// Compares the results of a local mission's tasks that are done with what was committed.
+async fn review(place: Place, mission: &Mission) -> Result<ExitCode, Failure> {
+    let Some(cloud) = place.cloud else { return Ok(ExitCode::Ok) };
+    let mut review = Review::new(cloud, REVIEW_BYTES_MAX);
+    let mut tasks = Vec::new();
+    place.backend.ledger.each_task(Some(&mission.id), |task| tasks.push(task)).await?;
+    tasks.sort_by(|a, b| a.src.cmp(&b.src));
+    for task in &tasks {
+        review.look(task, false);
+    }
+    Ok(if review.sum_up() > 0 { ExitCode::ResultChanged } else { ExitCode::Ok })
 }
 
-fn list(missions: &[Mission]) -> String {
+fn missions_table(missions: &[Mission], place: &Place) -> String {
     if missions.is_empty() {
-        return "no missions".to_owned();
+        return "no missions\nnext: lighthpc submit --help".to_owned();
     }
     let mut rows = vec![["MISSION", "TASKS", "DONE", "FAILED", "NOTIFIED"].map(str::to_owned)];
     rows.extend(missions.iter().map(|m| {
@@ -108,118 +98,154 @@ fn list(missions: &[Mission]) -> String {
             notification(m).to_owned(),
         ]
     }));
-    screen::table(&rows)
+    format!("{}\nnext: lighthpc status MISSION{}", screen::table(&rows), place.flag())
 }
 
-fn detail(mission: &Mission, total: Tally, tasks: &[Task]) -> String {
-    let of = |state| tasks.iter().filter(|task| task.state == state).count();
-    let mut text = format!(
-        "mission {}: {}, {} done, {} failed, {} running, {} pending; workloads {}; notification: {}\n\n",
-        screen::plain(mission.id.as_str()),
-        mission.trans_number.map_or_else(|| "? tasks".to_owned(), |number| screen::count(number, "task")),
-        total.ok,
-        total.failed,
-        of(State::Running),
-        of(State::Pending),
-        // Rows may have been edited: the sum saturates instead of wrapping to a small number.
-        screen::duration(Duration::from_millis(tasks.iter().map(|task| task.time_cost_ms).fold(0, u64::saturating_add))),
-        notification(mission),
-    );
-    let head = ["TASK", "STATE", "PROGRESS", "SECONDS", "ATTEMPT", "INSTANCE", "VERDICT"];
-    let mut rows = vec![head.map(str::to_owned)];
-    rows.extend(tasks.iter().map(|task| {
-        [
-            task.src.to_string(),
-            task.state.as_str().to_owned(),
-            task.progress.clone(),
-            task.time_cost_s().to_string(),
-            task.attempt.to_string(),
-            instance(task).unwrap_or_default(),
-            why(task),
-        ]
-    }));
-    text.push_str(&screen::table(&rows));
+/// Returns the summary for people, in 80 columns.
+pub(super) fn text(summary: &Summary, selected: Option<&Selected>, flag: &str) -> String {
+    let Summary { mission, total, .. } = summary;
+    let id = screen::plain(mission.id.as_str());
+    let name = mission.name.as_ref().map(|name| format!(" ({})", screen::plain(name))).unwrap_or_default();
+    let mut text = format!("{}\n", screen::cut(&format!("mission {id}{name}: {}", state(summary)), WIDTH));
+    text.push_str(&format!("{}\n\n", bar(total.ok, total.failed, mission.trans_number)));
+    let left = summary.time_left().map_or_else(|| "-".to_owned(), |left| format!("about {}", rough(left)));
+    let rate = summary.rate_per_min().map_or_else(|| "-".to_owned(), |rate| format!("{} tasks/min", digits(rate)));
+    let running = match summary.running {
+        crate::summary::RUNNING_MAX => format!("{}+", grouped(summary.running)),
+        running => grouped(running),
+    };
+    let nodes = match summary.nodes {
+        Some(nodes) => format!("{} Spot, {} On-Demand", nodes.spot, nodes.on_demand),
+        None => "unknown (not permitted)".to_owned(),
+    };
+    let nodes = if flag.is_empty() { nodes } else { "this computer".to_owned() };
+    let workloads = screen::duration(Duration::from_millis(total.time_cost_ms));
+    let pairs = [
+        ("done", grouped(total.ok), "rate", rate),
+        ("failed", grouped(total.failed), "time left", left),
+        ("running", running, "nodes", nodes),
+        ("pending", summary.pending.map_or_else(|| "?".to_owned(), grouped), "workloads", workloads),
+    ];
+    for (one, value, other, more) in pairs {
+        text.push_str(&format!("  {one:<8} {value:>11}     {other:<10} {more}\n"));
+    }
+    text.push_str(&format!("  notification: {}\n", notification(mission)));
+    text.push_str(&reasons("failed", &summary.failures));
+    text.push_str(&reasons("waiting", &summary.waits));
+    if let Some(selected) = selected {
+        text.push_str(&format!("\n{}", listing::table(&selected.tasks)));
+        if selected.order == Order::Scan {
+            text.push_str("(found by a scan of the whole table)\n");
+        }
+        if selected.is_cut {
+            text.push_str("(there are more: raise --limit, or use `lighthpc list`)\n");
+        }
+    }
+    text.push_str(&format!("\nnext: {}\n", next(summary, flag)));
     text
 }
 
-fn detail_json(mission: &Mission, total: Tally, tasks: &[Task]) -> Value {
-    let mut value = mission_json(mission, total);
-    let of = |state| tasks.iter().filter(|task| task.state == state).count();
-    value["states"] = json!({
-        "pending": of(State::Pending), "running": of(State::Running), "done": of(State::Done), "failed": of(State::Failed),
-    });
-    value["tasks"] = tasks.iter().map(task_json).collect();
-    value
-}
-
-fn task_json(task: &Task) -> Value {
-    json!({
-        "srcFilename": task.src.as_str(),
-        "state": task.state.as_str(),
-        "strIndiProgress": task.progress,
-        "timeCost": task.time_cost_s(),
-        "timeCostMs": task.time_cost_ms,
-        "attempt": task.attempt.0,
-        "execInstanceID": task.instance.as_ref().map(ToString::to_string),
-        "verdict": verdict(task),
-        "exitCode": task.exit_code,
-        "signal": task.signal,
-        "error": task.error,
-        "rsltFilename": task.result,
-        "resultETag": task.result_etag,
-        "resultBytes": task.result_bytes,
-        "inputETag": task.input_etag,
-        "appFailures": task.app_failures,
-        "interruptions": task.interruptions,
-        "crashes": task.crashes,
-        "suspect": task.is_suspect,
-        "launchInstanceID": task.launch.instance,
-        "launchError": task.launch.error,
-        "launchAfter": task.launch.after,
-        "history": task.history.iter().map(past_json).collect::<Vec<_>>(),
-    })
-}
-
-fn past_json(past: &PastAttempt) -> Value {
-    json!({
-        "attempt": past.attempt.0,
-        "instance": past.instance,
-        "started": past.started,
-        "ended": past.ended,
-        "type": past.machine.instance_type,
-        "zone": past.machine.zone,
-        "purchase": past.machine.purchase.map(Purchase::as_str),
-        "usdPerHour": past.machine.usd_per_hour.map(MicroUsd::usd),
-        "verdict": past.end.verdict.as_str(),
-        "exitCode": past.end.exit_code,
-        "signal": past.end.signal,
-        "peakMemory": past.end.peak_memory,
-        "error": past.end.error,
-        "log": past.log,
-    })
-}
-
-/// Returns the instance that holds, or last held, the task. For a pending task, returns the instance that was launched
-/// for it.
-fn instance(task: &Task) -> Option<String> {
-    let launched = task.launch.instance.as_ref().filter(|_| task.state == State::Pending);
-    launched.cloned().or_else(|| task.instance.as_ref().map(ToString::to_string))
-}
-
-/// Returns why the last attempt failed; for a pending task, why it has no node.
-fn why(task: &Task) -> String {
-    const LEN_MAX: usize = 60;
-    match &task.launch.error {
-        Some(error) if task.state == State::Pending => {
-            let short: String = error.chars().take(LEN_MAX).collect();
-            format!("no node: {short}{}", if short.len() < error.len() { "…" } else { "" })
-        }
-        _ => verdict(task).unwrap_or_default().to_owned(),
+fn state(summary: &Summary) -> &'static str {
+    let is_complete = summary.is_complete();
+    match (&summary.mission.cancelled_at, is_complete, summary.total.failed) {
+        (Some(_), true, _) => "cancelled",
+        (Some(_), false, _) => "being cancelled",
+        (None, true, 0) => "complete",
+        (None, true, _) => "complete, with failed tasks",
+        (None, false, _) if summary.running > 0 => "running",
+        (None, false, _) => "waiting",
     }
 }
 
-fn verdict(task: &Task) -> Option<&'static str> {
-    task.verdict.map(Verdict::as_str)
+/// Returns a bar of the tasks that have ended, and their share.
+fn bar(ok: u64, failed: u64, of: Option<u64>) -> String {
+    const CELLS: u64 = 40;
+    let Some(of) = of.filter(|&of| of > 0) else { return "  the number of tasks is unknown".to_owned() };
+    let ended = ok.saturating_add(failed);
+    let share = |cells: u64, part: u64| {
+        u64::try_from(u128::from(part) * u128::from(cells) / u128::from(of)).unwrap_or(cells).min(cells)
+    };
+    let (all, bad) = (share(CELLS, ended), share(CELLS, failed).max(u64::from(failed > 0 && ended >= of)));
+    let good = all.saturating_sub(bad);
+    let cells = |n: u64, cell: &str| cell.repeat(usize::try_from(n).unwrap_or(0));
+    format!(
+        "  [{}{}{}] {:>3} %  {} of {}",
+        cells(good, "#"),
+        cells(all - good, "x"),
+        cells(CELLS - all, "."),
+        share(100, ended),
+        grouped(ended),
+        screen::counted(of, "task", grouped)
+    )
+}
+
+/// Returns reasons with their counts and an example each, in 80 columns.
+fn reasons(what: &str, reasons: &Reasons) -> String {
+    if reasons.groups.is_empty() {
+        return String::new();
+    }
+    let read = if reasons.read < reasons.total {
+        format!(", reasons of {} that were read", grouped(reasons.read))
+    } else {
+        String::new()
+    };
+    let mut text = format!("\n{what} ({}{read})\n", grouped(reasons.total));
+    for group in &reasons.groups {
+        let verdict = group.verdict.map(|verdict| format!("{verdict}: ")).unwrap_or_default();
+        let line = format!("  {:>7}  {verdict}{}", grouped(group.count), screen::plain(&group.reason));
+        text.push_str(&format!("{}\n", screen::cut(&line, WIDTH)));
+        text.push_str(&format!(
+            "{}\n",
+            screen::cut(&format!("           e.g. {}", screen::plain(group.example.as_str())), WIDTH)
+        ));
+    }
+    text
+}
+
+/// Returns the next useful command.
+fn next(summary: &Summary, flag: &str) -> String {
+    let id = crate::domain::printable::shell(summary.mission.id.as_str());
+    match summary.failures.groups.first() {
+        Some(group) => {
+            format!("lighthpc explain{flag} {id} {}", crate::domain::printable::shell(group.example.as_str()))
+        }
+        None if summary.is_complete() => format!("lighthpc fetch{flag} {id} --to DIR"),
+        None => format!("lighthpc wait{flag} {id}"),
+    }
+}
+
+/// Returns a time as people say it: the largest unit, and the next one.
+pub(super) fn rough(time: Duration) -> String {
+    let minutes = time.as_secs().div_ceil(60);
+    match minutes {
+        0..=1 => "a minute".to_owned(),
+        2..=90 => format!("{minutes} min"),
+        91..=2879 => format!("{} h {} min", minutes / 60, minutes % 60),
+        _ => format!("{} days", minutes.div_ceil(1440)),
+    }
+}
+
+fn digits(rate: f64) -> String {
+    if rate >= 100.0 {
+        format!("{rate:.0}")
+    } else if rate >= 10.0 {
+        format!("{rate:.1}")
+    } else {
+        format!("{rate:.2}")
+    }
+}
+
+/// Returns a number with commas between its thousands.
+pub(super) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
 }
 
 /// Returns the state of the notification. Without a topic, the mission is marked but nothing is sent.
@@ -237,33 +263,93 @@ fn count(number: Option<u64>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::ids::{AttemptNumber, InstanceId, SrcId};
+    use crate::domain::ids::{AttemptNumber, InstanceId, MissionId, SrcId};
+    use crate::domain::mission::Tally;
+    use crate::domain::task::Task;
+    use crate::domain::verdict::Verdict;
+    use crate::summary::Nodes;
+    use unicode_width::UnicodeWidthStr;
 
-    fn odd() -> (Mission, Vec<Task>) {
+    fn summary(mission: Mission, total: Tally, running: u64, rows: &[Task]) -> Summary {
+        let pending = mission.trans_number.map(|n| n.saturating_sub(total.ended()).saturating_sub(running));
+        Summary {
+            failures: Reasons::of_failures(rows, total.failed),
+            waits: Reasons::default(),
+            nodes: Some(Nodes { spot: 28, on_demand: 2 }),
+            mission,
+            total,
+            running,
+            pending,
+        }
+    }
+
+    fn failed(src: &str, verdict: Verdict, error: &str) -> Task {
+        let mut task = Task::new(SrcId::new(src).unwrap(), None);
+        (task.verdict, task.error) = (Some(verdict), Some(error.to_owned()));
+        task
+    }
+
+    #[test]
+    fn a_summary_fits_into_80_columns() {
+        let mut mission = Mission::unknown(MissionId::new("M001").unwrap());
+        (mission.trans_number, mission.name) = (Some(10_000), Some("gc content of all samples".to_owned()));
+        let total = Tally { ok: 7_379, failed: 21, time_cost_ms: 435_600_000, seq: 7_400 };
+        let rows = [
+            failed("M001/sample-0017.txt", Verdict::AppError, "the workload exited with code 3"),
+            failed("M001/sample-0018.txt", Verdict::AppError, "the workload exited with code 3"),
+            failed("M001/sample-0231.txt", Verdict::Oom, &"the workload ran out of memory ".repeat(9)),
+        ];
+        let text = text(&summary(mission, total, 60, &rows), None, "");
+        expect_test::expect![[r#"
+            mission M001 (gc content of all samples): running
+              [#############################...........]  74 %  7,400 of 10,000 tasks
+
+              done           7,379     rate       61.2 tasks/min
+              failed            21     time left  about 43 min
+              running           60     nodes      28 Spot, 2 On-Demand
+              pending        2,540     workloads  121 h 0 min
+              notification: No
+
+            failed (21, reasons of 3 that were read)
+                    2  app-error: the workload exited with code 3
+                       e.g. M001/sample-0017.txt
+                    1  oom: the workload ran out of memory the workload ran out of memory the wo…
+                       e.g. M001/sample-0231.txt
+
+            next: lighthpc explain M001 M001/sample-0017.txt
+        "#]]
+        .assert_eq(&text);
+        assert!(text.lines().all(|line| line.width() <= WIDTH), "{text}");
+    }
+
+    #[test]
+    fn a_bar_is_full_only_at_the_end() {
+        assert_eq!(bar(0, 0, None), "  the number of tasks is unknown");
+        assert!(bar(0, 0, Some(3)).contains(&format!("[{}]   0 %  0 of 3 tasks", ".".repeat(40))));
+        assert!(bar(0, 1, Some(1)).contains(&format!("[{}] 100 %  1 of 1 task", "x".repeat(40))));
+        assert!(bar(999, 1, Some(1000)).contains("#x] 100 %"));
+        assert!(bar(999_999, 0, Some(1_000_000)).contains(" 99 %"));
+        assert!(bar(u64::MAX, u64::MAX, Some(1)).contains("100 %"));
+    }
+
+    #[test]
+    fn odd_rows_are_shown_and_do_nothing_to_a_terminal() {
         let evil = "\u{1b}]0;x\u{7}\u{9b}2J\u{202e}\n";
         let mut mission = Mission::unknown(MissionId::new(format!("M{evil}")).unwrap());
         mission.trans_number = Some(u64::MAX);
         mission.tally_base = u64::MAX;
         mission.name = Some(evil.to_owned());
-        let mut task = Task::new(SrcId::new(format!("文件{evil}")).unwrap(), None);
+        let mut task = failed(&format!("文件{evil}"), Verdict::Infra, &evil.repeat(30));
         task.time_cost_ms = u64::MAX;
         task.attempt = AttemptNumber(u64::MAX);
         task.progress = evil.to_owned();
         task.instance = Some(InstanceId::new(format!("i{evil}")).unwrap());
-        task.launch.error = Some(evil.repeat(30));
-        (mission, vec![task.clone(), task])
-    }
-
-    #[test]
-    fn odd_rows_are_shown_and_do_nothing_to_a_terminal() {
-        let (mission, tasks) = odd();
         let total = Tally { ok: 1, failed: u64::MAX, time_cost_ms: u64::MAX, seq: u64::MAX };
-        for text in [detail(&mission, total, &tasks), list(std::slice::from_ref(&mission))] {
-            assert!(!text.contains(|c: char| c != '\n' && crate::domain::printable::is_unsafe(c)), "{text:?}");
-        }
-        // A head, an empty line, and a row for each task: no name makes a row of its own.
-        assert_eq!(detail(&mission, total, &tasks).trim_end().lines().count(), 2 + 1 + tasks.len());
-        assert!(detail_json(&mission, total, &tasks)["tasks"][0]["srcFilename"].as_str().unwrap().contains('\u{1b}'));
+        let selected = Selected { tasks: vec![task.clone(), task.clone()], is_cut: true, order: Order::Scan };
+        let shown = summary(mission, total, 0, &[task]);
+        let text = text(&shown, Some(&selected), "");
+        assert!(!text.contains(|c: char| c != '\n' && crate::domain::printable::is_unsafe(c)), "{text:?}");
+        assert!(summary_json(&shown)["failures"]["groups"][0]["example"].as_str().unwrap().contains('\u{1b}'));
     }
 
     #[test]
@@ -276,5 +362,12 @@ mod tests {
         assert_eq!(mission_json(&mission, mission.rolled)["notifyEmail"], "Yes");
         mission.notified = Notified::No;
         assert_eq!(notification(&mission), "No");
+    }
+
+    #[test]
+    fn times_and_numbers_are_written_as_people_do() {
+        let rough = |minutes: u64| rough(Duration::from_secs(minutes * 60));
+        assert_eq!([0, 1, 42, 95, 3000].map(rough), ["a minute", "a minute", "42 min", "1 h 35 min", "3 days"]);
+        assert_eq!([0, 999, 1_000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
     }
 }

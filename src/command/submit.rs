@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashSet};
 use std::io::BufRead;
 use std::path::PathBuf;
 
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::cli::SubmitArgs;
@@ -82,13 +81,13 @@ pub(super) async fn run(args: SubmitArgs) -> Result<ExitCode, Failure> {
     }
     let prepared = scheduler.prepare_checked(&plan, checked).await?;
     upload(&scheduler, &plan, &prepared.known, files).await?;
-    let bar = bar("rows", plan.srcs.len() as u64);
+    let bar = screen::bar("rows", plan.srcs.len() as u64);
     let mut submitted = scheduler.make_rows(&plan, &prepared, |done| bar.set_position(done)).await?;
     bar.finish_and_clear();
     let launched = if args.no_launch {
         Ok(())
     } else {
-        let bar = self::bar("launches", plan.srcs.len() as u64);
+        let bar = screen::bar("launches", plan.srcs.len() as u64);
         let launched = scheduler
             .launch_all(&prepared.mission, &mut submitted, |done, total| {
                 bar.set_length(total);
@@ -271,7 +270,7 @@ async fn upload(
         return Ok(());
     }
     let files: Vec<Input> = files.into_iter().filter(|input| !there.contains(&input.src)).collect();
-    let bar = bar("uploads", files.len() as u64);
+    let bar = screen::bar("uploads", files.len() as u64);
     let uploads = files.into_iter().map(|Input { src, file }| {
         let (store, bucket) = (scheduler.backend.store.clone(), plan.bucket.clone());
         async move { store.put_file(&bucket, src.as_str(), &file).await }
@@ -422,13 +421,4 @@ fn request_json(request: &Request) -> serde_json::Value {
         "purchase": match request.purchase { Purchase::Spot => "spot", Purchase::OnDemand => "on-demand" },
         "maxPrice": request.max_price.as_ref().map(ToString::to_string), "count": request.count, "tags": tags,
     })
-}
-
-/// Returns a progress bar on a terminal; a hidden one elsewhere.
-fn bar(what: &'static str, total: u64) -> ProgressBar {
-    let bar = ProgressBar::new(total);
-    let style = ProgressStyle::with_template("{msg:8} {bar:20} {pos}/{len}, {elapsed}");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("█▌░"));
-    bar.set_message(what);
-    bar
 }

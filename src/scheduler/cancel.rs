@@ -13,7 +13,6 @@ use crate::clock;
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::mission::Mission;
 use crate::domain::task::{State, Task};
-use crate::domain::verdict::Verdict;
 
 /// The result of a cancellation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

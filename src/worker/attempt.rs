@@ -119,7 +119,7 @@ impl Attempt {
         row.history_with(PastAttempt {
             attempt: self.fence.attempt,
             instance: self.fence.owner.to_string(),
-            machine: self.host.instance.info.borrow().clone(),
+            machine: self.host.instance.machine_info(),
             started: self.started.clone(),
             ended: now,
             end,

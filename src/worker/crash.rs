@@ -199,7 +199,7 @@ async fn history(node: &Node, instance: &Instance, row: &Task, end: &AttemptEnd)
         attempt: row.attempt,
         instance: row.instance.as_ref().map(ToString::to_string).unwrap_or_default(),
         // It was this machine, whose boot continues.
-        machine: instance.info.borrow().clone(),
+        machine: instance.machine_info(),
         started: row.open_since.clone().unwrap_or_default(),
         ended: clock::now_rfc3339(),
         end: end.clone(),

@@ -150,7 +150,9 @@ fn judge(ended: Exit, early: Option<StopReason>, is_full: bool) -> Result<i32, S
             let failure = AttemptFailure::new(Verdict::Oom, false, NodeError::OutOfMemory);
             Err(AttemptFailure { exit_code: code, signal, ..failure }.into())
         }
-        (Exit::Exited { code: Some(code), .. }, _) => failed(format!("exited with code {code}"), Some(code), None, false),
+        (Exit::Exited { code: Some(code), .. }, _) => {
+            failed(format!("exited with code {code}"), Some(code), None, false)
+        }
         (Exit::Exited { signal, .. }, _) => {
             failed(format!("was killed by {}", signal_name(signal.unwrap_or(0))), None, signal, false)
         }

@@ -30,6 +30,11 @@ impl Instance {
         self.on_ec2.is_some()
     }
 
+    /// Returns what is known of the machine so far.
+    pub(super) fn machine_info(&self) -> MachineInfo {
+        self.info.borrow().clone()
+    }
+
     /// Returns what this process shows to write to a row that it holds.
     pub(super) fn fence(&self, row: &Task) -> Fence {
         Fence { src: row.src.clone(), attempt: row.attempt, owner: self.id.clone() }

@@ -54,10 +54,10 @@ mod work;
 pub use completion::CompletionNotifier;
 pub use disk::{Begun, Disk};
 pub use error::NodeError;
+pub use machine_info::Pricing;
 pub use node::{Life, Node};
 pub use outcome::Outcome;
 pub use preflight::Preflight;
-pub use machine_info::Pricing;
 pub use settings::{NodeSettings, Report, Step};
 pub use stopping::{DRAIN_LIMIT, Stopping};
 
@@ -120,7 +120,8 @@ async fn life(node: Node, proof: watch::Sender<Option<EndProof>>) -> Result<Outc
     let (spot, mut polls) =
         SpotWatcher::start(node.backend.machine.clone(), node.backend.ledger.clone(), instance.is_on_ec2());
     let (of_node, of_instance) = (node.clone(), instance.clone());
-    polls.spawn(async move { machine_info::look_up(&of_node, &of_instance, &of_instance.info).await }.in_current_span());
+    polls
+        .spawn(async move { machine_info::look_up(&of_node, &of_instance, &of_instance.info).await }.in_current_span());
     let host = Host { node, instance, spot };
     let outcome = match work {
         Work::Task(task) => match failed.into_iter().find(|(src, _)| *src == task.src) {

@@ -94,7 +94,9 @@ fn tree(root: u32) -> Option<u64> {
 /// Returns the children of a process. Each thread has its own list.
 fn children(process: u32) -> Vec<u32> {
     let Ok(threads) = std::fs::read_dir(format!("/proc/{process}/task")) else { return Vec::new() };
-    let lists = threads.take(THREADS_MAX).filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("children")).ok());
+    let lists = threads
+        .take(THREADS_MAX)
+        .filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("children")).ok());
     lists.flat_map(|list| list.split_whitespace().filter_map(|id| id.parse().ok()).collect::<Vec<u32>>()).collect()
 }
 

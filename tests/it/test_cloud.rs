@@ -14,7 +14,7 @@ use lighthpc::domain::mission::{Mission, Notified, Tally};
 use lighthpc::domain::policy::Policy;
 use lighthpc::domain::task::Task;
 use lighthpc::scheduler::{self, Scheduler};
-use lighthpc::worker::{self, Life, Node, Pricing, NodeSettings, Report, Stopping};
+use lighthpc::worker::{self, Life, Node, NodeSettings, Pricing, Report, Stopping};
 use lighthpc::workload::{Bounds, Simulation, Workload};
 use local_cloud::{ACCESS_KEY, Faults, Gate, LocalCloud, REGION, RESULT_BUCKET, SECRET_KEY, SOURCE_BUCKET, TOPIC_ARN};
 

@@ -53,6 +53,12 @@ pub fn read(time: &str) -> Option<SystemTime> {
     SystemTime::try_from(DateTime::from_str(time.trim(), Format::DateTime).ok()?).ok()
 }
 
+/// Returns the time between two RFC 3339 timestamps: zero if the second is earlier, `None` if one cannot be parsed.
+#[must_use]
+pub fn between(from: &str, to: &str) -> Option<Duration> {
+    Some(read(to)?.duration_since(read(from)?).unwrap_or_default())
+}
+
 /// Returns the time until an RFC 3339 timestamp: zero if it has passed, `None` if it cannot be parsed.
 #[must_use]
 pub fn until(time: &str) -> Option<Duration> {

@@ -15,7 +15,6 @@ use crate::clock;
 use crate::domain::ids::{InstanceId, MissionId, SrcId};
 use crate::domain::mission::Mission;
 use crate::domain::task::{State, Task};
-use crate::domain::verdict::Verdict;
 use crate::scheduler::SchedulerError;
 
 /// The time limit for reading pending tasks in the first pass. The rate is about 10,000 rows per second.
@@ -313,7 +312,8 @@ impl Sweep<'_> {
         // The row decides the mission, not the index.
         let is_its = |task: &Task| task.mission.as_ref().is_none_or(|id| *id == mission.id);
         let tasks: Vec<_> = tasks.into_iter().filter(is_its).map(|task| (task, None)).collect();
-        let failed = self.scheduler.backend.ledger.fail(&tasks, Some(mission), &GivenUp::by_cancel(clock::now_rfc3339())).await;
+        let failed =
+            self.scheduler.backend.ledger.fail(&tasks, Some(mission), &GivenUp::by_cancel(clock::now_rfc3339())).await;
         match failed.map_err(SchedulerError::cloud("failing tasks of a cancelled mission")) {
             Ok(failed) => {
                 for src in failed.tasks {

@@ -96,7 +96,7 @@ impl AttemptEnd {
         let line = printable::one_line(error);
         let error = match line.char_indices().nth(ERROR_CHARS_MAX - 1) {
             Some((at, last)) if at + last.len_utf8() < line.len() => format!("{}…", &line[..at]),
-            _ => line.into_owned(),
+            _ => line,
         };
         Self { verdict, exit_code: None, signal: None, peak_memory: None, error: Some(error) }
     }

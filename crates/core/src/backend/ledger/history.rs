@@ -100,10 +100,17 @@ mod tests {
             log: None,
         };
         let value = history(std::slice::from_ref(&past));
-        assert_eq!(value.as_l().unwrap().iter().filter_map(past_attempt).collect::<Vec<_>>(), std::slice::from_ref(&past));
+        assert_eq!(
+            value.as_l().unwrap().iter().filter_map(past_attempt).collect::<Vec<_>>(),
+            std::slice::from_ref(&past)
+        );
 
         // As earlier versions wrote it.
-        let bare = PastAttempt { machine: MachineInfo::default(), end: AttemptEnd { error: None, ..AttemptEnd::of(Verdict::Lost, "") }, ..past };
+        let bare = PastAttempt {
+            machine: MachineInfo::default(),
+            end: AttemptEnd { error: None, ..AttemptEnd::of(Verdict::Lost, "") },
+            ..past
+        };
         let value = history(std::slice::from_ref(&bare));
         assert_eq!(value.as_l().unwrap()[0].as_m().unwrap().len(), 5);
         assert_eq!(value.as_l().unwrap().iter().filter_map(past_attempt).collect::<Vec<_>>(), [bare]);

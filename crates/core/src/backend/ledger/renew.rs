@@ -181,9 +181,7 @@ pub(super) fn counted(expression: Expression, counts: Counts, attempt: AttemptNu
         .set(item::APP_FAILURES, number(counts.app_failures))
         .set(item::INTERRUPTIONS, number(counts.interruptions));
     match counts.crash {
-        Some(crash) => counted
-            .set(item::CRASHES, number(crash.crashes))
-            .set(item::SUSPECT, number(attempt.0)),
+        Some(crash) => counted.set(item::CRASHES, number(crash.crashes)).set(item::SUSPECT, number(attempt.0)),
         None => counted,
     }
 }

@@ -23,7 +23,7 @@ fn rows_of_the_first_version_are_read() {
         (item::TIME_COST, text("47")),
     ]);
     let task = Row(&row).task(SrcId::new("a.dat").unwrap());
-    assert_eq!((task.state, task.attempt, task.time_cost_s), (State::Pending, AttemptNumber(0), 47));
+    assert_eq!((task.state, task.attempt, task.time_cost_s()), (State::Pending, AttemptNumber(0), 47));
 
     let row = row_of(&[
         (item::TRANS_NUMBER, text("15")),

@@ -62,7 +62,9 @@ pub(super) const TIME_MAX: i64 = i64::MAX / 1_000_000;
 /// Adds a workload time to a tally item, or subtracts a negative one: in milliseconds, and in whole seconds, which
 /// earlier versions read.
 pub(super) fn with_time(expression: Expression, time_cost_ms: i64) -> Expression {
-    expression.add(item::TIME_COST, (time_cost_ms + time_cost_ms.signum() * 500) / 1000).add(item::TIME_COST_MS, time_cost_ms)
+    expression
+        .add(item::TIME_COST, (time_cost_ms + time_cost_ms.signum() * 500) / 1000)
+        .add(item::TIME_COST_MS, time_cost_ms)
 }
 
 /// Returns an update of one item.

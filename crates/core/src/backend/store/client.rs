@@ -110,6 +110,18 @@ impl Store {
         if error.kind == Kind::NotFound || error.is_without_words() { refusal } else { error }
     }
 
+    /// Reads a whole object into memory: for logs, which have at most 6 MiB, and indexes.
+    ///
+    /// # Errors
+    /// [`CloudError`]; `NotFound` if the object does not exist.
+    pub async fn read(&self, bucket: &str, key: &str) -> Result<Vec<u8>, CloudError> {
+        let failed = |words: String| CloudError::new(Kind::Unreachable, "GetObject", uri(bucket, key), words);
+        let answer = self.client.get_object().bucket(bucket).key(key).send().await;
+        let answer = answer.map_err(|error| CloudError::sdk("GetObject", uri(bucket, key), error))?;
+        let body = answer.body.collect().await.map_err(|error| failed(error.to_string()))?;
+        Ok(body.into_bytes().to_vec())
+    }
+
     /// Lists the keys that start with `prefix`.
     ///
     /// # Errors
