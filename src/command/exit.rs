@@ -267,6 +267,8 @@ fn program_hint(program: &str, error: &std::io::Error) -> String {
     use std::io::ErrorKind;
     // Linux: ENFILE and EMFILE. `io::ErrorKind` has no value for them.
     const FILES: [i32; 2] = [23, 24];
+    // Linux: ENOEXEC.
+    const NO_FORMAT: i32 = 8;
     match error.kind() {
         ErrorKind::ExecutableFileBusy => {
             return format!("{program} was open for writing: write it under another name, then rename it");
@@ -296,8 +298,6 @@ fn program_hint(program: &str, error: &std::io::Error) -> String {
         }
         _ => {}
     }
-    // Linux: ENOEXEC.
-    const NO_FORMAT: i32 = 8;
     match error.kind() {
         ErrorKind::PermissionDenied => {
             format!(

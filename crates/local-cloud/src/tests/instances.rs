@@ -126,7 +126,7 @@ async fn an_instance_runs_until_it_is_terminated() {
     assert_eq!(code(&unknown), "InvalidInstanceID.NotFound");
     let unknown = ec2.terminate_instances().instance_ids(stranger).send().await.unwrap_err();
     assert_eq!(code(&unknown), "InvalidInstanceID.NotFound");
-    assert_eq!(code(&ec2.describe_vpcs().send().await.unwrap_err()), "InvalidAction");
+    assert_eq!(code(&ec2.describe_launch_template_versions().send().await.unwrap_err()), "InvalidAction");
 }
 
 #[tokio::test]
