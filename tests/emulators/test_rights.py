@@ -360,7 +360,7 @@ def test_a_person_needs_no_more_than_the_documentation_says(scene, kind):
 @SLOW
 def test_the_scene_has_every_call_that_the_program_can_make(scene):
     calls = set()
-    for file in pathlib.Path(harness.ROOT / "src" / "backend").rglob("*.rs"):
+    for file in pathlib.Path(harness.ROOT / "crates" / "core" / "src" / "backend").rglob("*.rs"):
         calls |= set(re.findall(r"client\s*\.\s*([a-z_0-9]+)\(\)", file.read_text()))
     made = set().union(*(recorder.operations for recorder in scene.recorders.values()))
     made = {re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower() for name in made}
