@@ -14,6 +14,7 @@ pub mod fuzz;
 pub mod lambda;
 pub mod logging;
 pub mod render;
+pub mod report;
 pub mod scheduler;
 pub mod summary;
 pub mod worker;

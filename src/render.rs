@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::domain::machine_info::{MicroUsd, Purchase};
+use crate::domain::machine_info::{MicroUsd, PurchaseOption};
 use crate::domain::mission::{Mission, Tally};
 use crate::domain::policy::BidMode;
 use crate::domain::task::{PastAttempt, Task};
@@ -47,6 +47,10 @@ pub fn summary_json(summary: &Summary) -> Value {
     value["instances"] = json!(summary.nodes.map(|nodes| json!({ "spot": nodes.spot, "onDemand": nodes.on_demand })));
     value["tasksPerMinute"] = json!(summary.rate_per_min());
     value["secondsLeft"] = json!(summary.time_left().map(|left| left.as_secs()));
+    value["costUSD"] = json!(total.cost.usd());
+    value["costInAllUSD"] = json!(summary.cost_in_all().map(MicroUsd::usd));
+    value["nodeSeconds"] = json!(total.node_s);
+    value["unpricedSeconds"] = json!(total.unpriced_s);
     value["failures"] = reasons_json(&summary.failures);
     value["waits"] = reasons_json(&summary.waits);
     value
@@ -106,7 +110,7 @@ pub fn past_json(past: &PastAttempt) -> Value {
         "instance": past.instance,
         "type": past.machine.instance_type,
         "zone": past.machine.zone,
-        "purchase": past.machine.purchase.map(Purchase::as_str),
+        "purchase": past.machine.purchase.map(PurchaseOption::as_str),
         "usdPerHour": past.machine.usd_per_hour.map(MicroUsd::usd),
         "started": past.started,
         "ended": past.ended,

@@ -8,19 +8,19 @@ use crate::domain::ids::MissionId;
 
 pub(super) async fn run(args: CancelArgs) -> Result<ExitCode, Failure> {
     let mission = MissionId::new(&args.mission).map_err(|error| Failure::usage(error, "give the id of the mission"))?;
-    let scheduler = scheduling::scheduler(&args.scheduler).await?;
+    let scheduler = scheduling::scheduler_at(args.local.as_deref(), &args.scheduler).await?;
     // A running node reads the row within a third of a lease, and then its workload has the grace period.
     let wait = args.wait.unwrap_or(args.scheduler.lease * 3 / 2);
 
     let cancelled = scheduler.cancel(&mission, wait).await?;
 
     screen::to_stdout(&format!(
-        "mission {} is cancelled: {} tasks ended, {} requested to stop, {} still running, {} instances terminated\n",
+        "mission {} is cancelled: {} ended, {} requested to stop, {} still running, {} terminated\n",
         screen::plain(mission.as_str()),
-        cancelled.ended,
+        screen::count(cancelled.ended, "task"),
         cancelled.asked,
         cancelled.running,
-        cancelled.instances.len()
+        screen::count(cancelled.instances.len() as u64, "instance")
     ));
     if cancelled.is_reinstated {
         let message = format!("mission {mission} was reinstated during the cancellation");

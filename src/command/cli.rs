@@ -18,6 +18,7 @@ use super::list::ListArgs;
 use super::local_dir::{self, DEFAULT_DIR};
 use super::logs::LogsArgs;
 use super::place::PlaceArgs;
+use super::report::ReportArgs;
 use super::wait::WaitArgs;
 use crate::backend::machine::EndOrder;
 use crate::domain::machine_info::MicroUsd;
@@ -166,6 +167,9 @@ pub(super) enum Command {
     /// Wait until a mission is complete
     #[command(before_help = examples::WAIT)]
     Wait(WaitArgs),
+    /// Write what happened in a mission into one HTML file: timeline, distributions, failures, cost
+    #[command(before_help = examples::REPORT)]
+    Report(ReportArgs),
     /// Download the committed results of a mission; a repeated call continues
     #[command(before_help = examples::FETCH)]
     Fetch(FetchArgs),
@@ -197,6 +201,7 @@ pub(super) enum Command {
 }
 
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "flags")]
 pub(super) struct SubmitArgs {
     /// Inputs: local files to upload, s3://BUCKET/PREFIX, or - to read object keys from standard input
     #[arg(value_name = "INPUT", required = true)]
@@ -226,6 +231,9 @@ pub(super) struct SubmitArgs {
     /// Create the tasks, but launch no nodes
     #[arg(long)]
     pub(super) no_launch: bool,
+    /// Wait until the mission is complete: exit code 0 if all tasks are done, 20 if some failed
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(super) wait: bool,
     /// Show tasks, launch requests and prices, and change nothing
     #[arg(long)]
     pub(super) dry_run: bool,
@@ -262,6 +270,9 @@ pub(super) struct RedriveArgs {
     /// Only tasks that failed with this verdict, such as app-error or oom
     #[arg(long, value_name = "VERDICT")]
     pub(super) verdict: Option<String>,
+    /// The mission is a local one, in DIR; the next `run --local` runs its tasks
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = DEFAULT_DIR, env = "LIGHTHPC_LOCAL", value_name = "DIR")]
+    pub(super) local: Option<PathBuf>,
     #[command(flatten)]
     pub(super) scheduler: SchedulerArgs,
 }
@@ -274,6 +285,9 @@ pub(super) struct CancelArgs {
     /// Time to wait for running workloads to stop (default: one and a half leases)
     #[arg(long, value_parser = seconds, value_name = "SECONDS")]
     pub(super) wait: Option<Duration>,
+    /// The mission is a local one, in DIR, that does not run now
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = DEFAULT_DIR, env = "LIGHTHPC_LOCAL", value_name = "DIR")]
+    pub(super) local: Option<PathBuf>,
     #[command(flatten)]
     pub(super) scheduler: SchedulerArgs,
 }
@@ -469,12 +483,26 @@ pub(super) struct StatusArgs {
     #[arg(skip)]
     pub(super) local_is_folder: bool,
     /// Print JSON
-    #[arg(long)]
+    #[arg(long, conflicts_with = "watch")]
     pub(super) json: bool,
+    /// Show a live screen; without a terminal, print a line per change until the mission is complete
+    #[arg(long)]
+    pub(super) watch: bool,
+    /// With --watch: pause between two reads
+    #[arg(long, requires = "watch", default_value = "5s", value_parser = seconds, value_name = "TIME")]
+    pub(super) every: Duration,
     #[command(flatten)]
     pub(super) filter: FilterArgs,
     #[command(flatten)]
     pub(super) tables: TableArgs,
+}
+
+impl SubmitArgs {
+    /// Returns where the mission will be.
+    pub(super) fn place(&self) -> PlaceArgs {
+        let AwsArgs { tables, result_bucket, .. } = &self.scheduler.aws;
+        PlaceArgs { local: None, tables: tables.clone(), result_bucket: result_bucket.clone() }
+    }
 }
 
 impl StatusArgs {

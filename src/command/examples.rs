@@ -15,6 +15,7 @@ pub(super) const STATUS: &str = "Examples:
   lighthpc status                 list the missions
   lighthpc status M001            one mission: counts, failures by reason, time left
   lighthpc status M001 --failed   and its failed tasks
+  lighthpc status M001 --watch    a live screen
   lighthpc status --local         the local mission in ./lighthpc-local";
 
 pub(super) const LIST: &str = "Examples:
@@ -35,6 +36,11 @@ pub(super) const WAIT: &str = "Examples:
   lighthpc wait M001 && lighthpc fetch M001 --to results
   lighthpc wait M001 --timeout 8h --on-end 'mail -s \"$LIGHTHPC_FAILED failed\" me@example.org'
 Exit codes: 0 all tasks are done, 20 some failed, 32 the timeout is over, 130 interrupted.";
+
+pub(super) const REPORT: &str = "Examples:
+  lighthpc report M001                             M001.html: open it in a browser
+  lighthpc report M001 --format perfetto           M001.json: open it in ui.perfetto.dev
+  lighthpc report --local local -o report.html     of a local mission";
 
 pub(super) const FETCH: &str = "Examples:
   lighthpc fetch M001 --to results

@@ -95,6 +95,15 @@ pub(super) fn parse(local: &Path, is_folder: bool, files: &[PathBuf]) -> Result<
     Ok((local.to_owned(), files.to_vec()))
 }
 
+/// Returns the flag that names a folder, for a command that is proposed to the user.
+pub(super) fn flag(dir: &Path) -> String {
+    if dir.as_os_str() == DEFAULT_DIR {
+        " --local".to_owned()
+    } else {
+        format!(" --local={}", crate::domain::printable::shell(&dir.display().to_string()))
+    }
+}
+
 /// Returns the services of a local cloud, as the given instance sees them, or as a caller outside the instances does.
 pub(super) fn backend(cloud: &LocalCloud, instance: Option<&str>) -> Backend {
     let wire = Wire::plugged(cloud.http_client(instance), REGION, ACCESS_KEY, SECRET_KEY);

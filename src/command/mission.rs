@@ -341,6 +341,9 @@ impl Run {
             screen::to_stderr("interrupted: run the same command again to continue\n");
             return Ok(ExitCode::Interrupted);
         }
+        if failed > 0 {
+            screen::to_stderr(&format!("next: lighthpc status{} --failed\n", local_dir::flag(self.cloud.dir())));
+        }
         if open > 0 {
             screen::to_stderr("hint: run the same command again to finish the remaining tasks\n");
         }

@@ -23,6 +23,7 @@ mod plan;
 mod redrive;
 #[cfg(test)]
 mod reference;
+mod report;
 mod review;
 mod scheduling;
 mod screen;
@@ -33,6 +34,7 @@ mod submit;
 mod sweep;
 mod trust;
 mod wait;
+mod watch;
 
 use std::time::Duration;
 
@@ -127,6 +129,7 @@ fn start(cli: Cli) -> Result<ExitCode, Failure> {
                     Command::Explain(args) => explain::run(args).await,
                     Command::Logs(args) => logs::run(args).await,
                     Command::Wait(args) => wait::run(args).await,
+                    Command::Report(args) => report::run(args).await,
                     Command::Fetch(args) => fetch::run(args).await,
                     Command::Submit(args) => submit::run(*args).await,
                     Command::Sweep(args) => sweep::run(args).await,

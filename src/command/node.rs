@@ -269,7 +269,10 @@ pub(super) fn settings(args: &RunArgs) -> Result<NodeSettings, Failure> {
             checkpoint_bytes: args.max_checkpoint_bytes,
             checkpoint_files: usize::try_from(args.max_checkpoint_files).unwrap_or(usize::MAX),
         },
-        pricing: Pricing::Ec2(args.on_demand_prices.iter().cloned().collect()),
+        pricing: Pricing::Ec2 {
+            on_demand: args.on_demand_prices.iter().cloned().collect(),
+            billed_before: worker::billed_before(&args.work_dir),
+        },
         disk: Arc::default(),
         preflight: Arc::default(),
         report: tokio::sync::watch::Sender::new(Report::default()),

@@ -11,7 +11,7 @@ pub(super) async fn run(args: RedriveArgs) -> Result<ExitCode, Failure> {
     let verdict = args.verdict.as_deref().map(filter::verdict_of).transpose()?;
     let srcs: Result<Vec<SrcId>, _> = args.srcs.iter().map(SrcId::new).collect();
     let srcs = srcs.map_err(|error| Failure::usage(error, "give the keys of the tasks"))?;
-    let scheduler = scheduling::scheduler(&args.scheduler).await?;
+    let scheduler = scheduling::scheduler_at(args.local.as_deref(), &args.scheduler).await?;
 
     let redriven = scheduler.redrive(&mission, verdict, &srcs).await?;
 

@@ -1,7 +1,12 @@
 //! The settings of the scheduler's commands.
 
+use std::path::Path;
+
+use local_cloud::{LocalCloud, RESULT_BUCKET, SOURCE_BUCKET, TOPIC_ARN};
+
 use super::failure::Failure;
 use super::flags::{SchedulerArgs, text};
+use super::local_dir;
 use crate::backend::fleet::Template;
 use crate::backend::machine::PowerOff;
 use crate::backend::{Backend, Wire};
@@ -15,6 +20,28 @@ pub(super) async fn scheduler(args: &SchedulerArgs) -> Result<Scheduler, Failure
     let settings = settings(args)?;
     let tables = args.aws.tables.tables();
     let backend = Backend::new(&Wire::aws().await?, tables, PowerOff::Never);
+    Ok(Scheduler::new(backend, settings))
+}
+
+/// Creates a scheduler that uses AWS or, with `local`, the folder of a local mission, which no other process may use
+/// meanwhile. It launches nothing there.
+pub(super) async fn scheduler_at(local: Option<&Path>, args: &SchedulerArgs) -> Result<Scheduler, Failure> {
+    let Some(dir) = local else { return scheduler(args).await };
+    local_dir::note_ignored();
+    if !dir.join(".lighthpc").exists() {
+        let hint = "set --local=DIR to the folder of a local mission";
+        return Err(Failure::usage(format!("there is no lighthpc folder at {}", dir.display()), hint));
+    }
+    let cloud = LocalCloud::open(dir)?;
+    let backend = local_dir::backend(&cloud, None);
+    let settings = SchedulerSettings {
+        template: None,
+        source_bucket: Some(SOURCE_BUCKET.to_owned()),
+        result_bucket: Some(RESULT_BUCKET.to_owned()),
+        topic_arn: Some(TOPIC_ARN.to_owned()),
+        default_mission: None,
+        ..settings(args)?
+    };
     Ok(Scheduler::new(backend, settings))
 }
 

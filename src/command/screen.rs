@@ -153,6 +153,30 @@ pub(super) fn counted(number: u64, noun: &str, form: impl Fn(u64) -> String) -> 
     format!("{} {noun}{}", form(number), if number == 1 { "" } else { "s" })
 }
 
+/// Returns a number with commas between its thousands.
+pub(super) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Returns a time as people say it: the largest unit, and the next one.
+pub(super) fn rough(time: Duration) -> String {
+    let minutes = time.as_secs().div_ceil(60);
+    match minutes {
+        0..=1 => "a minute".to_owned(),
+        2..=90 => format!("{minutes} min"),
+        91..=2879 => format!("{} h {} min", minutes / 60, minutes % 60),
+        _ => format!("{} days", minutes.div_ceil(1440)),
+    }
+}
+
 /// Cuts a line at a width in columns. A cut line ends with `…`.
 pub(super) fn cut(line: &str, width: usize) -> String {
     if line.width() <= width {
@@ -268,5 +292,12 @@ mod tests {
         assert!(!text.contains('\u{1b}'));
         let column = |line: &str| line[..line.len() - 1].width();
         assert_eq!(text.lines().map(column).collect::<std::collections::HashSet<_>>().len(), 1, "{text}");
+    }
+
+    #[test]
+    fn times_and_numbers_are_written_as_people_do() {
+        let rough = |minutes: u64| rough(Duration::from_secs(minutes * 60));
+        assert_eq!([0, 1, 42, 95, 3000].map(rough), ["a minute", "a minute", "42 min", "1 h 35 min", "3 days"]);
+        assert_eq!([0, 999, 1_000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
     }
 }

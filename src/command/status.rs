@@ -7,11 +7,12 @@ use serde_json::json;
 
 use super::cli::StatusArgs;
 use super::failure::Failure;
-use super::place::Place;
+use super::place::MissionPlace;
 use super::review::Review;
-use super::{listing, local_dir, screen};
+use super::{listing, local_dir, screen, watch};
 use crate::command::exit::ExitCode;
-use crate::domain::mission::{Mission, Notified};
+use crate::domain::machine_info::MicroUsd;
+use crate::domain::mission::{Mission, Notified, Tally};
 use crate::render::{SCHEMA, mission_json, summary_json, task_json};
 use crate::summary::{Order, Reasons, Selected, Summary};
 
@@ -37,6 +38,13 @@ pub(super) async fn run(mut args: StatusArgs) -> Result<ExitCode, Failure> {
     let place = args.place().open().await?;
     if place.dir.is_some() {
         local_dir::note_ignored();
+    }
+    if args.watch {
+        let id = match &args.mission {
+            Some(id) => id.clone(),
+            None => only_mission(&place).await?,
+        };
+        return watch::run(place, &id, args.every).await;
     }
     let mut missions = match &args.mission {
         Some(id) => vec![place.mission(id).await?],
@@ -71,8 +79,20 @@ pub(super) async fn run(mut args: StatusArgs) -> Result<ExitCode, Failure> {
     review(place, &summary.mission).await
 }
 
+/// Returns the id of the only mission.
+async fn only_mission(place: &MissionPlace) -> Result<String, Failure> {
+    let missions = place.backend.ledger.missions().await?;
+    match missions.as_slice() {
+        [only] => Ok(only.id.to_string()),
+        _ => Err(Failure::usage(
+            format!("there are {}", screen::count(missions.len() as u64, "mission")),
+            "name one: lighthpc status MISSION --watch",
+        )),
+    }
+}
+
 /// Compares the results of a local mission's tasks that are done with what was committed.
-async fn review(place: Place, mission: &Mission) -> Result<ExitCode, Failure> {
+async fn review(place: MissionPlace, mission: &Mission) -> Result<ExitCode, Failure> {
     let Some(cloud) = place.cloud else { return Ok(ExitCode::Ok) };
     let mut review = Review::new(cloud, REVIEW_BYTES_MAX);
     let mut tasks = Vec::new();
@@ -84,7 +104,7 @@ async fn review(place: Place, mission: &Mission) -> Result<ExitCode, Failure> {
     Ok(if review.sum_up() > 0 { ExitCode::ResultChanged } else { ExitCode::Ok })
 }
 
-fn missions_table(missions: &[Mission], place: &Place) -> String {
+fn missions_table(missions: &[Mission], place: &MissionPlace) -> String {
     if missions.is_empty() {
         return "no missions\nnext: lighthpc submit --help".to_owned();
     }
@@ -101,18 +121,18 @@ fn missions_table(missions: &[Mission], place: &Place) -> String {
     format!("{}\nnext: lighthpc status MISSION{}", screen::table(&rows), place.flag())
 }
 
-/// Returns the summary for people, in 80 columns.
-pub(super) fn text(summary: &Summary, selected: Option<&Selected>, flag: &str) -> String {
+/// Returns the beginning of the summary: the bar and the figures, in 80 columns.
+pub(super) fn head(summary: &Summary, flag: &str) -> String {
     let Summary { mission, total, .. } = summary;
     let id = screen::plain(mission.id.as_str());
     let name = mission.name.as_ref().map(|name| format!(" ({})", screen::plain(name))).unwrap_or_default();
     let mut text = format!("{}\n", screen::cut(&format!("mission {id}{name}: {}", state(summary)), WIDTH));
     text.push_str(&format!("{}\n\n", bar(total.ok, total.failed, mission.trans_number)));
-    let left = summary.time_left().map_or_else(|| "-".to_owned(), |left| format!("about {}", rough(left)));
+    let left = summary.time_left().map_or_else(|| "-".to_owned(), |left| format!("about {}", screen::rough(left)));
     let rate = summary.rate_per_min().map_or_else(|| "-".to_owned(), |rate| format!("{} tasks/min", digits(rate)));
     let running = match summary.running {
-        crate::summary::RUNNING_MAX => format!("{}+", grouped(summary.running)),
-        running => grouped(running),
+        crate::summary::RUNNING_MAX => format!("{}+", screen::grouped(summary.running)),
+        running => screen::grouped(running),
     };
     let nodes = match summary.nodes {
         Some(nodes) => format!("{} Spot, {} On-Demand", nodes.spot, nodes.on_demand),
@@ -121,15 +141,24 @@ pub(super) fn text(summary: &Summary, selected: Option<&Selected>, flag: &str) -
     let nodes = if flag.is_empty() { nodes } else { "this computer".to_owned() };
     let workloads = screen::duration(Duration::from_millis(total.time_cost_ms));
     let pairs = [
-        ("done", grouped(total.ok), "rate", rate),
-        ("failed", grouped(total.failed), "time left", left),
+        ("done", screen::grouped(total.ok), "rate", rate),
+        ("failed", screen::grouped(total.failed), "time left", left),
         ("running", running, "nodes", nodes),
-        ("pending", summary.pending.map_or_else(|| "?".to_owned(), grouped), "workloads", workloads),
+        ("pending", summary.pending.map_or_else(|| "?".to_owned(), screen::grouped), "workloads", workloads),
     ];
     for (one, value, other, more) in pairs {
         text.push_str(&format!("  {one:<8} {value:>11}     {other:<10} {more}\n"));
     }
+    if flag.is_empty() {
+        text.push_str(&format!("  cost      {}\n", cost(summary)));
+    }
     text.push_str(&format!("  notification: {}\n", notification(mission)));
+    text
+}
+
+/// Returns the summary for people, in 80 columns.
+fn text(summary: &Summary, selected: Option<&Selected>, flag: &str) -> String {
+    let mut text = head(summary, flag);
     text.push_str(&reasons("failed", &summary.failures));
     text.push_str(&reasons("waiting", &summary.waits));
     if let Some(selected) = selected {
@@ -174,8 +203,8 @@ fn bar(ok: u64, failed: u64, of: Option<u64>) -> String {
         cells(all - good, "x"),
         cells(CELLS - all, "."),
         share(100, ended),
-        grouped(ended),
-        screen::counted(of, "task", grouped)
+        screen::grouped(ended),
+        screen::counted(of, "task", screen::grouped)
     )
 }
 
@@ -185,14 +214,14 @@ fn reasons(what: &str, reasons: &Reasons) -> String {
         return String::new();
     }
     let read = if reasons.read < reasons.total {
-        format!(", reasons of {} that were read", grouped(reasons.read))
+        format!(", reasons of {} that were read", screen::grouped(reasons.read))
     } else {
         String::new()
     };
-    let mut text = format!("\n{what} ({}{read})\n", grouped(reasons.total));
+    let mut text = format!("\n{what} ({}{read})\n", screen::grouped(reasons.total));
     for group in &reasons.groups {
         let verdict = group.verdict.map(|verdict| format!("{verdict}: ")).unwrap_or_default();
-        let line = format!("  {:>7}  {verdict}{}", grouped(group.count), screen::plain(&group.reason));
+        let line = format!("  {:>7}  {verdict}{}", screen::grouped(group.count), screen::plain(&group.reason));
         text.push_str(&format!("{}\n", screen::cut(&line, WIDTH)));
         text.push_str(&format!(
             "{}\n",
@@ -214,15 +243,29 @@ fn next(summary: &Summary, flag: &str) -> String {
     }
 }
 
-/// Returns a time as people say it: the largest unit, and the next one.
-pub(super) fn rough(time: Duration) -> String {
-    let minutes = time.as_secs().div_ceil(60);
-    match minutes {
-        0..=1 => "a minute".to_owned(),
-        2..=90 => format!("{minutes} min"),
-        91..=2879 => format!("{} h {} min", minutes / 60, minutes % 60),
-        _ => format!("{} days", minutes.div_ceil(1440)),
+/// Returns what the mission costs so far, and about in all, as far as prices are known.
+fn cost(summary: &Summary) -> String {
+    let Tally { node_s, unpriced_s, cost, .. } = summary.total;
+    if node_s == 0 {
+        return "not known yet: a node adds it once a minute".to_owned();
     }
+    let hours = |seconds: u64| screen::duration(Duration::from_secs(seconds));
+    if unpriced_s >= node_s {
+        return format!("{} of nodes, whose price is unknown", hours(node_s));
+    }
+    let mut text = format!("{} USD so far", usd(cost));
+    if let Some(all) = summary.cost_in_all().filter(|_| !summary.is_complete()) {
+        text.push_str(&format!(", about {} in all", usd(all)));
+    }
+    if unpriced_s > 0 {
+        text.push_str(&format!("; {} at an unknown price", hours(unpriced_s)));
+    }
+    text
+}
+
+/// Returns an amount of money with as many digits as matter.
+pub(super) fn usd(amount: MicroUsd) -> String {
+    if amount.usd() >= 1.0 { format!("{:.2}", amount.usd()) } else { format!("{:.4}", amount.usd()) }
 }
 
 fn digits(rate: f64) -> String {
@@ -233,19 +276,6 @@ fn digits(rate: f64) -> String {
     } else {
         format!("{rate:.2}")
     }
-}
-
-/// Returns a number with commas between its thousands.
-pub(super) fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 /// Returns the state of the notification. Without a topic, the mission is marked but nothing is sent.
@@ -264,7 +294,6 @@ fn count(number: Option<u64>) -> String {
 mod tests {
     use super::*;
     use crate::domain::ids::{AttemptNumber, InstanceId, MissionId, SrcId};
-    use crate::domain::mission::Tally;
     use crate::domain::task::Task;
     use crate::domain::verdict::Verdict;
     use crate::summary::Nodes;
@@ -293,14 +322,22 @@ mod tests {
     fn a_summary_fits_into_80_columns() {
         let mut mission = Mission::unknown(MissionId::new("M001").unwrap());
         (mission.trans_number, mission.name) = (Some(10_000), Some("gc content of all samples".to_owned()));
-        let total = Tally { ok: 7_379, failed: 21, time_cost_ms: 435_600_000, seq: 7_400 };
+        let total = Tally {
+            ok: 7_379,
+            failed: 21,
+            time_cost_ms: 435_600_000,
+            seq: 7_400,
+            node_s: 500_000,
+            unpriced_s: 3_600,
+            cost: MicroUsd(3_420_000),
+        };
         let rows = [
             failed("M001/sample-0017.txt", Verdict::AppError, "the workload exited with code 3"),
             failed("M001/sample-0018.txt", Verdict::AppError, "the workload exited with code 3"),
             failed("M001/sample-0231.txt", Verdict::Oom, &"the workload ran out of memory ".repeat(9)),
         ];
         let text = text(&summary(mission, total, 60, &rows), None, "");
-        expect_test::expect![[r#"
+        expect_test::expect![[r"
             mission M001 (gc content of all samples): running
               [#############################...........]  74 %  7,400 of 10,000 tasks
 
@@ -308,16 +345,17 @@ mod tests {
               failed            21     time left  about 43 min
               running           60     nodes      28 Spot, 2 On-Demand
               pending        2,540     workloads  121 h 0 min
+              cost      3.42 USD so far, about 4.62 in all; 1 h 0 min at an unknown price
               notification: No
 
             failed (21, reasons of 3 that were read)
                     2  app-error: the workload exited with code 3
                        e.g. M001/sample-0017.txt
-                    1  oom: the workload ran out of memory the workload ran out of memory the wo…
+                    1  oom: the workload ran out of memory the workload ran out of memory t…
                        e.g. M001/sample-0231.txt
 
             next: lighthpc explain M001 M001/sample-0017.txt
-        "#]]
+        "]]
         .assert_eq(&text);
         assert!(text.lines().all(|line| line.width() <= WIDTH), "{text}");
     }
@@ -344,7 +382,15 @@ mod tests {
         task.attempt = AttemptNumber(u64::MAX);
         task.progress = evil.to_owned();
         task.instance = Some(InstanceId::new(format!("i{evil}")).unwrap());
-        let total = Tally { ok: 1, failed: u64::MAX, time_cost_ms: u64::MAX, seq: u64::MAX };
+        let total = Tally {
+            ok: 1,
+            failed: u64::MAX,
+            time_cost_ms: u64::MAX,
+            seq: u64::MAX,
+            node_s: u64::MAX,
+            unpriced_s: u64::MAX,
+            cost: MicroUsd(u64::MAX),
+        };
         let selected = Selected { tasks: vec![task.clone(), task.clone()], is_cut: true, order: Order::Scan };
         let shown = summary(mission, total, 0, &[task]);
         let text = text(&shown, Some(&selected), "");
@@ -362,12 +408,5 @@ mod tests {
         assert_eq!(mission_json(&mission, mission.rolled)["notifyEmail"], "Yes");
         mission.notified = Notified::No;
         assert_eq!(notification(&mission), "No");
-    }
-
-    #[test]
-    fn times_and_numbers_are_written_as_people_do() {
-        let rough = |minutes: u64| rough(Duration::from_secs(minutes * 60));
-        assert_eq!([0, 1, 42, 95, 3000].map(rough), ["a minute", "a minute", "42 min", "1 h 35 min", "3 days"]);
-        assert_eq!([0, 999, 1_000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
     }
 }

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::cli::SubmitArgs;
 use super::failure::Failure;
 use super::inputs::{self, Input, Known};
-use super::{scheduling, screen};
+use super::{scheduling, screen, wait};
 use crate::backend::fleet::Request;
 use crate::backend::parallel::Parallel;
 use crate::backend::store::StoreError;
@@ -99,6 +99,10 @@ pub(super) async fn run(args: SubmitArgs) -> Result<ExitCode, Failure> {
     };
     print_outcome(&args, &plan, &submitted, archived.len());
     launched?;
+    if args.wait {
+        let place = args.place().open().await?;
+        return wait::until_ended(place, plan.mission.as_str(), None, None).await;
+    }
     Ok(ExitCode::Ok)
 }
 

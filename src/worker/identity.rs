@@ -2,14 +2,15 @@
 
 use tokio::sync::watch;
 
-use super::machine_info::Pricing;
 use super::retry::retry_transient;
+use super::settings::Pricing;
 use super::{Node, NodeError};
 use crate::backend::Kind;
 use crate::backend::ledger::Fence;
 use crate::backend::machine::{EndProof, Machine, NodeTags};
 use crate::domain::ids::{InstanceId, MissionId, SrcId, process_owner};
 use crate::domain::machine_info::MachineInfo;
+use crate::domain::mission::Mission;
 use crate::domain::tags;
 use crate::domain::task::Task;
 
@@ -22,12 +23,26 @@ pub(super) struct Instance {
     on_ec2: Option<InstanceId>,
     /// What is known of the machine so far.
     pub(super) info: watch::Sender<MachineInfo>,
+    /// The mission that the node serves, or that its task belongs to, once it is read. The machine's cost is counted
+    /// there.
+    pub(super) serves: watch::Sender<Option<Mission>>,
 }
 
 impl Instance {
     /// Returns whether this is an EC2 instance.
     pub(super) const fn is_on_ec2(&self) -> bool {
         self.on_ec2.is_some()
+    }
+
+    /// Notes the mission that pays for the machine; the first one stays.
+    pub(super) fn note_mission(&self, mission: &Mission) {
+        self.serves.send_if_modified(|serves| {
+            let is_first = serves.is_none();
+            if is_first {
+                *serves = Some(mission.clone());
+            }
+            is_first
+        });
     }
 
     /// Returns what is known of the machine so far.
@@ -86,13 +101,18 @@ async fn instance(node: &Node) -> Result<Instance, NodeError> {
         Ok(id) => {
             let info = match node.settings.pricing {
                 Pricing::Local => MachineInfo::local(),
-                Pricing::Ec2(_) => MachineInfo::default(),
+                Pricing::Ec2 { .. } => MachineInfo::default(),
             };
             Ok(on_ec2(&node.backend.machine, InstanceId::new(id)?, node.settings.holds_work_dir, info))
         }
         Err(error) if error.kind == Kind::Unreachable && node.settings.src.is_some() => {
             tracing::info!("no IMDS here: this machine is not an EC2 instance");
-            Ok(Instance { id: owner_of_process(), on_ec2: None, info: watch::Sender::new(MachineInfo::local()) })
+            Ok(Instance {
+                id: owner_of_process(),
+                on_ec2: None,
+                info: watch::Sender::new(MachineInfo::local()),
+                serves: watch::Sender::new(None),
+            })
         }
         Err(error) => Err(NodeError::Identity(error)),
     }
@@ -110,7 +130,7 @@ fn on_ec2(machine: &Machine, instance: InstanceId, holds_work_dir: bool, info: M
              named {id}, and a sweep does not know that it needs the instance"
         );
     }
-    Instance { id, on_ec2: Some(instance), info: watch::Sender::new(info) }
+    Instance { id, on_ec2: Some(instance), info: watch::Sender::new(info), serves: watch::Sender::new(None) }
 }
 
 /// Returns a new name for this process.

@@ -3,31 +3,22 @@
 //! It is looked up in the background, once per node, and never delays a task. What is not known when an attempt ends is
 //! not in its history.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use super::Node;
 use super::identity::Instance;
+use super::settings::Pricing;
 use crate::backend::error_chain;
-use crate::domain::machine_info::{MachineInfo, MicroUsd, Purchase};
-
-/// Where the price of a node comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Pricing {
-    /// The node is a part of a local mission and costs nothing.
-    Local,
-    /// EC2's current Spot price, or these On-Demand prices per hour by instance type.
-    Ec2(BTreeMap<String, MicroUsd>),
-}
+use crate::domain::machine_info::{MachineInfo, PurchaseOption};
 
 /// The time for the lookup: IMDS answers in some ms, EC2 in less than a second. The SDK's retries fit twice.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Looks up this machine's type, zone, purchase option, and price. May be dropped at any point: it only reads.
 pub(super) async fn look_up(node: &Node, instance: &Instance, info: &watch::Sender<MachineInfo>) {
-    let Pricing::Ec2(on_demand) = &node.settings.pricing else { return };
+    let Pricing::Ec2 { on_demand, .. } = &node.settings.pricing else { return };
     if !instance.is_on_ec2() {
         return;
     }
@@ -39,7 +30,7 @@ pub(super) async fn look_up(node: &Node, instance: &Instance, info: &watch::Send
         info.send_replace(known.clone());
         let (Some(name), Some(zone)) = (&known.instance_type, &known.zone) else { return };
         let usd_per_hour = match known.purchase {
-            Some(Purchase::Spot) => node.backend.fleet.spot_price(name, zone).await,
+            Some(PurchaseOption::Spot) => node.backend.fleet.spot_price(name, zone).await,
             _ => Ok(on_demand.get(name).copied()),
         };
         match usd_per_hour {

@@ -69,6 +69,7 @@ pub(super) async fn serve(host: &Host, mission: &MissionId, left: Vec<RecoveredT
         return Ok(Outcome::Drained);
     };
     let row = row.ok_or_else(|| NodeError::NoMission { mission: mission.to_string() })?;
+    host.instance.note_mission(&row);
     let slots = slots_of(node, row.slots.or(node.settings.slots).unwrap_or(1).max(1));
     tracing::info!(mission = %mission, slots, "serving mission {mission}, {slots} tasks at a time");
     let host = Host { node: with_sandbox(node, |sandbox| sandbox.shared(slots)), ..host.clone() };

@@ -20,6 +20,7 @@ mod checkpoint_files;
 mod checkpoint_size;
 mod claim;
 mod completion;
+mod cost;
 mod crash;
 mod deployment;
 mod disk;
@@ -52,17 +53,18 @@ mod turns;
 mod work;
 
 pub use completion::CompletionNotifier;
+pub use cost::billed_before;
 pub use disk::{Begun, Disk};
 pub use error::NodeError;
-pub use machine_info::Pricing;
 pub use node::{Life, Node};
 pub use outcome::Outcome;
 pub use preflight::Preflight;
-pub use settings::{NodeSettings, Report, Step};
+pub use settings::{NodeSettings, Pricing, Report, Step};
 pub use stopping::{DRAIN_LIMIT, Stopping};
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use host::Host;
@@ -119,6 +121,8 @@ async fn life(node: Node, proof: watch::Sender<Option<EndProof>>) -> Result<Outc
     removal.head_start().await;
     let (spot, mut polls) =
         SpotWatcher::start(node.backend.machine.clone(), node.backend.ledger.clone(), instance.is_on_ec2());
+    let (mut costs, cost_stop, stopping) = (JoinSet::new(), CancellationToken::new(), node.stopping.clone());
+    costs.spawn(cost::count(node.clone(), instance.clone(), cost_stop.clone()).in_current_span());
     let (of_node, of_instance) = (node.clone(), instance.clone());
     polls
         .spawn(async move { machine_info::look_up(&of_node, &of_instance, &of_instance.info).await }.in_current_span());
@@ -132,5 +136,11 @@ async fn life(node: Node, proof: watch::Sender<Option<EndProof>>) -> Result<Outc
     };
     polls.shutdown().await;
     removal.end().await;
+    // A drain whose time for writes is over leaves the last minute out.
+    cost_stop.cancel();
+    tokio::select! {
+        _ = costs.join_next() => {}
+        () = stopping.writes_are_over() => {}
+    }
     outcome
 }

@@ -16,9 +16,10 @@ use crate::backend::ledger::{Announcement, Publication};
 use crate::backend::notifier::Message;
 use crate::backend::store::{Mark, StoreError, uri};
 use crate::clock;
-use crate::domain::keys::{digest_hex, manifest_key};
+use crate::domain::keys::{digest_hex, manifest_key, report_key};
 use crate::domain::mission::{Mission, Tally, result_list};
 use crate::domain::printable;
+use crate::report::{Collector, MissionReport, html};
 
 /// Renewals of the publisher's lease within its length: two may be missed.
 const RENEWALS: u32 = 3;
@@ -77,10 +78,17 @@ impl<'a> Publisher<'a> {
         let Self { notifier, mission, total, publication, ref now } = *self;
         // A mission without a result bucket has failed, and its owner must still be notified.
         let key = manifest_key(&mission.id);
+        let mut collector = Some(Collector::new(mission, total, now));
+        let mut report = None;
         let (manifest, results) = match notifier.result_bucket.as_deref() {
             None => ("none: no result bucket is set".to_owned(), Some(Vec::new())),
-            Some(bucket) => match self.write_manifest(bucket, &key).await {
-                Ok(results) => (uri(bucket, &key), results),
+            Some(bucket) => match self.write_manifest(bucket, &key, &mut collector).await {
+                Ok(results) => {
+                    if let Some(collector) = collector.take() {
+                        report = Some(self.write_report(bucket, collector.finish()).await);
+                    }
+                    (uri(bucket, &key), results)
+                }
                 // The end is still announced.
                 Err(NodeError::Store { source: error @ StoreError::Taken { .. }, .. }) => {
                     tracing::error!("mission {} is announced without a manifest: {error}", mission.id);
@@ -100,7 +108,7 @@ impl<'a> Publisher<'a> {
         }
         is_sending.store(true, Ordering::SeqCst);
         if let Some(topic) = &notifier.topic_arn {
-            let message = message(mission, total, &manifest, now);
+            let message = message(mission, total, &manifest, report.as_ref(), now);
             // Not retried here: if the first one arrived, a repeat would be a second notification.
             let sent = notifier.backend.notifier.publish(topic, &message).await;
             sent.map_err(NodeError::cloud("publishing the mission's end"))?;
@@ -123,14 +131,23 @@ impl<'a> Publisher<'a> {
 
     /// Writes the list of the mission's tasks, from where an earlier publisher has stopped. Returns the results for the
     /// row; `None` if they are more than it may hold.
-    async fn write_manifest(&self, bucket: &str, key: &str) -> Result<Option<Vec<String>>, NodeError> {
+    async fn write_manifest(
+        &self,
+        bucket: &str,
+        key: &str,
+        collector: &mut Option<Collector>,
+    ) -> Result<Option<Vec<String>>, NodeError> {
         let Self { notifier, mission, total, publication, ref now } = *self;
         let wrong = |source| NodeError::Store { doing: "storing the manifest", source };
         let (store, ledger) = (&notifier.backend.store, &notifier.backend.ledger);
         let writer = || store.writer(bucket, key, Mark::of_mission(ledger.tables(), &mission.id), notifier.patience);
         let begun = mission.manifest_progress.clone().filter(|progress| progress.opened == mission.opened);
         let mut list = match begun {
-            Some(progress) => ManifestWriter::resume(writer(), progress),
+            Some(progress) => {
+                // The tasks before it are not read again: `lighthpc report` makes the report.
+                *collector = None;
+                ManifestWriter::resume(writer(), progress)
+            }
             None => ManifestWriter::begin(writer(), mission, total, now).await.map_err(wrong)?,
         };
         let mut noted_at = Instant::now();
@@ -138,6 +155,11 @@ impl<'a> Publisher<'a> {
             let after = list.after.clone();
             let page = notifier.retry(|| ledger.task_page(Some(&mission.id), after.as_deref())).await;
             let (tasks, last) = page.map_err(NodeError::cloud("listing the mission's tasks"))?;
+            if let Some(collector) = collector {
+                for task in &tasks {
+                    collector.add(task);
+                }
+            }
             let added = list.add(&tasks).await;
             if let Err(error) = added {
                 return Err(self.without_progress(wrong(error)).await);
@@ -167,6 +189,25 @@ impl<'a> Publisher<'a> {
         }
     }
 
+    /// Stores the report beside the manifest. Without it the end is announced all the same.
+    async fn write_report(&self, bucket: &str, report: MissionReport) -> (Option<String>, MissionReport) {
+        let Self { notifier, mission, .. } = *self;
+        let (key, store) = (report_key(&mission.id), &notifier.backend.store);
+        let mark = Mark::of_mission(notifier.backend.ledger.tables(), &mission.id);
+        let mut out = store.writer(bucket, &key, mark, notifier.patience);
+        let written = async {
+            out.write(html(&report).as_bytes()).await?;
+            out.finish().await
+        };
+        match written.await {
+            Ok(_) => (Some(uri(bucket, &key)), report),
+            Err(error) => {
+                tracing::warn!("the report of mission {} was not stored: {}", mission.id, error_chain(&error));
+                (None, report)
+            }
+        }
+    }
+
     /// Removes the progress of a manifest that could not be continued, so that the next publisher starts it again: its
     /// parts may be gone.
     async fn without_progress(&self, error: NodeError) -> NodeError {
@@ -178,50 +219,125 @@ impl<'a> Publisher<'a> {
     }
 }
 
-/// Returns the message, in the article's words, with what the article left out.
-fn message(mission: &Mission, total: Tally, manifest: &str, now: &str) -> Message {
+/// The most reasons of failures that the message names.
+const REASONS_MAX: usize = 5;
+
+/// Returns the message: the article's sentence, the counts, what failed, and where everything is.
+fn message(
+    mission: &Mission,
+    total: Tally,
+    manifest: &str,
+    report: Option<&(Option<String>, MissionReport)>,
+    now: &str,
+) -> Message {
     let id = &mission.id;
     // A name of several lines must not add some to the message.
-    let (shown, manifest) = (printable::one_line(id.as_str()), printable::one_line(manifest));
+    let shown = printable::one_line(id.as_str());
     let failed = if total.failed > 0 { format!(" with {} failed", total.failed) } else { String::new() };
-    let text = format!(
-        "HPC mission {shown} accomplished at {now}{failed}.\n\n\
-         tasks: {}\nok: {}\nfailed: {}\ntime cost: {} s of workload time\nmanifest: {manifest}\n",
-        mission.trans_number.unwrap_or_else(|| total.ended()),
-        total.ok,
-        total.failed,
-        total.time_cost_s(),
-    );
+    let end = match (&mission.cancelled_at, total.failed) {
+        (Some(_), _) => "cancelled",
+        (None, 0) => "accomplished",
+        (None, _) => "finished",
+    };
+    let minutes = total.time_cost_ms / 60_000;
+    let workloads = if minutes < 10 {
+        format!("{}.{} s", total.time_cost_ms / 1000, total.time_cost_ms % 1000 / 100)
+    } else {
+        format!("{} h {} min", minutes / 60, minutes % 60)
+    };
+    let mut lines = vec![
+        format!("HPC mission {shown} {end} at {now}{failed}.\n"),
+        format!("tasks: {}", mission.trans_number.unwrap_or_else(|| total.ended())),
+        format!("done: {}", total.ok),
+        format!("failed: {}", total.failed),
+        format!("workload time: {workloads}"),
+    ];
+    if total.node_s > 0 {
+        let unpriced =
+            if total.unpriced_s > 0 { format!(", {} s at an unknown price", total.unpriced_s) } else { String::new() };
+        lines.push(format!("cost so far: {:.2} USD for {} s of nodes{unpriced}", total.cost.usd(), total.node_s));
+    }
+    lines.push(format!("manifest: {}", printable::one_line(manifest)));
+    if let Some((uri, report)) = report {
+        lines.extend(uri.as_ref().map(|uri| format!("report: {}", printable::one_line(uri))));
+        let mut reasons = report.reasons.clone();
+        reasons.sort_by_key(|(reason, count)| (std::cmp::Reverse(*count), reason.clone()));
+        if !reasons.is_empty() {
+            lines.push("\nfailures:".to_owned());
+        }
+        for (reason, count) in reasons.iter().take(REASONS_MAX) {
+            lines.push(format!("  {count}  {}", printable::one_line(reason)));
+        }
+        if reasons.len() > REASONS_MAX {
+            lines.push(format!("  and {} other reasons", reasons.len() - REASONS_MAX));
+        }
+        if let Some(task) = report.failed.first() {
+            let (mission, task) = (printable::shell(id.as_str()), printable::shell(task.src.as_str()));
+            lines.push(format!("\nnext: lighthpc explain {mission} {task}\n      lighthpc redrive {mission}"));
+        }
+    }
     // A mission that is opened again (redriven, enlarged) and ends again has another count of changes: another message.
     let deduplication = digest_hex(&[id.as_str(), &total.seq.to_string()], 64);
-    Message { subject: format!("HPC mission {shown} accomplished{failed}"), text, group: id.to_string(), deduplication }
+    let subject = format!("HPC mission {shown} {end}{failed}");
+    Message { subject, text: format!("{}\n", lines.join("\n")), group: id.to_string(), deduplication }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::ids::MissionId;
+    use crate::domain::ids::{MissionId, SrcId};
+    use crate::domain::machine_info::MicroUsd;
+    use crate::domain::task::{State, Task};
+    use crate::domain::verdict::Verdict;
 
     #[test]
-    fn the_message_is_in_the_articles_words() {
+    fn the_message_says_how_it_ended_and_what_failed() {
         let mission = Mission { trans_number: Some(3), ..Mission::unknown(MissionId::new("M001").unwrap()) };
-        let total = Tally { ok: 2, failed: 1, time_cost_ms: 31_000, seq: 3 };
+        let total = Tally { ok: 3, time_cost_ms: 31_400, seq: 3, ..Tally::default() };
+        let (manifest, now) = ("s3://r/manifests/M001.json", "2026-02-03T04:05:06Z");
 
-        let message = message(&mission, total, "s3://r/manifests/M001.json", "2026-02-03T04:05:06Z");
-
-        assert_eq!(message.subject, "HPC mission M001 accomplished with 1 failed");
+        let all_done = message(&mission, total, manifest, None, now);
+        assert_eq!(all_done.subject, "HPC mission M001 accomplished");
         assert_eq!(
-            message.text,
-            "HPC mission M001 accomplished at 2026-02-03T04:05:06Z with 1 failed.\n\n\
-             tasks: 3\nok: 2\nfailed: 1\ntime cost: 31 s of workload time\nmanifest: s3://r/manifests/M001.json\n"
+            all_done.text,
+            "HPC mission M001 accomplished at 2026-02-03T04:05:06Z.\n\n\
+             tasks: 3\ndone: 3\nfailed: 0\nworkload time: 31.4 s\nmanifest: s3://r/manifests/M001.json\n"
         );
+
+        let total = Tally { ok: 2, failed: 1, node_s: 90, cost: MicroUsd(12_000), ..total };
+        let mut task = Task::new(SrcId::new("M001/a b").unwrap(), Some(mission.id.clone()));
+        (task.state, task.verdict) = (State::Failed, Some(Verdict::AppError));
+        task.error = Some("the workload exited with code 3".to_owned());
+        let mut collector = Collector::new(&mission, total, now);
+        collector.add(&task);
+        let report = (Some("s3://r/manifests/M001.html".to_owned()), collector.finish());
+        let some_failed = message(&mission, total, manifest, Some(&report), now);
+        assert_eq!(some_failed.subject, "HPC mission M001 finished with 1 failed");
+        expect_test::expect![[r"
+            HPC mission M001 finished at 2026-02-03T04:05:06Z with 1 failed.
+
+            tasks: 3
+            done: 2
+            failed: 1
+            workload time: 31.4 s
+            cost so far: 0.01 USD for 90 s of nodes
+            manifest: s3://r/manifests/M001.json
+            report: s3://r/manifests/M001.html
+
+            failures:
+              1  app-error: the workload exited with code 3
+
+            next: lighthpc explain M001 'M001/a b'
+                  lighthpc redrive M001
+        "]]
+        .assert_eq(&some_failed.text);
     }
 
     #[test]
     fn a_name_of_several_lines_adds_none_to_the_message() {
         let id = MissionId::new("M\r\nmanifest: https://evil.example\u{1b}[2J\u{202e}").unwrap();
-        let total = Tally { ok: 1, failed: 0, time_cost_ms: 0, seq: 1 };
-        let message = message(&Mission::unknown(id), total, "s3://r/manifests/M\nx.json", "2026-02-03T04:05:06Z");
+        let total = Tally { ok: 1, failed: 0, seq: 1, ..Tally::default() };
+        let message = message(&Mission::unknown(id), total, "s3://r/manifests/M\nx.json", None, "2026-02-03T04:05:06Z");
         assert_eq!(message.text.lines().count(), 7, "{}", message.text);
         let is_plain = |text: &str| !text.contains(|c| c != '\n' && printable::is_unsafe(c));
         assert!(is_plain(&message.text) && is_plain(&message.subject), "{message:?}");

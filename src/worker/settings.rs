@@ -1,5 +1,6 @@
 //! A node's settings: validated, and the same whether they came from flags, variables, or a test.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,11 +8,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::disk::Disk;
-use super::machine_info::Pricing;
 use super::preflight::Preflight;
 use crate::backend::machine::EndOrder;
 use crate::domain::budget::{Limits, SizeLimits};
 use crate::domain::ids::{MissionId, SrcId};
+use crate::domain::machine_info::MicroUsd;
 use crate::domain::progress::Progress;
 use crate::workload::{Bounds, Left, Simulation, Workload};
 
@@ -64,6 +65,20 @@ pub struct Report {
     pub step: Step,
     /// The workload's progress.
     pub progress: Progress,
+}
+
+/// Where the price of a node comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pricing {
+    /// The node is a part of a local mission and costs nothing.
+    Local,
+    /// The node is an EC2 instance.
+    Ec2 {
+        /// On-Demand prices per hour, by instance type. The Spot price is looked up in EC2.
+        on_demand: BTreeMap<String, MicroUsd>,
+        /// The machine's time before this process that is in no tally yet ([`billed_before`](super::billed_before)).
+        billed_before: Duration,
+    },
 }
 
 /// A node's settings.

@@ -44,6 +44,9 @@ impl Attempt {
         let (mission, input, lost_log) = self.until_stopped(node.step(Step::Download, fetch)).await?;
         (self.mission, self.lost_log) = (mission, lost_log);
         self.input_etag = Some(input.etag);
+        if let Some(mission) = &self.mission {
+            self.host.instance.note_mission(mission);
+        }
         if self.mission.as_ref().is_some_and(|mission| mission.cancelled_at.is_some()) {
             return Err(StopReason::Cancelled);
         }

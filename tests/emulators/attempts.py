@@ -63,8 +63,9 @@ def assert_announced(cloud, mission, *words):
     notes = cloud.notifications()
     assert len(notes) == 1
     text = f"{notes[0].get('Subject') or ''}\n{notes[0]['Message']}"
-    for word in ("HPC mission", mission, "accomplished at", *words):
+    for word in ("HPC mission", mission, *words):
         assert word in text
+    assert re.search(" (accomplished|finished|cancelled) at ", text)
     assert cloud.mission(mission)["notifyEmail"] == "Yes"
     return text
 

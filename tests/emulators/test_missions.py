@@ -112,7 +112,43 @@ def test_status_counts_and_lists_as_json(cloud):
     assert "M001" in json.dumps(answer)
     counts = [value for _, value in leaves(answer) if isinstance(value, int)]
     assert 1 in counts and 3 in counts
-    assert {"done", "one", "two"} <= {value for _, value in leaves(answer) if isinstance(value, str)}
+    listed = cloud.run_command("list", "M001", "--json")
+    assert listed.returncode == 0, listed.stderr
+    states = {task["srcFilename"]: task["state"] for task in json.loads(listed.stdout)["tasks"]}
+    assert states == {"one": "done", "two": "pending"}
+
+
+def test_what_failed_is_found_waited_for_and_fetched(cloud):
+    """The commands that answer a user's questions, on the emulators: the failed task's reason, log, and the results."""
+    cloud.put_mission("M001", 2)
+    for name in ("one", "two"):
+        cloud.put_input(name)
+        cloud.put_task(name, "M001")
+        instance = cloud.launch_instance(srcID=name, missionID="M001")
+        program = cloud.script(COPY if name == "one" else "echo the end is near\nexit 42\n")
+        cloud.run_node(instance, program=program)
+
+    def run(*arguments, code=0):
+        done = cloud.run_command(*arguments, LIGHTHPC_RESULT_BUCKET=cloud.result_bucket)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout
+
+    status = json.loads(run("status", "M001", "--json"))
+    assert status["states"] == {"pending": 0, "running": 0, "done": 1, "failed": 1}
+    assert status["failures"]["groups"][0]["reason"] == "the workload exited with code 42"
+    assert "next: lighthpc explain M001 two" in run("status", "M001")
+    page = run("explain", "M001", "two")
+    assert "app-error: the workload exited with code 42" in page and "the end is near" in page
+    assert run("logs", "M001", "two") == "the end is near\n"
+    run("wait", "M001", code=20)
+    folder = cloud.folder / "fetched"
+    assert "1 file of 1 result: 1 fetched" in run("fetch", "M001", "--to", folder)
+    assert (folder / "one").read_bytes() == cloud.object("rslt_one")
+    report = cloud.folder / "report.html"
+    run("report", "M001", "-o", report)
+    assert "the end is near" in report.read_text()
+    history = cloud.task("two")["history"][0]
+    assert (history["purchase"], history["exitCode"]) == ("spot", 42)
 
 
 def leaves(value, name=""):

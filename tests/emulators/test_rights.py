@@ -147,6 +147,8 @@ def let_people_work(scene):
     scene.person("redrive", "p1")
     scene.person("status", "p1")
     scene.person("status")
+    scene.person("list", "p1", "--failed")
+    scene.person("wait", "p1", "--timeout", "0.1s", code=32)
     began = cloud.folder / "began too"
     node = scene.node(f"touch '{began}'\nsleep 60\n", *scene.launched("p1")[0], code=None)
     wait_until(began.exists, 30, "the workload begins")
@@ -307,6 +309,7 @@ def of_a_person(deployment):
         (["s3:GetObject", "s3:PutObject", "s3:AbortMultipartUpload"], [f"{source}/*"]),
         # The doctor's trial.
         (["s3:PutObject", "s3:AbortMultipartUpload"], [f"{result}/logs/*"]),
+        (["s3:GetObject"], [f"{result}/*"]),
         (["sns:GetTopicAttributes"], [deployment.made["Topic"][1]]),
     ]
     return [{"Effect": "Allow", "Action": actions, "Resource": resources} for actions, resources in allow]

@@ -239,7 +239,7 @@ RIGHTS = {
         *("dynamodb:BatchGetItem", "dynamodb:ConditionCheckItem", "dynamodb:GetItem", "dynamodb:Query", "dynamodb:Scan"),
         "dynamodb:UpdateItem",
         *("s3:AbortMultipartUpload", "s3:DeleteObject", "s3:GetObject", "s3:ListBucket", "s3:PutObject"),
-        *("ec2:DescribeInstances", "ec2:DescribeTags", "ec2:TerminateInstances"),
+        *("ec2:DescribeInstances", "ec2:DescribeSpotPriceHistory", "ec2:DescribeTags", "ec2:TerminateInstances"),
         "sns:Publish",
     },
     "FunctionRole": {

@@ -31,7 +31,7 @@ impl Project {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lighthpc"));
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("AWS_") || name.to_string_lossy().starts_with("LIGHTHPC_") {
@@ -50,8 +50,14 @@ impl Project {
         self.command(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     }
 
+    /// The summary of the only mission, with all its tasks.
     fn status(&self) -> serde_json::Value {
-        serde_json::from_slice(&self.run(&["status", "--local", "--json"]).stdout).unwrap()
+        let read =
+            |arguments: &[&str]| -> serde_json::Value { serde_json::from_slice(&self.run(arguments).stdout).unwrap() };
+        let mut status = read(&["status", "--local", "--json"]);
+        let mission = status["mission"].as_str().unwrap();
+        status["tasks"] = read(&["list", "--local", mission, "--json"])["tasks"].clone();
+        status
     }
 
     fn lines(&self, file: &str) -> usize {
@@ -71,11 +77,11 @@ fn signal(child: &Child, signal: &str) {
     Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
 }
 
-fn code(output: &Output) -> i32 {
+pub(crate) fn code(output: &Output) -> i32 {
     output.status.code().unwrap_or_else(|| panic!("{output:?}"))
 }
 
-fn stderr(output: &Output) -> String {
+pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
@@ -445,6 +451,10 @@ fn output_that_cannot_be_written_is_an_error_and_a_closed_pipe_is_none() {
     for arguments in [
         &["status", "--local"] as &[&str],
         &["status", "--local", "--json"],
+        &["list", "--local", "local"],
+        &["list", "--local", "local", "--json"],
+        &["list", "--local", "local", "--csv"],
+        &["explain", "--local", "local", "a.txt"],
         &RUN,
         &["--help"],
         &["--version"],
@@ -478,6 +488,12 @@ fn an_unknown_mission_has_one_exit_code() {
         &["status", "M9", "--local"],
         &["status", "--local=lighthpc-local", "M9"],
         &["run", "--local", "--mission", "M9"],
+        &["list", "--local", "M9"],
+        &["explain", "--local", "M9", "a.txt"],
+        &["explain", "--local", "local", "M9"],
+        &["logs", "--local", "M9", "a.txt"],
+        &["wait", "--local", "M9"],
+        &["fetch", "--local", "M9", "--to", "x"],
     ] {
         let output = project.run(arguments);
         assert_eq!(code(&output), 17, "{arguments:?}: {}", stderr(&output));
@@ -503,8 +519,15 @@ fn nothing_of_others_acts_on_the_terminal() {
     let evil_option = format!("--{EVIL}");
     let outputs: Vec<Output> = [
         &["run", "--local", EVIL, "b.txt", "--", "./program.sh"] as &[&str],
+        &["list", "--local", "local"],
+        &["list", "--local", "local", "--json"],
         &["status", "--local"],
-        &["status", "--local", "--json"],
+        &["status", "--local", "--failed"],
+        &["explain", "--local", "local", "b.txt"],
+        &["logs", "--local", "local", "b.txt"],
+        &["logs", "--local", "local", "--failed"],
+        &["wait", "--local", "local"],
+        &["fetch", "--local", "local", "--to", "fetched"],
         &["status", "--local", EVIL],
         &["run", "--local=other", "no\u{1b}[2Jsuch.txt", "--", "true"],
         &["run", "--local=other", &evil_option],

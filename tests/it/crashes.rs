@@ -238,7 +238,7 @@ async fn a_row_that_cannot_be_written_loses_no_other_and_keeps_its_marker() {
     let life = worker(&cloud, &instance, 2, still_left).run().await;
     assert!(matches!(life.outcome, Ok(Outcome::Served { done: 1, other: 0 })), "{life:?}");
     let row = cloud.task(refused.as_str()).await;
-    let past: Vec<_> = row.history.iter().map(|past| past.verdict).collect();
+    let past: Vec<_> = row.history.iter().map(|past| past.end.verdict).collect();
     assert_eq!((row.state, past), (State::Done, vec![Verdict::Lost, Verdict::Ok]));
     assert!(workload::lock_work_dir(&work_dir, "tblTrans2").unwrap().1.is_empty());
 
@@ -272,7 +272,7 @@ async fn of_a_tasks_folders_the_newest_counts() {
         node.backend = cloud.node_on(instance.clone(), faults.clone()).backend;
         let life = node.run().await;
         assert!(matches!(life.outcome, Ok(Outcome::Served { done: 1, other: 0 })), "{life:?}");
-        let past: Vec<_> = cloud.task("abc").await.history.iter().map(|past| past.verdict).collect();
+        let past: Vec<_> = cloud.task("abc").await.history.iter().map(|past| past.end.verdict).collect();
         assert_eq!(past, [Verdict::Lost, Verdict::Ok]);
     }
 }

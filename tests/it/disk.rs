@@ -53,7 +53,7 @@ fn node(cloud: &TestCloud, disk: &SmallDisk, line: &str) -> TestNode {
 }
 
 fn verdicts(row: &Task) -> Vec<Verdict> {
-    row.history.iter().map(|past| past.verdict).collect()
+    row.history.iter().map(|past| past.end.verdict).collect()
 }
 
 /// Whoever of the two fails first: the neighbour may end a while after the one that filled the disk is gone.

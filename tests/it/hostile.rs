@@ -388,10 +388,10 @@ fn hostile_names_of_files_are_run_and_printed_plainly() {
             );
         }
     }
-    let status = lighthpc(dir.path(), &["status", "--local=m"].map(std::ffi::OsStr::new), &[]);
-    let (stdout, _) = assert_plain(&status, "status");
-    assert_eq!(stdout.trim_end().lines().count(), 3 + files.len(), "{stdout}");
-    let status = lighthpc(dir.path(), &["status", "--local=m", "--json"].map(std::ffi::OsStr::new), &[]);
+    let status = lighthpc(dir.path(), &["list", "--local=m", "local"].map(std::ffi::OsStr::new), &[]);
+    let (stdout, _) = assert_plain(&status, "list");
+    assert_eq!(stdout.trim_end().lines().count(), 1 + files.len(), "{stdout}");
+    let status = lighthpc(dir.path(), &["list", "--local=m", "local", "--json"].map(std::ffi::OsStr::new), &[]);
     let (stdout, _) = assert_plain(&status, "status --json");
     let json: serde_json::Value = serde_json::from_str(&stdout).unwrap();
     let shown: std::collections::HashSet<&str> =

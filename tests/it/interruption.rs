@@ -164,8 +164,8 @@ async fn a_second_save_puts_only_what_changed() {
     let mut node = cloud.node_with("abc", "M", faults.clone()).shell(line);
     node.settings.checkpoint_every = Duration::from_millis(300);
     node.run().await.outcome.unwrap();
-    // Two files and a manifest, then one file and a manifest; the result, and the mission's manifest.
-    assert_eq!(faults.count(S3, "PutObject"), 3 + 2 + 2);
+    // Two files and a manifest, then one file and a manifest; the result, and the mission's manifest and report.
+    assert_eq!(faults.count(S3, "PutObject"), 3 + 2 + 3);
     assert!(checkpoint_keys(&cloud).await.is_empty());
 }
 
@@ -235,7 +235,7 @@ async fn a_machine_that_vanishes_leaves_its_log() {
     cloud.node("abc", "M").run().await.outcome.unwrap();
 
     let lost = cloud.task("abc").await.history[0].clone();
-    assert_eq!((lost.verdict, lost.instance), (Verdict::Lost, instance));
+    assert_eq!((lost.end.verdict, lost.instance), (Verdict::Lost, instance));
     assert_eq!(lost.log.as_deref(), Some("s3://results/logs/abc.1.log"));
 }
 

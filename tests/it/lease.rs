@@ -75,7 +75,7 @@ async fn a_silent_holder_is_replaced_after_a_whole_lease_and_stops_itself_before
     assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "the old workload still runs");
     cloud.assert_done("abc", "M", "by the second").await;
     assert_eq!(cloud.task("abc").await.attempt.0, 2);
-    assert_eq!(cloud.task("abc").await.history[0].verdict, Verdict::Lost);
+    assert_eq!(cloud.task("abc").await.history[0].end.verdict, Verdict::Lost);
 }
 
 #[tokio::test]

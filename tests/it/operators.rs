@@ -173,7 +173,7 @@ async fn a_lost_attempt_is_one_interruption_whoever_notices() {
     let row = cloud.task("abc").await;
     assert_eq!((row.interruptions, row.attempt.0), (1, 2));
     assert_eq!(row.history.len(), 2, "{:?}", row.history);
-    assert_eq!((row.history[0].verdict, row.history[0].instance.as_str()), (Verdict::Lost, gone.as_str()));
+    assert_eq!((row.history[0].end.verdict, row.history[0].instance.as_str()), (Verdict::Lost, gone.as_str()));
     assert_eq!(row.history[0].log.as_deref(), Some("s3://results/logs/abc.1.log"), "its node had saved a log");
     cloud.assert_done("abc", "M", "after a lost attempt").await;
 }

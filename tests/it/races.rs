@@ -7,7 +7,7 @@ use lighthpc::backend::store::Put;
 use lighthpc::domain::ids::InstanceId;
 use lighthpc::domain::mission::Notified;
 use lighthpc::domain::progress::Progress;
-use lighthpc::domain::task::Counts;
+use lighthpc::domain::task::{AttemptEnd, Counts};
 use lighthpc::worker::{NodeError, Outcome};
 use local_cloud::Service::{Dynamodb, S3};
 use local_cloud::{Faults, RESULT_BUCKET, When};
@@ -87,9 +87,8 @@ async fn a_stale_attempt_cannot_write_upload_or_commit() {
     let put = store.put_result(ledger, &stale, RESULT_BUCKET, "rslt_abc", &file).await.unwrap();
     let commit = ledger.commit(&stale, Some(&mission), &finish("stale")).await.unwrap();
     let release = Release {
-        verdict: lighthpc::domain::verdict::Verdict::Cancelled,
-        exit_code: None,
-        time_cost_s: 1,
+        end: AttemptEnd::of(lighthpc::domain::verdict::Verdict::Cancelled, "why"),
+        time_cost_ms: 1,
         history: vec![],
         counts: Counts::default(),
         now: "2026-01-01T00:00:00Z".to_owned(),

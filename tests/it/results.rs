@@ -9,7 +9,7 @@ use lighthpc::backend::{Backend, Tables, Wire, error_chain};
 use lighthpc::command::exit::{self, ExitCode};
 use lighthpc::domain::ids::{AttemptNumber, InstanceId};
 use lighthpc::domain::keys::result_key;
-use lighthpc::domain::task::{Counts, State};
+use lighthpc::domain::task::{AttemptEnd, Counts, State};
 use lighthpc::domain::verdict::Verdict;
 use lighthpc::worker::{NodeError, Outcome};
 use lighthpc::workload::Left;

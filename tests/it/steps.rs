@@ -41,6 +41,7 @@ pub(crate) const CALLS: &[Call] = &[
     call("become publisher", Dynamodb, "UpdateItem", 2),
     call("list tasks", Dynamodb, "Scan", 1),
     call("put manifest", S3, "PutObject", 2),
+    call("put report", S3, "PutObject", 3),
     call("write results", Dynamodb, "UpdateItem", 3),
     call("publish", Sns, "Publish", 1),
     call("mark announced", Dynamodb, "UpdateItem", 4),

@@ -342,7 +342,7 @@ async fn a_lost_task_of_a_cancelled_mission_ends() {
     assert_eq!(found.iter().map(|f| f.what).collect::<Vec<_>>(), [What::Failed, What::Announced]);
     let row = cloud.task("abc").await;
     assert_eq!((row.state, row.verdict), (State::Failed, Some(Verdict::Cancelled)));
-    assert_eq!(row.history.last().unwrap().verdict, Verdict::Lost);
+    assert_eq!(row.history.last().unwrap().end.verdict, Verdict::Lost);
     assert_eq!((cloud.tally("M").await.failed, cloud.local.published().len()), (1, 1));
 }
 

@@ -101,7 +101,7 @@ impl TestCloud {
             bounds: Bounds { time_limit: None, grace: Duration::from_secs(5), echo: false, sandbox: None },
             limits: Limits::default(),
             sizes: SizeLimits::default(),
-            pricing: Pricing::Ec2(std::collections::BTreeMap::new()),
+            pricing: Pricing::Local,
             disk: Arc::default(),
             preflight: Arc::default(),
             report: tokio::sync::watch::Sender::new(Report::default()),

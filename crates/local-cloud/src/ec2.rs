@@ -1,8 +1,8 @@
 //! EC2: launches, lists, and terminates the instances of [`Fleet`], and records the requests.
 //!
 //! It never starts a process: the caller plays the machine. It refuses the pools that EC2 refuses, and launches once
-//! for one client token (while the process lives; EC2 for at least a day). Launch templates, prices, and capacity are
-//! not modelled: a call for them is refused by its name.
+//! for one client token (while the process lives; EC2 for at least a day). Launch templates and capacity are not
+//! modelled: a call for them is refused by its name. There is one Spot price.
 
 use aws_smithy_types::body::SdkBody;
 
@@ -12,6 +12,8 @@ use super::names::REGION;
 use super::query::{Form, Xml, fresh_id, reply};
 
 const NAMESPACE: &str = "http://ec2.amazonaws.com/doc/2016-11-15/";
+/// The Spot price of every instance type, in USD per hour.
+const SPOT_PRICE: &str = "0.034100";
 /// Launches in one call; more is a mistake in a test.
 const COUNT_MAX: usize = 10_000;
 
@@ -24,6 +26,7 @@ pub(super) fn answer(fleet: &Fleet, form: &Form) -> http::Response<SdkBody> {
         "TerminateInstances" => terminate_instances(fleet, form),
         "DescribeTags" => describe_tags(fleet, form),
         "DescribeSubnets" => describe_subnets(fleet, form),
+        "DescribeSpotPriceHistory" => describe_spot_prices(form),
         "DescribeInstanceTypeOfferings" => describe_offerings(fleet, form),
         other => Err(Ec2Error::new("InvalidAction", format!("The action {other} is not valid for this web service."))),
     };
@@ -163,6 +166,24 @@ fn describe_subnets(fleet: &Fleet, form: &Form) -> Result<Xml, Ec2Error> {
                     xml.field("subnetId", &id).field("availabilityZone", zone);
                 });
             }
+        }
+    });
+    Ok(xml)
+}
+
+/// Returns one Spot price for every requested type, as if it had never changed.
+fn describe_spot_prices(form: &Form) -> Result<Xml, Ec2Error> {
+    refuse_dry_run(form)?;
+    let mut xml = Xml::default();
+    xml.element("spotPriceHistorySet", |xml| {
+        for instance_type in form.list("InstanceType") {
+            xml.element("item", |xml| {
+                xml.field("instanceType", &instance_type)
+                    .field("productDescription", "Linux/UNIX")
+                    .field("spotPrice", SPOT_PRICE)
+                    .field("timestamp", "2026-01-01T00:00:00.000Z")
+                    .field("availabilityZone", form.get("AvailabilityZone").unwrap_or("us-east-1a"));
+            });
         }
     });
     Ok(xml)

@@ -36,6 +36,12 @@ pub fn manifest_key(mission: &MissionId) -> String {
     bounded("manifests/", mission.as_str(), ".json")
 }
 
+/// Returns the key of a mission's report, beside its manifest: `manifests/<mission>.html`.
+#[must_use]
+pub fn report_key(mission: &MissionId) -> String {
+    bounded("manifests/", mission.as_str(), ".html")
+}
+
 fn bounded(prefix: &str, name: &str, suffix: &str) -> String {
     let room = KEY_BYTES_MAX - prefix.len() - suffix.len();
     if name.len() <= room && !looks_cut(name, room) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 /// How a machine was bought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Purchase {
+pub enum PurchaseOption {
     /// An EC2 Spot instance.
     Spot,
     /// An EC2 On-Demand instance.
@@ -14,7 +14,7 @@ pub enum Purchase {
     Local,
 }
 
-impl Purchase {
+impl PurchaseOption {
     /// Returns the word that is written in the table.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -79,7 +79,7 @@ pub struct MachineInfo {
     /// The availability zone, such as `us-east-1a`.
     pub zone: Option<String>,
     /// How it was bought.
-    pub purchase: Option<Purchase>,
+    pub purchase: Option<PurchaseOption>,
     /// Its price per hour; `None`: unknown.
     pub usd_per_hour: Option<MicroUsd>,
 }
@@ -88,7 +88,7 @@ impl MachineInfo {
     /// Returns the information about a computer that is not an EC2 instance.
     #[must_use]
     pub const fn local() -> Self {
-        Self { instance_type: None, zone: None, purchase: Some(Purchase::Local), usd_per_hour: None }
+        Self { instance_type: None, zone: None, purchase: Some(PurchaseOption::Local), usd_per_hour: None }
     }
 }
 
@@ -120,9 +120,9 @@ mod tests {
 
     #[test]
     fn every_purchase_reads_back() {
-        for purchase in [Purchase::Spot, Purchase::OnDemand, Purchase::Local] {
-            assert_eq!(Purchase::parse(purchase.as_str()), Some(purchase));
+        for purchase in [PurchaseOption::Spot, PurchaseOption::OnDemand, PurchaseOption::Local] {
+            assert_eq!(PurchaseOption::parse(purchase.as_str()), Some(purchase));
         }
-        assert_eq!(Purchase::parse("scheduled"), None);
+        assert_eq!(PurchaseOption::parse("scheduled"), None);
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use super::ids::{MissionId, SrcId};
+use super::machine_info::MicroUsd;
 use super::policy::{Policy, PolicyError};
 use super::request::Reserved;
 use super::value::Form;
@@ -16,8 +17,14 @@ pub struct Tally {
     pub failed: u64,
     /// Milliseconds of workload time of all these tasks.
     pub time_cost_ms: u64,
-    /// Counts every change of the tally: a sum with a larger `seq` is newer.
+    /// Counts every end of a task in the tally: a sum with a larger `seq` is newer.
     pub seq: u64,
+    /// Seconds of the mission's nodes, boot and idle time included.
+    pub node_s: u64,
+    /// The part of them whose price is unknown.
+    pub unpriced_s: u64,
+    /// The cost of the rest.
+    pub cost: MicroUsd,
 }
 
 impl Tally {
@@ -182,7 +189,7 @@ impl Mission {
             tally_shards: 1,
             tally_base: 0,
             rolled_seq: None,
-            rolled: Tally { ok: 0, failed: 0, time_cost_ms: 0, seq: 0 },
+            rolled: Tally::default(),
             counts_as_strings: false,
             notified: Notified::No,
             notified_to: None,
@@ -271,7 +278,13 @@ pub const fn tally_shards_for(trans_number: u64) -> u32 {
 /// taken from another item than it was added to. (The sum would still be right.)
 #[must_use]
 pub fn shard_of(src: &SrcId, shards: u32) -> u32 {
-    crc_fast::crc32_iso_hdlc(src.as_str().as_bytes()) % shards.max(1)
+    shard_of_name(src.as_str(), shards)
+}
+
+/// Returns the tally item that a name belongs to, such as an instance's.
+#[must_use]
+pub fn shard_of_name(name: &str, shards: u32) -> u32 {
+    crc_fast::crc32_iso_hdlc(name.as_bytes()) % shards.max(1)
 }
 
 /// The most tally items that a row may ask for; more is taken for a slip of the pen. Each is read at every look at the tally.
@@ -304,7 +317,7 @@ mod tests {
     }
 
     fn tally(ok: u64, failed: u64) -> Tally {
-        Tally { ok, failed, time_cost_ms: 0, seq: ok + failed }
+        Tally { ok, failed, seq: ok + failed, ..Tally::default() }
     }
 
     #[test]

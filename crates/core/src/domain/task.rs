@@ -89,6 +89,12 @@ impl AttemptEnd {
         Self { verdict: Verdict::Ok, exit_code: Some(0), signal: None, peak_memory: None, error: None }
     }
 
+    /// Returns the end without its sentence, for a row that has no space for it.
+    #[must_use]
+    pub fn without_error(&self) -> Self {
+        Self { error: None, ..self.clone() }
+    }
+
     /// Makes the end of an attempt that did not succeed, and of which nothing else is known. The error becomes one line
     /// and is cut.
     #[must_use]

@@ -83,7 +83,8 @@ impl Ledger {
     ) -> Result<Commit, CloudError> {
         match self.commit_once(fence, mission, finish).await {
             Err(error) if takes_no_history(&error, &finish.history) => {
-                self.commit_once(fence, mission, &Finish { history: Vec::new(), ..finish.clone() }).await
+                let end = finish.end.without_error();
+                self.commit_once(fence, mission, &Finish { history: Vec::new(), end, ..finish.clone() }).await
             }
             committed => committed,
         }
@@ -201,6 +202,10 @@ fn finish_expression(finish: &Finish, attempt: AttemptNumber, partition: &str) -
                 Some(input) => done.set(item::INPUT_ETAG, text(input)),
                 None => done.remove(item::INPUT_ETAG),
             }
+        }
+        // The row has no space: even the index needs some. Such a task is found by a scan.
+        Completion::Failed if finish.history.is_empty() => {
+            counted(closed(expression).set(item::STATE, text(State::Failed.as_str())), finish.counts, attempt)
         }
         // It stays in the index, so that failed tasks are found without a scan.
         Completion::Failed => counted(failed(expression, partition, &finish.now), finish.counts, attempt),

@@ -6,7 +6,7 @@ use super::item::{Row, number, text};
 use super::key::Item;
 use crate::backend::{CloudError, Kind, error_chain};
 use crate::domain::ids::AttemptNumber;
-use crate::domain::machine_info::{MachineInfo, MicroUsd, Purchase};
+use crate::domain::machine_info::{MachineInfo, MicroUsd, PurchaseOption};
 use crate::domain::task::{AttemptEnd, PastAttempt};
 use crate::domain::verdict::Verdict;
 
@@ -31,7 +31,7 @@ pub(super) fn past_attempt(value: &AttributeValue) -> Option<PastAttempt> {
         machine: MachineInfo {
             instance_type: row.text("type"),
             zone: row.text("zone"),
-            purchase: row.text("purchase").as_deref().and_then(Purchase::parse),
+            purchase: row.text("purchase").as_deref().and_then(PurchaseOption::parse),
             usd_per_hour: row.text("usdPerHour").as_deref().and_then(MicroUsd::parse),
         },
         end: AttemptEnd {
@@ -88,7 +88,7 @@ mod tests {
             machine: MachineInfo {
                 instance_type: Some("c7i.large".to_owned()),
                 zone: Some("us-east-1a".to_owned()),
-                purchase: Some(Purchase::Spot),
+                purchase: Some(PurchaseOption::Spot),
                 usd_per_hour: Some(MicroUsd(72_500)),
             },
             end: AttemptEnd {

@@ -6,16 +6,14 @@ use aws_sdk_dynamodb::types::TransactWriteItem;
 
 use super::Ledger;
 use super::expression::Expression;
-use super::history::history;
-use super::history::takes_no_history;
+use super::history::{history, takes_no_history};
 use super::item::{self, Row, number, text};
 use super::key::{Item, task_key};
 use super::mission::opened;
 use super::open::{closed, failed, open_as};
 use super::renew::described;
 use super::transaction::{TIME_MAX, Transacted, tally_key, update, with_time};
-use crate::backend::CloudError;
-use crate::backend::Kind;
+use crate::backend::{CloudError, Kind, error_chain};
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::mission::{Mission, open_partition, shard_of};
 use crate::domain::tags;
@@ -48,17 +46,23 @@ impl Ledger {
     /// # Errors
     /// [`CloudError`]; `Ok(None)` if the row has changed.
     pub async fn expire(&self, task: &Task, past: PastAttempt, now: &str) -> Result<Option<Task>, CloudError> {
-        let without_history = described(Expression::default(), &past.end)
-            .set(item::STATE, text(State::Pending.as_str()))
-            .set(item::OPEN_AS, text(open_as(State::Pending, now)))
-            .set(item::INTERRUPTIONS, number(task.interruptions.saturating_add(1)))
-            .remove(item::CANCELLED);
+        let write = |end: &AttemptEnd, attempts: &[PastAttempt]| {
+            let expression = described(Expression::default(), end)
+                .set(item::STATE, text(State::Pending.as_str()))
+                .set(item::OPEN_AS, text(open_as(State::Pending, now)))
+                .set(item::INTERRUPTIONS, number(task.interruptions.saturating_add(1)))
+                .remove(item::CANCELLED);
+            let expression = match attempts {
+                [] => expression.remove(item::HISTORY),
+                attempts => expression.set(item::HISTORY, history(attempts)),
+            };
+            same_beat(as_seen(expression, task), task)
+        };
+        let end = past.end.clone();
         let past = task.history_with(past);
-        let with_history = without_history.clone().set(item::HISTORY, history(&past));
-        let write = |expression| same_beat(as_seen(expression, task), task);
-        match self.update_row_to(&task.src, &write(with_history)).await {
+        match self.update_row_to(&task.src, &write(&end, &past)).await {
             Err(error) if takes_no_history(&error, &past) => {
-                self.update_row_to(&task.src, &write(without_history.remove(item::HISTORY))).await
+                self.update_row_to(&task.src, &write(&end.without_error(), &[])).await
             }
             expired => expired,
         }
@@ -80,16 +84,17 @@ impl Ledger {
         let mut failed = Failed { tasks: Vec::new(), has_mission_moved: false };
         for batch in tasks.chunks(FAIL_BATCH) {
             let mut batch: Vec<EndedTask> = batch.iter().map(|(task, past)| (task, past.as_ref())).collect();
-            let mut has_history = true;
+            let mut has_details = true;
             while !batch.is_empty() {
-                let items = self.fail_items(&batch, mission, failure, has_history)?;
+                let items = self.fail_items(&batch, mission, failure, has_details)?;
                 let shards = mission.map(|mission| (&mission.id, shards_of(&batch, mission).into_keys().collect()));
                 let token = format!("{:032x}", rand::random::<u128>());
                 let written = match self.transact(&items, &token, shards).await {
                     Err(error) => {
-                        let past: Vec<PastAttempt> = batch.iter().filter_map(|(_, past)| past.cloned()).collect();
-                        if has_history && takes_no_history(&error, &past) {
-                            has_history = false;
+                        // Even without an attempt the error needs space.
+                        if has_details && error.kind == Kind::Invalid {
+                            tracing::warn!("failing tasks without their history: {}", error_chain(&error));
+                            has_details = false;
                             continue;
                         }
                         return Err(error);
@@ -127,16 +132,22 @@ impl Ledger {
         batch: &[EndedTask],
         mission: Option<&Mission>,
         failure: &GivenUp,
-        has_history: bool,
+        has_details: bool,
     ) -> Result<Vec<TransactWriteItem>, CloudError> {
         let mut items = Vec::with_capacity(2 * batch.len() + 1);
         for (task, past) in batch {
             let id = mission.map(|mission| &mission.id);
             let shard = mission.map_or(0, |mission| shard_of(&task.src, mission.tally_shards));
-            let mut row = described(Expression::default(), &failure.end);
-            row = failed(row, &open_partition(id, shard), &failure.now);
+            let end = if has_details { failure.end.clone() } else { failure.end.without_error() };
+            let mut row = described(Expression::default(), &end);
+            row = if has_details {
+                failed(row, &open_partition(id, shard), &failure.now)
+            } else {
+                // Even the index needs space. Such a failed task is found by a scan.
+                closed(row).set(item::STATE, text(State::Failed.as_str()))
+            };
             row = match past {
-                Some(past) if has_history => row.set(item::HISTORY, history(&task.history_with((*past).clone()))),
+                Some(past) if has_details => row.set(item::HISTORY, history(&task.history_with((*past).clone()))),
                 Some(_) => row.remove(item::HISTORY),
                 None => row,
             };

@@ -13,9 +13,21 @@ use super::transaction::{CONFLICT_ATTEMPTS_MAX, Transacted, tally_key, update};
 use crate::backend::{CloudError, Kind};
 use crate::domain::backoff;
 use crate::domain::ids::MissionId;
-use crate::domain::mission::{Mission, Tally, tally_shards_for};
+use crate::domain::machine_info::MicroUsd;
+use crate::domain::mission::{Mission, Tally, shard_of_name, tally_shards_for};
 use crate::domain::policy::Policy;
 use crate::domain::value::Form;
+
+/// What a node costs in some time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NodeCost {
+    /// The time, in seconds.
+    pub time_s: u64,
+    /// The part of it whose price is unknown, in seconds.
+    pub unpriced_s: u64,
+    /// The cost of the rest.
+    pub cost: MicroUsd,
+}
 
 /// The values of a new mission's row.
 #[derive(Clone, Debug)]
@@ -210,11 +222,28 @@ impl Ledger {
                 }
             }
         }
-        let [ok, failed, seconds, ms, seq] = sum.map(|count| u64::try_from(count).unwrap_or(0));
+        let [ok, failed, seconds, ms, seq, node_s, unpriced_s, cost] =
+            sum.map(|count| u64::try_from(count).unwrap_or(0));
         // Commits of earlier versions count whole seconds only.
         let rounding = ok.saturating_add(failed).saturating_mul(500);
         let time_cost_ms = if seconds.saturating_mul(1000) > ms.saturating_add(rounding) { seconds * 1000 } else { ms };
-        Ok(Tally { ok, failed, time_cost_ms, seq })
+        Ok(Tally { ok, failed, time_cost_ms, seq, node_s, unpriced_s, cost: MicroUsd(cost) })
+    }
+
+    /// Adds what a node costs to the mission's tally, once: the SDK repeats a call whose answer was lost.
+    ///
+    /// # Errors
+    /// [`CloudError`]; then it may have been added.
+    pub async fn add_cost(&self, mission: &Mission, instance: &str, cost: &NodeCost) -> Result<(), CloudError> {
+        let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let expression = Expression::default()
+            .add(item::NODE_SECONDS, number(cost.time_s))
+            .add(item::UNPRICED_SECONDS, number(cost.unpriced_s))
+            .add(item::COST, number(cost.cost.0));
+        let shard = shard_of_name(instance, mission.tally_shards);
+        let items = [update(&self.tables.missions, tally_key(&mission.id, shard), &expression)?];
+        let token = format!("{:032x}", rand::random::<u128>());
+        self.transact(&items, &token, Some((&mission.id, vec![shard]))).await.map(|_| ())
     }
 
     /// Writes the counters into the mission's row if they are newer than its own.

@@ -75,6 +75,7 @@ impl Row<'_> {
                 failed: self.number(item::TRANS_FAILED).unwrap_or(0),
                 time_cost_ms: self.time_cost_ms(),
                 seq: rolled_seq.unwrap_or(0),
+                ..Tally::default()
             },
             counts_as_strings: matches!(self.0.get(item::TRANS_OK), Some(AttributeValue::S(_))),
             notified,
@@ -130,9 +131,18 @@ impl Row<'_> {
     }
 }
 
-/// The counters of a tally item: done, failed, workload time in seconds and in milliseconds, and the number of changes.
-pub(super) const TALLY_NAMES: [&str; 5] =
-    [item::TRANS_OK, item::TRANS_FAILED, item::TIME_COST, item::TIME_COST_MS, item::TALLY_SEQ];
+/// The counters of a tally item: done, failed, workload time in seconds and in milliseconds, the number of changes, and
+/// the nodes' time, the part of it without a price, and its cost.
+pub(super) const TALLY_NAMES: [&str; 8] = [
+    item::TRANS_OK,
+    item::TRANS_FAILED,
+    item::TIME_COST,
+    item::TIME_COST_MS,
+    item::TALLY_SEQ,
+    item::NODE_SECONDS,
+    item::UNPRICED_SECONDS,
+    item::COST,
+];
 
 /// The maximum number of nodes in a mission's row: the limit of one fleet. Source: EC2 user guide, "EC2 Fleet quotas".
 const NODES_MAX: u32 = 10_000;

@@ -115,7 +115,8 @@ impl Ledger {
     pub async fn release(&self, fence: &Fence, release: &Release) -> Result<bool, CloudError> {
         match self.release_once(fence, release).await {
             Err(error) if takes_no_history(&error, &release.history) => {
-                self.release_once(fence, &Release { history: Vec::new(), ..release.clone() }).await
+                let end = release.end.without_error();
+                self.release_once(fence, &Release { history: Vec::new(), end, ..release.clone() }).await
             }
             released => released,
         }

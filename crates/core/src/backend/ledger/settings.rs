@@ -43,6 +43,7 @@ mod tests {
         item::TRANS_OK,
         item::TRANS_FAILED,
         item::TIME_COST,
+        item::TIME_COST_MS,
         item::NOTIFIED,
         item::NOTIFY_BY,
         item::NOTIFY_TOKEN,

@@ -15,7 +15,7 @@ use super::proof::EndProof;
 use crate::backend::error::{CloudError, Kind};
 use crate::backend::sdk::Wire;
 use crate::backend::unknown::Unknown;
-use crate::domain::machine_info::{MachineInfo, Purchase};
+use crate::domain::machine_info::{MachineInfo, PurchaseOption};
 use crate::domain::{ids, tags};
 
 /// The tags of a node.
@@ -118,7 +118,7 @@ impl Machine {
             self.metadata("placement/availability-zone"),
             self.metadata("instance-life-cycle")
         )?;
-        let purchase = purchase.as_deref().and_then(Purchase::parse);
+        let purchase = purchase.as_deref().and_then(PurchaseOption::parse);
         Ok(MachineInfo { instance_type, zone, purchase, usd_per_hour: None })
     }
 

@@ -115,8 +115,24 @@ impl Store {
     /// # Errors
     /// [`CloudError`]; `NotFound` if the object does not exist.
     pub async fn read(&self, bucket: &str, key: &str) -> Result<Vec<u8>, CloudError> {
+        self.read_part(bucket, key, None).await
+    }
+
+    /// Reads the last bytes of an object into memory.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub async fn read_tail(&self, bucket: &str, key: &str, bytes: u64) -> Result<Vec<u8>, CloudError> {
+        match self.read_part(bucket, key, Some(format!("bytes=-{bytes}"))).await {
+            // An empty object has no range (`InvalidRange`).
+            Err(error) if error.kind == Kind::Invalid => self.read(bucket, key).await,
+            read => read,
+        }
+    }
+
+    async fn read_part(&self, bucket: &str, key: &str, range: Option<String>) -> Result<Vec<u8>, CloudError> {
         let failed = |words: String| CloudError::new(Kind::Unreachable, "GetObject", uri(bucket, key), words);
-        let answer = self.client.get_object().bucket(bucket).key(key).send().await;
+        let answer = self.client.get_object().bucket(bucket).key(key).set_range(range).send().await;
         let answer = answer.map_err(|error| CloudError::sdk("GetObject", uri(bucket, key), error))?;
         let body = answer.body.collect().await.map_err(|error| failed(error.to_string()))?;
         Ok(body.into_bytes().to_vec())

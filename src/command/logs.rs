@@ -1,0 +1,191 @@
+//! `lighthpc logs`: prints what workloads printed, also of tasks that run.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::failure::Failure;
+use super::place::{MissionPlace, PlaceArgs};
+use super::{screen, signals};
+use crate::command::exit::ExitCode;
+use crate::domain::ids::AttemptNumber;
+use crate::domain::keys::log_key;
+use crate::domain::task::{State, Task};
+use crate::summary::Selection;
+use crate::worker::Stopping;
+
+/// The arguments of `logs`.
+#[derive(Debug, Args)]
+pub(super) struct LogsArgs {
+    /// Mission id
+    #[arg(value_name = "MISSION")]
+    pub(super) mission: String,
+    /// Task: its name, with or without the mission's prefix
+    #[arg(value_name = "TASK", required_unless_present = "failed", conflicts_with = "failed")]
+    pub(super) task: Option<String>,
+    /// Print the logs of all failed tasks, at most 100
+    #[arg(long)]
+    pub(super) failed: bool,
+    /// Attempt whose log to print (default: the newest that has one)
+    #[arg(long, value_name = "N")]
+    pub(super) attempt: Option<u64>,
+    /// Print only the last N lines
+    #[arg(long, value_name = "N")]
+    pub(super) tail: Option<usize>,
+    /// Print what is added, until the task has ended
+    #[arg(long, conflicts_with = "failed")]
+    pub(super) follow: bool,
+    #[command(flatten)]
+    pub(super) place: PlaceArgs,
+}
+
+/// The pause between two reads of a log that is followed. A node saves it every minute.
+const FOLLOW_PAUSE: Duration = Duration::from_secs(10);
+/// The most tasks whose logs `--failed` prints.
+const TASKS_MAX: usize = 100;
+
+/// Where an attempt's log is.
+pub(super) struct Log {
+    pub(super) attempt: AttemptNumber,
+    pub(super) uri: String,
+}
+
+pub(super) async fn run(args: LogsArgs) -> Result<ExitCode, Failure> {
+    let mut place = args.place.open().await?;
+    let mission = place.mission(&args.mission).await?;
+    let attempt = args.attempt.map(AttemptNumber);
+    let Some(name) = &args.task else {
+        let selection = Selection { states: vec![State::Failed], limit: Some(TASKS_MAX), ..Selection::default() };
+        let selected = selection.read(&place.backend, &mission).await?;
+        for task in &selected.tasks {
+            screen::to_stdout(&format!("==> {} <==\n", screen::plain(task.src.as_str())));
+            match find(&place, task, attempt).await? {
+                Some(log) => print(&read(&place, &log).await?, args.tail, 0),
+                None => screen::to_stdout("(nothing was kept)\n"),
+            }
+        }
+        if selected.is_cut {
+            screen::to_stderr(&format!("note: only the logs of the first {TASKS_MAX} failed tasks are shown\n"));
+        }
+        return Ok(ExitCode::Ok);
+    };
+    let task = place.task(&mission, name).await?;
+    let log = find(&place, &task, attempt).await?;
+    let mut shown = 0;
+    match &log {
+        Some(log) => {
+            let bytes = read(&place, log).await?;
+            print(&bytes, args.tail, 0);
+            shown = bytes.len();
+        }
+        None if args.follow => {}
+        None => return Err(nothing(&task)),
+    }
+    if !args.follow {
+        return Ok(ExitCode::Ok);
+    }
+    let stopping = Stopping::default();
+    let _listener = signals::listen(stopping.clone()).map_err(|error| Failure {
+        exit: ExitCode::Internal,
+        error: error.into(),
+        hint: None,
+    })?;
+    let mut attempt = log.map_or(task.attempt, |log| log.attempt);
+    loop {
+        place = place.reopened()?;
+        let task = place.task(&mission, name).await?;
+        if task.attempt > attempt {
+            (attempt, shown) = (task.attempt, 0);
+            screen::to_stdout(&format!("==> attempt {attempt} <==\n"));
+        }
+        if let Some(log) = find(&place, &task, Some(attempt)).await? {
+            let bytes = read(&place, &log).await?;
+            // A long log loses its middle: then the rest is printed anew.
+            print(&bytes, None, if bytes.len() >= shown { shown } else { 0 });
+            shown = bytes.len();
+        }
+        if task.state.is_final() {
+            return Ok(ExitCode::Ok);
+        }
+        // Both arms may be dropped: neither holds anything.
+        tokio::select! {
+            () = tokio::time::sleep(FOLLOW_PAUSE) => {}
+            () = stopping.drain.cancelled() => return Ok(ExitCode::Interrupted),
+        }
+    }
+}
+
+fn nothing(task: &Task) -> Failure {
+    let hint = match task.state {
+        State::Running => "a node saves the log every minute; use --follow to wait for it",
+        _ => "the workload printed nothing, or its node was gone before it could save the log",
+    };
+    Failure {
+        exit: ExitCode::NoTask,
+        error: anyhow::anyhow!("there is no log of task {}", task.src),
+        hint: Some(hint.to_owned()),
+    }
+}
+
+/// Returns where the log of an attempt is: of the given one, else of the newest that has one.
+pub(super) async fn find(
+    place: &MissionPlace,
+    task: &Task,
+    attempt: Option<AttemptNumber>,
+) -> Result<Option<Log>, Failure> {
+    let is_wanted = |number: AttemptNumber| attempt.is_none_or(|wanted| wanted == number);
+    let mut history = task.history.iter().rev().filter(|past| is_wanted(past.attempt));
+    let kept = history.find_map(|past| Some(Log { attempt: past.attempt, uri: past.log.clone()? }));
+    // A running attempt saves its log every minute, and the row does not name it.
+    let newest = attempt.unwrap_or(task.attempt);
+    let is_newer = kept.as_ref().is_none_or(|kept| kept.attempt < newest);
+    if is_newer && newest.0 > 0 {
+        let Some(bucket) = &place.result_bucket else {
+            let hint = "set --result-bucket or LIGHTHPC_RESULT_BUCKET";
+            return kept.map(Some).ok_or_else(|| Failure::usage("the result bucket is not set", hint));
+        };
+        let key = log_key(&task.src, newest);
+        if place.backend.store.head(bucket, &key).await?.is_some() {
+            return Ok(Some(Log { attempt: newest, uri: crate::backend::store::uri(bucket, &key) }));
+        }
+    }
+    Ok(kept)
+}
+
+/// Reads a log.
+pub(super) async fn read(place: &MissionPlace, log: &Log) -> Result<Vec<u8>, Failure> {
+    let (bucket, key) = log.uri.strip_prefix("s3://").and_then(|rest| rest.split_once('/')).unwrap_or_default();
+    Ok(place.backend.store.read(bucket, key).await?)
+}
+
+/// Prints a log from a byte on, or its last lines.
+fn print(bytes: &[u8], lines: Option<usize>, from: usize) {
+    if let Some(lines) = lines {
+        return screen::to_stdout(&tail(bytes, lines));
+    }
+    let mut text = String::from_utf8_lossy(&bytes[from.min(bytes.len())..]).into_owned();
+    if !text.is_empty() && !text.ends_with('\n') {
+        text.push('\n');
+    }
+    screen::to_stdout(&text);
+}
+
+/// Returns the last lines of a log, with a line break at the end of each.
+pub(super) fn tail(bytes: &[u8], lines: usize) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].iter().map(|line| format!("{line}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_lines_are_whole_lines() {
+        assert_eq!(tail(b"a\nb\nc", 2), "b\nc\n");
+        assert_eq!(tail(b"a\nb\n", 10), "a\nb\n");
+        assert_eq!(tail(b"", 10), "");
+        assert_eq!(tail(b"\xff\n", 1), "\u{fffd}\n");
+    }
+}

@@ -1,0 +1,151 @@
+//! `lighthpc status --watch`: a live screen on a terminal, plain lines elsewhere.
+//!
+//! ```text
+//!   a thread reads keys ──► the model ──► draw
+//!   every few seconds   ──► the summary, and one page of tasks ──► the model
+//! ```
+
+mod model;
+mod view;
+
+use std::io::IsTerminal;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use ratatui::crossterm::event::{self, Event, KeyEventKind};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::failure::Failure;
+use super::place::MissionPlace;
+use super::{explain, screen, signals, wait};
+use crate::command::exit::ExitCode;
+use crate::domain::ids::SrcId;
+use crate::summary::{Selection, Summary};
+use crate::worker::Stopping;
+
+use model::{Action, NodeLine, Screen};
+
+/// How long the thread waits for a key before it looks whether the screen is closed.
+const KEY_PAUSE: Duration = Duration::from_millis(100);
+/// The most tasks that are listed: two reads of 100 rows.
+const TASKS_MAX: usize = 200;
+
+/// Shows a mission until a key or a signal ends it. Without a terminal, waits and prints a line per change.
+pub(super) async fn run(place: MissionPlace, id: &str, every: Duration) -> Result<ExitCode, Failure> {
+    if !std::io::stdout().is_terminal() {
+        return wait::until_ended(place, id, None, None).await;
+    }
+    place.mission(id).await?;
+    let stopping = Stopping::default();
+    let internal = |error: std::io::Error| Failure { exit: ExitCode::Internal, error: error.into(), hint: None };
+    let _listener = signals::listen(stopping.clone()).map_err(internal)?;
+    let (keys, mut pressed) = mpsc::channel(64);
+    let is_over = Arc::new(AtomicBool::new(false));
+    let mut reader = JoinSet::new();
+    let closed = is_over.clone();
+    reader.spawn_blocking(move || read_keys(&keys, &closed));
+    let mut terminal = ratatui::init();
+    let shown = show(&mut terminal, place, id, every, &mut pressed, &stopping).await;
+    is_over.store(true, Ordering::SeqCst);
+    ratatui::restore();
+    while reader.join_next().await.is_some() {}
+    shown?;
+    Ok(if stopping.drain.is_cancelled() { ExitCode::Interrupted } else { ExitCode::Ok })
+}
+
+/// Reads keys and changes of the terminal's size until the screen is closed.
+fn read_keys(keys: &mpsc::Sender<Event>, is_over: &AtomicBool) {
+    while !is_over.load(Ordering::SeqCst) {
+        match event::poll(KEY_PAUSE) {
+            Ok(true) => {
+                let Ok(event) = event::read() else { return };
+                if keys.blocking_send(event).is_err() {
+                    return;
+                }
+            }
+            Ok(false) => {}
+            Err(_) => return,
+        }
+    }
+}
+
+async fn show(
+    terminal: &mut ratatui::DefaultTerminal,
+    mut place: MissionPlace,
+    id: &str,
+    every: Duration,
+    pressed: &mut mpsc::Receiver<Event>,
+    stopping: &Stopping,
+) -> Result<(), Failure> {
+    let disk = |error: std::io::Error| Failure { exit: ExitCode::OutputNotWritten, error: error.into(), hint: None };
+    let mut model = Screen::new();
+    let mut next_read = Instant::now();
+    loop {
+        let flag = place.flag();
+        terminal.draw(|frame| view::draw(frame, &model, &flag)).map_err(disk)?;
+        // A read that is due is done here: a key waits for it, at most some seconds.
+        let event = tokio::select! {
+            event = pressed.recv() => event,
+            () = tokio::time::sleep_until(next_read) => {
+                place = place.reopened()?;
+                read(&place, id, &mut model).await;
+                next_read = Instant::now() + every;
+                continue;
+            }
+            () = stopping.drain.cancelled() => return Ok(()),
+        };
+        let action = match event {
+            None => return Ok(()),
+            Some(Event::Key(key)) if key.kind != KeyEventKind::Release => model.press(key),
+            // A change of the size: it is drawn again.
+            Some(_) => Action::None,
+        };
+        match action {
+            Action::None => {}
+            Action::Quit => return Ok(()),
+            Action::Reload => next_read = Instant::now(),
+            Action::Open(src) => open(&place, id, &src, &mut model).await,
+        }
+    }
+}
+
+async fn read(place: &MissionPlace, id: &str, model: &mut Screen) {
+    let read = async {
+        let mission = place.mission(id).await?;
+        let selection = Selection { states: vec![model.state], limit: Some(TASKS_MAX), ..Selection::default() };
+        let selected = selection.read_indexed(&place.backend, &mission).await?;
+        let instances = place.backend.fleet.list_instances(&place.backend.ledger.tables().tasks).await;
+        let nodes = instances.unwrap_or_default().into_iter().filter(|instance| instance.is_of(&mission.id));
+        let nodes: Vec<NodeLine> = nodes
+            .map(|instance| NodeLine {
+                id: instance.id.clone(),
+                purchase: if instance.is_spot { "Spot" } else { "On-Demand" },
+                age: screen::duration(instance.age),
+                task: instance.src.clone().unwrap_or_else(|| mission.id.to_string()),
+            })
+            .collect();
+        Ok::<_, Failure>((Summary::read(&place.backend, mission).await?, selected, nodes))
+    };
+    match read.await {
+        Ok((summary, selected, nodes)) => {
+            (model.tasks, model.is_cut) = (selected.tasks, selected.is_cut);
+            (model.summary, model.nodes, model.problem) = (Some(summary), nodes, None);
+        }
+        Err(failure) => model.problem = Some(failure.error.to_string()),
+    }
+}
+
+async fn open(place: &MissionPlace, id: &str, src: &SrcId, model: &mut Screen) {
+    let text = async {
+        let mission = place.mission(id).await?;
+        let task = place.task(&mission, src.as_str()).await?;
+        Ok::<_, Failure>(explain::page_of(place, &mission, &task).await)
+    };
+    match text.await {
+        Ok(text) => model.page = Some(model::Page { text: crate::domain::printable::lines(&text), scroll: 0 }),
+        Err(failure) => model.problem = Some(failure.error.to_string()),
+    }
+}
