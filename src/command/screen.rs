@@ -144,13 +144,17 @@ pub(super) fn plain(text: &str) -> String {
 
 /// Returns a number with its noun: `1 task`, `2 tasks`.
 pub(super) fn count(number: impl Into<u64>, noun: &str) -> String {
-    let number = number.into();
-    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+    counted(number.into(), noun, |number| number.to_string())
 }
 
 /// Returns a number with its noun, the number in a form of its own.
 pub(super) fn counted(number: u64, noun: &str, form: impl Fn(u64) -> String) -> String {
-    format!("{} {noun}{}", form(number), if number == 1 { "" } else { "s" })
+    let plural = match (number, noun.ends_with("sh")) {
+        (1, _) => "",
+        (_, true) => "es",
+        (_, false) => "s",
+    };
+    format!("{} {noun}{plural}", form(number))
 }
 
 /// Returns a number with commas between its thousands.
