@@ -100,7 +100,7 @@ pub(super) async fn run(args: LogsArgs) -> Result<ExitCode, Failure> {
         }
         if let Some(log) = find(&place, &task, Some(attempt)).await? {
             let bytes = read(&place, &log).await?;
-            // A long log loses its middle: then the rest is printed anew.
+            // A long log loses its middle: then the whole log is printed again.
             print(&bytes, None, if bytes.len() >= shown { shown } else { 0 });
             shown = bytes.len();
         }

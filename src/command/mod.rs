@@ -31,6 +31,7 @@ mod service;
 mod signals;
 mod status;
 mod submit;
+mod summary_text;
 mod sweep;
 mod trust;
 mod wait;

@@ -62,7 +62,7 @@ impl MissionPlace {
         Ok(Self { backend, result_bucket: Some(RESULT_BUCKET.to_owned()), dir: Some(dir), cloud: Some(cloud) })
     }
 
-    /// Opens the place again: a local mission's tables are read anew.
+    /// Opens the place again: the tables of a local mission are read again.
     pub(super) fn reopened(self) -> Result<Self, Failure> {
         match self.dir {
             Some(dir) => Self::local(dir),

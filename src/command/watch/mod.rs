@@ -26,7 +26,7 @@ use crate::domain::ids::SrcId;
 use crate::summary::{Selection, Summary};
 use crate::worker::Stopping;
 
-use model::{Action, NodeLine, Screen};
+use model::{Action, LiveScreen, NodeLine};
 
 /// How long the thread waits for a key before it looks whether the screen is closed.
 const KEY_PAUSE: Duration = Duration::from_millis(100);
@@ -81,7 +81,7 @@ async fn show(
     stopping: &Stopping,
 ) -> Result<(), Failure> {
     let disk = |error: std::io::Error| Failure { exit: ExitCode::OutputNotWritten, error: error.into(), hint: None };
-    let mut model = Screen::new();
+    let mut model = LiveScreen::new();
     let mut next_read = Instant::now();
     loop {
         let flag = place.flag();
@@ -112,7 +112,7 @@ async fn show(
     }
 }
 
-async fn read(place: &MissionPlace, id: &str, model: &mut Screen) {
+async fn read(place: &MissionPlace, id: &str, model: &mut LiveScreen) {
     let read = async {
         let mission = place.mission(id).await?;
         let selection = Selection { states: vec![model.state], limit: Some(TASKS_MAX), ..Selection::default() };
@@ -138,7 +138,7 @@ async fn read(place: &MissionPlace, id: &str, model: &mut Screen) {
     }
 }
 
-async fn open(place: &MissionPlace, id: &str, src: &SrcId, model: &mut Screen) {
+async fn open(place: &MissionPlace, id: &str, src: &SrcId, model: &mut LiveScreen) {
     let text = async {
         let mission = place.mission(id).await?;
         let task = place.task(&mission, src.as_str()).await?;

@@ -71,7 +71,7 @@ pub(super) enum Action {
 
 /// The live screen.
 #[derive(Clone, Debug)]
-pub(super) struct Screen {
+pub(super) struct LiveScreen {
     pub(super) summary: Option<Summary>,
     pub(super) tasks: Vec<Task>,
     /// Whether there are more tasks than are listed.
@@ -90,7 +90,7 @@ pub(super) struct Screen {
     pub(super) problem: Option<String>,
 }
 
-impl Screen {
+impl LiveScreen {
     pub(super) fn new() -> Self {
         Self {
             summary: None,
@@ -216,7 +216,7 @@ mod tests {
         task
     }
 
-    fn press(screen: &mut Screen, keys: &str) -> Action {
+    fn press(screen: &mut LiveScreen, keys: &str) -> Action {
         let mut action = Action::None;
         for c in keys.chars() {
             let code = match c {
@@ -231,9 +231,9 @@ mod tests {
 
     #[test]
     fn tasks_are_sorted_searched_and_opened() {
-        let mut screen = Screen::new();
+        let mut screen = LiveScreen::new();
         screen.tasks = vec![task("b", 1), task("a", 2), task("c", 3)];
-        let names = |screen: &Screen| screen.shown().iter().map(|task| task.src.to_string()).collect::<String>();
+        let names = |screen: &LiveScreen| screen.shown().iter().map(|task| task.src.to_string()).collect::<String>();
         assert_eq!(names(&screen), "abc");
         press(&mut screen, "ss");
         assert_eq!(names(&screen), "cab");
@@ -251,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_page_is_scrolled_and_closed() {
-        let mut screen = Screen::new();
+        let mut screen = LiveScreen::new();
         screen.page = Some(Page { text: "x".to_owned(), scroll: 0 });
         press(&mut screen, "jjk");
         assert_eq!(screen.page.as_ref().unwrap().scroll, 1);

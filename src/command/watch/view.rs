@@ -8,14 +8,14 @@ use ratatui::style::{Modifier, Style};
 use ratatui::text::Line;
 use ratatui::widgets::{Block, Borders, Paragraph, Row, Table, TableState, Wrap};
 
-use super::model::{Screen, Tab};
-use crate::command::{listing, screen, status};
+use super::model::{LiveScreen, Tab};
+use crate::command::{listing, screen, summary_text};
 
 /// The most lines of the summary: with fewer lines of terminal, the list keeps at least a half.
 const SUMMARY_LINES: u16 = 9;
 
 /// Draws everything.
-pub(super) fn draw(frame: &mut Frame<'_>, model: &Screen, flag: &str) {
+pub(super) fn draw(frame: &mut Frame<'_>, model: &LiveScreen, flag: &str) {
     let area = frame.area();
     let head = SUMMARY_LINES.min(area.height / 2).max(1);
     let [top, middle, bottom] =
@@ -32,15 +32,15 @@ pub(super) fn draw(frame: &mut Frame<'_>, model: &Screen, flag: &str) {
     frame.render_widget(Line::styled(keys(model), Style::new().add_modifier(Modifier::REVERSED)), bottom);
 }
 
-fn summary(frame: &mut Frame<'_>, area: Rect, model: &Screen, flag: &str) {
+fn summary(frame: &mut Frame<'_>, area: Rect, model: &LiveScreen, flag: &str) {
     let text = match &model.summary {
         None => "reading …".to_owned(),
-        Some(summary) => status::head(summary, flag),
+        Some(summary) => summary_text::head(summary, flag),
     };
     frame.render_widget(Paragraph::new(text), area);
 }
 
-fn keys(model: &Screen) -> String {
+fn keys(model: &LiveScreen) -> String {
     if model.is_typing {
         return format!("search: {}_  (Enter: keep, Esc: clear)", screen::plain(&model.search));
     }
@@ -53,7 +53,7 @@ fn keys(model: &Screen) -> String {
     "r/f/p: running, failed, pending  s: sort  /: search  Enter: open  Tab: nodes  q".to_owned()
 }
 
-fn tasks(frame: &mut Frame<'_>, area: Rect, model: &Screen) {
+fn tasks(frame: &mut Frame<'_>, area: Rect, model: &LiveScreen) {
     let shown = model.shown();
     let rows = shown.iter().map(|task| {
         Row::new([
@@ -93,7 +93,7 @@ fn tasks(frame: &mut Frame<'_>, area: Rect, model: &Screen) {
     frame.render_stateful_widget(table, area, &mut state);
 }
 
-fn nodes(frame: &mut Frame<'_>, area: Rect, model: &Screen) {
+fn nodes(frame: &mut Frame<'_>, area: Rect, model: &LiveScreen) {
     let rows = model
         .nodes
         .iter()
@@ -114,7 +114,7 @@ mod tests {
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
 
-    use super::super::model::{NodeLine, Page, Screen};
+    use super::super::model::{LiveScreen, NodeLine, Page};
     use super::*;
     use crate::domain::ids::{MissionId, SrcId};
     use crate::domain::mission::{Mission, Tally};
@@ -122,7 +122,7 @@ mod tests {
     use crate::domain::verdict::Verdict;
     use crate::summary::{Nodes, Reasons, Summary};
 
-    fn model() -> Screen {
+    fn model() -> LiveScreen {
         let mut mission = Mission::unknown(MissionId::new("M001").unwrap());
         mission.trans_number = Some(2000);
         let total = Tally { ok: 979, failed: 21, time_cost_ms: 12_000_000, seq: 1000, ..Tally::default() };
@@ -144,10 +144,10 @@ mod tests {
             waits: Reasons::default(),
             nodes: Some(Nodes { spot: 10, on_demand: 0 }),
         };
-        Screen { summary: Some(summary), tasks, state: State::Failed, ..Screen::new() }
+        LiveScreen { summary: Some(summary), tasks, state: State::Failed, ..LiveScreen::new() }
     }
 
-    fn drawn(model: &Screen, width: u16, height: u16) -> String {
+    fn drawn(model: &LiveScreen, width: u16, height: u16) -> String {
         let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
         terminal.draw(|frame| draw(frame, model, "")).unwrap();
         let buffer = terminal.backend().buffer().clone();
