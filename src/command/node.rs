@@ -25,10 +25,10 @@ pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result
         if order == EndOrder::Terminate {
             end_machine(args.power_off_command.as_deref(), order).await;
         }
-        let hint = "add --local to process these files on this computer; put the program after `--`";
-        let message =
-            format!("input file {} without --local: a node takes its task from its instance's tag", file.display());
-        return Err(Failure::usage(message, hint));
+        return Err(Failure::usage(
+            format!("input file {} without --local: a node takes its task from its instance's tag", file.display()),
+            "add --local to process these files on this computer; put the program after `--`",
+        ));
     }
     let stopping = Stopping::default();
     let listening = signals::listen(stopping.clone()).map_err(|error| Failure {
@@ -51,9 +51,9 @@ pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result
     };
     let mut announcers = service::report_to_systemd(settings.report.subscribe());
     announcers.spawn(note_drain(work_dir, stopping.clone()));
-    let concluded = live(&args, settings, stopping).await;
+    let exit = live(&args, settings, stopping).await;
     announcers.shutdown().await;
-    concluded
+    exit
 }
 
 /// Writes a note into the work folder when the node is requested to stop, and keeps the folder's lock until the end.
@@ -106,9 +106,9 @@ pub(super) fn taken(
     }
 }
 
-fn power_off(command: Option<&str>) -> PowerOff {
-    match command.filter(|command| !command.trim().is_empty()) {
-        Some(command) => PowerOff::By(command.to_owned()),
+fn power_off(power_off_command: Option<&str>) -> PowerOff {
+    match power_off_command.filter(|line| !line.trim().is_empty()) {
+        Some(line) => PowerOff::By(line.to_owned()),
         None => PowerOff::OnEc2,
     }
 }
@@ -154,11 +154,10 @@ fn is_run(arguments: &[&str]) -> bool {
 pub(super) async fn end_machine(power_off_command: Option<&str>, order: EndOrder) {
     let from_variable = std::env::var("LIGHTHPC_POWER_OFF_COMMAND").ok();
     let power_off = power_off(power_off_command.or(from_variable.as_deref()));
-    let ended = match Wire::aws().await {
+    log_end(match Wire::aws().await {
         Ok(wire) => machine::Machine::new(&wire, power_off).end(order, None).await,
         Err(_) => machine::end_unconnected(&power_off, order).await,
-    };
-    log_end(ended);
+    });
 }
 
 fn log_end(ended: Result<machine::MachineEnd, machine::EndError>) {

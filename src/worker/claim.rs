@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::host::Host;
 use super::identity::Assignment;
-use super::retry::{or_drained, retry_transient_unless};
+use super::retry::call_until_drained;
 use super::{Node, NodeError};
 use crate::backend::ledger::{Claim, Claimant};
 use crate::clock;
@@ -76,13 +76,11 @@ pub(super) async fn acquire(host: &Host, task: &Assignment) -> Result<Claimed, N
             return Ok(Claimed::Drained);
         }
         let mut asked = Instant::now();
-        let drain = &node.stopping.drain;
-        let claim = retry_transient_unless(drain, node.settings.max_idle, || {
+        let claim = call_until_drained(node, "claiming the task", || {
             asked = Instant::now();
             ledger.claim(&task.src, &who)
         });
-        let claim = claim.await.map_err(NodeError::cloud("claiming the task"));
-        let Some(claim) = or_drained(node, claim)? else { return Ok(Claimed::Drained) };
+        let Some(claim) = claim.await? else { return Ok(Claimed::Drained) };
         let row = match claim {
             Claim::Held(row) => return Ok(Claimed::Held(Held { row, claimed_at: asked, taken_from: None })),
             Claim::Ended(row) => return Ok(Claimed::Ended(row)),
@@ -108,13 +106,12 @@ pub(super) async fn acquire(host: &Host, task: &Assignment) -> Result<Claimed, N
             }
         };
         let taken_from = row.instance.clone();
-        let taken = retry_transient_unless(drain, node.settings.max_idle, || {
+        let claim = call_until_drained(node, "taking the task over", || {
             asked = Instant::now();
             ledger.take_over(&row, &who)
         });
-        let taken = taken.await.map_err(NodeError::cloud("taking the task over"));
-        let Some(taken) = or_drained(node, taken)? else { return Ok(Claimed::Drained) };
-        if let Some(row) = taken {
+        let Some(claim) = claim.await? else { return Ok(Claimed::Drained) };
+        if let Some(row) = claim {
             return Ok(Claimed::Held(Held { row, claimed_at: asked, taken_from }));
         }
         // It changed in this moment, for example because a sweep released it: the sweep has counted the interruption.
@@ -157,15 +154,12 @@ async fn watch(node: &Node, task: &Assignment, mut row: Box<Task>) -> Result<Wat
     let started = Instant::now();
     let watch = Watch::new(lease, node.settings.lease, Duration::ZERO);
     loop {
-        let read = || node.backend.ledger.task(&task.src);
-        let now = retry_transient_unless(&node.stopping.drain, node.settings.max_idle, read).await;
-        let Some(now) = or_drained(node, now.map_err(NodeError::cloud("watching the lease")))? else {
-            return Ok(Watched::Drained);
-        };
-        let current = now.as_ref().and_then(Task::lease);
+        let newest = call_until_drained(node, "watching the lease", || node.backend.ledger.task(&task.src)).await?;
+        let Some(newest) = newest else { return Ok(Watched::Drained) };
+        let current = newest.as_ref().and_then(Task::lease);
         let sight = watch.look(current.as_ref(), started.elapsed());
-        row = match now {
-            Some(now) if current.is_some() => Box::new(now),
+        row = match newest {
+            Some(newest) if current.is_some() => Box::new(newest),
             _ => return Ok(Watched::Free),
         };
         let rest = match sight {

@@ -44,8 +44,8 @@ pub(super) async fn count(node: Node, instance: Instance, stop: CancellationToke
         };
         let mission = instance.serves.borrow().clone();
         if let Some(mission) = mission {
-            let addition = meter.add(&node, &instance, &mission);
-            if tokio::time::timeout(if is_last { LAST_TIMEOUT } else { PERIOD }, addition).await.is_err() {
+            let limit = if is_last { LAST_TIMEOUT } else { PERIOD };
+            if tokio::time::timeout(limit, meter.add(&node, &instance, &mission)).await.is_err() {
                 tracing::warn!("the cost of this node was not added: no answer in time");
             }
         }

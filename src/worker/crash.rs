@@ -112,8 +112,11 @@ async fn report_one(
     let Some(row) = row else { return Ok(None) };
     // It has released the task, has ended it, or was not its holder: then another process counts it, if anything is to
     // count.
-    let is_held = row.state == State::Running && row.attempt == attempt;
-    if !is_held || row.instance.as_ref() != Some(&instance.id) || row.oddity().is_some() {
+    if row.state != State::Running
+        || row.attempt != attempt
+        || row.instance.as_ref() != Some(&instance.id)
+        || row.oddity().is_some()
+    {
         return Ok(None);
     }
     let counts = row.counts_after_crash();
@@ -143,10 +146,10 @@ async fn put_back(
         counts,
         now: clock::now_rfc3339(),
     };
-    let fence = instance.fence(row);
-    let released =
-        retry_transient_unless(&node.stopping.drain, limit, || node.backend.ledger.release(&fence, &release)).await;
-    released.map_err(NodeError::cloud("noting a crash"))
+    let (drain, fence) = (&node.stopping.drain, instance.fence(row));
+    retry_transient_unless(drain, limit, || node.backend.ledger.release(&fence, &release))
+        .await
+        .map_err(NodeError::cloud("noting a crash"))
 }
 
 /// Fails the task and counts it; then sends the notification if its mission is complete.

@@ -50,9 +50,11 @@ impl Amount {
     }
 
     /// Returns what is free on a folder's disk. What cannot be determined counts as free.
-    fn free(folder: &Path) -> Self {
-        let files = free_inodes(folder).ok().flatten().unwrap_or(u64::MAX);
-        Self { bytes: free_bytes(folder).unwrap_or(u64::MAX), files }
+    fn free(work_dir: &Path) -> Self {
+        Self {
+            bytes: free_bytes(work_dir).unwrap_or(u64::MAX),
+            files: free_inodes(work_dir).ok().flatten().unwrap_or(u64::MAX),
+        }
     }
 
     /// Returns what is below a folder, as far as it can be read.

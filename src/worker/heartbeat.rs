@@ -70,10 +70,13 @@ impl Heartbeat {
         let (progress, progress_now) = watch::channel(Progress::default());
         let (time_cost, time_cost_now) = watch::channel(time_cost);
         let (stop, lost, cancelled) = <(CancellationToken, CancellationToken, CancellationToken)>::default();
-        let beater = Beater { ledger, fence, periods, progress: progress_now, time_cost: time_cost_now };
         let mut beats = JoinSet::new();
         let tokens = (stop.clone(), lost.clone(), cancelled.clone());
-        beats.spawn(async move { beater.run(claimed, tokens.0, tokens.1, tokens.2).await }.in_current_span());
+        beats.spawn(
+            Beater { ledger, fence, periods, progress: progress_now, time_cost: time_cost_now }
+                .run(claimed, tokens.0, tokens.1, tokens.2)
+                .in_current_span(),
+        );
         Self { beats, stop, lost, cancelled, progress, time_cost }
     }
 

@@ -86,11 +86,11 @@ pub(super) async fn find(
 ) -> Result<(Instance, Option<Work>), NodeError> {
     let instance = instance(node).await?;
     // The search may be dropped: it only reads. The tags are then read again for the machine's end.
-    let found = tokio::select! {
-        found = task(node, &instance, proof) => Some(found?),
+    let work = tokio::select! {
+        work = task(node, &instance, proof) => Some(work?),
         () = node.stopping.drain.cancelled() => None,
     };
-    Ok((instance, found.filter(|_| !node.stopping.drain.is_cancelled())))
+    Ok((instance, work.filter(|_| !node.stopping.drain.is_cancelled())))
 }
 
 /// Finds out which machine this is, and names this process.
@@ -152,8 +152,8 @@ async fn task(node: &Node, instance: &Instance, seen: &watch::Sender<Option<EndP
     seen.send_replace(proof);
     let mission = match mission.filter(|mission| !mission.is_empty()) {
         Some(value) if settings.mission.is_none() && tags::is_short_mission(&value) => {
-            let named = retry_transient(settings.max_idle, || node.backend.ledger.mission_named(&value)).await;
-            named.map_err(NodeError::cloud("looking up the mission's name"))?
+            let mission = retry_transient(settings.max_idle, || node.backend.ledger.mission_named(&value)).await;
+            mission.map_err(NodeError::cloud("looking up the mission's name"))?
         }
         Some(id) => Some(MissionId::new(id)?),
         None => None,
@@ -162,8 +162,8 @@ async fn task(node: &Node, instance: &Instance, seen: &watch::Sender<Option<EndP
     let no_task = || NodeError::NoTask { instance: instance.on_ec2.as_ref().unwrap_or(&instance.id).to_string() };
     let Some(src) = src.filter(|src| !src.is_empty()) else { return mission.map(Work::Mission).ok_or_else(no_task) };
     let src = if tags::is_short(&src) {
-        let key = retry_transient(settings.max_idle, || node.backend.ledger.key_of(&src)).await;
-        key.map_err(NodeError::cloud("looking up the task's name"))?.ok_or_else(no_task)?
+        let src = retry_transient(settings.max_idle, || node.backend.ledger.key_of(&src)).await;
+        src.map_err(NodeError::cloud("looking up the task's name"))?.ok_or_else(no_task)?
     } else {
         SrcId::new(src)?
     };

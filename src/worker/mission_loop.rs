@@ -35,7 +35,7 @@ use super::host::Host;
 use super::identity::Assignment;
 use super::outcome::Outcome;
 use super::queue::{NextTask, PAGE_LIFE, Queue};
-use super::retry::{or_drained, retry_transient_unless};
+use super::retry::{call_until_drained, retry_transient_unless};
 use super::turns::{SUSPECT_WAIT, Turn, Turns, Waited};
 use super::{Node, NodeError, task};
 use crate::backend::error_chain;
@@ -63,11 +63,8 @@ const PAGES_MAX: usize = 20;
 /// Does the mission's tasks until none is left, or the node must stop.
 pub(super) async fn serve(host: &Host, mission: &MissionId, left: Vec<RecoveredTask>) -> Result<Outcome, NodeError> {
     let node = &host.node;
-    let (drain, limit) = (&node.stopping.drain, node.settings.max_idle);
-    let row = retry_transient_unless(drain, limit, || node.backend.ledger.mission(mission)).await;
-    let Some(row) = or_drained(node, row.map_err(NodeError::cloud("reading the mission")))? else {
-        return Ok(Outcome::Drained);
-    };
+    let row = call_until_drained(node, "reading the mission", || node.backend.ledger.mission(mission)).await?;
+    let Some(row) = row else { return Ok(Outcome::Drained) };
     let row = row.ok_or_else(|| NodeError::NoMission { mission: mission.to_string() })?;
     host.instance.note_mission(&row);
     let slots = slots_of(node, row.slots.or(node.settings.slots).unwrap_or(1).max(1));

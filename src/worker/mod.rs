@@ -121,11 +121,9 @@ async fn life(node: Node, proof: watch::Sender<Option<EndProof>>) -> Result<Outc
     removal.head_start().await;
     let (spot, mut polls) =
         SpotWatcher::start(node.backend.machine.clone(), node.backend.ledger.clone(), instance.is_on_ec2());
-    let (mut costs, cost_stop, stopping) = (JoinSet::new(), CancellationToken::new(), node.stopping.clone());
+    let (mut costs, cost_stop) = (JoinSet::new(), CancellationToken::new());
     costs.spawn(cost::count(node.clone(), instance.clone(), cost_stop.clone()).in_current_span());
-    let (of_node, of_instance) = (node.clone(), instance.clone());
-    polls
-        .spawn(async move { machine_info::look_up(&of_node, &of_instance, &of_instance.info).await }.in_current_span());
+    polls.spawn(machine_info::look_up(node.clone(), instance.clone()).in_current_span());
     let host = Host { node, instance, spot };
     let outcome = match work {
         Work::Task(task) => match failed.into_iter().find(|(src, _)| *src == task.src) {
@@ -140,7 +138,7 @@ async fn life(node: Node, proof: watch::Sender<Option<EndProof>>) -> Result<Outc
     cost_stop.cancel();
     tokio::select! {
         _ = costs.join_next() => {}
-        () = stopping.writes_are_over() => {}
+        () = host.node.stopping.writes_are_over() => {}
     }
     outcome
 }

@@ -47,13 +47,30 @@ where
     retry_transient_unless(&CancellationToken::new(), limit, call).await
 }
 
-/// Retries a call as [`retry_transient`] does, until `stop` is cancelled. A call under way is waited for: it must be
+/// Retries a call to a service, for as long as a node may be idle. `None` if the node drains during an outage. `doing`
+/// is a gerund phrase.
+///
+/// # Errors
+/// [`NodeError::Cloud`]: the last failure.
+pub(super) async fn call_until_drained<T, F>(
+    node: &Node,
+    doing: &'static str,
+    call: impl FnMut() -> F,
+) -> Result<Option<T>, NodeError>
+where
+    F: Future<Output = Result<T, CloudError>>,
+{
+    let called = retry_transient_unless(&node.stopping.drain, node.settings.max_idle, call).await;
+    or_drained(node, called.map_err(NodeError::cloud(doing)))
+}
+
+/// Retries a call as [`retry_transient`] does, until `drain` is cancelled. A call under way is waited for: it must be
 /// known whether it was applied.
 ///
 /// # Errors
 /// The last failure.
 pub(super) async fn retry_transient_unless<T, E: Retryable, F>(
-    stop: &CancellationToken,
+    drain: &CancellationToken,
     limit: Duration,
     mut call: impl FnMut() -> F,
 ) -> Result<T, E>
@@ -69,7 +86,7 @@ where
         };
         tries += 1;
         let elapsed = started.elapsed();
-        if !error.is_transient() || tries > 1 && elapsed >= limit || stop.is_cancelled() {
+        if !error.is_transient() || tries > 1 && elapsed >= limit || drain.is_cancelled() {
             return Err(error);
         }
         let pause = backoff::delay(tries + 2, rand::random());
@@ -79,7 +96,7 @@ where
         // Both arms may be dropped: neither holds anything.
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = stop.cancelled() => return Err(error),
+            () = drain.cancelled() => return Err(error),
         }
     }
 }

@@ -9,7 +9,7 @@ use super::identity::Assignment;
 use super::notify::notify_unless_drained;
 use super::outcome::{Outcome, infra};
 use super::panic::caught;
-use super::retry::{or_drained, retry_transient_unless};
+use super::retry::call_until_drained;
 use super::{Node, NodeError, Step, deployment};
 use crate::backend::error_chain;
 use crate::clock;
@@ -67,9 +67,8 @@ async fn claim_and_attempt(host: &Host, task: &Assignment) -> Result<Outcome, No
 async fn attempt(host: &Host, held: Held) -> Result<Outcome, NodeError> {
     let node = &host.node;
     tracing::info!("claimed task {} as attempt {}", held.row.src, held.row.attempt);
-    let is_exhausted = held.row.interruptions > node.settings.limits.max_interruptions;
     let mut attempt = Attempt::start(host.clone(), held);
-    if is_exhausted {
+    if attempt.row.interruptions > node.settings.limits.max_interruptions {
         return attempt.give_up().await;
     }
     let worked = caught(attempt.work()).await;
@@ -117,10 +116,8 @@ async fn ended_before(host: &Host, row: &Task, is_pulled: bool) -> Result<Outcom
         // It was found in an index that lags behind: the committer of the task has checked the mission.
         return Ok(Outcome::EndedBefore(row.state));
     }
-    let (drain, limit) = (&node.stopping.drain, node.settings.lease);
-    let mission = retry_transient_unless(drain, limit, || node.mission_of(row)).await;
-    let mission = or_drained(node, mission.map_err(NodeError::cloud("reading the mission")))?.flatten();
-    if let Some(mission) = mission {
+    let mission = call_until_drained(node, "reading the mission", || node.mission_of(row)).await?;
+    if let Some(mission) = mission.flatten() {
         notify_unless_drained(node, &host.instance.id, &row.src, &mission).await?;
     }
     Ok(Outcome::EndedBefore(row.state))
