@@ -110,6 +110,7 @@ fn page(task: &Task, mission: &Mission, place: &MissionPlace, log: Option<Result
     let flag = place.flag();
     text.push_str(&match task.state {
         State::Failed => format!("\nnext: lighthpc redrive{flag} {id} {name}\n"),
+        State::Done => format!("\nnext: lighthpc fetch{flag} {id} --name {name} --to DIR\n"),
         _ => format!("\nnext: lighthpc logs{flag} {id} {name}\n"),
     });
     text
@@ -203,6 +204,8 @@ fn attempt(past: &PastAttempt) -> String {
         facts.push(format!("{} USD", price.for_time(took)));
     }
     facts.extend(past.end.peak_memory.map(|bytes| format!("peak memory {}", bytes_text(bytes))));
+    // The history has whole seconds.
+    let took = took.filter(|took| took.as_secs() > 0);
     let took = took.map(|took| format!(" after {}", screen::duration(took))).unwrap_or_default();
     let error = past.end.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
     format!(

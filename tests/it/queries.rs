@@ -68,7 +68,7 @@ fn what_failed_and_why_is_found_by_commands_alone() {
         "task t11.txt\n",
         "app-error: the workload exited with code 3",
         "what to do",
-        "attempts\n    1  app-error after",
+        "attempts\n    1  app-error",
         "this is t11.txt",
         "next: lighthpc redrive --local local t11.txt",
     ] {
