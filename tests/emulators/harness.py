@@ -551,8 +551,8 @@ class Cloud:
         pages = self.clients.s3.get_paginator("list_objects_v2").paginate(Bucket=self.result_bucket)
         return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
 
-    def manifests(self, mission):
-        """The objects beside the results that name this mission: {key: text}."""
+    def mission_documents(self, mission):
+        """The manifest and the report: the objects beside the results that name this mission: {key: text}."""
         others = [key for key in self.keys() if not key.startswith("rslt_") and mission in key]
         return {key: self.object(key).decode() for key in others}
 

@@ -44,10 +44,10 @@ def test_rows_of_the_first_version_are_carried_on(cloud):
     }
     assert not early, "nobody is notified at half time"
     assert re.search(r"\b2\b", assert_announced(cloud, key).replace(key, ""))
-    manifests = cloud.manifests(key)
-    assert len(manifests) == 1
-    (text,) = manifests.values()
-    assert all(f"rslt_{src}" in text for src in ("a.mol", "b.mol"))
+    documents = cloud.mission_documents(key)
+    assert sorted(documents) == [f"manifests/{key}.html", f"manifests/{key}.json"]
+    assert all(f"rslt_{src}" in documents[f"manifests/{key}.json"] for src in ("a.mol", "b.mol"))
+    assert all(src in documents[f"manifests/{key}.html"] for src in ("a.mol", "b.mol"))
     cloud.assert_terminated(by_tag, by_flag)
 
 
