@@ -293,6 +293,7 @@ pub(super) struct CancelArgs {
 }
 
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "flags")]
 pub(super) struct DoctorArgs {
     /// Check only what can be known while an image is built; make no AWS calls
     #[arg(long)]
@@ -300,6 +301,9 @@ pub(super) struct DoctorArgs {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
+    /// Also publish a test message to the topic, to see who receives notifications
+    #[arg(long, conflicts_with = "bake")]
+    pub(super) send_test_notification: bool,
     /// Folder for the files of attempts
     #[arg(long, env = "LIGHTHPC_WORK_DIR", default_value = "/var/lib/lighthpc", value_name = "DIR")]
     pub(super) work_dir: PathBuf,

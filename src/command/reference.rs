@@ -14,7 +14,7 @@ const INTRODUCTION: &str = "# Configuration
 <!-- Generated from src/command/cli.rs and flags.rs: see CONTRIBUTING.md. -->
 
 Most flags can also be set by an environment variable. A flag overrides its variable. An empty variable counts as not set.
-Times are in seconds, and may have a fraction. Sizes are in bytes, or have a unit: `K`, `M`, `G` or `T`, powers of 1,024.
+Times are in seconds, or have a unit: `90`, `90s`, `10m`, `2h`, `1d`, with an optional fraction. Sizes are in bytes, or have a unit: `K`, `M`, `G` or `T`, powers of 1,024.
 
 On a node, systemd reads the variables from `/etc/lighthpc/lighthpc.env`. The user data of the stack's launch template writes
 that file. In your shell, `eval \"$(scripts/deploy --stack NAME --exports)\"` sets the variables of a deployment.
@@ -28,6 +28,7 @@ Variables that no flag has:
 
 | variable | default | meaning |
 |---|---|---|
+| `LIGHTHPC_LOG_FORMAT` | `text` | form of log lines: `text` or `json`; also the flag `--log-format` of each command |
 | `LIGHTHPC_LOG` | `info` for a node and the function, else `warn` | log level (`error`, `warn`, `info`, `debug`, `trace`), or a list such as `lighthpc=debug,aws=warn` |
 | `LIGHTHPC_MAX_BOOT` | 900 | on the image: seconds from boot until the node must be at work, or the machine powers off |
 | `LIGHTHPC_MAX_DRAIN` | 600 | on the image: seconds after `LIGHTHPC_MAX_LIFETIME` until the machine powers off |
@@ -109,5 +110,55 @@ fn every_argument_has_one_sentence_that_begins_with_a_capital_and_has_no_full_st
     for arg in every_argument(&program) {
         let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
         assert!(help.starts_with(char::is_uppercase) && !help.ends_with('.'), "{}: {help}", arg.get_id());
+    }
+}
+
+/// Returns the command lines of lighthpc in a text: lines of code blocks, and code in the text.
+fn command_lines(text: &str) -> Vec<String> {
+    let blocks = text.lines().filter_map(|line| line.strip_prefix("    ")).map(str::to_owned);
+    let inline = text.split('`').skip(1).step_by(2).map(str::to_owned);
+    let is_one = |line: &String| line.trim_start().starts_with("lighthpc ");
+    blocks.chain(inline).filter(is_one).map(|line| line.trim().to_owned()).collect()
+}
+
+/// Returns the words of lighthpc itself in a command line of a shell: up to a comment, a pipe, or the next command.
+fn words_of(line: &str) -> Vec<String> {
+    let line = line.split(" # ").next().unwrap_or(line).replace('\n', " ");
+    // What stands for any words.
+    let line = line.replace(['…', '[', ']'], " ").replace("...", " ");
+    let words = shell_words::split(&line).unwrap_or_else(|error| panic!("{line}: {error}"));
+    words.into_iter().take_while(|word| !matches!(word.as_str(), "|" | "&&" | ">" | ";" | "&")).collect()
+}
+
+#[test]
+fn each_command_line_of_the_documents_is_one_that_the_program_understands() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut pages = vec![root.join("README.md"), root.join("examples/README.md")];
+    pages.extend(std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path()));
+    let mut lines: Vec<(String, String)> = Vec::new();
+    for page in pages.iter().filter(|page| page.extension().is_some_and(|ext| ext == "md")) {
+        let text = std::fs::read_to_string(page).unwrap();
+        lines.extend(command_lines(&text).into_iter().map(|line| (page.display().to_string(), line)));
+    }
+    let program = Cli::definition();
+    for command in program.get_subcommands() {
+        let examples = command.get_before_help().map(ToString::to_string).unwrap_or_default();
+        let examples =
+            examples.lines().map(|line| line.split("  ").find(|part| !part.is_empty()).unwrap_or("").to_owned());
+        let examples = examples.filter(|line| line.starts_with("lighthpc "));
+        lines.extend(examples.map(|line| (format!("help of {}", command.get_name()), line)));
+    }
+    assert!(lines.len() > 50, "{}", lines.len());
+    for (page, line) in lines {
+        let words = words_of(&line);
+        // The name of a command alone is no command line.
+        if words.len() == 2 && words[1] != "run" {
+            assert!(program.find_subcommand(&words[1]).is_some() || words[1].starts_with('-'), "{page}: {line}");
+            continue;
+        }
+        if let Err(error) = program.clone().try_get_matches_from(&words) {
+            let is_help = !error.use_stderr();
+            assert!(is_help, "{page}: {line}\n{error}");
+        }
     }
 }

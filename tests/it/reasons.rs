@@ -170,3 +170,25 @@ async fn times_of_earlier_versions_count_in_whole_seconds() {
     cloud.set_attribute("a", "timeCost", "500").await;
     assert_eq!(cloud.task("a").await.time_cost_ms, 500_000);
 }
+
+/// The summary of a large mission costs as many requests as that of a small one with as many tally items.
+#[tokio::test]
+async fn a_summary_reads_no_more_of_a_large_mission() {
+    let mut counts = Vec::new();
+    for tasks in [5, 500] {
+        let cloud = TestCloud::new().await;
+        let names: Vec<String> = (0..tasks).map(|n| format!("M/{n}")).collect();
+        cloud.mission("M", &names.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        cloud.node("M/0", "M").shell("exit 1").run().await.outcome.unwrap_err();
+        cloud.node("M/1", "M").run().await.outcome.unwrap();
+        let faults = Faults::new();
+        let mission = cloud.mission_row("M").await;
+        let backend =
+            crate::test_cloud::backend(&cloud.local, None, &faults, lighthpc::backend::machine::PowerOff::Never);
+        let summary = Summary::read(&backend, mission).await.unwrap();
+        assert_eq!((summary.total.ok, summary.total.failed, summary.pending), (1, 1, Some(tasks - 2)));
+        counts.push(faults.count(local_cloud::Service::Dynamodb, "*"));
+    }
+    assert_eq!(counts[0], counts[1]);
+    assert!(counts[0] <= 6, "{counts:?}");
+}

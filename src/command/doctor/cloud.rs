@@ -9,6 +9,7 @@ use super::check::{Check, Status, is_provisioned};
 use crate::backend::fleet::{Request, Template};
 use crate::backend::ledger::TableKind;
 use crate::backend::machine::PowerOff;
+use crate::backend::notifier::Message;
 use crate::backend::{Backend, CloudError, Kind, Wire, error_chain};
 use crate::clock;
 use crate::command::failure::Failure;
@@ -51,6 +52,9 @@ pub(super) async fn look(args: &DoctorArgs) -> Result<Vec<Check>, Failure> {
     checks.push(source(&backend, aws.source_bucket().as_deref()).await);
     checks.push(results(&backend, aws.result_bucket().as_deref(), instance.is_ok()).await);
     checks.push(topic(&backend, settings.topic_arn.as_deref()).await);
+    if args.send_test_notification {
+        checks.push(test_notification(&backend, settings.topic_arn.as_deref()).await);
+    }
     if settings.template.is_none() && !is_node {
         checks.push(no_template(instance.is_ok()));
     }
@@ -365,6 +369,22 @@ async fn results(backend: &Backend, bucket: Option<&str>, is_node: bool) -> Chec
             "set LIGHTHPC_RESULT_BUCKET to the bucket that the nodes use",
         ),
     }
+}
+
+/// Publishes a message to the topic.
+async fn test_notification(backend: &Backend, topic: Option<&str>) -> Check {
+    const NAME: &str = "test notification";
+    let Some(topic) = topic else {
+        return Check::failure(NAME, "no topic is set", "set --topic-arn or LIGHTHPC_TOPIC_ARN");
+    };
+    let message = Message {
+        subject: "lighthpc: test notification".to_owned(),
+        text: "This is a test. When a mission ends, a message with its counts comes to this address.\n".to_owned(),
+        group: "lighthpc-test".to_owned(),
+        deduplication: format!("test-{:016x}", rand::random::<u64>()),
+    };
+    let sent = backend.notifier.publish(topic, &message).await;
+    Check::of_call(NAME, sent.map(|()| format!("published to {topic}: look whether it arrives")))
 }
 
 async fn topic(backend: &Backend, topic: Option<&str>) -> Check {

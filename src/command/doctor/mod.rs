@@ -1,6 +1,6 @@
 //! `lighthpc doctor`: finds problems before a mission does.
 //!
-//! It changes nothing: permissions are tested by dry runs, by conditions that are always false, and by an upload that
+//! It changes nothing, except that `--send-test-notification` publishes a message: permissions are tested by dry runs, by conditions that are always false, and by an upload that
 //! is aborted. On a node it makes all checks, elsewhere those for a scheduler, and with `--bake` those for an image.
 
 mod check;

@@ -12,7 +12,7 @@ use super::key::{Item, task_key};
 use super::mission::opened;
 use super::open::{closed, failed, open_as};
 use super::renew::described;
-use super::transaction::{TIME_MAX, Transacted, tally_key, update, with_time};
+use super::transaction::{TIME_MAX, Transacted, fresh_token, tally_key, update, with_time};
 use crate::backend::{CloudError, Kind, error_chain};
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::mission::{Mission, open_partition, shard_of};
@@ -88,7 +88,7 @@ impl Ledger {
             while !batch.is_empty() {
                 let items = self.fail_items(&batch, mission, failure, has_details)?;
                 let shards = mission.map(|mission| (&mission.id, shards_of(&batch, mission).into_keys().collect()));
-                let token = format!("{:032x}", rand::random::<u128>());
+                let token = fresh_token();
                 let written = match self.transact(&items, &token, shards).await {
                     Err(error) => {
                         // Even without an attempt the error needs space.
@@ -190,7 +190,7 @@ impl Ledger {
                 };
                 let mut items = batch.iter().map(ask).collect::<Result<Vec<_>, _>>()?;
                 items.push(self.check_mission(mission)?);
-                match self.transact(&items, &format!("{:032x}", rand::random::<u128>()), None).await? {
+                match self.transact(&items, &fresh_token(), None).await? {
                     Transacted::Written => asked += batch.drain(..).len() as u64,
                     Transacted::Refused(places) if places.contains(&batch.len()) => return Ok(asked),
                     Transacted::Refused(places) => {

@@ -9,7 +9,7 @@ use super::item::{self, Row, number, text};
 use super::key::Item;
 use super::mission_row::TALLY_NAMES;
 use super::renew::seconds;
-use super::transaction::{CONFLICT_ATTEMPTS_MAX, Transacted, tally_key, update};
+use super::transaction::{CONFLICT_ATTEMPTS_MAX, Transacted, fresh_token, tally_key, update};
 use crate::backend::{CloudError, Kind};
 use crate::domain::backoff;
 use crate::domain::ids::MissionId;
@@ -242,7 +242,7 @@ impl Ledger {
             .add(item::COST, number(cost.cost.0));
         let shard = shard_of_name(instance, mission.tally_shards);
         let items = [update(&self.tables.missions, tally_key(&mission.id, shard), &expression)?];
-        let token = format!("{:032x}", rand::random::<u128>());
+        let token = fresh_token();
         self.transact(&items, &token, Some((&mission.id, vec![shard]))).await.map(|_| ())
     }
 
@@ -302,7 +302,7 @@ impl Ledger {
     pub(super) async fn update_item_once(&self, key: &str, expression: &Expression) -> Result<bool, CloudError> {
         let key = Item::from([(item::MISSION_KEY.to_owned(), text(key))]);
         let item = update(&self.tables.missions, key, expression)?;
-        let token = format!("{:032x}", rand::random::<u128>());
+        let token = fresh_token();
         Ok(self.transact(&[item], &token, None).await? == Transacted::Written)
     }
 

@@ -13,7 +13,7 @@ use super::key::{Item, task_key};
 use super::launch::as_seen;
 use super::mission::{mission_key, opened};
 use super::open::open_as;
-use super::transaction::{TIME_MAX, Transacted, tally_key, update, with_time};
+use super::transaction::{TIME_MAX, Transacted, fresh_token, tally_key, update, with_time};
 use crate::backend::{CloudError, Kind};
 use crate::domain::ids::{MissionId, OWN, SrcId, TALLY};
 use crate::domain::mission::{Mission, open_partition, shard_of};
@@ -202,7 +202,7 @@ impl Ledger {
             items.push(update(&self.tables.missions, mission_key(&mission.id), &open)?);
         }
         let shards = mission.map(|mission| (&mission.id, vec![shard]));
-        let written = self.transact(&items, &format!("{:032x}", rand::random::<u128>()), shards).await?;
+        let written = self.transact(&items, &fresh_token(), shards).await?;
         Ok(if written == Transacted::Written { Redrive::Redriven } else { Redrive::NotFailed })
     }
 

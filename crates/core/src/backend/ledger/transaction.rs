@@ -67,6 +67,11 @@ pub(super) fn with_time(expression: Expression, time_cost_ms: i64) -> Expression
         .add(item::TIME_COST_MS, time_cost_ms)
 }
 
+/// Returns a token for a transaction that is not sent before, in DynamoDB's length of at most 36 characters.
+pub(super) fn fresh_token() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
 /// Returns an update of one item.
 pub(super) fn update(table: &str, key: Item, expression: &Expression) -> Result<TransactWriteItem, CloudError> {
     let update = Update::builder()
