@@ -31,6 +31,7 @@ pub fn mission_json(mission: &Mission, total: Tally) -> Value {
         "nodes": mission.nodes,
         "slots": mission.slots,
         "uploads": if mission.accepts_uploads { "yes" } else { "no" },
+        "notifyOn": mission.notify_on.words(),
         "bidMode": policy.as_ref().and_then(|policy| policy.bid_mode).map(BidMode::as_str),
         "cancelledAt": mission.cancelled_at,
     })

@@ -22,6 +22,7 @@ use super::report::ReportArgs;
 use super::wait::WaitArgs;
 use crate::backend::machine::EndOrder;
 use crate::domain::machine_info::MicroUsd;
+use crate::domain::mission::NotifyOn;
 use crate::logging::Format;
 use crate::workload::{DEVICES_DEFAULT, Devices};
 
@@ -98,8 +99,15 @@ impl Cli {
 const CONFLICTS: [(&str, &str); 2] = [("--terminate", "--no-terminate"), ("--exec", "PROGRAM ARGS")];
 
 /// Flags that have no meaning in a local mission.
-const NOT_LOCAL: [&str; 6] =
-    ["--tasks-table", "--missions-table", "--work-dir", "--terminate", "--no-terminate", "--power-off-command"];
+const NOT_LOCAL: [&str; 7] = [
+    "--tasks-table",
+    "--missions-table",
+    "--work-dir",
+    "--terminate",
+    "--no-terminate",
+    "--power-off-command",
+    "--log-group",
+];
 
 /// Refuses arguments that exclude each other.
 fn refuse_conflicts(matches: &ArgMatches, is_local: bool) -> Result<(), clap::Error> {
@@ -228,9 +236,20 @@ pub(super) struct SubmitArgs {
     /// mission, unchanged for an existing one)
     #[arg(long, env = "LIGHTHPC_UPLOADS", value_name = "yes|no", hide_possible_values = true, value_parser = clap::builder::BoolishValueParser::new())]
     pub(super) uploads: Option<bool>,
+    /// Notify people before the mission's end too, within a sweep's interval: of the first failure, or of a stall (tasks
+    /// wait, and none has run for 30 minutes). Separate both with a comma
+    #[arg(long, value_name = "failure,stall", value_parser = NotifyOn::parse)]
+    pub(super) notify_on: Option<NotifyOn>,
     /// Create the tasks, but launch no nodes
     #[arg(long)]
     pub(super) no_launch: bool,
+    /// Expected time of a task, such as 10m: estimates what the mission costs in all
+    #[arg(long, value_parser = seconds, value_name = "TIME")]
+    pub(super) task_time: Option<Duration>,
+    /// On-Demand prices in USD per hour, for the estimate, such as c7i.large=0.08925 (default: unknown). Spot prices are
+    /// looked up in EC2
+    #[arg(long, env = "LIGHTHPC_ON_DEMAND_PRICES", value_name = "TYPE=USD", value_delimiter = ',', value_parser = price)]
+    pub(super) on_demand_prices: Vec<(String, MicroUsd)>,
     /// Wait until the mission is complete: exit code 0 if all tasks are done, 20 if some failed
     #[arg(long, conflicts_with = "dry_run")]
     pub(super) wait: bool,
@@ -341,6 +360,9 @@ pub(super) struct RunArgs {
     /// user, or other users may write to it. Separate several folders with commas; * allows any folder
     #[arg(long, env = "LIGHTHPC_TRUST_FOLDER", value_name = "DIR", value_delimiter = ',')]
     pub(super) trust_folder: Vec<PathBuf>,
+    /// With --local: show a live screen, as `status --watch` does; without a terminal, print a line per task
+    #[arg(long, requires = "local")]
+    pub(super) watch: bool,
     /// Number of tasks that run at the same time (default: with --local the number of cores; on a node the mission's
     /// value, else 1)
     #[arg(long, env = "LIGHTHPC_SLOTS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
@@ -377,6 +399,13 @@ pub(super) struct RunArgs {
     /// unknown). Spot prices are looked up in EC2
     #[arg(long, env = "LIGHTHPC_ON_DEMAND_PRICES", value_name = "TYPE=USD", value_delimiter = ',', value_parser = price, help_heading = "The node")]
     pub(super) on_demand_prices: Vec<(String, MicroUsd)>,
+    /// CloudWatch log group for the node's log and the end of each attempt, one stream per instance (default: none).
+    /// CloudWatch Logs costs money: see docs/operating.md
+    #[arg(long, env = "LIGHTHPC_LOG_GROUP", value_name = "GROUP", help_heading = "The node")]
+    pub(super) log_group: Option<String>,
+    /// With --log-group: maximum number of bytes of a workload's output to send per attempt, from its end; 0 sends none
+    #[arg(long, env = "LIGHTHPC_LOG_OUTPUT_BYTES", default_value = "4096", value_name = "N", value_parser = clap::value_parser!(u64).range(..=131_072), help_heading = "The node")]
+    pub(super) log_output_bytes: u64,
     /// Minimum time between two saves of a checkpoint
     #[arg(long, env = "LIGHTHPC_CHECKPOINT_EVERY", default_value = "300", value_parser = seconds, value_name = "SECONDS", help_heading = "The node")]
     pub(super) checkpoint_every: Duration,

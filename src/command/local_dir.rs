@@ -14,7 +14,7 @@ pub(super) const DEFAULT_DIR: &str = "lighthpc-local";
 /// The variables that a local mission ignores: names in an account, which `scripts/deploy --exports` sets, and settings
 /// of a node, which an image's environment file sets. Settings of the workload (`LIGHTHPC_EXEC`, `LIGHTHPC_SLOTS`,
 /// `LIGHTHPC_TIME_LIMIT`, `LIGHTHPC_LEASE`, …) apply. Flags always apply, or are refused.
-const IGNORED: [&str; 14] = [
+const IGNORED: [&str; 15] = [
     "LIGHTHPC_SRC_ID",
     "LIGHTHPC_MISSION",
     "LIGHTHPC_TASKS_TABLE",
@@ -27,6 +27,7 @@ const IGNORED: [&str; 14] = [
     "LIGHTHPC_TERMINATE",
     "LIGHTHPC_NO_TERMINATE",
     "LIGHTHPC_POWER_OFF_COMMAND",
+    "LIGHTHPC_LOG_GROUP",
     "LIGHTHPC_ISOLATION",
     "LIGHTHPC_DEVICES",
 ];

@@ -3,6 +3,7 @@
 //! Each task gets its own node, with an instance id and tags in the in-process cloud; `slots` nodes run at a time. All
 //! state is in the tables, so the same command continues a run that was interrupted or killed.
 
+use std::io::IsTerminal;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use super::inputs::{self, Known};
 use super::plan::{self, Preparing, RunPlan};
 use super::review::{Review, shown};
 use super::screen::{self, Screen};
-use super::{local_dir, node, signals, trust};
+use super::{local_dir, node, signals, trust, watch};
 use crate::backend::Backend;
 use crate::backend::machine::EndOrder;
 use crate::command::exit::ExitCode;
@@ -85,11 +86,17 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<ExitCode, Failure> {
         hint: None,
     })?;
     let notified_before = cloud.published().len();
-    let run = Run { cloud, mission, settings, stopping, screen: Screen::new(plan.total, plan.ended) };
+    let is_watched = args.watch && std::io::stdout().is_terminal();
+    let run = Run { cloud, mission, settings, stopping, screen: Screen::new(plan.total, plan.ended, is_watched) };
     let mut removal = Removal::start(left, Vec::new(), &run.stopping.drain);
     removal.head_start().await;
     let slots = args.slots.map_or_else(cores, usize::from);
-    let review = run.all(&backend, plan, slots).await;
+    let work = run.all(&backend, plan, slots);
+    let review = if is_watched {
+        watch::beside(run.cloud.dir(), run.mission.id.as_str(), &run.stopping, work).await
+    } else {
+        work.await
+    };
     run.screen.close();
     removal.end().await;
     run.conclude(&backend, review, notified_before, started.elapsed()).await

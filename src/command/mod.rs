@@ -3,6 +3,8 @@
 mod cancel;
 mod cli;
 mod doctor;
+mod dry_run;
+mod estimate;
 mod examples;
 pub mod exit;
 mod explain;

@@ -6,12 +6,14 @@ use std::time::Duration;
 use super::cli::{Isolation, RunArgs};
 use super::failure::Failure;
 use super::{service, signals};
+use crate::backend::logs::LogQueue;
 use crate::backend::machine::{self, EndOrder, PowerOff};
 use crate::backend::{Backend, Wire, error_chain};
 use crate::command::exit::{self, ExitCode};
 use crate::domain::budget::{Limits, SizeLimits};
 use crate::domain::ids::{MissionId, SrcId};
-use crate::worker::{self, Node, NodeSettings, Outcome, Pricing, Report, Stopping};
+use crate::logging;
+use crate::worker::{self, Node, NodeLog, NodeSettings, Outcome, Pricing, Report, Stopping};
 use crate::workload::{self, Bounds, GroundError, Left, Sandbox, Simulation, WorkLock, Workload};
 
 /// The time between two uploads of a running workload's log. If the instance vanishes, the log lacks at most one
@@ -38,6 +40,9 @@ pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result
     });
     let ready = logs.and(listening).and_then(|listener| {
         let settings = settings(&args)?;
+        if let Some(log) = &settings.log {
+            logging::copy_to(&log.queue);
+        }
         let taken = workload::lock_work_dir(&settings.work_dir, &args.aws.tables.tables().tasks);
         let (work_dir, left) = self::taken(taken, &settings.work_dir, WORK_DIR_HINT)?;
         Ok((listener, NodeSettings { left, holds_work_dir: work_dir.is_some(), ..settings }, work_dir))
@@ -272,6 +277,11 @@ pub(super) fn settings(args: &RunArgs) -> Result<NodeSettings, Failure> {
             on_demand: args.on_demand_prices.iter().cloned().collect(),
             billed_before: worker::billed_before(&args.work_dir),
         },
+        log: text(&args.log_group).map(|group| NodeLog {
+            queue: LogQueue::default(),
+            group,
+            output_bytes: args.log_output_bytes,
+        }),
         disk: Arc::default(),
         preflight: Arc::default(),
         report: tokio::sync::watch::Sender::new(Report::default()),

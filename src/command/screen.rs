@@ -20,7 +20,7 @@ static OUTPUT_ERROR: OnceLock<io::Error> = OnceLock::new();
 /// Writes to standard error, escaped ([`printable::lines`]). Errors are ignored: there is no other place to report
 /// them.
 pub(super) fn to_stderr(text: &str) {
-    drop(io::stderr().write_all(printable::lines(text).as_bytes()));
+    logging::write_line(&printable::lines(text));
 }
 
 /// Writes to standard output, escaped ([`printable::lines`]). An error is kept for [`finish_stdout`].
@@ -73,8 +73,9 @@ pub(super) struct Screen {
 }
 
 impl Screen {
-    pub(super) fn new(total: u64, done: u64) -> Self {
-        if !io::stderr().is_terminal() {
+    /// Makes the bars on a terminal; elsewhere, and with `is_plain`, one line per task is printed.
+    pub(super) fn new(total: u64, done: u64, is_plain: bool) -> Self {
+        if is_plain || !io::stderr().is_terminal() {
             return Self { bars: None, total };
         }
         let bars = MultiProgress::new();

@@ -1,23 +1,23 @@
 //! `lighthpc submit`: creates a mission from many inputs, its rows and its nodes.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::io::BufRead;
 use std::path::PathBuf;
 
 use serde_json::json;
 
 use super::cli::SubmitArgs;
+use super::dry_run::{self, with_archived};
+use super::estimate::{Estimate, Work};
 use super::failure::Failure;
 use super::inputs::{self, Input, Known};
 use super::{scheduling, screen, wait};
-use crate::backend::fleet::Request;
 use crate::backend::parallel::Parallel;
 use crate::backend::store::StoreError;
 use crate::backend::{Kind, error_chain};
 use crate::clock;
 use crate::command::exit::{self, ExitCode};
 use crate::domain::ids::{MissionId, SrcId};
-use crate::domain::policy::Purchase;
 use crate::domain::printable;
 use crate::scheduler::{Checked, Scheduler, SubmitPlan, Submitted};
 
@@ -25,8 +25,6 @@ use crate::scheduler::{Checked, Scheduler, SubmitPlan, Submitted};
 const UPLOADS_PARALLEL: usize = 8;
 /// The largest object: 10,000 parts of 5 GiB, about 50 TB. Source: Amazon S3 user guide, "Multipart upload limits".
 const OBJECT_BYTES_MAX: u64 = 10_000 * 5 * 1024 * 1024 * 1024;
-/// Above this number of tasks, one node per task is slow: EC2 launches two instances per second.
-const TASKS_MANY: usize = 500;
 
 /// The source of the inputs.
 enum Source {
@@ -71,14 +69,19 @@ pub(super) async fn run(args: SubmitArgs) -> Result<ExitCode, Failure> {
         nodes: args.nodes,
         slots: args.slots,
         uploads: args.uploads,
+        notify_on: args.notify_on,
     };
     // All checks that can refuse the submission come first, with and without --dry-run.
     check_bucket(&scheduler, &plan.bucket, files.first()).await?;
     let checked = scheduler.check(&plan, !args.no_launch).await?;
     warn_of_archived(&plan.bucket, plan.srcs.len(), &archived);
+    let work = work(&args, &plan, &checked);
+    let estimate = Estimate::read(&scheduler, &checked.requests, &args.on_demand_prices, work).await;
     if args.dry_run {
-        return dry_run(&args, &scheduler, &plan, &checked, archived.len()).await;
+        dry_run::print(&args, &plan, &checked, (&estimate, work), archived.len());
+        return Ok(ExitCode::Ok);
     }
+    screen::to_stderr(&estimate.sums(work));
     let prepared = scheduler.prepare_checked(&plan, checked).await?;
     upload(&scheduler, &plan, &prepared.known, files).await?;
     let bar = screen::bar("rows", plan.srcs.len() as u64);
@@ -97,13 +100,27 @@ pub(super) async fn run(args: SubmitArgs) -> Result<ExitCode, Failure> {
         bar.finish_and_clear();
         launched
     };
-    print_outcome(&args, &plan, &submitted, archived.len());
+    print_outcome(&args, &plan, &submitted, (&estimate, archived.len()));
     launched?;
     if args.wait {
         let place = args.place().open().await?;
         return wait::until_ended(place, plan.mission.as_str(), None, None).await;
     }
     Ok(ExitCode::Ok)
+}
+
+/// Returns what the submission launches, for the estimate of its cost.
+fn work(args: &SubmitArgs, plan: &SubmitPlan, checked: &Checked) -> Work {
+    let mission = checked.mission.as_ref();
+    let own_nodes = mission.map_or(plan.nodes, |mission| mission.nodes);
+    let tasks = plan.srcs.len() as u64;
+    let nodes = match own_nodes {
+        _ if args.no_launch || checked.requests.is_empty() => 0,
+        Some(_) => checked.requests.iter().map(|request| u64::from(request.count)).sum(),
+        None => tasks,
+    };
+    let slots = own_nodes.and_then(|_| mission.map_or(plan.slots, |mission| mission.slots)).unwrap_or(1);
+    Work { tasks, nodes, slots: slots.into(), task_time: args.task_time }
 }
 
 /// Returns the mission id: the given one, or the current time, as in the first version.
@@ -299,21 +316,19 @@ fn of_store(error: StoreError) -> Failure {
     }
 }
 
-/// Adds the number of archived inputs, if there are any.
-fn with_archived(mut line: serde_json::Value, archived: usize) -> serde_json::Value {
-    if archived > 0 {
-        line["archived"] = archived.into();
-    }
-    line
-}
-
 /// Prints what was done, and the next step.
-fn print_outcome(args: &SubmitArgs, plan: &SubmitPlan, submitted: &Submitted, archived: usize) {
+fn print_outcome(
+    args: &SubmitArgs,
+    plan: &SubmitPlan,
+    submitted: &Submitted,
+    (estimate, archived): (&Estimate, usize),
+) {
     let Submitted { is_new, made, there, launched, waiting, waits } = submitted;
     if args.json {
         let line = json!({
             "mission": plan.mission.as_str(), "isNew": is_new, "tasks": plan.srcs.len(), "rowsMade": made,
             "rowsThere": there, "launched": launched, "waiting": waiting, "reasons": waits,
+            "estimate": estimate.json(),
         });
         return screen::json_to_stdout(&with_archived(line, archived));
     }
@@ -332,97 +347,4 @@ fn print_outcome(args: &SubmitArgs, plan: &SubmitPlan, submitted: &Submitted, ar
     if !waits.is_empty() {
         screen::to_stderr("the next sweep tries again (`lighthpc sweep`, or the schedule of the stack)\n");
     }
-}
-
-/// Prints what would be done, and the current prices.
-async fn dry_run(
-    args: &SubmitArgs,
-    scheduler: &Scheduler,
-    plan: &SubmitPlan,
-    checked: &Checked,
-    archived: usize,
-) -> Result<ExitCode, Failure> {
-    const SHOWN: usize = 10;
-    let requests = &checked.requests;
-    let own_nodes = checked.mission.as_ref().map_or(plan.nodes, |mission| mission.nodes);
-    let types: Vec<String> = requests.iter().flat_map(|request| request.instance_types.clone()).collect();
-    let is_spot = requests.iter().any(|request| request.purchase == Purchase::Spot);
-    let prices = if is_spot && !types.is_empty() {
-        scheduler.backend.fleet.spot_prices(&unique_words(types)).await?
-    } else {
-        BTreeMap::new()
-    };
-    let nodes: u64 = match own_nodes {
-        _ if args.no_launch => 0,
-        Some(_) => requests.iter().map(|request| u64::from(request.count)).sum(),
-        None => plan.srcs.len() as u64,
-    };
-    if args.json {
-        let line = json!({
-            "mission": plan.mission.as_str(), "bucket": plan.bucket, "tasks": plan.srcs.len(), "exec": plan.exec,
-            "keys": plan.srcs.iter().map(SrcId::as_str).collect::<Vec<_>>(), "nodes": nodes,
-            "requests": requests.iter().map(request_json).collect::<Vec<_>>(), "spotPrices": prices,
-        });
-        screen::json_to_stdout(&with_archived(line, archived));
-        return Ok(ExitCode::Ok);
-    }
-    let mission = screen::plain(plan.mission.as_str());
-    let mut text =
-        format!("mission {mission} would have {} tasks in s3://{}:\n", plan.srcs.len(), screen::plain(&plan.bucket));
-    for src in plan.srcs.iter().take(SHOWN) {
-        text.push_str(&format!("  {}\n", screen::plain(src.as_str())));
-    }
-    if plan.srcs.len() > SHOWN {
-        text.push_str(&format!("  and {} more\n", plan.srcs.len() - SHOWN));
-    }
-    text.push_str(&format!("{nodes} nodes would be launched"));
-    text.push_str(match (requests.is_empty(), own_nodes) {
-        (true, _) => "\n",
-        (false, Some(_)) => ", by:\n",
-        (false, None) => ", one per task; the first request:\n",
-    });
-    for request in requests {
-        text.push_str(&format!("  {}\n", printable::json(&request_json(request).to_string())));
-    }
-    if !is_spot && !requests.is_empty() {
-        text.push_str("price: On-Demand; see the EC2 price list\n");
-    }
-    for (name, price) in &prices {
-        text.push_str(&format!("price: {name} costs {price:.4} USD per hour as Spot in the cheapest zone now\n"));
-    }
-    if let (Some(lowest), Some(highest)) =
-        (prices.values().copied().reduce(f64::min), prices.values().copied().reduce(f64::max))
-    {
-        #[expect(clippy::cast_precision_loss, reason = "an estimate for people")]
-        let nodes = nodes as f64;
-        text.push_str(&format!(
-            "estimate: {:.2} to {:.2} USD per hour while all {nodes} nodes run\n",
-            lowest * nodes,
-            highest * nodes
-        ));
-    }
-    if own_nodes.is_none() && !requests.is_empty() && plan.srcs.len() > TASKS_MANY {
-        text.push_str(&format!(
-            "EC2 launches two instances per second, so {} take {} minutes; --nodes N is faster\n",
-            plan.srcs.len(),
-            plan.srcs.len() / 120
-        ));
-    }
-    text.push_str("nothing was changed\n");
-    screen::to_stdout(&text);
-    Ok(ExitCode::Ok)
-}
-
-fn unique_words(words: Vec<String>) -> Vec<String> {
-    words.into_iter().collect::<std::collections::BTreeSet<_>>().into_iter().collect()
-}
-
-fn request_json(request: &Request) -> serde_json::Value {
-    let tags: BTreeMap<&str, &str> = request.tags.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-    json!({
-        "launchTemplate": request.template.name, "version": request.template.version,
-        "instanceTypes": request.instance_types, "subnets": request.subnets,
-        "purchase": match request.purchase { Purchase::Spot => "spot", Purchase::OnDemand => "on-demand" },
-        "maxPrice": request.max_price.as_ref().map(ToString::to_string), "count": request.count, "tags": tags,
-    })
 }

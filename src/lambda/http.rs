@@ -13,6 +13,7 @@ use crate::backend::error_chain;
 use crate::backend::ledger::NewMission;
 use crate::clock;
 use crate::domain::ids::MissionId;
+use crate::domain::mission::NotifyOn;
 use crate::domain::policy::Policy;
 use crate::domain::printable;
 use crate::render::mission_json;
@@ -176,6 +177,7 @@ struct NewBody {
     name: Option<String>,
     trans_number: Value,
     uploads: Option<Value>,
+    notify_on: Option<String>,
     bid_mode: Option<String>,
     bid_instance_type: Option<String>,
     #[serde(rename = "maxUnitprice")]
@@ -224,6 +226,8 @@ pub(crate) fn read(body: &str) -> Result<NewMission, HttpError> {
     Ok(NewMission {
         name: new.name,
         uploads: uploads(new.uploads.as_ref())?,
+        notify_on: NotifyOn::parse(new.notify_on.as_deref().unwrap_or_default())
+            .map_err(|error| HttpError::bad(format!("notifyOn: {error}")))?,
         policy: policy.map_err(|error| HttpError::bad(error.to_string()))?,
         now: clock::now_rfc3339(),
         ..NewMission::of(id, trans_number)

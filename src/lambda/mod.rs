@@ -16,6 +16,7 @@ pub(crate) mod fuzz;
 #[cfg(test)]
 mod hostile;
 mod http;
+mod metrics;
 
 use http::Allowed;
 use lambda_runtime::{Diagnostic, LambdaEvent, service_fn};
@@ -58,7 +59,12 @@ async fn answer(scheduler: &Scheduler, allowed: &Allowed, event: &Value) -> Resu
             Ok(json!({ "findings": findings.len() }))
         }
         Event::Schedule => {
-            let findings = scheduler.sweep(&CancellationToken::new()).await.map_err(said)?;
+            let (findings, figures) = scheduler.sweep_and_count(&CancellationToken::new()).await.map_err(said)?;
+            if metrics::are_wanted() {
+                let now = clock::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+                let deployment = &scheduler.backend.ledger.tables().tasks;
+                metrics::write(deployment, figures, u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
+            }
             Ok(json!({ "findings": findings.len() }))
         }
         Event::Nothing(why) => {

@@ -5,7 +5,7 @@
 
 use std::io::Write as _;
 
-use super::lanes::{Lane, concurrency, lay_out};
+use super::lanes::{Lane, MARK_WIDTH, concurrency, lay_out};
 use super::{MissionReport, SpanKind, TABLE_MAX, rfc3339};
 use crate::domain::machine_info::{MicroUsd, PurchaseOption};
 use crate::domain::task::State;
@@ -188,8 +188,17 @@ fn timeline(report: &MissionReport) -> String {
         .iter()
         .map(|kind| format!("<span class=\"key {}\">{}</span> ", class(*kind), kind.word()))
         .collect();
+    let marks = [
+        ("n", "Spot notice", lanes.iter().any(|lane| !lane.notices.is_empty())),
+        ("c", "newest checkpoint of an attempt", lanes.iter().any(|lane| !lane.checkpoints.is_empty())),
+    ];
+    let marks: String = marks
+        .iter()
+        .filter(|(_, _, is_there)| *is_there)
+        .map(|(class, word, _)| format!("<span class=\"key {class}\">{word}</span> "))
+        .collect();
     let mut text = format!(
-        "<section><h2>Timeline</h2><p>{} of {} instances. {legend}</p>\n",
+        "<section><h2>Timeline</h2><p>{} of {} instances. {legend}{marks}</p>\n",
         count(lanes.len(), "slot"),
         grouped(report.instances.len() as u64)
     );
@@ -263,6 +272,14 @@ fn lanes_svg(report: &MissionReport, lanes: &[Lane], range: (u64, u64)) -> Strin
             }
             if !path.is_empty() {
                 text.push_str(&format!("<path class=\"{}\" d=\"{path}\"/>", class(kind)));
+            }
+        }
+        // A notice is as high as its lane, a checkpoint is a diamond.
+        let notices: String = lane.notices.iter().map(|x| format!("M{x} {y}h{MARK_WIDTH}v7h-{MARK_WIDTH}z")).collect();
+        let checkpoints: String = lane.checkpoints.iter().map(|x| format!("M{x} {y}l3 3l-3 3l-3-3z")).collect();
+        for (class, title, path) in [("n", "Spot notice", notices), ("c", "checkpoint", checkpoints)] {
+            if !path.is_empty() {
+                text.push_str(&format!("<path class=\"{class}\" d=\"{path}\"><title>{title}</title></path>"));
             }
         }
         text.push_str("</g>");
@@ -476,7 +493,7 @@ mod tests {
     use crate::domain::ids::{AttemptNumber, InstanceId, MissionId, SrcId};
     use crate::domain::machine_info::MachineInfo;
     use crate::domain::mission::{Mission, Tally};
-    use crate::domain::task::{AttemptEnd, PastAttempt, Task};
+    use crate::domain::task::{AttemptEnd, Marks, PastAttempt, Task};
     use crate::domain::verdict::Verdict;
     use std::time::Duration;
 
@@ -506,6 +523,7 @@ mod tests {
             for (number, end) in ends.into_iter().flatten().enumerate() {
                 let start = clocks[slot];
                 clocks[slot] += took;
+                let is_notified = end.verdict == Verdict::SpotInterrupted;
                 task.history.push(PastAttempt {
                     attempt: AttemptNumber(number as u64 + 1),
                     instance: instance.clone(),
@@ -518,6 +536,10 @@ mod tests {
                     started: rfc3339(start),
                     ended: rfc3339(clocks[slot]),
                     end,
+                    marks: Marks {
+                        spot_notice_at: is_notified.then(|| rfc3339(clocks[slot] - 2)),
+                        checkpoint_at: (n % 5 == 0).then(|| rfc3339(clocks[slot] - 1)),
+                    },
                     log: Some(format!("s3://results/logs/M001/sample-{n:06}.fastq.gz.1.log")),
                 });
             }
@@ -573,6 +595,8 @@ mod tests {
             "<td>Spot</td><td class=\"n\">1,034</td>",
             "reading the input\n&lt;b&gt;no such &amp; sample&lt;/b&gt;",
             "aria-label=\"Tasks that ran at a time: at most 40\"",
+            "<span class=\"key n\">Spot notice</span>",
+            "<path class=\"c\" d=\"M",
         ] {
             assert!(page.contains(part), "{part:?} is missing");
         }

@@ -2,12 +2,19 @@
 
 use super::{Span, SpanKind};
 
+/// The width of a mark, in units of the axis.
+pub(super) const MARK_WIDTH: u32 = 3;
+
 /// A lane: its instance, and its pieces in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Lane {
     pub(super) instance: u32,
     /// Pieces: start and end in units of the axis, and the kind.
     pub(super) pieces: Vec<(u32, u32, SpanKind)>,
+    /// Spot notices.
+    pub(super) notices: Vec<u32>,
+    /// The newest checkpoint of each attempt.
+    pub(super) checkpoints: Vec<u32>,
 }
 
 /// Lays attempts out in lanes on an axis of `width` units. Pieces of one kind that are less than `gap` apart are one.
@@ -29,7 +36,7 @@ pub(super) fn lay_out(spans: &[Span], range: (u64, u64), width: u32, gap: u32) -
         }
         let free = (first..lanes.len()).find(|&lane| ends[lane] <= span.start_s);
         let lane = free.unwrap_or_else(|| {
-            lanes.push(Lane { instance: span.instance, pieces: Vec::new() });
+            lanes.push(Lane { instance: span.instance, ..Lane::default() });
             ends.push(0);
             lanes.len() - 1
         });
@@ -39,10 +46,20 @@ pub(super) fn lay_out(spans: &[Span], range: (u64, u64), width: u32, gap: u32) -
             Some((_, end, kind)) if *kind == span.kind && from <= end.saturating_add(gap) => *end = to.max(*end),
             _ => lanes[lane].pieces.push((from, to, span.kind)),
         }
+        mark(&mut lanes[lane].notices, span.notice.map(|second| place(second.get())));
+        mark(&mut lanes[lane].checkpoints, span.checkpoint.map(|second| place(second.get())));
     }
     // By the time of their first attempt: instances that were launched later are further down.
     lanes.sort_by_key(|lane| (lane.pieces.first().map(|piece| piece.0), lane.instance));
     lanes
+}
+
+/// Adds a mark, unless the last one covers it.
+fn mark(marks: &mut Vec<u32>, at: Option<u32>) {
+    let is_covered = |at: u32| marks.last().is_some_and(|last| at.abs_diff(*last) < MARK_WIDTH);
+    if let Some(at) = at.filter(|at| !is_covered(*at)) {
+        marks.push(at);
+    }
 }
 
 /// Returns how many attempts ran at a time: the steps of a curve, as (second, number), at most `most` of them. Between
@@ -79,9 +96,10 @@ pub(super) fn concurrency(spans: &[Span], most: usize) -> Vec<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::Second;
 
     fn span(instance: u32, start_s: u64, end_s: u64, kind: SpanKind) -> Span {
-        Span { instance, start_s, end_s, kind }
+        Span { instance, start_s, end_s, kind, notice: None, checkpoint: None }
     }
 
     #[test]
@@ -97,6 +115,22 @@ mod tests {
         assert_eq!(lanes[0].pieces, [(0, 20, SpanKind::Failed), (20, 100, SpanKind::Done)]);
         assert_eq!(lanes[1].pieces, [(0, 50, SpanKind::Done)]);
         assert_eq!((lanes[2].instance, lanes[2].pieces[0]), (1, (10, 90, SpanKind::Done)));
+    }
+
+    #[test]
+    fn marks_are_in_the_lane_of_their_attempt() {
+        let mut spans = [span(0, 100, 150, SpanKind::Done), span(0, 110, 200, SpanKind::Interrupted)];
+        spans[1].notice = Second::new(180);
+        spans[1].checkpoint = Second::new(190);
+        let lanes = lay_out(&spans, (100, 200), 100, 0);
+        assert_eq!((lanes[0].notices.len(), lanes[0].checkpoints.len()), (0, 0));
+        assert_eq!((&lanes[1].notices[..], &lanes[1].checkpoints[..]), (&[80][..], &[90][..]));
+
+        // Marks that cover each other are one.
+        let marked = |n: u64| Span { checkpoint: Second::new(n), ..span(0, n, n + 1, SpanKind::Done) };
+        let spans: Vec<Span> = (1..10_000).map(marked).collect();
+        let lanes = lay_out(&spans, (0, 10_000), 1000, 1);
+        assert!(lanes[0].checkpoints.len() <= 334, "{}", lanes[0].checkpoints.len());
     }
 
     #[test]

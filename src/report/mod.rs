@@ -23,7 +23,7 @@ use crate::domain::mission::{Mission, Tally};
 use crate::domain::task::{PastAttempt, State, Task};
 use crate::domain::verdict::{Budget, Verdict};
 
-/// The most attempts that the timeline shows: 24 bytes each.
+/// The most attempts that the timeline shows: 32 bytes each.
 pub const SPANS_MAX: usize = 200_000;
 /// The most tasks in the table: about 12 bytes each in the file, after compression.
 pub const TABLE_MAX: usize = 60_000;
@@ -84,6 +84,28 @@ pub struct Span {
     pub end_s: u64,
     /// How it ended.
     pub kind: SpanKind,
+    /// When its instance got a Spot notice.
+    pub notice: Option<Second>,
+    /// When its newest checkpoint was complete.
+    pub checkpoint: Option<Second>,
+}
+
+/// A second since 1970, in four bytes: until 2106.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Second(std::num::NonZero<u32>);
+
+impl Second {
+    /// Makes it; `None` outside of its range.
+    #[must_use]
+    pub fn new(second: u64) -> Option<Self> {
+        u32::try_from(second).ok().and_then(std::num::NonZero::new).map(Self)
+    }
+
+    /// Returns the second.
+    #[must_use]
+    pub fn get(self) -> u64 {
+        self.0.get().into()
+    }
 }
 
 /// A long attempt.
@@ -239,7 +261,14 @@ impl Collector {
         {
             let end_s = seconds(&self.report.made_at).unwrap_or(start).max(start);
             let instance = self.number(instance.as_str());
-            self.add_span(Span { instance, start_s: start, end_s, kind: SpanKind::Running });
+            self.add_span(Span {
+                instance,
+                start_s: start,
+                end_s,
+                kind: SpanKind::Running,
+                notice: None,
+                checkpoint: None,
+            });
         }
         if self.report.table.len() < TABLE_MAX {
             self.report.table.push(Line {
@@ -303,7 +332,9 @@ impl Collector {
             keep_longest(longest);
         }
         let instance = self.number(&past.instance);
-        self.add_span(Span { instance, start_s, end_s, kind });
+        let mark = |time: &Option<String>| time.as_deref().and_then(seconds).and_then(Second::new);
+        let (notice, checkpoint) = (mark(&past.marks.spot_notice_at), mark(&past.marks.checkpoint_at));
+        self.add_span(Span { instance, start_s, end_s, kind, notice, checkpoint });
     }
 
     fn add_span(&mut self, span: Span) {

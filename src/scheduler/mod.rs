@@ -31,7 +31,7 @@ pub use limits::OwnLimits;
 pub use pacer::PER_SECOND;
 pub use redrive::Redriven;
 pub use submit::{Checked, Prepared, SubmitPlan, Submitted};
-pub use sweep::{Finding, What};
+pub use sweep::{Figures, Finding, STALLED_AFTER, What};
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -11,7 +11,7 @@ use crate::backend::parallel::Parallel;
 use crate::backend::{CloudError, Kind, error_chain};
 use crate::clock;
 use crate::domain::ids::{MissionId, SrcId};
-use crate::domain::mission::{Mission, tally_shards_for};
+use crate::domain::mission::{Mission, NotifyOn, tally_shards_for};
 use crate::domain::policy::Purchase;
 use crate::domain::tags;
 use crate::domain::task::{State, Task};
@@ -47,6 +47,9 @@ pub struct SubmitPlan {
     /// Whether objects under the mission's prefix become tasks too; `None`: no for a new mission, unchanged for an
     /// existing one.
     pub uploads: Option<bool>,
+    /// What people are notified of before the mission's end; `None`: nothing for a new mission, unchanged for an
+    /// existing one.
+    pub notify_on: Option<NotifyOn>,
 }
 
 /// The result of a submission.
@@ -194,6 +197,10 @@ impl Scheduler {
             }
             _ => mission,
         };
+        if let Some(notify_on) = plan.notify_on.filter(|_| !is_new) {
+            let set = ledger.set_notify_on(&mission.id, notify_on).await;
+            set.map_err(SchedulerError::cloud("setting the mission's early notifications"))?;
+        }
         for task in &to_adopt {
             self.take_over_row(task, &mission).await?;
         }
@@ -278,6 +285,7 @@ impl Scheduler {
             nodes: plan.nodes,
             slots: plan.slots,
             uploads: Some(plan.uploads.unwrap_or(false)),
+            notify_on: plan.notify_on.unwrap_or_default(),
             policy: self.settings.policy.clone(),
             now: clock::now_rfc3339(),
             ..NewMission::of(plan.mission.clone(), trans_number)

@@ -18,7 +18,7 @@ use crate::clock;
 use crate::domain::ids::{self, InstanceId};
 use crate::domain::machine_info::MachineInfo;
 use crate::domain::mission::Mission;
-use crate::domain::task::{AttemptEnd, PastAttempt, Task};
+use crate::domain::task::{AttemptEnd, Marks, PastAttempt, Task};
 use crate::domain::verdict::Verdict;
 use crate::workload::WorkloadEnv;
 
@@ -111,6 +111,7 @@ impl Attempt {
                 started: String::new(),
                 ended: self.started.clone(),
                 end: AttemptEnd::of(Verdict::Lost, "the instance stopped renewing the lease and gave no reason"),
+                marks: Marks::default(),
                 // An attempt that ended early has not searched for it.
                 log: if self.lost_log.is_some() { self.lost_log.clone() } else { self.find_lost_log().await },
             };
@@ -123,6 +124,10 @@ impl Attempt {
             started: self.started.clone(),
             ended: now,
             end,
+            marks: Marks {
+                spot_notice_at: self.host.spot.seen_at.get().cloned(),
+                checkpoint_at: self.checkpoints.as_ref().and_then(|saved| saved.saved_at().map(ToOwned::to_owned)),
+            },
             log,
         })
     }

@@ -16,6 +16,7 @@ use crate::backend::error_chain;
 use crate::backend::ledger::{Beat, Fence};
 use crate::backend::parallel::Parallel;
 use crate::backend::store::uri;
+use crate::clock;
 use crate::domain::checkpoint::{Content, Entry, Manifest, Saved, earlier_folder, file_key, folder, save_folder};
 use crate::workload::tree::{self, EntryKind};
 use crate::workload::{Sandbox, WorkloadEnv};
@@ -42,6 +43,8 @@ pub(super) struct Checkpoints {
     /// Objects that an earlier version saved, in a folder that other deployments may use too.
     earlier: Vec<String>,
     saves: u32,
+    /// When the newest save was complete, RFC 3339 UTC.
+    saved_at: Option<String>,
     /// Why the last save failed, if it did.
     unsaved: Option<String>,
 }
@@ -81,6 +84,7 @@ impl Checkpoints {
             newest_key: None,
             earlier: Vec::new(),
             saves: 0,
+            saved_at: None,
             unsaved: None,
         };
         let Some(key) = named.and_then(|named| named.strip_prefix(&uri(bucket, ""))) else {
@@ -183,6 +187,11 @@ impl Checkpoints {
         }
     }
 
+    /// Returns when this attempt's newest save was complete, RFC 3339 UTC.
+    pub(super) fn saved_at(&self) -> Option<&str> {
+        self.saved_at.as_deref()
+    }
+
     /// Returns why the last save failed, if it did.
     pub(super) fn unsaved(&self) -> Option<&str> {
         self.unsaved.as_deref()
@@ -246,6 +255,7 @@ impl Checkpoints {
             return Ok(Save::LeaseLost);
         }
         tracing::info!(entries = manifest.entries.len(), "saved the checkpoint {key}");
+        self.saved_at = Some(clock::now_rfc3339());
         let mut surplus = self.newest.keys_not_in(&manifest);
         surplus.extend(self.newest_key.replace(key));
         self.newest = manifest;

@@ -27,7 +27,7 @@ use crate::backend::ledger::{Commit, Completion, Finish, Release};
 use crate::clock;
 use crate::domain::budget::CRASHES_MAX;
 use crate::domain::ids::{AttemptNumber, SrcId};
-use crate::domain::task::{AttemptEnd, Counts, Crash, PastAttempt, State, Task};
+use crate::domain::task::{AttemptEnd, Counts, Crash, Marks, PastAttempt, State, Task};
 use crate::domain::verdict::Verdict;
 use crate::workload::Left;
 
@@ -206,6 +206,7 @@ async fn history(node: &Node, instance: &Instance, row: &Task, end: &AttemptEnd)
         started: row.open_since.clone().unwrap_or_default(),
         ended: clock::now_rfc3339(),
         end: end.clone(),
+        marks: Marks::default(),
         log: log::find_lost(&node.backend, bucket, &row.src, row.attempt).await,
     })
 }

@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use super::attempt::Attempt;
 use super::checkpoint::Checkpoints;
+use super::cloud_log::{OutputTail, attempt_event};
 use super::notify::notify_unless_drained;
 use super::outcome::{AttemptFailure, Outcome, StopReason};
 use super::result::StoredResult;
@@ -23,6 +24,8 @@ use crate::domain::verdict::{Budget, Verdict};
 struct Record {
     end: AttemptEnd,
     history: Vec<PastAttempt>,
+    /// The end of the workload's output, if it is sent to CloudWatch Logs.
+    output: OutputTail,
 }
 
 /// When an attempt's log is saved.
@@ -167,21 +170,29 @@ impl Attempt {
     async fn record(&self, end: AttemptEnd, log: Option<String>) -> Record {
         let peak_memory = self.env.as_ref().and_then(|env| env.peak_memory());
         let end = AttemptEnd { peak_memory, ..end };
-        Record { history: self.history(end.clone(), log).await, end }
+        let output = match (&self.host.node.settings.log, &self.env) {
+            (Some(log), Some(env)) => OutputTail::of(&log::read(env).await, log.output_bytes),
+            _ => OutputTail::default(),
+        };
+        Record { history: self.history(end.clone(), log).await, end, output }
     }
 
     /// Commits the end of the task, removes the checkpoints that a result makes useless, and sends the notification if
     /// the mission is complete.
     async fn commit(&mut self, completion: Completion, record: Record) -> Result<Committed, NodeError> {
         let (node, fence) = (&self.host.node, &self.fence);
-        let is_done = matches!(completion, Completion::Done { .. });
+        let result = match &completion {
+            Completion::Done { result, .. } => Some(result.clone()),
+            Completion::Failed => None,
+        };
+        let Record { end, history, output } = record;
         let finish = Finish {
             completion,
-            counts: self.row.counts_after(record.end.verdict),
-            end: record.end,
+            counts: self.row.counts_after(end.verdict),
+            end: end.clone(),
             input_etag: self.input_etag.clone(),
             time_cost_ms: self.time_cost_ms,
-            history: record.history,
+            history,
             now: clock::now_rfc3339(),
         };
         // An attempt that failed early has not read its mission; without it the end would not be counted.
@@ -202,7 +213,10 @@ impl Attempt {
             Commit::NotCancelled => return Ok(Committed::NotCancelled),
             Commit::Committed => {}
         }
-        if is_done && let Some(checkpoints) = &self.checkpoints {
+        self.send_event(&end, result.as_deref(), &output);
+        if result.is_some()
+            && let Some(checkpoints) = &self.checkpoints
+        {
             checkpoints.remove(node).await;
         }
         // A workload may have filled the disk; and the next steps may take long.
@@ -215,17 +229,28 @@ impl Attempt {
 
     /// Releases the task: its row is `pending` again.
     async fn release(&mut self, record: Record, counts: Counts) -> Result<(), NodeError> {
-        let Record { end, history } = record;
+        let Record { end, history, output } = record;
         debug_assert!(end.verdict.budget() != Budget::None, "a success is committed, not released");
         let node = &self.host.node;
         let now = clock::now_rfc3339();
-        let release = Release { end, time_cost_ms: self.time_cost_ms, history, counts, now };
+        let release = Release { end: end.clone(), time_cost_ms: self.time_cost_ms, history, counts, now };
         self.heartbeat.stop().await;
         let write = async {
             let released = retry_transient(node.settings.lease, || node.backend.ledger.release(&self.fence, &release));
             released.await.map_err(NodeError::cloud("releasing the task"))
         };
-        if node.step(Step::Release, write).await? { Ok(()) } else { Err(self.lease_lost()) }
+        if !node.step(Step::Release, write).await? {
+            return Err(self.lease_lost());
+        }
+        self.send_event(&end, None, &output);
+        Ok(())
+    }
+
+    /// Adds the attempt's end, which is in the row now, to the log in CloudWatch Logs.
+    fn send_event(&self, end: &AttemptEnd, result: Option<&str>, output: &OutputTail) {
+        if let Some(log) = &self.host.node.settings.log {
+            log.queue.push(&attempt_event(self, end, result, output));
+        }
     }
 
     fn exhausted(&self) -> NodeError {

@@ -19,6 +19,7 @@ mod checkpoint;
 mod checkpoint_files;
 mod checkpoint_size;
 mod claim;
+mod cloud_log;
 mod completion;
 mod cost;
 mod crash;
@@ -52,6 +53,7 @@ mod task;
 mod turns;
 mod work;
 
+pub use cloud_log::{NAMESPACE, NodeLog};
 pub use completion::CompletionNotifier;
 pub use cost::billed_before;
 pub use disk::{Begun, Disk};
@@ -59,6 +61,7 @@ pub use error::NodeError;
 pub use node::{Life, Node};
 pub use outcome::Outcome;
 pub use preflight::Preflight;
+pub use publish::reason_lines;
 pub use settings::{NodeSettings, Pricing, Report, Step};
 pub use stopping::{DRAIN_LIMIT, Stopping};
 
@@ -121,8 +124,9 @@ async fn life(node: Node, proof: watch::Sender<Option<EndProof>>) -> Result<Outc
     removal.head_start().await;
     let (spot, mut polls) =
         SpotWatcher::start(node.backend.machine.clone(), node.backend.ledger.clone(), instance.is_on_ec2());
-    let (mut costs, cost_stop) = (JoinSet::new(), CancellationToken::new());
-    costs.spawn(cost::count(node.clone(), instance.clone(), cost_stop.clone()).in_current_span());
+    let (mut counts, stop) = (JoinSet::new(), CancellationToken::new());
+    counts.spawn(cost::count(node.clone(), instance.clone(), stop.clone()).in_current_span());
+    counts.spawn(cloud_log::send(node.clone(), instance.id.to_string(), stop.clone()).in_current_span());
     polls.spawn(machine_info::look_up(node.clone(), instance.clone()).in_current_span());
     let host = Host { node, instance, spot };
     let outcome = match work {
@@ -135,9 +139,10 @@ async fn life(node: Node, proof: watch::Sender<Option<EndProof>>) -> Result<Outc
     polls.shutdown().await;
     removal.end().await;
     // A drain whose time for writes is over leaves the last minute out.
-    cost_stop.cancel();
+    stop.cancel();
+    let all = async { while counts.join_next().await.is_some() {} };
     tokio::select! {
-        _ = costs.join_next() => {}
+        () = all => {}
         () = host.node.stopping.writes_are_over() => {}
     }
     outcome

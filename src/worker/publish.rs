@@ -222,6 +222,18 @@ impl<'a> Publisher<'a> {
 /// The most reasons of failures that the message names.
 const REASONS_MAX: usize = 5;
 
+/// Returns the lines of a message that name reasons, with how many tasks have each.
+#[must_use]
+pub fn reason_lines(reasons: &[(String, u64)]) -> Vec<String> {
+    let shown = reasons.iter().take(REASONS_MAX);
+    let mut lines: Vec<String> =
+        shown.map(|(reason, count)| format!("  {count}  {}", printable::one_line(reason))).collect();
+    if reasons.len() > REASONS_MAX {
+        lines.push(format!("  and {} other reasons", reasons.len() - REASONS_MAX));
+    }
+    lines
+}
+
 /// Returns the message: the article's sentence, the counts, what failed, and where everything is.
 fn message(
     mission: &Mission,
@@ -241,7 +253,8 @@ fn message(
     };
     let minutes = total.time_cost_ms / 60_000;
     let workloads = if minutes < 10 {
-        format!("{}.{} s", total.time_cost_ms / 1000, total.time_cost_ms % 1000 / 100)
+        let tenths = total.time_cost_ms.saturating_add(50) / 100;
+        format!("{}.{} s", tenths / 10, tenths % 10)
     } else {
         format!("{} h {} min", minutes / 60, minutes % 60)
     };
@@ -264,12 +277,7 @@ fn message(
         reasons.sort_by_key(|(reason, count)| (std::cmp::Reverse(*count), reason.clone()));
         if !reasons.is_empty() {
             lines.push("\nfailures:".to_owned());
-        }
-        for (reason, count) in reasons.iter().take(REASONS_MAX) {
-            lines.push(format!("  {count}  {}", printable::one_line(reason)));
-        }
-        if reasons.len() > REASONS_MAX {
-            lines.push(format!("  and {} other reasons", reasons.len() - REASONS_MAX));
+            lines.extend(reason_lines(&reasons));
         }
         if let Some(task) = report.failed.first() {
             let (mission, task) = (printable::shell(id.as_str()), printable::shell(task.src.as_str()));

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::cloud_log::NodeLog;
 use super::disk::Disk;
 use super::preflight::Preflight;
 use crate::backend::machine::EndOrder;
@@ -128,6 +129,8 @@ pub struct NodeSettings {
     pub sizes: SizeLimits,
     /// Where the node's price comes from.
     pub pricing: Pricing,
+    /// Where the log goes beside standard error.
+    pub log: Option<NodeLog>,
     /// What is known of the disk, for all that share it.
     pub disk: Arc<Disk>,
     /// What is known of the deployment, for all that share it.

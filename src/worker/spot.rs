@@ -6,6 +6,7 @@
 //!   events/recommendations/rebalance ── 200 ──► save a checkpoint, claim nothing new
 //! ```
 
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
@@ -39,6 +40,8 @@ const SPEED_ASSUMED: u64 = 10_000_000;
 pub(super) struct SpotWatcher {
     /// When EC2 takes the machine back, once that is known.
     pub(super) notice: watch::Receiver<Option<Instant>>,
+    /// When the notice was seen, RFC 3339 UTC.
+    pub(super) seen_at: Arc<OnceLock<String>>,
     /// Cancelled when EC2 recommends a rebalance.
     pub(super) rebalance: CancellationToken,
 }
@@ -51,13 +54,13 @@ impl SpotWatcher {
     /// be minutes off.
     pub(super) fn start(machine: Machine, ledger: Ledger, is_on_ec2: bool) -> (Self, JoinSet<()>) {
         let (sender, notice) = watch::channel(None);
-        let rebalance = CancellationToken::new();
+        let (rebalance, seen_at) = (CancellationToken::new(), Arc::new(OnceLock::new()));
         let mut polls = JoinSet::new();
         if is_on_ec2 {
-            let token = rebalance.clone();
-            polls.spawn(async move { poll(&machine, &ledger, &sender, &token).await }.in_current_span());
+            let (token, seen) = (rebalance.clone(), seen_at.clone());
+            polls.spawn(async move { poll(&machine, &ledger, (&sender, &seen), &token).await }.in_current_span());
         }
-        (Self { notice, rebalance }, polls)
+        (Self { notice, seen_at, rebalance }, polls)
     }
 
     /// Waits for a notice; forever if none comes.
@@ -83,7 +86,7 @@ impl SpotWatcher {
 async fn poll(
     machine: &Machine,
     ledger: &Ledger,
-    notice: &watch::Sender<Option<Instant>>,
+    (notice, notice_seen_at): (&watch::Sender<Option<Instant>>, &OnceLock<String>),
     rebalance: &CancellationToken,
 ) {
     let mut pause = POLL_PERIOD;
@@ -93,6 +96,7 @@ async fn poll(
         match machine.spot_notice().await {
             Ok(Some(text)) => {
                 let seen_at = Instant::now();
+                notice_seen_at.get_or_init(clock::now_rfc3339);
                 let budget = budget_of(&text, now(ledger).await);
                 tracing::warn!(budget_s = budget.as_secs(), "EC2 takes this instance back in {} s", budget.as_secs());
                 notice.send_replace(Some(seen_at + budget));

@@ -325,7 +325,7 @@ class Clients:
         def client(service, url=ministack_url):
             return session.client(service, endpoint_url=url, config=config)
 
-        self.dynamodb, self.s3, self.sns, self.sqs = map(client, ("dynamodb", "s3", "sns", "sqs"))
+        self.dynamodb, self.s3, self.sns, self.sqs, self.logs = map(client, ("dynamodb", "s3", "sns", "sqs", "logs"))
         self.ec2 = client("ec2", moto_url)
         self.tables = session.resource("dynamodb", endpoint_url=ministack_url, config=config)
 

@@ -1,6 +1,7 @@
 """Turns a request to AWS into what IAM is asked for it: actions, resources, and context keys.
 
-Source: Service Authorization Reference, "Actions, resources, and condition keys" for DynamoDB, S3, SNS, and EC2.
+Source: Service Authorization Reference, "Actions, resources, and condition keys" for DynamoDB, S3, SNS, EC2, and
+CloudWatch Logs.
 """
 
 import collections
@@ -64,6 +65,10 @@ def of_request(service, method, path, headers, body):
         case "dynamodb":
             operation = headers["X-Amz-Target"].split(".")[-1]
             return operation, of_dynamodb(operation, json.loads(body))
+        case "logs":
+            operation, named = headers["X-Amz-Target"].split(".")[-1], json.loads(body)
+            stream = f"log-group:{named['logGroupName']}:log-stream:{named['logStreamName']}"
+            return operation, [Asked(f"logs:{operation}", f"arn:aws:logs:{REGION}:{ACCOUNT}:{stream}", ())]
         case "s3":
             return of_s3(method, path, body)
         case "sns" | "ec2":

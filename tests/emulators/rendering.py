@@ -37,6 +37,7 @@ MADE = {
     "LaunchTemplate": ("lt-0123456789abcdef0", None),
     "UploadQueue": ("https://queue", f"arn:aws:sqs:{REGION}:{ACCOUNT}:{STACK}-UploadQueue-1"),
     "FailedEvents": ("https://failed", f"arn:aws:sqs:{REGION}:{ACCOUNT}:{STACK}-failed"),
+    "NodeLog": (f"/lighthpc/{STACK}", f"arn:aws:logs:{REGION}:{ACCOUNT}:log-group:/lighthpc/{STACK}:*"),
     "FunctionLog": ("log", f"arn:aws:logs:{REGION}:{ACCOUNT}:log-group:/aws/lambda/{STACK}-scheduler:*"),
     "UploadLog": ("log", f"arn:aws:logs:{REGION}:{ACCOUNT}:log-group:/aws/lambda/{STACK}-uploads:*"),
 }

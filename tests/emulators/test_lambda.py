@@ -70,7 +70,7 @@ def invoke(account):  # noqa: F811
     )
     env |= {"AWS_LAMBDA_FUNCTION_NAME": "f", "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "256"}
     env |= {"AWS_LAMBDA_FUNCTION_VERSION": "1", "AWS_LAMBDA_LOG_GROUP_NAME": "g", "AWS_LAMBDA_LOG_STREAM_NAME": "s"}
-    env |= {"LIGHTHPC_MAX_NODES": "50", "LIGHTHPC_ALLOWED_INSTANCE_TYPES": "t3.*,c7i.large"}
+    env |= {"LIGHTHPC_METRICS": "yes", "LIGHTHPC_MAX_NODES": "50", "LIGHTHPC_ALLOWED_INSTANCE_TYPES": "t3.*,c7i.large"}
     node = Node([str(program)], env, account.folder / "function")
 
     def call(event, error=False, timeout_s=40):
@@ -95,6 +95,20 @@ def record(account, key, **more):  # noqa: F811
             "object": {"key": urllib.parse.quote_plus(key), "size": more.get("size", 3)},
         },
     }
+
+
+def test_a_sweep_writes_its_figures_as_metrics(invoke, account):  # noqa: F811
+    account.put_mission("M001", 2)
+    account.put_input("M001/a")
+    assert invoke({"Records": [record(account, "M001/a")]}) == {"tasks": 1}
+    invoke({"lighthpc": "sweep"})
+
+    (line,) = (account.folder / "function" / "stdout").read_text().splitlines()
+    figures = json.loads(line)
+    assert figures["Deployment"] == account.tasks.name
+    assert (figures["OpenMissions"], figures["FailedTasks"], figures["LeakedInstances"]) == (1, 0, 0)
+    names = {metric["Name"] for metric in figures["_aws"]["CloudWatchMetrics"][0]["Metrics"]}
+    assert names == {name for name, value in figures.items() if isinstance(value, int)}
 
 
 ODD_KEYS = ["a b+c.txt", "100%/a%2Fb", "ünï/文件.dat", "trail/", "q?x=1&y#z", "k" * 1024]

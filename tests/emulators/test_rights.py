@@ -103,6 +103,11 @@ def let_nodes_work(scene):
         cloud.put_task(f"n{n}/a", f"n{n}")
         cloud.put_mission(f"n{n}", 1)
         scene.node(script, tags={"srcID": f"n{n}/a", "missionID": f"n{n}"}, code=code)
+    # One that sends its log.
+    clients.logs.create_log_group(logGroupName="/lighthpc/lab")
+    cloud.put_input("logged/a")
+    cloud.put_task("logged/a")
+    scene.node(COPY, tags={"srcID": "logged/a"}, LIGHTHPC_LOG_GROUP="/lighthpc/lab")
     # One without an input, whose tags EC2 alone shows.
     cloud.put_task("none/a")
     scene.node(COPY, tags={"srcID": "none/a"}, code=16, in_imds=False)
@@ -327,7 +332,10 @@ def test_a_nodes_role_allows_all_that_nodes_do(scene, kind):
     asked = [it for it in deployment.asked("node") if it not in list(of_the_doctor(deployment))]
 
     assert len(asked) > 30
-    assert refused(deployment.role("NodeRole"), asked) == []
+    assert {it.action for it in asked if not deployment.role("NodeRole").may(it.action, it.resource, **it.context)} == {
+        *("logs:CreateLogStream", "logs:PutLogEvents")
+    }
+    assert refused(Deployment(scene, kind, NodeLogs="yes").role("NodeRole"), asked) == []
 
 
 def of_the_doctor(deployment):
@@ -376,7 +384,7 @@ def test_the_scene_has_every_call_that_the_program_can_make(scene):
 
 @SLOW
 def test_no_right_is_there_that_nobody_uses(scene):
-    deployment = Deployment(scene, "own", VolumeKey=KEY)
+    deployment = Deployment(scene, "own", VolumeKey=KEY, NodeLogs="yes")
     of_nodes = {it.action for it in deployment.asked("node")}
     of_functions = {it.action for it in deployment.asked("function")}
     of_functions |= {it.action for it in (*launched_by(deployment), *done_by_lambda(), *uses_of_the_key())}

@@ -1,11 +1,12 @@
 """The stack's template, as it is written and as CloudFormation renders it: rights, encryption, names, limits."""
 
+import re
 import subprocess
 
 import pytest
 import rendering
 from account import VENV
-from harness import REGION
+from harness import REGION, ROOT
 from rendering import ACCOUNT, TEMPLATE
 
 
@@ -51,9 +52,9 @@ def test_the_linter_has_nothing_to_say():
     assert (finished.returncode, finished.stdout + finished.stderr) == (0, "")
 
 
-def test_the_template_fits_into_a_request():
-    # More than this must go by way of a bucket. Source: CloudFormation quotas, "Template body size in a request".
-    assert TEMPLATE.stat().st_size <= 51_200
+def test_the_template_fits_into_an_object():
+    # Source: CloudFormation quotas, "Template body size in an Amazon S3 object".
+    assert TEMPLATE.stat().st_size <= 1_000_000
 
 
 def test_every_parameter_is_described(template):
@@ -102,11 +103,44 @@ def test_buckets_are_private_and_do_not_grow_for_ever(template):
 
 
 def test_the_topic_is_encrypted_and_mail_is_asked_for_only_with_an_address(template):
-    (topic,) = of_type(template, "SNS::Topic").values()
-    (mail,) = of_type(template, "SNS::Subscription").values()
+    topics, mails = of_type(template, "SNS::Topic"), of_type(template, "SNS::Subscription")
 
-    assert topic["Properties"]["KmsMasterKeyId"] == "alias/aws/sns"
-    assert (mail["Condition"], mail["Properties"]["Protocol"]) == ("HasEmail", "email")
+    assert topics["Topic"]["Properties"]["KmsMasterKeyId"] == "alias/aws/sns"
+    assert {it["Properties"]["Protocol"] for it in mails.values()} == {"email"}
+    assert {name: it["Condition"] for name, it in mails.items()} == {
+        "EmailSubscription": "HasEmail",
+        "AlarmEmail": "HasAlarmEmail",
+    }
+
+
+def test_alarms_are_made_if_wanted_and_watch_what_is_written(template):
+    alarms = of_type(template, "CloudWatch::Alarm")
+    written = set(re.findall(r'\("(\w+)", figures\.', (ROOT / "src/lambda/metrics.rs").read_text()))
+    written |= {"ApproximateNumberOfMessagesVisible"}
+
+    assert len(alarms) == 7
+    for name, alarm in alarms.items():
+        it = alarm["Properties"]
+        assert alarm["Condition"] == "HasAlarms", name
+        assert it["MetricName"] in written, name
+        assert it["AlarmActions"] == [{"Ref": "AlarmTopic"}], name
+        # What is not reported is no failure, but for the sweeps themselves.
+        assert it["TreatMissingData"] == ("breaching" if name == "NoSweepAlarm" else "notBreaching"), name
+    # CloudWatch may not use AWS's key for SNS. Source: CloudWatch user guide, "Amazon SNS topic encryption".
+    assert "KmsMasterKeyId" not in of_type(template, "SNS::Topic")["AlarmTopic"]["Properties"]
+    for alarms, metrics in (("no", ""), ("yes", "yes")):
+        environment = template["Resources"]["Function"]["Properties"]["Environment"]["Variables"]
+        assert rendering.resolved(template, environment["LIGHTHPC_METRICS"], {"Alarms": alarms}) == metrics
+
+
+def test_nodes_send_their_log_only_if_it_is_wanted(template):
+    data = template["Resources"]["LaunchTemplate"]["Properties"]["LaunchTemplateData"]["UserData"]["Fn::Base64"]
+
+    assert "LOG_GROUP" not in rendering.resolved(template, data)
+    assert "LIGHTHPC_LOG_GROUP=/lighthpc/lab\n" in rendering.resolved(template, data, {"NodeLogs": "yes"})
+    (group,) = [it for name, it in of_type(template, "Logs::LogGroup").items() if name == "NodeLog"]
+    assert (group["Condition"], group["Properties"]["RetentionInDays"]) == ("HasNodeLogs", 30)
+    assert rendering.resolved(template, group["Properties"]["LogGroupName"]) == "/lighthpc/lab"
 
 
 def test_nodes_are_marked_locked_down_and_end_with_power_off(template):
@@ -241,6 +275,8 @@ RIGHTS = {
         *("s3:AbortMultipartUpload", "s3:DeleteObject", "s3:GetObject", "s3:ListBucket", "s3:PutObject"),
         *("ec2:DescribeInstances", "ec2:DescribeSpotPriceHistory", "ec2:DescribeTags", "ec2:TerminateInstances"),
         "sns:Publish",
+        # Only with NodeLogs.
+        *("logs:CreateLogStream", "logs:PutLogEvents"),
     },
     "FunctionRole": {
         *("dynamodb:BatchGetItem", "dynamodb:ConditionCheckItem", "dynamodb:GetItem", "dynamodb:Query", "dynamodb:Scan"),

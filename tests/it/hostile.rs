@@ -246,6 +246,7 @@ fn plan(uploads: Option<bool>, keys: &[&str]) -> SubmitPlan {
         nodes: None,
         slots: None,
         uploads,
+        notify_on: None,
     }
 }
 

@@ -18,6 +18,7 @@ mod lease;
 mod limits;
 mod mission;
 mod names;
+mod notices;
 mod odd_rows;
 mod operators;
 mod ownership;

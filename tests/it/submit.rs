@@ -18,6 +18,7 @@ fn plan(keys: &[&str]) -> SubmitPlan {
         nodes: None,
         slots: None,
         uploads: None,
+        notify_on: None,
     }
 }
 

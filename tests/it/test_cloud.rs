@@ -102,6 +102,7 @@ impl TestCloud {
             limits: Limits::default(),
             sizes: SizeLimits::default(),
             pricing: Pricing::Local,
+            log: None,
             disk: Arc::default(),
             preflight: Arc::default(),
             report: tokio::sync::watch::Sender::new(Report::default()),

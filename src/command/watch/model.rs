@@ -63,6 +63,8 @@ pub(super) struct Page {
 pub(super) enum Action {
     None,
     Quit,
+    /// Ctrl-C: a terminal in raw mode sends no signal.
+    Interrupt,
     /// Other tasks are wanted.
     Reload,
     /// One task is wanted.
@@ -146,7 +148,7 @@ impl LiveScreen {
     pub(super) fn press(&mut self, key: KeyEvent) -> Action {
         let is_interrupt = key.modifiers.contains(KeyModifiers::CONTROL) && key.code == KeyCode::Char('c');
         if is_interrupt {
-            return Action::Quit;
+            return Action::Interrupt;
         }
         if self.is_typing {
             return self.type_in(key.code);
@@ -258,6 +260,6 @@ mod tests {
         assert_eq!(press(&mut screen, "q"), Action::None);
         assert!(screen.page.is_none());
         let interrupt = KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL);
-        assert_eq!(screen.press(interrupt), Action::Quit);
+        assert_eq!(screen.press(interrupt), Action::Interrupt);
     }
 }

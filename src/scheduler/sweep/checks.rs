@@ -36,6 +36,7 @@ impl Sweep<'_> {
                 self.odd(mission.id.as_str(), oddity);
             }
         }
+        self.figures.instances = world.instances.len() as u64;
         let parts = parts_of(world);
         for part in &parts {
             self.check_running(world, part).await?;
@@ -45,6 +46,7 @@ impl Sweep<'_> {
             self.announce(mission, false).await;
             self.close(mission).await;
             self.serve(world, mission).await;
+            self.observe(mission).await;
         }
         self.launch_wanted().await;
         let idle = world.idle(&self.holders);

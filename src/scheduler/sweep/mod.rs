@@ -20,9 +20,12 @@
 //! state, so any number of sweeps can run on any machines at any time.
 
 mod checks;
+mod notices;
 mod parts;
 mod repair;
 mod snapshot;
+
+pub use notices::{Figures, STALLED_AFTER};
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
@@ -62,6 +65,8 @@ pub enum What {
     Ended,
     /// The notification of a complete mission was sent.
     Announced,
+    /// An early notification was sent: of the first failure, or of a stall.
+    Warned,
     /// An entry of the index of open tasks was corrected.
     Reindexed,
     /// An action failed.
@@ -79,6 +84,7 @@ impl What {
             Self::Failed => "failed",
             Self::Ended => "ended",
             Self::Announced => "announced",
+            Self::Warned => "warned",
             Self::Reindexed => "reindexed",
             Self::Failure => "failure",
         }
@@ -91,12 +97,21 @@ impl Scheduler {
     /// # Errors
     /// [`SchedulerError`] if the tables or EC2 cannot be read. A failure of one task is a finding.
     pub async fn sweep(&self, stop: &CancellationToken) -> Result<Vec<Finding>, SchedulerError> {
+        self.sweep_and_count(stop).await.map(|(findings, _)| findings)
+    }
+
+    /// Sweeps once, as [`Scheduler::sweep`] does, and returns also what it found in numbers.
+    ///
+    /// # Errors
+    /// [`SchedulerError`] if the tables or EC2 cannot be read. A failure of one task is a finding.
+    pub async fn sweep_and_count(&self, stop: &CancellationToken) -> Result<(Vec<Finding>, Figures), SchedulerError> {
         let mut sweep = Sweep::new(self, stop);
         sweep.first(&self.snapshot().await?).await?;
         if sweep.wait().await? {
             sweep.second(&self.snapshot().await?).await?;
         }
-        Ok(sweep.into_findings())
+        let figures = sweep.figures();
+        Ok((sweep.into_findings(), figures))
     }
 
     /// Repairs the loss of one instance, which EC2 reports as terminated or, if not `is_over`, as terminating. A
@@ -202,6 +217,8 @@ struct Sweep<'a> {
     put_back_until: Instant,
     /// Lost tasks that are left to the next sweep.
     left: u64,
+    /// What the first pass counted.
+    figures: Figures,
 }
 
 /// The observations that the second pass must confirm.
@@ -256,6 +273,20 @@ impl<'a> Sweep<'a> {
             counts: HashMap::new(),
             put_back_until: Instant::now() + PUT_BACK_TIME_MAX,
             left: 0,
+            figures: Figures::default(),
+        }
+    }
+
+    /// Returns the sweep in numbers.
+    fn figures(&self) -> Figures {
+        let count = |what: What| self.findings.iter().filter(|finding| finding.what == what).count() as u64;
+        Figures {
+            running_tasks: self.counts.values().map(|counts| counts.running).sum(),
+            lost_tasks: count(What::PutBack),
+            leaked_instances: count(What::Ended),
+            missing_nodes: count(What::NoNode),
+            problems: self.failures as u64,
+            ..self.figures
         }
     }
 

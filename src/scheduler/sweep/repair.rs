@@ -12,7 +12,7 @@ use crate::clock;
 use crate::domain::ids::MissionId;
 use crate::domain::machine_info::MachineInfo;
 use crate::domain::mission::{Mission, Notified};
-use crate::domain::task::{AttemptEnd, PastAttempt, Task};
+use crate::domain::task::{AttemptEnd, Marks, PastAttempt, Task};
 use crate::domain::verdict::Verdict;
 use crate::scheduler::SchedulerError;
 use crate::scheduler::launch::{LaunchResult, waited_since};
@@ -110,6 +110,7 @@ impl Sweep<'_> {
             ended: now.clone(),
             machine: MachineInfo::default(),
             end: AttemptEnd::of(Verdict::Lost, reason),
+            marks: Marks::default(),
             log: crate::worker::log::find_lost(&self.scheduler.backend, bucket, &task.src, task.attempt).await,
         };
         if mission.is_some_and(|mission| mission.cancelled_at.is_some()) {

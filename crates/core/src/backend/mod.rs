@@ -1,7 +1,7 @@
 //! AWS, through the SDK only.
 //!
-//! [`Backend`] has five parts: the `ledger` (DynamoDB: claims, fences, the tally), the `store` (S3), the `notifier`
-//! (SNS), the `machine` (EC2, IMDS, power-off), and the `fleet` (EC2 launches). On AWS they use the SDK's HTTPS client;
+//! [`Backend`] has six parts: the `ledger` (DynamoDB: claims, fences, the tally), the `store` (S3), the `notifier`
+//! (SNS), the `machine` (EC2, IMDS, power-off), the `fleet` (EC2 launches), and the `logs` (CloudWatch Logs). On AWS they use the SDK's HTTPS client;
 //! for `--local` and in tests the HTTP client of the in-process cloud ([`Wire::plugged`]). The code is the same for
 //! both.
 
@@ -10,6 +10,7 @@ pub mod error;
 mod failures;
 pub mod fleet;
 pub mod ledger;
+pub mod logs;
 pub mod machine;
 pub mod notifier;
 pub mod parallel;
@@ -22,6 +23,7 @@ mod unknown;
 pub use error::{CloudError, Kind, Scope, error_chain};
 pub use fleet::Fleet;
 pub use ledger::Ledger;
+pub use logs::Logs;
 pub use machine::Machine;
 pub use notifier::Notifier;
 pub use sdk::Wire;
@@ -55,6 +57,8 @@ pub struct Backend {
     pub machine: Machine,
     /// EC2: launches and lists of instances.
     pub fleet: Fleet,
+    /// CloudWatch Logs: log lines, if they are sent there.
+    pub logs: Logs,
 }
 
 impl Backend {
@@ -67,6 +71,7 @@ impl Backend {
             notifier: Notifier::new(wire),
             machine: Machine::new(wire, power_off),
             fleet: Fleet::new(wire),
+            logs: Logs::new(wire),
         }
     }
 }

@@ -71,6 +71,44 @@ impl Notified {
     }
 }
 
+/// The events of which people want to be notified before the mission's end: `notifyOn`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NotifyOn {
+    /// The first failure.
+    pub failure: bool,
+    /// A stall: tasks wait, and none runs.
+    pub stall: bool,
+}
+
+impl NotifyOn {
+    /// Reads the words `failure` and `stall`, separated by commas.
+    ///
+    /// # Errors
+    /// A sentence that names the word that is neither.
+    pub fn parse(words: &str) -> Result<Self, String> {
+        let mut read = Self::default();
+        for word in words.split(',').map(str::trim).filter(|word| !word.is_empty()) {
+            match word.to_ascii_lowercase().as_str() {
+                "failure" => read.failure = true,
+                "stall" => read.stall = true,
+                _ => return Err(format!("{word:?} is neither failure nor stall")),
+            }
+        }
+        Ok(read)
+    }
+
+    /// Returns the words; `None` if there is none.
+    #[must_use]
+    pub const fn words(self) -> Option<&'static str> {
+        match (self.failure, self.stall) {
+            (true, true) => Some("failure,stall"),
+            (true, false) => Some("failure"),
+            (false, true) => Some("stall"),
+            (false, false) => None,
+        }
+    }
+}
+
 /// A mission's row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mission {
@@ -104,6 +142,12 @@ pub struct Mission {
     pub slots: Option<u16>,
     /// Whether objects that are put below its prefix become tasks of it; else only what is submitted counts.
     pub accepts_uploads: bool,
+    /// What people are notified of before its end.
+    pub notify_on: NotifyOn,
+    /// `opened` when people were notified of the first failure.
+    pub failure_notified: Option<u64>,
+    /// `seq` of the tally when people were notified of a stall.
+    pub stall_notified: Option<u64>,
     /// When it was cancelled, RFC 3339 UTC.
     pub cancelled_at: Option<String>,
     /// A mark of the last task that came after its end was announced.
@@ -199,6 +243,9 @@ impl Mission {
             nodes: None,
             slots: None,
             accepts_uploads: true,
+            notify_on: NotifyOn::default(),
+            failure_notified: None,
+            stall_notified: None,
             cancelled_at: None,
             late: None,
             closed_at: None,

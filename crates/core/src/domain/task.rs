@@ -108,6 +108,15 @@ impl AttemptEnd {
     }
 }
 
+/// What happened during an attempt beside its end. Times are RFC 3339 UTC.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Marks {
+    /// When the notice was seen that EC2 takes the instance back.
+    pub spot_notice_at: Option<String>,
+    /// When the attempt's newest checkpoint was complete.
+    pub checkpoint_at: Option<String>,
+}
+
 /// One ended attempt, as `history` keeps it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PastAttempt {
@@ -123,6 +132,8 @@ pub struct PastAttempt {
     pub ended: String,
     /// How it ended.
     pub end: AttemptEnd,
+    /// What else happened.
+    pub marks: Marks,
     /// Where its log is, if it was saved.
     pub log: Option<String>,
 }

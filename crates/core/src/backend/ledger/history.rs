@@ -7,7 +7,7 @@ use super::key::Item;
 use crate::backend::{CloudError, Kind, error_chain};
 use crate::domain::ids::AttemptNumber;
 use crate::domain::machine_info::{MachineInfo, MicroUsd, PurchaseOption};
-use crate::domain::task::{AttemptEnd, PastAttempt};
+use crate::domain::task::{AttemptEnd, Marks, PastAttempt};
 use crate::domain::verdict::Verdict;
 
 /// Returns whether the row may have no space for the history that a commit contained. The commit is more important, and
@@ -41,6 +41,7 @@ pub(super) fn past_attempt(value: &AttributeValue) -> Option<PastAttempt> {
             peak_memory: row.number("peakMemory"),
             error: row.text("error"),
         },
+        marks: Marks { spot_notice_at: row.text("spotNoticeAt"), checkpoint_at: row.text("checkpointAt") },
         log: row.text("log"),
     })
 }
@@ -66,6 +67,8 @@ pub(super) fn history(attempts: &[PastAttempt]) -> AttributeValue {
             ("signal", end.signal.map(|signal| decimal(signal.to_string()))),
             ("peakMemory", end.peak_memory.map(number)),
             ("error", end.error.as_ref().map(text)),
+            ("spotNoticeAt", past.marks.spot_notice_at.as_ref().map(text)),
+            ("checkpointAt", past.marks.checkpoint_at.as_ref().map(text)),
             ("log", past.log.as_ref().map(text)),
         ];
         map.extend(known.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
@@ -97,6 +100,10 @@ mod tests {
                 peak_memory: Some(1 << 40),
                 ..AttemptEnd::of(Verdict::AppError, "the workload exited with code -9")
             },
+            marks: Marks {
+                spot_notice_at: Some("2026-01-01T00:00:30Z".to_owned()),
+                checkpoint_at: Some("2026-01-01T00:00:31Z".to_owned()),
+            },
             log: None,
         };
         let value = history(std::slice::from_ref(&past));
@@ -109,6 +116,7 @@ mod tests {
         let bare = PastAttempt {
             machine: MachineInfo::default(),
             end: AttemptEnd { error: None, ..AttemptEnd::of(Verdict::Lost, "") },
+            marks: Marks::default(),
             ..past
         };
         let value = history(std::slice::from_ref(&bare));

@@ -76,6 +76,9 @@ pub(super) const NODES_LAUNCHED: &str = "nodesLaunched";
 pub(super) const ON_DEMAND_LAUNCHED: &str = "onDemandLaunched";
 pub(super) const SLOTS: &str = "slots";
 pub(super) const UPLOADS: &str = "uploads";
+pub(super) const NOTIFY_ON: &str = "notifyOn";
+pub(super) const FAILURE_NOTIFIED: &str = "failureNotified";
+pub(super) const STALL_NOTIFIED: &str = "stallNotified";
 pub(super) const CANCELLED_AT: &str = "cancelledAt";
 pub(super) const LATE: &str = "late";
 pub(super) const CLOSED: &str = "closed";
@@ -107,6 +110,9 @@ pub(super) const MISSION_NAMES: &[&str] = &[
     NODES,
     SLOTS,
     UPLOADS,
+    NOTIFY_ON,
+    FAILURE_NOTIFIED,
+    STALL_NOTIFIED,
     CANCELLED_AT,
     LATE,
     CLOSED,

@@ -14,7 +14,7 @@ use crate::backend::{CloudError, Kind};
 use crate::domain::backoff;
 use crate::domain::ids::MissionId;
 use crate::domain::machine_info::MicroUsd;
-use crate::domain::mission::{Mission, Tally, shard_of_name, tally_shards_for};
+use crate::domain::mission::{Mission, NotifyOn, Tally, shard_of_name, tally_shards_for};
 use crate::domain::policy::Policy;
 use crate::domain::value::Form;
 
@@ -27,6 +27,15 @@ pub struct NodeCost {
     pub unpriced_s: u64,
     /// The cost of the rest.
     pub cost: MicroUsd,
+}
+
+/// An early notification, and what identifies its occasion: the same one is not sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// The first failure since the mission was opened, by `opened`.
+    Failure(u64),
+    /// A stall, by the tally's `seq`.
+    Stall(u64),
 }
 
 /// The values of a new mission's row.
@@ -48,6 +57,8 @@ pub struct NewMission {
     pub slots: Option<u16>,
     /// Whether objects under its prefix become tasks; `None`: yes, as in the first version.
     pub uploads: Option<bool>,
+    /// What people are notified of before its end.
+    pub notify_on: NotifyOn,
     /// The policy for purchases.
     pub policy: Policy,
     /// The current time, RFC 3339 UTC.
@@ -67,6 +78,7 @@ impl NewMission {
             nodes: None,
             slots: None,
             uploads: None,
+            notify_on: NotifyOn::default(),
             policy: Policy::default(),
             now: String::new(),
         }
@@ -118,6 +130,7 @@ impl Ledger {
             (item::EXEC, new.exec.clone()),
             (item::MISSION_NAME, new.name.clone()),
             (item::UPLOADS, new.uploads.map(|are_taken| if are_taken { "yes" } else { "no" }.to_owned())),
+            (item::NOTIFY_ON, new.notify_on.words().map(ToOwned::to_owned)),
             (item::TIME_CFG, Some(new.now.clone()).filter(|now| !now.is_empty())),
             ("bidMode", policy.bid_mode.map(|mode| mode.as_str().to_owned())),
             ("bidInstanceType", Some(policy.instance_types.join(",")).filter(|types| !types.is_empty())),
@@ -161,6 +174,33 @@ impl Ledger {
     /// [`CloudError`].
     pub async fn set_uploads(&self, id: &MissionId, are_taken: bool) -> Result<(), CloudError> {
         let expression = Expression::default().set(item::UPLOADS, text(if are_taken { "yes" } else { "no" }));
+        let expression = expression.when("attribute_exists({})", item::MISSION_KEY, None);
+        self.update_mission(id, &expression).await.map(|_| ())
+    }
+
+    /// Sets what people are notified of before a mission's end.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn set_notify_on(&self, id: &MissionId, notify_on: NotifyOn) -> Result<(), CloudError> {
+        let expression = match notify_on.words() {
+            Some(words) => Expression::default().set(item::NOTIFY_ON, text(words)),
+            None => Expression::default().remove(item::NOTIFY_ON),
+        };
+        let expression = expression.when("attribute_exists({})", item::MISSION_KEY, None);
+        self.update_mission(id, &expression).await.map(|_| ())
+    }
+
+    /// Notes that an early notification was sent.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn note_notice(&self, id: &MissionId, notice: Notice) -> Result<(), CloudError> {
+        let (name, value) = match notice {
+            Notice::Failure(opened) => (item::FAILURE_NOTIFIED, opened),
+            Notice::Stall(seq) => (item::STALL_NOTIFIED, seq),
+        };
+        let expression = Expression::default().set(name, number(value));
         let expression = expression.when("attribute_exists({})", item::MISSION_KEY, None);
         self.update_mission(id, &expression).await.map(|_| ())
     }

@@ -7,7 +7,7 @@ use super::key::Item;
 use super::request;
 use crate::domain::ids::MissionId;
 use crate::domain::mission::{
-    ManifestPart, ManifestProgress, Mission, Notified, SeenMission, TALLY_SHARDS_MAX, Tally, tally_shards_for,
+    ManifestPart, ManifestProgress, Mission, Notified, NotifyOn, SeenMission, TALLY_SHARDS_MAX, Tally, tally_shards_for,
 };
 use crate::domain::policy::Policy;
 
@@ -41,6 +41,15 @@ impl Row<'_> {
                 false
             }
         }
+    }
+
+    /// Returns which early notifications a mission asks for. A word that is none is reported.
+    fn notify_on(self, oddities: &mut Vec<String>) -> NotifyOn {
+        let words = self.text(item::NOTIFY_ON).unwrap_or_default();
+        NotifyOn::parse(&words).unwrap_or_else(|error| {
+            oddities.push(format!("notifyOn: {error}"));
+            NotifyOn::default()
+        })
     }
 
     /// Parses a mission's row.
@@ -92,6 +101,9 @@ impl Row<'_> {
                 .filter(|&slots| slots > 0)
                 .map(|slots| u16::try_from(slots).unwrap_or(SLOTS_MAX).min(SLOTS_MAX)),
             accepts_uploads: self.accepts_uploads(&mut oddities),
+            notify_on: self.notify_on(&mut oddities),
+            failure_notified: self.number(item::FAILURE_NOTIFIED),
+            stall_notified: self.number(item::STALL_NOTIFIED),
             // Any value counts as a cancellation.
             cancelled_at: self
                 .0

@@ -38,7 +38,7 @@ pub use commit::{Commit, Completion, Finish};
 pub use cursor::Cursor;
 pub use item::Row;
 pub use launch::{Failed, GivenUp};
-pub use mission::{NewMission, NodeCost};
+pub use mission::{NewMission, NodeCost, Notice};
 pub use nodes::{NodeCount, Shown, StoredLimits, Ticket, hour_of};
 pub use open::{INDEX, OpenPage, OpenTask, PAGE_LEN, Partition};
 pub use preflight::TableKind;
