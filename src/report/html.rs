@@ -253,30 +253,39 @@ fn curve_svg(curve: &[(u64, u64)], range: (u64, u64), peak: u64) -> String {
 }
 
 fn lanes_svg(report: &MissionReport, lanes: &[Lane], range: (u64, u64)) -> String {
-    const LANE: u32 = 8;
     let drawn = &lanes[..lanes.len().min(LANES_MAX)];
-    let height = LANE * u32::try_from(drawn.len()).unwrap_or(0);
+    // Few lanes are high enough to see on a phone.
+    let lane_height: u32 = match drawn.len() {
+        0..=25 => 20,
+        26..=60 => 12,
+        _ => 8,
+    };
+    let piece_height = lane_height - 2;
+    let height = lane_height * u32::try_from(drawn.len()).unwrap_or(0);
     let mut text = format!(
         "<h3>Slots</h3><svg viewBox=\"0 0 {WIDTH} {}\" role=\"img\" aria-label=\"Attempts on each slot over time\">\
          <title>Attempts on each slot over time</title>",
         height + 32
     );
     for (row, lane) in drawn.iter().enumerate() {
-        let y = LANE * u32::try_from(row).unwrap_or(0);
+        let y = lane_height * u32::try_from(row).unwrap_or(0);
         let name = report.instances.get(lane.instance as usize).map_or("", String::as_str);
         text.push_str(&format!("<g><title>{}</title>", escape(name)));
         for kind in SpanKind::ALL {
             let mut path = String::new();
             for (from, to, _) in lane.pieces.iter().filter(|piece| piece.2 == kind) {
-                path.push_str(&format!("M{from} {y}h{}v6h-{}z", to - from, to - from));
+                path.push_str(&format!("M{from} {y}h{}v{piece_height}h-{}z", to - from, to - from));
             }
             if !path.is_empty() {
                 text.push_str(&format!("<path class=\"{}\" d=\"{path}\"/>", class(kind)));
             }
         }
         // A notice is as high as its lane, a checkpoint is a diamond.
-        let notices: String = lane.notices.iter().map(|x| format!("M{x} {y}h{MARK_WIDTH}v7h-{MARK_WIDTH}z")).collect();
-        let checkpoints: String = lane.checkpoints.iter().map(|x| format!("M{x} {y}l3 3l-3 3l-3-3z")).collect();
+        let notices: String =
+            lane.notices.iter().map(|x| format!("M{x} {y}h{MARK_WIDTH}v{}h-{MARK_WIDTH}z", lane_height - 1)).collect();
+        let r = piece_height / 2;
+        let checkpoints: String =
+            lane.checkpoints.iter().map(|x| format!("M{x} {y}l{r} {r}l-{r} {r}l-{r}-{r}z")).collect();
         for (class, title, path) in [("n", "Spot notice", notices), ("c", "checkpoint", checkpoints)] {
             if !path.is_empty() {
                 text.push_str(&format!("<path class=\"{class}\" d=\"{path}\"><title>{title}</title></path>"));
@@ -587,6 +596,21 @@ mod tests {
     }
 
     #[test]
+    fn notices_and_checkpoints_are_marked() {
+        let page = html(&report(60));
+        for part in [
+            "<span class=\"key n\">Spot notice</span>",
+            "<span class=\"key c\">newest checkpoint of an attempt</span>",
+            "<path class=\"n\" d=\"M",
+            "<path class=\"c\" d=\"M",
+        ] {
+            assert!(page.contains(part), "{part:?} is missing");
+        }
+        // No key of what is not drawn.
+        assert!(!html(&report(50_000)).contains("Spot notice"));
+    }
+
+    #[test]
     fn a_report_has_the_figures_of_its_rows() {
         let page = html(&report(1_000));
         for part in [
@@ -595,8 +619,6 @@ mod tests {
             "<td>Spot</td><td class=\"n\">1,034</td>",
             "reading the input\n&lt;b&gt;no such &amp; sample&lt;/b&gt;",
             "aria-label=\"Tasks that ran at a time: at most 40\"",
-            "<span class=\"key n\">Spot notice</span>",
-            "<path class=\"c\" d=\"M",
         ] {
             assert!(page.contains(part), "{part:?} is missing");
         }

@@ -4,6 +4,8 @@ use super::{Span, SpanKind};
 
 /// The width of a mark, in units of the axis.
 pub(super) const MARK_WIDTH: u32 = 3;
+/// The width from which an attempt has marks.
+const MARKED_FROM: u32 = 4 * MARK_WIDTH;
 
 /// A lane: its instance, and its pieces in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,25 +43,23 @@ pub(super) fn lay_out(spans: &[Span], range: (u64, u64), width: u32, gap: u32) -
             lanes.len() - 1
         });
         ends[lane] = span.end_s.max(span.start_s + 1);
-        let (from, to) = (place(span.start_s), place(span.end_s).max(place(span.start_s) + 1));
+        // What went wrong must be seen, however short it was.
+        let least = if matches!(span.kind, SpanKind::Failed | SpanKind::Interrupted) { MARK_WIDTH } else { 1 };
+        let from = place(span.start_s).min(width.saturating_sub(least));
+        let to = place(span.end_s).max(from + least);
         match lanes[lane].pieces.last_mut() {
             Some((_, end, kind)) if *kind == span.kind && from <= end.saturating_add(gap) => *end = to.max(*end),
             _ => lanes[lane].pieces.push((from, to, span.kind)),
         }
-        mark(&mut lanes[lane].notices, span.notice.map(|second| place(second.get())));
-        mark(&mut lanes[lane].checkpoints, span.checkpoint.map(|second| place(second.get())));
+        // Marks of short attempts would hide the lane.
+        if to - from >= MARKED_FROM {
+            lanes[lane].notices.extend(span.notice.map(|second| place(second.get())));
+            lanes[lane].checkpoints.extend(span.checkpoint.map(|second| place(second.get())));
+        }
     }
     // By the time of their first attempt: instances that were launched later are further down.
     lanes.sort_by_key(|lane| (lane.pieces.first().map(|piece| piece.0), lane.instance));
     lanes
-}
-
-/// Adds a mark, unless the last one covers it.
-fn mark(marks: &mut Vec<u32>, at: Option<u32>) {
-    let is_covered = |at: u32| marks.last().is_some_and(|last| at.abs_diff(*last) < MARK_WIDTH);
-    if let Some(at) = at.filter(|at| !is_covered(*at)) {
-        marks.push(at);
-    }
 }
 
 /// Returns how many attempts ran at a time: the steps of a curve, as (second, number), at most `most` of them. Between
@@ -126,11 +126,18 @@ mod tests {
         assert_eq!((lanes[0].notices.len(), lanes[0].checkpoints.len()), (0, 0));
         assert_eq!((&lanes[1].notices[..], &lanes[1].checkpoints[..]), (&[80][..], &[90][..]));
 
-        // Marks that cover each other are one.
+        // Marks do not hide short attempts.
         let marked = |n: u64| Span { checkpoint: Second::new(n), ..span(0, n, n + 1, SpanKind::Done) };
         let spans: Vec<Span> = (1..10_000).map(marked).collect();
-        let lanes = lay_out(&spans, (0, 10_000), 1000, 1);
-        assert!(lanes[0].checkpoints.len() <= 334, "{}", lanes[0].checkpoints.len());
+        assert!(lay_out(&spans, (0, 10_000), 1000, 1)[0].checkpoints.is_empty());
+    }
+
+    #[test]
+    fn a_failure_is_seen_however_short_it_was() {
+        let spans = [span(0, 0, 5_000, SpanKind::Done), span(0, 5_000, 5_001, SpanKind::Failed)];
+        assert_eq!(lay_out(&spans, (0, 10_000), 1000, 0)[0].pieces[1], (500, 503, SpanKind::Failed));
+        let last = [span(0, 9_999, 10_000, SpanKind::Interrupted)];
+        assert_eq!(lay_out(&last, (0, 10_000), 1000, 0)[0].pieces, [(997, 1000, SpanKind::Interrupted)]);
     }
 
     #[test]

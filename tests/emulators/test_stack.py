@@ -71,7 +71,7 @@ def test_user_data_tells_the_node_all(account, deployed):
 
     settings = files["/etc/lighthpc/lighthpc.env"]
     assert settings["permissions"] == "0600"
-    assert dict(line.split("=", 1) for line in settings["content"].split()) == names(deployed) | {
+    assert dict(line.split("=", 1) for line in settings["content"].splitlines() if line) == names(deployed) | {
         "AWS_REGION": REGION,
         "LIGHTHPC_TERMINATE": "1",
         "LIGHTHPC_SLOTS": "4",
