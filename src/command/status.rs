@@ -73,7 +73,8 @@ pub(super) async fn run(mut args: StatusArgs) -> Result<ExitCode, Failure> {
     } else {
         screen::to_stdout(&text(&summary, selected.as_ref(), &place.flag()));
     }
-    if summary.total.ok > REVIEW_TASKS_MAX {
+    // The comparison reads the rows of all tasks, whatever their state.
+    if summary.mission.trans_number.unwrap_or(0).max(summary.total.ok) > REVIEW_TASKS_MAX {
         return Ok(ExitCode::Ok);
     }
     review(place, &summary.mission).await

@@ -1,4 +1,4 @@
-"""How much memory and time `lighthpc sweep` takes for a mission of many tasks that wait.
+"""How much memory and time `lighthpc sweep` and `lighthpc status` take for a mission of many tasks that wait.
 
 `scripts/bench --sweep TASKS` runs this. The rows are made by `lighthpc submit` on the tests' emulator of DynamoDB, which
 is the bottleneck; the peak memory is the program's own. A sweep reads open tasks in pages, so memory must not grow with
@@ -37,7 +37,9 @@ def bench(binary, tasks, folder):
                 made_rows = bench_node.measure("submit", number, command, env, folder / f"submit-{number}")
                 swept = bench_node.measure("sweep", number, [binary, "sweep", "--json"], env, folder / f"sweep-{number}")
                 swept.failures += made_rows.failures
-                runs[count] = swept
+                shown = [binary, "status", f"m{number}"]
+                status = bench_node.measure("status", number, shown, env, folder / f"status-{number}")
+                runs[count] = [swept, status]
                 made = count
         finally:
             cloud.close()
@@ -65,15 +67,16 @@ def main():
     with tempfile.TemporaryDirectory(prefix="lighthpc-bench-") as temporary:
         runs = bench(str(binary), asked.sweep, pathlib.Path(temporary))
     if asked.json:
-        print(json.dumps({count: vars(run) for count, run in runs.items()}, indent=2))
+        print(json.dumps({count: [vars(run) for run in of_count] for count, of_count in runs.items()}, indent=2))
     else:
-        print(f"{'tasks that wait':>16}{'CPU ms':>10}{'wall ms':>10}{'peak MiB':>10}")
-        for count, run in runs.items():
-            print(f"{count:16}{run.cpu_ms:10.0f}{run.wall_ms:10.0f}{run.rss_mib:10.1f}")
-    for count, run in runs.items():
-        if run.failures:
-            bench_node.say(f"FAILED: {count} tasks: {'; '.join(run.failures)}")
-    return 1 if any(run.failures for run in runs.values()) else 0
+        print(f"{'tasks that wait':>16}{'command':>10}{'CPU ms':>10}{'wall ms':>10}{'peak MiB':>10}")
+        for count, of_count in runs.items():
+            for run in of_count:
+                print(f"{count:16}{run.kind:>10}{run.cpu_ms:10.0f}{run.wall_ms:10.0f}{run.rss_mib:10.1f}")
+    failed = [(count, run) for count, of_count in runs.items() for run in of_count if run.failures]
+    for count, run in failed:
+        bench_node.say(f"FAILED: {run.kind}, {count} tasks: {'; '.join(run.failures)}")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
