@@ -1,10 +1,13 @@
 //! `lighthpc cancel`: cancels a mission.
 
+use serde_json::json;
+
 use super::cli::CancelArgs;
 use super::failure::Failure;
 use super::{scheduling, screen};
 use crate::command::exit::ExitCode;
 use crate::domain::ids::MissionId;
+use crate::render::SCHEMA;
 
 pub(super) async fn run(args: CancelArgs) -> Result<ExitCode, Failure> {
     let mission = MissionId::new(&args.mission).map_err(|error| Failure::usage(error, "give the id of the mission"))?;
@@ -14,14 +17,21 @@ pub(super) async fn run(args: CancelArgs) -> Result<ExitCode, Failure> {
 
     let cancelled = scheduler.cancel(&mission, wait).await?;
 
-    screen::to_stdout(&format!(
-        "mission {} is cancelled: {} ended, {} requested to stop, {} still running, {} terminated\n",
-        screen::plain(mission.as_str()),
-        screen::count(cancelled.ended, "task"),
-        cancelled.asked,
-        cancelled.running,
-        screen::count(cancelled.instances.len() as u64, "instance")
-    ));
+    if args.json {
+        screen::json_to_stdout(&json!({
+            "schema": SCHEMA, "mission": mission.as_str(), "ended": cancelled.ended, "asked": cancelled.asked,
+            "running": cancelled.running, "instances": cancelled.instances, "isReinstated": cancelled.is_reinstated,
+        }));
+    } else {
+        screen::to_stdout(&format!(
+            "mission {} is cancelled: {} ended, {} requested to stop, {} still running, {} terminated\n",
+            screen::plain(mission.as_str()),
+            screen::count(cancelled.ended, "task"),
+            cancelled.asked,
+            cancelled.running,
+            screen::count(cancelled.instances.len() as u64, "instance")
+        ));
+    }
     if cancelled.is_reinstated {
         let message = format!("mission {mission} was reinstated during the cancellation");
         return Err(Failure {

@@ -292,6 +292,9 @@ pub(super) struct RedriveArgs {
     /// The mission is a local one, in DIR; the next `run --local` runs its tasks
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = DEFAULT_DIR, env = "LIGHTHPC_LOCAL", value_name = "DIR")]
     pub(super) local: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
     #[command(flatten)]
     pub(super) scheduler: SchedulerArgs,
 }
@@ -307,6 +310,9 @@ pub(super) struct CancelArgs {
     /// The mission is a local one, in DIR, that does not run now
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = DEFAULT_DIR, env = "LIGHTHPC_LOCAL", value_name = "DIR")]
     pub(super) local: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
     #[command(flatten)]
     pub(super) scheduler: SchedulerArgs,
 }
@@ -343,6 +349,7 @@ pub(super) enum Isolation {
 }
 
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "flags")]
 pub(super) struct RunArgs {
     /// With --local: input files, one task per file
     #[arg(value_name = "FILE")]

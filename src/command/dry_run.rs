@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use super::cli::SubmitArgs;
-use super::estimate::{Estimate, Work};
+use super::estimate::{Estimate, PlannedWork};
 use super::screen;
 use crate::backend::fleet::Request;
 use crate::domain::ids::SrcId;
@@ -31,7 +31,7 @@ pub(super) fn print(
     args: &SubmitArgs,
     plan: &SubmitPlan,
     checked: &Checked,
-    (estimate, work): (&Estimate, Work),
+    (estimate, work): (&Estimate, PlannedWork),
     archived: usize,
 ) {
     let requests = &checked.requests;

@@ -17,7 +17,7 @@ const NODE_EXTRA: Duration = Duration::from_mins(2);
 
 /// The work to estimate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Work {
+pub(super) struct PlannedWork {
     pub(super) tasks: u64,
     /// How many nodes are launched.
     pub(super) nodes: u64,
@@ -50,7 +50,7 @@ impl Estimate {
         scheduler: &Scheduler,
         requests: &[Request],
         on_demand: &[(String, MicroUsd)],
-        work: Work,
+        work: PlannedWork,
     ) -> Self {
         let types = |purchase: Purchase| {
             let of_purchase = requests.iter().filter(move |request| request.purchase == purchase);
@@ -79,7 +79,7 @@ impl Estimate {
         on_demand_types: &[String],
         on_demand: &BTreeMap<&str, f64>,
         limit: Option<f64>,
-        work: Work,
+        work: PlannedWork,
     ) -> Self {
         let on_demand: BTreeMap<String, f64> =
             on_demand_types.iter().filter_map(|name| Some((name.clone(), *on_demand.get(name.as_str())?))).collect();
@@ -115,7 +115,7 @@ impl Estimate {
     }
 
     /// Returns the lines for people.
-    pub(super) fn text(&self, work: Work) -> String {
+    pub(super) fn text(&self, work: PlannedWork) -> String {
         let mut text = String::new();
         for (name, price) in &self.spot {
             text.push_str(&format!("price: {name} costs {price:.4} USD per hour as Spot in the cheapest zone now\n"));
@@ -134,7 +134,7 @@ impl Estimate {
     }
 
     /// Returns the lines with the sums.
-    pub(super) fn sums(&self, work: Work) -> String {
+    pub(super) fn sums(&self, work: PlannedWork) -> String {
         let mut text = String::new();
         if let Some((low, high)) = self.per_hour {
             let nodes = screen::counted(work.nodes, "node", screen::grouped);
@@ -180,7 +180,7 @@ mod tests {
     #[test]
     fn the_sum_is_the_time_of_nodes_times_their_price() {
         let spot = BTreeMap::from([("a".to_owned(), 0.03), ("b".to_owned(), 0.06)]);
-        let work = Work { tasks: 1000, nodes: 10, slots: 2, task_time: Some(Duration::from_mins(36)) };
+        let work = PlannedWork { tasks: 1000, nodes: 10, slots: 2, task_time: Some(Duration::from_mins(36)) };
         let estimate = Estimate::of(spot, &names(&["a", "b"]), &[], &BTreeMap::new(), Some(0.01), work);
         let near = |(a, b): (f64, f64), (c, d): (f64, f64)| (a - c).abs() < 1e-9 && (b - d).abs() < 1e-9;
         assert!(near(estimate.per_hour.unwrap(), (0.3, 0.6)));
@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_said() {
-        let work = Work { tasks: 1, nodes: 1, slots: 1, task_time: None };
+        let work = PlannedWork { tasks: 1, nodes: 1, slots: 1, task_time: None };
         let estimate =
             Estimate::of(BTreeMap::new(), &[], &names(&["a", "b"]), &BTreeMap::from([("a", 1.0)]), None, work);
         assert_eq!(
@@ -203,8 +203,14 @@ mod tests {
             (names(&["b"]), Some((1.0, 1.0)), None)
         );
         assert!(estimate.text(work).contains("price: not known for b"), "{}", estimate.text(work));
-        let nothing =
-            Estimate::of(BTreeMap::new(), &names(&["a"]), &[], &BTreeMap::new(), Some(1.0), Work { nodes: 0, ..work });
+        let nothing = Estimate::of(
+            BTreeMap::new(),
+            &names(&["a"]),
+            &[],
+            &BTreeMap::new(),
+            Some(1.0),
+            PlannedWork { nodes: 0, ..work },
+        );
         assert_eq!((nothing.per_hour, nothing.in_all, nothing.warnings.len()), (None, None, 0));
     }
 }

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Deserialize;
+use serde_json::json;
 
 use super::failure::Failure;
 use super::place::{MissionPlace, PlaceArgs};
@@ -26,6 +27,7 @@ use crate::command::exit::ExitCode;
 use crate::domain::keys::{INDEX_NAME, digest_hex};
 use crate::domain::mission::Mission;
 use crate::domain::task::{State, Task};
+use crate::render::SCHEMA;
 use crate::summary::Selection;
 
 /// The arguments of `fetch`.
@@ -40,6 +42,9 @@ pub(super) struct FetchArgs {
     /// Only results of tasks whose name matches, such as 'M001/sample*.txt'
     #[arg(long, value_name = "PATTERN")]
     pub(super) name: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
     #[command(flatten)]
     pub(super) place: PlaceArgs,
 }
@@ -91,6 +96,14 @@ pub(super) async fn run(args: FetchArgs) -> Result<ExitCode, Failure> {
     }
     let total = mission.total(place.backend.ledger.tally(&mission).await?);
     let missing = mission.trans_number.map_or(0, |number| number.saturating_sub(total.ok));
+    let end = if refused.is_empty() { ExitCode::Ok } else { ExitCode::ResultChanged };
+    if args.json {
+        screen::json_to_stdout(&json!({
+            "schema": SCHEMA, "mission": mission.id.as_str(), "results": tasks.len(), "files": files,
+            "fetched": fetched, "there": there, "bytes": bytes, "missing": missing, "errors": refused,
+        }));
+        return Ok(end);
+    }
     let mut line = format!(
         "{} of {}: {} fetched ({bytes} bytes), {there} there already\n",
         screen::count(files as u64, "file"),
@@ -101,7 +114,7 @@ pub(super) async fn run(args: FetchArgs) -> Result<ExitCode, Failure> {
         line.push_str(&format!("{} without a result\n", screen::count(missing, "task")));
     }
     screen::to_stdout(&line);
-    Ok(if refused.is_empty() { ExitCode::Ok } else { ExitCode::ResultChanged })
+    Ok(end)
 }
 
 /// Lists the objects of all results, and the results that cannot be fetched.

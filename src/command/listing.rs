@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::screen;
+use crate::clock;
 use crate::domain::machine_info::PurchaseOption;
 use crate::domain::task::{State, Task};
 use crate::domain::verdict::Verdict;
@@ -18,13 +19,19 @@ pub(super) fn table(tasks: &[Task]) -> String {
             task.src.to_string(),
             task.state.as_str().to_owned(),
             task.progress.clone(),
-            screen::duration(Duration::from_millis(task.time_cost_ms)),
+            screen::duration(time(task)),
             task.attempt.to_string(),
             instance(task).unwrap_or_default(),
             screen::cut(&why(task), REASON_CHARS),
         ]
     }));
     screen::table(&rows)
+}
+
+/// Returns the workload time of a task; of a running one, the time since its claim.
+pub(super) fn time(task: &Task) -> Duration {
+    let since = task.open_since.as_deref().filter(|_| task.state == State::Running);
+    since.and_then(clock::since).unwrap_or(Duration::from_millis(task.time_cost_ms))
 }
 
 /// Returns the instance that holds, or last held, the task. For a pending task, returns the instance that was launched

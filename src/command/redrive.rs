@@ -1,10 +1,13 @@
 //! `lighthpc redrive`: sets failed tasks to pending again.
 
+use serde_json::json;
+
 use super::cli::RedriveArgs;
 use super::failure::Failure;
 use super::{filter, scheduling, screen};
 use crate::command::exit::ExitCode;
 use crate::domain::ids::{MissionId, SrcId};
+use crate::render::SCHEMA;
 
 pub(super) async fn run(args: RedriveArgs) -> Result<ExitCode, Failure> {
     let mission = MissionId::new(&args.mission).map_err(|error| Failure::usage(error, "give the id of the mission"))?;
@@ -15,6 +18,14 @@ pub(super) async fn run(args: RedriveArgs) -> Result<ExitCode, Failure> {
 
     let redriven = scheduler.redrive(&mission, verdict, &srcs).await?;
 
+    let end = if redriven.others.is_empty() { ExitCode::Ok } else { ExitCode::Usage };
+    if args.json {
+        screen::json_to_stdout(&json!({
+            "schema": SCHEMA, "mission": mission.as_str(), "putBack": redriven.put_back, "launched": redriven.launched,
+            "reasons": redriven.waits, "skipped": redriven.others,
+        }));
+        return Ok(end);
+    }
     screen::to_stdout(&format!(
         "mission {}: {} set to pending, {} launched\n",
         screen::plain(mission.as_str()),
@@ -27,5 +38,5 @@ pub(super) async fn run(args: RedriveArgs) -> Result<ExitCode, Failure> {
     for src in &redriven.others {
         screen::to_stderr(&format!("skipped, not a failed task of this mission: {}\n", screen::plain(src)));
     }
-    Ok(if redriven.others.is_empty() { ExitCode::Ok } else { ExitCode::Usage })
+    Ok(end)
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::cli::SubmitArgs;
 use super::dry_run::{self, with_archived};
-use super::estimate::{Estimate, Work};
+use super::estimate::{Estimate, PlannedWork};
 use super::failure::Failure;
 use super::inputs::{self, Input, Known};
 use super::{scheduling, screen, wait};
@@ -104,13 +104,13 @@ pub(super) async fn run(args: SubmitArgs) -> Result<ExitCode, Failure> {
     launched?;
     if args.wait {
         let place = args.place().open().await?;
-        return wait::until_ended(place, plan.mission.as_str(), None, None).await;
+        return wait::until_ended(place, plan.mission.as_str(), wait::Until::default()).await;
     }
     Ok(ExitCode::Ok)
 }
 
 /// Returns what the submission launches, for the estimate of its cost.
-fn work(args: &SubmitArgs, plan: &SubmitPlan, checked: &Checked) -> Work {
+fn work(args: &SubmitArgs, plan: &SubmitPlan, checked: &Checked) -> PlannedWork {
     let mission = checked.mission.as_ref();
     let own_nodes = mission.map_or(plan.nodes, |mission| mission.nodes);
     let tasks = plan.srcs.len() as u64;
@@ -120,7 +120,7 @@ fn work(args: &SubmitArgs, plan: &SubmitPlan, checked: &Checked) -> Work {
         None => tasks,
     };
     let slots = own_nodes.and_then(|_| mission.map_or(plan.slots, |mission| mission.slots)).unwrap_or(1);
-    Work { tasks, nodes, slots: slots.into(), task_time: args.task_time }
+    PlannedWork { tasks, nodes, slots: slots.into(), task_time: args.task_time }
 }
 
 /// Returns the mission id: the given one, or the current time, as in the first version.

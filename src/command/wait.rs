@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
+use serde_json::json;
 use tokio::process::Command;
 use tokio::time::Instant;
 
@@ -12,6 +13,7 @@ use super::place::{MissionPlace, PlaceArgs};
 use super::{screen, signals};
 use crate::command::exit::ExitCode;
 use crate::domain::mission::{Mission, Tally};
+use crate::render::{SCHEMA, mission_json};
 use crate::worker::Stopping;
 
 /// The arguments of `wait`.
@@ -26,6 +28,9 @@ pub(super) struct WaitArgs {
     /// Shell command to run when the mission is complete; it gets LIGHTHPC_MISSION, LIGHTHPC_DONE and LIGHTHPC_FAILED
     #[arg(long, value_name = "COMMAND")]
     pub(super) on_end: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
     #[command(flatten)]
     pub(super) place: PlaceArgs,
 }
@@ -39,31 +44,49 @@ const OUTAGE_MAX: Duration = Duration::from_mins(30);
 
 pub(super) async fn run(args: WaitArgs) -> Result<ExitCode, Failure> {
     let place = args.place.open().await?;
-    until_ended(place, &args.mission, args.timeout, args.on_end.as_deref()).await
+    let until = Until { limit: args.timeout, on_end: args.on_end.as_deref(), is_json: args.json };
+    until_ended(place, &args.mission, until).await
+}
+
+/// How to wait, and what to do at the end.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Until<'a> {
+    /// When to stop waiting.
+    pub(super) limit: Option<Duration>,
+    /// The user's command.
+    pub(super) on_end: Option<&'a str>,
+    /// Whether to print the mission as JSON at the end.
+    pub(super) is_json: bool,
 }
 
 /// Waits until a mission is complete, runs the user's command, and returns the exit code.
-pub(super) async fn until_ended(
-    place: MissionPlace,
-    id: &str,
-    limit: Option<Duration>,
-    on_end: Option<&str>,
-) -> Result<ExitCode, Failure> {
-    let Some((mission, total)) = until_complete(place, id, limit).await? else { return Ok(ExitCode::WaitTimeout) };
-    let Some(total) = total else { return Ok(ExitCode::Interrupted) };
-    if let Some(command) = on_end {
+pub(super) async fn until_ended(place: MissionPlace, id: &str, until: Until<'_>) -> Result<ExitCode, Failure> {
+    let Waited { mission, total, end } = until_complete(place, id, until.limit).await?;
+    if until.is_json {
+        let mut line = mission_json(&mission, total);
+        line["schema"] = json!(SCHEMA);
+        line["isComplete"] = json!(mission.is_complete(total));
+        screen::json_to_stdout(&line);
+    }
+    if end != ExitCode::Ok {
+        return Ok(end);
+    }
+    if let Some(command) = until.on_end {
         run_at_end(command, &mission, total).await?;
     }
     Ok(if total.failed > 0 { ExitCode::WorkloadFailed } else { ExitCode::Ok })
 }
 
-/// Waits until every task of a mission has ended. Returns the mission and its tally; no tally if a signal came first,
-/// and `None` if the time is over.
-async fn until_complete(
-    mut place: MissionPlace,
-    id: &str,
-    limit: Option<Duration>,
-) -> Result<Option<(Mission, Option<Tally>)>, Failure> {
+/// A mission after the wait for it.
+struct Waited {
+    mission: Mission,
+    total: Tally,
+    /// [`ExitCode::Ok`] if the mission is complete, else why the wait has ended.
+    end: ExitCode,
+}
+
+/// Waits until every task of a mission has ended, or until the time is over, or a signal comes.
+async fn until_complete(mut place: MissionPlace, id: &str, limit: Option<Duration>) -> Result<Waited, Failure> {
     let stopping = Stopping::default();
     let _listener = signals::listen(stopping.clone()).map_err(|error| Failure {
         exit: ExitCode::Internal,
@@ -73,6 +96,7 @@ async fn until_complete(
     let (started, mut pause, mut shown) = (Instant::now(), PAUSE_MIN, None);
     let mut answered = Instant::now();
     let mut mission = place.mission(id).await?;
+    let mut total = mission.rolled;
     if mission.trans_number.is_none() {
         return Err(Failure::usage(
             format!("the row of mission {} does not say how many tasks it has", mission.id),
@@ -86,17 +110,17 @@ async fn until_complete(
             Ok::<_, Failure>((mission, total))
         };
         match read.await {
-            Ok((now, total)) => {
+            Ok((now, sum)) => {
                 answered = Instant::now();
-                if now.is_complete(total) {
-                    report(&now, total);
-                    return Ok(Some((now, Some(total))));
+                (mission, total) = (now, sum);
+                if mission.is_complete(total) {
+                    report(&mission, total);
+                    return Ok(Waited { mission, total, end: ExitCode::Ok });
                 }
                 if shown != Some(total.ended()) {
                     shown = Some(total.ended());
-                    report(&now, total);
+                    report(&mission, total);
                 }
-                mission = now;
             }
             Err(failure) if failure.exit == ExitCode::Unavailable && answered.elapsed() < OUTAGE_MAX => {
                 screen::to_stderr(&format!("no answer, trying again: {}\n", failure.error));
@@ -106,14 +130,14 @@ async fn until_complete(
         let left = limit.map(|limit| limit.saturating_sub(started.elapsed()));
         if left.is_some_and(|left| left.is_zero()) {
             screen::to_stderr("the time of --timeout is over; the mission goes on\n");
-            return Ok(None);
+            return Ok(Waited { mission, total, end: ExitCode::WaitTimeout });
         }
         // Both arms may be dropped: neither holds anything.
         tokio::select! {
             () = tokio::time::sleep(left.map_or(pause, |left| left.min(pause))) => {}
             () = stopping.drain.cancelled() => {
                 screen::to_stderr("interrupted; the mission goes on\n");
-                return Ok(Some((mission, None)));
+                return Ok(Waited { mission, total, end: ExitCode::Interrupted });
             }
         }
         pause = (pause * 2).min(PAUSE_MAX);

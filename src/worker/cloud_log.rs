@@ -31,17 +31,6 @@ const PERIOD_MAX: Duration = Duration::from_mins(1);
 /// How long the last requests may take: the termination of the machine waits for them.
 const LAST_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Where the node's log goes beside standard error.
-#[derive(Clone, Debug)]
-pub struct NodeLog {
-    /// The lines that wait.
-    pub queue: LogQueue,
-    /// The log group. The stream has the name of the instance.
-    pub group: String,
-    /// The most bytes of a workload's output that the event of an attempt has.
-    pub output_bytes: u64,
-}
-
 /// Sends what waits, until `stop` is cancelled and the rest is sent. A failure is logged once per cause; the lines wait.
 pub(super) async fn send(node: Node, stream: String, stop: CancellationToken) {
     let Some(log) = &node.settings.log else { return };

@@ -53,7 +53,7 @@ mod task;
 mod turns;
 mod work;
 
-pub use cloud_log::{NAMESPACE, NodeLog};
+pub use cloud_log::NAMESPACE;
 pub use completion::CompletionNotifier;
 pub use cost::billed_before;
 pub use disk::{Begun, Disk};
@@ -62,7 +62,7 @@ pub use node::{Life, Node};
 pub use outcome::Outcome;
 pub use preflight::Preflight;
 pub use publish::reason_lines;
-pub use settings::{NodeSettings, Pricing, Report, Step};
+pub use settings::{NodeLog, NodeSettings, Pricing, Report, Step};
 pub use stopping::{DRAIN_LIMIT, Stopping};
 
 use tokio::sync::watch;

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::cloud_log::NodeLog;
 use super::disk::Disk;
 use super::preflight::Preflight;
+use crate::backend::logs::LogQueue;
 use crate::backend::machine::EndOrder;
 use crate::domain::budget::{Limits, SizeLimits};
 use crate::domain::ids::{MissionId, SrcId};
@@ -80,6 +80,17 @@ pub enum Pricing {
         /// The machine's time before this process that is in no tally yet ([`billed_before`](super::billed_before)).
         billed_before: Duration,
     },
+}
+
+/// Where the node's log goes beside standard error.
+#[derive(Clone, Debug)]
+pub struct NodeLog {
+    /// The lines that wait.
+    pub queue: LogQueue,
+    /// The log group. The stream has the name of the instance.
+    pub group: String,
+    /// The most bytes of a workload's output that the event of an attempt has.
+    pub output_bytes: u64,
 }
 
 /// A node's settings.

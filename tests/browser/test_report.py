@@ -15,7 +15,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 FOLDER = pathlib.Path(os.environ["LIGHTHPC_TEST_REPORTS"])
 SIZES = (10, 1_000, 50_000)
-SCREENS = {"phone": (390, 844), "desk": (1280, 900)}
+SCREENS = {"phone": (390, 844), "wide": (1280, 900)}
 # report.css: done, failed, interrupted, and the marks of Spot notices.
 COLOURS = {
     "light": {"d": (43, 122, 75), "f": (179, 38, 30), "i": (154, 91, 0), "n": (0, 0, 0)},
@@ -25,7 +25,7 @@ COLOURS = {
 CONTRAST_OF_TEXT, CONTRAST_OF_GRAPHICS = 4.5, 3.0
 
 
-def browser(screen="desk", scripts=True, scheme="light"):
+def browser(screen="wide", scripts=True, scheme="light"):
     options = webdriver.ChromeOptions()
     options.binary_location = "/usr/bin/chromium"
     flags = "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync --hide-scrollbars"

@@ -155,7 +155,7 @@ def test_the_command_lines_of_the_documents_do_what_they_say(account, place, bin
     assert not wrong, "\n\n".join(wrong)
 
 
-def test_a_form_is_told_from_a_command():
+def test_a_form_is_no_command():
     lines = {"lighthpc redrive M001 [--verdict oom]": "a", "lighthpc explain M001 TASK   # one": "b", "lighthpc run … -- X": "c"}
     assert runnable((page, line) for line, page in lines.items()) == {"lighthpc explain M001 sample7.txt": "b"}
     assert pathlib.Path(ROOT / "docs").is_dir()

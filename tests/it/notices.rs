@@ -30,7 +30,7 @@ fn subjects(cloud: &TestCloud) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn the_first_failure_is_told_once_and_again_after_a_redrive() {
+async fn the_first_failure_is_sent_once_and_again_after_a_redrive() {
     let (cloud, scheduler) = asked("failure").await;
     assert_eq!(warned(&scheduler).await, [""; 0]);
     cloud.node("a", "M").shell("exit 3").run().await.outcome.unwrap_err();
@@ -70,7 +70,7 @@ async fn a_mission_in_which_nothing_runs_for_long_has_stalled() {
 }
 
 #[tokio::test]
-async fn nobody_is_told_who_has_not_asked_nor_of_what_is_over() {
+async fn nothing_is_sent_that_was_not_asked_for_nor_of_what_is_over() {
     for (words, cancelled) in [("", false), ("stall", true), ("failure", true)] {
         let (cloud, scheduler) = asked(words).await;
         cloud.node("a", "M").shell("exit 3").run().await.outcome.unwrap_err();

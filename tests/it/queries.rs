@@ -183,6 +183,29 @@ fn a_local_mission_is_redriven_and_cancelled() {
 }
 
 #[test]
+fn scripts_read_what_commands_did() {
+    let project = project();
+    let any = |arguments: &[&str], exit: i32| -> Value {
+        let output = project.run(arguments);
+        assert_eq!(code(&output), exit, "{arguments:?}: {}", stderr(&output));
+        let read: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&read["schema"], &read["mission"]), (&1.into(), &"local".into()), "{arguments:?}");
+        read
+    };
+    let waited = any(&["wait", "--local", "local", "--json"], 20);
+    assert_eq!((&waited["isComplete"], &waited["transFailed"]), (&true.into(), &8.into()));
+    let fetched = any(&["fetch", "--local", "local", "--to", "got", "--json"], 0);
+    assert_eq!((&fetched["results"], &fetched["files"], &fetched["fetched"]), (&12.into(), &14.into(), &14.into()));
+    assert_eq!((&fetched["there"], &fetched["missing"]), (&0.into(), &8.into()));
+    let redriven = any(&["redrive", "--local", "local", "--json", "t01.txt", "t00.txt"], 2);
+    assert_eq!((&redriven["putBack"], &redriven["skipped"][0]), (&1.into(), &"t00.txt".into()));
+    let waited = any(&["wait", "--local", "local", "--json", "--timeout", "0.1s"], 32);
+    assert_eq!((&waited["isComplete"], &waited["transFailed"]), (&false.into(), &7.into()));
+    let cancelled = any(&["cancel", "--local", "local", "--wait", "1s", "--json"], 0);
+    assert_eq!((&cancelled["ended"], &cancelled["isReinstated"]), (&1.into(), &false.into()));
+}
+
+#[test]
 fn a_report_of_a_local_mission_is_one_file() {
     let project = project();
     let said = out(&project, &["report", "--local", "local"]);

@@ -49,7 +49,7 @@ enum Closed {
 /// Shows a mission until a key or a signal ends it. Without a terminal, waits and prints a line per change.
 pub(super) async fn run(place: MissionPlace, id: &str, every: Duration) -> Result<ExitCode, Failure> {
     if !std::io::stdout().is_terminal() {
-        return wait::until_ended(place, id, None, None).await;
+        return wait::until_ended(place, id, wait::Until::default()).await;
     }
     place.mission(id).await?;
     let stopping = Stopping::default();

@@ -1,7 +1,5 @@
 //! Draws the live screen.
 
-use std::time::Duration;
-
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Modifier, Style};
@@ -60,7 +58,7 @@ fn tasks(frame: &mut Frame<'_>, area: Rect, model: &LiveScreen) {
             screen::plain(task.src.as_str()),
             task.state.as_str().to_owned(),
             screen::plain(&task.progress),
-            screen::duration(Duration::from_millis(task.time_cost_ms)),
+            screen::duration(listing::time(task)),
             task.attempt.to_string(),
             listing::why(task),
         ])
