@@ -79,7 +79,12 @@ impl Cli {
     pub(super) fn definition() -> clap::Command {
         const HELP: &str = "{about-with-newline}\n{before-help}{usage-heading} {usage}\n\n{all-args}{after-help}";
         // The values of variables are hidden, so that the help text is the same everywhere.
-        let plain = |arg: clap::Arg| arg.hide_env_values(true);
+        // A negative number is a value that is refused, and not an unknown flag.
+        let plain = |arg: clap::Arg| {
+            let takes_value = arg.get_action().takes_values();
+            let arg = arg.hide_env_values(true);
+            if takes_value { arg.allow_negative_numbers(true) } else { arg }
+        };
         let of_command = |command: clap::Command| command.help_template(HELP).mut_args(plain);
         Self::command().help_template(HELP).mut_args(plain).mut_subcommands(of_command)
     }
@@ -236,8 +241,8 @@ pub(super) struct SubmitArgs {
     /// mission, unchanged for an existing one)
     #[arg(long, env = "LIGHTHPC_UPLOADS", value_name = "yes|no", hide_possible_values = true, value_parser = clap::builder::BoolishValueParser::new())]
     pub(super) uploads: Option<bool>,
-    /// Notify people before the mission's end too, within a sweep's interval: of the first failure, or of a stall (tasks
-    /// wait, and none has run for 30 minutes). Separate both with a comma
+    /// Notify people before the mission's end too, within a sweep's interval: of the first failure, or of a stall (for
+    /// 30 minutes, tasks wait, none runs, and none has ended). Separate both with a comma
     #[arg(long, value_name = "failure,stall", value_parser = NotifyOn::parse)]
     pub(super) notify_on: Option<NotifyOn>,
     /// Create the tasks, but launch no nodes

@@ -98,8 +98,8 @@ impl Estimate {
             && lowest > limit
         {
             warnings.push(format!(
-                "the maximum price {limit} USD per hour is below every Spot price now (the lowest is {lowest:.4}): no node \
-                 will be launched"
+                "the maximum price {limit} USD per hour is below every Spot price now (the lowest is {lowest:.4}): no Spot \
+                 node will be launched"
             ));
         }
         #[expect(clippy::cast_precision_loss, reason = "an estimate for people")]
@@ -165,7 +165,8 @@ impl Estimate {
 }
 
 fn span(low: f64, high: f64) -> String {
-    let (low, high) = (format!("{low:.2}"), format!("{high:.2}"));
+    let digits = if high < 1.0 { 4 } else { 2 };
+    let (low, high) = (format!("{low:.digits$}"), format!("{high:.digits$}"));
     if low == high { low } else { format!("{low} to {high}") }
 }
 
@@ -189,7 +190,7 @@ mod tests {
         assert!(near(estimate.in_all.unwrap(), (0.03 * hours, 0.06 * hours)));
         assert!(estimate.warnings[0].contains("below every Spot price"), "{:?}", estimate.warnings);
         let text = estimate.text(work);
-        assert!(text.contains("estimate: 0.30 to 0.60 USD per hour while 10 nodes run\n"), "{text}");
+        assert!(text.contains("estimate: 0.3000 to 0.6000 USD per hour while 10 nodes run\n"), "{text}");
         assert!(text.contains("estimate: 9.01 to 18.02 USD in all, if a task takes 36 min 0 s\n"), "{text}");
     }
 

@@ -11,6 +11,7 @@ use super::place::{MissionPlace, PlaceArgs};
 use super::{listing, screen};
 use crate::clock;
 use crate::command::exit::ExitCode;
+use crate::domain::keys::INDEX_NAME;
 use crate::domain::mission::Mission;
 use crate::domain::printable;
 use crate::domain::task::{PastAttempt, State, Task};
@@ -56,7 +57,7 @@ pub(super) async fn run(args: ExplainArgs) -> Result<ExitCode, Failure> {
 /// Returns the page about a task, with the end of its log.
 pub(super) async fn page_of(place: &MissionPlace, mission: &Mission, task: &Task) -> String {
     let log = match logs::find(place, task, None).await {
-        Ok(Some(log)) => Some(logs::read(place, &log).await.map(|text| (log, text))),
+        Ok(Some(log)) => logs::read(place, &log).await.map(|text| Some((log, text?))).transpose(),
         Ok(None) => None,
         Err(failure) => Some(Err(failure)),
     };
@@ -103,25 +104,37 @@ fn page(task: &Task, mission: &Mission, place: &MissionPlace, log: Option<Result
         Some(Err(failure)) => format!("\nthe log cannot be read: {}\n", screen::plain(&failure.error.to_string())),
         Some(Ok((log, bytes))) => {
             let tail = logs::tail(&bytes, LOG_LINES);
-            format!("\nlog of attempt {}, its last lines ({})\n{tail}", log.attempt, shown(&log.uri, place))
+            format!(
+                "\nlog of attempt {}, its last lines ({})\n{tail}",
+                log.attempt,
+                screen::plain(&shown(&log.uri, place))
+            )
         }
     });
     let (id, name) = (printable::shell(mission.id.as_str()), printable::shell(task.src.as_str()));
     let flag = place.flag();
     text.push_str(&match task.state {
         State::Failed => format!("\nnext: lighthpc redrive{flag} {id} {name}\n"),
-        State::Done => format!("\nnext: lighthpc fetch{flag} {id} --name {name} --to DIR\n"),
+        State::Done => format!("\nnext: lighthpc fetch{flag} {id} --name={name} --to DIR\n"),
+        State::Pending if place.to_continue().is_some() => {
+            format!("\nno run is active\nnext: {}\n", place.to_continue().unwrap_or_default())
+        }
         _ => format!("\nnext: lighthpc logs{flag} {id} {name}\n"),
     });
     text
 }
 
 fn shown(uri: &str, place: &MissionPlace) -> String {
-    match &place.cloud {
-        Some(cloud) => uri.replace(
-            &format!("s3://{}/", local_cloud::RESULT_BUCKET),
-            &format!("{}/", cloud.dir().join(local_cloud::RESULT_BUCKET).display()),
-        ),
+    let key = uri.strip_prefix(&format!("s3://{}/", local_cloud::RESULT_BUCKET));
+    match place.cloud.as_ref().zip(key) {
+        // The name of a file differs from its key where a file system cannot hold it.
+        Some((cloud, key)) if !key.ends_with('/') => {
+            cloud.object_path(local_cloud::RESULT_BUCKET, key).display().to_string()
+        }
+        Some((cloud, key)) => {
+            let index = cloud.object_path(local_cloud::RESULT_BUCKET, &format!("{key}{INDEX_NAME}"));
+            index.parent().unwrap_or(&index).display().to_string()
+        }
         None => uri.to_owned(),
     }
 }
@@ -135,10 +148,11 @@ fn state(task: &Task) -> String {
     match task.state {
         State::Running => {
             let holder = task.instance.as_ref().map(|id| format!(", held by {id}")).unwrap_or_default();
-            format!(
-                "running{since}{holder} (attempt {}, {} heartbeats, progress {})",
-                task.attempt.0, task.beat, task.progress
-            )
+            let beats =
+                if task.beat > 0 { format!(", {}", screen::count(task.beat, "heartbeat")) } else { String::new() };
+            let progress =
+                if task.progress.is_empty() { String::new() } else { format!(", progress {}", task.progress) };
+            format!("running{since}{holder} (attempt {}{beats}{progress})", task.attempt.0)
         }
         state => format!("{}{since}", state.as_str()),
     }
@@ -153,7 +167,7 @@ fn why(task: &Task, mission: &Mission) -> String {
         State::Done => "its result is committed".to_owned(),
         State::Failed => listing::why(task),
         State::Running if task.cancelled => "its mission is cancelled: the node stops it".to_owned(),
-        State::Running => "an attempt holds it".to_owned(),
+        State::Running => format!("attempt {} runs", task.attempt.0),
         State::Unknown => "its state is unknown".to_owned(),
         State::Pending if mission.cancelled_at.is_some() => "its mission is cancelled: a sweep fails it".to_owned(),
         State::Pending => {

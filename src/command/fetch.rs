@@ -10,7 +10,7 @@
 //! files that are recorded and have their size.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -24,8 +24,7 @@ use crate::backend::Kind;
 use crate::backend::parallel::Parallel;
 use crate::backend::store::{Store, StoreError};
 use crate::command::exit::ExitCode;
-use crate::domain::keys::{INDEX_NAME, digest_hex};
-use crate::domain::mission::Mission;
+use crate::domain::keys::{INDEX_NAME, digest_hex, result_key};
 use crate::domain::task::{State, Task};
 use crate::render::SCHEMA;
 use crate::summary::Selection;
@@ -55,6 +54,8 @@ const FILES_PARALLEL: usize = 8;
 const NAME_BYTES_MAX: usize = 240;
 /// The list of complete files.
 const RECORD: &str = ".lighthpc-fetch";
+/// The folder of incomplete files.
+const PARTS: &str = ".lighthpc-parts";
 
 /// The index of a result that is a folder.
 #[derive(Debug, Deserialize)]
@@ -81,11 +82,24 @@ struct Download {
 pub(super) async fn run(args: FetchArgs) -> Result<ExitCode, Failure> {
     let place = args.place.open().await?;
     let mission = place.mission(&args.mission).await?;
+    // The place of each result follows from the names of all tasks, so that it is the same whatever is fetched when.
     let selection = Selection { states: vec![State::Done], name: args.name.clone(), ..Selection::default() };
-    let tasks = selection.read(&place.backend, &mission).await?.tasks;
+    let (mut srcs, mut tasks) = (Vec::new(), Vec::new());
+    let each = |task: Task| {
+        srcs.push(task.src.to_string());
+        if selection.takes(&task, &mission) {
+            tasks.push(Task { history: Vec::new(), ..task });
+        }
+    };
+    place.backend.ledger.each_task(Some(&mission.id), each).await?;
+    tasks.sort_by(|a, b| a.src.cmp(&b.src));
+    if tasks.is_empty() && args.name.is_some() {
+        screen::to_stderr("note: no task that is done has such a name (* is any text, ? any character)\n");
+    }
+    let names = names(srcs.iter().map(String::as_str), mission.id.as_str());
     std::fs::create_dir_all(&args.to).map_err(|error| disk(&args.to, &error))?;
     let record = Record::open(&args.to)?;
-    let (downloads, mut refused) = plan(&place, &mission, &tasks).await?;
+    let (downloads, mut refused) = plan(&place, &names, &tasks).await?;
     let files = downloads.len();
     let wanted: Vec<Download> = downloads.into_iter().filter(|download| !record.has(download, &args.to)).collect();
     let there = files - wanted.len();
@@ -94,6 +108,8 @@ pub(super) async fn run(args: FetchArgs) -> Result<ExitCode, Failure> {
     for line in &refused {
         screen::to_stderr(&format!("error: {line}\n"));
     }
+    // Left only by a call that was killed.
+    std::fs::remove_dir(args.to.join(PARTS)).ok();
     let total = mission.total(place.backend.ledger.tally(&mission).await?);
     let missing = mission.trans_number.map_or(0, |number| number.saturating_sub(total.ok));
     let end = if refused.is_empty() { ExitCode::Ok } else { ExitCode::ResultChanged };
@@ -120,11 +136,10 @@ pub(super) async fn run(args: FetchArgs) -> Result<ExitCode, Failure> {
 /// Lists the objects of all results, and the results that cannot be fetched.
 async fn plan(
     place: &MissionPlace,
-    mission: &Mission,
+    names: &HashMap<&str, PathBuf>,
     tasks: &[Task],
 ) -> Result<(Vec<Download>, Vec<String>), Failure> {
     let (mut downloads, mut refused) = (Vec::new(), Vec::new());
-    let names = names(tasks.iter().map(|task| task.src.as_str()), mission.id.as_str());
     let mut folders = Vec::new();
     for task in tasks {
         let uri = task.result.as_deref().unwrap_or_default();
@@ -132,28 +147,31 @@ async fn plan(
             refused.push(format!("task {}: its row names no result", screen::plain(task.src.as_str())));
             continue;
         };
-        let path = names[task.src.as_str()].clone();
+        let Some(path) = names.get(task.src.as_str()).cloned() else { continue };
         let (bucket, key) = (bucket.to_owned(), key.to_owned());
-        if key.ends_with('/') {
-            folders.push((task.src.clone(), bucket, key, path));
+        // A key that ends with `/` may be a file's: a task's own name may end so.
+        if key == format!("{}/", result_key(&task.src)) {
+            folders.push((task.src.clone(), task.result_etag.clone(), bucket, key, path));
         } else {
             downloads.push(Download { bucket, key, etag: task.result_etag.clone(), bytes: task.result_bytes, path });
         }
     }
-    let reads = folders.into_iter().map(|(src, bucket, key, path)| {
+    let reads = folders.into_iter().map(|(src, etag, bucket, key, path)| {
         let store = place.backend.store.clone();
         async move {
-            let bytes = store.read(&bucket, &format!("{key}{INDEX_NAME}")).await;
-            (src, bucket, key, path, bytes)
+            let index = read_index(&store, &bucket, &format!("{key}{INDEX_NAME}"), etag.as_deref()).await;
+            (src, bucket, key, path, index)
         }
     });
     let mut reads = Parallel::new(FILES_PARALLEL, reads);
     while let Some(read) = reads.next().await {
-        let (src, bucket, key, path, bytes) = read.map_err(internal)?;
-        let index = serde_json::from_slice::<Index>(&bytes?);
-        let Ok(index) = index else {
-            refused.push(format!("task {}: the index of its result is damaged", screen::plain(src.as_str())));
-            continue;
+        let (src, bucket, key, path, index) = read.map_err(internal)?;
+        let index = match index? {
+            Ok(index) => index,
+            Err(why) => {
+                refused.push(format!("task {}: the index of its result {why}", screen::plain(src.as_str())));
+                continue;
+            }
         };
         for (name, file) in index.files {
             let path = path.join(safe(&name));
@@ -167,7 +185,39 @@ async fn plan(
             });
         }
     }
+    make_unique(&mut downloads);
     Ok((downloads, refused))
+}
+
+/// Reads the index of a folder that was committed with an `ETag`. The inner error says what is wrong with it.
+async fn read_index(
+    store: &Store,
+    bucket: &str,
+    key: &str,
+    etag: Option<&str>,
+) -> Result<Result<Index, &'static str>, Failure> {
+    let Some(found) = store.head(bucket, key).await? else { return Ok(Err("is missing")) };
+    if etag.is_some_and(|etag| etag != found.etag) {
+        return Ok(Err("is not the one that was committed"));
+    }
+    let bytes = match store.read(bucket, key).await {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind == Kind::NotFound => return Ok(Err("is missing")),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(serde_json::from_slice(&bytes).map_err(|_| "is damaged"))
+}
+
+/// Gives files of a folder result whose encoded names are equal places of their own.
+fn make_unique(downloads: &mut [Download]) {
+    let mut taken = HashSet::new();
+    for download in downloads {
+        if !taken.insert(download.path.clone()) {
+            let name = download.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            download.path = download.path.with_file_name(format!("{name}.{}", digest_hex(&[&download.key], 8)));
+            taken.insert(download.path.clone());
+        }
+    }
 }
 
 /// Downloads files. Returns how many, their bytes, and the failures.
@@ -217,8 +267,10 @@ async fn fetch_one(store: &Store, to: &Path, download: &Download) -> Result<(u64
     let failed = |path: &Path, error: &std::io::Error| Fetched::Failed(disk(path, error));
     let folder = path.parent().unwrap_or(to);
     std::fs::create_dir_all(folder).map_err(|error| failed(folder, &error))?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let part = folder.join(format!(".{name}.part"));
+    // No encoded name leads into this folder.
+    let parts = to.join(PARTS);
+    std::fs::create_dir_all(&parts).map_err(|error| failed(&parts, &error))?;
+    let part = parts.join(digest_hex(&[&download.path.to_string_lossy()], 32));
     let result = store.download(&download.bucket, &download.key, &part).await;
     let place = format!("s3://{}/{}", download.bucket, screen::plain(&download.key));
     let result = match result {
@@ -306,7 +358,7 @@ fn safe(key: &str) -> PathBuf {
             "" => "%".to_owned(),
             "." => "%2E".to_owned(),
             ".." => "%2E%2E".to_owned(),
-            RECORD => format!("%{RECORD}"),
+            RECORD | PARTS => format!("%{text}"),
             _ if text.len() > NAME_BYTES_MAX => {
                 let start = text.floor_char_boundary(NAME_BYTES_MAX - 10);
                 format!("{}~{}", &text[..start], digest_hex(&[part], 8))
@@ -318,6 +370,15 @@ fn safe(key: &str) -> PathBuf {
 }
 
 fn disk(path: &Path, error: &std::io::Error) -> Failure {
+    if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
+        return Failure {
+            exit: ExitCode::DiskFull,
+            ..Failure::usage(
+                format!("{}: {error}", path.display()),
+                "free space, or give another folder with --to DIR; a repeated call continues",
+            )
+        };
+    }
     Failure::usage(format!("{}: {error}", path.display()), "give a folder that this user can write to, with --to DIR")
 }
 
@@ -339,11 +400,27 @@ mod tests {
             ("a/./b/", "a/%2E/b/%"),
             ("a\nb", "a_b"),
             (".lighthpc-fetch", "%.lighthpc-fetch"),
+            (".lighthpc-parts/x", "%.lighthpc-parts/x"),
         ] {
             assert_eq!(safe(key), PathBuf::from(path), "{key}");
         }
         let long = safe(&"x".repeat(1000));
         assert!(long.as_os_str().len() <= NAME_BYTES_MAX && long != safe(&"x".repeat(1001)));
+    }
+
+    #[test]
+    fn files_of_a_folder_have_places_of_their_own() {
+        let download = |key: &str| Download {
+            bucket: "b".to_owned(),
+            key: key.to_owned(),
+            etag: None,
+            bytes: None,
+            path: PathBuf::from("a").join(safe(key)),
+        };
+        let mut downloads = vec![download("c\n"), download("c_"), download("d")];
+        make_unique(&mut downloads);
+        let places: HashSet<&PathBuf> = downloads.iter().map(|download| &download.path).collect();
+        assert_eq!(places.len(), 3, "{places:?}");
     }
 
     #[test]

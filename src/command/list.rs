@@ -47,6 +47,9 @@ pub(super) async fn run(args: ListArgs) -> Result<ExitCode, Failure> {
                 "note: the whole table was scanned, because failed tasks of an earlier version are in no index\n",
             );
         }
+        if selected.tasks.is_empty() {
+            screen::to_stderr("note: no task matches\n");
+        }
         if selected.is_cut {
             screen::to_stderr("note: there are more tasks: raise --limit\n");
         }

@@ -45,7 +45,11 @@ fn instance(task: &Task) -> Option<String> {
 pub(super) fn why(task: &Task) -> String {
     let verdict = task.verdict.map(Verdict::as_str).unwrap_or_default();
     match (&task.launch.error, &task.error) {
+        _ if task.state == State::Running => String::new(),
         (Some(error), _) if task.state == State::Pending => format!("no node: {}", screen::plain(error)),
+        (_, Some(error)) if task.state == State::Pending => {
+            format!("last attempt: {verdict}: {}", screen::plain(error))
+        }
         (_, Some(error)) => format!("{verdict}: {}", screen::plain(error)),
         _ => verdict.to_owned(),
     }

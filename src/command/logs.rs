@@ -7,6 +7,7 @@ use clap::Args;
 use super::failure::Failure;
 use super::place::{MissionPlace, PlaceArgs};
 use super::{screen, signals};
+use crate::backend::Kind;
 use crate::command::exit::ExitCode;
 use crate::domain::ids::AttemptNumber;
 use crate::domain::keys::log_key;
@@ -41,6 +42,8 @@ pub(super) struct LogsArgs {
 
 /// The pause between two reads of a log that is followed. A node saves it every minute.
 const FOLLOW_PAUSE: Duration = Duration::from_secs(10);
+/// In a local mission, every five seconds.
+const FOLLOW_PAUSE_LOCAL: Duration = Duration::from_secs(2);
 /// The most tasks whose logs `--failed` prints.
 const TASKS_MAX: usize = 100;
 
@@ -60,7 +63,10 @@ pub(super) async fn run(args: LogsArgs) -> Result<ExitCode, Failure> {
         for task in &selected.tasks {
             screen::to_stdout(&format!("==> {} <==\n", screen::plain(task.src.as_str())));
             match find(&place, task, attempt).await? {
-                Some(log) => print(&read(&place, &log).await?, args.tail, 0),
+                Some(log) => match read(&place, &log).await? {
+                    Some(bytes) => print(&bytes, args.tail, 0),
+                    None => screen::to_stdout("(the log is not kept any more)\n"),
+                },
                 None => screen::to_stdout("(nothing was kept)\n"),
             }
         }
@@ -71,15 +77,18 @@ pub(super) async fn run(args: LogsArgs) -> Result<ExitCode, Failure> {
     };
     let task = place.task(&mission, name).await?;
     let log = find(&place, &task, attempt).await?;
-    let mut shown = 0;
-    match &log {
-        Some(log) => {
-            let bytes = read(&place, log).await?;
+    let mut shown = Vec::new();
+    let bytes = match &log {
+        Some(log) => read(&place, log).await?,
+        None => None,
+    };
+    match bytes {
+        Some(bytes) => {
             print(&bytes, args.tail, 0);
-            shown = bytes.len();
+            shown = bytes;
         }
-        None if args.follow => {}
-        None => return Err(nothing(&task)),
+        None if args.follow => screen::to_stderr("nothing is printed yet; a node saves the log every minute\n"),
+        None => return Err(nothing(&task, attempt)),
     }
     if !args.follow {
         return Ok(ExitCode::Ok);
@@ -94,29 +103,38 @@ pub(super) async fn run(args: LogsArgs) -> Result<ExitCode, Failure> {
     loop {
         place = place.reopened()?;
         let task = place.task(&mission, name).await?;
-        if task.attempt > attempt {
-            (attempt, shown) = (task.attempt, 0);
-            screen::to_stdout(&format!("==> attempt {attempt} <==\n"));
-        }
-        if let Some(log) = find(&place, &task, Some(attempt)).await? {
-            let bytes = read(&place, &log).await?;
-            // A long log loses its middle: then the whole log is printed again.
-            print(&bytes, None, if bytes.len() >= shown { shown } else { 0 });
-            shown = bytes.len();
+        // The end of an attempt says why it ended: it is printed before the next one.
+        for number in [attempt, task.attempt] {
+            if number > attempt {
+                (attempt, shown) = (number, Vec::new());
+                screen::to_stdout(&format!("==> attempt {attempt} <==\n"));
+            }
+            let Some(log) = find(&place, &task, Some(attempt)).await? else { continue };
+            let Some(bytes) = read(&place, &log).await? else { continue };
+            // A long log loses its middle, and notes are added at its end: then the whole log is printed again.
+            let from = if bytes.starts_with(&shown) { shown.len() } else { 0 };
+            if bytes.len() > from {
+                print(&bytes, None, from);
+            }
+            shown = bytes;
         }
         if task.state.is_final() {
             return Ok(ExitCode::Ok);
         }
         // Both arms may be dropped: neither holds anything.
         tokio::select! {
-            () = tokio::time::sleep(FOLLOW_PAUSE) => {}
+            () = tokio::time::sleep(if place.dir.is_some() { FOLLOW_PAUSE_LOCAL } else { FOLLOW_PAUSE }) => {}
             () = stopping.drain.cancelled() => return Ok(ExitCode::Interrupted),
         }
     }
 }
 
-fn nothing(task: &Task) -> Failure {
+fn nothing(task: &Task, attempt: Option<AttemptNumber>) -> Failure {
+    let is_none = attempt.is_some_and(|attempt| attempt.0 == 0 || attempt > task.attempt);
+    let attempts = screen::count(task.attempt.0, "attempt");
     let hint = match task.state {
+        _ if is_none => &format!("the task has {attempts} so far"),
+        _ if task.attempt.0 == 0 => "the task has not started",
         State::Running => "a node saves the log every minute; use --follow to wait for it",
         _ => "the workload printed nothing, or its node was gone before it could save the log",
     };
@@ -152,10 +170,14 @@ pub(super) async fn find(
     Ok(kept)
 }
 
-/// Reads a log.
-pub(super) async fn read(place: &MissionPlace, log: &Log) -> Result<Vec<u8>, Failure> {
+/// Reads a log; `None` if it is gone: a lifecycle rule may have removed it.
+pub(super) async fn read(place: &MissionPlace, log: &Log) -> Result<Option<Vec<u8>>, Failure> {
     let (bucket, key) = log.uri.strip_prefix("s3://").and_then(|rest| rest.split_once('/')).unwrap_or_default();
-    Ok(place.backend.store.read(bucket, key).await?)
+    match place.backend.store.read(bucket, key).await {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind == Kind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Prints a log from a byte on, or its last lines.

@@ -29,6 +29,8 @@ use crate::worker::{self, Begun, Life, Node, NodeError, NodeSettings, Outcome, P
 use crate::workload::{self, Removal};
 use local_cloud::{LocalCloud, RESULT_BUCKET, SOURCE_BUCKET, TOPIC_ARN};
 
+/// The time between two copies of a running workload's log, into the same disk.
+const LOG_EVERY: Duration = Duration::from_secs(5);
 /// The pause between two checks whether the disk has room for one more task. A check is one system call.
 const ROOM_LOOK: Duration = Duration::from_secs(1);
 
@@ -54,6 +56,7 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<ExitCode, Failure> {
     plan::refuse_foreign_tasks(&rows, &inputs, settings.mission.as_ref())?;
     plan::refuse_unknown_task(&rows, &inputs, settings.src.as_ref())?;
     let mission = plan::find_or_make(&backend, &dir, &args, &settings, &inputs).await?;
+    plan::refuse_cancelled(&mission, &dir)?;
     if mission.exec.is_none() {
         screen::to_stderr(
             "note: no program is given, so each task runs the simulated workload (hint: add -- PROGRAM)\n",
@@ -72,6 +75,7 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<ExitCode, Failure> {
     settings.end_order = EndOrder::IfNode;
     settings.holds_work_dir = true;
     settings.pricing = Pricing::Local;
+    settings.log_every = LOG_EVERY;
     settings.bounds.echo = false;
     settings.work_dir = work_dir(cloud.dir());
     let tasks = &backend.ledger.tables().tasks;
@@ -93,7 +97,7 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<ExitCode, Failure> {
     let slots = args.slots.map_or_else(cores, usize::from);
     let work = run.all(&backend, plan, slots);
     let review = if is_watched {
-        watch::beside(run.cloud.dir(), run.mission.id.as_str(), &run.stopping, work).await
+        watch::beside(&run.cloud, run.mission.id.as_str(), &run.stopping, work).await
     } else {
         work.await
     };
@@ -234,6 +238,10 @@ impl Run {
     /// Replaces the local cloud's URIs in a text by paths.
     fn with_paths(&self, text: &str) -> String {
         let results = shown(&self.cloud.dir().join(RESULT_BUCKET));
+        let flag = local_dir::flag(self.cloud.dir());
+        // The commands of a notification name no place.
+        let text = text.replace("lighthpc explain ", &format!("lighthpc explain{flag} "));
+        let text = text.replace("lighthpc redrive ", &format!("lighthpc redrive{flag} "));
         text.replace(&format!("s3://{RESULT_BUCKET}/"), &format!("{}/", results.display()))
     }
 
@@ -352,7 +360,8 @@ impl Run {
             screen::to_stderr(&format!("next: lighthpc status{} --failed\n", local_dir::flag(self.cloud.dir())));
         }
         if open > 0 {
-            screen::to_stderr("hint: run the same command again to finish the remaining tasks\n");
+            let flag = local_dir::flag(self.cloud.dir());
+            screen::to_stderr(&format!("hint: to run the remaining tasks: lighthpc run{flag}\n"));
         }
         Ok(match (failed + open, results_changed) {
             (0, 0) => ExitCode::Ok,

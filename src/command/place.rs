@@ -29,6 +29,7 @@ pub(super) struct PlaceArgs {
 }
 
 /// A place that is open for reading.
+#[derive(Clone)]
 pub(super) struct MissionPlace {
     pub(super) backend: Backend,
     /// The bucket of results and logs, if it is known.
@@ -37,6 +38,8 @@ pub(super) struct MissionPlace {
     pub(super) dir: Option<PathBuf>,
     /// The local mission's cloud: a copy of its tables, as of the moment it was opened.
     pub(super) cloud: Option<LocalCloud>,
+    /// Whether this process has the mission's cloud open itself, so that no copy is needed.
+    is_own: bool,
 }
 
 impl PlaceArgs {
@@ -49,6 +52,7 @@ impl PlaceArgs {
                 result_bucket: text(self.result_bucket.as_deref()),
                 dir: None,
                 cloud: None,
+                is_own: false,
             }),
         }
     }
@@ -59,15 +63,34 @@ impl MissionPlace {
     pub(super) fn local(dir: PathBuf) -> Result<Self, Failure> {
         let cloud = LocalCloud::attach(&dir)?;
         let backend = local_dir::backend(&cloud, None);
-        Ok(Self { backend, result_bucket: Some(RESULT_BUCKET.to_owned()), dir: Some(dir), cloud: Some(cloud) })
+        Ok(Self {
+            backend,
+            result_bucket: Some(RESULT_BUCKET.to_owned()),
+            dir: Some(dir),
+            cloud: Some(cloud),
+            is_own: false,
+        })
+    }
+
+    /// Makes the place of a local mission that this process has open.
+    pub(super) fn of_this_process(cloud: &LocalCloud) -> Self {
+        let (backend, dir) = (local_dir::backend(cloud, None), cloud.dir().to_owned());
+        let bucket = Some(RESULT_BUCKET.to_owned());
+        Self { backend, result_bucket: bucket, dir: Some(dir), cloud: Some(cloud.clone()), is_own: true }
     }
 
     /// Opens the place again: the tables of a local mission are read again.
     pub(super) fn reopened(self) -> Result<Self, Failure> {
-        match self.dir {
-            Some(dir) => Self::local(dir),
-            None => Ok(self),
+        match &self.dir {
+            Some(dir) if !self.is_own => Self::local(dir.clone()),
+            _ => Ok(self),
         }
+    }
+
+    /// Returns the command that continues a local mission that no process works on; `None` if one does, or on AWS.
+    pub(super) fn to_continue(&self) -> Option<String> {
+        let is_idle = !self.is_own && self.cloud.as_ref()?.is_in_use() == Some(false);
+        is_idle.then(|| format!("lighthpc run{}", self.flag()))
     }
 
     /// Returns the flag that names this place, for the next command that is proposed.
@@ -110,7 +133,11 @@ impl MissionPlace {
         Err(Failure {
             exit: ExitCode::NoTask,
             error: anyhow::anyhow!("mission {} has no task {name}", mission.id),
-            hint: Some(format!("list its tasks with `lighthpc list {}{}`", mission.id, self.flag())),
+            hint: Some(format!(
+                "list its tasks with `lighthpc list{} {}`",
+                self.flag(),
+                crate::domain::printable::shell(mission.id.as_str())
+            )),
         })
     }
 }

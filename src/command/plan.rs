@@ -107,7 +107,8 @@ pub(super) async fn find_or_make(
         ));
     }
     if let Some(mission) = missions.into_iter().find(|mission| mission.id == id) {
-        if exec == mission.exec || exec.is_none() && inputs.is_empty() {
+        // Without a program, it is the mission's.
+        if exec == mission.exec || exec.is_none() {
             return Ok(mission);
         }
         let mut done = 0;
@@ -132,6 +133,18 @@ pub(super) async fn find_or_make(
         error: anyhow::anyhow!("the row of mission {id} disappeared after it was created"),
         hint: None,
     })
+}
+
+/// Refuses a mission that was cancelled: its tasks would only fail again.
+pub(super) fn refuse_cancelled(mission: &Mission, dir: &Path) -> Result<(), Failure> {
+    if mission.cancelled_at.is_none() {
+        return Ok(());
+    }
+    let (id, flag) = (crate::domain::printable::shell(mission.id.as_str()).into_owned(), super::local_dir::flag(dir));
+    Err(Failure::usage(
+        format!("mission {} is cancelled", mission.id),
+        format!("open it again with `lighthpc redrive{flag} {id}`, then run it"),
+    ))
 }
 
 /// Returns the failure for a mission that does not exist, or for missing input files.

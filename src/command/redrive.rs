@@ -35,6 +35,9 @@ pub(super) async fn run(args: RedriveArgs) -> Result<ExitCode, Failure> {
     for why in &redriven.waits {
         screen::to_stderr(&format!("no node was launched for some of them: {}\n", screen::plain(why)));
     }
+    if let Some(dir) = args.local.as_deref().filter(|_| redriven.put_back > 0) {
+        screen::to_stdout(&format!("next: lighthpc run{}\n", super::local_dir::flag(dir)));
+    }
     for src in &redriven.others {
         screen::to_stderr(&format!("skipped, not a failed task of this mission: {}\n", screen::plain(src)));
     }

@@ -1,7 +1,7 @@
 //! `lighthpc report`: writes what happened in a mission, as one HTML file, as CSV, or as a trace.
 
-use std::io::Write;
-use std::path::PathBuf;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
@@ -75,12 +75,29 @@ pub(super) async fn run(args: ReportArgs) -> Result<ExitCode, Failure> {
         screen::csv_to_stdout(&text);
         return Ok(ExitCode::Ok);
     }
-    let written = std::fs::File::create(&path).and_then(|mut file| file.write_all(text.as_bytes()));
-    written.map_err(|error| {
-        Failure::usage(format!("{}: {error}", path.display()), "give a file that can be written, with --output FILE")
-    })?;
+    write_whole(&path, text.as_bytes())?;
     screen::to_stdout(&format!("{} ({} bytes)\n", path.display(), text.len()));
     Ok(ExitCode::Ok)
+}
+
+/// Writes a file beside its place, and renames it: an older report stays until the new one is whole.
+fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    let is_plain = path.symlink_metadata().map_or(true, |meta| meta.is_file());
+    // A device or a link is written to where it is.
+    let part = if is_plain { path.with_added_extension("part") } else { path.to_owned() };
+    let written = std::fs::File::create(&part).and_then(|mut file| file.write_all(bytes));
+    let written = written.and_then(|()| if is_plain { std::fs::rename(&part, path) } else { Ok(()) });
+    written.map_err(|error| {
+        if is_plain {
+            std::fs::remove_file(&part).ok();
+        }
+        let text = format!("{}: {error}", path.display());
+        if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
+            let failure = Failure::usage(text, "free space, or give a file on another disk with --output FILE");
+            return Failure { exit: ExitCode::DiskFull, ..failure };
+        }
+        Failure::usage(text, "give a file that can be written, with --output FILE")
+    })
 }
 
 /// Reads the ends of the logs of the first failed tasks. One that cannot be read is named only.

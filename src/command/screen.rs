@@ -33,8 +33,9 @@ pub(super) fn json_to_stdout(value: &Value) {
     keep(io::stdout().write_all(format!("{}\n", printable::json(&value.to_string())).as_bytes()));
 }
 
-/// Writes CSV to standard output. Control characters stay: the text is for programs, not for a terminal.
+/// Writes CSV to standard output. Control characters stay, for programs; on a terminal they are escaped.
 pub(super) fn csv_to_stdout(text: &str) {
+    let text = if io::stdout().is_terminal() { printable::lines(text) } else { text.into() };
     keep(io::stdout().write_all(text.as_bytes()));
 }
 
@@ -265,10 +266,11 @@ impl Drop for Preparation {
     }
 }
 
-/// Formats a time: `0.4 s`, `3 min 20 s`, `2 h 5 min`.
+/// Formats a time: `12 ms`, `0.4 s`, `3 min 20 s`, `2 h 5 min`.
 pub(super) fn duration(time: Duration) -> String {
     let seconds = time.as_secs();
     match seconds {
+        0 if (1..100).contains(&time.as_millis()) => format!("{} ms", time.as_millis()),
         0..60 => format!("{:.1} s", time.as_secs_f64()),
         60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
         _ => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),

@@ -71,7 +71,7 @@ pub(super) async fn run(mut args: StatusArgs) -> Result<ExitCode, Failure> {
         }
         screen::json_to_stdout(&value);
     } else {
-        screen::to_stdout(&text(&summary, selected.as_ref(), &place.flag()));
+        screen::to_stdout(&text(&summary, selected.as_ref(), &place.flag(), place.to_continue().as_deref()));
     }
     // The comparison reads the rows of all tasks, whatever their state.
     if summary.mission.trans_number.unwrap_or(0).max(summary.total.ok) > REVIEW_TASKS_MAX {

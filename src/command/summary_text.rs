@@ -45,21 +45,24 @@ pub(super) fn head(summary: &Summary, flag: &str) -> String {
     text
 }
 
-/// Returns the summary for people, in 80 columns.
-pub(super) fn text(summary: &Summary, selected: Option<&Selected>, flag: &str) -> String {
+/// Returns the summary for people, in 80 columns. `to_continue` is the command for a mission that nobody works on.
+pub(super) fn text(summary: &Summary, selected: Option<&Selected>, flag: &str, to_continue: Option<&str>) -> String {
     let mut text = head(summary, flag);
     text.push_str(&reasons("failed", &summary.failures));
     text.push_str(&reasons("waiting", &summary.waits));
     if let Some(selected) = selected {
         text.push_str(&format!("\n{}", listing::table(&selected.tasks)));
-        if selected.order == Order::Scan {
+        if selected.order == Order::Scan && flag.is_empty() {
             text.push_str("(found by a scan of the whole table)\n");
         }
         if selected.is_cut {
             text.push_str("(there are more: raise --limit, or use `lighthpc list`)\n");
         }
     }
-    text.push_str(&format!("\nnext: {}\n", next(summary, flag)));
+    match to_continue.filter(|_| !summary.is_complete()) {
+        Some(command) => text.push_str(&format!("\nno run is active\nnext: {command}\n")),
+        None => text.push_str(&format!("\nnext: {}\n", next(summary, flag))),
+    }
     text
 }
 
@@ -222,7 +225,7 @@ mod tests {
             failed("M001/sample-0018.txt", Verdict::AppError, "the workload exited with code 3"),
             failed("M001/sample-0231.txt", Verdict::Oom, &"the workload ran out of memory ".repeat(9)),
         ];
-        let text = text(&summary(mission, total, 60, &rows), None, "");
+        let text = text(&summary(mission, total, 60, &rows), None, "", None);
         expect_test::expect![[r"
             mission M001 (gc content of all samples): running
               [#############################...........]  74 %  7,400 of 10,000 tasks
@@ -279,7 +282,7 @@ mod tests {
         };
         let selected = Selected { tasks: vec![task.clone(), task.clone()], is_cut: true, order: Order::Scan };
         let shown = summary(mission, total, 0, &[task]);
-        let text = text(&shown, Some(&selected), "");
+        let text = text(&shown, Some(&selected), "", None);
         assert!(!text.contains(|c: char| c != '\n' && crate::domain::printable::is_unsafe(c)), "{text:?}");
         assert!(summary_json(&shown)["failures"]["groups"][0]["example"].as_str().unwrap().contains('\u{1b}'));
     }

@@ -71,10 +71,16 @@ pub(super) async fn until_ended(place: MissionPlace, id: &str, until: Until<'_>)
     if end != ExitCode::Ok {
         return Ok(end);
     }
-    if let Some(command) = until.on_end {
-        run_at_end(command, &mission, total).await?;
+    let ended = if total.failed > 0 { ExitCode::WorkloadFailed } else { ExitCode::Ok };
+    let Some(command) = until.on_end else { return Ok(ended) };
+    match run_at_end(command, &mission, total).await {
+        // The failure of the mission is what a script must learn.
+        Err(failure) if ended != ExitCode::Ok => {
+            screen::to_stderr(&format!("error: {}\n", failure.error));
+            Ok(ended)
+        }
+        other => other.map(|()| ended),
     }
-    Ok(if total.failed > 0 { ExitCode::WorkloadFailed } else { ExitCode::Ok })
 }
 
 /// A mission after the wait for it.
@@ -97,6 +103,9 @@ async fn until_complete(mut place: MissionPlace, id: &str, limit: Option<Duratio
     let mut answered = Instant::now();
     let mut mission = place.mission(id).await?;
     let mut total = mission.rolled;
+    if let Some(command) = place.to_continue() {
+        screen::to_stderr(&format!("note: no run is active; to go on with the mission: {command}\n"));
+    }
     if mission.trans_number.is_none() {
         return Err(Failure::usage(
             format!("the row of mission {} does not say how many tasks it has", mission.id),

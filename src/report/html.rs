@@ -6,7 +6,7 @@
 use std::io::Write as _;
 
 use super::lanes::{Lane, MARK_WIDTH, concurrency, lay_out};
-use super::{MissionReport, SpanKind, TABLE_MAX, rfc3339};
+use super::{MissionReport, SpanKind, rfc3339};
 use crate::domain::machine_info::{MicroUsd, PurchaseOption};
 use crate::domain::task::State;
 
@@ -94,7 +94,9 @@ fn time(seconds: u64) -> String {
 }
 
 fn time_ms(ms: u64) -> String {
-    if ms < 60_000 {
+    if ms < 1000 {
+        format!("{ms} ms")
+    } else if ms < 60_000 {
         #[expect(clippy::cast_precision_loss, reason = "for people")]
         let seconds = ms as f64 / 1000.0;
         format!("{seconds:.1} s")
@@ -475,9 +477,10 @@ fn table(report: &MissionReport) -> String {
     let packed = packer.write_all(lines.as_bytes()).and_then(|()| packer.finish());
     let packed = packed.expect("writing to memory does not fail");
     let reasons: Vec<&str> = report.reasons.iter().map(|(reason, _)| reason.as_str()).collect();
-    let reasons = escape(&serde_json::json!(reasons).to_string());
-    let cut = if report.states.iter().sum::<u64>() > TABLE_MAX as u64 {
-        format!("<p>The first {} tasks by the table's order are listed.</p>", grouped(TABLE_MAX as u64))
+    // Escaped for JSON first: what is escaped for HTML only is no JSON any more.
+    let reasons = escape(&crate::domain::printable::json(&serde_json::json!(reasons).to_string()));
+    let cut = if report.states.iter().sum::<u64>() > report.table.len() as u64 {
+        format!("<p>{} of the tasks are listed.</p>", grouped(report.table.len() as u64))
     } else {
         String::new()
     };

@@ -27,6 +27,8 @@ use crate::domain::verdict::{Budget, Verdict};
 pub const SPANS_MAX: usize = 200_000;
 /// The most tasks in the table: about 12 bytes each in the file, after compression.
 pub const TABLE_MAX: usize = 60_000;
+/// The most bytes of names in the table: 60,000 names of 130 bytes.
+const TABLE_BYTES_MAX: usize = 8_000_000;
 /// The most failed tasks of one reason that are kept, and may have the end of their log in the report.
 const FAILED_PER_REASON: u64 = 5;
 /// Of all reasons.
@@ -212,6 +214,8 @@ impl MissionReport {
 pub struct Collector {
     report: MissionReport,
     numbers: std::collections::HashMap<String, u32>,
+    /// The bytes of the names in the table.
+    table_bytes: usize,
 }
 
 impl Collector {
@@ -236,6 +240,7 @@ impl Collector {
                 table: Vec::new(),
             },
             numbers: std::collections::HashMap::new(),
+            table_bytes: 0,
         }
     }
 
@@ -270,7 +275,8 @@ impl Collector {
                 checkpoint: None,
             });
         }
-        if self.report.table.len() < TABLE_MAX {
+        self.table_bytes += task.src.as_str().len();
+        if self.report.table.len() < TABLE_MAX && self.table_bytes < TABLE_BYTES_MAX {
             self.report.table.push(Line {
                 src: task.src.clone(),
                 state: task.state,
@@ -316,22 +322,28 @@ impl Collector {
         let spent = self.report.spent.entry(past.machine.purchase).or_default();
         let time_s = end_s - start_s;
         spent.attempts += 1;
-        spent.time_s += time_s;
+        spent.time_s = spent.time_s.saturating_add(time_s);
         let cost = past.machine.usd_per_hour.map(|price| price.for_time(Duration::from_secs(time_s)));
-        spent.cost.0 += cost.unwrap_or_default().0;
+        spent.cost.0 = spent.cost.0.saturating_add(cost.unwrap_or_default().0);
         if cost.is_none() {
             spent.unpriced_s += time_s;
         }
         if kind != SpanKind::Done {
             spent.wasted_s += time_s;
-            spent.wasted.0 += cost.unwrap_or_default().0;
+            spent.wasted.0 = spent.wasted.0.saturating_add(cost.unwrap_or_default().0);
         }
         let longest = &mut self.report.longest;
         longest.push(Long { src: task.src.clone(), start_s, end_s });
         if longest.len() > 4 * LONGEST {
             keep_longest(longest);
         }
-        let instance = self.number(&past.instance);
+        if self.report.spans.len() >= SPANS_MAX {
+            self.report.left_out += 1;
+            return;
+        }
+        // A local mission has a stand-in instance for each task; they are one machine.
+        let is_local = past.machine.purchase == Some(PurchaseOption::Local);
+        let instance = self.number(if is_local { "this computer" } else { &past.instance });
         let mark = |time: &Option<String>| time.as_deref().and_then(seconds).and_then(Second::new);
         let (notice, checkpoint) = (mark(&past.marks.spot_notice_at), mark(&past.marks.checkpoint_at));
         self.add_span(Span { instance, start_s, end_s, kind, notice, checkpoint });

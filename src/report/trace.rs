@@ -34,7 +34,8 @@ pub fn perfetto(report: &MissionReport) -> String {
             span.kind.word(),
             span.instance,
             (span.start_s - start) * 1_000_000,
-            (span.end_s - span.start_s) * 1_000_000));
+            // Times have whole seconds; what took less is shown all the same.
+            ((span.end_s - span.start_s) * 1_000_000).max(1)));
     }
     text + "\n]}\n"
 }

@@ -45,7 +45,9 @@ pub struct Selected {
 const ROWS_LEN: usize = 100;
 
 impl Selection {
-    fn takes(&self, task: &Task, mission: &Mission) -> bool {
+    /// Returns whether a task is wanted.
+    #[must_use]
+    pub fn takes(&self, task: &Task, mission: &Mission) -> bool {
         let is_its = task.mission.as_ref() == Some(&mission.id);
         is_its
             && (self.states.is_empty() || self.states.contains(&task.state))

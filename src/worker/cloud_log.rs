@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::Node;
 use super::attempt::Attempt;
-use crate::backend::error_chain;
-use crate::backend::logs::{LogQueue, LogStream};
+use crate::backend::logs::{EVENT_BYTES_MAX, LogQueue, LogStream};
+use crate::backend::{Kind, error_chain};
 use crate::clock;
 use crate::domain::task::AttemptEnd;
 use crate::domain::verdict::{Budget, Verdict};
@@ -38,19 +38,18 @@ pub(super) async fn send(node: Node, stream: String, stop: CancellationToken) {
     let mut sender = Sender { queue: &log.queue, stream, is_created: false, said: None };
     let mut pause = PERIOD;
     loop {
-        // Both arms may be dropped: neither holds anything.
-        let is_last = tokio::select! {
-            () = tokio::time::sleep(pause) => false,
-            () = stop.cancelled() => true,
+        let next = async {
+            tokio::time::sleep(pause).await;
+            sender.send_all().await
         };
-        if is_last {
-            // A batch that is dropped here was sent, or is lost: the machine terminates.
-            drop(tokio::time::timeout(LAST_TIMEOUT, sender.send_all()).await);
-            return;
-        }
-        // The batch of a call that is dropped at the stop comes again.
-        pause = if sender.send_all().await { PERIOD } else { (pause * 2).min(PERIOD_MAX) };
+        // A batch whose request is dropped at the stop may have been stored: it is not sent again.
+        let is_sent = tokio::select! {
+            is_sent = next => is_sent,
+            () = stop.cancelled() => break,
+        };
+        pause = if is_sent { PERIOD } else { (pause * 2).min(PERIOD_MAX) };
     }
+    drop(tokio::time::timeout(LAST_TIMEOUT, sender.send_all()).await);
 }
 
 struct Sender<'a> {
@@ -62,10 +61,12 @@ struct Sender<'a> {
 }
 
 impl Sender<'_> {
-    /// Sends all that waits. Returns whether the service took it.
+    /// Sends what waits now, and not what this adds. Returns whether the service took it.
     async fn send_all(&mut self) -> bool {
-        while !self.queue.is_empty() {
+        let mut left = self.queue.len().max(1);
+        while left > 0 && !self.queue.is_empty() {
             let batch = self.queue.take_batch();
+            left = left.saturating_sub(batch.len());
             let sent = async {
                 if !self.is_created {
                     self.stream.create().await?;
@@ -73,8 +74,23 @@ impl Sender<'_> {
                 }
                 self.stream.put(&batch).await
             };
-            if let Err(error) = sent.await {
-                self.queue.put_back(batch);
+            let error = match sent.await {
+                Ok(refused) => {
+                    self.queue.note_dropped(refused);
+                    continue;
+                }
+                Err(error) => error,
+            };
+            {
+                match error.kind {
+                    // It would be refused for ever.
+                    Kind::Invalid => self.queue.note_dropped(batch.len() as u64),
+                    Kind::NotFound => {
+                        self.is_created = false;
+                        self.queue.put_back(batch);
+                    }
+                    _ => self.queue.put_back(batch),
+                }
                 let cause = error_chain(&error);
                 if self.said.as_ref() != Some(&cause) {
                     tracing::warn!("the log was not sent to CloudWatch Logs, and is tried again: {cause}");
@@ -110,7 +126,7 @@ pub(super) fn attempt_event(attempt: &Attempt, end: &AttemptEnd, result: Option<
     let ended_ms = clock::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     let count = |is_so: bool| u8::from(is_so);
     let metric = |name: &str, unit: &str| json!({ "Name": name, "Unit": unit });
-    let event: Value = json!({
+    let mut event: Value = json!({
         "_aws": {
             "Timestamp": u64::try_from(ended_ms).unwrap_or(u64::MAX),
             "CloudWatchMetrics": [{
@@ -144,7 +160,16 @@ pub(super) fn attempt_event(attempt: &Attempt, end: &AttemptEnd, result: Option<
         "output": output.text,
         "outputDroppedBytes": output.dropped_bytes,
     });
-    event.to_string()
+    let mut text = event.to_string();
+    // Escapes may make the output much longer: an event that is cut is no JSON.
+    let mut kept = output.text.as_str();
+    while text.len() > EVENT_BYTES_MAX && !kept.is_empty() {
+        kept = &kept[kept.ceil_char_boundary(kept.len().div_ceil(2))..];
+        event["output"] = kept.into();
+        event["outputDroppedBytes"] = (output.dropped_bytes + (output.text.len() - kept.len()) as u64).into();
+        text = event.to_string();
+    }
+    text
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use super::Node;
 use super::identity::Instance;
 use super::settings::Pricing;
 use crate::backend::error_chain;
-use crate::backend::ledger::NodeCost;
+use crate::backend::ledger::{NodeCost, fresh_token};
 use crate::domain::machine_info::MicroUsd;
 use crate::domain::mission::Mission;
 
@@ -27,13 +27,15 @@ const LAST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Adds what the node costs until `stop` is cancelled, and then once more. Does nothing off EC2.
 pub(super) async fn count(node: Node, instance: Instance, stop: CancellationToken) {
     let Pricing::Ec2 { billed_before, .. } = &node.settings.pricing else { return };
-    if !instance.is_on_ec2() {
+    // Only the process that is the machine's node counts the machine; others on it would count it again.
+    if !instance.is_machines_own() {
         return;
     }
     let mut meter = Meter {
         started: Instant::now(),
         billed_before: *billed_before,
         added: Duration::ZERO,
+        open: None,
         file: billed_file(&node.settings.work_dir),
     };
     loop {
@@ -61,11 +63,31 @@ struct Meter {
     billed_before: Duration,
     /// What this process has added.
     added: Duration,
+    /// An addition whose answer is not known: it is repeated as it was, so that it counts once.
+    open: Option<OpenAddition>,
     file: PathBuf,
 }
 
+/// An addition that was sent.
+struct OpenAddition {
+    token: String,
+    cost: NodeCost,
+    sent: Instant,
+}
+
+/// DynamoDB knows a token for ten minutes. Source: DynamoDB API reference, `TransactWriteItems`.
+const TOKEN_KNOWN: Duration = Duration::from_mins(9);
+
 impl Meter {
     async fn add(&mut self, node: &Node, instance: &Instance, mission: &Mission) {
+        let had_open = self.open.is_some();
+        self.add_once(node, instance, mission).await;
+        if had_open && self.open.is_none() {
+            self.add_once(node, instance, mission).await;
+        }
+    }
+
+    async fn add_once(&mut self, node: &Node, instance: &Instance, mission: &Mission) {
         let total = self.billed_before + self.started.elapsed();
         let time = total.saturating_sub(self.added);
         let price = instance.machine_info().usd_per_hour;
@@ -77,12 +99,27 @@ impl Meter {
         if cost.time_s == 0 {
             return;
         }
-        match node.backend.ledger.add_cost(mission, instance.id.as_str(), &cost).await {
+        let open = match self.open.take() {
+            Some(open) if open.sent.elapsed() < TOKEN_KNOWN => open,
+            old => {
+                if let Some(old) = old {
+                    // Whether it was counted is not known any more: too little is better than twice.
+                    self.added += Duration::from_secs(old.cost.time_s);
+                    return;
+                }
+                OpenAddition { token: fresh_token(), cost, sent: Instant::now() }
+            }
+        };
+        // Kept until it is answered, also if this future is dropped.
+        let (token, cost) = (open.token.clone(), open.cost);
+        self.open = Some(open);
+        match node.backend.ledger.add_cost(mission, instance.id.as_str(), &cost, &token).await {
             Ok(()) => {
+                self.open = None;
                 self.added += Duration::from_secs(cost.time_s);
                 note_billed(&self.file, machine_uptime());
             }
-            // The next addition has the time of this one.
+            // The same addition comes again, and the next one has the rest.
             Err(error) => tracing::warn!("the cost of this node was not added: {}", error_chain(&error)),
         }
     }

@@ -34,6 +34,11 @@ impl Instance {
         self.on_ec2.is_some()
     }
 
+    /// Returns whether this process is the one that its EC2 instance stands for: it bears the instance's id.
+    pub(super) fn is_machines_own(&self) -> bool {
+        self.on_ec2.as_ref() == Some(&self.id)
+    }
+
     /// Notes the mission that pays for the machine; the first one stays.
     pub(super) fn note_mission(&self, mission: &Mission) {
         self.serves.send_if_modified(|serves| {

@@ -77,6 +77,9 @@ use spot::SpotWatcher;
 use crate::backend::machine::EndProof;
 use crate::workload::Removal;
 
+/// How long the end of a node waits for the last addition of its cost, and for its last log lines.
+const LAST_COUNTS_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// Runs a node: its task or its mission, then the termination of its machine.
 ///
 /// Every path reaches the last step, panics included. Not cancel-safe: cancel `stopping.drain` and wait.
@@ -143,6 +146,9 @@ async fn life(node: Node, proof: watch::Sender<Option<EndProof>>) -> Result<Outc
     let all = async { while counts.join_next().await.is_some() {} };
     tokio::select! {
         () = all => {}
+        () = tokio::time::sleep(LAST_COUNTS_TIMEOUT) => {
+            tracing::warn!("the last of the node's cost and log was not sent: no answer in time");
+        }
         () = host.node.stopping.writes_are_over() => {}
     }
     outcome

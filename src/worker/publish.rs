@@ -19,6 +19,8 @@ use crate::clock;
 use crate::domain::keys::{digest_hex, manifest_key, report_key};
 use crate::domain::mission::{Mission, Tally, result_list};
 use crate::domain::printable;
+use crate::domain::task::AttemptEnd;
+use crate::domain::verdict::Verdict;
 use crate::report::{Collector, MissionReport, html};
 
 /// Renewals of the publisher's lease within its length: two may be missed.
@@ -222,12 +224,16 @@ impl<'a> Publisher<'a> {
 /// The most reasons of failures that the message names.
 const REASONS_MAX: usize = 5;
 
+/// Returns a text as one line of a bounded length: a row that others have written may have any text.
+fn short_line(text: &str) -> String {
+    AttemptEnd::of(Verdict::AppError, text).error.unwrap_or_default()
+}
+
 /// Returns the lines of a message that name reasons, with how many tasks have each.
 #[must_use]
 pub fn reason_lines(reasons: &[(String, u64)]) -> Vec<String> {
     let shown = reasons.iter().take(REASONS_MAX);
-    let mut lines: Vec<String> =
-        shown.map(|(reason, count)| format!("  {count}  {}", printable::one_line(reason))).collect();
+    let mut lines: Vec<String> = shown.map(|(reason, count)| format!("  {count}  {}", short_line(reason))).collect();
     if reasons.len() > REASONS_MAX {
         lines.push(format!("  and {} other reasons", reasons.len() - REASONS_MAX));
     }
@@ -296,7 +302,6 @@ mod tests {
     use crate::domain::ids::{MissionId, SrcId};
     use crate::domain::machine_info::MicroUsd;
     use crate::domain::task::{State, Task};
-    use crate::domain::verdict::Verdict;
 
     #[test]
     fn the_message_says_how_it_ended_and_what_failed() {

@@ -61,6 +61,7 @@ def test_deploy_makes_the_scheduler_and_what_wakes_it(account, deployed):
         "LIGHTHPC_MAX_NODES": "1000",
         "LIGHTHPC_MAX_NODES_PER_HOUR": "4000",
         "LIGHTHPC_ALLOWED_INSTANCE_TYPES": "*",
+        "LIGHTHPC_METRICS": "",
     }
     uploads = account.client("lambda").get_function(FunctionName=deployed["UploadFunctionName"])["Configuration"]
     for name in ("CodeSha256", "Environment", "Handler", "Role", "Runtime"):
@@ -258,9 +259,10 @@ def test_the_stack_of_an_earlier_version_is_updated_to_the_queue(account):
     account.deploy("seed")
     (key, *_) = [it["Key"] for it in account.clients.s3.list_objects_v2(Bucket=code_bucket, Prefix="seed/")["Contents"]]
     parameters = {"ImageId": account.image, "Subnets": account.subnets, "CodeBucket": code_bucket, "CodeKey": key}
+    account.clients.s3.put_object(Bucket=code_bucket, Key="older.yaml", Body=old.encode())
     stacks.create_stack(
         StackName="older",
-        TemplateBody=old,
+        TemplateURL=f"https://s3.{REGION}.amazonaws.com/{code_bucket}/older.yaml",
         Capabilities=["CAPABILITY_IAM"],
         Parameters=[{"ParameterKey": name, "ParameterValue": value} for name, value in parameters.items()],
     )

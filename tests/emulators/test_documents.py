@@ -118,6 +118,7 @@ def run(line, env, place, interrupt):
     return shell.returncode, said
 
 
+@pytest.mark.timeout(300)
 def test_the_command_lines_of_the_documents_do_what_they_say(account, place, binary):  # noqa: F811
     lines = runnable([*lines_of_pages(), *lines_of_help(binary)])
     assert len(lines) > 45 and {line.split()[1] for line in lines if line.startswith("lighthpc ")} >= set(COMMANDS)

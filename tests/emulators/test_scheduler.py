@@ -69,7 +69,10 @@ def test_local_files_become_a_mission_and_its_nodes_do_it(account, tmp_path):
     first = run(account, "submit", "--mission", "M001", "--name", "a try", "--json", *files)
     again = run(account, "submit", "--mission", "M001", "--json", *files)
 
-    assert json.loads(first.stdout) | {"reasons": []} == {
+    said = json.loads(first.stdout)
+    estimate = said.pop("estimate")
+    assert estimate["usdPerHour"]["low"] > 0 and estimate["warnings"] == []
+    assert said | {"reasons": []} == {
         "mission": "M001",
         "isNew": True,
         "tasks": 3,

@@ -588,7 +588,7 @@ fn a_task_that_waits_after_a_failure_is_not_called_failed() {
     drop(writer);
     let words = stderr(&waits);
     assert!(words.contains("waits  a.txt") && !words.contains("failed a.txt"), "{words}");
-    assert!(words.contains("hint: run the same command again to finish the remaining tasks"), "{words}");
+    assert!(words.contains("hint: to run the remaining tasks: lighthpc run --local"), "{words}");
     assert!(String::from_utf8_lossy(&waits.stdout).contains("0 failed, 1 not finished"), "{waits:?}");
     assert_eq!(code(&project.run(&run)), 0);
 }

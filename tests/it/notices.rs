@@ -54,19 +54,42 @@ async fn the_first_failure_is_sent_once_and_again_after_a_redrive() {
 
 #[tokio::test]
 async fn a_mission_in_which_nothing_runs_for_long_has_stalled() {
-    // The rows have waited since January.
     let (cloud, scheduler) = asked("stall, failure").await;
     cloud.set_mission_number("M", "nodes", 2).await;
     cloud.set_mission_attribute("M", "launchError", "EC2 has no capacity (InsufficientInstanceCapacity)").await;
+    // The rows have waited since January, but this is the first sweep that sees it.
+    assert_eq!(warned(&scheduler).await, [""; 0]);
+    assert_eq!(warned(&scheduler).await, [""; 0]);
+    long_ago(&cloud).await;
     let found = warned(&scheduler).await;
     assert!(found.len() == 1 && found[0].starts_with("no task has run for "), "{found:?}");
     let text = cloud.local.published().remove(0).message;
     assert!(text.contains("why they wait:\n  3  no node: EC2 has no capacity"), "{text}");
     assert_eq!(warned(&scheduler).await, [""; 0], "the same stall");
 
+    // A task has ended between two sweeps that see none run: it goes on.
     cloud.node("a", "M").run().await.outcome.unwrap();
-    assert_eq!(warned(&scheduler).await.len(), 1, "it went on, and stalled again");
+    assert_eq!(warned(&scheduler).await, [""; 0]);
+    long_ago(&cloud).await;
+    assert_eq!(warned(&scheduler).await.len(), 1, "and has stalled again");
     assert_eq!(subjects(&cloud), ["HPC mission M has stalled"; 2]);
+
+    // One that runs ends the stall, whatever it becomes.
+    let gate = Faults::new();
+    let hold = gate.hold_before(Dynamodb, "TransactWriteItems", When::Nth(1));
+    let node = cloud.node_with("b", "M", gate);
+    let mut running = tokio::task::JoinSet::new();
+    running.spawn(async move { node.run().await });
+    hold.arrived(1).await;
+    assert_eq!(warned(&scheduler).await, [""; 0]);
+    assert_eq!(cloud.mission_row("M").await.idle, None);
+    running.shutdown().await;
+}
+
+/// The first sweep that saw the stall was in January.
+async fn long_ago(cloud: &TestCloud) {
+    assert!(cloud.mission_row("M").await.idle.is_some());
+    cloud.set_mission_attribute("M", "idleSince", "2026-01-01T00:00:00Z").await;
 }
 
 #[tokio::test]
@@ -76,6 +99,8 @@ async fn nothing_is_sent_that_was_not_asked_for_nor_of_what_is_over() {
         cloud.node("a", "M").shell("exit 3").run().await.outcome.unwrap_err();
         if cancelled {
             cloud.set_mission_attribute("M", "cancelledAt", "2026-01-01T00:00:00Z").await;
+            cloud.set_mission_number("M", "idleSeq", 1).await;
+            cloud.set_mission_attribute("M", "idleSince", "2026-01-01T00:00:00Z").await;
         }
         assert_eq!(warned(&scheduler).await, [""; 0], "{words}");
     }
@@ -118,6 +143,22 @@ async fn a_sweep_counts_what_it_finds() {
     let (cloud, scheduler) = asked("").await;
     cloud.node("a", "M").shell("exit 3").run().await.outcome.unwrap_err();
     let (_, figures) = scheduler.sweep_and_count(&CancellationToken::new()).await.unwrap();
+    assert_eq!((figures.open_missions, figures.stalled_missions, figures.failed_tasks), (1, 0, 1), "{figures:?}");
+    long_ago(&cloud).await;
+    let (_, figures) = scheduler.sweep_and_count(&CancellationToken::new()).await.unwrap();
     assert_eq!((figures.open_missions, figures.stalled_missions, figures.failed_tasks), (1, 1, 1), "{figures:?}");
     assert_eq!((figures.running_tasks, figures.problems), (0, 0), "{figures:?}");
+}
+
+#[tokio::test]
+async fn a_reason_of_any_length_is_sent() {
+    let (cloud, scheduler) = asked("failure").await;
+    cloud.node("a", "M").shell("exit 3").run().await.outcome.unwrap_err();
+    cloud.set_attribute("a", "error", &"\u{1b}x".repeat(50_000)).await;
+    assert_eq!(warned(&scheduler).await, ["a task has failed"]);
+    assert!(cloud.local.published()[0].message.len() < 2_000);
+    for key in ["b", "c"] {
+        cloud.node(key, "M").run().await.outcome.unwrap();
+    }
+    assert_eq!(subjects(&cloud).len(), 2, "the end is announced too");
 }

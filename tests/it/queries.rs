@@ -167,7 +167,9 @@ fn results_are_fetched_whole_and_once() {
 fn a_local_mission_is_redriven_and_cancelled() {
     let project = project();
     let said = out(&project, &["redrive", "--local", "local", "--verdict", "no-result"]);
-    assert_eq!(said, "mission local: 2 tasks set to pending, 0 nodes launched\n");
+    let next = "next: lighthpc run --local\n";
+    assert_eq!(said, format!("mission local: 2 tasks set to pending, 0 nodes launched\n{next}"));
+    assert!(out(&project, &["status", "--local"]).ends_with("no run is active\nnext: lighthpc run --local\n"));
     let status = json(&project, &["status", "--local", "--json"]);
     assert_eq!((&status["states"]["pending"], &status["states"]["failed"]), (&2.into(), &6.into()));
     let page = out(&project, &["explain", "--local", "local", "t03.txt"]);

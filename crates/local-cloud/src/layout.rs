@@ -69,6 +69,10 @@ impl OpenError {
     }
 }
 
+/// How often, and with what pause, a folder is tried that is in use.
+const LOCK_TRIES_MAX: u32 = 5;
+const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
+
 /// The paths of one local cloud.
 #[derive(Debug, Clone)]
 pub(super) struct Layout {
@@ -125,6 +129,16 @@ impl Layout {
         Ok(layout)
     }
 
+    /// Returns whether a process has the cloud open; `None`: this user may not see that.
+    pub(super) fn is_in_use(&self) -> Option<bool> {
+        let file = File::open(self.own().join("lock")).ok()?;
+        match file.try_lock_shared() {
+            Ok(()) => Some(false),
+            Err(TryLockError::WouldBlock) => Some(true),
+            Err(TryLockError::Error(_)) => None,
+        }
+    }
+
     pub(super) fn dir(&self) -> &Path {
         &self.dir
     }
@@ -163,6 +177,12 @@ impl Layout {
         let mut options = File::options();
         let file = own_file(options.create(true).truncate(false).write(true)).open(&path);
         let file = file.map_err(OpenError::io(&path))?;
+        // Whoever looks whether the folder is in use holds the lock for a moment.
+        let mut tries = 0;
+        while matches!(file.try_lock(), Err(TryLockError::WouldBlock)) && tries < LOCK_TRIES_MAX {
+            std::thread::sleep(LOCK_PAUSE);
+            tries += 1;
+        }
         match file.try_lock() {
             Ok(()) => Ok(file),
             Err(TryLockError::WouldBlock) => Err(OpenError::InUse { dir: self.dir.clone() }),

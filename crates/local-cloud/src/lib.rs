@@ -141,6 +141,12 @@ impl LocalCloud {
         self.services.layout.dir()
     }
 
+    /// Returns whether a process has the cloud of this folder open; `None`: this user may not see that.
+    #[must_use]
+    pub fn is_in_use(&self) -> Option<bool> {
+        self.services.layout.is_in_use()
+    }
+
     /// Registers a running instance with these tags. Returns its id, which is unique over all processes.
     pub fn launch(&self, tags: &[(&str, &str)]) -> String {
         self.services.fleet.launch(tags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())))

@@ -9,11 +9,11 @@ mod model;
 mod view;
 
 use std::io::IsTerminal;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use local_cloud::LocalCloud;
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -24,8 +24,9 @@ use super::place::MissionPlace;
 use super::{explain, screen, signals, wait};
 use crate::command::exit::ExitCode;
 use crate::domain::ids::SrcId;
+use crate::domain::task::State;
 use crate::logging;
-use crate::summary::{Selection, Summary};
+use crate::summary::{Selected, Selection, Summary};
 use crate::worker::Stopping;
 
 use model::{Action, LiveScreen, NodeLine};
@@ -55,34 +56,40 @@ pub(super) async fn run(place: MissionPlace, id: &str, every: Duration) -> Resul
     let stopping = Stopping::default();
     let internal = |error: std::io::Error| Failure { exit: ExitCode::Internal, error: error.into(), hint: None };
     let _listener = signals::listen(stopping.clone()).map_err(internal)?;
-    let mut screen = OpenScreen::new();
+    let Ok(mut screen) = OpenScreen::open() else {
+        // There is a terminal for output, and none for keys.
+        return wait::until_ended(place, id, wait::Until::default()).await;
+    };
     let shown = screen.show(place, id, every, &stopping).await;
     screen.close().await;
-    shown?;
-    Ok(if stopping.drain.is_cancelled() { ExitCode::Interrupted } else { ExitCode::Ok })
+    let is_interrupted = shown? == Closed::Interrupt || stopping.drain.is_cancelled();
+    Ok(if is_interrupted { ExitCode::Interrupted } else { ExitCode::Ok })
 }
 
-/// Shows a local mission while this process works on it, until the work ends or the user closes the screen; then the
-/// work goes on without it. Ctrl-C drains the work. Other output is held until the screen is closed.
-pub(super) async fn beside<T>(dir: &Path, id: &str, stopping: &Stopping, work: impl Future<Output = T>) -> T {
+/// Shows the local mission of this process while it works on it, until the work ends or the user closes the screen; then
+/// the work goes on without it. Ctrl-C drains the work. Other output is held until the screen is closed.
+pub(super) async fn beside<T>(cloud: &LocalCloud, id: &str, stopping: &Stopping, work: impl Future<Output = T>) -> T {
     tokio::pin!(work);
-    let place = match MissionPlace::local(dir.to_owned()) {
-        Ok(place) => place,
-        Err(failure) => {
-            tracing::warn!("the live screen cannot be shown: {}", failure.error);
+    let place = MissionPlace::of_this_process(cloud);
+    let mut live = match OpenScreen::open() {
+        Ok(live) => live,
+        Err(error) => {
+            tracing::warn!("the live screen cannot be shown: {error}");
             return work.await;
         }
     };
     logging::hold();
-    let mut screen = OpenScreen::new();
     let (done, shown) = tokio::select! {
         done = &mut work => (Some(done), Ok(Closed::Quit)),
         // May be dropped: it only reads and draws.
-        shown = screen.show(place, id, EVERY_LOCAL, stopping) => (None, shown),
+        shown = live.show(place, id, EVERY_LOCAL, stopping) => (None, shown),
     };
-    screen.close().await;
+    live.close().await;
     logging::release();
     match shown {
+        Ok(Closed::Quit) if done.is_none() && !stopping.drain.is_cancelled() => {
+            screen::to_stderr("the run goes on; Ctrl-C stops it\n");
+        }
         Ok(Closed::Quit) => {}
         Ok(Closed::Interrupt) => stopping.drain.cancel(),
         Err(failure) => tracing::warn!("the live screen was closed: {}", failure.error),
@@ -102,18 +109,22 @@ struct OpenScreen {
 }
 
 impl OpenScreen {
-    fn new() -> Self {
+    /// Opens the screen. On a terminal that cannot be used, returns the system's error.
+    fn open() -> std::io::Result<Self> {
+        let terminal = ratatui::try_init()?;
         let (keys, pressed) = mpsc::channel(64);
         let is_over = Arc::new(AtomicBool::new(false));
         let mut reader = JoinSet::new();
         let closed = is_over.clone();
         reader.spawn_blocking(move || read_keys(&keys, &closed));
-        Self { terminal: ratatui::init(), pressed, is_over, reader }
+        Ok(Self { terminal, pressed, is_over, reader })
     }
 
     /// Gives the terminal back.
     async fn close(mut self) {
         self.is_over.store(true, Ordering::SeqCst);
+        // The reader may wait until a key is taken.
+        self.pressed.close();
         ratatui::restore();
         while self.reader.join_next().await.is_some() {}
     }
@@ -121,25 +132,32 @@ impl OpenScreen {
     /// Shows a mission until the user closes the screen, or until a drain.
     async fn show(
         &mut self,
-        mut place: MissionPlace,
+        place: MissionPlace,
         id: &str,
         every: Duration,
         stopping: &Stopping,
     ) -> Result<Closed, Failure> {
         let disk =
             |error: std::io::Error| Failure { exit: ExitCode::OutputNotWritten, error: error.into(), hint: None };
-        let mut model = LiveScreen::new();
-        let mut next_read = Instant::now();
+        let (mut model, flag) = (LiveScreen::new(), place.flag());
+        // Reads run beside the keys. They are dropped with the screen.
+        let mut reads: JoinSet<Read> = JoinSet::new();
+        let (mut next_read, mut is_reading) = (Instant::now(), false);
         loop {
-            let flag = place.flag();
             self.terminal.draw(|frame| view::draw(frame, &model, &flag)).map_err(disk)?;
-            // A read that is due is done here: a key waits for it, at most some seconds.
             let event = tokio::select! {
                 event = self.pressed.recv() => event,
-                () = tokio::time::sleep_until(next_read) => {
-                    place = place.reopened()?;
-                    read(&place, id, &mut model).await;
-                    next_read = Instant::now() + every;
+                Some(read) = reads.join_next() => {
+                    let read = read.unwrap_or_else(|panic| Read::Problem(panic.to_string()));
+                    if !matches!(read, Read::Page(_)) {
+                        (is_reading, next_read) = (false, Instant::now() + every);
+                    }
+                    take(&mut model, read);
+                    continue;
+                }
+                () = tokio::time::sleep_until(next_read), if !is_reading => {
+                    is_reading = true;
+                    reads.spawn(read(place.clone(), id.to_owned(), model.state));
                     continue;
                 }
                 () = stopping.drain.cancelled() => return Ok(Closed::Quit),
@@ -154,8 +172,13 @@ impl OpenScreen {
                 Action::None => {}
                 Action::Quit => return Ok(Closed::Quit),
                 Action::Interrupt => return Ok(Closed::Interrupt),
-                Action::Reload => next_read = Instant::now(),
-                Action::Open(src) => open(&place, id, &src, &mut model).await,
+                Action::Reload => {
+                    reads.abort_all();
+                    (is_reading, next_read) = (false, Instant::now());
+                }
+                Action::Open(src) => {
+                    reads.spawn(open(place.clone(), id.to_owned(), src));
+                }
             }
         }
     }
@@ -177,10 +200,34 @@ fn read_keys(keys: &mpsc::Sender<Event>, is_over: &AtomicBool) {
     }
 }
 
-async fn read(place: &MissionPlace, id: &str, model: &mut LiveScreen) {
+/// What was read.
+enum Read {
+    /// The summary, a page of tasks, and the nodes.
+    Figures(Box<(Summary, Selected, Vec<NodeLine>)>),
+    /// The page about one task.
+    Page(String),
+    /// Why nothing was read.
+    Problem(String),
+}
+
+/// Shows what was read.
+fn take(model: &mut LiveScreen, read: Read) {
+    match read {
+        Read::Figures(figures) => {
+            let (summary, selected, nodes) = *figures;
+            (model.tasks, model.is_cut) = (selected.tasks, selected.is_cut);
+            (model.summary, model.nodes, model.problem) = (Some(summary), nodes, None);
+        }
+        Read::Page(text) => model.page = Some(model::Page { text: crate::domain::printable::lines(&text), scroll: 0 }),
+        Read::Problem(problem) => model.problem = Some(problem),
+    }
+}
+
+async fn read(place: MissionPlace, id: String, state: State) -> Read {
     let read = async {
-        let mission = place.mission(id).await?;
-        let selection = Selection { states: vec![model.state], limit: Some(TASKS_MAX), ..Selection::default() };
+        let place = place.reopened()?;
+        let mission = place.mission(&id).await?;
+        let selection = Selection { states: vec![state], limit: Some(TASKS_MAX), ..Selection::default() };
         let selected = selection.read_indexed(&place.backend, &mission).await?;
         let instances = place.backend.fleet.list_instances(&place.backend.ledger.tables().tasks).await;
         let nodes = instances.unwrap_or_default().into_iter().filter(|instance| instance.is_of(&mission.id));
@@ -195,22 +242,20 @@ async fn read(place: &MissionPlace, id: &str, model: &mut LiveScreen) {
         Ok::<_, Failure>((Summary::read(&place.backend, mission).await?, selected, nodes))
     };
     match read.await {
-        Ok((summary, selected, nodes)) => {
-            (model.tasks, model.is_cut) = (selected.tasks, selected.is_cut);
-            (model.summary, model.nodes, model.problem) = (Some(summary), nodes, None);
-        }
-        Err(failure) => model.problem = Some(failure.error.to_string()),
+        Ok(figures) => Read::Figures(Box::new(figures)),
+        Err(failure) => Read::Problem(failure.error.to_string()),
     }
 }
 
-async fn open(place: &MissionPlace, id: &str, src: &SrcId, model: &mut LiveScreen) {
+async fn open(place: MissionPlace, id: String, src: SrcId) -> Read {
     let text = async {
-        let mission = place.mission(id).await?;
+        let place = place.reopened()?;
+        let mission = place.mission(&id).await?;
         let task = place.task(&mission, src.as_str()).await?;
-        Ok::<_, Failure>(explain::page_of(place, &mission, &task).await)
+        Ok::<_, Failure>(explain::page_of(&place, &mission, &task).await)
     };
     match text.await {
-        Ok(text) => model.page = Some(model::Page { text: crate::domain::printable::lines(&text), scroll: 0 }),
-        Err(failure) => model.problem = Some(failure.error.to_string()),
+        Ok(text) => Read::Page(text),
+        Err(failure) => Read::Problem(failure.error.to_string()),
     }
 }

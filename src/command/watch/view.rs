@@ -48,7 +48,7 @@ fn keys(model: &LiveScreen) -> String {
     if model.page.is_some() {
         return "up/down: scroll   any other key: back".to_owned();
     }
-    "r/f/p: running, failed, pending  s: sort  /: search  Enter: open  Tab: nodes  q".to_owned()
+    "r f p: choose a state  s: sort  /: find  Enter: open  Tab: nodes  q: quit".to_owned()
 }
 
 fn tasks(frame: &mut Frame<'_>, area: Rect, model: &LiveScreen) {

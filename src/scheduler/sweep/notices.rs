@@ -9,16 +9,16 @@ use super::{Sweep, What};
 use crate::backend::Backend;
 use crate::backend::ledger::Notice;
 use crate::backend::notifier::Message;
+use crate::clock;
 use crate::domain::keys::digest_hex;
 use crate::domain::mission::{Mission, Notified, NotifyOn, Tally};
 use crate::domain::printable;
 use crate::scheduler::SchedulerError;
-use crate::scheduler::launch::waited_since;
 use crate::summary::{Reasons, Summary};
 use crate::worker::reason_lines;
 
-/// The time after which a mission whose tasks wait, and of which none runs, has stalled. A boot takes minutes, and the
-/// pause between two launches without capacity at most ten.
+/// How long sweeps must find that a mission's tasks wait, that none runs, and that none has ended: then it has stalled. A
+/// boot takes minutes; between two tasks of a node a sweep may find none that runs.
 pub const STALLED_AFTER: Duration = Duration::from_mins(30);
 
 /// What a sweep found, in numbers.
@@ -26,11 +26,12 @@ pub const STALLED_AFTER: Duration = Duration::from_mins(30);
 pub struct Figures {
     /// Missions that are neither complete nor cancelled.
     pub open_missions: u64,
-    /// Those of them that have stalled: tasks have waited for [`STALLED_AFTER`], and none runs.
+    /// Those of them that have stalled: for [`STALLED_AFTER`], tasks wait, none runs, and none has ended.
     pub stalled_missions: u64,
     /// Running tasks.
     pub running_tasks: u64,
-    /// Failed tasks of missions that are not closed: a sweep closes a mission some minutes after its end.
+    /// Failed tasks of missions of known size that are neither cancelled nor closed: a sweep closes a mission some
+    /// minutes after its end.
     pub failed_tasks: u64,
     /// Instances of the deployment that EC2 lists, before the sweep.
     pub instances: u64,
@@ -52,10 +53,11 @@ impl Sweep<'_> {
             Ok(sum) => mission.total(sum),
             Err(error) => return self.note_failure(mission.id.as_str(), &error),
         };
-        let is_open = mission.cancelled_at.is_none() && !mission.is_complete(total);
-        let stalled_for = self.stalled_for(mission).filter(|_| is_open);
+        let is_live = mission.cancelled_at.is_none() && mission.trans_number.is_some();
+        let is_open = is_live && !mission.is_complete(total);
+        let stalled_for = if is_open { self.stalled_for(mission, total).await } else { None };
         let figures = &mut self.figures;
-        figures.failed_tasks += total.failed;
+        figures.failed_tasks += if is_live { total.failed } else { 0 };
         figures.open_missions += u64::from(is_open);
         figures.stalled_missions += u64::from(stalled_for.is_some());
         if !is_open || mission.notified != Notified::No {
@@ -70,11 +72,26 @@ impl Sweep<'_> {
         }
     }
 
-    /// Returns how long a mission has had tasks that wait and none that runs, if that is longer than usual.
-    fn stalled_for(&self, mission: &Mission) -> Option<Duration> {
-        let counts = self.counts.get(&mission.id)?;
-        let waited = waited_since(counts.since.as_deref());
-        (counts.running == 0 && counts.claimable > 0 && waited >= STALLED_AFTER).then_some(waited)
+    /// Returns how long a mission has had tasks that wait and none that runs or has ended, if that is longer than usual.
+    /// Notes when that began.
+    async fn stalled_for(&mut self, mission: &Mission, total: Tally) -> Option<Duration> {
+        let counts = self.counts.get(&mission.id);
+        let is_idle = counts.is_some_and(|counts| counts.running == 0 && counts.claimable > 0);
+        let since = mission.idle.as_ref().filter(|(seq, _)| *seq == total.seq).map(|(_, since)| since);
+        let now = clock::now_rfc3339();
+        let change = match (is_idle, since, &mission.idle) {
+            (true, None, _) => Some(Some((total.seq, now.as_str()))),
+            (false, _, Some(_)) => Some(None),
+            (true, Some(_), _) | (false, _, None) => None,
+        };
+        if let Some(idle) = change {
+            let noted = self.scheduler.backend.ledger.note_idle(&mission.id, idle).await;
+            if let Err(error) = noted.map_err(SchedulerError::cloud("noting since when a mission is idle")) {
+                self.note_failure(mission.id.as_str(), &error);
+            }
+            return None;
+        }
+        since.filter(|_| is_idle).and_then(|since| clock::since(since)).filter(|idle| *idle >= STALLED_AFTER)
     }
 
     async fn notify(&mut self, mission: &Mission, total: Tally, notice: Notice, stalled_for: Duration) {

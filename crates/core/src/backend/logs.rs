@@ -21,10 +21,12 @@ const QUEUE_BYTES_MAX: usize = 4 * 1024 * 1024;
 const EVENTS_MAX: usize = 10_000;
 /// The most bytes of a request, with [`EVENT_EXTRA`] for each event.
 const BATCH_BYTES_MAX: usize = 1_048_576;
+/// The longest time between the first and the last event of a request: 24 hours.
+const SPAN_MAX_MS: i64 = 23 * 3_600_000;
 /// The bytes that each event counts beside its text.
 const EVENT_EXTRA: usize = 26;
 /// The most bytes of an event's text that is sent: the service takes 256 KiB with the extra bytes.
-const EVENT_BYTES_MAX: usize = 200 * 1024;
+pub const EVENT_BYTES_MAX: usize = 200 * 1024;
 
 /// A log line and its time.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,7 +53,7 @@ pub struct LogQueue {
 struct Waiting {
     events: VecDeque<LogEvent>,
     bytes: usize,
-    /// Events that did not fit since the last batch.
+    /// Events that were dropped since the last batch.
     dropped: u64,
 }
 
@@ -79,7 +81,9 @@ impl LogQueue {
         let mut waiting = self.lock();
         let (mut batch, mut bytes): (Vec<LogEvent>, usize) = (Vec::new(), 0);
         while let Some(event) = waiting.events.front() {
-            if batch.len() + 1 >= EVENTS_MAX || bytes + event.bytes() > BATCH_BYTES_MAX - 1024 {
+            let is_apart =
+                batch.first().is_some_and(|first| event.time_ms.abs_diff(first.time_ms) > SPAN_MAX_MS.unsigned_abs());
+            if batch.len() + 1 >= EVENTS_MAX || bytes + event.bytes() > BATCH_BYTES_MAX - 1024 || is_apart {
                 break;
             }
             bytes += event.bytes();
@@ -87,7 +91,10 @@ impl LogQueue {
         }
         waiting.bytes -= bytes;
         if waiting.events.is_empty() && waiting.dropped > 0 {
-            let text = format!("{} log lines were dropped: more came than could be sent", waiting.dropped);
+            let text = format!(
+                "{} log lines were dropped: more came than could be sent, or they were refused",
+                waiting.dropped
+            );
             waiting.dropped = 0;
             batch.push(LogEvent { time_ms: now_ms(), text });
         }
@@ -107,6 +114,17 @@ impl LogQueue {
             waiting.bytes += event.bytes();
             waiting.events.push_front(event);
         }
+    }
+
+    /// Counts events that the service refused.
+    pub fn note_dropped(&self, count: u64) {
+        self.lock().dropped += count;
+    }
+
+    /// Returns how many events wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.lock().events.len()
     }
 
     /// Returns whether nothing waits.
@@ -178,18 +196,25 @@ impl LogStream {
         }
     }
 
-    /// Sends a batch of [`LogQueue::take_batch`].
+    /// Sends a batch of [`LogQueue::take_batch`]. Returns how many events the service has refused: they are too old, or of
+    /// a time to come.
     ///
     /// # Errors
     /// [`CloudError`]; nothing of the batch was stored, or its answer was lost.
-    pub async fn put(&self, batch: &[LogEvent]) -> Result<(), CloudError> {
+    pub async fn put(&self, batch: &[LogEvent]) -> Result<u64, CloudError> {
         let events = batch.iter().map(|event| {
             let event = InputLogEvent::builder().timestamp(event.time_ms).message(&event.text).build();
             event.expect("time and text are set")
         });
         let put = self.client.put_log_events().log_group_name(&self.group).log_stream_name(&self.stream);
         let put = put.set_log_events(Some(events.collect())).send().await;
-        put.map(drop).map_err(|error| CloudError::sdk("PutLogEvents", self.name(), error))
+        let put = put.map_err(|error| CloudError::sdk("PutLogEvents", self.name(), error))?;
+        let Some(refused) = put.rejected_log_events_info() else { return Ok(0) };
+        let all = batch.len() as u64;
+        let index = |index: Option<i32>| index.and_then(|index| u64::try_from(index).ok());
+        let old = index(refused.too_old_log_event_end_index()).max(index(refused.expired_log_event_end_index()));
+        let new = index(refused.too_new_log_event_start_index()).map(|first| all.saturating_sub(first));
+        Ok((old.unwrap_or(0) + new.unwrap_or(0)).min(all))
     }
 
     fn name(&self) -> String {
@@ -245,6 +270,17 @@ mod tests {
         queue.put_back(batch);
         let texts: Vec<String> = queue.take_batch().into_iter().map(|event| event.text).collect();
         assert_eq!(texts, ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn a_batch_has_the_lines_of_one_day() {
+        let queue = LogQueue::default();
+        let day = 24 * 3_600_000;
+        let events = [0, 1, day, 2 * day].map(|time_ms| LogEvent { time_ms, text: "x".to_owned() });
+        queue.put_back(events.to_vec());
+        assert_eq!([(); 3].map(|()| queue.take_batch().len()), [2, 1, 1]);
+        queue.note_dropped(3);
+        assert!(!queue.is_empty() && queue.take_batch()[0].text.starts_with("3 log lines were dropped"));
     }
 
     #[test]

@@ -53,7 +53,7 @@ impl Notifier {
     /// # Errors
     /// [`CloudError`]; `NotFound` if the topic does not exist.
     pub async fn publish(&self, topic_arn: &str, message: &Message) -> Result<(), CloudError> {
-        let text = printable::lines(&message.text);
+        let text = cut(printable::lines(&message.text));
         let mut publish = self.client.publish().topic_arn(topic_arn).subject(subject(&message.subject)).message(text);
         // In an ARN, the suffix is `.fifo` in lower case.
         if topic_arn.rsplit('.').next() == Some("fifo") {
@@ -64,6 +64,18 @@ impl Notifier {
         publish.send().await.map_err(|e| CloudError::sdk("Publish", format!("topic {topic_arn}"), e))?;
         Ok(())
     }
+}
+
+/// The maximum length of a message is 256 KiB. Source: Amazon SNS API reference, `Publish`.
+const TEXT_BYTES_MAX: usize = 200 * 1024;
+
+/// Cuts a text that SNS would refuse: a shorter notification is better than none.
+fn cut(mut text: String) -> String {
+    if text.len() > TEXT_BYTES_MAX {
+        text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
+        text.push_str("\n(cut)\n");
+    }
+    text
 }
 
 /// Converts a line to a valid SNS subject.
@@ -92,6 +104,13 @@ mod tests {
         assert_eq!(subject("mission\n文"), "mission??");
         assert_eq!(subject(&"x".repeat(300)).len(), SUBJECT_LEN_MAX);
         assert_eq!(subject(""), "lighthpc");
+    }
+
+    #[test]
+    fn a_text_that_is_too_long_is_cut_between_characters() {
+        assert_eq!(cut("a".to_owned()), "a");
+        let long = cut("文".repeat(100_000));
+        assert!(long.len() <= TEXT_BYTES_MAX + 10 && long.ends_with("文\n(cut)\n"));
     }
 
     #[test]

@@ -148,6 +148,8 @@ pub struct Mission {
     pub failure_notified: Option<u64>,
     /// `seq` of the tally when people were notified of a stall.
     pub stall_notified: Option<u64>,
+    /// When a sweep first found that tasks wait and none runs: `seq` of the tally, and the time, RFC 3339 UTC.
+    pub idle: Option<(u64, String)>,
     /// When it was cancelled, RFC 3339 UTC.
     pub cancelled_at: Option<String>,
     /// A mark of the last task that came after its end was announced.
@@ -246,6 +248,7 @@ impl Mission {
             notify_on: NotifyOn::default(),
             failure_notified: None,
             stall_notified: None,
+            idle: None,
             cancelled_at: None,
             late: None,
             closed_at: None,

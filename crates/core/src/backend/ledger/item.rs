@@ -79,6 +79,8 @@ pub(super) const UPLOADS: &str = "uploads";
 pub(super) const NOTIFY_ON: &str = "notifyOn";
 pub(super) const FAILURE_NOTIFIED: &str = "failureNotified";
 pub(super) const STALL_NOTIFIED: &str = "stallNotified";
+pub(super) const IDLE_SEQ: &str = "idleSeq";
+pub(super) const IDLE_SINCE: &str = "idleSince";
 pub(super) const CANCELLED_AT: &str = "cancelledAt";
 pub(super) const LATE: &str = "late";
 pub(super) const CLOSED: &str = "closed";
@@ -113,6 +115,8 @@ pub(super) const MISSION_NAMES: &[&str] = &[
     NOTIFY_ON,
     FAILURE_NOTIFIED,
     STALL_NOTIFIED,
+    IDLE_SEQ,
+    IDLE_SINCE,
     CANCELLED_AT,
     LATE,
     CLOSED,

@@ -191,6 +191,21 @@ impl Ledger {
         self.update_mission(id, &expression).await.map(|_| ())
     }
 
+    /// Notes since when a mission's tasks wait and none runs, with the tally's `seq`; `None`: one runs.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn note_idle(&self, id: &MissionId, idle: Option<(u64, &str)>) -> Result<(), CloudError> {
+        let expression = match idle {
+            Some((seq, since)) => {
+                Expression::default().set(item::IDLE_SEQ, number(seq)).set(item::IDLE_SINCE, text(since))
+            }
+            None => Expression::default().remove(item::IDLE_SEQ).remove(item::IDLE_SINCE),
+        };
+        let expression = expression.when("attribute_exists({})", item::MISSION_KEY, None);
+        self.update_mission(id, &expression).await.map(|_| ())
+    }
+
     /// Notes that an early notification was sent.
     ///
     /// # Errors
@@ -266,15 +281,23 @@ impl Ledger {
             sum.map(|count| u64::try_from(count).unwrap_or(0));
         // Commits of earlier versions count whole seconds only.
         let rounding = ok.saturating_add(failed).saturating_mul(500);
-        let time_cost_ms = if seconds.saturating_mul(1000) > ms.saturating_add(rounding) { seconds * 1000 } else { ms };
+        let time_cost_ms =
+            if seconds.saturating_mul(1000) > ms.saturating_add(rounding) { seconds.saturating_mul(1000) } else { ms };
         Ok(Tally { ok, failed, time_cost_ms, seq, node_s, unpriced_s, cost: MicroUsd(cost) })
     }
 
-    /// Adds what a node costs to the mission's tally, once: the SDK repeats a call whose answer was lost.
+    /// Adds what a node costs to the mission's tally, once for a token of [`fresh_token`], which DynamoDB knows for ten
+    /// minutes: a call whose answer was lost is repeated with the same token and values.
     ///
     /// # Errors
     /// [`CloudError`]; then it may have been added.
-    pub async fn add_cost(&self, mission: &Mission, instance: &str, cost: &NodeCost) -> Result<(), CloudError> {
+    pub async fn add_cost(
+        &self,
+        mission: &Mission,
+        instance: &str,
+        cost: &NodeCost,
+        token: &str,
+    ) -> Result<(), CloudError> {
         let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         let expression = Expression::default()
             .add(item::NODE_SECONDS, number(cost.time_s))
@@ -282,8 +305,7 @@ impl Ledger {
             .add(item::COST, number(cost.cost.0));
         let shard = shard_of_name(instance, mission.tally_shards);
         let items = [update(&self.tables.missions, tally_key(&mission.id, shard), &expression)?];
-        let token = fresh_token();
-        self.transact(&items, &token, Some((&mission.id, vec![shard]))).await.map(|_| ())
+        self.transact(&items, token, Some((&mission.id, vec![shard]))).await.map(|_| ())
     }
 
     /// Writes the counters into the mission's row if they are newer than its own.

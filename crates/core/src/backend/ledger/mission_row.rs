@@ -104,6 +104,7 @@ impl Row<'_> {
             notify_on: self.notify_on(&mut oddities),
             failure_notified: self.number(item::FAILURE_NOTIFIED),
             stall_notified: self.number(item::STALL_NOTIFIED),
+            idle: self.number(item::IDLE_SEQ).zip(self.text(item::IDLE_SINCE)),
             // Any value counts as a cancellation.
             cancelled_at: self
                 .0

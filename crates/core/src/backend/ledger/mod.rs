@@ -47,3 +47,4 @@ pub use renew::{Beat, Release};
 pub use reserve::Note;
 pub use rows::{Made, NewTask, Redrive};
 pub use settings::SETTINGS;
+pub use transaction::fresh_token;

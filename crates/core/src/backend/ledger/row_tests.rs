@@ -131,6 +131,8 @@ const NAMES: &[&str] = &[
     item::NOTIFY_ON,
     item::FAILURE_NOTIFIED,
     item::STALL_NOTIFIED,
+    item::IDLE_SEQ,
+    item::IDLE_SINCE,
     item::CANCELLED_AT,
     item::LATE,
     item::CLOSED,

@@ -13,6 +13,8 @@ pub const SETTINGS: &[&str] = &[
     "env",
     item::EXEC,
     item::FAILURE_NOTIFIED,
+    item::IDLE_SEQ,
+    item::IDLE_SINCE,
     item::LAUNCH_REQUESTS,
     item::LAUNCH_ROUND,
     "maxAttempts",

@@ -68,7 +68,8 @@ pub(super) fn with_time(expression: Expression, time_cost_ms: i64) -> Expression
 }
 
 /// Returns a token for a transaction that is not sent before, in DynamoDB's length of at most 36 characters.
-pub(super) fn fresh_token() -> String {
+#[must_use]
+pub fn fresh_token() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 
