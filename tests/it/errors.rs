@@ -65,7 +65,8 @@ fn the_errors_that_people_meet_are_reviewed() {
 /// Replaces what differs between two runs: a task's times, and the name of an attempt's folder.
 fn without_chance(line: &str) -> String {
     let is_task = line.starts_with("[1/1]");
-    let is_time = |part: &str| part.strip_suffix(" s").is_some_and(|seconds| seconds.parse::<f64>().is_ok());
+    let number = |part: &str| part.strip_suffix(" ms").or_else(|| part.strip_suffix(" s")).map(str::parse::<f64>);
+    let is_time = |part: &str| number(part).is_some_and(|number| number.is_ok());
     let parts = line.split("  ").map(|part| if is_task && is_time(part) { "TIME" } else { part });
     let line = parts.collect::<Vec<_>>().join("  ");
     match line.split_once("/.lighthpc/work/").and_then(|(head, rest)| Some((head, rest.split_once('/')?.1))) {
