@@ -35,7 +35,7 @@ const WORKLOAD: [&str; 3] = ["exec", "nodes", "slots"];
 /// The limits of the deployment, from the function's environment. IAM would refuse the launch later; this check refuses
 /// the request.
 #[derive(Clone, Debug)]
-pub(crate) struct Allowed {
+pub struct Allowed {
     /// Instance types, with `*` and `?` as wildcards.
     instance_types: Vec<String>,
     /// The maximum number of nodes at a time.
@@ -44,7 +44,8 @@ pub(crate) struct Allowed {
 
 impl Allowed {
     /// Reads the function's environment. A missing setting allows everything within EC2's own limits.
-    pub(crate) fn of_environment() -> Self {
+    #[must_use]
+    pub fn of_environment() -> Self {
         Self::read(|name| std::env::var(name).ok())
     }
 

@@ -18,7 +18,7 @@ mod hostile;
 mod http;
 mod metrics;
 
-use http::Allowed;
+pub use http::Allowed;
 use lambda_runtime::{Diagnostic, LambdaEvent, service_fn};
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
@@ -46,7 +46,10 @@ pub async fn serve(scheduler: Scheduler) -> Result<(), lambda_runtime::Error> {
 }
 
 /// Answers one invocation. After an error, Lambda retries, and finally moves the event to the failure queue.
-async fn answer(scheduler: &Scheduler, allowed: &Allowed, event: &Value) -> Result<Value, String> {
+///
+/// # Errors
+/// A text that says what failed.
+pub async fn answer(scheduler: &Scheduler, allowed: &Allowed, event: &Value) -> Result<Value, String> {
     let said = |error: SchedulerError| error_chain(&error);
     match read(event) {
         Event::Http => Ok(http::answer(scheduler, allowed, event).await),

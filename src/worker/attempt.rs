@@ -157,7 +157,7 @@ impl Attempt {
     pub(super) async fn remove_folder(&self) {
         let Some(env) = self.env.clone() else { return };
         let (folder, stop) = (env.folder().to_owned(), self.host.node.stopping.token().clone());
-        let removed = tokio::task::spawn_blocking(move || env.remove_unless(&stop)).await;
+        let removed = lighthpc_runtime::blocking(move || env.remove_unless(&stop)).await;
         if let Err(error) = removed.map_err(std::io::Error::other).flatten() {
             tracing::warn!("the folder {} is left behind: {error}", folder.display());
         }

@@ -132,7 +132,7 @@ impl Checkpoints {
             return Err(disk(io::Error::other(refusal)));
         }
         get.file(key, &list).await?;
-        let text = tokio::fs::read(&list).await.map_err(&disk)?;
+        let text = lighthpc_runtime::read(&list).await.map_err(&disk)?;
         let manifest = Manifest::from_json(&text).map_err(|error| disk(io::Error::other(error)))?;
         self.note_earlier(manifest.keys());
 
@@ -345,5 +345,5 @@ impl Checkpoints {
 
 /// Runs a function that waits for the disk, off this thread.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other).flatten()
+    lighthpc_runtime::blocking(work).await.map_err(io::Error::other).flatten()
 }

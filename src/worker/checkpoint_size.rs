@@ -12,7 +12,7 @@ use crate::workload::tree::{self, EntryKind};
 /// Returns how many bytes a save of everything would upload now: none if it would be refused.
 pub(super) async fn bytes_to_save(env: &WorkloadEnv, sizes: SizeLimits) -> u64 {
     let dir = env.checkpoint();
-    let found = tokio::task::spawn_blocking(move || tree::walk(&dir, sizes.checkpoint_files)).await;
+    let found = lighthpc_runtime::blocking(move || tree::walk(&dir, sizes.checkpoint_files)).await;
     let found = found.map_err(io::Error::other).flatten().unwrap_or_default();
     Some(bytes_of(&found)).filter(|&bytes| bytes <= sizes.checkpoint_bytes).unwrap_or(0)
 }

@@ -20,7 +20,7 @@ pub(super) async fn check(node: &Node, bucket: &str, src: &SrcId) -> Result<(), 
     // First, because it makes no call.
     let tried = preflight.work_dir.get_or_try_init(|| async {
         let folder = work_dir.clone();
-        let tried = tokio::task::spawn_blocking(move || crate::workload::try_folder(&folder)).await;
+        let tried = lighthpc_runtime::blocking(move || crate::workload::try_folder(&folder)).await;
         tried.map_err(std::io::Error::other).flatten()
     });
     let disk = |source| NodeError::Disk { doing: "trying the work folder", path: work_dir.clone(), source };

@@ -165,7 +165,7 @@ impl Disk {
     /// further bytes that it could not get. Takes the time of a walk through all attempts' folders.
     pub(super) async fn is_to_blame(self: &Arc<Self>, folder: &Path, wanted: u64) -> bool {
         let (disk, folder) = (self.clone(), folder.to_owned());
-        let blamed = tokio::task::spawn_blocking(move || disk.blame(&folder, wanted)).await;
+        let blamed = lighthpc_runtime::blocking(move || disk.blame(&folder, wanted)).await;
         // If this cannot be determined, the task is to blame, so that it is counted.
         blamed.map_err(io::Error::other).unwrap_or(true)
     }

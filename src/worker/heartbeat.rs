@@ -72,11 +72,9 @@ impl Heartbeat {
         let (stop, lost, cancelled) = <(CancellationToken, CancellationToken, CancellationToken)>::default();
         let mut beats = JoinSet::new();
         let tokens = (stop.clone(), lost.clone(), cancelled.clone());
-        beats.spawn(
-            Beater { ledger, fence, periods, progress: progress_now, time_cost: time_cost_now }
-                .run(claimed, tokens.0, tokens.1, tokens.2)
-                .in_current_span(),
-        );
+        let beater = Beater { ledger, fence, periods, progress: progress_now, time_cost: time_cost_now };
+        let beating = beater.run(claimed, tokens.0, tokens.1, tokens.2).in_current_span();
+        lighthpc_runtime::spawn(&mut beats, beating);
         Self { beats, stop, lost, cancelled, progress, time_cost }
     }
 

@@ -51,7 +51,7 @@ pub(super) async fn save_periodically(node: &Node, env: &WorkloadEnv, fence: &Fe
 /// Reads the log as it is now, off this thread: it has up to 6 MiB. A log that cannot be read is empty.
 pub(super) async fn read(env: &WorkloadEnv) -> Vec<u8> {
     let env = env.clone();
-    let log = tokio::task::spawn_blocking(move || env.log()).await;
+    let log = lighthpc_runtime::blocking(move || env.log()).await;
     log.map_err(std::io::Error::other).flatten().unwrap_or_default()
 }
 

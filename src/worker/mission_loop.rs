@@ -90,7 +90,7 @@ pub(super) async fn serve(host: &Host, mission: &MissionId, left: Vec<RecoveredT
         let span = tracing::info_span!("slot", slot, mission = %mission, instance.id = %server.host.instance.id);
         let node = with_sandbox(&server.host.node, |sandbox| sandbox.of_slot(slot));
         let host = Host { node, ..server.host.clone() };
-        running.spawn(async move { server.slot(&host).await }.instrument(span));
+        lighthpc_runtime::spawn(&mut running, async move { server.slot(&host).await }.instrument(span));
     }
     let (mut done, mut other, mut failure) = (0, 0, None);
     while let Some(ended) = running.join_next().await {

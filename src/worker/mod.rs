@@ -65,6 +65,7 @@ pub use publish::reason_lines;
 pub use settings::{NodeLog, NodeSettings, Pricing, Report, Step};
 pub use stopping::{DRAIN_LIMIT, Stopping};
 
+use lighthpc_runtime::spawn;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -86,7 +87,7 @@ const LAST_COUNTS_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(
 pub async fn run(node: Node) -> Life {
     let mut task = JoinSet::new();
     let (proof, seen) = watch::channel(None);
-    task.spawn(life(node.clone(), proof).in_current_span());
+    spawn(&mut task, life(node.clone(), proof).in_current_span());
     let lifetime = async {
         match node.settings.max_lifetime {
             Some(limit) => tokio::time::sleep(limit).await,
@@ -128,9 +129,10 @@ async fn life(node: Node, proof: watch::Sender<Option<EndProof>>) -> Result<Outc
     let (spot, mut polls) =
         SpotWatcher::start(node.backend.machine.clone(), node.backend.ledger.clone(), instance.is_on_ec2());
     let (mut counts, stop) = (JoinSet::new(), CancellationToken::new());
-    counts.spawn(cost::count(node.clone(), instance.clone(), stop.clone()).in_current_span());
-    counts.spawn(cloud_log::send(node.clone(), instance.id.to_string(), stop.clone()).in_current_span());
-    polls.spawn(machine_info::look_up(node.clone(), instance.clone()).in_current_span());
+    spawn(&mut counts, cost::count(node.clone(), instance.clone(), stop.clone()).in_current_span());
+    let sent = cloud_log::send(node.clone(), instance.id.to_string(), stop.clone());
+    spawn(&mut counts, sent.in_current_span());
+    spawn(&mut polls, machine_info::look_up(node.clone(), instance.clone()).in_current_span());
     let host = Host { node, instance, spot };
     let outcome = match work {
         Work::Task(task) => match failed.into_iter().find(|(src, _)| *src == task.src) {

@@ -1,8 +1,8 @@
 //! A node: its services, its settings, and how it is stopped; and what its steps have in common.
 
 use std::sync::Arc;
-use std::time::Instant;
 
+use tokio::time::Instant;
 use tracing::Instrument;
 
 use super::outcome::Outcome;

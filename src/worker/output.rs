@@ -45,7 +45,7 @@ pub(super) fn sum(sizes: impl Iterator<Item = u64>) -> u64 {
 /// Finds the output, off this thread.
 pub(super) async fn find(env: &WorkloadEnv, sizes: SizeLimits) -> Result<Output, StoreError> {
     let (output, folder, key) = (env.output(), env.workspace(), result_key(&env.src));
-    let found = tokio::task::spawn_blocking(move || find_blocking(&output, &folder, &key, sizes)).await;
+    let found = lighthpc_runtime::blocking(move || find_blocking(&output, &folder, &key, sizes)).await;
     found.map_err(|panic| disk("reading", &env.output(), io::Error::other(panic)))?
 }
 

@@ -70,7 +70,7 @@ impl Pins {
         // It fails only if it is closed, and nothing closes it.
         let place = OPEN.acquire().await.ok();
         let (root, owner) = (self.root.clone(), self.owner);
-        let pinned = tokio::task::spawn_blocking(move || tree::pin(&root, &path, owner)).await;
+        let pinned = lighthpc_runtime::blocking(move || tree::pin(&root, &path, owner)).await;
         let Some(pinned) = pinned.map_err(io::Error::other)?? else { return Ok(None) };
         let (bytes, stamp, mode) = pinned.read_state()?;
         Ok(Some(Pin { path: pinned.path(), pinned, bytes, stamp, mode, _place: place }))

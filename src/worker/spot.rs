@@ -58,7 +58,8 @@ impl SpotWatcher {
         let mut polls = JoinSet::new();
         if is_on_ec2 {
             let (token, seen) = (rebalance.clone(), seen_at.clone());
-            polls.spawn(async move { poll(&machine, &ledger, (&sender, &seen), &token).await }.in_current_span());
+            let polled = async move { poll(&machine, &ledger, (&sender, &seen), &token).await };
+            lighthpc_runtime::spawn(&mut polls, polled.in_current_span());
         }
         (Self { notice, seen_at, rebalance }, polls)
     }

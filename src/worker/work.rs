@@ -84,7 +84,7 @@ impl Attempt {
         let (work_dir, fence) = (node.settings.work_dir.clone(), self.fence.clone());
         let (mission, deployment) = (self.row.mission.clone(), node.backend.ledger.tables().tasks.clone());
         let make = move || WorkloadEnv::prepare(&work_dir, &deployment, fence.src, mission, fence.attempt);
-        let made = tokio::task::spawn_blocking(make).await.map_err(std::io::Error::other).flatten();
+        let made = lighthpc_runtime::blocking(make).await.map_err(std::io::Error::other).flatten();
         let disk = |source| NodeError::Disk {
             doing: "making the attempt's folder in",
             path: node.settings.work_dir.clone(),
@@ -142,7 +142,7 @@ fn give_up_upload_at(
         let (store, env) = (store.clone(), env.clone());
         Box::pin(async move {
             let found = env.clone();
-            let bytes = tokio::task::spawn_blocking(move || output_bytes(&found)).await.unwrap_or(0);
+            let bytes = lighthpc_runtime::blocking(move || output_bytes(&found)).await.unwrap_or(0);
             let has_checkpoint = checkpoint_size::bytes_to_save(&env, sizes).await > 0;
             let now = Instant::now();
             let last = deadline.checked_sub(FINAL_WRITES_TIME).unwrap_or(now);

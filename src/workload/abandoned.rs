@@ -92,7 +92,7 @@ impl Removal {
         let mut thread = JoinSet::new();
         if !settled.is_empty() || !unsettled.is_empty() {
             let stop = stop.clone();
-            thread.spawn_blocking(move || {
+            let remove = move || {
                 let all = settled.iter().map(|left| (left, false)).chain(unsettled.iter().map(|left| (left, true)));
                 for (left, keeps_marker) in all {
                     if stop.is_cancelled() {
@@ -103,7 +103,9 @@ impl Removal {
                         tracing::warn!("removing {} failed: {error}", path.display());
                     }
                 }
-            });
+            };
+            let removed = async move { lighthpc_runtime::blocking(remove).await.unwrap_or_default() };
+            lighthpc_runtime::spawn(&mut thread, removed);
         }
         Self { thread, drain: drain.clone(), stop: stop.drop_guard() }
     }

@@ -75,7 +75,7 @@ pub(super) async fn run(
     let program = argv.first().cloned().unwrap_or_default();
     if let Some((uid, gid)) = bounds.sandbox.as_ref().map(sandbox::Sandbox::user) {
         let env = env.clone();
-        let handed = tokio::task::spawn_blocking(move || env.hand_over(uid, gid));
+        let handed = lighthpc_runtime::blocking(move || env.hand_over(uid, gid));
         handed.await.map_err(io::Error::other).flatten()?;
     }
     let mut pauses = START_PAUSES_MS.iter();
@@ -355,7 +355,7 @@ async fn time_limit(limit: Option<Duration>) {
 
 /// Kills descendants that left the process group.
 async fn end_escaped(folder: PathBuf, group: Option<Pid>) {
-    match tokio::task::spawn_blocking(move || orphans::end_below(&folder, group)).await {
+    match lighthpc_runtime::blocking(move || orphans::end_below(&folder, group)).await {
         Ok(0) | Err(_) => {}
         Ok(count) => tracing::warn!("killed {count} processes that had left the workload's process group"),
     }

@@ -26,6 +26,8 @@ mod progress_file;
 mod remover;
 mod run;
 mod sandbox;
+#[cfg(feature = "simulation")]
+mod scripted;
 mod simulated;
 pub mod tree;
 mod unit_properties;
@@ -38,6 +40,8 @@ pub use machine::{is_limit, is_of_machine, raise_descriptors};
 pub use orphans::{WorkLock, lock_trusted_work_dir, lock_work_dir, try_folder};
 pub use run::{Bounds, Exit, Stops};
 pub use sandbox::Sandbox;
+#[cfg(feature = "simulation")]
+pub use scripted::{Script, ScriptRun};
 pub use simulated::Simulation;
 pub use unit_properties::{DEVICES_DEFAULT, Devices};
 
@@ -56,6 +60,9 @@ pub enum Workload {
     Shell(String),
     /// The article's simulated workload: steps of random length.
     Simulated(Simulation),
+    /// Code of a simulation.
+    #[cfg(feature = "simulation")]
+    Scripted(Script),
 }
 
 impl Workload {
@@ -80,6 +87,8 @@ impl Workload {
                 external::run(&argv, env, &bounds, progress, stops).await
             }
             Self::Simulated(simulation) => simulation.run(env, bounds, progress, &stops.stop).await,
+            #[cfg(feature = "simulation")]
+            Self::Scripted(script) => script.run(env, &bounds, progress, stops).await,
         }
     }
 }

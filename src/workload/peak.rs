@@ -54,7 +54,7 @@ pub(super) async fn measure(what: Measured, peak: PeakMemory, over: Cancellation
         }
         pause = PERIOD;
         let what = what.clone();
-        if let Ok(Some(bytes)) = tokio::task::spawn_blocking(move || sample(&what)).await {
+        if let Ok(Some(bytes)) = lighthpc_runtime::blocking(move || sample(&what)).await {
             peak.add(bytes);
         }
     }

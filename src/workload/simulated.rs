@@ -60,7 +60,7 @@ impl Simulation {
                 env.attempt,
                 lengths.len()
             );
-            tokio::fs::write(env.output(), text).await?;
+            lighthpc_runtime::write(env.output(), text).await?;
         }
         Ok(ended)
     }

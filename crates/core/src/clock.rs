@@ -17,9 +17,8 @@ pub fn now_rfc3339() -> String {
 
 /// Returns the current time.
 #[must_use]
-#[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
 pub fn now() -> SystemTime {
-    SystemTime::now()
+    lighthpc_runtime::now()
 }
 
 /// Returns the time since an RFC 3339 timestamp: zero if it is in the future, `None` if it cannot be parsed.

@@ -33,6 +33,8 @@ pub(super) struct Connector {
     pub(super) instance: Option<Arc<str>>,
     #[cfg(any(test, feature = "testing"))]
     pub(super) faults: Faults,
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) network: Option<Arc<dyn super::network::Network>>,
     /// From the start of a request to the head of its answer, as in the SDK's own client.
     read_timeout: Option<Duration>,
 }
@@ -44,6 +46,8 @@ impl Connector {
             instance: instance.map(Arc::from),
             #[cfg(any(test, feature = "testing"))]
             faults: Faults::new(),
+            #[cfg(any(test, feature = "testing"))]
+            network: None,
             read_timeout: None,
         }
     }
@@ -51,6 +55,15 @@ impl Connector {
     #[cfg(any(test, feature = "testing"))]
     pub(super) fn with_faults(services: Arc<Services>, instance: Option<&str>, faults: Faults) -> Self {
         Self { faults, ..Self::new(services, instance) }
+    }
+
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) fn via(
+        services: Arc<Services>,
+        instance: Option<&str>,
+        network: Arc<dyn super::network::Network>,
+    ) -> Self {
+        Self { network: Some(network), ..Self::new(services, instance) }
     }
 
     async fn answer(&self, request: HttpRequest) -> Result<HttpResponse, ConnectorError> {
@@ -61,7 +74,17 @@ impl Connector {
         let body = if service == Service::S3 { body } else { SdkBody::from(collect(body).await?) };
         let operation = operation(service, &parts, &body);
         #[cfg(any(test, feature = "testing"))]
-        let answer = self.apply_with_faults(service, &operation, (parts, body)).await?;
+        let answer = if self.network.is_some() {
+            let body = collect(body).await?;
+            let instance = self.instance.as_deref().map(str::to_owned);
+            let call = super::network::Call { service, operation, instance, parts, body, connector: self.clone() };
+            match self.carried(call) {
+                Some(carried) => carried.await?,
+                None => unreachable!("there is a network"),
+            }
+        } else {
+            self.apply_with_faults(service, &operation, (parts, body)).await?
+        };
         #[cfg(not(any(test, feature = "testing")))]
         let answer = self.apply(service, &operation, (parts, body)).await?;
         answer

@@ -62,7 +62,7 @@ impl Dynamo {
     /// finishes even if the caller gives up, as a request that has reached AWS does.
     pub(super) async fn answer(&self, operation: String, body: Bytes) -> http::Response<SdkBody> {
         let database = self.database.clone();
-        let outcome = tokio::task::spawn_blocking(move || dispatch(&database, &operation, &body)).await;
+        let outcome = lighthpc_runtime::blocking(move || dispatch(&database, &operation, &body)).await;
         match outcome {
             Ok(Ok(json)) => reply(200, CONTENT_TYPE, json),
             Ok(Err(DynoxideError::UnsupportedCapability(what))) => {

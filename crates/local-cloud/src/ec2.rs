@@ -98,12 +98,26 @@ fn launch(fleet: &Fleet, form: &Form, count: usize) -> Result<Vec<String>, Ec2Er
         .flat_map(|prefix| form.tags(&format!("{prefix}.Tag")))
         .collect();
     fleet
-        .launch_once(form.get("ClientToken"), form.without("ClientToken"), || {
-            (0..count).map(|_| fleet.launch(tags.clone())).collect()
-        })
+        .launch_once(form.get("ClientToken"), form.without("ClientToken"), || launch_all(fleet, &tags, count))
         .map_err(|()| {
             Ec2Error::new("IdempotentParameterMismatch", "The client token was used with other parameters before.")
         })
+}
+
+/// Launches instances.
+#[cfg(not(any(test, feature = "testing")))]
+fn launch_all(fleet: &Fleet, tags: &[(String, String)], count: usize) -> Vec<String> {
+    (0..count).map(|_| fleet.launch(tags.to_vec())).collect()
+}
+
+/// Launches instances; the hook may make fewer of them, and more that the answer does not name.
+#[cfg(any(test, feature = "testing"))]
+fn launch_all(fleet: &Fleet, tags: &[(String, String)], count: usize) -> Vec<String> {
+    let change = fleet.next_launch();
+    for _ in 0..change.more {
+        fleet.launch(tags.to_vec());
+    }
+    (0..count.saturating_sub(change.fewer)).map(|_| fleet.launch(tags.to_vec())).collect()
 }
 
 /// Launches an `instant` fleet. The other types launch later, which nothing here would do.

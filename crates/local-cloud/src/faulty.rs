@@ -57,7 +57,7 @@ impl Connector {
     }
 }
 
-fn error_reply(service: Service, status: u16, code: &str) -> http::Response<SdkBody> {
+pub(super) fn error_reply(service: Service, status: u16, code: &str) -> http::Response<SdkBody> {
     let message = "an injected fault";
     match service {
         Service::Dynamodb => dynamo::error_reply(status, code, message),
@@ -78,7 +78,7 @@ fn content_type(service: Service) -> &'static str {
 }
 
 /// Builds the SDK's own error for a broken connection: it is retried, and the outcome is unknown.
-fn reset(text: &'static str) -> ConnectorError {
+pub(super) fn reset(text: &'static str) -> ConnectorError {
     ConnectorError::io(io::Error::new(io::ErrorKind::ConnectionReset, text).into())
 }
 

@@ -73,6 +73,25 @@ pub(super) struct Fleet {
     offered: Mutex<Option<BTreeSet<String>>>,
     /// The parameters of every call.
     requests: Mutex<Vec<BTreeMap<String, String>>>,
+    /// How many instances were launched.
+    launched: tokio::sync::watch::Sender<u64>,
+    #[cfg(any(test, feature = "testing"))]
+    hook: Mutex<Hook>,
+}
+
+/// What decides about launches, and how many there were.
+#[cfg(any(test, feature = "testing"))]
+#[derive(Default)]
+struct Hook {
+    decide: Option<super::network::LaunchHook>,
+    launches: u64,
+}
+
+#[cfg(any(test, feature = "testing"))]
+impl std::fmt::Debug for Hook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hook").field("launches", &self.launches).finish_non_exhaustive()
+    }
 }
 
 impl Fleet {
@@ -84,10 +103,12 @@ impl Fleet {
             tags: tags.into_iter().collect(),
             is_running: true,
             launched: machines.len() as u64,
-            launched_at: UNIX_EPOCH.elapsed().unwrap_or_default(),
+            launched_at: lighthpc_runtime::true_now().duration_since(UNIX_EPOCH).unwrap_or_default(),
             ..Machine::default()
         };
         machines.insert(id.clone(), machine);
+        drop(machines);
+        self.launched.send_modify(|count| *count += 1);
         id
     }
 
@@ -177,6 +198,22 @@ impl Fleet {
 /// Operations for tests.
 #[cfg(any(test, feature = "testing"))]
 impl Fleet {
+    pub(super) fn launches(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.launched.subscribe()
+    }
+
+    pub(super) fn set_launch_hook(&self, hook: super::network::LaunchHook) {
+        locked(&self.hook).decide = Some(hook);
+    }
+
+    /// Decides about the next launch.
+    pub(super) fn next_launch(&self) -> super::network::LaunchChange {
+        let mut hook = locked(&self.hook);
+        hook.launches += 1;
+        let number = hook.launches;
+        hook.decide.as_ref().map(|decide| decide(number)).unwrap_or_default()
+    }
+
     pub(super) fn age(&self, id: &str, by: Duration) {
         self.change(id, |machine| machine.launched_at = machine.launched_at.saturating_sub(by));
     }

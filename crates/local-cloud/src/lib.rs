@@ -32,6 +32,8 @@ mod keys;
 mod layout;
 mod lock;
 mod names;
+#[cfg(any(test, feature = "testing"))]
+mod network;
 mod query;
 #[cfg(any(test, feature = "testing"))]
 mod rights;
@@ -60,6 +62,8 @@ pub use fleet::Instance;
 #[cfg(any(test, feature = "testing"))]
 pub use gate::Gate;
 pub use layout::OpenError;
+#[cfg(any(test, feature = "testing"))]
+pub use network::{Answer, AnswerFuture, Call, LaunchChange, LaunchHook, Network};
 pub use names::{ACCESS_KEY, REGION, RESULT_BUCKET, SECRET_KEY, SOURCE_BUCKET, TOPIC_ARN};
 pub use s3::ObjectState;
 pub use services::Service;

@@ -37,7 +37,7 @@ where
         while self.running.len() < self.limit
             && let Some(work) = self.work.next()
         {
-            self.running.spawn(work.in_current_span());
+            lighthpc_runtime::spawn(&mut self.running, work.in_current_span());
         }
         self.running.join_next().await
     }

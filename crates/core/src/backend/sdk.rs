@@ -14,6 +14,7 @@ use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use aws_smithy_async::rt::sleep::{SharedAsyncSleep, TokioSleep};
+use aws_smithy_async::time::{SharedTimeSource, TimeSource};
 use aws_smithy_http_client::{Builder as HttpBuilder, tls};
 use aws_smithy_runtime_api::client::http::{
     HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient, SharedHttpConnector,
@@ -42,6 +43,16 @@ const IMDS_ATTEMPTS_MAX: u32 = 5;
 /// S3 in a few seconds. It is not the connector's read timeout, because connections are cached by that; calls with
 /// other limits (a body to send) share the connections this way.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The wall clock, for the SDK.
+#[derive(Debug)]
+struct WallClock;
+
+impl TimeSource for WallClock {
+    fn now(&self) -> std::time::SystemTime {
+        lighthpc_runtime::true_now()
+    }
+}
 
 /// The transport of calls, and their credentials.
 #[derive(Clone, Debug)]
@@ -127,6 +138,7 @@ impl Wire {
             .credentials_provider(SharedCredentialsProvider::new(provider))
             .identity_cache(renewal.clone())
             .sleep_impl(SharedAsyncSleep::new(TokioSleep::new()))
+            .time_source(SharedTimeSource::new(WallClock))
             .retry_config(
                 RetryConfig::standard()
                     .with_max_attempts(CALL_ATTEMPTS_MAX)

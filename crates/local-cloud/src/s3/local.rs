@@ -25,7 +25,7 @@ impl S3Local {
         act: impl FnOnce(&ObjectFiles) -> S3Result<T> + Send + 'static,
     ) -> S3Result<T> {
         let objects = Arc::clone(&self.objects);
-        tokio::task::spawn_blocking(move || act(&objects)).await.map_err(S3Error::internal_error)?
+        lighthpc_runtime::blocking(move || act(&objects)).await.map_err(S3Error::internal_error)?
     }
 }
 

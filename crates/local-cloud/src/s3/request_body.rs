@@ -70,7 +70,7 @@ impl Claims {
 /// Receives a complete body, or fails and leaves no file.
 pub(super) async fn receive(layout: &Layout, body: Option<StreamingBlob>, claims: Claims) -> S3Result<Received> {
     let staged = Staged::new(layout)?;
-    let mut file = tokio::fs::File::from_std(staged.file.try_clone().map_err(|e| io_error("opening", &e))?);
+    let mut file = lighthpc_runtime::File::from_std(staged.file.try_clone().map_err(|e| io_error("opening", &e))?);
     let mut hasher = Hasher::new(claims.checksums.algorithms().chain(claims.announced.iter().copied()));
     let mut body = body.map(Body::from).unwrap_or_default();
     let mut size = 0_u64;

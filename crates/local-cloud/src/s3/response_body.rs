@@ -21,7 +21,7 @@ const READ_BYTES: usize = 256 * 1024;
 
 /// A range of a file, read on demand.
 pub(super) struct FileBody {
-    file: tokio::fs::File,
+    file: lighthpc_runtime::File,
     /// The same open file, for its metadata without blocking.
     watched: File,
     etag: String,
@@ -33,7 +33,7 @@ impl FileBody {
     /// Starts at the file's position.
     pub(super) fn new(file: File, stat: &Stat, length: u64) -> io::Result<Self> {
         let watched = file.try_clone()?;
-        let mut file = tokio::fs::File::from_std(file);
+        let mut file = lighthpc_runtime::File::from_std(file);
         file.set_max_buf_size(READ_BYTES);
         Ok(Self { file, watched, etag: stat.etag.clone(), left: length, buffer: Vec::new() })
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use aws_sdk_s3::primitives::{ByteStream, Length};
 use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, Digest, checksum};
-use tokio::fs::File;
+use lighthpc_runtime::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt, SeekFrom};
 
 use super::error::StoreError;
@@ -48,7 +48,7 @@ impl Body<'_> {
             Self::Bytes(bytes) => Ok(bytes.len() as u64),
             Self::File(_, Some(bytes)) => Ok(*bytes),
             Self::File(file, None) => {
-                let meta = tokio::fs::metadata(file)
+                let meta = lighthpc_runtime::metadata(file)
                     .await
                     .map_err(|e| StoreError::disk("reading the metadata of", file, e))?;
                 Ok(meta.len())

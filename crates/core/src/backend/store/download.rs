@@ -4,7 +4,7 @@ use std::path::Path;
 
 use aws_sdk_s3::types::ChecksumMode;
 use crc_fast::{CrcAlgorithm, Digest};
-use tokio::fs::File;
+use lighthpc_runtime::File;
 use tokio::io::{AsyncSeekExt, AsyncWriteExt, SeekFrom};
 
 use super::client::Store;

@@ -1,0 +1,33 @@
+//! The real machine.
+
+use std::time::SystemTime;
+
+use tokio::task::{JoinError, JoinSet};
+
+pub use tokio::fs::{File, metadata, read, write};
+
+/// Returns the current time of the wall clock.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
+pub fn now() -> SystemTime {
+    SystemTime::now()
+}
+
+/// Returns the current time of the wall clock. (In a simulation, machines have clocks of their own.)
+#[must_use]
+pub fn true_now() -> SystemTime {
+    now()
+}
+
+/// Runs a function that waits for the disk, off this thread.
+///
+/// # Errors
+/// [`JoinError`] if it panicked.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, JoinError> {
+    tokio::task::spawn_blocking(work).await
+}
+
+/// Starts a task in a set.
+pub fn spawn<T: Send + 'static>(set: &mut JoinSet<T>, task: impl Future<Output = T> + Send + 'static) {
+    set.spawn(task);
+}

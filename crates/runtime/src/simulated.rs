@@ -1,0 +1,266 @@
+//! A simulated machine.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, SystemTime};
+
+use tokio::io::{AsyncRead, AsyncSeek, AsyncWrite, ReadBuf};
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
+
+/// The wall clock at the start of a simulation, in seconds since 1970: 2026-01-01.
+const EPOCH_S: u64 = 1_767_225_600;
+
+thread_local! {
+    static STARTED: RefCell<Option<Instant>> = const { RefCell::new(None) };
+    /// The machine whose task is polled.
+    static CURRENT: RefCell<Option<Arc<Machine>>> = const { RefCell::new(None) };
+}
+
+/// Starts the wall clock, in tokio's runtime with a paused clock.
+pub fn start_clock() {
+    STARTED.with_borrow_mut(|started| *started = Some(Instant::now()));
+}
+
+/// Returns the wall clock's time of the world: that of AWS.
+#[must_use]
+pub fn true_now() -> SystemTime {
+    let started = STARTED.with_borrow(|started| *started);
+    let elapsed = started.map(|started| started.elapsed()).unwrap_or_default();
+    SystemTime::UNIX_EPOCH + Duration::from_secs(EPOCH_S) + elapsed
+}
+
+/// Returns the time of the wall clock of the machine whose task runs.
+#[must_use]
+pub fn now() -> SystemTime {
+    let ahead = CURRENT.with_borrow(|machine| machine.as_ref().map_or((0, true), |machine| machine.clock()));
+    let offset = Duration::from_secs(ahead.0);
+    if ahead.1 { true_now() + offset } else { true_now() - offset }
+}
+
+/// A machine: its tasks can be frozen, and it has a clock of its own.
+#[derive(Debug, Default)]
+pub struct Machine {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    is_frozen: bool,
+    waiting: Vec<Waker>,
+    /// How far its clock is from the world's, in seconds, and whether it is ahead.
+    clock: (u64, bool),
+}
+
+impl Machine {
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn clock(&self) -> (u64, bool) {
+        self.state().clock
+    }
+
+    /// Sets how far its clock is from the world's, in seconds.
+    pub fn set_clock(&self, seconds: u64, is_ahead: bool) {
+        self.state().clock = (seconds, is_ahead);
+    }
+
+    /// Freezes all its tasks: none runs until [`Machine::thaw`].
+    pub fn freeze(&self) {
+        self.state().is_frozen = true;
+    }
+
+    /// Lets its tasks go on.
+    pub fn thaw(&self) {
+        let waiting = {
+            let mut state = self.state();
+            state.is_frozen = false;
+            std::mem::take(&mut state.waiting)
+        };
+        waiting.into_iter().for_each(Waker::wake);
+    }
+
+    /// Returns whether its tasks are to wait, and remembers who waits.
+    fn must_wait(&self, waker: &Waker) -> bool {
+        let mut state = self.state();
+        if state.is_frozen {
+            state.waiting.push(waker.clone());
+        }
+        state.is_frozen
+    }
+}
+
+/// A task of a machine.
+pub struct MachineFuture<F: ?Sized> {
+    machine: Option<Arc<Machine>>,
+    task: Pin<Box<F>>,
+}
+
+impl<F: Future + ?Sized> Future for MachineFuture<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        if self.machine.as_ref().is_some_and(|machine| machine.must_wait(context.waker())) {
+            return Poll::Pending;
+        }
+        let before = CURRENT.with_borrow_mut(|current| std::mem::replace(current, self.machine.clone()));
+        let polled = self.task.as_mut().poll(context);
+        CURRENT.with_borrow_mut(|current| *current = before);
+        polled
+    }
+}
+
+/// Makes a future a task of a machine; the tasks that it starts by [`spawn`] are the same machine's.
+pub fn on_machine<F: Future>(machine: &Arc<Machine>, task: F) -> MachineFuture<F> {
+    MachineFuture { machine: Some(Arc::clone(machine)), task: Box::pin(task) }
+}
+
+/// Runs a function that waits for the disk, here.
+///
+/// # Errors
+/// None.
+#[expect(clippy::unused_async, reason = "as on a real machine")]
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, JoinError> {
+    Ok(work())
+}
+
+/// Starts a task in a set, on the machine whose task runs.
+pub fn spawn<T: Send + 'static>(set: &mut JoinSet<T>, task: impl Future<Output = T> + Send + 'static) {
+    let machine = CURRENT.with_borrow(Clone::clone);
+    set.spawn(MachineFuture { machine, task: Box::pin(task) });
+}
+
+/// A file whose operations run where they are called.
+#[derive(Debug)]
+pub struct File {
+    file: std::fs::File,
+}
+
+impl File {
+    /// Creates a file.
+    ///
+    /// # Errors
+    /// The system's.
+    #[expect(clippy::unused_async, reason = "as on a real machine")]
+    pub async fn create(path: impl AsRef<Path>) -> io::Result<Self> {
+        std::fs::File::create(path).map(Self::from_std)
+    }
+
+    /// Opens a file for reading.
+    ///
+    /// # Errors
+    /// The system's.
+    #[expect(clippy::unused_async, reason = "as on a real machine")]
+    pub async fn open(path: impl AsRef<Path>) -> io::Result<Self> {
+        std::fs::File::open(path).map(Self::from_std)
+    }
+
+    /// Returns options to open a file with.
+    #[must_use]
+    pub fn options() -> OpenOptions {
+        OpenOptions(std::fs::File::options())
+    }
+
+    /// Takes an open file.
+    #[must_use]
+    pub const fn from_std(file: std::fs::File) -> Self {
+        Self { file }
+    }
+
+    /// Does nothing: there is no buffer.
+    pub const fn set_max_buf_size(&mut self, _: usize) {}
+
+    /// Sets the file's size.
+    ///
+    /// # Errors
+    /// The system's.
+    #[expect(clippy::unused_async, reason = "as on a real machine")]
+    pub async fn set_len(&self, bytes: u64) -> io::Result<()> {
+        self.file.set_len(bytes)
+    }
+}
+
+/// Options to open a file with.
+#[derive(Debug)]
+pub struct OpenOptions(std::fs::OpenOptions);
+
+impl OpenOptions {
+    /// Sets whether the file is opened for writing.
+    pub fn write(&mut self, write: bool) -> &mut Self {
+        self.0.write(write);
+        self
+    }
+
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// The system's.
+    #[expect(clippy::unused_async, reason = "as on a real machine")]
+    pub async fn open(&self, path: impl AsRef<Path>) -> io::Result<File> {
+        self.0.open(path).map(File::from_std)
+    }
+}
+
+/// Reads a whole file.
+///
+/// # Errors
+/// The system's.
+#[expect(clippy::unused_async, reason = "as on a real machine")]
+pub async fn read(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
+    std::fs::read(path)
+}
+
+/// Writes a whole file.
+///
+/// # Errors
+/// The system's.
+#[expect(clippy::unused_async, reason = "as on a real machine")]
+pub async fn write(path: impl AsRef<Path>, contents: impl AsRef<[u8]>) -> io::Result<()> {
+    std::fs::write(path, contents)
+}
+
+/// Reads a file's metadata.
+///
+/// # Errors
+/// The system's.
+#[expect(clippy::unused_async, reason = "as on a real machine")]
+pub async fn metadata(path: impl AsRef<Path>) -> io::Result<std::fs::Metadata> {
+    std::fs::metadata(path)
+}
+
+impl AsyncRead for File {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let count = self.file.read(buffer.initialize_unfilled());
+        Poll::Ready(count.map(|count| buffer.advance(count)))
+    }
+}
+
+impl AsyncWrite for File {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(self.file.write(bytes))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.file.flush())
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.file.flush())
+    }
+}
+
+impl AsyncSeek for File {
+    fn start_seek(mut self: Pin<&mut Self>, position: SeekFrom) -> io::Result<()> {
+        self.file.seek(position).map(drop)
+    }
+
+    fn poll_complete(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<u64>> {
+        Poll::Ready(self.file.stream_position())
+    }
+}
