@@ -53,7 +53,8 @@ impl Script {
         let limit = bounds.time_limit.unwrap_or(Duration::MAX);
         let forced = async {
             stops.stop.cancelled().await;
-            tokio::time::sleep(stops.grace.borrow().unwrap_or(bounds.grace)).await;
+            let grace = *stops.grace.borrow();
+            tokio::time::sleep(grace.unwrap_or(bounds.grace)).await;
         };
         tokio::select! {
             ended = (self.0)(given) => ended,

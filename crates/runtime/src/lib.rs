@@ -14,5 +14,5 @@ mod simulated;
 pub use machine::{File, blocking, metadata, now, read, spawn, true_now, write};
 #[cfg(feature = "simulation")]
 pub use simulated::{
-    File, Machine, MachineFuture, blocking, metadata, now, on_machine, read, spawn, start_clock, true_now, write,
+    File, Machine, MachineFuture, blocking, elapsed, metadata, now, on_machine, read, spawn, start_clock, true_now, write,
 };

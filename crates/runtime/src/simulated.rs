@@ -27,12 +27,17 @@ pub fn start_clock() {
     STARTED.with_borrow_mut(|started| *started = Some(Instant::now()));
 }
 
+/// Returns the time since [`start_clock`]; `None` before it, and on other threads.
+#[must_use]
+pub fn elapsed() -> Option<Duration> {
+    let started = STARTED.try_with(|started| *started.borrow()).ok().flatten();
+    started.map(|started| started.elapsed())
+}
+
 /// Returns the wall clock's time of the world: that of AWS.
 #[must_use]
 pub fn true_now() -> SystemTime {
-    let started = STARTED.with_borrow(|started| *started);
-    let elapsed = started.map(|started| started.elapsed()).unwrap_or_default();
-    SystemTime::UNIX_EPOCH + Duration::from_secs(EPOCH_S) + elapsed
+    SystemTime::UNIX_EPOCH + Duration::from_secs(EPOCH_S) + elapsed().unwrap_or_default()
 }
 
 /// Returns the time of the wall clock of the machine whose task runs.

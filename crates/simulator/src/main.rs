@@ -1,13 +1,13 @@
 //! Runs lighthpc in virtual time against a hostile cloud, from a seed; see docs/SIMULATION.md.
 
 mod check;
-mod entropy;
 mod index;
 mod machines;
 mod network;
 mod operators;
 mod plan;
 mod script;
+mod shims;
 mod world;
 
 use std::collections::BTreeMap;
@@ -81,7 +81,7 @@ struct SeedResult {
 }
 
 fn one(seed: u64, keep: Option<&[usize]>, is_json: bool) -> ExitCode {
-    entropy::seed(seed);
+    shims::seed(seed);
     let mut plan = Plan::new(seed);
     if let Some(keep) = keep {
         plan.keep(keep);

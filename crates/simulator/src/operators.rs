@@ -135,7 +135,8 @@ async fn hand_over(world: &Arc<World>, event: &Event) {
     for _ in 0..tries {
         let value = event.json();
         let allowed = Allowed::of_environment();
-        let done = call(world, &format!("event {event:?}"), limit, |scheduler| async move {
+        let what = format!("event {event:?}");
+        let done = call(world, &what, limit, |scheduler| async move {
             lambda::answer(&scheduler, &allowed, &value).await
         });
         match done.await {
