@@ -43,12 +43,12 @@ pub fn true_now() -> SystemTime {
 /// Returns the time of the wall clock of the machine whose task runs.
 #[must_use]
 pub fn now() -> SystemTime {
-    let ahead = CURRENT.with_borrow(|machine| machine.as_ref().map_or((0, true), |machine| machine.clock()));
-    let offset = Duration::from_secs(ahead.0);
-    if ahead.1 { true_now() + offset } else { true_now() - offset }
+    let ahead = CURRENT.with_borrow(|machine| machine.as_ref().map_or(0, |machine| machine.state().clock_s));
+    let offset = Duration::from_secs(ahead.unsigned_abs());
+    if ahead >= 0 { true_now() + offset } else { true_now() - offset }
 }
 
-/// A machine: its tasks can be frozen, and it has a clock of its own.
+/// A machine: its tasks can be frozen or ended, its disk can be full, and it has a clock of its own.
 #[derive(Debug, Default)]
 pub struct Machine {
     state: Mutex<State>,
@@ -58,8 +58,13 @@ pub struct Machine {
 struct State {
     is_frozen: bool,
     waiting: Vec<Waker>,
-    /// How far its clock is from the world's, in seconds, and whether it is ahead.
-    clock: (u64, bool),
+    /// How far its clock is ahead of the world's, in seconds.
+    clock_s: i64,
+    is_disk_full: bool,
+    /// How often its tasks were polled, and when they are polled no more.
+    polls: u64,
+    polls_max: Option<u64>,
+    stopped: Arc<tokio::sync::Notify>,
 }
 
 impl Machine {
@@ -67,13 +72,25 @@ impl Machine {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn clock(&self) -> (u64, bool) {
-        self.state().clock
+    /// Sets how far its clock is ahead of the world's, in seconds.
+    pub fn set_clock(&self, ahead_s: i64) {
+        self.state().clock_s = ahead_s;
     }
 
-    /// Sets how far its clock is from the world's, in seconds.
-    pub fn set_clock(&self, seconds: u64, is_ahead: bool) {
-        self.state().clock = (seconds, is_ahead);
+    /// Sets whether its disk is full.
+    pub fn set_disk_full(&self, is_full: bool) {
+        self.state().is_disk_full = is_full;
+    }
+
+    /// Ends its process when its tasks were polled so often: none is polled again, and [`Machine::stopped`] returns.
+    pub fn stop_at(&self, polls: u64) {
+        self.state().polls_max = Some(polls);
+    }
+
+    /// Waits until its process has ended by [`Machine::stop_at`].
+    pub async fn stopped(&self) {
+        let stopped = Arc::clone(&self.state().stopped);
+        stopped.notified().await;
     }
 
     /// Freezes all its tasks: none runs until [`Machine::thaw`].
@@ -96,8 +113,16 @@ impl Machine {
         let mut state = self.state();
         if state.is_frozen {
             state.waiting.push(waker.clone());
+            return true;
         }
-        state.is_frozen
+        state.polls += 1;
+        // The next process of the machine is not concerned.
+        let is_last = state.polls_max.is_some_and(|most| state.polls >= most);
+        if is_last {
+            state.polls_max = None;
+            state.stopped.notify_one();
+        }
+        is_last
     }
 }
 
@@ -227,6 +252,7 @@ pub async fn read(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
 /// The system's.
 #[expect(clippy::unused_async, reason = "as on a real machine")]
 pub async fn write(path: impl AsRef<Path>, contents: impl AsRef<[u8]>) -> io::Result<()> {
+    check_room()?;
     std::fs::write(path, contents)
 }
 
@@ -246,9 +272,15 @@ impl AsyncRead for File {
     }
 }
 
+/// Returns an error if the disk of the machine whose task runs is full.
+fn check_room() -> io::Result<()> {
+    let is_full = CURRENT.with_borrow(|machine| machine.as_ref().is_some_and(|machine| machine.state().is_disk_full));
+    if is_full { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+}
+
 impl AsyncWrite for File {
     fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Poll::Ready(self.file.write(bytes))
+        Poll::Ready(check_room().and_then(|()| self.file.write(bytes)))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -52,8 +52,8 @@ pub(crate) fn with_lag(world: &Arc<World>, call: &Call, answer: Answer) -> Answe
     let is_here = |key: &Option<(String, String)>| {
         key.as_ref().is_some_and(|(at, order)| *at == partition && order.starts_with(&beginning))
     };
-    let rows = locked(&world.rows);
-    let young = rows.changes.iter().rev().take_while(|change| world.time().saturating_sub(change.at) < lag);
+    let known = locked(&world.known);
+    let young = known.index.iter().rev().take_while(|change| world.time().saturating_sub(change.at) < lag);
     for change in young {
         if is_here(&change.after) {
             items.retain(|item| item["srcFilename"]["S"].as_str() != Some(&change.src));
@@ -69,7 +69,7 @@ pub(crate) fn with_lag(world: &Arc<World>, call: &Call, answer: Answer) -> Answe
             }));
         }
     }
-    drop(rows);
+    drop(known);
     items.sort_by_key(|item| {
         (item["openAs"]["S"].as_str().unwrap_or_default().to_owned(), item["srcFilename"]["S"].to_string())
     });

@@ -7,14 +7,14 @@ use std::time::Duration;
 use lighthpc::backend::machine::EndOrder;
 use lighthpc::clock;
 use lighthpc::domain::budget::{Limits, SizeLimits};
-use lighthpc::worker::{self, Node, NodeSettings, Pricing, Report, Stopping};
+use lighthpc::worker::{self, DRAIN_LIMIT, Node, NodeSettings, Pricing, Report, Stopping};
 use lighthpc::workload::{self, Bounds, Simulation, Workload};
 use lighthpc_runtime::{Machine, on_machine};
 use local_cloud::{RESULT_BUCKET, SOURCE_BUCKET, TOPIC_ARN};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::check::is_foreign;
+use crate::check;
 use crate::operators::Event;
 use crate::plan::{Dice, Fault};
 use crate::script::script;
@@ -22,21 +22,28 @@ use crate::world::{Who, World};
 
 /// The lease of nodes and schedulers.
 pub(crate) const LEASE: Duration = Duration::from_secs(90);
+pub(crate) const HEARTBEAT: Duration = Duration::from_secs(20);
+/// How long a node of a mission waits for a task.
+pub(crate) const IDLE_MAX: Duration = Duration::from_mins(5);
 /// systemd starts a crashed node twice again.
 const STARTS_MAX: u32 = 3;
 /// A task's time limit: longer than any workload that does not hang.
-const TIME_LIMIT: Duration = Duration::from_mins(20);
+const TIME_LIMIT: Duration = Duration::from_hours(1);
 const NODE_LIFETIME: Duration = Duration::from_hours(12);
+/// The number of the process that runs now, and the order to drain it.
+type Running = watch::Receiver<Option<Stopping>>;
 
 /// Plays every instance that EC2 launches, until the process ends.
 pub(crate) async fn play(world: Arc<World>, events: mpsc::UnboundedSender<Event>) {
     let mut launches = world.cloud.launches();
     let mut known = 0;
+    let mut number = 0;
     loop {
         let instances = world.cloud.instances();
-        for instance in instances.iter().skip(known).filter(|instance| !is_foreign(instance)) {
-            let number = instances.iter().take_while(|other| other.id != instance.id).filter(|it| !is_foreign(it)).count();
-            tokio::spawn(machine(Arc::clone(&world), number as u64, instance.id.clone(), events.clone()));
+        for instance in instances.iter().skip(known).filter(|instance| !check::is_foreign(instance)) {
+            check::machine_starts(&world, &instance.id, number);
+            tokio::spawn(machine(Arc::clone(&world), number, instance.id.clone(), events.clone()));
+            number += 1;
         }
         known = instances.len();
         if launches.changed().await.is_err() {
@@ -48,23 +55,22 @@ pub(crate) async fn play(world: Arc<World>, events: mpsc::UnboundedSender<Event>
 /// Plays one instance.
 async fn machine(world: Arc<World>, number: u64, id: String, events: mpsc::UnboundedSender<Event>) {
     world.note(&format!("machine {number} is {id}"));
-    let faults: Vec<Fault> = world.faults().cloned().filter(|_| world.is_hostile()).collect();
+    let faults: Vec<Fault> = world.faults().filter(|_| world.is_hostile()).cloned().collect();
     let host = Arc::new(Machine::default());
+    let (processes, running) = watch::channel(None);
     let is_gone = CancellationToken::new();
-    let mut boot = Some(Dice::new(world.plan.seed, &format!("boot {number}")).time(15_000, 60_000));
+    let mut boot = Some(Dice::new(world.plan.seed, &format!("boot {number}")).time(BOOT.0, BOOT.1));
+    let mut is_forgotten = false;
     for fault in faults {
         match fault {
             Fault::Boot { machine, takes } if machine == number => {
-                world.saw(if takes.is_some() { "slow boot" } else { "no boot" });
+                world.saw(if takes.is_some() { "machine boots slowly" } else { "machine never boots" });
                 boot = takes;
             }
-            Fault::Clock { machine, seconds, is_ahead } if machine == number => {
-                world.saw("wrong clock");
-                host.set_clock(seconds, is_ahead);
-            }
+            Fault::Forget { machine } if machine == number => is_forgotten = true,
             fault => {
-                let (world, id, host) = (Arc::clone(&world), id.clone(), Arc::clone(&host));
-                tokio::spawn(async move { happen(&world, number, &id, &host, fault).await });
+                let (world, id, host, running) = (Arc::clone(&world), id.clone(), Arc::clone(&host), running.clone());
+                tokio::spawn(async move { happen(&world, number, &id, &host, running, fault).await });
             }
         }
     }
@@ -79,10 +85,10 @@ async fn machine(world: Arc<World>, number: u64, id: String, events: mpsc::Unbou
         let Some(boot) = boot else { return std::future::pending().await };
         tokio::time::sleep(boot).await;
         for start in 0..STARTS_MAX {
-            if process(&world, number, start, &id, &host).await {
+            if process(&world, number, start, &id, &host, &processes).await {
                 break;
             }
-            world.saw("restart of a process");
+            world.saw("process started again");
             tokio::time::sleep(Duration::from_secs(5)).await;
         }
         // The unit switches the machine off, which terminates it.
@@ -95,38 +101,55 @@ async fn machine(world: Arc<World>, number: u64, id: String, events: mpsc::Unbou
     }
     is_gone.cancelled().await;
     world.note(&format!("machine {number} is gone"));
+    check::machine_ends(&world, &id);
+    if is_forgotten {
+        world.saw("terminated instance forgotten by EC2");
+        world.cloud.show_instance(&id, false);
+    }
     let _sent = events.send(Event::Instance { id: id.clone(), state: "shutting-down" });
     let _sent = events.send(Event::Instance { id, state: "terminated" });
 }
 
+/// How long a machine boots normally.
+const BOOT: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(60));
+
 impl World {
-    fn is_running(&self, id: &str) -> bool {
+    pub(crate) fn is_running(&self, id: &str) -> bool {
         self.cloud.instances().iter().any(|instance| instance.id == id && instance.state == "running")
     }
 }
 
 /// Lets a fault happen to a machine.
-async fn happen(world: &World, number: u64, id: &str, host: &Machine, fault: Fault) {
+async fn happen(world: &World, number: u64, id: &str, host: &Machine, running: Running, fault: Fault) {
+    let who = Who::Node { machine: number, start: 0 };
+    let hit = |what: &str| {
+        world.saw(what);
+        world.note(&format!("machine {number}: {what}"));
+        world.disturb(who);
+    };
     match fault {
         Fault::Hide { machine, length } if machine == number => {
-            world.saw("hidden instance");
+            hit("instance not shown by EC2");
             world.cloud.show_instance(id, false);
             tokio::time::sleep(length).await;
             world.cloud.show_instance(id, true);
         }
+        Fault::Clock { machine, after, seconds } if machine == number => {
+            tokio::time::sleep(after).await;
+            hit("wall clock wrong");
+            host.set_clock(seconds);
+        }
         Fault::Reclaim { machine, after } if machine == number => {
             tokio::time::sleep(after).await;
             if world.is_running(id) {
-                world.saw("reclaim without a notice");
-                world.note(&format!("machine {number} is reclaimed"));
+                hit("reclaimed without a notice");
                 world.cloud.reclaim_instance(id);
             }
         }
         Fault::Notice { machine, after, lead } if machine == number => {
             tokio::time::sleep(after).await;
             if world.is_running(id) {
-                world.saw("Spot notice");
-                world.note(&format!("machine {number} has a notice of {} s", lead.as_secs()));
+                hit("Spot notice");
                 let time = clock::rfc3339(lighthpc_runtime::true_now() + lead);
                 world.cloud.put_spot_notice(id, "terminate", &time);
                 tokio::time::sleep(lead).await;
@@ -135,30 +158,59 @@ async fn happen(world: &World, number: u64, id: &str, host: &Machine, fault: Fau
         }
         Fault::Kill { machine, after } if machine == number => {
             tokio::time::sleep(after).await;
-            world.saw("killed process");
-            world.kill(Who::Node(number));
+            hit("process killed");
+            world.kill(who);
+        }
+        Fault::KillAtPoll { machine, poll } if machine == number => {
+            host.stop_at(poll);
+            host.stopped().await;
+            hit("process killed at a point of waiting");
+            world.kill(who);
+        }
+        Fault::Drain { machine, after } if machine == number => {
+            tokio::time::sleep(after).await;
+            let stopping = running.borrow().clone();
+            if let Some(stopping) = stopping {
+                hit("process got SIGTERM");
+                stopping.drain_within(DRAIN_LIMIT);
+            }
         }
         Fault::Freeze { machine, after, length } if machine == number => {
             tokio::time::sleep(after).await;
-            world.saw("frozen machine");
-            world.note(&format!("machine {number} stands still for {} s", length.as_secs()));
+            hit("machine stands still");
             host.freeze();
             tokio::time::sleep(length).await;
             host.thaw();
-            world.note(&format!("machine {number} goes on"));
+            hit("machine goes on");
+        }
+        Fault::FullDisk { machine, after, length } if machine == number => {
+            tokio::time::sleep(after).await;
+            hit("disk full");
+            host.set_disk_full(true);
+            tokio::time::sleep(length).await;
+            host.set_disk_full(false);
+            hit("disk has room again");
         }
         _ => {}
     }
 }
 
 /// Runs a node's process; `false` if it was killed.
-async fn process(world: &Arc<World>, number: u64, start: u32, id: &str, host: &Arc<Machine>) -> bool {
-    let who = Who::Node(number);
+async fn process(
+    world: &Arc<World>,
+    number: u64,
+    start: u32,
+    id: &str,
+    host: &Arc<Machine>,
+    processes: &watch::Sender<Option<Stopping>>,
+) -> bool {
+    let who = Who::Node { machine: number, start };
     let kill = CancellationToken::new();
     world.set_kill(who, kill.clone());
-    world.note(&format!("{who} starts, {start}"));
+    world.note(&format!("{who} starts"));
     let work_dir: PathBuf = world.dir.join(format!("work-{number}"));
     let (lock, left) = workload::lock_trusted_work_dir(&work_dir, "tblTrans2").unwrap_or_default();
+    let mission = &world.plan.mission;
     let settings = NodeSettings {
         src: None,
         mission: None,
@@ -167,19 +219,19 @@ async fn process(world: &Arc<World>, number: u64, start: u32, id: &str, host: &A
         topic_arn: Some(TOPIC_ARN.to_owned()),
         work_dir,
         lease: LEASE,
-        heartbeat: Duration::from_secs(20),
+        heartbeat: HEARTBEAT,
         checkpoint_every: Duration::from_mins(1),
         log_every: Duration::from_mins(1),
         slots: None,
         left,
-        max_idle: Duration::from_mins(5),
+        max_idle: IDLE_MAX,
         max_lifetime: Some(NODE_LIFETIME),
         end_order: EndOrder::IfNode,
         holds_work_dir: lock.is_some(),
-        workload: Some(Workload::Scripted(script(world))),
+        workload: Some(Workload::Scripted(script(world, who))),
         simulation: Simulation::default(),
         bounds: Bounds { time_limit: Some(TIME_LIMIT), grace: Duration::from_secs(10), echo: false, sandbox: None },
-        limits: Limits::default(),
+        limits: Limits { max_interruptions: mission.max_interruptions, ..Limits::default() },
         sizes: SizeLimits::default(),
         pricing: Pricing::Ec2 { on_demand: std::collections::BTreeMap::new(), billed_before: Duration::ZERO },
         log: None,
@@ -187,17 +239,20 @@ async fn process(world: &Arc<World>, number: u64, start: u32, id: &str, host: &A
         preflight: Arc::default(),
         report: tokio::sync::watch::Sender::new(Report::default()),
     };
-    let node = Node { backend: world.backend(who, Some(id)), settings: Arc::new(settings), stopping: Stopping::default() };
+    let stopping = Stopping::default();
+    processes.send_replace(Some(stopping.clone()));
+    let node = Node { backend: world.backend(who, Some(id)), settings: Arc::new(settings), stopping };
     // Its own folder of attempts is locked until the process is gone.
     let run = on_machine(host, worker::run(node));
     let ended = tokio::select! {
         life = run => {
             let outcome = life.outcome.map_or_else(|error| error.to_string(), |outcome| format!("{outcome:?}"));
-            world.note(&format!("{who} ends: {outcome:.120}"));
+            world.note(&format!("{who} ends: {outcome:.200}"));
             true
         }
         () = kill.cancelled() => false,
     };
+    processes.send_replace(None);
     drop(lock);
     ended
 }

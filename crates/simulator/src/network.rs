@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use crate::check;
 use crate::index::with_lag;
-use crate::plan::{Dice, Fault, Wire};
+use crate::plan::{Dice, Fate, Fault, Of};
 use crate::world::{Who, World};
 
 /// The network of one sender.
@@ -28,6 +28,10 @@ impl SimulatedNetwork {
 impl Network for SimulatedNetwork {
     fn carry(&self, call: Call) -> AnswerFuture {
         let (world, who) = (Arc::clone(&self.world), self.who);
+        // IMDS is on the machine: it is polled every few seconds, and no network is between.
+        if call.service == Service::Imds {
+            return Box::pin(async move { call.apply().await });
+        }
         let number = world.next_request(who);
         let is_killed = is_killed_at(&world, who, number);
         let (sender, receiver) = oneshot::channel();
@@ -35,7 +39,7 @@ impl Network for SimulatedNetwork {
         let carried = carry(Arc::clone(&world), who, number, call, sender);
         Box::pin(async move {
             if is_killed {
-                world.saw("killed at a request");
+                world.saw("process killed as it sends a request");
                 // Half of the time the request has left the machine.
                 if Dice::new(world.plan.seed, &format!("{who} {number} leaves")).chance(50) {
                     tokio::spawn(carried);
@@ -54,55 +58,61 @@ impl Network for SimulatedNetwork {
 
 fn is_killed_at(world: &World, who: Who, number: u64) -> bool {
     world.is_hostile()
-        && world.faults().any(|fault| match (*fault).clone() {
-            Fault::KillAtRequest { machine, request } => who == Who::Node(machine) && request == number,
-            Fault::KillCaller { caller, request } => who == Who::Caller(caller) && request == number,
+        && world.faults().any(|fault| match (who, fault) {
+            (Who::Node { machine, .. }, Fault::KillAtRequest { machine: of, request }) => {
+                *of == machine && *request == number
+            }
+            (Who::Caller(caller), Fault::KillCaller { caller: of, request }) => *of == caller && *request == number,
             _ => false,
         })
 }
 
 /// Returns what becomes of a request.
-fn wire_of(world: &World, who: Who, number: u64) -> Option<Wire> {
-    world.faults().filter(|_| world.is_hostile()).find_map(|fault| match fault {
-        Fault::NodeWire { machine, request, wire } if who == Who::Node(*machine) && *request == number => Some(*wire),
-        Fault::OtherWire { caller, request, wire } if who == Who::Caller(*caller) && *request == number => Some(*wire),
+fn fate_of(world: &World, who: Who, number: u64) -> Option<Fate> {
+    world.faults().filter(|_| world.is_hostile()).find_map(|fault| match (who, fault) {
+        (Who::Node { machine, .. }, Fault::NodeRequest { machine: of, request, fate })
+            if *of == machine && *request == number =>
+        {
+            Some(*fate)
+        }
+        (Who::Caller(caller), Fault::CallerRequest { caller: of, request, fate })
+            if *of == caller && *request == number =>
+        {
+            Some(*fate)
+        }
         _ => None,
     })
 }
 
-fn name_of(service: Service) -> &'static str {
+const fn name_of(service: Service) -> Of {
     match service {
-        Service::Dynamodb => "dynamodb",
-        Service::S3 => "s3",
-        Service::Sns => "sns",
-        Service::Ec2 => "ec2",
-        Service::Imds => "imds",
+        Service::Dynamodb => Of::DynamoDb,
+        Service::S3 => Of::S3,
+        Service::Sns => Of::Sns,
+        Service::Ec2 | Service::Imds => Of::Ec2,
     }
-}
-
-fn is_out(world: &World, service: Service) -> bool {
-    let (now, service) = (world.time(), name_of(service));
-    world.is_hostile()
-        && world.faults().any(|fault| match fault {
-            Fault::Outage { service: out, from, length } => *out == service && now >= *from && now < *from + *length,
-            _ => false,
-        })
 }
 
 async fn carry(world: Arc<World>, who: Who, number: u64, call: Call, answer: oneshot::Sender<Answer>) {
-    let wire = wire_of(&world, who, number);
-    if let Some(wire) = wire {
-        world.saw(&format!("wire {}", format!("{wire:?}").split('(').next().unwrap_or_default()));
-        world.note(&format!("{who} #{number} {}: {wire:?}", call.operation));
+    let service = name_of(call.service);
+    let fate = fate_of(&world, who, number);
+    if let Some(fate) = fate {
+        world.saw(fate.name());
+        world.disturb(who);
+        world.note(&format!("{who} #{number} {} {fate}", call.operation));
     }
     let mut dice = Dice::new(world.plan.seed, &format!("{who} {number}"));
-    let is_local = call.service == Service::Imds;
-    let (there, back) = if is_local { (1, 1) } else { (dice.number(1, 30), dice.number(1, 30)) };
-    tokio::time::sleep(Duration::from_millis(there)).await;
-    if let Some(Wire::DelayRequest(delay)) = wire {
+    let slowest = if who == Who::Hand { Duration::ZERO } else { world.slowness(service) };
+    if !slowest.is_zero() {
+        world.saw("request of a slow service");
+    }
+    let way = |dice: &mut Dice| dice.time(Duration::from_millis(1), Duration::from_millis(30) + slowest / 2);
+    let (there, back) = (way(&mut dice), way(&mut dice));
+    tokio::time::sleep(there).await;
+    if let Some(Fate::DelayRequest(delay)) = fate {
         tokio::time::sleep(delay).await;
     }
-    if is_out(&world, call.service) {
+    if who != Who::Hand && world.is_out(service) {
         world.saw("request in an outage");
         // Some connections are refused, some hang.
         let wait = if dice.chance(50) { Duration::from_millis(20) } else { Duration::from_secs(30) };
@@ -110,30 +120,35 @@ async fn carry(world: Arc<World>, who: Who, number: u64, call: Call, answer: one
         drop(answer.send(Err(call.broken())));
         return;
     }
-    let result = match wire {
-        Some(Wire::LoseRequest) => Err(call.broken()),
-        Some(Wire::Throttle) => Ok(throttled(&call)),
-        Some(Wire::FailAfter) => {
+    let result = match fate {
+        Some(Fate::LoseRequest) => Err(call.broken()),
+        Some(Fate::Throttle) => Ok(throttled(&call)),
+        Some(Fate::Refuse) => Ok(refused(&call)),
+        Some(Fate::FailAfter) => {
             let _applied = apply(&world, who, number, &call).await;
             Ok(call.refusal(500, "InternalServerError"))
         }
-        Some(Wire::LoseAnswer) => {
+        Some(Fate::LoseAnswer) => {
             let _applied = apply(&world, who, number, &call).await;
             Err(call.broken())
         }
         _ => apply(&world, who, number, &call).await,
     };
-    if let Some(Wire::Repeat(after)) = wire {
+    if let Some(Fate::Repeat(after)) = fate {
         let (world, call) = (Arc::clone(&world), call.clone());
         tokio::spawn(async move {
             tokio::time::sleep(after).await;
+            world.disturb(who);
             let _applied = apply(&world, who, number, &call).await;
         });
     }
-    if let Some(Wire::DelayAnswer(delay)) = wire {
+    if let Some(Fate::DelayAnswer(delay)) = fate {
         tokio::time::sleep(delay).await;
     }
-    tokio::time::sleep(Duration::from_millis(back)).await;
+    tokio::time::sleep(back).await;
+    if fate.is_some() {
+        world.disturb(who);
+    }
     // Nobody may wait any more.
     drop(answer.send(result));
 }
@@ -149,9 +164,19 @@ fn throttled(call: &Call) -> http::Response<aws_smithy_types::body::SdkBody> {
     call.refusal(status, code)
 }
 
+fn refused(call: &Call) -> http::Response<aws_smithy_types::body::SdkBody> {
+    let (status, code) = match call.service {
+        Service::Dynamodb => (400, "AccessDeniedException"),
+        Service::S3 => (403, "AccessDenied"),
+        Service::Sns => (403, "AuthorizationError"),
+        Service::Ec2 | Service::Imds => (403, "UnauthorizedOperation"),
+    };
+    call.refusal(status, code)
+}
+
 /// Applies a request, and checks what it changed.
 async fn apply(world: &Arc<World>, who: Who, number: u64, call: &Call) -> Answer {
-    let before = check::before(call).await;
+    let turn = world.turn.lock().await;
     let mut answer = call.apply().await;
     if let Ok(answer) = &mut answer {
         let date = lighthpc_runtime::true_now();
@@ -162,9 +187,8 @@ async fn apply(world: &Arc<World>, who: Who, number: u64, call: &Call) -> Answer
         }
     }
     let status = answer.as_ref().map_or(0, |answer| answer.status().as_u16());
-    if call.service != Service::Imds {
-        world.note(&format!("{who} #{number} {} {} -> {status}", call.operation, check::subject(call)));
-    }
-    check::after(world, who, call, before, status).await;
+    world.note(&format!("{who} #{number} {} {} -> {status}", call.operation, check::subject(call)));
+    check::applied(world, who, call, status).await;
+    drop(turn);
     with_lag(world, call, answer)
 }

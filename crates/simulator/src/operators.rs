@@ -1,12 +1,12 @@
 //! Everybody but the nodes: people who submit, cancel, and redrive; S3's and EC2's events; and the sweeps.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use lighthpc::backend::fleet::Template;
 use lighthpc::domain::budget::Limits;
-use lighthpc::domain::ids::{MissionId, SrcId};
+use lighthpc::domain::ids::MissionId;
+use lighthpc::domain::node_limit::NodeLimit;
 use lighthpc::domain::policy::Policy;
 use lighthpc::lambda::{self, Allowed};
 use lighthpc::scheduler::{OwnLimits, PER_SECOND, Scheduler, SchedulerSettings, SubmitPlan};
@@ -15,10 +15,11 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::check::MISSION;
+use crate::check::{self, Checker, MISSION};
+use crate::edits::edit;
 use crate::machines::LEASE;
 use crate::plan::{Act, Dice, Fault};
-use crate::script::input_of;
+use crate::script::{input_of, name_of};
 use crate::world::{Who, World};
 
 /// The time of a function: the scheduler's, and that of uploads. Source: cloudformation/stack.yaml.
@@ -57,6 +58,7 @@ impl Event {
 }
 
 fn scheduler(world: &Arc<World>, who: Who) -> Scheduler {
+    let plan = &world.plan.mission;
     let settings = SchedulerSettings {
         template: Some(Template { name: "nodes".to_owned(), version: "1".to_owned() }),
         subnets: Vec::new(),
@@ -66,8 +68,11 @@ fn scheduler(world: &Arc<World>, who: Who) -> Scheduler {
         topic_arn: Some(TOPIC_ARN.to_owned()),
         default_mission: None,
         lease: LEASE,
-        limits: Limits::default(),
-        node_limits: OwnLimits::default(),
+        limits: Limits { max_interruptions: plan.max_interruptions, ..Limits::default() },
+        node_limits: OwnLimits {
+            at_a_time: plan.node_limit.map_or(NodeLimit::Stored, NodeLimit::Most),
+            per_hour: NodeLimit::Stored,
+        },
         pace: PER_SECOND,
     };
     Scheduler::new(world.backend(who, None), settings)
@@ -87,12 +92,13 @@ async fn call<T, F: Future<Output = T>>(
     tokio::select! {
         done = work(scheduler(world, who)) => Some(done),
         () = kill.cancelled() => {
-            world.saw("killed command or function");
+            world.saw("command or function killed");
             None
         }
         () = tokio::time::sleep(limit) => {
-            world.saw("function at its time limit");
+            world.saw("function killed at its time limit");
             world.note(&format!("{who}: its time is over"));
+            world.disturb(who);
             None
         }
     }
@@ -110,12 +116,16 @@ pub(crate) async fn deliver(world: Arc<World>, mut events: mpsc::UnboundedReceiv
         let least = u64::from(matches!(event, Event::Object { .. }));
         let (copies, delay) = fault.map_or((1, Duration::ZERO), |(copies, delay)| (copies.max(least), delay));
         if let Some((copies, _)) = fault {
-            world.saw(&format!("event {copies} times"));
+            world.saw(match copies {
+                0 => "event lost",
+                1 => "event late",
+                _ => "event delivered twice",
+            });
         }
         for copy in 0..copies {
             let (world, event) = (Arc::clone(&world), event.clone());
             let mut dice = Dice::new(world.plan.seed, &format!("event {number} {copy}"));
-            let wait = delay + dice.time(200, 5_000);
+            let wait = delay + dice.time(Duration::from_millis(200), Duration::from_secs(5));
             tokio::spawn(async move {
                 tokio::time::sleep(wait).await;
                 hand_over(&world, &event).await;
@@ -177,27 +187,19 @@ async fn sweep_once(world: &Arc<World>) {
         lambda::answer(&scheduler, &allowed, &event).await
     });
     if let Some(Err(error)) = done.await {
-        world.saw("failed sweep");
+        world.saw("sweep failed");
         world.note(&format!("a sweep failed: {error:.120}"));
     }
 }
 
-/// The people, and how many tasks they submitted.
-#[derive(Debug, Default)]
-pub(crate) struct People {
-    pub(crate) submitted: AtomicU64,
-}
-
-impl People {
-    /// Submits the tasks with these numbers, until it is done.
-    pub(crate) async fn submit(&self, world: &Arc<World>, numbers: std::ops::Range<u64>) {
+/// Submits the tasks with these numbers, until it is done.
+pub(crate) async fn submit(world: &Arc<World>, numbers: std::ops::Range<u64>) {
         let mission = &world.plan.mission;
-        let name = |n: u64| SrcId::new(format!("{MISSION}/task-{n}")).expect("a legal name");
         let plan = SubmitPlan {
             mission: MissionId::new(MISSION).expect("a legal name"),
             name: None,
             bucket: SOURCE_BUCKET.to_owned(),
-            srcs: numbers.map(name).collect(),
+            srcs: numbers.map(|number| name_of(mission, number)).collect(),
             exec: None,
             nodes: mission.nodes,
             slots: mission.slots,
@@ -205,7 +207,6 @@ impl People {
             notify_on: None,
         };
         for _ in 0..REPEATS_MAX {
-            world.operates();
             let done = call(world, "submit", COMMAND_LIMIT, |scheduler| async {
                 let scheduler = scheduler;
                 let checked = scheduler.check(&plan, false).await?;
@@ -213,11 +214,9 @@ impl People {
                 let mut submitted = scheduler.make_rows(&plan, &prepared, |_| {}).await?;
                 scheduler.launch_all(&prepared.mission, &mut submitted, |_, _| {}).await
             });
-            let done = done.await;
-            world.operates();
-            match done {
+            match done.await {
                 Some(Ok(())) => {
-                    self.submitted.fetch_add(plan.srcs.len() as u64, Ordering::SeqCst);
+                    check::submitted(world, &plan.srcs);
                     return;
                 }
                 Some(Err(error)) => {
@@ -232,72 +231,74 @@ impl People {
             }
             tokio::time::sleep(Duration::from_secs(30)).await;
         }
-        world.broken("a submission never succeeded");
+        world.broken(Checker::Submission, "a submission never succeeded");
     }
 
-    /// Does what the plan says.
-    pub(crate) async fn act(self: Arc<Self>, world: Arc<World>, events: mpsc::UnboundedSender<Event>) {
+/// Does what the plan says.
+    pub(crate) async fn act(world: Arc<World>, events: mpsc::UnboundedSender<Event>) {
         let acts: Vec<(Duration, Act)> = world
             .faults()
             .filter_map(|fault| match fault {
-                Fault::Operator { at, act } => Some((*at, act.clone())),
+                Fault::Operator { at, act } => Some((*at, *act)),
                 _ => None,
             })
             .collect();
         let first = world.plan.mission.tasks;
-        for (number, (at, act)) in acts.into_iter().enumerate() {
-            let (people, world, events) = (Arc::clone(&self), Arc::clone(&world), events.clone());
+        for (at, act) in acts {
+            let (world, events) = (Arc::clone(&world), events.clone());
             tokio::spawn(async move {
                 tokio::time::sleep(at).await;
-                people.act_once(&world, act, first + 10 * (number as u64 + 1), &events).await;
+                // The numbers of more tasks do not depend on other faults.
+                let number = first + 10 * u64::try_from(at.as_millis()).unwrap_or(0);
+                act_once(&world, act, number, &events).await;
             });
         }
     }
 
-    async fn act_once(&self, world: &Arc<World>, act: Act, number: u64, events: &mpsc::UnboundedSender<Event>) {
-        world.saw(&format!("operator {}", format!("{act:?}").split('(').next().unwrap_or_default()));
+    async fn act_once(world: &Arc<World>, act: Act, number: u64, events: &mpsc::UnboundedSender<Event>) {
         let id = MissionId::new(MISSION).expect("a legal name");
         match act {
             Act::SubmitTwice => {
-                let other = Self::default();
+                world.saw(act.name());
                 let tasks = 0..world.plan.mission.tasks;
-                tokio::join!(other.submit(world, tasks.clone()), other.submit(world, tasks));
+                tokio::join!(submit(world, tasks.clone()), submit(world, tasks));
             }
             Act::Enlarge(more) => {
+                world.saw(act.name());
                 put_inputs(world, number..number + more).await;
-                self.submit(world, number..number + more).await;
+                submit(world, number..number + more).await;
             }
             Act::Cancel => {
-                world.operates();
+                world.saw(act.name());
                 let done = call(world, "cancel", COMMAND_LIMIT, |scheduler| async move {
                     scheduler.cancel(&id, LEASE * 3 / 2).await
                 });
                 let _done = done.await;
-                world.operates();
             }
             Act::Redrive => {
-                world.operates();
+                world.saw(act.name());
                 let done = call(world, "redrive", COMMAND_LIMIT, |scheduler| async move {
                     scheduler.redrive(&id, None, &[]).await
                 });
                 let _done = done.await;
-                world.operates();
             }
             Act::Upload if world.plan.mission.uploads => {
-                world.operates();
+                world.saw(act.name());
                 put_inputs(world, number..number + 1).await;
-                let _sent = events.send(Event::Object { key: format!("{MISSION}/task-{number}") });
+                let key = name_of(&world.plan.mission, number).to_string();
+                check::object_uploaded(world, &key);
+                let _sent = events.send(Event::Object { key });
             }
             Act::Upload => {}
+            Act::Edit(task, what) => edit(world, task, what).await,
         }
     }
-}
 
 /// Puts the inputs of tasks.
 pub(crate) async fn put_inputs(world: &Arc<World>, numbers: std::ops::Range<u64>) {
     let backend = world.backend(Who::Observer, None);
-    for n in numbers {
-        let key = format!("{MISSION}/task-{n}");
+    for number in numbers {
+        let key = name_of(&world.plan.mission, number).to_string();
         let put = backend.store.put_bytes(SOURCE_BUCKET, &key, input_of(&key).into_bytes()).await;
         put.expect("the observer's requests have no faults");
     }

@@ -1,8 +1,12 @@
-//! What a seed stands for: the missions, and the list of faults. A fault can be left out without a change of the rest:
-//! everything else that is random is a function of the seed and of a name.
+//! What a seed stands for: a mission, the settings of the deployment, and a list of faults.
+//!
+//! A fault can be left out without a change of the rest: everything else that is random is a function of the seed and of
+//! a name. A plan can be stored as JSON, so that it keeps its meaning when the generator ([`super::draw`]) changes.
 
 use std::fmt;
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 /// The finalizer of SplitMix64. Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014.
 pub(crate) const fn mix(mut x: u64) -> u64 {
@@ -41,15 +45,16 @@ impl Dice {
         of[at].clone()
     }
 
-    /// Returns a time from `low` to `high` milliseconds.
-    pub(crate) fn time(&mut self, low: u64, high: u64) -> Duration {
-        Duration::from_millis(self.number(low, high))
+    /// Returns a time from `low` to `high`.
+    pub(crate) fn time(&mut self, low: Duration, high: Duration) -> Duration {
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        Duration::from_millis(self.number(ms(low), ms(high)))
     }
 }
 
 /// What becomes of one request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wire {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Fate {
     /// It never arrives, and the sender sees a broken connection.
     LoseRequest,
     /// It is applied, and the sender sees a broken connection.
@@ -62,14 +67,93 @@ pub(crate) enum Wire {
     DelayAnswer(Duration),
     /// The service refuses it, as one that is overloaded.
     Throttle,
+    /// The service refuses it, as one for which the sender has no right.
+    Refuse,
     /// The service fails, after it applied the request.
     FailAfter,
 }
 
+impl Fate {
+    /// Returns its name in the counters.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::LoseRequest => "request lost",
+            Self::LoseAnswer => "answer lost",
+            Self::Repeat(_) => "request repeated",
+            Self::DelayRequest(_) => "request delayed",
+            Self::DelayAnswer(_) => "answer delayed",
+            Self::Throttle => "request throttled",
+            Self::Refuse => "request refused",
+            Self::FailAfter => "request applied and failed",
+        }
+    }
+}
+
+impl fmt::Display for Fate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::LoseRequest => f.write_str("is lost"),
+            Self::LoseAnswer => f.write_str("is applied, and its answer is lost"),
+            Self::Repeat(after) => write!(f, "is applied again {} later", Time(*after)),
+            Self::DelayRequest(by) => write!(f, "arrives {} late", Time(*by)),
+            Self::DelayAnswer(by) => write!(f, "is applied, and its answer comes {} late", Time(*by)),
+            Self::Throttle => f.write_str("is throttled"),
+            Self::Refuse => f.write_str("is refused: no permission"),
+            Self::FailAfter => f.write_str("is applied, and an internal error is answered"),
+        }
+    }
+}
+
+/// What a workload does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Does {
+    /// Ends with a code.
+    Exit(i32),
+    /// Never ends by itself.
+    Hang,
+    /// Ends without a result.
+    NoResult,
+    /// Finds the disk full.
+    DiskFull,
+    /// Does not react when it is asked to stop.
+    Deaf,
+}
+
+impl Does {
+    /// Returns its name in the counters.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Exit(75) => "workload asks for another attempt",
+            Self::Exit(_) => "workload fails",
+            Self::Hang => "workload hangs",
+            Self::NoResult => "workload writes no result",
+            Self::DiskFull => "workload finds a full disk",
+            Self::Deaf => "workload does not stop",
+        }
+    }
+}
+
+/// What a person writes into a task's row by hand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Edit {
+    /// The attempt's number as text.
+    AttemptAsText,
+    /// The heartbeat as text.
+    BeatAsText,
+    /// The state in upper case.
+    UpperCase,
+    /// A running task is `pending` again.
+    PutBack,
+    /// An entry of the index that no query finds.
+    OddIndex,
+    /// An attribute of their own.
+    Note,
+}
+
 /// What an operator does.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Act {
-    /// Submits the mission once more, at the same moment as another one.
+    /// Two people submit the mission at the same moment.
     SubmitTwice,
     /// Submits more tasks.
     Enlarge(u64),
@@ -79,33 +163,73 @@ pub(crate) enum Act {
     Redrive,
     /// Puts an object below the mission's prefix.
     Upload,
+    /// Edits the row of a task.
+    Edit(u64, Edit),
+}
+
+impl Act {
+    /// Returns its name in the counters.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::SubmitTwice => "two people submit at once",
+            Self::Enlarge(_) => "mission enlarged",
+            Self::Cancel => "mission cancelled",
+            Self::Redrive => "mission redriven",
+            Self::Upload => "object uploaded",
+            Self::Edit(_, Edit::AttemptAsText) => "edit: attempt as text",
+            Self::Edit(_, Edit::BeatAsText) => "edit: beat as text",
+            Self::Edit(_, Edit::UpperCase) => "edit: state in upper case",
+            Self::Edit(_, Edit::PutBack) => "edit: running task made pending",
+            Self::Edit(_, Edit::OddIndex) => "edit: odd entry of the index",
+            Self::Edit(_, Edit::Note) => "edit: unknown attribute",
+        }
+    }
+}
+
+/// A service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Of {
+    DynamoDb,
+    S3,
+    Ec2,
+    Sns,
 }
 
 /// One fault, or one thing that somebody does meanwhile.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Fault {
-    /// The n-th request of the n-th process on the n-th machine.
-    NodeWire { machine: u64, request: u64, wire: Wire },
+    /// The n-th request of the n-th machine.
+    NodeRequest { machine: u64, request: u64, fate: Fate },
     /// The n-th request of the n-th invocation or command.
-    OtherWire { caller: u64, request: u64, wire: Wire },
+    CallerRequest { caller: u64, request: u64, fate: Fate },
     /// A service answers nobody.
-    Outage { service: &'static str, from: Duration, length: Duration },
+    Outage { service: Of, from: Duration, length: Duration },
+    /// A service is slow.
+    Slow { service: Of, from: Duration, length: Duration, by: Duration },
     /// The machine vanishes a time after its launch, without a notice.
     Reclaim { machine: u64, after: Duration },
     /// EC2 takes the machine back, with a notice.
     Notice { machine: u64, after: Duration, lead: Duration },
     /// The process dies, and is started again.
     Kill { machine: u64, after: Duration },
-    /// The process dies just before its n-th request is applied, or just after.
+    /// The process dies as it sends its n-th request.
     KillAtRequest { machine: u64, request: u64 },
+    /// The process dies at its n-th point of waiting.
+    KillAtPoll { machine: u64, poll: u64 },
+    /// The process gets the signal to stop.
+    Drain { machine: u64, after: Duration },
     /// The machine stands still.
     Freeze { machine: u64, after: Duration, length: Duration },
-    /// The machine's wall clock is wrong.
-    Clock { machine: u64, seconds: u64, is_ahead: bool },
+    /// The machine's wall clock becomes wrong.
+    Clock { machine: u64, after: Duration, seconds: i64 },
+    /// The machine's disk is full for a time.
+    FullDisk { machine: u64, after: Duration, length: Duration },
     /// The machine boots slowly, or never.
     Boot { machine: u64, takes: Option<Duration> },
-    /// EC2 does not show the machine for a time.
+    /// EC2 does not show the machine for a time after its launch.
     Hide { machine: u64, length: Duration },
+    /// EC2 forgets the machine as soon as it is terminated.
+    Forget { machine: u64 },
     /// A launch gets fewer instances than it asked for, or one more.
     Launch { launch: u64, fewer: u64, more: u64 },
     /// The index of open tasks lags.
@@ -122,29 +246,84 @@ pub(crate) enum Fault {
     Operator { at: Duration, act: Act },
 }
 
-/// What a workload does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Does {
-    /// Ends with a code.
-    Exit(i32),
-    /// Never ends by itself.
-    Hang,
-    /// Ends without a result.
-    NoResult,
-    /// Finds the disk full.
-    DiskFull,
-    /// Does not hear that it is to stop.
-    Deaf,
+/// A time in readable form.
+pub(crate) struct Time(pub(crate) Duration);
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.1} s", self.0.as_secs_f64())
+    }
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self, f)
+        match self {
+            Self::NodeRequest { machine, request, fate } => write!(f, "request {request} of machine {machine} {fate}"),
+            Self::CallerRequest { caller, request, fate } => write!(f, "request {request} of caller {caller} {fate}"),
+            Self::Outage { service, from, length } => {
+                write!(f, "{service:?} answers nobody for {} from {}", Time(*length), Time(*from))
+            }
+            Self::Slow { service, from, length, by } => {
+                write!(f, "{service:?} is up to {} slower for {} from {}", Time(*by), Time(*length), Time(*from))
+            }
+            Self::Reclaim { machine, after } => {
+                write!(f, "machine {machine} vanishes {} after its launch", Time(*after))
+            }
+            Self::Notice { machine, after, lead } => {
+                let (after, lead) = (Time(*after), Time(*lead));
+                write!(f, "machine {machine} gets a Spot notice of {lead}, {after} after its launch")
+            }
+            Self::Kill { machine, after } => {
+                write!(f, "the process of machine {machine} is killed {} after the launch", Time(*after))
+            }
+            Self::KillAtRequest { machine, request } => {
+                write!(f, "the process of machine {machine} is killed at the machine's request {request}")
+            }
+            Self::KillAtPoll { machine, poll } => {
+                write!(f, "the process of machine {machine} is killed when it waits for the {poll}th time")
+            }
+            Self::Drain { machine, after } => {
+                write!(f, "the process of machine {machine} gets SIGTERM {} after the launch", Time(*after))
+            }
+            Self::Freeze { machine, after, length } => {
+                let (after, length) = (Time(*after), Time(*length));
+                write!(f, "machine {machine} stands still for {length}, {after} after its launch")
+            }
+            Self::Clock { machine, after, seconds } => {
+                write!(f, "the clock of machine {machine} is {seconds} s ahead from {} on", Time(*after))
+            }
+            Self::FullDisk { machine, after, length } => {
+                let (after, length) = (Time(*after), Time(*length));
+                write!(f, "the disk of machine {machine} is full for {length}, {after} after its launch")
+            }
+            Self::Boot { machine, takes: Some(takes) } => write!(f, "machine {machine} boots in {}", Time(*takes)),
+            Self::Boot { machine, takes: None } => write!(f, "machine {machine} never boots"),
+            Self::Hide { machine, length } => {
+                write!(f, "EC2 does not show machine {machine} for {} after its launch", Time(*length))
+            }
+            Self::Forget { machine } => write!(f, "EC2 forgets machine {machine} when it is terminated"),
+            Self::Launch { launch, fewer, more } => {
+                write!(f, "launch {launch} makes {fewer} instances fewer, and {more} that EC2 does not name")
+            }
+            Self::Lag { from, length, by } => {
+                write!(f, "the index is {} old for {} from {}", Time(*by), Time(*length), Time(*from))
+            }
+            Self::Event { event, copies, delay } => {
+                write!(f, "event {event} comes {copies} times, {} late", Time(*delay))
+            }
+            Self::KillCaller { caller, request } => write!(f, "caller {caller} is killed at its request {request}"),
+            Self::TwoSweeps { at } => write!(f, "two sweeps begin at {}", Time(*at)),
+            Self::Workload { task, attempt, does } => write!(f, "attempt {attempt} of task {task}: {}", does.name()),
+            Self::Operator { at, act: Act::Edit(task, edit) } => {
+                write!(f, "at {} somebody edits task {task}: {}", Time(*at), Act::Edit(*task, *edit).name())
+            }
+            Self::Operator { at, act } => write!(f, "at {}: {}", Time(*at), act.name()),
+        }
     }
 }
 
-/// The settings of a simulated mission.
-#[derive(Clone, Debug)]
+/// The settings of a simulated mission and its deployment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct MissionPlan {
     pub(crate) tasks: u64,
     /// Nodes that serve it; `None`: one per task.
@@ -152,13 +331,20 @@ pub(crate) struct MissionPlan {
     pub(crate) slots: Option<u16>,
     /// Objects below its prefix become tasks.
     pub(crate) uploads: bool,
-    /// How long a workload takes.
-    pub(crate) takes: (u64, u64),
+    /// How long a workload takes: at least, at most.
+    pub(crate) takes: (Duration, Duration),
+    /// Whether workloads save checkpoints.
     pub(crate) has_checkpoints: bool,
+    /// Whether the first task's result is a folder, and the last task's result has the key of a file in it.
+    pub(crate) has_folder: bool,
+    /// Interruptions before a task is failed.
+    pub(crate) max_interruptions: u64,
+    /// The deployment's limit of nodes at a time.
+    pub(crate) node_limit: Option<u64>,
 }
 
 /// A seed's plan.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) mission: MissionPlan,
@@ -168,102 +354,9 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Draws a plan.
-    pub(crate) fn new(seed: u64) -> Self {
-        let mut dice = Dice::new(seed, "plan");
-        let tasks = dice.number(1, 8);
-        let nodes = dice.chance(50).then(|| u32::try_from(dice.number(1, 3)).unwrap_or(1));
-        let slots = nodes.filter(|_| dice.chance(50)).map(|_| u16::try_from(dice.number(1, 3)).unwrap_or(1));
-        let longest = dice.pick(&[5_000, 30_000, 120_000, 600_000]);
-        let mission = MissionPlan {
-            tasks,
-            nodes,
-            slots,
-            uploads: dice.chance(30),
-            takes: (500, longest),
-            has_checkpoints: dice.chance(40),
-        };
-        let hostile = Duration::from_secs(dice.number(600, 5_400));
-        let count = dice.number(0, 3 + 3 * tasks);
-        let faults = (0..count).map(|n| fault(&mut Dice::new(seed, &format!("fault {n}")), &mission, hostile)).collect();
-        Self { seed, mission, hostile, faults }
-    }
-
-    /// Keeps only the faults with these numbers.
-    pub(crate) fn keep(&mut self, numbers: &[usize]) {
-        let mut number = 0;
-        self.faults.retain(|_| {
-            number += 1;
-            numbers.contains(&(number - 1))
-        });
-    }
-}
-
-fn wire(dice: &mut Dice) -> Wire {
-    match dice.number(0, 6) {
-        0 => Wire::LoseRequest,
-        1 => Wire::LoseAnswer,
-        2 => Wire::Repeat(dice.time(10, 240_000)),
-        3 => Wire::DelayRequest(dice.time(100, 150_000)),
-        4 => Wire::DelayAnswer(dice.time(100, 150_000)),
-        5 => Wire::Throttle,
-        _ => Wire::FailAfter,
-    }
-}
-
-fn fault(dice: &mut Dice, mission: &MissionPlan, hostile: Duration) -> Fault {
-    let machine = dice.number(0, 2 * mission.tasks);
-    let hostile_ms = u64::try_from(hostile.as_millis()).unwrap_or(0);
-    // Most things happen to a machine while it works.
-    let alive_ms = 60_000 + 2 * mission.takes.1;
-    match dice.number(0, 25) {
-        0..=4 => Fault::NodeWire { machine, request: dice.number(0, 60), wire: wire(dice) },
-        5..=6 => Fault::OtherWire { caller: dice.number(0, 30), request: dice.number(0, 40), wire: wire(dice) },
-        7 => Fault::Outage {
-            service: dice.pick(&["dynamodb", "s3", "ec2", "sns"]),
-            from: dice.time(0, hostile_ms),
-            length: dice.time(1_000, 400_000),
-        },
-        8 => Fault::Reclaim { machine, after: dice.time(0, alive_ms) },
-        9..=10 => Fault::Notice { machine, after: dice.time(0, alive_ms), lead: dice.time(0, 120_000) },
-        11 => Fault::Kill { machine, after: dice.time(0, alive_ms) },
-        12..=13 => Fault::KillAtRequest { machine, request: dice.number(0, 60) },
-        14 => Fault::Freeze { machine, after: dice.time(0, alive_ms), length: dice.time(1_000, 600_000) },
-        15 => Fault::Clock { machine, seconds: dice.number(1, 30_000), is_ahead: dice.chance(50) },
-        16 => Fault::Boot {
-            machine,
-            takes: if dice.chance(30) { None } else { Some(dice.time(20_000, 900_000)) },
-        },
-        17 => Fault::Hide { machine, length: dice.time(500, 240_000) },
-        18 => {
-            let more = u64::from(dice.chance(40));
-            Fault::Launch { launch: dice.number(1, 12), fewer: 1 - more, more }
-        }
-        19 => Fault::Lag { from: dice.time(0, hostile_ms), length: dice.time(1_000, 600_000), by: dice.time(100, 8_000) },
-        20 => Fault::Event { event: dice.number(0, 40), copies: dice.number(0, 2), delay: dice.time(0, 400_000) },
-        21 => Fault::KillCaller { caller: dice.number(0, 30), request: dice.number(0, 40) },
-        22 => Fault::TwoSweeps { at: dice.time(0, hostile_ms) },
-        23..=24 => Fault::Workload {
-            task: dice.number(0, mission.tasks),
-            attempt: dice.number(1, 3),
-            does: match dice.number(0, 6) {
-                0 => Does::Exit(1),
-                1..=2 => Does::Exit(75),
-                3 => Does::Hang,
-                4 => Does::NoResult,
-                5 => Does::DiskFull,
-                _ => Does::Deaf,
-            },
-        },
-        _ => Fault::Operator {
-            at: dice.time(0, hostile_ms),
-            act: match dice.number(0, 5) {
-                0 => Act::SubmitTwice,
-                1 => Act::Enlarge(dice.number(1, 4)),
-                2 => Act::Cancel,
-                3..=4 => Act::Redrive,
-                _ => Act::Upload,
-            },
-        },
+    /// Returns the plan with only the faults of these numbers.
+    pub(crate) fn with(&self, numbers: &[usize]) -> Self {
+        let faults = numbers.iter().filter_map(|&number| self.faults.get(number).cloned()).collect();
+        Self { faults, ..self.clone() }
     }
 }

@@ -4,54 +4,79 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use lighthpc::domain::ids::SrcId;
 use lighthpc::domain::progress::Progress;
 use lighthpc::workload::{Exit, Script, ScriptRun};
 
-use crate::plan::{Dice, Does, Fault};
-use crate::world::World;
+use crate::check;
+use crate::check::MISSION;
+use crate::plan::{Dice, Does, Fault, MissionPlan};
+use crate::world::{Who, World};
+
+/// The name of the n-th task.
+pub(crate) fn name_of(plan: &MissionPlan, number: u64) -> SrcId {
+    let is_inside = plan.has_folder && number + 1 == plan.tasks;
+    let name = if is_inside { format!("{MISSION}/task-0/{INSIDE}-{number}") } else { format!("{MISSION}/task-{number}") };
+    SrcId::new(name).expect("a legal name")
+}
 
 /// The bytes of a task's input.
 pub(crate) fn input_of(src: &str) -> String {
     format!("input of {src}\n")
 }
 
-/// The bytes of a task's result.
-pub(crate) fn result_of(src: &str) -> String {
-    format!("result of {}", input_of(src))
+/// The files of a task's result, by name; one without a name: the result is a file.
+pub(crate) fn result_of(plan: &MissionPlan, src: &str) -> Vec<(String, String)> {
+    let text = format!("result of {}", input_of(src));
+    if plan.has_folder && src == name_of(plan, 0).as_str() {
+        let inside = format!("{INSIDE}-{}", plan.tasks - 1);
+        return vec![("a".to_owned(), text.clone()), (inside, text)];
+    }
+    vec![(String::new(), text)]
 }
+
+/// A file of the folder.
+const INSIDE: &str = "part";
 
 /// Returns the number at the end of a task's name.
 fn number_of(src: &str) -> u64 {
     src.rsplit('-').next().and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
-/// Makes the workload.
-pub(crate) fn script(world: &Arc<World>) -> Script {
+/// Makes the workload of a process.
+pub(crate) fn script(world: &Arc<World>, who: Who) -> Script {
     let world = Arc::clone(world);
-    Script::new(move |given| run(Arc::clone(&world), given))
+    Script::new(move |given| run(Arc::clone(&world), who, given))
 }
 
-async fn run(world: Arc<World>, given: ScriptRun) -> io::Result<Exit> {
+async fn run(world: Arc<World>, who: Who, given: ScriptRun) -> io::Result<Exit> {
     let (src, attempt) = (given.env.src.to_string(), given.env.attempt.0);
-    let task = number_of(&src);
+    check::workload_starts(&world, who, &src, attempt);
+    let exit = steps(&world, who, &given, &src, attempt).await;
+    check::workload_ends(&world, &src, &exit);
+    exit
+}
+
+async fn steps(world: &World, who: Who, given: &ScriptRun, src: &str, attempt: u64) -> io::Result<Exit> {
+    let task = number_of(src);
     let does = world.faults().filter(|_| world.is_hostile()).find_map(|fault| match fault {
         Fault::Workload { task: of, attempt: at, does } if *of == task && *at == attempt => Some(*does),
         _ => None,
     });
     if let Some(does) = does {
-        world.saw(&format!("workload {}", format!("{does:?}").split('(').next().unwrap_or_default()));
+        world.saw(does.name());
     }
     let mission = &world.plan.mission;
-    let whole = Dice::new(world.plan.seed, &src).time(mission.takes.0, mission.takes.1);
+    let whole = Dice::new(world.plan.seed, src).time(mission.takes.0, mission.takes.1);
     let saved = given.env.checkpoint().join("done");
     let begun = std::fs::read_to_string(&saved).ok().and_then(|text| text.parse().ok()).unwrap_or(0_u32);
     let exited = |code: i32| Exit::Exited { code: Some(code), signal: None, out_of_memory: false };
     for step in begun..STEPS {
-        let stop = given.stop.clone();
         tokio::select! {
             () = tokio::time::sleep(whole / STEPS) => {}
-            () = stop.cancelled(), if does != Some(Does::Deaf) => return Ok(Exit::Stopped),
+            () = given.stop.cancelled(), if does != Some(Does::Deaf) => return Ok(Exit::Stopped),
         }
+        check::workload_runs(world, who, src, attempt);
         given.progress.send_replace(Progress::running(u8::try_from(step * 100 / STEPS).unwrap_or(100)));
         if mission.has_checkpoints {
             // By a rename, as a careful program does.
@@ -61,20 +86,30 @@ async fn run(world: Arc<World>, given: ScriptRun) -> io::Result<Exit> {
         }
         match does.filter(|_| step == STEPS / 2) {
             Some(Does::Exit(code)) => return Ok(exited(code)),
-            Some(Does::Hang) => {
-                given.stop.cancelled().await;
-                return Ok(Exit::Stopped);
-            }
+            Some(Does::Hang) => loop {
+                tokio::select! {
+                    () = tokio::time::sleep(Duration::from_mins(1)) => check::workload_runs(world, who, src, attempt),
+                    () = given.stop.cancelled() => return Ok(Exit::Stopped),
+                }
+            },
             Some(Does::DiskFull) => return Err(io::ErrorKind::StorageFull.into()),
             Some(Does::NoResult | Does::Deaf) | None => {}
         }
     }
     if begun > 0 {
-        world.saw("resumed from a checkpoint");
+        world.saw("workload resumed from a checkpoint");
     }
     if does != Some(Does::NoResult) {
         let input = std::fs::read_to_string(given.env.input())?;
-        std::fs::write(given.env.output(), format!("result of {input}"))?;
+        for (name, _) in result_of(mission, src) {
+            let text = format!("result of {input}");
+            if name.is_empty() {
+                std::fs::write(given.env.output(), text)?;
+            } else {
+                std::fs::create_dir_all(given.env.output())?;
+                std::fs::write(given.env.output().join(name), text)?;
+            }
+        }
     }
     // A program takes a moment to end.
     tokio::time::sleep(Duration::from_millis(5)).await;

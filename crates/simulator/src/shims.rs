@@ -21,6 +21,7 @@ pub(crate) fn seed(seed: u64) {
 ///
 /// # Safety
 /// `buffer` points to `length` bytes that may be written.
+#[expect(unreachable_pub, reason = "the linker needs it")]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn getrandom(buffer: *mut c_void, length: usize, _flags: c_uint) -> isize {
     for at in 0..length {
@@ -35,6 +36,7 @@ pub unsafe extern "C" fn getrandom(buffer: *mut c_void, length: usize, _flags: c
 ///
 /// # Safety
 /// `time` points to a `timespec` that may be written.
+#[expect(unreachable_pub, reason = "the linker needs it")]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn clock_gettime(clock: c_int, time: *mut libc::timespec) -> c_int {
     let Some(elapsed) = lighthpc_runtime::elapsed() else {

@@ -13,28 +13,55 @@ use local_cloud::{ACCESS_KEY, LocalCloud, REGION, SECRET_KEY};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::check::Rows;
+use crate::check::{Checker, Known};
 use crate::network::SimulatedNetwork;
-use crate::plan::{Fault, Plan};
+use crate::plan::{Fault, Of, Plan};
 
 /// Who sends a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Who {
-    /// A process of a machine.
-    Node(u64),
+    /// The n-th process of a machine.
+    Node { machine: u64, start: u32 },
     /// An invocation of the function, or a command.
     Caller(u64),
-    /// The simulator itself: no faults.
+    /// A person who edits rows: no faults.
+    Hand,
+    /// The simulator itself: no faults, and no checks.
     Observer,
+}
+
+impl Who {
+    /// Returns the machine, or the caller: processes of one machine share their numbers of requests, and their faults.
+    const fn place(self) -> Self {
+        match self {
+            Self::Node { machine, .. } => Self::Node { machine, start: 0 },
+            other => other,
+        }
+    }
 }
 
 impl fmt::Display for Who {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Node(machine) => write!(f, "node-{machine}"),
-            Self::Caller(number) => write!(f, "caller-{number}"),
-            Self::Observer => f.write_str("observer"),
+            Self::Node { machine, start: 0 } => write!(f, "node {machine}"),
+            Self::Node { machine, start } => write!(f, "node {machine}, process {start}"),
+            Self::Caller(number) => write!(f, "caller {number}"),
+            Self::Hand => f.write_str("a person"),
+            Self::Observer => f.write_str("the simulator"),
         }
+    }
+}
+
+/// A broken promise: the checker that found it, and what it found.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Broken {
+    pub(crate) checker: String,
+    pub(crate) what: String,
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.checker, self.what)
     }
 }
 
@@ -43,21 +70,24 @@ pub(crate) struct World {
     pub(crate) plan: Plan,
     pub(crate) cloud: LocalCloud,
     pub(crate) dir: PathBuf,
-    pub(crate) rows: Mutex<Rows>,
-    /// Requests so far, by sender.
+    /// What the checkers know.
+    pub(crate) known: Mutex<Known>,
+    /// Requests are applied one after another, so that a checker sees what each of them changed.
+    pub(crate) turn: tokio::sync::Mutex<()>,
+    /// Requests so far, by machine and caller.
     requests: Mutex<BTreeMap<Who, u64>>,
     /// What ends a process or a command.
     kills: Mutex<BTreeMap<Who, CancellationToken>>,
+    /// When a fault last hit a machine or a caller.
+    disturbed: Mutex<BTreeMap<Who, Duration>>,
     callers: AtomicU64,
     trace: Mutex<Vec<String>>,
-    broken: Mutex<Vec<String>>,
+    broken: Mutex<Vec<Broken>>,
     /// How often each kind of thing happened.
     seen: Mutex<BTreeMap<String, u64>>,
     started: Instant,
     /// Cancelled at the end of the time of faults.
     pub(crate) calm: CancellationToken,
-    /// When an operator last changed the missions.
-    operated_at: Mutex<Option<Instant>>,
 }
 
 pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -70,16 +100,17 @@ impl World {
             plan,
             cloud,
             dir,
-            rows: Mutex::default(),
+            known: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
             requests: Mutex::default(),
             kills: Mutex::default(),
+            disturbed: Mutex::default(),
             callers: AtomicU64::new(0),
             trace: Mutex::default(),
             broken: Mutex::default(),
             seen: Mutex::default(),
             started: Instant::now(),
             calm: CancellationToken::new(),
-            operated_at: Mutex::default(),
         })
     }
 
@@ -90,14 +121,16 @@ impl World {
 
     /// Adds a line to the trace.
     pub(crate) fn note(&self, line: &str) {
-        let now = self.time();
-        locked(&self.trace).push(format!("{:>10}.{:03} {line}", now.as_secs(), now.subsec_millis()));
+        let timed = |at: Duration, text: &str| format!("{:>6}.{:03} {text}", at.as_secs(), at.subsec_millis());
+        let mut trace = locked(&self.trace);
+        trace.extend(crate::log::take().iter().map(|(at, text)| timed(*at, &format!("  | {text}"))));
+        trace.push(timed(self.time(), line));
     }
 
     /// Notes a broken promise.
-    pub(crate) fn broken(&self, promise: &str) {
-        self.note(&format!("BROKEN: {promise}"));
-        locked(&self.broken).push(promise.to_owned());
+    pub(crate) fn broken(&self, checker: Checker, what: &str) {
+        self.note(&format!("BROKEN {}: {what}", checker.name()));
+        locked(&self.broken).push(Broken { checker: checker.name().to_owned(), what: what.to_owned() });
     }
 
     /// Counts that something happened.
@@ -105,7 +138,7 @@ impl World {
         *locked(&self.seen).entry(what.to_owned()).or_default() += 1;
     }
 
-    pub(crate) fn result(&self) -> (Vec<String>, Vec<String>, BTreeMap<String, u64>) {
+    pub(crate) fn result(&self) -> (Vec<Broken>, Vec<String>, BTreeMap<String, u64>) {
         (locked(&self.broken).clone(), locked(&self.trace).clone(), locked(&self.seen).clone())
     }
 
@@ -119,10 +152,10 @@ impl World {
         self.plan.faults.iter()
     }
 
-    /// Counts a request, and returns its number, from 0.
+    /// Counts a request of a machine or caller, and returns its number, from 0.
     pub(crate) fn next_request(&self, who: Who) -> u64 {
         let mut requests = locked(&self.requests);
-        let count = requests.entry(who).or_default();
+        let count = requests.entry(who.place()).or_default();
         *count += 1;
         *count - 1
     }
@@ -133,36 +166,79 @@ impl World {
 
     /// Registers what ends a process or a command.
     pub(crate) fn set_kill(&self, who: Who, kill: CancellationToken) {
-        locked(&self.kills).insert(who, kill);
+        locked(&self.kills).insert(who.place(), kill);
     }
 
     pub(crate) fn kill(&self, who: Who) {
-        if let Some(kill) = locked(&self.kills).get(&who) {
-            self.note(&format!("{who} is killed"));
+        if let Some(kill) = locked(&self.kills).get(&who.place()) {
+            self.note(&format!("{} is killed", who.place()));
+            self.disturb(who);
             kill.cancel();
         }
+    }
+
+    /// Notes that a fault hits a machine or a caller now.
+    pub(crate) fn disturb(&self, who: Who) {
+        locked(&self.disturbed).insert(who.place(), self.time());
+    }
+
+    /// Returns whether a fault may have hit a machine or a caller since a time: one of its own, or of a service.
+    pub(crate) fn is_disturbed_since(&self, who: Who, since: Duration) -> bool {
+        locked(&self.disturbed).get(&who.place()).is_some_and(|at| *at >= since) || self.had_outage_since(since)
+    }
+
+    /// Returns whether a service had an outage, or was slow, since a time.
+    pub(crate) fn had_outage_since(&self, since: Duration) -> bool {
+        let now = self.time();
+        self.faults().any(|fault| match fault {
+            Fault::Outage { from, length, .. } => *from <= now && *from + *length + OUTAGE_ENDS >= since,
+            Fault::Slow { from, length, by, .. } => *from <= now && *from + *length + *by >= since,
+            _ => false,
+        })
+    }
+
+    /// Returns how long a request to a service takes longer now, at the most.
+    pub(crate) fn slowness(&self, service: Of) -> Duration {
+        let now = self.time();
+        let slow = self.faults().filter(|_| self.is_hostile()).filter_map(|fault| match fault {
+            Fault::Slow { service: of, from, length, by } if *of == service && now >= *from && now < *from + *length => {
+                Some(*by)
+            }
+            _ => None,
+        });
+        slow.max().unwrap_or_default()
+    }
+
+    /// Returns whether a service answers nobody now.
+    pub(crate) fn is_out(&self, service: Of) -> bool {
+        let now = self.time();
+        self.is_hostile()
+            && self.faults().any(|fault| match fault {
+                Fault::Outage { service: out, from, length } => {
+                    *out == service && now >= *from && now < *from + *length
+                }
+                _ => false,
+            })
     }
 
     pub(crate) fn next_caller(&self) -> Who {
         Who::Caller(self.callers.fetch_add(1, Ordering::SeqCst))
     }
 
-    /// Notes that an operator changes missions.
-    pub(crate) fn operates(&self) {
-        *locked(&self.operated_at) = Some(Instant::now());
-    }
-
-    /// Returns whether an operator has changed missions within a time.
-    pub(crate) fn has_operated_within(&self, time: Duration) -> bool {
-        locked(&self.operated_at).is_some_and(|at| at.elapsed() < time)
-    }
-
     /// Makes the services of a sender.
     pub(crate) fn backend(self: &Arc<Self>, who: Who, instance: Option<&str>) -> Backend {
+        Backend::new(&self.wire(who, instance), Tables::default(), PowerOff::Never)
+    }
+
+    /// Makes the way to the services.
+    pub(crate) fn wire(self: &Arc<Self>, who: Who, instance: Option<&str>) -> Wire {
         let http = match who {
             Who::Observer => self.cloud.http_client(None),
             _ => self.cloud.http_client_via(instance, Arc::new(SimulatedNetwork::new(Arc::clone(self), who))),
         };
-        Backend::new(&Wire::plugged(http, REGION, ACCESS_KEY, SECRET_KEY), Tables::default(), PowerOff::Never)
+        Wire::plugged(http, REGION, ACCESS_KEY, SECRET_KEY)
     }
 }
+
+/// A request that hangs in an outage ends this much after it.
+const OUTAGE_ENDS: Duration = Duration::from_secs(30);

@@ -1,0 +1,44 @@
+//! Checks of workloads that start and run.
+
+use std::time::Duration;
+
+use lighthpc::workload::Exit;
+
+use super::Checker;
+use crate::world::{Who, World, locked};
+
+/// How long a workload may run after the mission's cancellation if no fault hits its machine: a command that asks for it
+/// may die, and then the next sweep asks; a holder that does not answer loses its lease first. The next sweep comes
+/// within five minutes, and needs another five at most.
+const STOPS_WITHIN: Duration = Duration::from_mins(15);
+
+/// A workload starts.
+pub(crate) fn starts(world: &World, who: Who, src: &str, attempt: u64) {
+    world.saw("workload started");
+    let known = locked(&world.known);
+    let is_of_cancelled = known.attempts.get(&(src.to_owned(), attempt)).is_some_and(|claim| claim.is_of_cancelled);
+    let is_cancelled = is_of_cancelled && known.cancelled.is_some();
+    drop(known);
+    if is_cancelled {
+        world.broken(Checker::Cancel, &format!("{who} started attempt {attempt} of {src}, claimed after the cancellation"));
+    }
+}
+
+/// A workload runs on.
+pub(crate) fn runs(world: &World, who: Who, src: &str, attempt: u64) {
+    let Some(since) = locked(&world.known).cancelled else { return };
+    let age = world.time().saturating_sub(since);
+    let is_of_mission = super::text(&super::task_row(world, src), "missionID") == super::MISSION;
+    if is_of_mission && age > STOPS_WITHIN && !world.is_disturbed_since(who, since) {
+        let age = age.as_secs();
+        world.broken(Checker::Cancel, &format!("attempt {attempt} of {src} runs {age} s after the cancellation"));
+    }
+}
+
+/// A workload ended.
+pub(crate) fn ends(world: &World, src: &str, exit: &std::io::Result<Exit>) {
+    let is_success = matches!(exit, Ok(Exit::Exited { code: Some(0), .. }));
+    if !is_success {
+        *locked(&world.known).failures.entry(src.to_owned()).or_default() += 1;
+    }
+}

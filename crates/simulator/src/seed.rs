@@ -1,0 +1,144 @@
+//! Runs one plan.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use local_cloud::{LaunchChange, LocalCloud, RESULT_BUCKET};
+use tokio::time::Instant;
+
+use crate::check::{self, Checker, FOREIGN_BYTES, FOREIGN_KEY};
+use crate::operators::{self, put_inputs};
+use crate::plan::{Fault, Plan};
+use crate::world::{Broken, Who, World, locked};
+use crate::{log, machines, shims};
+
+/// How long a mission may take after the last fault: a task that never ends by itself needs an hour for each of its three
+/// attempts, a launch is tried again after at most half an hour, and each step may wait for a sweep.
+const END_MAX: Duration = Duration::from_hours(12);
+/// How long everything must have ended until a simulation is over.
+const QUIET: Duration = Duration::from_mins(6);
+
+/// The result of one plan.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+pub(crate) struct SeedResult {
+    pub(crate) seed: u64,
+    pub(crate) broken: Vec<Broken>,
+    pub(crate) faults: usize,
+    /// How often each kind of fault, and each rare state, was seen.
+    pub(crate) seen: BTreeMap<String, u64>,
+    pub(crate) trace_lines: usize,
+    pub(crate) virtual_s: u64,
+}
+
+/// Reads a plan from a file.
+pub(crate) fn read_plan(file: &Path) -> Plan {
+    let text = std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
+}
+
+static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Runs a plan in this process, and prints its result.
+pub(crate) fn run(plan: Plan, is_json: bool) -> ExitCode {
+    shims::seed(plan.seed);
+    if !is_json {
+        log::collect();
+        println!("seed {}: {:?}", plan.seed, plan.mission);
+        for (number, fault) in plan.faults.iter().enumerate() {
+            println!("fault {number}: {fault}");
+        }
+    }
+    std::panic::set_hook(Box::new(|panic| locked(&PANICS).push(panic.to_string())));
+    let (seed, faults) = (plan.seed, plan.faults.len());
+    let dir = tempfile::Builder::new().prefix("lighthpc-simulation-").tempdir_in(memory_dir()).expect("a folder");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    let (world, virtual_s) = runtime.expect("a runtime").block_on(simulate(plan, dir.path().to_owned()));
+    for panic in std::mem::take(&mut *locked(&PANICS)) {
+        world.broken(Checker::Panic, &panic);
+    }
+    let (broken, trace, seen) = world.result();
+    let result = SeedResult { seed, broken, faults, seen, trace_lines: trace.len(), virtual_s };
+    if is_json {
+        println!("{}", serde_json::to_string(&result).expect("plain data"));
+    } else {
+        let dir = dir.path().display().to_string();
+        for line in &trace {
+            println!("{}", line.replace(&dir, "DIR"));
+        }
+        for (what, count) in &result.seen {
+            println!("seen {count:>4} × {what}");
+        }
+        for broken in &result.broken {
+            println!("BROKEN {broken}");
+        }
+    }
+    // No destructor: the runtime has tasks that never end.
+    drop(dir);
+    let code = u8::from(!result.broken.is_empty());
+    std::process::exit(code.into());
+}
+
+/// Returns a folder in memory, if the machine has one.
+fn memory_dir() -> PathBuf {
+    let memory = PathBuf::from("/dev/shm");
+    if memory.is_dir() { memory } else { std::env::temp_dir() }
+}
+
+async fn simulate(plan: Plan, dir: PathBuf) -> (Arc<World>, u64) {
+    lighthpc_runtime::start_clock();
+    let (tasks, hostile) = (plan.mission.tasks, plan.hostile);
+    let cloud = LocalCloud::in_memory(&dir).expect("a folder of our own");
+    let world = World::new(plan, cloud, dir);
+    change_launches(&world);
+    let observer = world.backend(Who::Observer, None);
+    observer.ledger.create_tables().await.expect("tables");
+    observer.store.put_bytes(RESULT_BUCKET, FOREIGN_KEY, FOREIGN_BYTES.to_vec()).await.expect("an object");
+    world.cloud.launch(&[("lighthpc", "another"), ("srcID", "M/task-0")]);
+    put_inputs(&world, 0..tasks).await;
+
+    let (events, delivered) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(operators::deliver(Arc::clone(&world), delivered));
+    tokio::spawn(machines::play(Arc::clone(&world), events.clone()));
+    tokio::spawn(operators::sweep(Arc::clone(&world)));
+    tokio::spawn(operators::act(Arc::clone(&world), events));
+    operators::submit(&world, 0..tasks).await;
+
+    tokio::time::sleep(hostile.saturating_sub(world.time())).await;
+    world.note("no more faults");
+    world.calm.cancel();
+    let started = Instant::now();
+    // Several times in a row: a late upload or redrive may open the mission again.
+    let mut quiet = 0;
+    while quiet < 3 {
+        tokio::time::sleep(QUIET).await;
+        quiet = if check::has_ended(&world, &observer).await { quiet + 1 } else { 0 };
+        if started.elapsed() > END_MAX {
+            world.broken(Checker::End, "the mission, or a machine, has not ended 12 hours after the last fault");
+            break;
+        }
+    }
+    check::at_end(&world, &observer).await;
+    let time = world.time().as_secs();
+    (world, time)
+}
+
+/// Lets EC2 launch fewer instances than asked for, or more.
+fn change_launches(world: &Arc<World>) {
+    let hooked = Arc::clone(world);
+    world.cloud.set_launch_hook(Arc::new(move |number| {
+        let change = hooked.faults().filter(|_| hooked.is_hostile()).find_map(|fault| match fault {
+            Fault::Launch { launch, fewer, more } if *launch == number => {
+                let number = |n: u64| usize::try_from(n).unwrap_or(0);
+                Some(LaunchChange { fewer: number(*fewer), more: number(*more) })
+            }
+            _ => None,
+        });
+        if let Some(change) = change {
+            hooked.saw(if change.more > 0 { "launch of one more" } else { "launch of fewer" });
+        }
+        change.unwrap_or_default()
+    }));
+}
