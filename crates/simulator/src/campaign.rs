@@ -56,7 +56,7 @@ pub(crate) fn run(
     plans: Option<&Path>,
     seeds: RangeInclusive<u64>,
     limit: Option<Duration>,
-    is_first_enough: bool,
+    is_brief: bool,
 ) -> ExitCode {
     let started = Instant::now();
     let is_over = || limit.is_some_and(|limit| started.elapsed() >= limit);
@@ -66,8 +66,7 @@ pub(crate) fn run(
     let (mut results, mut failed) = (Vec::new(), Vec::new());
     let mut running: VecDeque<(Job, Child)> = VecDeque::new();
     loop {
-        let is_enough = is_first_enough && !failed.is_empty();
-        while running.len() < slots && !is_enough {
+        while running.len() < slots {
             let Some(job) = jobs.next() else { break };
             let child = job.start();
             running.push_back((job, child));
@@ -89,6 +88,9 @@ pub(crate) fn run(
         }
     }
     let took = started.elapsed();
+    if is_brief {
+        return ExitCode::from(u8::from(!failed.is_empty()));
+    }
     for (job, broken) in failed.iter().take(SHRUNK_MAX) {
         let Some(broken) = broken else { continue };
         let plan = job.plan();

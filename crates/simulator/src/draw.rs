@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::plan::{Act, Dice, Does, Edit, Fate, Fault, MissionPlan, Of, Plan};
+use crate::plan::{Act, Dice, Does, Edit, Fate, Fault, MissionPlan, Of, Plan, When};
 
 const fn s(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -32,7 +32,11 @@ pub(crate) fn plan(seed: u64) -> Plan {
     };
     let hostile = dice.time(s(600), s(5_400));
     let count = if dice.chance(5) { 0 } else { dice.number(1, 6 + 4 * tasks) };
-    let faults = (0..count).map(|n| fault(&mut Dice::new(seed, &format!("fault {n}")), &mission, hostile)).collect();
+    let drawn = (0..count).map(|n| fault(&mut Dice::new(seed, &format!("fault {n}")), &mission, hostile));
+    // Stalls make the moments between a read and a write long: races need them.
+    let stalls = (0..2).filter(|_| dice.chance(30)).collect::<Vec<_>>();
+    let stalls = stalls.into_iter().map(|n| stalls_for(&mut Dice::new(seed, &format!("stalls {n}")), hostile));
+    let faults = drawn.chain(stalls).collect();
     Plan { seed, mission, hostile, faults }
 }
 
@@ -49,6 +53,12 @@ fn fate(dice: &mut Dice) -> Fate {
     }
 }
 
+fn stalls_for(dice: &mut Dice, hostile: Duration) -> Fault {
+    let service = dice.pick(&[Of::DynamoDb, Of::DynamoDb, Of::S3, Of::Ec2]);
+    let from = dice.time(Duration::ZERO, hostile / 2);
+    Fault::Stalls { service, from, length: hostile, percent: dice.number(1, 25), by: dice.time(s(1), s(100)) }
+}
+
 fn service(dice: &mut Dice) -> Of {
     dice.pick(&[Of::DynamoDb, Of::S3, Of::Ec2, Of::Sns])
 }
@@ -63,6 +73,12 @@ fn fault(dice: &mut Dice, mission: &MissionPlan, hostile: Duration) -> Fault {
     let busy = if dice.chance(80) { (s(120) + 2 * work).min(hostile) } else { hostile };
     let after = dice.time(Duration::ZERO, alive);
     let at = dice.time(Duration::ZERO, busy);
+    let soon = if dice.chance(50) { dice.time(Duration::ZERO, ms(500)) } else { dice.time(Duration::ZERO, s(30)) };
+    let when = match dice.number(0, 3) {
+        0 => When::AfterEnd(soon),
+        1 => When::AfterTasks(dice.number(1, mission.tasks), soon),
+        _ => When::At(at),
+    };
     // Half of the faults of requests hit the first ones: the claim, or the launch.
     let request = if dice.chance(50) { dice.number(0, 25) } else { dice.number(0, 120) };
     let caller = dice.number(0, 30);
@@ -103,7 +119,7 @@ fn fault(dice: &mut Dice, mission: &MissionPlan, hostile: Duration) -> Fault {
         35..=37 => {
             Fault::Workload { task: dice.number(0, mission.tasks), attempt: dice.number(1, 3), does: does(dice) }
         }
-        _ => Fault::Operator { at, act: act(dice, mission) },
+        _ => Fault::Operator { when, act: act(dice, mission) },
     }
 }
 

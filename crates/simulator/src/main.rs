@@ -40,9 +40,9 @@ struct Arguments {
     /// Run all plans in a folder: failures that were found earlier
     #[arg(long, value_name = "FOLDER")]
     plans: Option<PathBuf>,
-    /// Stop at the first seed that fails
+    /// Name the seeds that fail, and nothing more
     #[arg(long)]
-    first: bool,
+    brief: bool,
     /// With --seed or --plan: print the shortest list of faults that still fails
     #[arg(long)]
     shrink: bool,
@@ -75,7 +75,7 @@ fn main() -> ExitCode {
                 Some(_) => None,
                 None => Some(Duration::from_secs_f64(60.0 * arguments.minutes.unwrap_or(1.0))),
             };
-            campaign::run(arguments.plans.as_deref(), from..=to, limit, arguments.first)
+            campaign::run(arguments.plans.as_deref(), from..=to, limit, arguments.brief)
         }
     }
 }

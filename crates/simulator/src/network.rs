@@ -108,7 +108,9 @@ async fn carry(world: Arc<World>, who: Who, number: u64, call: Call, answer: one
     }
     let way = |dice: &mut Dice| dice.time(Duration::from_millis(1), Duration::from_millis(30) + slowest / 2);
     let (there, back) = (way(&mut dice), way(&mut dice));
-    tokio::time::sleep(there).await;
+    let (stalls_there, stalls_back) =
+        if who == Who::Hand { Default::default() } else { world.stall(service, &mut dice) };
+    tokio::time::sleep(there + stalls_there).await;
     if let Some(Fate::DelayRequest(delay)) = fate {
         tokio::time::sleep(delay).await;
     }
@@ -145,7 +147,7 @@ async fn carry(world: Arc<World>, who: Who, number: u64, call: Call, answer: one
     if let Some(Fate::DelayAnswer(delay)) = fate {
         tokio::time::sleep(delay).await;
     }
-    tokio::time::sleep(back).await;
+    tokio::time::sleep(back + stalls_back).await;
     if fate.is_some() {
         world.disturb(who);
     }

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::check::{self, Checker, MISSION};
 use crate::edits::edit;
 use crate::machines::LEASE;
-use crate::plan::{Act, Dice, Fault};
+use crate::plan::{Act, Dice, Fault, When};
 use crate::script::{input_of, name_of};
 use crate::world::{Who, World};
 
@@ -236,20 +236,34 @@ pub(crate) async fn submit(world: &Arc<World>, numbers: std::ops::Range<u64>) {
 
 /// Does what the plan says.
     pub(crate) async fn act(world: Arc<World>, events: mpsc::UnboundedSender<Event>) {
-        let acts: Vec<(Duration, Act)> = world
+        let acts: Vec<(When, Act)> = world
             .faults()
             .filter_map(|fault| match fault {
-                Fault::Operator { at, act } => Some((*at, *act)),
+                Fault::Operator { when, act } => Some((*when, *act)),
                 _ => None,
             })
             .collect();
         let first = world.plan.mission.tasks;
-        for (at, act) in acts {
+        for (number, (when, act)) in acts.into_iter().enumerate() {
             let (world, events) = (Arc::clone(&world), events.clone());
             tokio::spawn(async move {
-                tokio::time::sleep(at).await;
-                // The numbers of more tasks do not depend on other faults.
-                let number = first + 10 * u64::try_from(at.as_millis()).unwrap_or(0);
+                let mut ends = world.ends.subscribe();
+                let after = match when {
+                    When::At(at) => at,
+                    When::AfterEnd(after) => {
+                        drop(ends.wait_for(|(_, are_all)| *are_all).await);
+                        after
+                    }
+                    When::AfterTasks(count, after) => {
+                        drop(ends.wait_for(|(ended, _)| *ended >= count).await);
+                        after
+                    }
+                };
+                tokio::time::sleep(after).await;
+                if !world.is_hostile() {
+                    return;
+                }
+                let number = first + 10 * (number as u64 + 1);
                 act_once(&world, act, number, &events).await;
             });
         }

@@ -206,6 +206,8 @@ pub(crate) enum Fault {
     Outage { service: Of, from: Duration, length: Duration },
     /// A service is slow.
     Slow { service: Of, from: Duration, length: Duration, by: Duration },
+    /// Some requests to a service stall on their way, or their answers do.
+    Stalls { service: Of, from: Duration, length: Duration, percent: u64, by: Duration },
     /// The machine vanishes a time after its launch, without a notice.
     Reclaim { machine: u64, after: Duration },
     /// EC2 takes the machine back, with a notice.
@@ -243,7 +245,28 @@ pub(crate) enum Fault {
     /// The workload of a task does something else in an attempt.
     Workload { task: u64, attempt: u64, does: Does },
     /// Somebody does something.
-    Operator { at: Duration, act: Act },
+    Operator { when: When, act: Act },
+}
+
+/// When somebody does something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum When {
+    /// At a time.
+    At(Duration),
+    /// A time after all tasks of the mission have ended for the first time.
+    AfterEnd(Duration),
+    /// A time after so many tasks have ended.
+    AfterTasks(u64, Duration),
+}
+
+impl fmt::Display for When {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::At(at) => write!(f, "at {}", Time(*at)),
+            Self::AfterEnd(after) => write!(f, "{} after the mission's end", Time(*after)),
+            Self::AfterTasks(count, after) => write!(f, "{} after the end of {count} tasks", Time(*after)),
+        }
+    }
 }
 
 /// A time in readable form.
@@ -265,6 +288,10 @@ impl fmt::Display for Fault {
             }
             Self::Slow { service, from, length, by } => {
                 write!(f, "{service:?} is up to {} slower for {} from {}", Time(*by), Time(*length), Time(*from))
+            }
+            Self::Stalls { service, from, length, percent, by } => {
+                let (from, length, by) = (Time(*from), Time(*length), Time(*by));
+                write!(f, "{percent} % of the requests to {service:?} stall for up to {by}, for {length} from {from}")
             }
             Self::Reclaim { machine, after } => {
                 write!(f, "machine {machine} vanishes {} after its launch", Time(*after))
@@ -314,10 +341,10 @@ impl fmt::Display for Fault {
             Self::KillCaller { caller, request } => write!(f, "caller {caller} is killed at its request {request}"),
             Self::TwoSweeps { at } => write!(f, "two sweeps begin at {}", Time(*at)),
             Self::Workload { task, attempt, does } => write!(f, "attempt {attempt} of task {task}: {}", does.name()),
-            Self::Operator { at, act: Act::Edit(task, edit) } => {
-                write!(f, "at {} somebody edits task {task}: {}", Time(*at), Act::Edit(*task, *edit).name())
+            Self::Operator { when, act: act @ Act::Edit(task, _) } => {
+                write!(f, "{when}: somebody edits task {task}: {}", act.name())
             }
-            Self::Operator { at, act } => write!(f, "at {}: {}", Time(*at), act.name()),
+            Self::Operator { when, act } => write!(f, "{when}: {}", act.name()),
         }
     }
 }

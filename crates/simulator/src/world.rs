@@ -10,12 +10,13 @@ use std::time::Duration;
 use lighthpc::backend::machine::PowerOff;
 use lighthpc::backend::{Backend, Tables, Wire};
 use local_cloud::{ACCESS_KEY, LocalCloud, REGION, SECRET_KEY};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::check::{Checker, Known};
 use crate::network::SimulatedNetwork;
-use crate::plan::{Fault, Of, Plan};
+use crate::plan::{Dice, Fault, Of, Plan};
 
 /// Who sends a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -88,6 +89,8 @@ pub(crate) struct World {
     started: Instant,
     /// Cancelled at the end of the time of faults.
     pub(crate) calm: CancellationToken,
+    /// How many tasks have ended, and whether all have.
+    pub(crate) ends: watch::Sender<(u64, bool)>,
 }
 
 pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -111,6 +114,7 @@ impl World {
             seen: Mutex::default(),
             started: Instant::now(),
             calm: CancellationToken::new(),
+            ends: watch::Sender::new((0, false)),
         })
     }
 
@@ -192,7 +196,9 @@ impl World {
         let now = self.time();
         self.faults().any(|fault| match fault {
             Fault::Outage { from, length, .. } => *from <= now && *from + *length + OUTAGE_ENDS >= since,
-            Fault::Slow { from, length, by, .. } => *from <= now && *from + *length + *by >= since,
+            Fault::Slow { from, length, by, .. } | Fault::Stalls { from, length, by, .. } => {
+                *from <= now && *from + *length + *by >= since
+            }
             _ => false,
         })
     }
@@ -207,6 +213,24 @@ impl World {
             _ => None,
         });
         slow.max().unwrap_or_default()
+    }
+
+    /// Draws for how long a request stalls on its way, and its answer.
+    pub(crate) fn stall(&self, service: Of, dice: &mut Dice) -> (Duration, Duration) {
+        let now = self.time();
+        for fault in self.faults().filter(|_| self.is_hostile()) {
+            match fault {
+                Fault::Stalls { service: of, from, length, percent, by }
+                    if *of == service && now >= *from && now < *from + *length && dice.chance(*percent) =>
+                {
+                    self.saw("request stalled");
+                    let time = dice.time(Duration::ZERO, *by);
+                    return if dice.chance(50) { (time, Duration::ZERO) } else { (Duration::ZERO, time) };
+                }
+                _ => {}
+            }
+        }
+        (Duration::ZERO, Duration::ZERO)
     }
 
     /// Returns whether a service answers nobody now.

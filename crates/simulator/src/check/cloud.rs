@@ -46,6 +46,7 @@ fn faults_in(world: &World) -> Duration {
     let lengths = world.faults().map(|fault| match fault {
         Fault::Outage { length, .. } | Fault::Slow { length, .. } | Fault::Freeze { length, .. } => *length,
         Fault::Hide { length, .. } => *length,
+        Fault::Stalls { length, .. } => *length / 4,
         Fault::KillCaller { .. } | Fault::CallerRequest { .. } => Duration::from_mins(5),
         _ => Duration::ZERO,
     });
@@ -107,9 +108,10 @@ fn check_launch(world: &World, who: Who) {
         let is_new = known.machines.get(&instance.id).is_none_or(|life| life.launched_for.is_none());
         let Some(src) = tag("srcID").filter(|_| is_new && !is_foreign(instance)) else { continue };
         let attempt = number(&known.row(TASKS, &src), "attempt");
+        let launched_for = (src.clone(), attempt, known.redrives.get(&src).copied().unwrap_or(0));
         let others = known.machines.iter().filter(|(id, life)| {
             **id != instance.id
-                && life.launched_for.as_ref() == Some(&(src.clone(), attempt))
+                && life.launched_for.as_ref() == Some(&launched_for)
                 && !is_hidden(life.number)
                 && world.is_running(id)
         });
@@ -120,7 +122,7 @@ fn check_launch(world: &World, who: Who) {
             needed: world.time(),
             launched_for: None,
         });
-        life.launched_for = Some((src.clone(), attempt));
+        life.launched_for = Some(launched_for);
         drop(known);
         if let Some(other) = other {
             world.broken(

@@ -103,7 +103,7 @@ fn check_verdict(world: &World, src: &str, row: &Value) {
     let known = locked(&world.known);
     let failures = known.failures.get(src).copied().unwrap_or(0);
     let was_cancelled = known.was_cancelled;
-    let launched = known.machines.values().filter(|life| life.launched_for.as_ref().is_some_and(|(of, _)| of == src));
+    let launched = known.machines.values().filter(|life| life.launched_for.as_ref().is_some_and(|(of, ..)| of == src));
     let launched = launched.count();
     drop(known);
     let max = world.plan.mission.max_interruptions;

@@ -36,8 +36,8 @@ pub(super) struct MachineLife {
     pub(super) number: u64,
     /// When it was last needed: launched, holding a task, or when a task of its mission waited.
     pub(super) needed: Duration,
-    /// The task, and the attempt, that it was launched for.
-    pub(super) launched_for: Option<(String, u64)>,
+    /// The task that it was launched for, and its attempt and redrives then.
+    pub(super) launched_for: Option<(String, u64, u64)>,
 }
 
 /// What the checkers know.
@@ -63,6 +63,8 @@ pub(crate) struct Known {
     pub(super) published: Vec<(Duration, Who, u64)>,
     /// The tasks whose workload ended without success, and how often.
     pub(super) failures: BTreeMap<String, u64>,
+    /// How often each task was redriven: a redrive launches anew, whatever an earlier launch becomes.
+    pub(super) redrives: BTreeMap<String, u64>,
     /// Tasks that were submitted.
     pub(super) submitted: BTreeSet<String>,
     /// Objects that must become tasks.

@@ -45,6 +45,10 @@ fn check_tally(world: &World, who: Who, changes: &[Change]) {
             }
         }
     }
+    if changes.iter().any(|change| change.table == TASKS) {
+        let (ended, all) = ended(&locked(&world.known));
+        world.ends.send_replace((ended, all > 0 && ended >= all));
+    }
     if rows != tally {
         let ([done, failed], [ok, not]) = (rows, tally);
         world.broken(

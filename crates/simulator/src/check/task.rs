@@ -47,13 +47,16 @@ fn state(row: &Value) -> String {
 }
 
 /// Counts the rare states.
-fn count(world: &World, Change { old, new, .. }: &Change) {
+fn count(world: &World, Change { key, old, new, .. }: &Change) {
     let verdict = text(new, "verdict");
     match (state(old).as_str(), state(new).as_str()) {
         ("running", "done") => world.saw("task done"),
         ("running", "pending") => world.saw(&format!("task released: {verdict}")),
         ("running" | "pending", "failed") => world.saw(&format!("task failed: {verdict}")),
-        ("failed", "pending") => world.saw("task redriven"),
+        ("failed", "pending") => {
+            world.saw("task redriven");
+            *locked(&world.known).redrives.entry(key.clone()).or_default() += 1;
+        }
         ("running", "running") if number(new, "attempt") > number(old, "attempt") => {
             let is_own = text(new, "execInstanceID") == text(old, "execInstanceID");
             world.saw(if is_own { "task taken up again after a restart" } else { "task taken over" });
