@@ -11,7 +11,7 @@ use crate::backend::fleet::ManagedInstance;
 use crate::backend::ledger::{GivenUp, PAGE_LEN, Partition};
 use crate::clock;
 use crate::domain::ids::{MissionId, SrcId};
-use crate::domain::mission::Mission;
+use crate::domain::mission::{Mission, Notified};
 use crate::domain::task::{State, Task};
 
 /// The result of a cancellation.
@@ -29,8 +29,10 @@ pub struct Cancelled {
     pub is_reinstated: bool,
 }
 
-/// The pause between two passes over the running tasks.
+/// The pause after the first pass over the running tasks, doubled each time up to [`LOOK_PERIOD_MAX`]. A pass has some
+/// requests for each shard of the mission, and a holder reacts within a heartbeat, which is 20 s as a rule.
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
+const LOOK_PERIOD_MAX: Duration = Duration::from_secs(5);
 
 /// The rows that are read and failed at a time.
 const ROWS_LEN: usize = 100;
@@ -65,7 +67,7 @@ impl Scheduler {
         let mission = self.mission(id).await?.ok_or_else(|| SchedulerError::NoMission(id.to_string()))?;
         let mut cancelled = Cancelled { is_reinstated: mission.cancelled_at.is_none(), ..Cancelled::default() };
         let until = Instant::now() + patience;
-        let (mut is_quiet, mut odd) = (false, HashSet::new());
+        let (mut is_quiet, mut odd, mut pause) = (false, HashSet::new(), LOOK_PERIOD);
         while !cancelled.is_reinstated {
             let look = self.cancel_once(&mission, &now, until, &mut odd).await?;
             cancelled.ended += look.ended;
@@ -81,16 +83,55 @@ impl Scheduler {
                 break;
             }
             is_quiet = is_over;
-            tokio::time::sleep(LOOK_PERIOD.min(patience)).await;
+            tokio::time::sleep(pause.min(patience)).await;
+            pause = (2 * pause).min(LOOK_PERIOD_MAX);
         }
         if cancelled.is_reinstated {
             return Ok(cancelled);
         }
+        // First the notification: once this process or a node has begun it, no other node will.
+        let announced = async {
+            if is_quiet {
+                self.settle(id).await?;
+            }
+            self.announce(&mission, false).await
+        };
+        let announced = announced.await;
         if cancelled.running == 0 {
             cancelled.instances = self.end_instances(id).await?;
         }
-        self.announce(&mission, false).await?;
+        announced?;
         Ok(cancelled)
+    }
+
+    /// Sets the number of tasks of a cancelled mission to the number of its rows, if all of them have ended: tasks that
+    /// were never submitted will not come, and without this the mission would never end. Scans the tasks table.
+    ///
+    /// # Errors
+    /// [`SchedulerError`].
+    pub(super) async fn settle(&self, id: &MissionId) -> Result<(), SchedulerError> {
+        let ledger = &self.backend.ledger;
+        let Some(mission) = self.mission(id).await?.filter(|mission| mission.cancelled_at.is_some()) else {
+            return Ok(());
+        };
+        let sum = ledger.tally(&mission).await.map_err(SchedulerError::cloud("reading the tally"))?;
+        let Some(expected) = mission.trans_number.filter(|_| !mission.is_complete(mission.total(sum))) else {
+            return Ok(());
+        };
+        let (mut rows, mut open) = (0, 0_u64);
+        let each = |task: Task| {
+            rows += 1;
+            open += u64::from(!matches!(task.state, State::Done | State::Failed));
+        };
+        ledger.each_task(Some(id), each).await.map_err(SchedulerError::cloud("counting the mission's tasks"))?;
+        if open > 0 || rows >= expected {
+            return Ok(());
+        }
+        let settled = ledger.settle_mission(&mission, rows).await;
+        if settled.map_err(SchedulerError::cloud("setting the mission's number of tasks"))? {
+            tracing::warn!(mission = %id, "mission {id} is cancelled: it has {rows} of {expected} tasks, and no more will come");
+        }
+        Ok(())
     }
 
     /// Fails pending tasks and requests running ones to stop, page by page. A large mission has many pages; `until`
@@ -196,10 +237,22 @@ impl Scheduler {
         }
     }
 
+    /// Terminates the mission's instances, except the one that sends the notification of its end: without it, another
+    /// process would send a second one.
     async fn end_instances(&self, id: &MissionId) -> Result<Vec<String>, SchedulerError> {
         let instances = self.backend.fleet.list_instances(self.owner_tag()).await;
         let instances = instances.map_err(SchedulerError::cloud("listing the instances of this deployment"))?;
-        let its: Vec<ManagedInstance> = instances.into_iter().filter(|ours| ours.is_of(id)).collect();
+        // After the list: if the mission was reinstated, its instances work again.
+        let Some(mission) = self.mission(id).await?.filter(|mission| mission.cancelled_at.is_some()) else {
+            return Ok(Vec::new());
+        };
+        let publisher = match mission.notified {
+            Notified::Sending { by, .. } => Some(by),
+            Notified::No | Notified::Yes => None,
+        };
+        let is_publisher = |ours: &ManagedInstance| publisher.as_ref().is_some_and(|by| *by == ours.id);
+        let its: Vec<ManagedInstance> =
+            instances.into_iter().filter(|ours| ours.is_of(id) && !is_publisher(ours)).collect();
         self.backend.fleet.terminate(&its).await.map_err(SchedulerError::cloud("terminating instances"))?;
         Ok(its.into_iter().map(|ours| ours.id).collect())
     }

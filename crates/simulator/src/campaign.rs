@@ -13,6 +13,8 @@ use crate::shrink;
 
 /// From so many seeds on, a kind of fault or a rare state that never occurred is a failure.
 const LONG_RUN: usize = 3_000;
+/// One of so many seeds is run twice, to see that its trace is the same.
+const TWICE_EVERY: usize = 50;
 /// The most failing seeds that are made shorter: the others are only named.
 const SHRUNK_MAX: usize = 5;
 
@@ -78,6 +80,9 @@ pub(crate) fn run(
                 if let Some(first) = result.broken.first() {
                     println!("{}: {first}", job.name());
                     failed.push((job, Some(first.clone())));
+                } else if results.len() % TWICE_EVERY == 0 && !has_same_trace(&job, &result) {
+                    println!("{}: two runs have different traces", job.name());
+                    failed.push((job, None));
                 }
                 results.push(result);
             }
@@ -100,6 +105,13 @@ pub(crate) fn run(
     }
     let missing = summarize(&results, took, failed.len());
     if failed.is_empty() && missing == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) }
+}
+
+/// Runs a job again, and returns whether the trace is the same.
+fn has_same_trace(job: &Job, first: &SeedResult) -> bool {
+    let output = job.start().wait_with_output().expect("the program ends");
+    let again = serde_json::from_slice::<SeedResult>(&output.stdout);
+    again.is_ok_and(|again| again.trace_hash == first.trace_hash)
 }
 
 fn plans_in(folder: &Path) -> Vec<PathBuf> {

@@ -1,4 +1,7 @@
 //! Draws a plan from a seed.
+//!
+//! Each seed has some kinds of faults only, and many of each: a race often needs two kinds at once, which would rarely
+//! meet among all kinds. Source: Groce and others, "Swarm testing", 2012.
 
 use std::time::Duration;
 
@@ -10,6 +13,67 @@ const fn s(seconds: u64) -> Duration {
 
 const fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
+}
+
+/// The kinds of faults. The commonest stand here more than once.
+const KINDS: [Kind; 30] = [
+    Kind::NodeRequest,
+    Kind::NodeRequest,
+    Kind::NodeRequest,
+    Kind::CallerRequest,
+    Kind::CallerRequest,
+    Kind::Outage,
+    Kind::Slow,
+    Kind::Stalls,
+    Kind::Stalls,
+    Kind::Reclaim,
+    Kind::Reclaim,
+    Kind::Notice,
+    Kind::Kill,
+    Kind::KillAtRequest,
+    Kind::KillAtPoll,
+    Kind::Drain,
+    Kind::Freeze,
+    Kind::Freeze,
+    Kind::Clock,
+    Kind::FullDisk,
+    Kind::Boot,
+    Kind::Visibility,
+    Kind::Launch,
+    Kind::Lag,
+    Kind::Event,
+    Kind::KillCaller,
+    Kind::TwoSweeps,
+    Kind::Workload,
+    Kind::Workload,
+    Kind::Edit,
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    NodeRequest,
+    CallerRequest,
+    Outage,
+    Slow,
+    Stalls,
+    Reclaim,
+    Notice,
+    Kill,
+    KillAtRequest,
+    KillAtPoll,
+    Drain,
+    Freeze,
+    Clock,
+    FullDisk,
+    Boot,
+    Visibility,
+    Launch,
+    Lag,
+    Event,
+    KillCaller,
+    TwoSweeps,
+    Workload,
+    Edit,
 }
 
 /// Draws the plan of a seed.
@@ -24,19 +88,32 @@ pub(crate) fn plan(seed: u64) -> Plan {
         nodes: nodes.and_then(|nodes| u32::try_from(nodes).ok()),
         slots: slots.and_then(|slots| u16::try_from(slots).ok()),
         uploads: dice.chance(30),
-        takes: (ms(500), dice.pick(&[s(5), s(30), s(120), s(600), s(2400)])),
+        takes: (ms(500), dice.pick(&[s(5), s(30), s(120), s(120), s(600), s(2400)])),
         has_checkpoints: dice.chance(40),
         has_folder: tasks > 1 && dice.chance(15),
         max_interruptions: dice.pick(&[1, 3, 20]),
         node_limit: dice.chance(15).then(|| dice.number(1, 3)),
+        sweep_every: dice.pick(&[s(300), s(300), s(90), s(40)]),
+        latency: dice.pick(&[ms(30), ms(30), ms(500), s(3)]),
+        has_wrong_clocks: dice.chance(40),
     };
-    let hostile = dice.time(s(600), s(5_400));
-    let count = if dice.chance(5) { 0 } else { dice.number(1, 6 + 4 * tasks) };
-    let drawn = (0..count).map(|n| fault(&mut Dice::new(seed, &format!("fault {n}")), &mission, hostile));
-    // Stalls make the moments between a read and a write long: races need them.
-    let stalls = (0..2).filter(|_| dice.chance(30)).collect::<Vec<_>>();
-    let stalls = stalls.into_iter().map(|n| stalls_for(&mut Dice::new(seed, &format!("stalls {n}")), hostile));
-    let faults = drawn.chain(stalls).collect();
+    // A mission is busy for some minutes; faults after that concern its end.
+    let rounds = mission.nodes.map_or(2, |nodes| 1 + u32::try_from(tasks).unwrap_or(1) / nodes);
+    let busy = s(90) + mission.takes.1 * rounds.min(8);
+    let hostile = dice.time(busy + s(300), busy + s(3_000));
+    let kinds: Vec<Kind> = match dice.number(0, 3) {
+        0 => KINDS.to_vec(),
+        _ => (0..dice.number(2, 7)).map(|_| dice.pick(&KINDS)).collect(),
+    };
+    let count = if dice.chance(4) { 0 } else { dice.number(1, 6 + 4 * tasks) };
+    let draw = |n: u64| fault(&mut Dice::new(seed, &format!("fault {n}")), &kinds, &mission, busy, hostile);
+    let mut faults: Vec<Fault> = (0..count).map(draw).collect();
+    // People act in two of three missions.
+    let acts = if dice.chance(66) { dice.number(1, 5) } else { 0 };
+    for n in 0..acts {
+        let dice = &mut Dice::new(seed, &format!("act {n}"));
+        faults.push(Fault::Operator { when: when(dice, &mission, busy), act: act(dice) });
+    }
     Plan { seed, mission, hostile, faults }
 }
 
@@ -53,73 +130,79 @@ fn fate(dice: &mut Dice) -> Fate {
     }
 }
 
-fn stalls_for(dice: &mut Dice, hostile: Duration) -> Fault {
-    let service = dice.pick(&[Of::DynamoDb, Of::DynamoDb, Of::S3, Of::Ec2]);
-    let from = dice.time(Duration::ZERO, hostile / 2);
-    Fault::Stalls { service, from, length: hostile, percent: dice.number(1, 25), by: dice.time(s(1), s(100)) }
-}
-
-fn service(dice: &mut Dice) -> Of {
-    dice.pick(&[Of::DynamoDb, Of::S3, Of::Ec2, Of::Sns])
-}
-
 /// Draws one fault. Times of machines are from their launch.
-fn fault(dice: &mut Dice, mission: &MissionPlan, hostile: Duration) -> Fault {
+fn fault(dice: &mut Dice, kinds: &[Kind], mission: &MissionPlan, busy: Duration, hostile: Duration) -> Fault {
     // A machine or two for each task, and some that are launched again.
     let machine = dice.number(0, mission.nodes.map_or(2 * mission.tasks, |nodes| 3 * u64::from(nodes)));
     // Most things happen to a machine while it works, and to a mission before it is over.
-    let work = mission.takes.1 * u32::try_from(mission.nodes.map_or(2, |_| mission.tasks.min(8))).unwrap_or(2);
-    let alive = (s(60) + work).min(hostile);
-    let busy = if dice.chance(80) { (s(120) + 2 * work).min(hostile) } else { hostile };
+    let alive = mission.nodes.map_or(s(60) + mission.takes.1, |_| busy);
     let after = dice.time(Duration::ZERO, alive);
-    let at = dice.time(Duration::ZERO, busy);
-    let soon = if dice.chance(50) { dice.time(Duration::ZERO, ms(500)) } else { dice.time(Duration::ZERO, s(30)) };
-    let when = match dice.number(0, 3) {
-        0 => When::AfterEnd(soon),
-        1 => When::AfterTasks(dice.number(1, mission.tasks), soon),
-        _ => When::At(at),
-    };
+    let latest = if dice.chance(80) { busy } else { hostile };
+    let at = dice.time(Duration::ZERO, latest);
     // Half of the faults of requests hit the first ones: the claim, or the launch.
     let request = if dice.chance(50) { dice.number(0, 25) } else { dice.number(0, 120) };
     let caller = dice.number(0, 30);
-    match dice.number(0, 43) {
-        0..=6 => Fault::NodeRequest { machine, request, fate: fate(dice) },
-        7..=9 => Fault::CallerRequest { caller, request, fate: fate(dice) },
-        10 => Fault::Outage { service: service(dice), from: at, length: dice.time(s(1), s(400)) },
-        11 => {
-            let (length, by) = (dice.time(s(10), s(1_200)), dice.time(ms(500), s(25)));
-            Fault::Slow { service: service(dice), from: at, length, by }
+    let service = dice.pick(&[Of::DynamoDb, Of::DynamoDb, Of::S3, Of::Ec2, Of::Sns]);
+    match dice.pick(kinds) {
+        Kind::NodeRequest => Fault::NodeRequest { machine, request, fate: fate(dice) },
+        Kind::CallerRequest => Fault::CallerRequest { caller, request, fate: fate(dice) },
+        Kind::Outage => Fault::Outage { service, from: at, length: dice.time(s(1), s(400)) },
+        Kind::Slow => {
+            Fault::Slow { service, from: at, length: dice.time(s(10), s(1_200)), by: dice.time(ms(500), s(25)) }
         }
-        12..=13 => Fault::Reclaim { machine, after },
-        14..=15 => Fault::Notice { machine, after, lead: dice.time(Duration::ZERO, s(120)) },
-        16 => Fault::Kill { machine, after },
-        17..=18 => Fault::KillAtRequest { machine, request },
-        19..=20 => Fault::KillAtPoll { machine, poll: dice.number(1, 2_000) },
-        21 => Fault::Drain { machine, after },
-        22..=23 => Fault::Freeze { machine, after, length: dice.time(s(1), s(600)) },
-        24 => {
+        Kind::Stalls => {
+            let (length, by) = (dice.time(s(60), s(2_400)), dice.time(s(1), s(100)));
+            Fault::Stalls { service, from: at, length, percent: dice.number(2, 30), by }
+        }
+        Kind::Reclaim => Fault::Reclaim { machine, after },
+        Kind::Notice => Fault::Notice { machine, after, lead: dice.time(Duration::ZERO, s(120)) },
+        Kind::Kill => Fault::Kill { machine, after },
+        Kind::KillAtRequest => Fault::KillAtRequest { machine, request },
+        Kind::KillAtPoll => Fault::KillAtPoll { machine, poll: dice.number(1, 3_000) },
+        Kind::Drain => Fault::Drain { machine, after },
+        Kind::Freeze => {
+            // Half of them end when others begin to act: about a lease later.
+            let lengths = if dice.chance(50) { (s(1), s(600)) } else { (s(60), s(200)) };
+            Fault::Freeze { machine, after, length: dice.time(lengths.0, lengths.1) }
+        }
+        Kind::Clock => {
             let seconds = i64::try_from(dice.number(1, 30_000)).unwrap_or(1);
             Fault::Clock { machine, after, seconds: if dice.chance(50) { seconds } else { -seconds } }
         }
-        25 => Fault::FullDisk { machine, after, length: dice.time(s(1), s(300)) },
-        26 => {
+        Kind::FullDisk => Fault::FullDisk { machine, after, length: dice.time(s(1), s(300)) },
+        Kind::Boot => {
             let takes = if dice.chance(30) { None } else { Some(dice.time(s(20), s(900))) };
             Fault::Boot { machine, takes }
         }
-        27 => Fault::Hide { machine, length: dice.time(ms(500), s(240)) },
-        28 => Fault::Forget { machine },
-        29 => {
-            let more = u64::from(dice.chance(40));
-            Fault::Launch { launch: dice.number(1, 12), fewer: 1 - more, more }
+        Kind::Visibility if dice.chance(30) => Fault::Forget { machine },
+        Kind::Visibility => Fault::Hide { machine, length: dice.time(ms(500), s(240)) },
+        Kind::Launch => {
+            let more = u64::from(dice.chance(60));
+            Fault::Launch { launch: dice.number(1, mission.tasks + 3), fewer: 1 - more, more }
         }
-        30 => Fault::Lag { from: at, length: dice.time(s(1), s(600)), by: dice.time(ms(100), s(8)) },
-        31 => Fault::Event { event: dice.number(0, 40), copies: dice.number(0, 2), delay: dice.time(ms(1), s(400)) },
-        32..=33 => Fault::KillCaller { caller, request },
-        34 => Fault::TwoSweeps { at },
-        35..=37 => {
+        Kind::Lag => Fault::Lag { from: at, length: dice.time(s(1), s(600)), by: dice.time(ms(100), s(8)) },
+        Kind::Event => {
+            Fault::Event { event: dice.number(0, 40), copies: dice.number(0, 2), delay: dice.time(ms(1), s(400)) }
+        }
+        Kind::KillCaller => Fault::KillCaller { caller, request },
+        Kind::TwoSweeps => Fault::TwoSweeps { at },
+        Kind::Workload => {
             Fault::Workload { task: dice.number(0, mission.tasks), attempt: dice.number(1, 3), does: does(dice) }
         }
-        _ => Fault::Operator { when, act: act(dice, mission) },
+        Kind::Edit => {
+            let act = Act::Edit(dice.number(0, mission.tasks), edit(dice));
+            Fault::Operator { when: when(dice, mission, busy), act }
+        }
+    }
+}
+
+/// Draws when a person acts: half of the time at a moment at which something ends.
+fn when(dice: &mut Dice, mission: &MissionPlan, busy: Duration) -> When {
+    let soon = if dice.chance(50) { dice.time(Duration::ZERO, ms(800)) } else { dice.time(Duration::ZERO, s(30)) };
+    match dice.number(0, 3) {
+        0 => When::AfterEnd(soon),
+        1 => When::AfterTasks(dice.number(1, mission.tasks), soon),
+        _ => When::At(dice.time(Duration::ZERO, busy)),
     }
 }
 
@@ -134,23 +217,23 @@ fn does(dice: &mut Dice) -> Does {
     }
 }
 
-fn act(dice: &mut Dice, mission: &MissionPlan) -> Act {
-    match dice.number(0, 9) {
+fn act(dice: &mut Dice) -> Act {
+    match dice.number(0, 7) {
         0 => Act::SubmitTwice,
         1..=2 => Act::Enlarge(dice.number(1, 4)),
         3 => Act::Cancel,
         4..=6 => Act::Redrive,
-        7 => Act::Upload,
-        _ => {
-            let edit = match dice.number(0, 5) {
-                0 => Edit::AttemptAsText,
-                1 => Edit::BeatAsText,
-                2 => Edit::UpperCase,
-                3 => Edit::PutBack,
-                4 => Edit::OddIndex,
-                _ => Edit::Note,
-            };
-            Act::Edit(dice.number(0, mission.tasks), edit)
-        }
+        _ => Act::Upload,
     }
+}
+
+fn edit(dice: &mut Dice) -> Edit {
+    dice.pick(&[
+        Edit::AttemptAsText,
+        Edit::BeatAsText,
+        Edit::UpperCase,
+        Edit::PutBack,
+        Edit::OddIndex,
+        Edit::Note,
+    ])
 }

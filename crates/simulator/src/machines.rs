@@ -57,6 +57,10 @@ async fn machine(world: Arc<World>, number: u64, id: String, events: mpsc::Unbou
     world.note(&format!("machine {number} is {id}"));
     let faults: Vec<Fault> = world.faults().filter(|_| world.is_hostile()).cloned().collect();
     let host = Arc::new(Machine::default());
+    if world.plan.mission.has_wrong_clocks {
+        let mut dice = Dice::new(world.plan.seed, &format!("clock {number}"));
+        host.set_clock(i64::try_from(dice.number(0, 57_600)).unwrap_or(0) - 28_800);
+    }
     let (processes, running) = watch::channel(None);
     let is_gone = CancellationToken::new();
     let mut boot = Some(Dice::new(world.plan.seed, &format!("boot {number}")).time(BOOT.0, BOOT.1));
@@ -125,7 +129,7 @@ async fn happen(world: &World, number: u64, id: &str, host: &Machine, running: R
     let hit = |what: &str| {
         world.saw(what);
         world.note(&format!("machine {number}: {what}"));
-        world.disturb(who);
+        world.disturb(who, None);
     };
     match fault {
         Fault::Hide { machine, length } if machine == number => {

@@ -98,7 +98,7 @@ async fn carry(world: Arc<World>, who: Who, number: u64, call: Call, answer: one
     let fate = fate_of(&world, who, number);
     if let Some(fate) = fate {
         world.saw(fate.name());
-        world.disturb(who);
+        world.disturb(who, Some(service));
         world.note(&format!("{who} #{number} {} {fate}", call.operation));
     }
     let mut dice = Dice::new(world.plan.seed, &format!("{who} {number}"));
@@ -106,7 +106,8 @@ async fn carry(world: Arc<World>, who: Who, number: u64, call: Call, answer: one
     if !slowest.is_zero() {
         world.saw("request of a slow service");
     }
-    let way = |dice: &mut Dice| dice.time(Duration::from_millis(1), Duration::from_millis(30) + slowest / 2);
+    let latency = world.plan.mission.latency + slowest / 2;
+    let way = |dice: &mut Dice| dice.time(Duration::from_millis(1), latency);
     let (there, back) = (way(&mut dice), way(&mut dice));
     let (stalls_there, stalls_back) =
         if who == Who::Hand { Default::default() } else { world.stall(service, &mut dice) };
@@ -140,7 +141,7 @@ async fn carry(world: Arc<World>, who: Who, number: u64, call: Call, answer: one
         let (world, call) = (Arc::clone(&world), call.clone());
         tokio::spawn(async move {
             tokio::time::sleep(after).await;
-            world.disturb(who);
+            world.disturb(who, Some(service));
             let _applied = apply(&world, who, number, &call).await;
         });
     }
@@ -149,7 +150,7 @@ async fn carry(world: Arc<World>, who: Who, number: u64, call: Call, answer: one
     }
     tokio::time::sleep(back + stalls_back).await;
     if fate.is_some() {
-        world.disturb(who);
+        world.disturb(who, Some(service));
     }
     // Nobody may wait any more.
     drop(answer.send(result));

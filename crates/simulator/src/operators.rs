@@ -98,7 +98,7 @@ async fn call<T, F: Future<Output = T>>(
         () = tokio::time::sleep(limit) => {
             world.saw("function killed at its time limit");
             world.note(&format!("{who}: its time is over"));
-            world.disturb(who);
+            world.disturb(who, None);
             None
         }
     }
@@ -156,7 +156,7 @@ async fn hand_over(world: &Arc<World>, event: &Event) {
     }
 }
 
-/// Sweeps every five minutes.
+/// Sweeps as often as the plan says.
 pub(crate) async fn sweep(world: Arc<World>) {
     let twos: Vec<Duration> = world
         .faults()
@@ -174,7 +174,9 @@ pub(crate) async fn sweep(world: Arc<World>) {
         });
     }
     loop {
-        tokio::time::sleep(Duration::from_mins(5)).await;
+        // After the time of faults: as the stack does.
+        let every = if world.is_hostile() { world.plan.mission.sweep_every } else { Duration::from_mins(5) };
+        tokio::time::sleep(every).await;
         let world = Arc::clone(&world);
         tokio::spawn(async move { sweep_once(&world).await });
     }

@@ -187,7 +187,7 @@ impl Act {
 }
 
 /// A service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) enum Of {
     DynamoDb,
     S3,
@@ -368,6 +368,12 @@ pub(crate) struct MissionPlan {
     pub(crate) max_interruptions: u64,
     /// The deployment's limit of nodes at a time.
     pub(crate) node_limit: Option<u64>,
+    /// How often a sweep runs. A sweep may take longer.
+    pub(crate) sweep_every: Duration,
+    /// The most that a request, or its answer, is under way.
+    pub(crate) latency: Duration,
+    /// Whether each machine's wall clock is wrong by up to eight hours.
+    pub(crate) has_wrong_clocks: bool,
 }
 
 /// A seed's plan.

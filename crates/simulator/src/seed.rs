@@ -1,6 +1,7 @@
 //! Runs one plan.
 
 use std::collections::BTreeMap;
+use std::hash::{Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
@@ -30,6 +31,8 @@ pub(crate) struct SeedResult {
     /// How often each kind of fault, and each rare state, was seen.
     pub(crate) seen: BTreeMap<String, u64>,
     pub(crate) trace_lines: usize,
+    /// A hash of the trace: two runs of a plan have the same.
+    pub(crate) trace_hash: u64,
     pub(crate) virtual_s: u64,
 }
 
@@ -60,7 +63,11 @@ pub(crate) fn run(plan: Plan, is_json: bool) -> ExitCode {
         world.broken(Checker::Panic, &panic);
     }
     let (broken, trace, seen) = world.result();
-    let result = SeedResult { seed, broken, faults, seen, trace_lines: trace.len(), virtual_s };
+    let mut hasher = std::hash::DefaultHasher::new();
+    let name = dir.path().display().to_string();
+    trace.iter().for_each(|line| line.replace(&name, "DIR").hash(&mut hasher));
+    let trace_hash = hasher.finish();
+    let result = SeedResult { seed, broken, faults, seen, trace_lines: trace.len(), trace_hash, virtual_s };
     if is_json {
         println!("{}", serde_json::to_string(&result).expect("plain data"));
     } else {

@@ -33,7 +33,7 @@ pub(crate) enum Who {
 
 impl Who {
     /// Returns the machine, or the caller: processes of one machine share their numbers of requests, and their faults.
-    const fn place(self) -> Self {
+    pub(crate) const fn place(self) -> Self {
         match self {
             Self::Node { machine, .. } => Self::Node { machine, start: 0 },
             other => other,
@@ -51,6 +51,14 @@ impl fmt::Display for Who {
             Self::Observer => f.write_str("the simulator"),
         }
     }
+}
+
+/// The requests of a machine or caller.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sent {
+    pub(crate) count: u64,
+    pub(crate) first: Duration,
+    pub(crate) last: Duration,
 }
 
 /// A broken promise: the checker that found it, and what it found.
@@ -76,11 +84,11 @@ pub(crate) struct World {
     /// Requests are applied one after another, so that a checker sees what each of them changed.
     pub(crate) turn: tokio::sync::Mutex<()>,
     /// Requests so far, by machine and caller.
-    requests: Mutex<BTreeMap<Who, u64>>,
+    requests: Mutex<BTreeMap<Who, Sent>>,
     /// What ends a process or a command.
     kills: Mutex<BTreeMap<Who, CancellationToken>>,
-    /// When a fault last hit a machine or a caller.
-    disturbed: Mutex<BTreeMap<Who, Duration>>,
+    /// When a fault last hit a machine or a caller: each service's requests, and the machine itself.
+    disturbed: Mutex<BTreeMap<(Who, Option<Of>), Duration>>,
     callers: AtomicU64,
     trace: Mutex<Vec<String>>,
     broken: Mutex<Vec<Broken>>,
@@ -158,13 +166,15 @@ impl World {
 
     /// Counts a request of a machine or caller, and returns its number, from 0.
     pub(crate) fn next_request(&self, who: Who) -> u64 {
+        let now = self.time();
         let mut requests = locked(&self.requests);
-        let count = requests.entry(who.place()).or_default();
-        *count += 1;
-        *count - 1
+        let sent = requests.entry(who.place()).or_insert(Sent { count: 0, first: now, last: now });
+        sent.count += 1;
+        sent.last = now;
+        sent.count - 1
     }
 
-    pub(crate) fn requests(&self) -> BTreeMap<Who, u64> {
+    pub(crate) fn requests(&self) -> BTreeMap<Who, Sent> {
         locked(&self.requests).clone()
     }
 
@@ -176,31 +186,39 @@ impl World {
     pub(crate) fn kill(&self, who: Who) {
         if let Some(kill) = locked(&self.kills).get(&who.place()) {
             self.note(&format!("{} is killed", who.place()));
-            self.disturb(who);
+            self.disturb(who, None);
             kill.cancel();
         }
     }
 
-    /// Notes that a fault hits a machine or a caller now.
-    pub(crate) fn disturb(&self, who: Who) {
-        locked(&self.disturbed).insert(who.place(), self.time());
+    /// Notes that a fault hits a request of a machine or caller to a service now, or the machine itself.
+    pub(crate) fn disturb(&self, who: Who, service: Option<Of>) {
+        locked(&self.disturbed).insert((who.place(), service), self.time());
     }
 
-    /// Returns whether a fault may have hit a machine or a caller since a time: one of its own, or of a service.
+    /// Returns whether a fault may have hit a machine or a caller since a time: one of its own, or of any service.
     pub(crate) fn is_disturbed_since(&self, who: Who, since: Duration) -> bool {
-        locked(&self.disturbed).get(&who.place()).is_some_and(|at| *at >= since) || self.had_outage_since(since)
+        [Of::DynamoDb, Of::S3, Of::Ec2, Of::Sns].into_iter().any(|service| self.is_cut_off_since(who, service, since))
     }
 
-    /// Returns whether a service had an outage, or was slow, since a time.
-    pub(crate) fn had_outage_since(&self, since: Duration) -> bool {
+    /// Returns whether a fault may have hit a machine or a caller, or its requests to a service, since a time.
+    pub(crate) fn is_cut_off_since(&self, who: Who, service: Of, since: Duration) -> bool {
         let now = self.time();
-        self.faults().any(|fault| match fault {
-            Fault::Outage { from, length, .. } => *from <= now && *from + *length + OUTAGE_ENDS >= since,
-            Fault::Slow { from, length, by, .. } | Fault::Stalls { from, length, by, .. } => {
-                *from <= now && *from + *length + *by >= since
-            }
-            _ => false,
-        })
+        let disturbed = locked(&self.disturbed);
+        let is_hit = [None, Some(service)]
+            .into_iter()
+            .any(|service| disturbed.get(&(who.place(), service)).is_some_and(|at| *at >= since));
+        drop(disturbed);
+        is_hit
+            || self.faults().any(|fault| match fault {
+                Fault::Outage { service: of, from, length } => {
+                    *of == service && *from <= now && *from + *length + OUTAGE_ENDS >= since
+                }
+                Fault::Slow { service: of, from, length, by } | Fault::Stalls { service: of, from, length, by, .. } => {
+                    *of == service && *from <= now && *from + *length + *by >= since
+                }
+                _ => false,
+            })
     }
 
     /// Returns how long a request to a service takes longer now, at the most.

@@ -43,6 +43,7 @@ impl Sweep<'_> {
         }
         self.check_all_pending(world, parts).await?;
         for mission in world.missions.values() {
+            self.settle(mission).await;
             self.announce(mission, false).await;
             self.close(mission).await;
             self.serve(world, mission).await;

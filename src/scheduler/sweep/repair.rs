@@ -52,6 +52,19 @@ impl Sweep<'_> {
         }
     }
 
+    /// Ends a cancelled mission that has fewer tasks than it was made for, and none that is open.
+    pub(super) async fn settle(&mut self, mission: &Mission) {
+        let is_open = self.counts.get(&mission.id).is_some_and(|counts| {
+            counts.running > 0 || counts.claimable > 0 || counts.is_cut
+        });
+        if mission.cancelled_at.is_none() || mission.notified != Notified::No || is_open {
+            return;
+        }
+        if let Err(error) = self.scheduler.settle(&mission.id).await {
+            self.note_failure(mission.id.as_str(), &error);
+        }
+    }
+
     /// Adds a task to those that need a node. Above [`WANTED_MAX`], the next sweep handles it: the row is pending.
     pub(super) fn want(&mut self, task: &Task, mission: Option<&Mission>, reason: &str) {
         if self.wanted.len() >= WANTED_MAX {

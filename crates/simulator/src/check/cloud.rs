@@ -14,6 +14,10 @@ use crate::world::{Who, World, locked};
 /// minutes, of which one may fail, with a lease in between.
 const BILLED_MAX: Duration = Duration::from_mins(35);
 
+/// How long after a mission was reinstated its cancellation may still terminate an instance: the time between its last
+/// read of the mission and the termination.
+const REINSTATED_MAX: Duration = Duration::from_secs(60);
+
 pub(crate) fn is_foreign(instance: &Instance) -> bool {
     instance.tags.iter().any(|(key, value)| key == "lighthpc" && value == "another")
 }
@@ -86,8 +90,11 @@ fn check_termination(world: &World, who: Who, call: &Call, instance: &Instance) 
                     && attempt.is_some_and(|attempt| world.time().saturating_sub(attempt.renewed) < LEASE)
             });
             let held = held.map(|(src, _)| src.to_owned());
+            // A redrive may reinstate the mission while a cancellation ends: an instance that takes a task in this moment
+            // is lost.
+            let is_reinstated = known.reinstated.is_some_and(|at| world.time().saturating_sub(at) < REINSTATED_MAX);
             drop(known);
-            if let Some(src) = held {
+            if let Some(src) = held.filter(|_| !is_reinstated) {
                 world.broken(Checker::Lease, &format!("{who} terminated {}, which holds {src}", instance.id));
             }
         }

@@ -12,21 +12,27 @@ use serde_json::Value;
 
 use super::{Checker, MISSION, MISSIONS, TASKS, is_foreign, number, text};
 use crate::script::{input_of, result_of};
-use crate::world::{World, locked};
+use crate::world::{Who, World, locked};
 
 /// An object in the result bucket that is not lighthpc's.
 pub(crate) const FOREIGN_KEY: &str = "rslt_of_somebody_else";
 pub(crate) const FOREIGN_BYTES: &[u8] = b"not ours";
-/// The most requests of one machine or caller: a heartbeat each 20 s, and some dozens for each attempt.
-const REQUESTS_MAX: u64 = 6_000;
+/// The most requests of a machine or caller that are not for a task: settings, prices, the mission's end.
+const REQUESTS_BASE: u64 = 200;
+/// The most requests for an attempt, or of a caller for a row, repeats included: a task has ten as a rule.
+const REQUESTS_FOR_TASK: u64 = 60;
+/// The most requests in a second besides, in the long run: heartbeats, looks at a lease, and what an outage repeats.
+const REQUESTS_PER_S: f64 = 0.75;
 
 /// Returns whether the mission has ended: all tasks, the notification, and every machine.
 pub(crate) async fn has_ended(world: &Arc<World>, backend: &Backend) -> bool {
     let id = MissionId::new(MISSION).expect("a legal name");
     let Ok(Some(mission)) = backend.ledger.mission(&id).await else { return false };
     let Ok(sum) = backend.ledger.tally(&mission).await else { return false };
-    mission.is_complete(mission.total(sum))
-        && mission.notified == Notified::Yes
+    // One that was cancelled before it had a task has no end, and no notification.
+    let is_empty = mission.cancelled_at.is_some() && mission.trans_number == Some(0);
+    let is_over = mission.is_complete(mission.total(sum)) && mission.notified == Notified::Yes;
+    (is_over || is_empty)
         && world.cloud.instances().iter().all(|instance| instance.state != "running" || is_foreign(instance))
 }
 
@@ -49,9 +55,25 @@ pub(crate) async fn at_end(world: &Arc<World>, backend: &Backend) {
     check_notified(world, &mission);
     check_machines(world);
     check_objects(world, backend, &rows).await;
-    for (who, count) in world.requests() {
-        if count > REQUESTS_MAX {
-            world.broken(Checker::Requests, &format!("{who} made {count} requests"));
+    check_requests(world, rows.len() as u64);
+}
+
+/// No machine and no caller makes more requests than its work needs.
+fn check_requests(world: &World, rows: u64) {
+    for (who, sent) in world.requests() {
+        let tasks = match who {
+            Who::Node { machine, .. } => {
+                let known = locked(&world.known);
+                let its = |by: &Who| matches!(by, Who::Node { machine: of, .. } if *of == machine);
+                known.attempts.values().filter(|attempt| its(&attempt.by)).count() as u64
+            }
+            _ => rows,
+        };
+        let time = (sent.last.saturating_sub(sent.first)).mul_f64(REQUESTS_PER_S).as_secs();
+        let most = REQUESTS_BASE + REQUESTS_FOR_TASK * tasks + time;
+        if sent.count > most {
+            let count = sent.count;
+            world.broken(Checker::Requests, &format!("{who} made {count} requests, and its work needs {most}"));
         }
     }
 }
@@ -127,7 +149,8 @@ fn check_notified(world: &World, mission: &Value) {
     let opened = number(mission, "opened");
     let is_notified = known.published.iter().any(|(_, _, of)| *of == opened);
     drop(known);
-    if !is_notified {
+    let is_empty = number(mission, "transNumber") == 0 && !text(mission, "cancelledAt").is_empty();
+    if !is_notified && !is_empty {
         world.broken(Checker::Notification, "nobody was notified of the last end");
     }
 }

@@ -57,8 +57,12 @@ pub(crate) struct Known {
     pub(super) waited: Duration,
     /// Since when the mission is cancelled.
     pub(super) cancelled: Option<Duration>,
+    /// When it was last reinstated.
+    pub(super) reinstated: Option<Duration>,
     /// Whether it ever was.
     pub(super) was_cancelled: bool,
+    /// For which value of `opened` each publisher began.
+    pub(super) publishers: BTreeMap<Who, u64>,
     /// The notifications of the end: when, by whom, and for which value of `opened`.
     pub(super) published: Vec<(Duration, Who, u64)>,
     /// The tasks whose workload ended without success, and how often.

@@ -16,6 +16,9 @@ pub(super) fn check(world: &World, who: Who, changes: &[Change]) {
         if text(old, "cancelledAt").is_empty() != text(new, "cancelledAt").is_empty() {
             known.cancelled = (!text(new, "cancelledAt").is_empty()).then(|| world.time());
             known.was_cancelled |= known.cancelled.is_some();
+            if known.cancelled.is_none() {
+                known.reinstated = Some(world.time());
+            }
             drop(known);
             world.saw(if text(new, "cancelledAt").is_empty() { "mission reinstated" } else { "mission marked as cancelled" });
         } else {
@@ -72,6 +75,9 @@ fn check_announcement(world: &World, who: Who, Change { old, new, .. }: &Change)
     if !is_step || !matches!(notified, "Sending" | "Yes") {
         return;
     }
+    if notified == "Sending" {
+        locked(&world.known).publishers.insert(who.place(), number(new, "opened"));
+    }
     if text(old, "notifyEmail") == "Sending" && notified == "Sending" {
         world.saw("publisher replaced");
     }
@@ -92,7 +98,8 @@ pub(super) fn published(world: &World, who: Who, call: &Call) {
     }
     world.saw("notification");
     let mut known = locked(&world.known);
-    let opened = number(&known.row(MISSIONS, MISSION), "opened");
+    // The end that it began to announce: the mission may have been opened since.
+    let opened = known.publishers.get(&who.place()).copied().unwrap_or(0);
     let before = known.published.iter().rev().find(|(_, _, of)| *of == opened).copied();
     known.published.push((world.time(), who, opened));
     drop(known);

@@ -9,6 +9,7 @@ use super::known::{Attempt, Change};
 use super::{Checker, MISSION, TASKS, number, text};
 use crate::index::IndexChange;
 use crate::machines::{HEARTBEAT, LEASE};
+use crate::plan::Of;
 use crate::world::{Who, World, locked};
 
 /// The longest time between two renewals of a holder that no fault hits: the period, its jitter of 10 %, and requests.
@@ -180,7 +181,9 @@ fn check_renewal(world: &World, who: Who, key: &str, holder: &Attempt) {
     let age = world.time().saturating_sub(holder.renewed);
     // A little before the last renewal: its answer was under way when a fault began.
     let since = holder.renewed.saturating_sub(Duration::from_secs(5));
-    if age > RENEWAL_MAX && !world.is_disturbed_since(who, since) {
+    // Four ways: a renewal that a cancellation refuses and its answer, and the next renewal, whose answer is not counted.
+    let longest = RENEWAL_MAX + 4 * world.plan.mission.latency;
+    if age > longest && !world.is_cut_off_since(who, Of::DynamoDb, since) {
         let age = age.as_secs_f64();
         world.broken(Checker::Heartbeat, &format!("{who} renewed its lease of {key} after {age:.1} s"));
     }

@@ -260,6 +260,20 @@ impl Ledger {
         self.update_mission(&mission.id, &expression).await
     }
 
+    /// Sets the number of tasks of a cancelled mission, on condition that the number and the cancellation have not
+    /// changed.
+    ///
+    /// # Errors
+    /// [`CloudError`]; `Ok(false)` if either has changed.
+    pub async fn settle_mission(&self, mission: &Mission, trans_number: u64) -> Result<bool, CloudError> {
+        let seen = mission.seen.clone().unwrap_or_default();
+        let expression = Expression::default()
+            .set(item::TRANS_NUMBER, number(trans_number))
+            .when("attribute_exists({})", item::CANCELLED_AT, None)
+            .if_unchanged(item::TRANS_NUMBER, &seen.trans_number);
+        self.update_mission(&mission.id, &mission_as_seen(expression, mission)).await
+    }
+
     /// Reads and sums the mission's tally items, consistently.
     ///
     /// The items are read one by one, not in one snapshot. This is sufficient: each committer reads after its own
