@@ -91,10 +91,8 @@ impl Scheduler {
         }
         // First the notification: once this process or a node has begun it, no other node will.
         let announced = async {
-            if is_quiet {
-                self.settle(id).await?;
-            }
-            self.announce(&mission, false).await
+            let settled = if is_quiet { self.settle(id).await? } else { None };
+            self.announce(settled.as_ref().unwrap_or(&mission), false).await
         };
         let announced = announced.await;
         if cancelled.running == 0 {
@@ -105,18 +103,19 @@ impl Scheduler {
     }
 
     /// Sets the number of tasks of a cancelled mission to the number of its rows, if all of them have ended: tasks that
-    /// were never submitted will not come, and without this the mission would never end. Scans the tasks table.
+    /// were never submitted will not come, and without this the mission would never end. Scans the tasks table. Returns
+    /// the mission if it has changed.
     ///
     /// # Errors
     /// [`SchedulerError`].
-    pub(super) async fn settle(&self, id: &MissionId) -> Result<(), SchedulerError> {
+    pub(super) async fn settle(&self, id: &MissionId) -> Result<Option<Mission>, SchedulerError> {
         let ledger = &self.backend.ledger;
         let Some(mission) = self.mission(id).await?.filter(|mission| mission.cancelled_at.is_some()) else {
-            return Ok(());
+            return Ok(None);
         };
         let sum = ledger.tally(&mission).await.map_err(SchedulerError::cloud("reading the tally"))?;
         let Some(expected) = mission.trans_number.filter(|_| !mission.is_complete(mission.total(sum))) else {
-            return Ok(());
+            return Ok(None);
         };
         let (mut rows, mut open) = (0, 0_u64);
         let each = |task: Task| {
@@ -125,13 +124,14 @@ impl Scheduler {
         };
         ledger.each_task(Some(id), each).await.map_err(SchedulerError::cloud("counting the mission's tasks"))?;
         if open > 0 || rows >= expected {
-            return Ok(());
+            return Ok(None);
         }
         let settled = ledger.settle_mission(&mission, rows).await;
-        if settled.map_err(SchedulerError::cloud("setting the mission's number of tasks"))? {
-            tracing::warn!(mission = %id, "mission {id} is cancelled: it has {rows} of {expected} tasks, and no more will come");
+        if !settled.map_err(SchedulerError::cloud("setting the mission's number of tasks"))? {
+            return Ok(None);
         }
-        Ok(())
+        tracing::warn!(mission = %id, "mission {id} is cancelled: it has {rows} of {expected} tasks, and no more will come");
+        self.mission(id).await
     }
 
     /// Fails pending tasks and requests running ones to stop, page by page. A large mission has many pages; `until`

@@ -428,3 +428,70 @@ async fn a_large_mission_is_cancelled_in_batches_and_counted_once() {
     let tally = cloud.tally("M").await;
     assert_eq!((tally.failed, tally.seq, cloud.local.published().len()), (230, 230, 1));
 }
+
+/// A cancellation ends the mission's instances, but not the one that announces its end: a second one would announce it
+/// again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancellation_does_not_terminate_the_publisher() {
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let faults = Faults::new();
+    let gate = faults.hold_before(Sns, "Publish", When::Nth(1));
+    let node = cloud.ours("abc", "M");
+    let publisher = node.instance.clone();
+    drop(node);
+    let mut running = JoinSet::new();
+    running.spawn(cloud.node_on(publisher.clone(), faults).run());
+    gate.arrived(1).await;
+    let idle = cloud.ours("abc", "M").instance;
+
+    let cancelled = cloud.scheduler(&Faults::new()).cancel(&mission_id("M"), SECOND).await.unwrap();
+
+    assert_eq!(cancelled.instances, [idle]);
+    assert!(!cloud.has_ended(&publisher) && cloud.local.published().is_empty());
+    gate.open();
+    running.join_all().await.pop().unwrap().outcome.unwrap();
+    assert_eq!(cloud.local.published().len(), 1);
+    assert!(cloud.has_ended(&publisher));
+}
+
+/// A submission has made the mission's row, and died before the tasks' rows; then the mission is cancelled.
+#[tokio::test]
+async fn a_cancelled_mission_that_lacks_tasks_ends_with_those_that_it_has() {
+    let cloud = TestCloud::new().await;
+    for (mission, tasks) in [("by-cancel", &["abc", "def"][..]), ("by-sweep", &["ghi"][..])] {
+        cloud.mission(mission, tasks).await;
+        cloud.set_mission_number(mission, "transNumber", 9).await;
+    }
+    let scheduler = cloud.scheduler(&Faults::new());
+
+    scheduler.cancel(&mission_id("by-cancel"), 10 * SECOND).await.unwrap();
+    // The command dies at once, and a sweep goes on.
+    cloud.backend.ledger.cancel_mission(&mission_id("by-sweep"), "2026-01-01T00:00:00Z").await.unwrap();
+    for _ in 0..2 {
+        scheduler.sweep(&CancellationToken::new()).await.unwrap();
+    }
+
+    for (mission, tasks) in [("by-cancel", 2), ("by-sweep", 1)] {
+        let row = cloud.mission_row(mission).await;
+        assert_eq!((row.trans_number, row.notified), (Some(tasks), Notified::Yes), "{mission}");
+        assert_eq!(cloud.tally(mission).await.failed, tasks, "{mission}");
+    }
+}
+
+/// Open tasks that no index lists keep a cancelled mission open.
+#[tokio::test]
+async fn a_cancelled_mission_with_an_open_row_keeps_its_number() {
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc", "def"]).await;
+    cloud.set_mission_number("M", "transNumber", 9).await;
+    for name in ["openIn", "openAs"] {
+        cloud.remove_attribute("def", name).await;
+    }
+
+    cloud.scheduler(&Faults::new()).cancel(&mission_id("M"), 10 * SECOND).await.unwrap();
+
+    let row = cloud.mission_row("M").await;
+    assert_eq!((row.trans_number, row.notified), (Some(9), Notified::No));
+    assert_eq!(cloud.task("def").await.state, State::Pending);
+}

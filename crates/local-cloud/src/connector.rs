@@ -74,14 +74,16 @@ impl Connector {
         let body = if service == Service::S3 { body } else { SdkBody::from(collect(body).await?) };
         let operation = operation(service, &parts, &body);
         #[cfg(any(test, feature = "testing"))]
-        let answer = if self.network.is_some() {
+        let answer = if let Some(network) = &self.network {
             let body = collect(body).await?;
             let instance = self.instance.as_deref().map(str::to_owned);
-            let call = super::network::Call { service, operation, instance, parts, body, connector: self.clone() };
-            match self.carried(call) {
-                Some(carried) => carried.await?,
-                None => unreachable!("there is a network"),
-            }
+            let connector = self.clone();
+            let apply = Arc::new(move |service, operation: String, parts, body| {
+                let connector = connector.clone();
+                let answer = async move { connector.apply(service, &operation, (parts, body)).await };
+                Box::pin(answer) as super::network::AnswerFuture
+            });
+            network.carry(super::network::Call { service, operation, instance, parts, body, apply }).await?
         } else {
             self.apply_with_faults(service, &operation, (parts, body)).await?
         };

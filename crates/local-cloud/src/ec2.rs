@@ -97,11 +97,9 @@ fn launch(fleet: &Fleet, form: &Form, count: usize) -> Result<Vec<String>, Ec2Er
         .filter(|prefix| is_for_instances(prefix))
         .flat_map(|prefix| form.tags(&format!("{prefix}.Tag")))
         .collect();
-    fleet
-        .launch_once(form.get("ClientToken"), form.without("ClientToken"), || launch_all(fleet, &tags, count))
-        .map_err(|()| {
-            Ec2Error::new("IdempotentParameterMismatch", "The client token was used with other parameters before.")
-        })
+    fleet.launch_once(form.get("ClientToken"), form.without("ClientToken"), || launch_all(fleet, &tags, count)).map_err(
+        |()| Ec2Error::new("IdempotentParameterMismatch", "The client token was used with other parameters before."),
+    )
 }
 
 /// Launches instances.

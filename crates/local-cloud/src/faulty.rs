@@ -4,7 +4,6 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
 use http_body::{Body, Frame};
@@ -12,8 +11,9 @@ use http_body::{Body, Frame};
 use super::connector::{CallResult, Connector, Request, collect};
 use super::faults::Fault;
 use super::lock::locked;
+use super::query;
+use super::replies::{error_reply, reset};
 use super::services::Service;
-use super::{dynamo, ec2, imds, query, s3, sns};
 
 impl Connector {
     /// Returns why a call of this instance is denied. The bodies of DynamoDB's calls are in memory here.
@@ -57,17 +57,6 @@ impl Connector {
     }
 }
 
-pub(super) fn error_reply(service: Service, status: u16, code: &str) -> http::Response<SdkBody> {
-    let message = "an injected fault";
-    match service {
-        Service::Dynamodb => dynamo::error_reply(status, code, message),
-        Service::S3 => s3::error_reply(status, code, message),
-        Service::Sns => sns::error_reply(status, code, message),
-        Service::Ec2 => ec2::error_reply(status, code, message),
-        Service::Imds => imds::text_reply(status, message),
-    }
-}
-
 fn content_type(service: Service) -> &'static str {
     match service {
         Service::Dynamodb => "application/x-amz-json-1.0",
@@ -75,11 +64,6 @@ fn content_type(service: Service) -> &'static str {
         Service::Sns | Service::Ec2 => "text/xml",
         Service::Imds => "text/plain",
     }
-}
-
-/// Builds the SDK's own error for a broken connection: it is retried, and the outcome is unknown.
-pub(super) fn reset(text: &'static str) -> ConnectorError {
-    ConnectorError::io(io::Error::new(io::ErrorKind::ConnectionReset, text).into())
 }
 
 /// A body whose connection breaks after `left` bytes.

@@ -79,11 +79,25 @@ pub(super) struct Fleet {
     hook: Mutex<Hook>,
 }
 
+/// What becomes of a launch.
+#[cfg(any(test, feature = "testing"))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LaunchChange {
+    /// How many instances of those that were asked for are not launched.
+    pub fewer: usize,
+    /// How many more are launched, and are not in the answer.
+    pub more: usize,
+}
+
+/// Decides about the n-th launch (from 1).
+#[cfg(any(test, feature = "testing"))]
+pub type LaunchHook = std::sync::Arc<dyn Fn(u64) -> LaunchChange + Send + Sync>;
+
 /// What decides about launches, and how many there were.
 #[cfg(any(test, feature = "testing"))]
 #[derive(Default)]
 struct Hook {
-    decide: Option<super::network::LaunchHook>,
+    decide: Option<LaunchHook>,
     launches: u64,
 }
 
@@ -202,12 +216,12 @@ impl Fleet {
         self.launched.subscribe()
     }
 
-    pub(super) fn set_launch_hook(&self, hook: super::network::LaunchHook) {
+    pub(super) fn set_launch_hook(&self, hook: LaunchHook) {
         locked(&self.hook).decide = Some(hook);
     }
 
     /// Decides about the next launch.
-    pub(super) fn next_launch(&self) -> super::network::LaunchChange {
+    pub(super) fn next_launch(&self) -> LaunchChange {
         let mut hook = locked(&self.hook);
         hook.launches += 1;
         let number = hook.launches;

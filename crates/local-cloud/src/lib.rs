@@ -36,6 +36,8 @@ mod names;
 mod network;
 mod query;
 #[cfg(any(test, feature = "testing"))]
+mod replies;
+#[cfg(any(test, feature = "testing"))]
 mod rights;
 mod s3;
 mod services;
@@ -60,11 +62,13 @@ use aws_smithy_runtime_api::client::http::SharedHttpClient;
 pub use faults::{Fault, Faults, When};
 pub use fleet::Instance;
 #[cfg(any(test, feature = "testing"))]
+pub use fleet::{LaunchChange, LaunchHook};
+#[cfg(any(test, feature = "testing"))]
 pub use gate::Gate;
 pub use layout::OpenError;
-#[cfg(any(test, feature = "testing"))]
-pub use network::{Answer, AnswerFuture, Call, LaunchChange, LaunchHook, Network};
 pub use names::{ACCESS_KEY, REGION, RESULT_BUCKET, SECRET_KEY, SOURCE_BUCKET, TOPIC_ARN};
+#[cfg(any(test, feature = "testing"))]
+pub use network::{Answer, AnswerFuture, Call, Network};
 pub use s3::ObjectState;
 pub use services::Service;
 pub use sns::Published;

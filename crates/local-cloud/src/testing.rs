@@ -9,7 +9,9 @@ use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use super::LocalCloud;
 use super::connector::Connector;
 use super::faults::Faults;
+use super::fleet::LaunchHook;
 use super::lock::locked;
+use super::network::Network;
 use super::rights::DeniedUpdates;
 
 impl LocalCloud {
@@ -17,6 +19,23 @@ impl LocalCloud {
     #[must_use]
     pub fn faulty_http_client(&self, instance: Option<&str>, faults: Faults) -> SharedHttpClient {
         SharedHttpClient::new(Connector::with_faults(Arc::clone(&self.services), instance, faults))
+    }
+
+    /// Returns the HTTP client of an instance, whose requests a network carries.
+    #[must_use]
+    pub fn http_client_via(&self, instance: Option<&str>, network: Arc<dyn Network>) -> SharedHttpClient {
+        SharedHttpClient::new(Connector::via(Arc::clone(&self.services), instance, network))
+    }
+
+    /// Sets what decides about launches.
+    pub fn set_launch_hook(&self, hook: LaunchHook) {
+        self.services.fleet.set_launch_hook(hook);
+    }
+
+    /// Returns a counter of launched instances.
+    #[must_use]
+    pub fn launches(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.services.fleet.launches()
     }
 
     /// Returns the parameters of every call of EC2's `action`, in the order of arrival.

@@ -11,8 +11,9 @@ mod machine;
 mod simulated;
 
 #[cfg(not(feature = "simulation"))]
-pub use machine::{File, blocking, metadata, now, read, spawn, true_now, write};
+pub use machine::{File, blocking, disk, metadata, now, read, spawn, true_now, write};
 #[cfg(feature = "simulation")]
 pub use simulated::{
-    File, Machine, MachineFuture, blocking, elapsed, metadata, now, on_machine, read, spawn, start_clock, true_now, write,
+    File, Machine, MachineFuture, blocking, disk, elapsed, metadata, now, on_machine, read, spawn, start_clock,
+    stop_clock, true_now, write,
 };

@@ -19,6 +19,14 @@ pub fn true_now() -> SystemTime {
     now()
 }
 
+/// Returns the size and the free space of a folder's file system. Source: statvfs(3).
+///
+/// # Errors
+/// The system's.
+pub fn disk(folder: &std::path::Path) -> std::io::Result<rustix::fs::StatVfs> {
+    Ok(rustix::fs::statvfs(folder)?)
+}
+
 /// Runs a function that waits for the disk, off this thread.
 ///
 /// # Errors

@@ -27,6 +27,11 @@ pub fn start_clock() {
     STARTED.with_borrow_mut(|started| *started = Some(Instant::now()));
 }
 
+/// Stops the wall clock, before the runtime ends.
+pub fn stop_clock() {
+    STARTED.with_borrow_mut(|started| *started = None);
+}
+
 /// Returns the time since [`start_clock`]; `None` before it, and on other threads.
 #[must_use]
 pub fn elapsed() -> Option<Duration> {
@@ -151,11 +156,23 @@ pub fn on_machine<F: Future>(machine: &Arc<Machine>, task: F) -> MachineFuture<F
     MachineFuture { machine: Some(Arc::clone(machine)), task: Box::pin(task) }
 }
 
+/// Returns the size and the free space of the disk of the machine whose task runs: 64 GiB are free, or nothing.
+///
+/// # Errors
+/// The system's.
+pub fn disk(folder: &Path) -> io::Result<rustix::fs::StatVfs> {
+    let free_blocks = if check_room().is_ok() { 16 << 20 } else { 0 };
+    let mut stat = rustix::fs::statvfs(folder)?;
+    (stat.f_bsize, stat.f_frsize) = (4096, 4096);
+    (stat.f_blocks, stat.f_bfree, stat.f_bavail) = (32 << 20, free_blocks, free_blocks);
+    (stat.f_files, stat.f_ffree, stat.f_favail) = (1 << 20, 1 << 19, 1 << 19);
+    Ok(stat)
+}
+
 /// Runs a function that waits for the disk, here.
 ///
 /// # Errors
 /// None.
-#[expect(clippy::unused_async, reason = "as on a real machine")]
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, JoinError> {
     Ok(work())
 }
@@ -241,7 +258,6 @@ impl OpenOptions {
 ///
 /// # Errors
 /// The system's.
-#[expect(clippy::unused_async, reason = "as on a real machine")]
 pub async fn read(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
     std::fs::read(path)
 }
@@ -250,7 +266,6 @@ pub async fn read(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
 ///
 /// # Errors
 /// The system's.
-#[expect(clippy::unused_async, reason = "as on a real machine")]
 pub async fn write(path: impl AsRef<Path>, contents: impl AsRef<[u8]>) -> io::Result<()> {
     check_room()?;
     std::fs::write(path, contents)
@@ -260,7 +275,6 @@ pub async fn write(path: impl AsRef<Path>, contents: impl AsRef<[u8]>) -> io::Re
 ///
 /// # Errors
 /// The system's.
-#[expect(clippy::unused_async, reason = "as on a real machine")]
 pub async fn metadata(path: impl AsRef<Path>) -> io::Result<std::fs::Metadata> {
     std::fs::metadata(path)
 }

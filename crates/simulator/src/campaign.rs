@@ -124,7 +124,8 @@ fn plans_in(folder: &Path) -> Vec<PathBuf> {
 
 /// Prints the counters and the total. Returns how many of the expected counters are zero in a long run.
 fn summarize(results: &[SeedResult], took: Duration, failed: usize) -> usize {
-    let mut seen: BTreeMap<&str, u64> = SOMETIMES.lines().filter(|line| !line.is_empty()).map(|line| (line, 0)).collect();
+    let mut seen: BTreeMap<&str, u64> =
+        SOMETIMES.lines().filter(|line| !line.is_empty()).map(|line| (line, 0)).collect();
     for result in results {
         for (what, count) in &result.seen {
             *seen.entry(what).or_default() += count;

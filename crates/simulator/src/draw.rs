@@ -228,12 +228,5 @@ fn act(dice: &mut Dice) -> Act {
 }
 
 fn edit(dice: &mut Dice) -> Edit {
-    dice.pick(&[
-        Edit::AttemptAsText,
-        Edit::BeatAsText,
-        Edit::UpperCase,
-        Edit::PutBack,
-        Edit::OddIndex,
-        Edit::Note,
-    ])
+    dice.pick(&[Edit::AttemptAsText, Edit::BeatAsText, Edit::UpperCase, Edit::PutBack, Edit::OddIndex, Edit::Note])
 }

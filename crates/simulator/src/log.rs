@@ -39,8 +39,11 @@ impl MakeWriter<'_> for Lines {
 
 /// Collects the log of the program from now on.
 pub(crate) fn collect() {
-    let subscriber =
-        tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).without_time().with_ansi(false).with_target(false);
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::INFO)
+        .without_time()
+        .with_ansi(false)
+        .with_target(false);
     drop(tracing::subscriber::set_global_default(subscriber.with_writer(Lines).finish()));
 }
 

@@ -18,7 +18,7 @@ use crate::check;
 use crate::operators::Event;
 use crate::plan::{Dice, Fault};
 use crate::script::script;
-use crate::world::{Who, World};
+use crate::world::{Who, World, spawn};
 
 /// The lease of nodes and schedulers.
 pub(crate) const LEASE: Duration = Duration::from_secs(90);
@@ -42,7 +42,7 @@ pub(crate) async fn play(world: Arc<World>, events: mpsc::UnboundedSender<Event>
         let instances = world.cloud.instances();
         for instance in instances.iter().skip(known).filter(|instance| !check::is_foreign(instance)) {
             check::machine_starts(&world, &instance.id, number);
-            tokio::spawn(machine(Arc::clone(&world), number, instance.id.clone(), events.clone()));
+            spawn(machine(Arc::clone(&world), number, instance.id.clone(), events.clone()));
             number += 1;
         }
         known = instances.len();
@@ -74,12 +74,12 @@ async fn machine(world: Arc<World>, number: u64, id: String, events: mpsc::Unbou
             Fault::Forget { machine } if machine == number => is_forgotten = true,
             fault => {
                 let (world, id, host, running) = (Arc::clone(&world), id.clone(), Arc::clone(&host), running.clone());
-                tokio::spawn(async move { happen(&world, number, &id, &host, running, fault).await });
+                spawn(async move { happen(&world, number, &id, &host, running, fault).await });
             }
         }
     }
     let (watched, gone, watched_id) = (Arc::clone(&world), is_gone.clone(), id.clone());
-    tokio::spawn(async move {
+    spawn(async move {
         while watched.is_running(&watched_id) {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }

@@ -57,6 +57,13 @@ fn range(text: &str) -> Result<(u64, u64), String> {
     Ok((read(from)?, read(to.trim_start_matches('='))?))
 }
 
+/// Returns a seed that no earlier run had.
+#[expect(clippy::disallowed_methods, reason = "the time of the run, not of a simulation")]
+fn fresh_seed() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_micros()).unwrap_or(0)
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let plan = match (&arguments.plan, arguments.seed) {
@@ -68,9 +75,7 @@ fn main() -> ExitCode {
         Some(plan) if arguments.shrink => shrink::report(&plan),
         Some(plan) => seed::run(plan, arguments.json),
         None => {
-            let first = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-            let first = u64::try_from(first.as_micros()).unwrap_or(0);
-            let (from, to) = arguments.seeds.unwrap_or((first, u64::MAX));
+            let (from, to) = arguments.seeds.unwrap_or_else(|| (fresh_seed(), u64::MAX));
             let limit = match arguments.seeds {
                 Some(_) => None,
                 None => Some(Duration::from_secs_f64(60.0 * arguments.minutes.unwrap_or(1.0))),

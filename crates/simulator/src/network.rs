@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use crate::check;
 use crate::index::with_lag;
 use crate::plan::{Dice, Fate, Fault, Of};
-use crate::world::{Who, World};
+use crate::world::{Who, World, spawn};
 
 /// The network of one sender.
 pub(crate) struct SimulatedNetwork {
@@ -42,12 +42,12 @@ impl Network for SimulatedNetwork {
                 world.saw("process killed as it sends a request");
                 // Half of the time the request has left the machine.
                 if Dice::new(world.plan.seed, &format!("{who} {number} leaves")).chance(50) {
-                    tokio::spawn(carried);
+                    spawn(carried);
                 }
                 world.kill(who);
                 return std::future::pending().await;
             }
-            tokio::spawn(carried);
+            spawn(carried);
             match receiver.await {
                 Ok(answer) => answer,
                 Err(_) => Err(lost.broken()),
@@ -139,7 +139,7 @@ async fn carry(world: Arc<World>, who: Who, number: u64, call: Call, answer: one
     };
     if let Some(Fate::Repeat(after)) = fate {
         let (world, call) = (Arc::clone(&world), call.clone());
-        tokio::spawn(async move {
+        spawn(async move {
             tokio::time::sleep(after).await;
             world.disturb(who, Some(service));
             let _applied = apply(&world, who, number, &call).await;

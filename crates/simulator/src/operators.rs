@@ -20,7 +20,7 @@ use crate::edits::edit;
 use crate::machines::LEASE;
 use crate::plan::{Act, Dice, Fault, When};
 use crate::script::{input_of, name_of};
-use crate::world::{Who, World};
+use crate::world::{Who, World, spawn};
 
 /// The time of a function: the scheduler's, and that of uploads. Source: cloudformation/stack.yaml.
 const FUNCTION_LIMIT: Duration = Duration::from_mins(15);
@@ -126,7 +126,7 @@ pub(crate) async fn deliver(world: Arc<World>, mut events: mpsc::UnboundedReceiv
             let (world, event) = (Arc::clone(&world), event.clone());
             let mut dice = Dice::new(world.plan.seed, &format!("event {number} {copy}"));
             let wait = delay + dice.time(Duration::from_millis(200), Duration::from_secs(5));
-            tokio::spawn(async move {
+            spawn(async move {
                 tokio::time::sleep(wait).await;
                 hand_over(&world, &event).await;
             });
@@ -146,9 +146,8 @@ async fn hand_over(world: &Arc<World>, event: &Event) {
         let value = event.json();
         let allowed = Allowed::of_environment();
         let what = format!("event {event:?}");
-        let done = call(world, &what, limit, |scheduler| async move {
-            lambda::answer(&scheduler, &allowed, &value).await
-        });
+        let done =
+            call(world, &what, limit, |scheduler| async move { lambda::answer(&scheduler, &allowed, &value).await });
         match done.await {
             Some(Ok(answer)) if answer["batchItemFailures"].as_array().is_none_or(Vec::is_empty) => return,
             _ => tokio::time::sleep(pause).await,
@@ -167,7 +166,7 @@ pub(crate) async fn sweep(world: Arc<World>) {
         .collect();
     for at in twos {
         let world = Arc::clone(&world);
-        tokio::spawn(async move {
+        spawn(async move {
             tokio::time::sleep(at).await;
             world.saw("two sweeps at once");
             tokio::join!(sweep_once(&world), sweep_once(&world));
@@ -178,16 +177,20 @@ pub(crate) async fn sweep(world: Arc<World>) {
         let every = if world.is_hostile() { world.plan.mission.sweep_every } else { Duration::from_mins(5) };
         tokio::time::sleep(every).await;
         let world = Arc::clone(&world);
-        tokio::spawn(async move { sweep_once(&world).await });
+        spawn(async move { sweep_once(&world).await });
     }
 }
 
 async fn sweep_once(world: &Arc<World>) {
     let allowed = Allowed::of_environment();
     let event = json!({ "lighthpc": "sweep" });
-    let done = call(world, "sweep", FUNCTION_LIMIT, |scheduler| async move {
-        lambda::answer(&scheduler, &allowed, &event).await
-    });
+    let done =
+        call(
+            world,
+            "sweep",
+            FUNCTION_LIMIT,
+            |scheduler| async move { lambda::answer(&scheduler, &allowed, &event).await },
+        );
     if let Some(Err(error)) = done.await {
         world.saw("sweep failed");
         world.note(&format!("a sweep failed: {error:.120}"));
@@ -196,119 +199,127 @@ async fn sweep_once(world: &Arc<World>) {
 
 /// Submits the tasks with these numbers, until it is done.
 pub(crate) async fn submit(world: &Arc<World>, numbers: std::ops::Range<u64>) {
-        let mission = &world.plan.mission;
-        let plan = SubmitPlan {
-            mission: MissionId::new(MISSION).expect("a legal name"),
-            name: None,
-            bucket: SOURCE_BUCKET.to_owned(),
-            srcs: numbers.map(|number| name_of(mission, number)).collect(),
-            exec: None,
-            nodes: mission.nodes,
-            slots: mission.slots,
-            uploads: Some(mission.uploads),
-            notify_on: None,
-        };
-        for _ in 0..REPEATS_MAX {
-            let done = call(world, "submit", COMMAND_LIMIT, |scheduler| async {
-                let scheduler = scheduler;
-                let checked = scheduler.check(&plan, false).await?;
-                let prepared = scheduler.prepare_checked(&plan, checked).await?;
-                let mut submitted = scheduler.make_rows(&plan, &prepared, |_| {}).await?;
-                scheduler.launch_all(&prepared.mission, &mut submitted, |_, _| {}).await
-            });
-            match done.await {
-                Some(Ok(())) => {
-                    check::submitted(world, &plan.srcs);
+    let mission = &world.plan.mission;
+    let plan = SubmitPlan {
+        mission: MissionId::new(MISSION).expect("a legal name"),
+        name: None,
+        bucket: SOURCE_BUCKET.to_owned(),
+        srcs: numbers.map(|number| name_of(mission, number)).collect(),
+        exec: None,
+        nodes: mission.nodes,
+        slots: mission.slots,
+        uploads: Some(mission.uploads),
+        notify_on: None,
+    };
+    for _ in 0..REPEATS_MAX {
+        let done = call(world, "submit", COMMAND_LIMIT, |scheduler| async {
+            let scheduler = scheduler;
+            let checked = scheduler.check(&plan, false).await?;
+            let prepared = scheduler.prepare_checked(&plan, checked).await?;
+            let mut submitted = scheduler.make_rows(&plan, &prepared, |_| {}).await?;
+            scheduler.launch_all(&prepared.mission, &mut submitted, |_, _| {}).await
+        });
+        match done.await {
+            Some(Ok(())) => {
+                check::submitted(world, &plan.srcs);
+                return;
+            }
+            Some(Err(error)) => {
+                let text = error.to_string();
+                world.note(&format!("submit failed: {text:.120}"));
+                // A cancelled mission takes no tasks until it is reinstated.
+                if text.contains("is cancelled") || text.contains("has another") {
                     return;
                 }
-                Some(Err(error)) => {
-                    let text = error.to_string();
-                    world.note(&format!("submit failed: {text:.120}"));
-                    // A cancelled mission takes no tasks until it is reinstated.
-                    if text.contains("is cancelled") || text.contains("has another") {
-                        return;
-                    }
-                }
-                None => {}
             }
-            tokio::time::sleep(Duration::from_secs(30)).await;
+            None => {}
         }
-        world.broken(Checker::Submission, "a submission never succeeded");
+        tokio::time::sleep(Duration::from_secs(30)).await;
     }
+    world.broken(Checker::Submission, "a submission never succeeded");
+}
 
 /// Does what the plan says.
-    pub(crate) async fn act(world: Arc<World>, events: mpsc::UnboundedSender<Event>) {
-        let acts: Vec<(When, Act)> = world
-            .faults()
-            .filter_map(|fault| match fault {
-                Fault::Operator { when, act } => Some((*when, *act)),
-                _ => None,
-            })
-            .collect();
-        let first = world.plan.mission.tasks;
-        for (number, (when, act)) in acts.into_iter().enumerate() {
-            let (world, events) = (Arc::clone(&world), events.clone());
-            tokio::spawn(async move {
-                let mut ends = world.ends.subscribe();
-                let after = match when {
-                    When::At(at) => at,
-                    When::AfterEnd(after) => {
-                        drop(ends.wait_for(|(_, are_all)| *are_all).await);
-                        after
-                    }
-                    When::AfterTasks(count, after) => {
-                        drop(ends.wait_for(|(ended, _)| *ended >= count).await);
-                        after
-                    }
-                };
-                tokio::time::sleep(after).await;
-                if !world.is_hostile() {
-                    return;
+pub(crate) async fn act(world: Arc<World>, events: mpsc::UnboundedSender<Event>) {
+    let acts: Vec<(When, Act)> = world
+        .faults()
+        .filter_map(|fault| match fault {
+            Fault::Operator { when, act } => Some((*when, *act)),
+            _ => None,
+        })
+        .collect();
+    let first = world.plan.mission.tasks;
+    for (number, (when, act)) in acts.into_iter().enumerate() {
+        let (world, events) = (Arc::clone(&world), events.clone());
+        spawn(async move {
+            let mut ends = world.ends.subscribe();
+            let after = match when {
+                When::At(at) => at,
+                When::AfterEnd(after) => {
+                    drop(ends.wait_for(|(_, are_all)| *are_all).await);
+                    after
                 }
-                let number = first + 10 * (number as u64 + 1);
-                act_once(&world, act, number, &events).await;
-            });
-        }
+                When::AfterTasks(count, after) => {
+                    drop(ends.wait_for(|(ended, _)| *ended >= count).await);
+                    after
+                }
+            };
+            tokio::time::sleep(after).await;
+            if !world.is_hostile() {
+                return;
+            }
+            let number = first + 10 * (number as u64 + 1);
+            act_once(&world, act, number, &events).await;
+        });
     }
+}
 
-    async fn act_once(world: &Arc<World>, act: Act, number: u64, events: &mpsc::UnboundedSender<Event>) {
-        let id = MissionId::new(MISSION).expect("a legal name");
-        match act {
-            Act::SubmitTwice => {
-                world.saw(act.name());
-                let tasks = 0..world.plan.mission.tasks;
-                tokio::join!(submit(world, tasks.clone()), submit(world, tasks));
-            }
-            Act::Enlarge(more) => {
-                world.saw(act.name());
-                put_inputs(world, number..number + more).await;
-                submit(world, number..number + more).await;
-            }
-            Act::Cancel => {
-                world.saw(act.name());
-                let done = call(world, "cancel", COMMAND_LIMIT, |scheduler| async move {
-                    scheduler.cancel(&id, LEASE * 3 / 2).await
-                });
-                let _done = done.await;
-            }
-            Act::Redrive => {
-                world.saw(act.name());
-                let done = call(world, "redrive", COMMAND_LIMIT, |scheduler| async move {
-                    scheduler.redrive(&id, None, &[]).await
-                });
-                let _done = done.await;
-            }
-            Act::Upload if world.plan.mission.uploads => {
-                world.saw(act.name());
-                put_inputs(world, number..number + 1).await;
-                let key = name_of(&world.plan.mission, number).to_string();
-                check::object_uploaded(world, &key);
-                let _sent = events.send(Event::Object { key });
-            }
-            Act::Upload => {}
-            Act::Edit(task, what) => edit(world, task, what).await,
+async fn act_once(world: &Arc<World>, act: Act, number: u64, events: &mpsc::UnboundedSender<Event>) {
+    let id = MissionId::new(MISSION).expect("a legal name");
+    match act {
+        Act::SubmitTwice => {
+            world.saw(act.name());
+            let tasks = 0..world.plan.mission.tasks;
+            tokio::join!(submit(world, tasks.clone()), submit(world, tasks));
         }
+        Act::Enlarge(more) => {
+            world.saw(act.name());
+            put_inputs(world, number..number + more).await;
+            submit(world, number..number + more).await;
+        }
+        Act::Cancel => {
+            world.saw(act.name());
+            let done =
+                call(
+                    world,
+                    "cancel",
+                    COMMAND_LIMIT,
+                    |scheduler| async move { scheduler.cancel(&id, LEASE * 3 / 2).await },
+                );
+            let _done = done.await;
+        }
+        Act::Redrive => {
+            world.saw(act.name());
+            let done =
+                call(
+                    world,
+                    "redrive",
+                    COMMAND_LIMIT,
+                    |scheduler| async move { scheduler.redrive(&id, None, &[]).await },
+                );
+            let _done = done.await;
+        }
+        Act::Upload if world.plan.mission.uploads => {
+            world.saw(act.name());
+            put_inputs(world, number..number + 1).await;
+            let key = name_of(&world.plan.mission, number).to_string();
+            check::object_uploaded(world, &key);
+            let _sent = events.send(Event::Object { key });
+        }
+        Act::Upload => {}
+        Act::Edit(task, what) => edit(world, task, what).await,
     }
+}
 
 /// Puts the inputs of tasks.
 pub(crate) async fn put_inputs(world: &Arc<World>, numbers: std::ops::Range<u64>) {

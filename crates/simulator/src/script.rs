@@ -16,7 +16,8 @@ use crate::world::{Who, World};
 /// The name of the n-th task.
 pub(crate) fn name_of(plan: &MissionPlan, number: u64) -> SrcId {
     let is_inside = plan.has_folder && number + 1 == plan.tasks;
-    let name = if is_inside { format!("{MISSION}/task-0/{INSIDE}-{number}") } else { format!("{MISSION}/task-{number}") };
+    let name =
+        if is_inside { format!("{MISSION}/task-0/{INSIDE}-{number}") } else { format!("{MISSION}/task-{number}") };
     SrcId::new(name).expect("a legal name")
 }
 

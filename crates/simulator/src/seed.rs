@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::check::{self, Checker, FOREIGN_BYTES, FOREIGN_KEY};
 use crate::operators::{self, put_inputs};
 use crate::plan::{Fault, Plan};
-use crate::world::{Broken, Who, World, locked};
+use crate::world::{Broken, Who, World, locked, spawn};
 use crate::{log, machines, shims};
 
 /// How long a mission may take after the last fault: a task that never ends by itself needs an hour for each of its three
@@ -58,7 +58,11 @@ pub(crate) fn run(plan: Plan, is_json: bool) -> ExitCode {
     let (seed, faults) = (plan.seed, plan.faults.len());
     let dir = tempfile::Builder::new().prefix("lighthpc-simulation-").tempdir_in(memory_dir()).expect("a folder");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-    let (world, virtual_s) = runtime.expect("a runtime").block_on(simulate(plan, dir.path().to_owned()));
+    let runtime = runtime.expect("a runtime");
+    let (world, virtual_s) = runtime.block_on(simulate(plan, dir.path().to_owned()));
+    lighthpc_runtime::stop_clock();
+    // No destructor: it has tasks that never end.
+    std::mem::forget(runtime);
     for panic in std::mem::take(&mut *locked(&PANICS)) {
         world.broken(Checker::Panic, &panic);
     }
@@ -82,10 +86,7 @@ pub(crate) fn run(plan: Plan, is_json: bool) -> ExitCode {
             println!("BROKEN {broken}");
         }
     }
-    // No destructor: the runtime has tasks that never end.
-    drop(dir);
-    let code = u8::from(!result.broken.is_empty());
-    std::process::exit(code.into());
+    ExitCode::from(u8::from(!result.broken.is_empty()))
 }
 
 /// Returns a folder in memory, if the machine has one.
@@ -107,10 +108,10 @@ async fn simulate(plan: Plan, dir: PathBuf) -> (Arc<World>, u64) {
     put_inputs(&world, 0..tasks).await;
 
     let (events, delivered) = tokio::sync::mpsc::unbounded_channel();
-    tokio::spawn(operators::deliver(Arc::clone(&world), delivered));
-    tokio::spawn(machines::play(Arc::clone(&world), events.clone()));
-    tokio::spawn(operators::sweep(Arc::clone(&world)));
-    tokio::spawn(operators::act(Arc::clone(&world), events));
+    spawn(operators::deliver(Arc::clone(&world), delivered));
+    spawn(machines::play(Arc::clone(&world), events.clone()));
+    spawn(operators::sweep(Arc::clone(&world)));
+    spawn(operators::act(Arc::clone(&world), events));
     operators::submit(&world, 0..tasks).await;
 
     tokio::time::sleep(hostile.saturating_sub(world.time())).await;

@@ -42,7 +42,7 @@ pub unsafe extern "C" fn clock_gettime(clock: c_int, time: *mut libc::timespec) 
     let Some(elapsed) = lighthpc_runtime::elapsed() else {
         // SAFETY: the arguments are those of the system call.
         let result = unsafe { libc::syscall(libc::SYS_clock_gettime, c_long::from(clock), time) };
-        return c_int::from(result != 0) * -1;
+        return -c_int::from(result != 0);
     };
     let since = match clock {
         libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_COARSE => {
@@ -51,10 +51,7 @@ pub unsafe extern "C" fn clock_gettime(clock: c_int, time: *mut libc::timespec) 
         // Later than any reading of the kernel's clock before the simulation: some 30 years of uptime.
         _ => Duration::from_secs(1_000_000_000) + elapsed,
     };
-    let read = libc::timespec {
-        tv_sec: since.as_secs().try_into().unwrap_or(0),
-        tv_nsec: since.subsec_nanos().into(),
-    };
+    let read = libc::timespec { tv_sec: since.as_secs().try_into().unwrap_or(0), tv_nsec: since.subsec_nanos().into() };
     // SAFETY: the caller's promise.
     unsafe { time.write(read) };
     0

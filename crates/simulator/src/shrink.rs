@@ -76,7 +76,12 @@ pub(crate) fn print(short: &Plan, whole: &Plan, broken: &[Broken]) {
     }
     let mission = &short.mission;
     let nodes = mission.nodes.map_or_else(|| "a node for each task".to_owned(), |nodes| format!("{nodes} nodes"));
-    println!("  a mission of {} tasks, {nodes}; {} of {} faults:", mission.tasks, short.faults.len(), whole.faults.len());
+    println!(
+        "  a mission of {} tasks, {nodes}; {} of {} faults:",
+        mission.tasks,
+        short.faults.len(),
+        whole.faults.len()
+    );
     for fault in &short.faults {
         println!("    {fault}");
     }

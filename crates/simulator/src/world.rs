@@ -101,6 +101,12 @@ pub(crate) struct World {
     pub(crate) ends: watch::Sender<(u64, bool)>,
 }
 
+/// Starts something that lives as long as the simulation.
+#[expect(clippy::disallowed_methods, reason = "nobody waits for it: the process ends with the simulation")]
+pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) {
+    tokio::spawn(task);
+}
+
 pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -225,7 +231,9 @@ impl World {
     pub(crate) fn slowness(&self, service: Of) -> Duration {
         let now = self.time();
         let slow = self.faults().filter(|_| self.is_hostile()).filter_map(|fault| match fault {
-            Fault::Slow { service: of, from, length, by } if *of == service && now >= *from && now < *from + *length => {
+            Fault::Slow { service: of, from, length, by }
+                if *of == service && now >= *from && now < *from + *length =>
+            {
                 Some(*by)
             }
             _ => None,

@@ -54,14 +54,17 @@ impl Sweep<'_> {
 
     /// Ends a cancelled mission that has fewer tasks than it was made for, and none that is open.
     pub(super) async fn settle(&mut self, mission: &Mission) {
-        let is_open = self.counts.get(&mission.id).is_some_and(|counts| {
-            counts.running > 0 || counts.claimable > 0 || counts.is_cut
-        });
+        let is_open = self
+            .counts
+            .get(&mission.id)
+            .is_some_and(|counts| counts.running > 0 || counts.claimable > 0 || counts.is_cut);
         if mission.cancelled_at.is_none() || mission.notified != Notified::No || is_open {
             return;
         }
-        if let Err(error) = self.scheduler.settle(&mission.id).await {
-            self.note_failure(mission.id.as_str(), &error);
+        match self.scheduler.settle(&mission.id).await {
+            Ok(Some(settled)) => self.announce(&settled, false).await,
+            Ok(None) => {}
+            Err(error) => self.note_failure(mission.id.as_str(), &error),
         }
     }
 

@@ -141,12 +141,7 @@ fn check_launch(world: &World, who: Who) {
 }
 
 /// Checks a request to S3 that was applied.
-pub(super) fn object_request(
-    world: &World,
-    who: Who,
-    call: &Call,
-    status: u16,
-) {
+pub(super) fn object_request(world: &World, who: Who, call: &Call, status: u16) {
     let path = percent_encoding::percent_decode_str(call.parts.uri.path()).decode_utf8_lossy().into_owned();
     let (bucket, key) = path.trim_start_matches('/').split_once('/').unwrap_or_default();
     let writes = ["PutObject", "CompleteMultipartUpload", "DeleteObject", "DeleteObjects", "CopyObject"];

@@ -40,7 +40,8 @@ pub(crate) async fn has_ended(world: &Arc<World>, backend: &Backend) -> bool {
 pub(crate) async fn at_end(world: &Arc<World>, backend: &Backend) {
     let (rows, mission) = {
         let known = locked(&world.known);
-        let rows: BTreeMap<String, Value> = known.table(TASKS).map(|(src, row)| (src.to_owned(), row.clone())).collect();
+        let rows: BTreeMap<String, Value> =
+            known.table(TASKS).map(|(src, row)| (src.to_owned(), row.clone())).collect();
         (rows, known.row(MISSIONS, MISSION))
     };
     check_count(world, &rows, &mission);
@@ -135,12 +136,18 @@ fn check_verdict(world: &World, src: &str, row: &Value) {
         // Instances that ended before a claim, or failures of services.
         "infra" => launched >= 5 || number(row, "appFailures") > 0 || !world.plan.faults.is_empty(),
         "app-error" | "timeout" | "no-result" | "oom" | "disk-full" => {
-            failures > 0 || number(row, "crashes") > 0 || world.plan.mission.has_folder || number(row, "appFailures") > 0
+            failures > 0
+                || number(row, "crashes") > 0
+                || world.plan.mission.has_folder
+                || number(row, "appFailures") > 0
         }
         _ => false,
     };
     if !is_earned {
-        world.broken(Checker::Verdict, &format!("{src} failed as {verdict} ({error}), and nothing of the kind happened"));
+        world.broken(
+            Checker::Verdict,
+            &format!("{src} failed as {verdict} ({error}), and nothing of the kind happened"),
+        );
     }
 }
 
@@ -183,10 +190,10 @@ async fn check_objects(world: &Arc<World>, backend: &Backend, rows: &BTreeMap<St
 
 /// What only a lifecycle rule removes: what a process that a fault hit has left.
 async fn check_leftovers(world: &Arc<World>, backend: &Backend, rows: &BTreeMap<String, Value>) {
-    let known = locked(&world.known);
-    let uploads = known.uploads.clone();
-    let holders = known.holders.clone();
-    drop(known);
+    let (uploads, holders) = {
+        let known = locked(&world.known);
+        (known.uploads.clone(), known.holders.clone())
+    };
     for (key, who) in uploads {
         if !world.is_disturbed_since(who, Duration::ZERO) {
             world.broken(Checker::Leftovers, &format!("{who} left an upload of {key}"));

@@ -20,7 +20,11 @@ pub(super) fn check(world: &World, who: Who, changes: &[Change]) {
                 known.reinstated = Some(world.time());
             }
             drop(known);
-            world.saw(if text(new, "cancelledAt").is_empty() { "mission reinstated" } else { "mission marked as cancelled" });
+            world.saw(if text(new, "cancelledAt").is_empty() {
+                "mission reinstated"
+            } else {
+                "mission marked as cancelled"
+            });
         } else {
             drop(known);
         }

@@ -16,7 +16,15 @@ use crate::world::{Who, World, locked};
 const RENEWAL_MAX: Duration = Duration::from_secs(HEARTBEAT.as_secs() * 11 / 10 + 3);
 /// What only the holder, or who ends its attempt, changes.
 const HELD: [&str; 10] = [
-    "state", "attempt", "beat", "verdict", "rsltFilename", "resultETag", "history", "execInstanceID", "checkpoint",
+    "state",
+    "attempt",
+    "beat",
+    "verdict",
+    "rsltFilename",
+    "resultETag",
+    "history",
+    "execInstanceID",
+    "checkpoint",
     "strIndiProgress",
 ];
 

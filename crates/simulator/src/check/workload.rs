@@ -20,7 +20,10 @@ pub(crate) fn starts(world: &World, who: Who, src: &str, attempt: u64) {
     let is_cancelled = is_of_cancelled && known.cancelled.is_some();
     drop(known);
     if is_cancelled {
-        world.broken(Checker::Cancel, &format!("{who} started attempt {attempt} of {src}, claimed after the cancellation"));
+        world.broken(
+            Checker::Cancel,
+            &format!("{who} started attempt {attempt} of {src}, claimed after the cancellation"),
+        );
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 /// # Errors
 /// The system's error if the file system cannot be queried.
 pub fn free_bytes(folder: &Path) -> io::Result<u64> {
-    let stat = rustix::fs::statvfs(folder)?;
+    let stat = lighthpc_runtime::disk(folder)?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
@@ -17,7 +17,7 @@ pub fn free_bytes(folder: &Path) -> io::Result<u64> {
 /// # Errors
 /// The system's error if the file system cannot be queried.
 pub fn total_bytes(folder: &Path) -> io::Result<u64> {
-    let stat = rustix::fs::statvfs(folder)?;
+    let stat = lighthpc_runtime::disk(folder)?;
     Ok(stat.f_blocks.saturating_mul(stat.f_frsize))
 }
 
@@ -27,7 +27,7 @@ pub fn total_bytes(folder: &Path) -> io::Result<u64> {
 /// # Errors
 /// The system's error if the file system cannot be queried.
 pub fn free_inodes(folder: &Path) -> io::Result<Option<u64>> {
-    let stat = rustix::fs::statvfs(folder)?;
+    let stat = lighthpc_runtime::disk(folder)?;
     Ok((stat.f_files > 0).then_some(stat.f_favail))
 }
 
