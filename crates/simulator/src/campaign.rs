@@ -1,7 +1,6 @@
 //! Runs many seeds, each in a process of its own.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -56,7 +55,7 @@ impl Job {
 /// Runs the plans of a folder, then seeds, until a time is over. Returns 1 if a promise was broken.
 pub(crate) fn run(
     plans: Option<&Path>,
-    seeds: RangeInclusive<u64>,
+    seeds: impl Iterator<Item = u64>,
     limit: Option<Duration>,
     is_brief: bool,
 ) -> ExitCode {

@@ -57,6 +57,9 @@ fn range(text: &str) -> Result<(u64, u64), String> {
     Ok((read(from)?, read(to.trim_start_matches('='))?))
 }
 
+/// Seeds that each run by time begins with.
+const FIXED: u64 = 60;
+
 /// Returns a seed that no earlier run had.
 #[expect(clippy::disallowed_methods, reason = "the time of the run, not of a simulation")]
 fn fresh_seed() -> u64 {
@@ -80,7 +83,9 @@ fn main() -> ExitCode {
                 Some(_) => None,
                 None => Some(Duration::from_secs_f64(60.0 * arguments.minutes.unwrap_or(1.0))),
             };
-            campaign::run(arguments.plans.as_deref(), from..=to, limit, arguments.brief)
+            // A part of each run is the same, so that a failure there is a change of the program.
+            let fixed = 1..if limit.is_some() { FIXED + 1 } else { 1 };
+            campaign::run(arguments.plans.as_deref(), fixed.chain(from..=to), limit, arguments.brief)
         }
     }
 }
