@@ -93,6 +93,7 @@ pub(crate) fn plan(seed: u64) -> Plan {
         has_folder: tasks > 1 && dice.chance(15),
         max_interruptions: dice.pick(&[1, 3, 20]),
         node_limit: dice.chance(15).then(|| dice.number(1, 3)),
+        notifies_early: dice.chance(30),
         sweep_every: dice.pick(&[s(300), s(300), s(90), s(40)]),
         latency: dice.pick(&[ms(30), ms(30), ms(500), s(3)]),
         has_wrong_clocks: dice.chance(40),
@@ -148,7 +149,8 @@ fn fault(dice: &mut Dice, kinds: &[Kind], mission: &MissionPlan, busy: Duration,
         Kind::CallerRequest => Fault::CallerRequest { caller, request, fate: fate(dice) },
         Kind::Outage => Fault::Outage { service, from: at, length: dice.time(s(1), s(400)) },
         Kind::Slow => {
-            Fault::Slow { service, from: at, length: dice.time(s(10), s(1_200)), by: dice.time(ms(500), s(25)) }
+            let slowest = if dice.chance(30) { s(60) } else { s(20) };
+            Fault::Slow { service, from: at, length: dice.time(s(10), s(1_800)), by: dice.time(ms(500), slowest) }
         }
         Kind::Stalls => {
             let (length, by) = (dice.time(s(60), s(2_400)), dice.time(s(1), s(100)));

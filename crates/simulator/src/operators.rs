@@ -6,6 +6,7 @@ use std::time::Duration;
 use lighthpc::backend::fleet::Template;
 use lighthpc::domain::budget::Limits;
 use lighthpc::domain::ids::MissionId;
+use lighthpc::domain::mission::NotifyOn;
 use lighthpc::domain::node_limit::NodeLimit;
 use lighthpc::domain::policy::Policy;
 use lighthpc::lambda::{self, Allowed};
@@ -209,7 +210,7 @@ pub(crate) async fn submit(world: &Arc<World>, numbers: std::ops::Range<u64>) {
         nodes: mission.nodes,
         slots: mission.slots,
         uploads: Some(mission.uploads),
-        notify_on: None,
+        notify_on: mission.notifies_early.then_some(NotifyOn { failure: true, stall: true }),
     };
     for _ in 0..REPEATS_MAX {
         let done = call(world, "submit", COMMAND_LIMIT, |scheduler| async {

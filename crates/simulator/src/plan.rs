@@ -368,6 +368,8 @@ pub(crate) struct MissionPlan {
     pub(crate) max_interruptions: u64,
     /// The deployment's limit of nodes at a time.
     pub(crate) node_limit: Option<u64>,
+    /// Whether people are notified of the first failure, and of a stall.
+    pub(crate) notifies_early: bool,
     /// How often a sweep runs. A sweep may take longer.
     pub(crate) sweep_every: Duration,
     /// The most that a request, or its answer, is under way.
