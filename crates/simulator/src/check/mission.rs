@@ -96,8 +96,9 @@ fn check_announcement(world: &World, who: Who, Change { old, new, .. }: &Change)
 
 /// Checks a notification that SNS accepted.
 pub(super) fn published(world: &World, who: Who, call: &Call) {
-    let form = String::from_utf8_lossy(&call.body).into_owned();
-    if form.contains("tasks+fail") || form.contains("has+stalled") {
+    let form = String::from_utf8_lossy(&call.body).replace('+', " ");
+    let form = percent_encoding::percent_decode_str(&form).decode_utf8_lossy();
+    if form.contains(": tasks fail") || form.contains(" has stalled") {
         return world.saw("early notification");
     }
     world.saw("notification");
