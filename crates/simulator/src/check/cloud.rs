@@ -65,6 +65,11 @@ pub(super) fn instance_request(world: &World, who: Who, call: &Call) {
             for instance in world.cloud.instances() {
                 if form.contains(&instance.id) {
                     check_termination(world, who, call, &instance);
+                    // What it was doing stays half done, as after a kill.
+                    let number = locked(&world.known).machines.get(&instance.id).map(|life| life.number);
+                    if let (Some(machine), Who::Caller(_)) = (number, who) {
+                        world.disturb(Who::Node { machine, start: 0 }, None);
+                    }
                 }
             }
         }
