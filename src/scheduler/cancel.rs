@@ -37,6 +37,9 @@ const LOOK_PERIOD_MAX: Duration = Duration::from_secs(5);
 /// The rows that are read and failed at a time.
 const ROWS_LEN: usize = 100;
 
+/// The pending tasks without an entry in the index that one scan fails. The next scan continues.
+const UNLISTED_MAX: usize = 1_000;
+
 /// The result of one pass over a cancelled mission.
 #[derive(Default)]
 struct Look {
@@ -102,9 +105,10 @@ impl Scheduler {
         Ok(cancelled)
     }
 
-    /// Sets the number of tasks of a cancelled mission to the number of its rows, if all of them have ended: tasks that
-    /// were never submitted will not come, and without this the mission would never end. Scans the tasks table. Returns
-    /// the mission if it has changed.
+    /// Ends a cancelled mission that the index shows no open task of, and that is not complete: fails the pending tasks
+    /// that the index does not list, and sets the mission's number of tasks to the number of its rows. Tasks that were
+    /// never submitted will not come, and without this the mission would never end. Scans the tasks table. Returns the
+    /// mission if its number has changed.
     ///
     /// # Errors
     /// [`SchedulerError`].
@@ -117,13 +121,18 @@ impl Scheduler {
         let Some(expected) = mission.trans_number.filter(|_| !mission.is_complete(mission.total(sum))) else {
             return Ok(None);
         };
-        let (mut rows, mut open) = (0, 0_u64);
+        let (mut rows, mut open, mut pending) = (0, 0, Vec::new());
         let each = |task: Task| {
             rows += 1;
-            open += u64::from(!matches!(task.state, State::Done | State::Failed));
+            open += usize::from(!matches!(task.state, State::Done | State::Failed));
+            if task.state == State::Pending && task.oddity().is_none() && pending.len() < UNLISTED_MAX {
+                pending.push((task, None));
+            }
         };
         ledger.each_task(Some(id), each).await.map_err(SchedulerError::cloud("counting the mission's tasks"))?;
-        if open > 0 || rows >= expected {
+        let failed = ledger.fail(&pending, Some(&mission), &GivenUp::by_cancel(clock::now_rfc3339())).await;
+        let failed = failed.map_err(SchedulerError::cloud("failing tasks"))?;
+        if failed.tasks.len() < open || rows >= expected {
             return Ok(None);
         }
         let settled = ledger.settle_mission(&mission, rows).await;

@@ -467,7 +467,8 @@ async fn a_cancelled_mission_that_lacks_tasks_ends_with_those_that_it_has() {
 
     scheduler.cancel(&mission_id("by-cancel"), 10 * SECOND).await.unwrap();
     // The command dies at once, and a sweep goes on.
-    cloud.backend.ledger.cancel_mission(&mission_id("by-sweep"), "2026-01-01T00:00:00Z").await.unwrap();
+    let now = lighthpc::clock::now_rfc3339();
+    cloud.backend.ledger.cancel_mission(&mission_id("by-sweep"), &now).await.unwrap();
     for _ in 0..2 {
         scheduler.sweep(&CancellationToken::new()).await.unwrap();
     }
@@ -479,9 +480,9 @@ async fn a_cancelled_mission_that_lacks_tasks_ends_with_those_that_it_has() {
     }
 }
 
-/// Open tasks that no index lists keep a cancelled mission open.
+/// A row that somebody made by hand is in no index, and fails with the others.
 #[tokio::test]
-async fn a_cancelled_mission_with_an_open_row_keeps_its_number() {
+async fn a_cancelled_mission_ends_tasks_that_no_index_lists() {
     let cloud = TestCloud::new().await;
     cloud.mission("M", &["abc", "def"]).await;
     cloud.set_mission_number("M", "transNumber", 9).await;
@@ -492,6 +493,29 @@ async fn a_cancelled_mission_with_an_open_row_keeps_its_number() {
     cloud.scheduler(&Faults::new()).cancel(&mission_id("M"), 10 * SECOND).await.unwrap();
 
     let row = cloud.mission_row("M").await;
+    assert_eq!((row.trans_number, row.notified), (Some(2), Notified::Yes));
+    assert_eq!((cloud.task("def").await.verdict, cloud.tally("M").await.failed), (Some(Verdict::Cancelled), 2));
+}
+
+/// A row that cannot be understood, or a task that runs, keeps a cancelled mission open, and its number as it is. Sweeps
+/// scan for it during an hour only.
+#[tokio::test]
+async fn a_cancelled_mission_with_an_odd_row_keeps_its_number_and_is_not_scanned_for_ever() {
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc", "def"]).await;
+    cloud.set_mission_number("M", "transNumber", 9).await;
+    cloud.set_attribute("def", "state", "parked").await;
+
+    cloud.scheduler(&Faults::new()).cancel(&mission_id("M"), 10 * SECOND).await.unwrap();
+    let row = cloud.mission_row("M").await;
     assert_eq!((row.trans_number, row.notified), (Some(9), Notified::No));
-    assert_eq!(cloud.task("def").await.state, State::Pending);
+    assert_eq!(cloud.tally("M").await.failed, 1);
+
+    // The sweep itself scans the table of missions once.
+    for (cancelled_at, scans) in [(lighthpc::clock::now_rfc3339(), 1), ("2026-01-01T00:00:00Z".to_owned(), 0)] {
+        cloud.set_mission_attribute("M", "cancelledAt", &cancelled_at).await;
+        let faults = Faults::new();
+        cloud.scheduler(&faults).sweep(&CancellationToken::new()).await.unwrap();
+        assert_eq!(faults.count(Dynamodb, "Scan"), 1 + scans, "{cancelled_at}");
+    }
 }

@@ -10,9 +10,9 @@ use crate::plan::Plan;
 use crate::seed::{SeedResult, read_plan};
 use crate::shrink;
 
-/// From so many seeds on, a kind of fault or a rare state that never occurred is a failure.
+/// The number of seeds from which a kind of fault or a rare state that never occurred is a failure.
 const LONG_RUN: usize = 3_000;
-/// One of so many seeds is run twice, to see that its trace is the same.
+/// Each fiftieth seed is run twice, to see that its trace is the same.
 const TWICE_EVERY: usize = 50;
 /// The most failing seeds that are made shorter: the others are only named.
 const SHRUNK_MAX: usize = 5;

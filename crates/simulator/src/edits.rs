@@ -6,8 +6,9 @@ use aws_sdk_dynamodb::types::AttributeValue;
 
 use crate::check;
 use crate::plan::Edit;
-use crate::script::name_of;
-use crate::world::{Who, World};
+use crate::tasks::name_of;
+use crate::who::Who;
+use crate::world::World;
 
 /// Edits the row of a task, if it is in a state that the edit is for.
 pub(crate) async fn edit(world: &Arc<World>, task: u64, edit: Edit) {

@@ -7,19 +7,9 @@ use aws_smithy_types::body::SdkBody;
 use local_cloud::{Answer, Call};
 use serde_json::Value;
 
+use crate::lock::locked;
 use crate::plan::Fault;
-use crate::world::{World, locked};
-
-/// One change of a task's entry in the index.
-#[derive(Clone, Debug)]
-pub(crate) struct IndexChange {
-    /// When the row was written.
-    pub(crate) at: Duration,
-    pub(crate) src: String,
-    /// Partition and sort key, before and after.
-    pub(crate) before: Option<(String, String)>,
-    pub(crate) after: Option<(String, String)>,
-}
+use crate::world::World;
 
 /// Returns how old the index is now.
 fn lag(world: &World) -> Duration {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::world::locked;
+use crate::lock::locked;
 
 /// The lines since the last call of [`take`], with their times.
 static LINES: Mutex<Vec<(Duration, String)>> = Mutex::new(Vec::new());

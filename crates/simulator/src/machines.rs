@@ -15,14 +15,13 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::check;
-use crate::operators::Event;
+use crate::events::Event;
 use crate::plan::{Dice, Fault};
 use crate::script::script;
-use crate::world::{Who, World, spawn};
+use crate::settings::{HEARTBEAT, LEASE};
+use crate::who::Who;
+use crate::world::{World, spawn};
 
-/// The lease of nodes and schedulers.
-pub(crate) const LEASE: Duration = Duration::from_secs(90);
-pub(crate) const HEARTBEAT: Duration = Duration::from_secs(20);
 /// How long a node of a mission waits for a task.
 pub(crate) const IDLE_MAX: Duration = Duration::from_mins(5);
 /// systemd starts a crashed node twice again.

@@ -1,10 +1,13 @@
 //! Runs lighthpc in virtual time against a hostile cloud, from a seed; see docs/SIMULATION.md.
 
+mod callers;
 mod campaign;
 mod check;
 mod draw;
 mod edits;
+mod events;
 mod index;
+mod lock;
 mod log;
 mod machines;
 mod network;
@@ -12,8 +15,11 @@ mod operators;
 mod plan;
 mod script;
 mod seed;
+mod settings;
 mod shims;
 mod shrink;
+mod tasks;
+mod who;
 mod world;
 
 use std::path::PathBuf;
@@ -31,7 +37,7 @@ struct Arguments {
     /// Run seeds A to B, each in a process of its own
     #[arg(long, value_name = "A..B", value_parser = range)]
     seeds: Option<(u64, u64)>,
-    /// Run fresh seeds for so many minutes
+    /// Run the fixed seeds, then fresh ones, until M minutes are over
     #[arg(long, value_name = "M", conflicts_with = "seeds")]
     minutes: Option<f64>,
     /// Run the plan in a file, and print its trace

@@ -5,13 +5,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use local_cloud::{Answer, AnswerFuture, Call, Network, Service};
+use lighthpc::backend::machine::PowerOff;
+use lighthpc::backend::{Backend, Tables, Wire};
+use local_cloud::{ACCESS_KEY, Answer, AnswerFuture, Call, Network, REGION, SECRET_KEY, Service};
 use tokio::sync::oneshot;
 
 use crate::check;
 use crate::index::with_lag;
 use crate::plan::{Dice, Fate, Fault, Of};
-use crate::world::{Who, World, spawn};
+use crate::who::Who;
+use crate::world::{World, spawn};
 
 /// The network of one sender.
 pub(crate) struct SimulatedNetwork {
@@ -22,6 +25,22 @@ pub(crate) struct SimulatedNetwork {
 impl SimulatedNetwork {
     pub(crate) fn new(world: Arc<World>, who: Who) -> Self {
         Self { world, who }
+    }
+}
+
+impl World {
+    /// Makes the services of a sender.
+    pub(crate) fn backend(self: &Arc<Self>, who: Who, instance: Option<&str>) -> Backend {
+        Backend::new(&self.wire(who, instance), Tables::default(), PowerOff::Never)
+    }
+
+    /// Makes the way to the services.
+    pub(crate) fn wire(self: &Arc<Self>, who: Who, instance: Option<&str>) -> Wire {
+        let http = match who {
+            Who::Observer => self.cloud.http_client(None),
+            _ => self.cloud.http_client_via(instance, Arc::new(SimulatedNetwork::new(Arc::clone(self), who))),
+        };
+        Wire::plugged(http, REGION, ACCESS_KEY, SECRET_KEY)
     }
 }
 

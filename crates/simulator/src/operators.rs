@@ -3,158 +3,26 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lighthpc::backend::fleet::Template;
-use lighthpc::domain::budget::Limits;
 use lighthpc::domain::ids::MissionId;
 use lighthpc::domain::mission::NotifyOn;
-use lighthpc::domain::node_limit::NodeLimit;
-use lighthpc::domain::policy::Policy;
 use lighthpc::lambda::{self, Allowed};
-use lighthpc::scheduler::{OwnLimits, PER_SECOND, Scheduler, SchedulerSettings, SubmitPlan};
-use local_cloud::{RESULT_BUCKET, SOURCE_BUCKET, TOPIC_ARN};
-use serde_json::{Value, json};
+use lighthpc::scheduler::{SchedulerError, SubmitPlan};
+use local_cloud::SOURCE_BUCKET;
+use serde_json::json;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
-use crate::check::{self, Checker, MISSION};
+use crate::callers::{COMMAND_LIMIT, FUNCTION_LIMIT, call};
+use crate::check::{self, Checker};
 use crate::edits::edit;
-use crate::machines::LEASE;
-use crate::plan::{Act, Dice, Fault, When};
-use crate::script::{input_of, name_of};
-use crate::world::{Who, World, spawn};
+use crate::events::Event;
+use crate::plan::{Act, Fault, When};
+use crate::settings::LEASE;
+use crate::tasks::{MISSION, input_of, name_of};
+use crate::who::Who;
+use crate::world::{World, spawn};
 
-/// The time of a function: the scheduler's, and that of uploads. Source: cloudformation/stack.yaml.
-const FUNCTION_LIMIT: Duration = Duration::from_mins(15);
-const UPLOADS_LIMIT: Duration = Duration::from_mins(3);
-/// How long a person waits for a command.
-const COMMAND_LIMIT: Duration = Duration::from_mins(30);
 /// How often a person repeats a command that failed.
 const REPEATS_MAX: u32 = 60;
-
-/// Something that S3 or EC2 reports.
-#[derive(Clone, Debug)]
-pub(crate) enum Event {
-    /// The state of an instance.
-    Instance { id: String, state: &'static str },
-    /// An object was put into the source bucket.
-    Object { key: String },
-}
-
-impl Event {
-    fn json(&self) -> Value {
-        match self {
-            Self::Instance { id, state } => json!({
-                "source": "aws.ec2", "detail-type": "EC2 Instance State-change Notification",
-                "detail": { "instance-id": id, "state": state },
-            }),
-            Self::Object { key } => {
-                let record = json!({ "Records": [{
-                    "eventSource": "aws:s3", "eventName": "ObjectCreated:Put", "eventTime": "2026-01-01T00:00:00.000Z",
-                    "s3": { "bucket": { "name": SOURCE_BUCKET }, "object": { "key": key, "size": 20 } },
-                }] });
-                json!({ "Records": [{ "eventSource": "aws:sqs", "messageId": "1", "body": record.to_string() }] })
-            }
-        }
-    }
-}
-
-fn scheduler(world: &Arc<World>, who: Who) -> Scheduler {
-    let plan = &world.plan.mission;
-    let settings = SchedulerSettings {
-        template: Some(Template { name: "nodes".to_owned(), version: "1".to_owned() }),
-        subnets: Vec::new(),
-        policy: Policy::default(),
-        source_bucket: Some(SOURCE_BUCKET.to_owned()),
-        result_bucket: Some(RESULT_BUCKET.to_owned()),
-        topic_arn: Some(TOPIC_ARN.to_owned()),
-        default_mission: None,
-        lease: LEASE,
-        limits: Limits { max_interruptions: plan.max_interruptions, ..Limits::default() },
-        node_limits: OwnLimits {
-            at_a_time: plan.node_limit.map_or(NodeLimit::Stored, NodeLimit::Most),
-            per_hour: NodeLimit::Stored,
-        },
-        pace: PER_SECOND,
-    };
-    Scheduler::new(world.backend(who, None), settings)
-}
-
-/// Runs a command or an invocation within its time. `None`: it was killed, or its time was over.
-async fn call<T, F: Future<Output = T>>(
-    world: &Arc<World>,
-    what: &str,
-    limit: Duration,
-    work: impl FnOnce(Scheduler) -> F,
-) -> Option<T> {
-    let who = world.next_caller();
-    let kill = CancellationToken::new();
-    world.set_kill(who, kill.clone());
-    world.note(&format!("{who}: {what}"));
-    tokio::select! {
-        done = work(scheduler(world, who)) => Some(done),
-        () = kill.cancelled() => {
-            world.saw("command or function killed");
-            None
-        }
-        () = tokio::time::sleep(limit) => {
-            world.saw("function killed at its time limit");
-            world.note(&format!("{who}: its time is over"));
-            world.disturb(who, None);
-            None
-        }
-    }
-}
-
-/// Hands events to the function, each some seconds late; a failure is tried again.
-pub(crate) async fn deliver(world: Arc<World>, mut events: mpsc::UnboundedReceiver<Event>) {
-    let mut number = 0;
-    while let Some(event) = events.recv().await {
-        let fault = world.faults().filter(|_| world.is_hostile()).find_map(|fault| match fault {
-            Fault::Event { event, copies, delay } if *event == number => Some((*copies, *delay)),
-            _ => None,
-        });
-        // An object's event is never lost: S3 delivers at least once.
-        let least = u64::from(matches!(event, Event::Object { .. }));
-        let (copies, delay) = fault.map_or((1, Duration::ZERO), |(copies, delay)| (copies.max(least), delay));
-        if let Some((copies, _)) = fault {
-            world.saw(match copies {
-                0 => "event lost",
-                1 => "event late",
-                _ => "event delivered twice",
-            });
-        }
-        for copy in 0..copies {
-            let (world, event) = (Arc::clone(&world), event.clone());
-            let mut dice = Dice::new(world.plan.seed, &format!("event {number} {copy}"));
-            let wait = delay + dice.time(Duration::from_millis(200), Duration::from_secs(5));
-            spawn(async move {
-                tokio::time::sleep(wait).await;
-                hand_over(&world, &event).await;
-            });
-        }
-        number += 1;
-    }
-}
-
-async fn hand_over(world: &Arc<World>, event: &Event) {
-    let (tries, limit, pause) = match event {
-        // Lambda tries an event three times.
-        Event::Instance { .. } => (3, FUNCTION_LIMIT, Duration::from_secs(90)),
-        // The queue hands a message out until it is done; an operator moves it back from the failure queue.
-        Event::Object { .. } => (100, UPLOADS_LIMIT, Duration::from_secs(1080)),
-    };
-    for _ in 0..tries {
-        let value = event.json();
-        let allowed = Allowed::of_environment();
-        let what = format!("event {event:?}");
-        let done =
-            call(world, &what, limit, |scheduler| async move { lambda::answer(&scheduler, &allowed, &value).await });
-        match done.await {
-            Some(Ok(answer)) if answer["batchItemFailures"].as_array().is_none_or(Vec::is_empty) => return,
-            _ => tokio::time::sleep(pause).await,
-        }
-    }
-}
 
 /// Sweeps as often as the plan says.
 pub(crate) async fn sweep(world: Arc<World>) {
@@ -226,10 +94,9 @@ pub(crate) async fn submit(world: &Arc<World>, numbers: std::ops::Range<u64>) {
                 return;
             }
             Some(Err(error)) => {
-                let text = error.to_string();
-                world.note(&format!("submit failed: {text:.120}"));
-                // A cancelled mission takes no tasks until it is reinstated.
-                if text.contains("is cancelled") || text.contains("has another") {
+                world.note(&format!("submit failed: {error:.120}"));
+                // Such as a cancelled mission, which takes no tasks until it is reinstated.
+                if matches!(error, SchedulerError::OtherMission { .. }) {
                     return;
                 }
             }

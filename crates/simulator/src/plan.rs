@@ -255,7 +255,7 @@ pub(crate) enum When {
     At(Duration),
     /// A time after all tasks of the mission have ended for the first time.
     AfterEnd(Duration),
-    /// A time after so many tasks have ended.
+    /// A time after a number of tasks have ended.
     AfterTasks(u64, Duration),
 }
 

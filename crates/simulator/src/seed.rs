@@ -11,10 +11,12 @@ use local_cloud::{LaunchChange, LocalCloud, RESULT_BUCKET};
 use tokio::time::Instant;
 
 use crate::check::{self, Checker, FOREIGN_BYTES, FOREIGN_KEY};
+use crate::lock::locked;
 use crate::operators::{self, put_inputs};
 use crate::plan::{Fault, Plan};
-use crate::world::{Broken, Who, World, locked, spawn};
-use crate::{log, machines, shims};
+use crate::who::Who;
+use crate::world::{Broken, World, spawn};
+use crate::{events, log, machines, shims};
 
 /// How long a mission may take after the last fault: a task that never ends by itself needs an hour for each of its three
 /// attempts, a launch is tried again after at most half an hour, and each step may wait for a sweep.
@@ -108,7 +110,7 @@ async fn simulate(plan: Plan, dir: PathBuf) -> (Arc<World>, u64) {
     put_inputs(&world, 0..tasks).await;
 
     let (events, delivered) = tokio::sync::mpsc::unbounded_channel();
-    spawn(operators::deliver(Arc::clone(&world), delivered));
+    spawn(events::deliver(Arc::clone(&world), delivered));
     spawn(machines::play(Arc::clone(&world), events.clone()));
     spawn(operators::sweep(Arc::clone(&world)));
     spawn(operators::act(Arc::clone(&world), events));

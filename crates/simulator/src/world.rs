@@ -4,54 +4,18 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use lighthpc::backend::machine::PowerOff;
-use lighthpc::backend::{Backend, Tables, Wire};
-use local_cloud::{ACCESS_KEY, LocalCloud, REGION, SECRET_KEY};
+use local_cloud::LocalCloud;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::check::{Checker, Known};
-use crate::network::SimulatedNetwork;
+use crate::lock::locked;
 use crate::plan::{Dice, Fault, Of, Plan};
-
-/// Who sends a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Who {
-    /// The n-th process of a machine.
-    Node { machine: u64, start: u32 },
-    /// An invocation of the function, or a command.
-    Caller(u64),
-    /// A person who edits rows: no faults.
-    Hand,
-    /// The simulator itself: no faults, and no checks.
-    Observer,
-}
-
-impl Who {
-    /// Returns the machine, or the caller: processes of one machine share their numbers of requests, and their faults.
-    pub(crate) const fn place(self) -> Self {
-        match self {
-            Self::Node { machine, .. } => Self::Node { machine, start: 0 },
-            other => other,
-        }
-    }
-}
-
-impl fmt::Display for Who {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Node { machine, start: 0 } => write!(f, "node {machine}"),
-            Self::Node { machine, start } => write!(f, "node {machine}, process {start}"),
-            Self::Caller(number) => write!(f, "caller {number}"),
-            Self::Hand => f.write_str("a person"),
-            Self::Observer => f.write_str("the simulator"),
-        }
-    }
-}
+use crate::who::Who;
 
 /// The requests of a machine or caller.
 #[derive(Clone, Copy, Debug)]
@@ -105,10 +69,6 @@ pub(crate) struct World {
 #[expect(clippy::disallowed_methods, reason = "nobody waits for it: the process ends with the simulation")]
 pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) {
     tokio::spawn(task);
-}
-
-pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl World {
@@ -273,20 +233,6 @@ impl World {
 
     pub(crate) fn next_caller(&self) -> Who {
         Who::Caller(self.callers.fetch_add(1, Ordering::SeqCst))
-    }
-
-    /// Makes the services of a sender.
-    pub(crate) fn backend(self: &Arc<Self>, who: Who, instance: Option<&str>) -> Backend {
-        Backend::new(&self.wire(who, instance), Tables::default(), PowerOff::Never)
-    }
-
-    /// Makes the way to the services.
-    pub(crate) fn wire(self: &Arc<Self>, who: Who, instance: Option<&str>) -> Wire {
-        let http = match who {
-            Who::Observer => self.cloud.http_client(None),
-            _ => self.cloud.http_client_via(instance, Arc::new(SimulatedNetwork::new(Arc::clone(self), who))),
-        };
-        Wire::plugged(http, REGION, ACCESS_KEY, SECRET_KEY)
     }
 }
 

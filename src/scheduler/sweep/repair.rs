@@ -31,6 +31,10 @@ const LAUNCHES_TIME_MAX: Duration = Duration::from_mins(2);
 /// kept in memory: 240 are about 700 kB.
 pub(super) const WANTED_MAX: usize = 240;
 
+/// How long after a mission's cancellation sweeps scan the table for its tasks, to end it: a dozen sweeps. A row that
+/// cannot be understood would keep it open, and a scan costs money. `cancel` scans whenever it is repeated.
+const SETTLED_FOR: Duration = Duration::from_hours(1);
+
 impl Sweep<'_> {
     /// Records whether a mission with a sent notification still has open tasks.
     pub(super) async fn close(&mut self, mission: &Mission) {
@@ -52,13 +56,17 @@ impl Sweep<'_> {
         }
     }
 
-    /// Ends a cancelled mission that has fewer tasks than it was made for, and none that is open.
+    /// Ends a cancelled mission that is not complete, and has no task in the index that is open.
     pub(super) async fn settle(&mut self, mission: &Mission) {
+        let since = mission.cancelled_at.as_deref().and_then(clock::since);
+        if since.is_none_or(|since| since > SETTLED_FOR) || mission.notified != Notified::No {
+            return;
+        }
         let is_open = self
             .counts
             .get(&mission.id)
             .is_some_and(|counts| counts.running > 0 || counts.claimable > 0 || counts.is_cut);
-        if mission.cancelled_at.is_none() || mission.notified != Notified::No || is_open {
+        if is_open {
             return;
         }
         match self.scheduler.settle(&mission.id).await {

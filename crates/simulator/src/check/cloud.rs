@@ -4,12 +4,18 @@ use std::time::Duration;
 
 use local_cloud::{Call, Instance, RESULT_BUCKET, SOURCE_BUCKET};
 
+use super::checker::Checker;
 use super::known::MachineLife;
-use super::{Checker, FOREIGN_KEY, TASKS, number, text};
-use crate::machines::LEASE;
+use super::rows::{TASKS, number, text};
+use crate::lock::locked;
 use crate::plan::Fault;
-use crate::world::{Who, World, locked};
+use crate::settings::LEASE;
+use crate::who::Who;
+use crate::world::World;
 
+/// An object in the result bucket that is not lighthpc's.
+pub(crate) const FOREIGN_KEY: &str = "rslt_of_somebody_else";
+pub(crate) const FOREIGN_BYTES: &[u8] = b"not ours";
 /// How long an instance may run after its last need: a boot that never ends (15 minutes), then three sweeps of five
 /// minutes, of which one may fail, with a lease in between.
 const BILLED_MAX: Duration = Duration::from_mins(35);

@@ -10,13 +10,15 @@ use lighthpc::domain::mission::Notified;
 use local_cloud::{RESULT_BUCKET, SOURCE_BUCKET};
 use serde_json::Value;
 
-use super::{Checker, MISSION, MISSIONS, TASKS, is_foreign, number, text};
-use crate::script::{input_of, result_of};
-use crate::world::{Who, World, locked};
+use super::checker::Checker;
+use super::cloud::{FOREIGN_BYTES, FOREIGN_KEY, is_foreign};
+use super::rows::{MISSIONS, TASKS, number, text};
+use crate::lock::locked;
+use crate::tasks::MISSION;
+use crate::tasks::{input_of, result_of};
+use crate::who::Who;
+use crate::world::World;
 
-/// An object in the result bucket that is not lighthpc's.
-pub(crate) const FOREIGN_KEY: &str = "rslt_of_somebody_else";
-pub(crate) const FOREIGN_BYTES: &[u8] = b"not ours";
 /// The most requests of a machine or caller that are not for a task: settings, prices, the mission's end.
 const REQUESTS_BASE: u64 = 200;
 /// The most requests for an attempt, or of a caller for a row, repeats included: a task has ten as a rule.

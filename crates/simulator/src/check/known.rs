@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::index::IndexChange;
-use crate::world::Who;
+use crate::who::Who;
 
 /// A row that a request changed.
 #[derive(Clone, Debug)]
@@ -38,6 +37,17 @@ pub(super) struct MachineLife {
     pub(super) needed: Duration,
     /// The task that it was launched for, and its attempt and redrives then.
     pub(super) launched_for: Option<(String, u64, u64)>,
+}
+
+/// One change of a task's entry in the index.
+#[derive(Clone, Debug)]
+pub(crate) struct IndexChange {
+    /// When the row was written.
+    pub(crate) at: Duration,
+    pub(crate) src: String,
+    /// Partition and sort key, before and after.
+    pub(crate) before: Option<(String, String)>,
+    pub(crate) after: Option<(String, String)>,
 }
 
 /// What the checkers know.

@@ -3,9 +3,13 @@
 use local_cloud::Call;
 use serde_json::Value;
 
+use super::checker::Checker;
 use super::known::{Change, Known};
-use super::{Checker, MISSION, MISSIONS, TASKS, number, text};
-use crate::world::{Who, World, locked};
+use super::rows::{MISSIONS, TASKS, number, text};
+use crate::lock::locked;
+use crate::tasks::MISSION;
+use crate::who::Who;
+use crate::world::World;
 
 /// Checks the changes of one request.
 pub(super) fn check(world: &World, who: Who, changes: &[Change]) {

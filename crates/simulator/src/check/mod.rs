@@ -3,10 +3,12 @@
 //! Most look at each request that is applied: what it changed, and whether its sender had the right to. Some look at the
 //! end of the simulation.
 
+mod checker;
 mod cloud;
 mod end;
 mod known;
 mod mission;
+mod rows;
 mod task;
 mod workload;
 
@@ -16,89 +18,19 @@ use lighthpc::domain::ids::SrcId;
 use local_cloud::{Call, Service};
 use serde_json::{Value, json};
 
-pub(crate) use cloud::{is_foreign, machine_ends, machine_starts};
-pub(crate) use end::{FOREIGN_BYTES, FOREIGN_KEY, at_end, has_ended};
+use crate::tasks::MISSION;
+pub(crate) use checker::Checker;
+pub(crate) use cloud::{FOREIGN_BYTES, FOREIGN_KEY, is_foreign, machine_ends, machine_starts};
+pub(crate) use end::{at_end, has_ended};
 pub(crate) use known::Known;
+use rows::MISSIONS;
+pub(crate) use rows::{TASKS, number, task_row, text};
 pub(crate) use workload::{ends as workload_ends, runs as workload_runs, starts as workload_starts};
 
-use crate::world::{Who, World, locked};
+use crate::lock::locked;
+use crate::who::Who;
+use crate::world::World;
 use known::Change;
-
-/// The mission of the simulation.
-pub(crate) const MISSION: &str = "M";
-/// The tables.
-pub(crate) const TASKS: &str = "tblTrans2";
-const MISSIONS: &str = "tblMission";
-
-/// The checkers, in the order of docs/SIMULATION.md.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Checker {
-    /// A done task has one result, of its own bytes, that its row names and nobody changes.
-    Result,
-    /// A failed task has a verdict and an error, and something really failed.
-    Verdict,
-    /// The tally equals the rows, after each write.
-    Tally,
-    /// No attempt changes a row, or an object that a row names, after it lost its lease.
-    Fence,
-    /// Nobody takes a task, or the instance, from a holder whose lease is fresh.
-    Lease,
-    /// A holder that no fault hits renews its lease in time, up to the commit or release.
-    Heartbeat,
-    /// Attempts are numbered one after another.
-    Attempt,
-    /// The loss of an attempt is counted once.
-    Interruptions,
-    /// The index has the tasks that are not done, each in its state.
-    Index,
-    /// After the mission's cancellation no workload starts, and those that run stop.
-    Cancel,
-    /// A notification comes after the true end, at least once, and normally once.
-    Notification,
-    /// No task is forgotten: each submitted task has a row, and counts.
-    Submission,
-    /// Every mission ends.
-    End,
-    /// A task has one node at a time.
-    OneNode,
-    /// No instance runs for long after its last need.
-    Billing,
-    /// No upload, no checkpoint is left.
-    Leftovers,
-    /// No process makes more requests than its work needs.
-    Requests,
-    /// Nothing that is not ours is deleted, terminated, or overwritten.
-    Foreign,
-    /// Nothing panics.
-    Panic,
-}
-
-impl Checker {
-    /// Returns its name.
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Result => "result",
-            Self::Verdict => "verdict",
-            Self::Tally => "tally",
-            Self::Fence => "fence",
-            Self::Lease => "lease",
-            Self::Heartbeat => "heartbeat",
-            Self::Attempt => "attempt",
-            Self::Interruptions => "interruptions",
-            Self::Index => "index",
-            Self::Cancel => "cancel",
-            Self::Notification => "notification",
-            Self::Submission => "submission",
-            Self::End => "end",
-            Self::OneNode => "one-node",
-            Self::Billing => "billing",
-            Self::Leftovers => "leftovers",
-            Self::Requests => "requests",
-            Self::Foreign => "foreign",
-            Self::Panic => "panic",
-        }
-    }
-}
 
 /// Returns what a request is about, for the trace.
 pub(crate) fn subject(call: &Call) -> String {
@@ -127,22 +59,6 @@ fn keys_of(operation: &str, body: &Value) -> Vec<(String, String)> {
         return items.iter().filter_map(one).collect();
     }
     key_of(body).into_iter().collect()
-}
-
-/// Returns a text attribute of a row; empty if there is none.
-pub(crate) fn text<'a>(row: &'a Value, name: &str) -> &'a str {
-    row[name]["S"].as_str().unwrap_or_default()
-}
-
-/// Returns a number of a row, also one that somebody wrote as text; 0 if there is none.
-pub(crate) fn number(row: &Value, name: &str) -> u64 {
-    let value = &row[name];
-    value["N"].as_str().or_else(|| value["S"].as_str()).and_then(|n| n.parse().ok()).unwrap_or(0)
-}
-
-/// Returns a task's row as it is; null if there is none.
-pub(crate) fn task_row(world: &World, src: &str) -> Value {
-    locked(&world.known).row(TASKS, src)
 }
 
 /// Notes the tasks of a submission that succeeded.

@@ -5,12 +5,15 @@ use std::time::Duration;
 use local_cloud::{Call, RESULT_BUCKET};
 use serde_json::Value;
 
-use super::known::{Attempt, Change};
-use super::{Checker, MISSION, TASKS, number, text};
-use crate::index::IndexChange;
-use crate::machines::{HEARTBEAT, LEASE};
+use super::checker::Checker;
+use super::known::{Attempt, Change, IndexChange};
+use super::rows::{TASKS, number, text};
+use crate::lock::locked;
 use crate::plan::Of;
-use crate::world::{Who, World, locked};
+use crate::settings::{HEARTBEAT, LEASE};
+use crate::tasks::MISSION;
+use crate::who::Who;
+use crate::world::World;
 
 /// The longest time between two renewals of a holder that no fault hits: the period, its jitter of 10 %, and requests.
 const RENEWAL_MAX: Duration = Duration::from_secs(HEARTBEAT.as_secs() * 11 / 10 + 3);

@@ -4,8 +4,12 @@ use std::time::Duration;
 
 use lighthpc::workload::Exit;
 
-use super::Checker;
-use crate::world::{Who, World, locked};
+use super::checker::Checker;
+use super::rows::{task_row, text};
+use crate::lock::locked;
+use crate::tasks::MISSION;
+use crate::who::Who;
+use crate::world::World;
 
 /// How long a workload may run after the mission's cancellation if no fault hits its machine: a command that asks for it
 /// may die, and then the next sweep asks; a holder that does not answer loses its lease first. The next sweep comes
@@ -31,7 +35,7 @@ pub(crate) fn starts(world: &World, who: Who, src: &str, attempt: u64) {
 pub(crate) fn runs(world: &World, who: Who, src: &str, attempt: u64) {
     let Some(since) = locked(&world.known).cancelled else { return };
     let age = world.time().saturating_sub(since);
-    let is_of_mission = super::text(&super::task_row(world, src), "missionID") == super::MISSION;
+    let is_of_mission = text(&task_row(world, src), "missionID") == MISSION;
     if is_of_mission && age > STOPS_WITHIN && !world.is_disturbed_since(who, since) {
         let age = age.as_secs();
         world.broken(Checker::Cancel, &format!("attempt {attempt} of {src} runs {age} s after the cancellation"));
