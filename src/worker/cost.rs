@@ -8,6 +8,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use lighthpc_runtime::{boot_id, uptime};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -117,7 +118,7 @@ impl Meter {
             Ok(()) => {
                 self.open = None;
                 self.added += Duration::from_secs(cost.time_s);
-                note_billed(&self.file, machine_uptime());
+                note_billed(&self.file, uptime());
             }
             // The same addition comes again, and the next one has the rest.
             Err(error) => tracing::warn!("the cost of this node was not added: {}", error_chain(&error)),
@@ -133,7 +134,7 @@ fn billed_file(work_dir: &Path) -> PathBuf {
 /// the same boot added it.
 #[must_use]
 pub fn billed_before(work_dir: &Path) -> Duration {
-    let uptime = machine_uptime();
+    let uptime = lighthpc_runtime::uptime();
     let text = std::fs::read_to_string(billed_file(work_dir)).unwrap_or_default();
     let noted = text.split_once(' ').filter(|(boot, _)| *boot == boot_id());
     let noted = noted.and_then(|(_, ms)| ms.trim().parse().ok()).map(Duration::from_millis);
@@ -151,18 +152,6 @@ fn note_billed(file: &Path, uptime: Duration) {
     }
 }
 
-/// Returns the time since the machine's boot, by its monotonic clock. Source: proc(5), `/proc/uptime`.
-fn machine_uptime() -> Duration {
-    let text = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
-    let seconds = text.split(' ').next().and_then(|seconds| seconds.parse().ok());
-    seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).unwrap_or_default()
-}
-
-fn boot_id() -> String {
-    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
-    id.map(|id| id.trim().to_owned()).unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,7 +161,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let all = billed_before(dir.path());
         assert!(all > Duration::ZERO);
-        note_billed(&billed_file(dir.path()), machine_uptime());
+        note_billed(&billed_file(dir.path()), uptime());
         assert!(billed_before(dir.path()) < Duration::from_mins(1));
         // Of another boot, or damaged: nothing was added in this one.
         for text in ["another-boot 5\n", "", "x", &format!("{} y", boot_id())] {

@@ -140,7 +140,7 @@ fn on_ec2(machine: &Machine, instance: InstanceId, holds_work_dir: bool, info: M
 
 /// Returns a new name for this process.
 fn owner_of_process() -> InstanceId {
-    process_owner(&rustix::system::uname().nodename().to_string_lossy(), rand::random())
+    process_owner(&lighthpc_runtime::host_name(), rand::random())
 }
 
 /// Finds the work: from flags, from the tags in IMDS, or from the tags in EC2.

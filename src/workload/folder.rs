@@ -14,6 +14,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use lighthpc_runtime::boot_id;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, fstat, mkdirat, openat, unlinkat};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -59,11 +60,6 @@ impl Marker {
     pub(super) fn is_of_this_boot(&self) -> bool {
         !self.boot.is_empty() && self.boot == boot_id()
     }
-}
-
-/// Returns the kernel's random id of this boot; empty if it is unknown. Source: `random(4)`.
-pub(super) fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
 }
 
 /// A folder that this process created. Other processes see it as in use until the last clone is dropped.

@@ -12,6 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use lighthpc_runtime::boot_id;
 use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, unlinkat};
 use rustix::process::{Pid, Signal, getpgid, kill_process};
 
@@ -66,14 +67,14 @@ impl WorkLock {
     pub fn note_drain(&self) -> io::Result<()> {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mut note = File::from(openat(&self.folder, NOTE_NAME, flags, Mode::RUSR | Mode::WUSR)?);
-        note.write_all(format!("{NOTE_START}{}\n", folder::boot_id()).as_bytes())
+        note.write_all(format!("{NOTE_START}{}\n", boot_id()).as_bytes())
     }
 
     /// Returns whether the previous process was requested to stop in this boot, and removes its note. Other content
     /// with the note's name is not removed.
     fn take_note(&self) -> bool {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let (mut note, boot) = (String::new(), folder::boot_id());
+        let (mut note, boot) = (String::new(), boot_id());
         let opened = openat(&self.folder, NOTE_NAME, flags, Mode::empty()).map(File::from);
         let Ok(_) =
             opened.map_err(io::Error::from).and_then(|file| file.take(NOTE_BYTES_MAX).read_to_string(&mut note))
@@ -148,7 +149,10 @@ pub fn try_folder(work_dir: &Path) -> io::Result<()> {
 fn list(work_dir: &Path, deployment: &str, was_drained: bool) -> io::Result<Vec<Left>> {
     let mut left = Vec::new();
     let (mut earlier, mut kept) = (Vec::new(), Vec::new());
-    for entry in std::fs::read_dir(work_dir)?.filter_map(Result::ok) {
+    // By name: otherwise the order of what follows depends on the file system.
+    let mut entries: Vec<_> = std::fs::read_dir(work_dir)?.filter_map(Result::ok).collect();
+    entries.sort_by_key(std::fs::DirEntry::file_name);
+    for entry in entries {
         // A link to a folder does not count.
         if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             continue;

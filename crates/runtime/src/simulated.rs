@@ -53,9 +53,34 @@ pub fn now() -> SystemTime {
     if ahead >= 0 { true_now() + offset } else { true_now() - offset }
 }
 
+/// Returns what the machine whose task runs says, or the world if none does.
+fn on_current<T>(of_machine: impl FnOnce(&Machine) -> T, of_world: impl FnOnce() -> T) -> T {
+    CURRENT.with_borrow(|machine| machine.as_ref().map_or_else(of_world, |machine| of_machine(machine)))
+}
+
+/// Returns the id of the boot of the machine whose task runs: it boots once.
+#[must_use]
+pub fn boot_id() -> String {
+    on_current(|machine| format!("boot-of-{}", machine.name), || "boot-of-the-world".to_owned())
+}
+
+/// Returns the name of the machine whose task runs.
+#[must_use]
+pub fn host_name() -> String {
+    on_current(|machine| machine.name.clone(), || "world".to_owned())
+}
+
+/// Returns the time since the boot of the machine whose task runs.
+#[must_use]
+pub fn uptime() -> Duration {
+    on_current(|machine| machine.booted.elapsed(), || elapsed().unwrap_or_default())
+}
+
 /// A machine: its tasks can be frozen or ended, its disk can be full, and it has a clock of its own.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Machine {
+    name: String,
+    booted: Instant,
     state: Mutex<State>,
 }
 
@@ -73,6 +98,12 @@ struct State {
 }
 
 impl Machine {
+    /// Boots a machine.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), booted: Instant::now(), state: Mutex::default() }
+    }
+
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -268,7 +299,10 @@ pub async fn read(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
 /// The system's.
 pub async fn write(path: impl AsRef<Path>, contents: impl AsRef<[u8]>) -> io::Result<()> {
     check_room()?;
-    std::fs::write(path, contents)
+    // The kernel's time would be that of the real machine: two writes that are minutes apart could have one time.
+    let mut file = std::fs::File::create(path)?;
+    file.write_all(contents.as_ref())?;
+    file.set_modified(now())
 }
 
 /// Reads a file's metadata.

@@ -1,5 +1,6 @@
 //! The machines that EC2 launches: their boots, their processes, and what becomes of them.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,7 +56,7 @@ pub(crate) async fn play(world: Arc<World>, events: mpsc::UnboundedSender<Event>
 async fn machine(world: Arc<World>, number: u64, id: String, events: mpsc::UnboundedSender<Event>) {
     world.note(&format!("machine {number} is {id}"));
     let faults: Vec<Fault> = world.faults().filter(|_| world.is_hostile()).cloned().collect();
-    let host = Arc::new(Machine::default());
+    let host = Arc::new(Machine::new(&id));
     if world.plan.mission.has_wrong_clocks {
         let mut dice = Dice::new(world.plan.seed, &format!("clock {number}"));
         host.set_clock(i64::try_from(dice.number(0, 57_600)).unwrap_or(0) - 28_800);
@@ -212,31 +213,31 @@ async fn process(
     world.set_kill(who, kill.clone());
     world.note(&format!("{who} starts"));
     let work_dir: PathBuf = world.dir.join(format!("work-{number}"));
-    let (lock, left) = workload::lock_trusted_work_dir(&work_dir, "tblTrans2").unwrap_or_default();
+    // The work folder is locked, and its name held, until the process is gone.
     let mission = &world.plan.mission;
-    let settings = NodeSettings {
+    let mut settings = NodeSettings {
         src: None,
         mission: None,
         source_bucket: Some(SOURCE_BUCKET.to_owned()),
         result_bucket: Some(RESULT_BUCKET.to_owned()),
         topic_arn: Some(TOPIC_ARN.to_owned()),
-        work_dir,
+        work_dir: work_dir.clone(),
         lease: LEASE,
         heartbeat: HEARTBEAT,
         checkpoint_every: Duration::from_mins(1),
         log_every: Duration::from_mins(1),
         slots: None,
-        left,
+        left: Vec::new(),
         max_idle: IDLE_MAX,
         max_lifetime: Some(NODE_LIFETIME),
         end_order: EndOrder::IfNode,
-        holds_work_dir: lock.is_some(),
+        holds_work_dir: false,
         workload: Some(Workload::Scripted(script(world, who))),
         simulation: Simulation::default(),
         bounds: Bounds { time_limit: Some(TIME_LIMIT), grace: Duration::from_secs(10), echo: false, sandbox: None },
         limits: Limits { max_interruptions: mission.max_interruptions, ..Limits::default() },
         sizes: SizeLimits::default(),
-        pricing: Pricing::Ec2 { on_demand: std::collections::BTreeMap::new(), billed_before: Duration::ZERO },
+        pricing: Pricing::Local,
         log: None,
         disk: Arc::default(),
         preflight: Arc::default(),
@@ -244,9 +245,13 @@ async fn process(
     };
     let stopping = Stopping::default();
     processes.send_replace(Some(stopping.clone()));
-    let node = Node { backend: world.backend(who, Some(id)), settings: Arc::new(settings), stopping };
-    // Its own folder of attempts is locked until the process is gone.
-    let run = on_machine(host, worker::run(node));
+    let backend = world.backend(who, Some(id));
+    let run = on_machine(host, async move {
+        let (lock, left) = workload::lock_trusted_work_dir(&work_dir, "tblTrans2").unwrap_or_default();
+        settings.pricing = Pricing::Ec2 { on_demand: BTreeMap::new(), billed_before: worker::billed_before(&work_dir) };
+        (settings.left, settings.holds_work_dir) = (left, lock.is_some());
+        worker::run(Node { backend, settings: Arc::new(settings), stopping }).await
+    });
     let ended = tokio::select! {
         life = run => {
             let outcome = life.outcome.map_or_else(|error| error.to_string(), |outcome| format!("{outcome:?}"));
@@ -256,6 +261,5 @@ async fn process(
         () = kill.cancelled() => false,
     };
     processes.send_replace(None);
-    drop(lock);
     ended
 }

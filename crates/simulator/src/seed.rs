@@ -48,6 +48,8 @@ static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 /// Runs a plan in this process, and prints its result.
 pub(crate) fn run(plan: Plan, is_json: bool) -> ExitCode {
+    // Before the seed is set: its name is not of the seed, so that runs of one seed at the same time have one folder each.
+    let dir = tempfile::Builder::new().prefix("lighthpc-simulation-").tempdir_in(memory_dir()).expect("a folder");
     shims::seed(plan.seed);
     if !is_json {
         log::collect();
@@ -58,7 +60,6 @@ pub(crate) fn run(plan: Plan, is_json: bool) -> ExitCode {
     }
     std::panic::set_hook(Box::new(|panic| locked(&PANICS).push(panic.to_string())));
     let (seed, faults) = (plan.seed, plan.faults.len());
-    let dir = tempfile::Builder::new().prefix("lighthpc-simulation-").tempdir_in(memory_dir()).expect("a folder");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     let runtime = runtime.expect("a runtime");
     let (world, virtual_s) = runtime.block_on(simulate(plan, dir.path().to_owned()));

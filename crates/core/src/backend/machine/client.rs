@@ -1,6 +1,5 @@
 //! The client of EC2 and IMDS: which machine this is, and whether another instance is alive.
 
-use std::os::unix::net::UnixDatagram;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use aws_config::imds;
@@ -9,6 +8,7 @@ use aws_sdk_ec2::config::Builder;
 use aws_sdk_ec2::types::{
     Filter, HttpTokensState, InstanceAttributeName, InstanceMetadataOptionsResponse, InstanceStateName,
 };
+use lighthpc_runtime::HeldName;
 
 use super::power_off::PowerOff;
 use super::proof::EndProof;
@@ -48,7 +48,7 @@ pub struct Machine {
     /// The id of this instance, from IMDS only: a machine terminates only itself.
     own: Arc<OnceLock<String>>,
     /// This process's slot on the instance.
-    pub(super) place: Arc<Mutex<Option<UnixDatagram>>>,
+    pub(super) place: Arc<Mutex<Option<HeldName>>>,
     /// Instances that EC2 did not list.
     unknown: Unknown,
 }

@@ -2,10 +2,10 @@
 //! process still needs the machine.
 
 use std::io;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::PoisonError;
 use std::time::Duration;
+
+use lighthpc_runtime::{hold_name, is_name_held};
 
 use super::client::Machine;
 
@@ -13,21 +13,15 @@ use super::client::Machine;
 /// call.
 const PLACES: u32 = 16;
 
-/// Returns the address of a slot: a socket with an abstract name. The kernel removes it with the process. All processes
-/// in one network namespace share the names, whatever their user, root folder or work folder.
-fn place(instance: &str, number: u32) -> io::Result<SocketAddr> {
-    SocketAddr::from_abstract_name(format!("lighthpc/{instance}/{number}"))
+/// Returns the name of a slot, which a process holds on the machine.
+fn place(instance: &str, number: u32) -> String {
+    format!("lighthpc/{instance}/{number}")
 }
 
 /// Returns whether a living process holds a slot on this instance.
 #[must_use]
 pub fn has_process(instance: &str) -> bool {
-    let is_taken = |number| {
-        // A datagram socket does not wait: connecting succeeds if the name is bound, and fails otherwise.
-        let socket = UnixDatagram::unbound()?;
-        socket.connect_addr(&place(instance, number)?)
-    };
-    (0..PLACES).any(|number| is_taken(number).is_ok())
+    (0..PLACES).any(|number| is_name_held(&place(instance, number)))
 }
 
 /// The number of checks of a taken slot, and the pause between them. A child that was just forked holds a copy of its
@@ -54,9 +48,9 @@ impl Machine {
     /// `may_be_first`, this process tries to get it.
     pub fn take_place(&self, instance: &str, may_be_first: bool) -> bool {
         for number in u32::from(!may_be_first)..PLACES {
-            match place(instance, number).and_then(|address| UnixDatagram::bind_addr(&address)) {
-                Ok(socket) => {
-                    *self.place.lock().unwrap_or_else(PoisonError::into_inner) = Some(socket);
+            match hold_name(&place(instance, number)) {
+                Ok(name) => {
+                    *self.place.lock().unwrap_or_else(PoisonError::into_inner) = Some(name);
                     return number == 0;
                 }
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
