@@ -11,9 +11,9 @@ use crate::backend::Kind;
 use crate::command::exit::ExitCode;
 use crate::domain::ids::AttemptNumber;
 use crate::domain::keys::log_key;
+use crate::domain::mission::Mission;
 use crate::domain::task::{State, Task};
 use crate::summary::Selection;
-use crate::worker::Stopping;
 
 /// The arguments of `logs`.
 #[derive(Debug, Args)]
@@ -54,7 +54,7 @@ pub(super) struct Log {
 }
 
 pub(super) async fn run(args: LogsArgs) -> Result<ExitCode, Failure> {
-    let mut place = args.place.open().await?;
+    let place = args.place.open().await?;
     let mission = place.mission(&args.mission).await?;
     let attempt = args.attempt.map(AttemptNumber);
     let Some(name) = &args.task else {
@@ -93,16 +93,22 @@ pub(super) async fn run(args: LogsArgs) -> Result<ExitCode, Failure> {
     if !args.follow {
         return Ok(ExitCode::Ok);
     }
-    let stopping = Stopping::default();
-    let _listener = signals::listen(stopping.clone()).map_err(|error| Failure {
-        exit: ExitCode::Internal,
-        error: error.into(),
-        hint: None,
-    })?;
-    let mut attempt = log.map_or(task.attempt, |log| log.attempt);
+    let attempt = log.map_or(task.attempt, |log| log.attempt);
+    let followed = signals::unless_interrupted(follow(place, &mission, name, attempt, shown)).await?;
+    followed.unwrap_or(Ok(ExitCode::Interrupted))
+}
+
+/// Prints what is added to a task's log until the task has ended. `shown` is what was printed of the attempt's log.
+async fn follow(
+    mut place: MissionPlace,
+    mission: &Mission,
+    name: &str,
+    mut attempt: AttemptNumber,
+    mut shown: Vec<u8>,
+) -> Result<ExitCode, Failure> {
     loop {
         place = place.reopened()?;
-        let task = place.task(&mission, name).await?;
+        let task = place.task(mission, name).await?;
         // The end of an attempt says why it ended: it is printed before the next one.
         for number in [attempt, task.attempt] {
             if number > attempt {
@@ -121,11 +127,7 @@ pub(super) async fn run(args: LogsArgs) -> Result<ExitCode, Failure> {
         if task.state.is_final() {
             return Ok(ExitCode::Ok);
         }
-        // Both arms may be dropped: neither holds anything.
-        tokio::select! {
-            () = tokio::time::sleep(if place.dir.is_some() { FOLLOW_PAUSE_LOCAL } else { FOLLOW_PAUSE }) => {}
-            () = stopping.drain.cancelled() => return Ok(ExitCode::Interrupted),
-        }
+        tokio::time::sleep(if place.dir.is_some() { FOLLOW_PAUSE_LOCAL } else { FOLLOW_PAUSE }).await;
     }
 }
 

@@ -20,6 +20,8 @@ use signal_hook::{flag, low_level};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 
+use super::failure::Failure;
+use crate::command::exit::ExitCode;
 use crate::worker::{DRAIN_LIMIT, Stopping};
 
 /// The signals that request the end of a process.
@@ -88,6 +90,21 @@ pub(super) fn listen(stopping: Stopping) -> std::io::Result<JoinSet<()>> {
         stopping.hurry.cancel();
     });
     Ok(listener)
+}
+
+/// Runs work that only reads, until a signal comes: then it is dropped where it is, and `None` is returned. A service that
+/// does not answer thus does not hold up the end of a command.
+///
+/// # Errors
+/// [`Failure`]: the signals cannot be listened for.
+pub(super) async fn unless_interrupted<T>(work: impl Future<Output = T>) -> Result<Option<T>, Failure> {
+    let stopping = Stopping::default();
+    let internal = |error: std::io::Error| Failure { exit: ExitCode::Internal, error: error.into(), hint: None };
+    let _listener = listen(stopping.clone()).map_err(internal)?;
+    tokio::select! {
+        done = work => Ok(Some(done)),
+        () = stopping.drain.cancelled() => Ok(None),
+    }
 }
 
 /// Waits for one of the signals; forever if all are ignored. Signals that arrive at the same time count once.

@@ -14,7 +14,6 @@ use super::{screen, signals};
 use crate::command::exit::ExitCode;
 use crate::domain::mission::{Mission, Tally};
 use crate::render::{SCHEMA, mission_json};
-use crate::worker::Stopping;
 
 /// The arguments of `wait`.
 #[derive(Debug, Args)]
@@ -93,12 +92,6 @@ struct Waited {
 
 /// Waits until every task of a mission has ended, or until the time is over, or a signal comes.
 async fn until_complete(mut place: MissionPlace, id: &str, limit: Option<Duration>) -> Result<Waited, Failure> {
-    let stopping = Stopping::default();
-    let _listener = signals::listen(stopping.clone()).map_err(|error| Failure {
-        exit: ExitCode::Internal,
-        error: error.into(),
-        hint: None,
-    })?;
     let (started, mut pause, mut shown) = (Instant::now(), PAUSE_MIN, None);
     let mut answered = Instant::now();
     let mut mission = place.mission(id).await?;
@@ -118,7 +111,10 @@ async fn until_complete(mut place: MissionPlace, id: &str, limit: Option<Duratio
             let total = mission.total(place.backend.ledger.tally(&mission).await?);
             Ok::<_, Failure>((mission, total))
         };
-        match read.await {
+        let Some(read) = signals::unless_interrupted(read).await? else {
+            return Ok(interrupted(mission, total));
+        };
+        match read {
             Ok((now, sum)) => {
                 answered = Instant::now();
                 (mission, total) = (now, sum);
@@ -141,17 +137,18 @@ async fn until_complete(mut place: MissionPlace, id: &str, limit: Option<Duratio
             screen::to_stderr("the time of --timeout is over; the mission goes on\n");
             return Ok(Waited { mission, total, end: ExitCode::WaitTimeout });
         }
-        // Both arms may be dropped: neither holds anything.
-        tokio::select! {
-            () = tokio::time::sleep(left.map_or(pause, |left| left.min(pause))) => {}
-            () = stopping.drain.cancelled() => {
-                screen::to_stderr("interrupted; the mission goes on\n");
-                return Ok(Waited { mission, total, end: ExitCode::Interrupted });
-            }
+        let pausing = tokio::time::sleep(left.map_or(pause, |left| left.min(pause)));
+        if signals::unless_interrupted(pausing).await?.is_none() {
+            return Ok(interrupted(mission, total));
         }
         pause = (pause * 2).min(PAUSE_MAX);
         place = place.reopened()?;
     }
+}
+
+fn interrupted(mission: Mission, total: Tally) -> Waited {
+    screen::to_stderr("interrupted; the mission goes on\n");
+    Waited { mission, total, end: ExitCode::Interrupted }
 }
 
 /// Prints one line with the counts.

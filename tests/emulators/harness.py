@@ -351,6 +351,11 @@ def _launch(ec2, tags):
     return made["Instances"][0]["InstanceId"]
 
 
+def hear_interrupts():
+    """As at a terminal: what a shell starts in the background ignores SIGINT, and so does what that starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Cloud:
     """One test's own tables, buckets, topic, and instances. Their names are unique, so nothing is ever reset."""
 

@@ -11,7 +11,7 @@ import signal
 import subprocess
 
 import pytest
-from harness import KEYS, ROOT
+from harness import KEYS, ROOT, hear_interrupts
 from test_doctor import GOOD_TEMPLATE
 from test_scheduler import COPY, account  # noqa: F401: a fixture
 
@@ -108,7 +108,7 @@ def run(line, env, place, interrupt):
     """Runs a line to its end; one that goes on for ever is interrupted as by Ctrl-C once it has begun."""
     with subprocess.Popen(
         ["/bin/sh", "-c", line], env=env, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        stdin=subprocess.DEVNULL, start_new_session=True,
+        stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=hear_interrupts,
     ) as shell:  # fmt: skip
         try:
             said, _ = shell.communicate(timeout=4 if interrupt else 40)

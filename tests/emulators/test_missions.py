@@ -1,10 +1,18 @@
 """Missions of several tasks: results, the tally, and one notification."""
 
+import itertools
 import json
 import re
+import signal
+import subprocess
+import threading
 import time
 
+import chaos_proxy
+import pytest
 from attempts import COPY, assert_announced, assert_done
+from harness import KEYS, hear_interrupts
+from recording import NoDice
 
 
 def test_rows_of_the_first_version_are_carried_on(cloud):
@@ -149,6 +157,31 @@ def test_what_failed_is_found_waited_for_and_fetched(cloud):
     assert "the end is near" in report.read_text()
     history = cloud.task("two")["history"][0]
     assert (history["purchase"], history["exitCode"]) == ("spot", 42)
+
+
+@pytest.mark.parametrize("command", [["wait", "M001"], ["logs", "M001", "one", "--follow"]])
+def test_an_interrupt_ends_a_command_whose_service_does_not_answer(cloud, command):
+    cloud.put_mission("M001", 1)
+    cloud.put_task("one", "M001")
+    is_stalled, is_over = threading.Event(), threading.Event()
+    # The first reads are answered: then the command waits for the mission.
+    requests = itertools.count(1)
+
+    def stall(*_):
+        if next(requests) > 4:
+            is_stalled.set()
+            is_over.wait(60)
+
+    with chaos_proxy.Proxy(cloud.clients.endpoint, NoDice(), None, rates={}) as proxy:
+        proxy.on_request = stall
+        env = cloud.environment(**KEYS, AWS_ENDPOINT_URL=proxy.url)
+        with subprocess.Popen([cloud.binary, *command], env=env, stderr=subprocess.PIPE, preexec_fn=hear_interrupts) as shown:
+            assert is_stalled.wait(60)
+            began = time.monotonic()
+            shown.send_signal(signal.SIGINT)
+            assert shown.wait(30) == 130
+            is_over.set()
+        assert time.monotonic() - began < 3
 
 
 def leaves(value, name=""):

@@ -180,6 +180,11 @@ impl Fleet {
         locked(&self.machines).get_mut(id).map(change)
     }
 
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) fn is_running(&self, id: &str) -> bool {
+        locked(&self.machines).get(id).is_some_and(|machine| machine.is_running)
+    }
+
     pub(super) fn instances(&self) -> Vec<Instance> {
         let instance = |(id, machine): (String, Machine)| Instance {
             id,

@@ -38,6 +38,12 @@ impl LocalCloud {
         self.services.fleet.launches()
     }
 
+    /// Returns whether an instance runs.
+    #[must_use]
+    pub fn is_running(&self, id: &str) -> bool {
+        self.services.fleet.is_running(id)
+    }
+
     /// Returns the parameters of every call of EC2's `action`, in the order of arrival.
     #[must_use]
     pub fn requests(&self, action: &str) -> Vec<BTreeMap<String, String>> {

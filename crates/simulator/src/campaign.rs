@@ -86,7 +86,12 @@ pub(crate) fn run(
                 results.push(result);
             }
             Err(error) => {
-                println!("{}: no result: {error}: {}", job.name(), output.status);
+                let why = if output.status.code() == Some(3) {
+                    "not over after 5 minutes".to_owned()
+                } else {
+                    error.to_string()
+                };
+                println!("{}: no result: {why}: {}", job.name(), output.status);
                 failed.push((job, None));
             }
         }

@@ -16,7 +16,7 @@ const fn ms(milliseconds: u64) -> Duration {
 }
 
 /// The kinds of faults. The commonest stand here more than once.
-const KINDS: [Kind; 30] = [
+const KINDS: [Kind; 32] = [
     Kind::NodeRequest,
     Kind::NodeRequest,
     Kind::NodeRequest,
@@ -26,6 +26,8 @@ const KINDS: [Kind; 30] = [
     Kind::Slow,
     Kind::Stalls,
     Kind::Stalls,
+    Kind::Repeats,
+    Kind::Repeats,
     Kind::Reclaim,
     Kind::Reclaim,
     Kind::Notice,
@@ -56,6 +58,7 @@ enum Kind {
     Outage,
     Slow,
     Stalls,
+    Repeats,
     Reclaim,
     Notice,
     Kill,
@@ -79,28 +82,41 @@ enum Kind {
 /// Draws the plan of a seed.
 pub(crate) fn plan(seed: u64) -> Plan {
     let mut dice = Dice::new(seed, "plan");
-    // Most missions are small: a short list of faults is enough for most races. Some are not.
-    let tasks = if dice.chance(90) { dice.number(1, 8) } else { dice.number(9, 30) };
-    let nodes = dice.chance(50).then(|| dice.number(1, 4));
+    // Most missions are small: a short list of faults is enough for most races. Some are not. In a long one, nodes are
+    // between two tasks often, at an age at which an idle node is terminated.
+    let is_long = dice.chance(5);
+    let tasks = match dice.number(1, 100) {
+        _ if is_long => dice.number(30, 60),
+        ..=90 => dice.number(1, 8),
+        _ => dice.number(9, 30),
+    };
+    let nodes = (is_long || dice.chance(50)).then(|| dice.number(1, if is_long { 2 } else { 4 }));
     let slots = nodes.filter(|_| dice.chance(50)).map(|_| dice.number(1, 3));
+    let takes = match dice.pick(&[s(5), s(30), s(120), s(120), s(600), s(2400)]) {
+        _ if is_long => (s(20), s(60)),
+        most => (ms(500), most),
+    };
+    // Sweeps that overlap by far, in missions that are over soon: they are most of the requests.
+    let often = if !is_long && takes.1 <= s(120) { s(12) } else { s(40) };
     let mission = MissionPlan {
         tasks,
         nodes: nodes.and_then(|nodes| u32::try_from(nodes).ok()),
         slots: slots.and_then(|slots| u16::try_from(slots).ok()),
         uploads: dice.chance(30),
-        takes: (ms(500), dice.pick(&[s(5), s(30), s(120), s(120), s(600), s(2400)])),
+        takes,
         has_checkpoints: dice.chance(40),
         has_folder: tasks > 1 && dice.chance(15),
         max_interruptions: dice.pick(&[1, 3, 20]),
         node_limit: dice.chance(15).then(|| dice.number(1, 3)),
         notifies_early: dice.chance(30),
-        sweep_every: dice.pick(&[s(300), s(300), s(90), s(40)]),
+        sweep_every: dice.pick(&[s(300), s(300), s(90), often]),
         latency: dice.pick(&[ms(30), ms(30), ms(500), s(3)]),
         has_wrong_clocks: dice.chance(40),
+        has_spare_instances: dice.chance(15),
     };
     // A mission is busy for some minutes; faults after that concern its end.
     let rounds = mission.nodes.map_or(2, |nodes| 1 + u32::try_from(tasks).unwrap_or(1) / nodes);
-    let busy = s(90) + mission.takes.1 * rounds.min(8);
+    let busy = s(90) + mission.takes.1 * rounds.min(if is_long { 30 } else { 8 });
     let hostile = dice.time(busy + s(300), busy + s(3_000));
     let kinds: Vec<Kind> = match dice.number(0, 3) {
         0 => KINDS.to_vec(),
@@ -109,6 +125,11 @@ pub(crate) fn plan(seed: u64) -> Plan {
     let count = if dice.chance(4) { 0 } else { dice.number(1, 6 + 4 * tasks) };
     let draw = |n: u64| fault(&mut Dice::new(seed, &format!("fault {n}")), &kinds, &mission, busy, hostile);
     let mut faults: Vec<Fault> = (0..count).map(draw).collect();
+    if mission.has_spare_instances {
+        faults.extend((0..tasks.min(3)).flat_map(|n| takeover(&mut Dice::new(seed, &format!("takeover {n}")), n)));
+        // Otherwise the event of the loss is first.
+        faults.extend((0..12).map(|event| Fault::Event { event, copies: 0, delay: Duration::ZERO }));
+    }
     // People act in two of three missions.
     let acts = if dice.chance(66) { dice.number(1, 5) } else { 0 };
     for n in 0..acts {
@@ -116,6 +137,13 @@ pub(crate) fn plan(seed: u64) -> Plan {
         faults.push(Fault::Operator { when: when(dice, &mission, busy), act: act(dice) });
     }
     Plan { seed, mission, hostile, faults }
+}
+
+/// Draws the loss of the n-th task's instance before its spare one has booted, which then takes the task over.
+fn takeover(dice: &mut Dice, n: u64) -> [Fault; 2] {
+    let after = dice.time(s(30), s(150));
+    let boot = Fault::Boot { machine: 2 * n + 1, takes: Some(dice.time(after, after + s(150))) };
+    [boot, Fault::Reclaim { machine: 2 * n, after }]
 }
 
 fn fate(dice: &mut Dice) -> Fate {
@@ -155,6 +183,10 @@ fn fault(dice: &mut Dice, kinds: &[Kind], mission: &MissionPlan, busy: Duration,
         Kind::Stalls => {
             let (length, by) = (dice.time(s(60), s(2_400)), dice.time(s(1), s(100)));
             Fault::Stalls { service, from: at, length, percent: dice.number(2, 30), by }
+        }
+        Kind::Repeats => {
+            let (length, by) = (dice.time(s(60), s(2_400)), dice.time(ms(10), s(240)));
+            Fault::Repeats { service, from: at, length, percent: dice.number(2, 50), by }
         }
         Kind::Reclaim => Fault::Reclaim { machine, after },
         Kind::Notice => Fault::Notice { machine, after, lead: dice.time(Duration::ZERO, s(120)) },

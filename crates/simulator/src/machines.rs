@@ -119,7 +119,7 @@ const BOOT: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs
 
 impl World {
     pub(crate) fn is_running(&self, id: &str) -> bool {
-        self.cloud.instances().iter().any(|instance| instance.id == id && instance.state == "running")
+        self.cloud.is_running(id)
     }
 }
 

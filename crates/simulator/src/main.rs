@@ -7,12 +7,14 @@ mod draw;
 mod edits;
 mod events;
 mod index;
+mod limits;
 mod lock;
 mod log;
 mod machines;
 mod network;
 mod operators;
 mod plan;
+mod scale;
 mod script;
 mod seed;
 mod settings;
@@ -52,6 +54,15 @@ struct Arguments {
     /// With --seed or --plan: print the shortest list of faults that still fails
     #[arg(long)]
     shrink: bool,
+    /// Run one mission of so many tasks, without faults, over models of the services' limits
+    #[arg(long, value_name = "TASKS", conflicts_with_all = ["seed", "seeds", "minutes", "plan"])]
+    scale: Option<u64>,
+    /// With --scale: the nodes; 0: none, and one sweep over the pending tasks
+    #[arg(long, default_value_t = 100, requires = "scale")]
+    nodes: u32,
+    /// With --scale: how long a task takes, in seconds
+    #[arg(long, default_value_t = 10.0, requires = "scale")]
+    task_time: f64,
     /// With --seed or --plan: print only the result, as JSON
     #[arg(long)]
     json: bool,
@@ -75,6 +86,10 @@ fn fresh_seed() -> u64 {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(tasks) = arguments.scale {
+        let task_time = Duration::from_secs_f64(arguments.task_time);
+        return scale::run(scale::Scale { tasks, nodes: arguments.nodes, task_time });
+    }
     let plan = match (&arguments.plan, arguments.seed) {
         (Some(file), _) => Some(seed::read_plan(file)),
         (None, Some(seed)) => Some(draw::plan(seed)),

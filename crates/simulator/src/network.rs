@@ -51,6 +51,12 @@ impl Network for SimulatedNetwork {
         if call.service == Service::Imds {
             return Box::pin(async move { call.apply().await });
         }
+        if world.limits.is_some() {
+            return Box::pin(async move {
+                let limits = world.limits.as_ref().expect("limits");
+                limits.carry(call).await
+            });
+        }
         let number = world.next_request(who);
         let is_killed = is_killed_at(&world, who, number);
         let (sender, receiver) = oneshot::channel();
@@ -156,10 +162,16 @@ async fn carry(world: Arc<World>, who: Who, number: u64, call: Call, answer: one
         }
         _ => apply(&world, who, number, &call).await,
     };
-    if let Some(Fate::Repeat(after)) = fate {
+    let repeat = match fate {
+        Some(Fate::Repeat(after)) => Some(after),
+        None if who != Who::Hand => world.repeat(service, &mut dice),
+        _ => None,
+    };
+    if let Some(after) = repeat {
         let (world, call) = (Arc::clone(&world), call.clone());
         spawn(async move {
             tokio::time::sleep(after).await;
+            world.saw("request applied again");
             world.disturb(who, Some(service));
             let _applied = apply(&world, who, number, &call).await;
         });

@@ -208,6 +208,8 @@ pub(crate) enum Fault {
     Slow { service: Of, from: Duration, length: Duration, by: Duration },
     /// Some requests to a service stall on their way, or their answers do.
     Stalls { service: Of, from: Duration, length: Duration, percent: u64, by: Duration },
+    /// Some requests to a service are applied again, as by a client that gave up waiting and sent them twice.
+    Repeats { service: Of, from: Duration, length: Duration, percent: u64, by: Duration },
     /// The machine vanishes a time after its launch, without a notice.
     Reclaim { machine: u64, after: Duration },
     /// EC2 takes the machine back, with a notice.
@@ -293,6 +295,13 @@ impl fmt::Display for Fault {
                 let (from, length, by) = (Time(*from), Time(*length), Time(*by));
                 write!(f, "{percent} % of the requests to {service:?} stall for up to {by}, for {length} from {from}")
             }
+            Self::Repeats { service, from, length, percent, by } => {
+                let (from, length, by) = (Time(*from), Time(*length), Time(*by));
+                write!(
+                    f,
+                    "{percent} % of the requests to {service:?} are applied again up to {by} later, for {length} from {from}"
+                )
+            }
             Self::Reclaim { machine, after } => {
                 write!(f, "machine {machine} vanishes {} after its launch", Time(*after))
             }
@@ -376,6 +385,9 @@ pub(crate) struct MissionPlan {
     pub(crate) latency: Duration,
     /// Whether each machine's wall clock is wrong by up to eight hours.
     pub(crate) has_wrong_clocks: bool,
+    /// Whether each launch makes one instance more than it asks for, which EC2 does not name in its answer.
+    #[serde(default)]
+    pub(crate) has_spare_instances: bool,
 }
 
 /// A seed's plan.

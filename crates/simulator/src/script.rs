@@ -8,6 +8,7 @@ use lighthpc::domain::progress::Progress;
 use lighthpc::workload::{Exit, Script, ScriptRun};
 
 use crate::check;
+use crate::lock::locked;
 use crate::plan::{Dice, Does, Fault};
 use crate::tasks::{number_of, result_of};
 use crate::who::Who;
@@ -21,9 +22,13 @@ pub(crate) fn script(world: &Arc<World>, who: Who) -> Script {
 
 async fn run(world: Arc<World>, who: Who, given: ScriptRun) -> io::Result<Exit> {
     let (src, attempt) = (given.env.src.to_string(), given.env.attempt.0);
+    let started = world.time();
     check::workload_starts(&world, who, &src, attempt);
     let exit = steps(&world, who, &given, &src, attempt).await;
     check::workload_ends(&world, &src, &exit);
+    let mut work = locked(&world.work);
+    let first = work.map_or(started, |(first, _)| first);
+    *work = Some((first, world.time()));
     exit
 }
 

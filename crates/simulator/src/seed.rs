@@ -24,6 +24,9 @@ const END_MAX: Duration = Duration::from_hours(12);
 /// How long everything must have ended until a simulation is over.
 const QUIET: Duration = Duration::from_mins(6);
 
+/// How long a plan may take in real time: they take a second as a rule. A loop without a pause never ends.
+const REAL_TIME_MAX: Duration = Duration::from_mins(5);
+
 /// The result of one plan.
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
 pub(crate) struct SeedResult {
@@ -49,7 +52,7 @@ static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 /// Runs a plan in this process, and prints its result.
 pub(crate) fn run(plan: Plan, is_json: bool) -> ExitCode {
     // Before the seed is set: its name is not of the seed, so that runs of one seed at the same time have one folder each.
-    let dir = tempfile::Builder::new().prefix("lighthpc-simulation-").tempdir_in(memory_dir()).expect("a folder");
+    let dir = new_dir();
     shims::seed(plan.seed);
     if !is_json {
         log::collect();
@@ -58,6 +61,7 @@ pub(crate) fn run(plan: Plan, is_json: bool) -> ExitCode {
             println!("fault {number}: {fault}");
         }
     }
+    std::thread::spawn(end_if_endless);
     std::panic::set_hook(Box::new(|panic| locked(&PANICS).push(panic.to_string())));
     let (seed, faults) = (plan.seed, plan.faults.len());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
@@ -92,10 +96,18 @@ pub(crate) fn run(plan: Plan, is_json: bool) -> ExitCode {
     ExitCode::from(u8::from(!result.broken.is_empty()))
 }
 
-/// Returns a folder in memory, if the machine has one.
-fn memory_dir() -> PathBuf {
+#[expect(clippy::disallowed_methods, reason = "the main thread is in a loop without an end")]
+fn end_if_endless() {
+    std::thread::sleep(REAL_TIME_MAX);
+    eprintln!("not over after {} s", REAL_TIME_MAX.as_secs());
+    std::process::exit(3);
+}
+
+/// Creates a folder, in memory if the machine has such a file system.
+pub(crate) fn new_dir() -> tempfile::TempDir {
     let memory = PathBuf::from("/dev/shm");
-    if memory.is_dir() { memory } else { std::env::temp_dir() }
+    let parent = if memory.is_dir() { memory } else { std::env::temp_dir() };
+    tempfile::Builder::new().prefix("lighthpc-simulation-").tempdir_in(parent).expect("a folder")
 }
 
 async fn simulate(plan: Plan, dir: PathBuf) -> (Arc<World>, u64) {
@@ -147,6 +159,8 @@ fn change_launches(world: &Arc<World>) {
             }
             _ => None,
         });
+        let spare = hooked.is_hostile() && hooked.plan.mission.has_spare_instances;
+        let change = change.or(spare.then_some(LaunchChange { fewer: 0, more: 1 }));
         if let Some(change) = change {
             hooked.saw(if change.more > 0 { "launch of one more" } else { "launch of fewer" });
         }

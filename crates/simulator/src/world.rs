@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::check::{Checker, Known};
+use crate::limits::Limits;
 use crate::lock::locked;
 use crate::plan::{Dice, Fault, Of, Plan};
 use crate::who::Who;
@@ -61,6 +62,10 @@ pub(crate) struct World {
     started: Instant,
     /// Cancelled at the end of the time of faults.
     pub(crate) calm: CancellationToken,
+    /// With it, requests have no faults, and no checker looks at them.
+    pub(crate) limits: Option<Limits>,
+    /// When the first workload started, and the last ended.
+    pub(crate) work: Mutex<Option<(Duration, Duration)>>,
     /// How many tasks have ended, and whether all have.
     pub(crate) ends: watch::Sender<(u64, bool)>,
 }
@@ -73,7 +78,16 @@ pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) {
 
 impl World {
     pub(crate) fn new(plan: Plan, cloud: LocalCloud, dir: PathBuf) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new(Self::with(plan, cloud, dir, None))
+    }
+
+    /// Makes a world for figures, in which nothing is checked.
+    pub(crate) fn with_limits(plan: Plan, cloud: LocalCloud, dir: PathBuf, limits: Limits) -> Arc<Self> {
+        Arc::new(Self::with(plan, cloud, dir, Some(limits)))
+    }
+
+    fn with(plan: Plan, cloud: LocalCloud, dir: PathBuf, limits: Option<Limits>) -> Self {
+        Self {
             plan,
             cloud,
             dir,
@@ -88,8 +102,10 @@ impl World {
             seen: Mutex::default(),
             started: Instant::now(),
             calm: CancellationToken::new(),
+            limits,
+            work: Mutex::default(),
             ends: watch::Sender::new((0, false)),
-        })
+        }
     }
 
     /// Returns the time since the start.
@@ -99,6 +115,9 @@ impl World {
 
     /// Adds a line to the trace.
     pub(crate) fn note(&self, line: &str) {
+        if self.limits.is_some() {
+            return;
+        }
         let timed = |at: Duration, text: &str| format!("{:>6}.{:03} {text}", at.as_secs(), at.subsec_millis());
         let mut trace = locked(&self.trace);
         trace.extend(crate::log::take().iter().map(|(at, text)| timed(*at, &format!("  | {text}"))));
@@ -217,6 +236,19 @@ impl World {
             }
         }
         (Duration::ZERO, Duration::ZERO)
+    }
+
+    /// Draws how long after a request it is applied again.
+    pub(crate) fn repeat(&self, service: Of, dice: &mut Dice) -> Option<Duration> {
+        let now = self.time();
+        self.faults().filter(|_| self.is_hostile()).find_map(|fault| match fault {
+            Fault::Repeats { service: of, from, length, percent, by }
+                if *of == service && now >= *from && now < *from + *length && dice.chance(*percent) =>
+            {
+                Some(dice.time(Duration::ZERO, *by))
+            }
+            _ => None,
+        })
     }
 
     /// Returns whether a service answers nobody now.

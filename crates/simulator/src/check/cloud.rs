@@ -118,6 +118,7 @@ fn check_launch(world: &World, who: Who) {
     let instances = world.cloud.instances();
     let is_hidden = |number: u64| {
         world.faults().any(|fault| matches!(fault, Fault::Hide { machine, .. } if *machine == number))
+            || world.plan.mission.has_spare_instances
             || world.faults().any(|fault| matches!(fault, Fault::Launch { more, .. } if *more > 0))
     };
     for instance in &instances {

@@ -14,6 +14,7 @@ use super::checker::Checker;
 use super::cloud::{FOREIGN_BYTES, FOREIGN_KEY, is_foreign};
 use super::rows::{MISSIONS, TASKS, number, text};
 use crate::lock::locked;
+use crate::plan::Fault;
 use crate::tasks::MISSION;
 use crate::tasks::{input_of, result_of};
 use crate::who::Who;
@@ -135,8 +136,8 @@ fn check_verdict(world: &World, src: &str, row: &Value) {
     let is_earned = match verdict {
         "cancelled" => was_cancelled || number(row, "interruptions") > max,
         "lost" | "spot-interrupted" => number(row, "interruptions") >= max,
-        // Instances that ended before a claim, or failures of services.
-        "infra" => launched >= 5 || number(row, "appFailures") > 0 || !world.plan.faults.is_empty(),
+        // Instances that ended before a claim, or failures of services and disks.
+        "infra" => launched >= 5 || number(row, "appFailures") > 0 || world.faults().any(is_of_infrastructure),
         "app-error" | "timeout" | "no-result" | "oom" | "disk-full" => {
             failures > 0
                 || number(row, "crashes") > 0
@@ -151,6 +152,21 @@ fn check_verdict(world: &World, src: &str, row: &Value) {
             &format!("{src} failed as {verdict} ({error}), and nothing of the kind happened"),
         );
     }
+}
+
+/// Returns whether a fault can be the reason of a task's failure by something else than its program.
+fn is_of_infrastructure(fault: &Fault) -> bool {
+    !matches!(
+        fault,
+        Fault::Operator { .. }
+            | Fault::Workload { .. }
+            | Fault::Event { .. }
+            | Fault::Lag { .. }
+            | Fault::TwoSweeps { .. }
+            | Fault::KillCaller { .. }
+            | Fault::Clock { .. }
+            | Fault::Launch { fewer: 0, .. }
+    )
 }
 
 fn check_notified(world: &World, mission: &Value) {

@@ -65,8 +65,8 @@ pub(crate) struct Known {
     pub(super) machines: BTreeMap<String, MachineLife>,
     /// When a task last waited.
     pub(super) waited: Duration,
-    /// Since when the mission is cancelled.
-    pub(super) cancelled: Option<Duration>,
+    /// Since when the mission is cancelled, and by whom.
+    pub(super) cancelled: Option<(Duration, Who)>,
     /// When it was last reinstated.
     pub(super) reinstated: Option<Duration>,
     /// Whether it ever was.

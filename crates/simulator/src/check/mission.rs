@@ -18,7 +18,7 @@ pub(super) fn check(world: &World, who: Who, changes: &[Change]) {
         let Change { old, new, .. } = change;
         let mut known = locked(&world.known);
         if text(old, "cancelledAt").is_empty() != text(new, "cancelledAt").is_empty() {
-            known.cancelled = (!text(new, "cancelledAt").is_empty()).then(|| world.time());
+            known.cancelled = (!text(new, "cancelledAt").is_empty()).then(|| (world.time(), who));
             known.was_cancelled |= known.cancelled.is_some();
             if known.cancelled.is_none() {
                 known.reinstated = Some(world.time());

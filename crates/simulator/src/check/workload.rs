@@ -7,6 +7,7 @@ use lighthpc::workload::Exit;
 use super::checker::Checker;
 use super::rows::{task_row, text};
 use crate::lock::locked;
+use crate::plan::Fault;
 use crate::tasks::MISSION;
 use crate::who::Who;
 use crate::world::World;
@@ -15,6 +16,11 @@ use crate::world::World;
 /// may die, and then the next sweep asks; a holder that does not answer loses its lease first. The next sweep comes
 /// within five minutes, and needs another five at most.
 const STOPS_WITHIN: Duration = Duration::from_mins(15);
+/// The same if no fault hits who cancels, either: the command finds the task in one of its first passes, its holder reads
+/// the request at its next heartbeat, and the workload has 10 seconds to stop.
+const STOPS_SOON: Duration = Duration::from_secs(60);
+/// The requests of the command and of the holder until then.
+const STOP_REQUESTS: u32 = 20;
 
 /// A workload starts.
 pub(crate) fn starts(world: &World, who: Who, src: &str, attempt: u64) {
@@ -33,10 +39,12 @@ pub(crate) fn starts(world: &World, who: Who, src: &str, attempt: u64) {
 
 /// A workload runs on.
 pub(crate) fn runs(world: &World, who: Who, src: &str, attempt: u64) {
-    let Some(since) = locked(&world.known).cancelled else { return };
+    let Some((since, by)) = locked(&world.known).cancelled else { return };
     let age = world.time().saturating_sub(since);
     let is_of_mission = text(&task_row(world, src), "missionID") == MISSION;
-    if is_of_mission && age > STOPS_WITHIN && !world.is_disturbed_since(who, since) {
+    let is_delayed = world.is_disturbed_since(by, since) || world.faults().any(|f| matches!(f, Fault::Lag { .. }));
+    let longest = if is_delayed { STOPS_WITHIN } else { STOPS_SOON + STOP_REQUESTS * world.plan.mission.latency };
+    if is_of_mission && age > longest && !world.is_disturbed_since(who, since) {
         let age = age.as_secs();
         world.broken(Checker::Cancel, &format!("attempt {attempt} of {src} runs {age} s after the cancellation"));
     }
