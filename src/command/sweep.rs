@@ -16,7 +16,11 @@ pub(super) async fn run(args: SweepArgs) -> Result<ExitCode, Failure> {
     let listener = signals::listen(stopping.clone());
     let _listener = listener.map_err(|error| Failure { exit: ExitCode::Internal, error: error.into(), hint: None })?;
     loop {
-        let swept = scheduler.sweep(&stopping.drain).await;
+        // It may be dropped anywhere, as the function may be killed: the next sweep goes on.
+        let swept = tokio::select! {
+            swept = scheduler.sweep(&stopping.drain) => swept,
+            () = stopping.hurry.cancelled() => return Ok(ExitCode::Interrupted),
+        };
         let has_failed = match &swept {
             Ok(findings) => {
                 for finding in findings {

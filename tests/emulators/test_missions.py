@@ -159,8 +159,11 @@ def test_what_failed_is_found_waited_for_and_fetched(cloud):
     assert (history["purchase"], history["exitCode"]) == ("spot", 42)
 
 
-@pytest.mark.parametrize("command", [["wait", "M001"], ["logs", "M001", "one", "--follow"]])
-def test_an_interrupt_ends_a_command_whose_service_does_not_answer(cloud, command):
+@pytest.mark.parametrize(
+    "answered, command",
+    [(4, ["wait", "M001"]), (4, ["logs", "M001", "one", "--follow"]), (0, ["sweep"]), (0, ["sweep", "--watch"])],
+)
+def test_interrupts_end_a_command_whose_service_does_not_answer(cloud, answered, command):
     cloud.put_mission("M001", 1)
     cloud.put_task("one", "M001")
     is_stalled, is_over = threading.Event(), threading.Event()
@@ -168,7 +171,7 @@ def test_an_interrupt_ends_a_command_whose_service_does_not_answer(cloud, comman
     requests = itertools.count(1)
 
     def stall(*_):
-        if next(requests) > 4:
+        if next(requests) > answered:
             is_stalled.set()
             is_over.wait(60)
 
@@ -179,6 +182,10 @@ def test_an_interrupt_ends_a_command_whose_service_does_not_answer(cloud, comman
             assert is_stalled.wait(60)
             began = time.monotonic()
             shown.send_signal(signal.SIGINT)
+            if command[0] == "sweep":
+                # The first asks it to end after its step.
+                time.sleep(0.3)
+                shown.send_signal(signal.SIGINT)
             assert shown.wait(30) == 130
             is_over.set()
         assert time.monotonic() - began < 3

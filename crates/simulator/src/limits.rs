@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::lock::locked;
 use crate::plan::Dice;
+use crate::requests::{Item, index_partition, items};
 use crate::tasks::MISSION;
 
 /// Units per second of one partition of DynamoDB, of a table or an index, and of one item. Source: Amazon DynamoDB
@@ -166,13 +167,7 @@ impl Limits {
             operation.throttled += u64::from(is_throttled);
         }
         let answer = if is_throttled {
-            let (status, code) = match call.service {
-                Service::Dynamodb => (400, "ThrottlingException"),
-                Service::S3 => (503, "SlowDown"),
-                Service::Sns => (400, "Throttling"),
-                Service::Ec2 | Service::Imds => (503, "RequestLimitExceeded"),
-            };
-            Ok(call.refusal(status, code))
+            Ok(throttled(&call))
         } else {
             ask_for_units(&mut call);
             let answer = call.apply().await;
@@ -201,7 +196,7 @@ impl Limits {
             Service::Dynamodb => {
                 let body: Value = serde_json::from_slice(&call.body).unwrap_or_default();
                 let mut names = Vec::new();
-                for (table, key) in items(&body) {
+                for Item { table, key, .. } in items(&body) {
                     names.push(even(format!("table {table}"), TABLE));
                     names.push(even(format!("item {table} {key}"), PARTITION));
                 }
@@ -218,23 +213,16 @@ impl Limits {
 
     /// Returns the partitions of the index of open tasks that a request reads, or changes.
     fn index_partitions(&self, body: &Value) -> Vec<String> {
-        if body["IndexName"].is_string() {
-            let values = body["ExpressionAttributeValues"].as_object();
-            let texts = values.into_iter().flatten().filter_map(|(_, value)| value["S"].as_str());
-            return texts.filter(|text| text.contains('#')).take(1).map(str::to_owned).collect();
+        if let Some(partition) = index_partition(body) {
+            return vec![partition.to_owned()];
         }
         let mission = MissionId::new(MISSION).ok();
-        let changes_index = |item: &Value| {
-            item.to_string().contains("openAs")
-                && item["UpdateExpression"].as_str().is_some_and(|text| !text.is_empty())
-                || item["Item"]["openAs"].is_object()
+        let changes_index = |item: &Item<'_>| {
+            item.part["Item"]["openAs"].is_object()
+                || item.part["UpdateExpression"].is_string() && item.part.to_string().contains("openAs")
         };
-        writes(body)
-            .into_iter()
-            .filter(|(_, item)| changes_index(item))
-            .filter_map(|(_, item)| SrcId::new(written_key(item)?).ok())
-            .map(|src| open_partition(mission.as_ref(), shard_of(&src, self.shards)))
-            .collect()
+        let changed = items(body).into_iter().filter(changes_index).filter_map(|item| SrcId::new(item.key).ok());
+        changed.map(|src| open_partition(mission.as_ref(), shard_of(&src, self.shards))).collect()
     }
 
     fn have_room(&self, wanted: &[(BucketName, f64, f64)]) -> bool {
@@ -296,47 +284,6 @@ fn is_write(call: &Call) -> bool {
     !reads.iter().any(|read| call.operation.starts_with(read))
 }
 
-/// The partition keys of the tables of tasks and missions.
-const KEYS: [&str; 2] = ["srcFilename", "timePush"];
-
-fn key_of(attributes: &Value) -> Option<String> {
-    KEYS.iter().find_map(|name| attributes[*name]["S"].as_str()).map(str::to_owned)
-}
-
-/// Returns the partition key of an item that is written.
-fn written_key(item: &Value) -> Option<String> {
-    key_of(&item["Key"]).or_else(|| key_of(&item["Item"]))
-}
-
-/// Returns the items that a request writes, each with its table.
-fn writes(body: &Value) -> Vec<(String, &Value)> {
-    let mut all = Vec::new();
-    let name = |item: &Value| item["TableName"].as_str().unwrap_or_default().to_owned();
-    if body["Key"].is_object() || body["Item"].is_object() {
-        all.push((name(body), body));
-    }
-    for item in body["TransactItems"].as_array().into_iter().flatten() {
-        all.extend(item.as_object().into_iter().flatten().map(|(_, item)| (name(item), item)));
-    }
-    for (table, requests) in body["RequestItems"].as_object().into_iter().flatten() {
-        let puts = requests.as_array().into_iter().flatten();
-        all.extend(puts.flat_map(|put| put.as_object().into_iter().flatten()).map(|(_, put)| (table.clone(), put)));
-    }
-    all
-}
-
-/// Returns the tables and partition keys of a request's items.
-fn items(body: &Value) -> Vec<(String, String)> {
-    let mut all: Vec<_> =
-        writes(body).into_iter().filter_map(|(table, item)| Some((table, written_key(item)?))).collect();
-    for (table, request) in body["RequestItems"].as_object().into_iter().flatten() {
-        for read in request["Keys"].as_array().into_iter().flatten() {
-            all.extend(key_of(read).map(|key| (table.clone(), key)));
-        }
-    }
-    all
-}
-
 /// Lets the service say what a request consumes.
 fn ask_for_units(call: &mut Call) {
     if call.service != Service::Dynamodb {
@@ -359,4 +306,16 @@ fn units(answer: &Answer) -> Option<(f64, f64)> {
         sum = (sum.0 + table["CapacityUnits"].as_f64()? - indexes, sum.1 + indexes);
     }
     Some(sum)
+}
+
+/// Makes the answer of a service that throttles.
+pub(crate) fn throttled(call: &Call) -> http::Response<aws_smithy_types::body::SdkBody> {
+    let (status, code) = match call.service {
+        Service::Dynamodb => (400, "ProvisionedThroughputExceededException"),
+        Service::S3 => (503, "SlowDown"),
+        Service::Sns => (400, "Throttling"),
+        Service::Ec2 => (503, "RequestLimitExceeded"),
+        Service::Imds => (503, "Throttling"),
+    };
+    call.refusal(status, code)
 }

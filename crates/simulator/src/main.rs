@@ -14,6 +14,7 @@ mod machines;
 mod network;
 mod operators;
 mod plan;
+mod requests;
 mod scale;
 mod script;
 mod seed;
@@ -54,7 +55,7 @@ struct Arguments {
     /// With --seed or --plan: print the shortest list of faults that still fails
     #[arg(long)]
     shrink: bool,
-    /// Run one mission of so many tasks, without faults, over models of the services' limits
+    /// Run one mission of TASKS tasks, without faults, over models of the services' limits
     #[arg(long, value_name = "TASKS", conflicts_with_all = ["seed", "seeds", "minutes", "plan"])]
     scale: Option<u64>,
     /// With --scale: the nodes; 0: none, and one sweep over the pending tasks

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::check;
 use crate::index::with_lag;
+use crate::limits::throttled;
 use crate::plan::{Dice, Fate, Fault, Of};
 use crate::who::Who;
 use crate::world::{World, spawn};
@@ -185,17 +186,6 @@ async fn carry(world: Arc<World>, who: Who, number: u64, call: Call, answer: one
     }
     // Nobody may wait any more.
     drop(answer.send(result));
-}
-
-fn throttled(call: &Call) -> http::Response<aws_smithy_types::body::SdkBody> {
-    let (status, code) = match call.service {
-        Service::Dynamodb => (400, "ProvisionedThroughputExceededException"),
-        Service::S3 => (503, "SlowDown"),
-        Service::Sns => (400, "Throttling"),
-        Service::Ec2 => (503, "RequestLimitExceeded"),
-        Service::Imds => (503, "Throttling"),
-    };
-    call.refusal(status, code)
 }
 
 fn refused(call: &Call) -> http::Response<aws_smithy_types::body::SdkBody> {

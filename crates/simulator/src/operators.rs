@@ -24,9 +24,6 @@ use crate::world::{World, spawn};
 /// How often a person repeats a command that failed.
 const REPEATS_MAX: u32 = 60;
 
-/// How long somebody waits for the submission of a million tasks.
-const SCALE_LIMIT: Duration = Duration::from_hours(12);
-
 /// Sweeps as often as the plan says.
 pub(crate) async fn sweep(world: Arc<World>) {
     let twos: Vec<Duration> = world
@@ -83,9 +80,8 @@ pub(crate) async fn submit(world: &Arc<World>, numbers: std::ops::Range<u64>) {
         uploads: Some(mission.uploads),
         notify_on: mission.notifies_early.then_some(NotifyOn { failure: true, stall: true }),
     };
-    let limit = if world.limits.is_some() { SCALE_LIMIT } else { COMMAND_LIMIT };
     for _ in 0..REPEATS_MAX {
-        let done = call(world, "submit", limit, |scheduler| async {
+        let done = call(world, "submit", COMMAND_LIMIT, |scheduler| async {
             let scheduler = scheduler;
             let checked = scheduler.check(&plan, false).await?;
             let prepared = scheduler.prepare_checked(&plan, checked).await?;

@@ -297,10 +297,8 @@ impl fmt::Display for Fault {
             }
             Self::Repeats { service, from, length, percent, by } => {
                 let (from, length, by) = (Time(*from), Time(*length), Time(*by));
-                write!(
-                    f,
-                    "{percent} % of the requests to {service:?} are applied again up to {by} later, for {length} from {from}"
-                )
+                write!(f, "{percent} % of the requests to {service:?} are applied again ")?;
+                write!(f, "up to {by} later, for {length} from {from}")
             }
             Self::Reclaim { machine, after } => {
                 write!(f, "machine {machine} vanishes {} after its launch", Time(*after))

@@ -148,11 +148,10 @@ fn report_work(world: &World, scale: Scale) {
     let time = last.saturating_sub(first).as_secs_f64();
     #[expect(clippy::cast_precision_loss, reason = "at most some millions")]
     let (tasks, nodes) = (scale.tasks as f64, f64::from(scale.nodes));
-    println!(
-        "\nfrom the first workload's start to the last one's end: {time:.1} s, {:.1} tasks a second, {:.1} % of the nodes' time",
-        tasks / time,
-        100.0 * tasks * scale.task_time.as_secs_f64() / (nodes * time)
-    );
+    let share = 100.0 * tasks * scale.task_time.as_secs_f64() / (nodes * time);
+    let rate = tasks / time;
+    println!("\nfrom the first workload's start to the end of the last: {time:.1} s, {rate:.1} tasks a second");
+    println!("workloads: {share:.1} % of the nodes' time");
 }
 
 /// The durations of each step of a node, in milliseconds.

@@ -61,7 +61,8 @@ pub(crate) fn run(plan: Plan, is_json: bool) -> ExitCode {
             println!("fault {number}: {fault}");
         }
     }
-    std::thread::spawn(end_if_endless);
+    let path = dir.path().to_owned();
+    std::thread::spawn(move || end_if_endless(&path));
     std::panic::set_hook(Box::new(|panic| locked(&PANICS).push(panic.to_string())));
     let (seed, faults) = (plan.seed, plan.faults.len());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
@@ -97,9 +98,10 @@ pub(crate) fn run(plan: Plan, is_json: bool) -> ExitCode {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the main thread is in a loop without an end")]
-fn end_if_endless() {
+fn end_if_endless(dir: &Path) {
     std::thread::sleep(REAL_TIME_MAX);
     eprintln!("not over after {} s", REAL_TIME_MAX.as_secs());
+    std::fs::remove_dir_all(dir).ok();
     std::process::exit(3);
 }
 

@@ -28,6 +28,7 @@ pub(crate) use rows::{TASKS, number, task_row, text};
 pub(crate) use workload::{ends as workload_ends, runs as workload_runs, starts as workload_starts};
 
 use crate::lock::locked;
+use crate::requests::{Item, items};
 use crate::who::Who;
 use crate::world::World;
 use known::Change;
@@ -38,27 +39,10 @@ pub(crate) fn subject(call: &Call) -> String {
         Service::S3 => call.parts.uri.path().to_owned(),
         Service::Dynamodb => {
             let Some(body) = serde_json::from_slice::<Value>(&call.body).ok() else { return String::new() };
-            let keys = keys_of(&call.operation, &body);
-            keys.into_iter().map(|(_, key)| key).collect::<Vec<_>>().join(",")
+            items(&body).into_iter().map(|item| item.key).collect::<Vec<_>>().join(",")
         }
         _ => format!("{} bytes", call.body.len()),
     }
-}
-
-/// Returns the tables and keys that a request of DynamoDB names.
-fn keys_of(operation: &str, body: &Value) -> Vec<(String, String)> {
-    let key_of = |item: &Value| {
-        let table = item["TableName"].as_str().unwrap_or_default().to_owned();
-        let key = if item["Key"].is_null() { &item["Item"] } else { &item["Key"] };
-        let name = ["srcFilename", "timePush"].iter().find_map(|name| key[name]["S"].as_str());
-        name.map(|name| (table, name.to_owned()))
-    };
-    if operation == "TransactWriteItems" {
-        let items = body["TransactItems"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let one = |item: &Value| item.as_object().and_then(|item| item.values().next()).and_then(key_of);
-        return items.iter().filter_map(one).collect();
-    }
-    key_of(body).into_iter().collect()
 }
 
 /// Notes the tasks of a submission that succeeded.
@@ -97,7 +81,8 @@ pub(crate) async fn applied(world: &Arc<World>, who: Who, call: &Call, status: u
 async fn changes(world: &Arc<World>, call: &Call) -> Vec<Change> {
     let Some(body) = serde_json::from_slice::<Value>(&call.body).ok() else { return Vec::new() };
     let mut changes = Vec::new();
-    for (table, key) in keys_of(&call.operation, &body) {
+    for Item { table, key, .. } in items(&body) {
+        let (table, key) = (table.to_owned(), key.to_owned());
         let new = read(call, &table, &key).await;
         let mut known = locked(&world.known);
         let old = known.row(&table, &key);
