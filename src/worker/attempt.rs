@@ -32,6 +32,8 @@ pub(super) struct Attempt {
     pub(super) heartbeat: Heartbeat,
     /// The task's mission, once it is read.
     pub(super) mission: Option<Mission>,
+    /// The mission in whose tally the task's end was counted.
+    pub(super) counted_in: Option<Mission>,
     /// The workload's folder and environment, once they are made.
     pub(super) env: Option<Arc<WorkloadEnv>>,
     /// The checkpoints, once the last one is restored.
@@ -64,6 +66,7 @@ impl Attempt {
             fence,
             heartbeat,
             mission: None,
+            counted_in: None,
             env: None,
             checkpoints: None,
             input_etag: None,

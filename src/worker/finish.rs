@@ -1,4 +1,4 @@
-//! Steps 6 to 8: write the attempt's end to the row, count it in the mission's tally, and send the notification.
+//! Steps 6 and 7: write the attempt's end to the row, and count it in the mission's tally.
 //!
 //! Each write is under the fence. The lease is renewed until that write is sent, however long the log before it takes.
 
@@ -7,7 +7,6 @@ use tokio::time::Instant;
 use super::attempt::Attempt;
 use super::checkpoint::Checkpoints;
 use super::cloud_log::{OutputTail, attempt_event};
-use super::notify::notify_unless_drained;
 use super::outcome::{AttemptFailure, Outcome, StopReason};
 use super::result::StoredResult;
 use super::retry::retry_transient;
@@ -177,8 +176,8 @@ impl Attempt {
         Record { history: self.history(end.clone(), log).await, end, output }
     }
 
-    /// Commits the end of the task, removes the checkpoints that a result makes useless, and sends the notification if
-    /// the mission is complete.
+    /// Commits the end of the task, and removes the checkpoints that a result makes useless. Notes the mission that has
+    /// one task less.
     async fn commit(&mut self, completion: Completion, record: Record) -> Result<Committed, NodeError> {
         let (node, fence) = (&self.host.node, &self.fence);
         let result = match &completion {
@@ -221,9 +220,7 @@ impl Attempt {
         }
         // A workload may have filled the disk; and the next steps may take long.
         self.remove_folder().await;
-        if let Some(mission) = mission {
-            notify_unless_drained(node, &fence.owner, &fence.src, &mission).await?;
-        }
+        self.counted_in = mission;
         Ok(Committed::Yes)
     }
 

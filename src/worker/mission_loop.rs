@@ -19,6 +19,8 @@
 //!
 //! A task that could not be claimed is set aside for a while, twice as long each time, whatever the index says of it. A
 //! node that finds only such tasks pauses, and ends, as if there were none.
+//!
+//! Whether the mission is complete is looked at when no task is found, and when the node ends (`mission_end.rs`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -33,9 +35,10 @@ use tracing::Instrument;
 use super::crash::RecoveredTask;
 use super::host::Host;
 use super::identity::Assignment;
+use super::mission_end::MissionEnd;
 use super::outcome::Outcome;
 use super::queue::{NextTask, PAGE_LIFE, Queue};
-use super::retry::{call_until_drained, retry_transient_unless};
+use super::retry::{Retryable, call_until_drained, retry_transient_unless};
 use super::turns::{SUSPECT_WAIT, Turn, Turns, Waited};
 use super::{Node, NodeError, task};
 use crate::backend::error_chain;
@@ -80,6 +83,7 @@ pub(super) async fn serve(host: &Host, mission: &MissionId, left: Vec<RecoveredT
         queue: Mutex::new(Queue::new(left, row.nodes.unwrap_or(1))),
         slots,
         turns: Turns::new(SUSPECT_WAIT),
+        end: MissionEnd::new(host.clone(), mission.clone()),
         host,
         working: AtomicUsize::new(0),
         is_over: AtomicBool::new(row.cancelled_at.is_some()),
@@ -93,7 +97,19 @@ pub(super) async fn serve(host: &Host, mission: &MissionId, left: Vec<RecoveredT
         lighthpc_runtime::spawn(&mut running, async move { server.slot(&host).await }.instrument(span));
     }
     let (mut done, mut other, mut failure) = (0, 0, None);
-    while let Some(ended) = running.join_next().await {
+    let look = MissionEnd::interval(&row);
+    loop {
+        // A join and a pause may be dropped: neither holds anything.
+        let ended = tokio::select! {
+            ended = running.join_next() => ended,
+            () = tokio::time::sleep(look) => {
+                if let Err(error) = server.end.look().await {
+                    tracing::warn!("whether mission {mission} is complete is not known: {}", error_chain(&error));
+                }
+                continue;
+            }
+        };
+        let Some(ended) = ended else { break };
         match ended.map_err(|panic| NodeError::Panicked(panic.to_string())) {
             Ok(slot) => {
                 done += slot.done;
@@ -102,9 +118,14 @@ pub(super) async fn serve(host: &Host, mission: &MissionId, left: Vec<RecoveredT
             }
             Err(panic) => {
                 server.is_over.store(true, Ordering::SeqCst);
+                server.end.may_have_come();
                 failure = failure.or(Some(panic));
             }
         }
+    }
+    // If a service does not answer, it is not waited for once more.
+    if !failure.as_ref().is_some_and(Retryable::is_transient) {
+        failure = failure.or(server.end.look().await.err());
     }
     failure.map_or(Ok(Outcome::Served { done, other }), Err)
 }
@@ -148,6 +169,7 @@ struct Server {
     queue: Mutex<Queue>,
     slots: u16,
     turns: Turns,
+    end: MissionEnd,
     /// Slots that have a task.
     working: AtomicUsize,
     /// Set when no slot may start another task.
@@ -177,6 +199,11 @@ impl Server {
                         break;
                     }
                     drop(begun);
+                    if let Err(error) = self.end.look().await {
+                        self.is_over.store(true, Ordering::SeqCst);
+                        slot.failure = Some(error);
+                        break;
+                    }
                     self.pause(if empty < EMPTY_LOOKS { EMPTY_PAUSE } else { IDLE_PAUSE }).await;
                     continue;
                 }
@@ -240,7 +267,11 @@ impl Server {
         let Some(turn) = self.turn(next).await else { return };
         let is_alone = self.slots == 1 || matches!(turn, Turn::Alone(..));
         let task = Assignment { src: src.clone(), mission: Some(self.mission.clone()), is_pulled: true, is_alone };
-        match task::run(host, &task).await {
+        let outcome = task::run(host, &task).await;
+        if !matches!(outcome, Ok(Outcome::HeldByOther(_))) {
+            self.end.may_have_come();
+        }
+        match outcome {
             Ok(Outcome::Committed { .. }) => slot.done += 1,
             // Another node was faster, or the index lags.
             Ok(Outcome::EndedBefore(_) | Outcome::HeldByOther(_)) => self.set_aside(src).await,

@@ -34,6 +34,7 @@ mod identity;
 pub(crate) mod log;
 mod machine_info;
 mod manifest;
+mod mission_end;
 mod mission_loop;
 mod node;
 mod notify;

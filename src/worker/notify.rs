@@ -11,7 +11,7 @@ use super::publish::Publisher;
 use super::retry::or_drained;
 use super::{Node, NodeError, Step};
 use crate::backend::ledger::Publication;
-use crate::domain::ids::{InstanceId, SrcId};
+use crate::domain::ids::InstanceId;
 use crate::domain::keys::digest_hex;
 use crate::domain::mission::{Mission, Notified};
 
@@ -24,7 +24,7 @@ const READ_PAUSE: Duration = Duration::from_millis(200);
 impl CompletionNotifier {
     /// Sends the mission's notification, if the mission is complete and not yet announced. Returns whether it did.
     ///
-    /// Every committer calls this after its own commit, so the last one reads the full count. Exactly one becomes the
+    /// Every committer calls this after its own commits, so the last one reads the full count. Exactly one becomes the
     /// publisher; a publisher that died is replaced by the next caller that finds out that it is gone.
     ///
     /// `me` and `right` name the publisher: the same pair may publish again after its restart. `is_lost` says that the
@@ -85,18 +85,19 @@ impl CompletionNotifier {
     }
 }
 
-/// Notifies people if the mission is complete, now that a task of it has ended. During a drain this is left to others
+/// Notifies people if the mission is complete, now that tasks of it have ended. `right` is that of
+/// [`CompletionNotifier::notify_if_complete`]. During a drain this is left to others
 /// if a service is unavailable, or if it takes too long: a sweep does it then, and takes over from a publisher that was
 /// interrupted.
 pub(super) async fn notify_unless_drained(
     node: &Node,
     me: &InstanceId,
-    src: &SrcId,
+    right: &str,
     mission: &Mission,
 ) -> Result<(), NodeError> {
     let notifier = CompletionNotifier::for_node(node);
     let notified = tokio::select! {
-        notified = node.step(Step::Notify, notifier.notify_if_complete(me, src.as_str(), mission, false)) => notified,
+        notified = node.step(Step::Notify, notifier.notify_if_complete(me, right, mission, false)) => notified,
         () = node.stopping.writes_are_over() => {
             tracing::warn!("whether mission {} is complete is left to others: the node drains", mission.id);
             return Ok(());

@@ -33,6 +33,16 @@ impl Retryable for StoreError {
     }
 }
 
+impl Retryable for NodeError {
+    fn is_transient(&self) -> bool {
+        match self {
+            Self::Cloud { source, .. } => source.is_transient(),
+            Self::Store { source, .. } => source.is_transient(),
+            _ => false,
+        }
+    }
+}
+
 /// Retries a call while its failure is transient: at least once, and until a call was made after `limit`. Each call
 /// includes the SDK's own five tries (about 4 s); between calls is a jittered pause of up to 5 s.
 ///
@@ -106,13 +116,8 @@ where
 /// # Errors
 /// Every other failure.
 pub(super) fn or_drained<T>(node: &Node, result: Result<T, NodeError>) -> Result<Option<T>, NodeError> {
-    let is_transient = |error: &NodeError| match error {
-        NodeError::Cloud { source, .. } => source.is_transient(),
-        NodeError::Store { source, .. } => source.is_transient(),
-        _ => false,
-    };
     match result {
-        Err(error) if node.stopping.drain.is_cancelled() && is_transient(&error) => {
+        Err(error) if node.stopping.drain.is_cancelled() && error.is_transient() => {
             tracing::warn!("given up, because the node drains: {}", error_chain(&error));
             Ok(None)
         }

@@ -60,27 +60,36 @@ async fn claim_and_attempt(host: &Host, task: &Assignment) -> Result<Outcome, No
         Claimed::Drained => return Ok(Outcome::Drained),
     };
     let span = tracing::info_span!("attempt", attempt = held.row.attempt.0);
-    attempt(host, held).instrument(span).await
+    attempt(host, held, task.is_pulled).instrument(span).await
 }
 
 /// Makes the attempt. The task is held until this returns, or until the lease is lost.
-async fn attempt(host: &Host, held: Held) -> Result<Outcome, NodeError> {
+async fn attempt(host: &Host, held: Held, is_pulled: bool) -> Result<Outcome, NodeError> {
     let node = &host.node;
     tracing::info!("claimed task {} as attempt {}", held.row.src, held.row.attempt);
     let mut attempt = Attempt::start(host.clone(), held);
-    if attempt.row.interruptions > node.settings.limits.max_interruptions {
-        return attempt.give_up().await;
-    }
-    let worked = caught(attempt.work()).await;
-    let worked = worked.unwrap_or_else(|panic| Err(infra(NodeError::Panicked(panic))));
-    let worked = attempt.attribute_full_disk(worked).await;
-    // Saved while the lease is still renewed: a large checkpoint takes its time.
-    if let Err(stop) = &worked {
-        attempt.save_last_checkpoint(stop).await;
-    }
-    attempt.note_time_cost();
-    let outcome = attempt.finish(worked).await;
+    let outcome = if attempt.row.interruptions > node.settings.limits.max_interruptions {
+        attempt.give_up().await
+    } else {
+        let worked = caught(attempt.work()).await;
+        let worked = worked.unwrap_or_else(|panic| Err(infra(NodeError::Panicked(panic))));
+        let worked = attempt.attribute_full_disk(worked).await;
+        // Saved while the lease is still renewed: a large checkpoint takes its time.
+        if let Err(stop) = &worked {
+            attempt.save_last_checkpoint(stop).await;
+        }
+        attempt.note_time_cost();
+        attempt.finish(worked).await
+    };
     attempt.heartbeat.stop().await;
+    // A node that serves a mission looks at its end once for many tasks (`mission_loop.rs`).
+    let outcome = match attempt.counted_in.take() {
+        Some(mission) if !is_pulled => {
+            let noted = notify_unless_drained(node, &host.instance.id, attempt.row.src.as_str(), &mission).await;
+            noted.and(outcome)
+        }
+        _ => outcome,
+    };
     // The row is written first: the rest has what is left of a notice's time.
     abort_dropped(node).await;
     attempt.remove_folder().await;
@@ -113,12 +122,12 @@ async fn ended_before(host: &Host, row: &Task, is_pulled: bool) -> Result<Outcom
     tracing::info!("task {} is {} already: nothing to do", row.src, row.state.as_str());
     repair_index(node, row).await;
     if is_pulled {
-        // It was found in an index that lags behind: the committer of the task has checked the mission.
+        // It was found in an index that lags. The mission's end is looked at by the loop.
         return Ok(Outcome::EndedBefore(row.state));
     }
     let mission = call_until_drained(node, "reading the mission", || node.mission_of(row)).await?;
     if let Some(mission) = mission.flatten() {
-        notify_unless_drained(node, &host.instance.id, &row.src, &mission).await?;
+        notify_unless_drained(node, &host.instance.id, row.src.as_str(), &mission).await?;
     }
     Ok(Outcome::EndedBefore(row.state))
 }

@@ -7,7 +7,7 @@ use lighthpc::domain::task::State;
 use lighthpc::scheduler::{Ingested, TaskIngest, UploadedObject, What};
 use lighthpc::worker::{NodeError, Outcome};
 use local_cloud::Service::Dynamodb;
-use local_cloud::{Faults, RESULT_BUCKET, When};
+use local_cloud::{Fault, Faults, RESULT_BUCKET, When};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -150,6 +150,77 @@ async fn finding_the_next_task_costs_few_reads() {
     let queries = faults.count(Dynamodb, "Query");
     assert!(queries <= 30, "{queries} queries for 150 tasks");
     assert_eq!(faults.count(Dynamodb, "Scan"), 1, "the manifest's, at the end");
+    // When no task is found, and by the publisher.
+    let tallies = faults.count(Dynamodb, "BatchGetItem");
+    assert!(tallies <= 8, "the tally was read {tallies} times for 150 tasks");
+}
+
+/// The node that commits the last task dies before it looks at the mission's end. Another, which finds no task, and has
+/// done none, looks once before it ends.
+#[tokio::test]
+async fn a_node_without_a_task_notifies_for_one_that_died_after_the_last_commit() {
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let faults = Faults::new();
+    let gate = faults.hold_before(Dynamodb, "BatchGetItem", When::Nth(1));
+    cloud.node_on(cloud.local.launch(&[("missionID", "M")]), faults).die_at(&gate).await;
+    assert_eq!((cloud.tally("M").await.ok, cloud.local.published().len()), (1, 0));
+
+    let life = server(&cloud, "M", 2).run().await;
+
+    assert!(matches!(life.outcome, Ok(Outcome::Served { done: 0, .. })), "{life:?}");
+    cloud.assert_done("abc", "M", "after the committer's death").await;
+}
+
+/// The look fails permanently: the node ends with that failure, and the next one notifies.
+#[tokio::test]
+async fn a_node_whose_look_at_the_missions_end_fails_ends_and_another_notifies() {
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let faults = Faults::new();
+    faults.add(Dynamodb, "BatchGetItem", When::Always, Fault::Status(400, "AccessDeniedException"));
+    let life = cloud.node_on(cloud.local.launch(&[("missionID", "M")]), faults).run().await;
+    assert!(matches!(life.outcome, Err(NodeError::Cloud { .. })), "{life:?}");
+    assert_eq!((cloud.tally("M").await.ok, cloud.local.published().len()), (1, 0));
+
+    server(&cloud, "M", 1).run().await.outcome.unwrap();
+
+    cloud.assert_done("abc", "M", "after a failed look").await;
+}
+
+/// Two slots find nothing at the same moment: they are one publisher, and one of them publishes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slots_that_end_together_notify_once() {
+    let mut missions = JoinSet::new();
+    for _ in 0..10 {
+        missions.spawn(async {
+            let cloud = TestCloud::new().await;
+            cloud.mission("M", &["a", "b", "c", "d"]).await;
+            server(&cloud, "M", 4).run().await.outcome.unwrap();
+            (cloud.tally("M").await.ok, cloud.local.published().len())
+        });
+    }
+    assert_eq!(missions.join_all().await, [(4, 1); 10]);
+}
+
+/// A drain after the last commit: the node that drains still looks, because a task has ended since its last look.
+#[tokio::test]
+async fn a_node_that_drains_after_the_last_commit_notifies() {
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let faults = Faults::new();
+    let gate = faults.hold_after(Dynamodb, "TransactWriteItems", When::Nth(1));
+    let node = cloud.node_on(cloud.local.launch(&[("missionID", "M")]), faults);
+    let drain = node.stopping.drain.clone();
+    let mut running = JoinSet::new();
+    running.spawn(node.run());
+    gate.arrived(1).await;
+    drain.cancel();
+    gate.open();
+    let life = running.join_all().await.pop().unwrap();
+
+    assert!(matches!(life.outcome, Ok(Outcome::Served { done: 1, .. })), "{life:?}");
+    cloud.assert_done("abc", "M", "after a drain").await;
 }
 
 #[tokio::test]

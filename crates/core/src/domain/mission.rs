@@ -293,7 +293,7 @@ impl Mission {
 
     /// Returns whether the sum is worth a write to the mission's row, the one item that all its nodes share.
     ///
-    /// At the end always; before it about a hundred times a mission, so that people see it move and the row,
+    /// At the end always; before it at most a hundred times a mission, so that people see it move and the row,
     /// which takes about 1,000 writes a second, never becomes the limit.
     #[must_use]
     pub fn wants_roll_up(&self, total: Tally) -> bool {
