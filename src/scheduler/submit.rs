@@ -1,15 +1,19 @@
 //! Submits many tasks: creates a mission and its rows, and launches its nodes.
 
 use std::collections::HashSet;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::launch::LaunchResult;
 use super::redrive::remember;
 use super::{Scheduler, SchedulerError};
 use crate::backend::fleet::Request;
-use crate::backend::ledger::{Made, NewMission, NewTask, TableKind};
+use crate::backend::ledger::{Ledger, Made, NewMission, NewTask, TableKind};
 use crate::backend::parallel::Parallel;
 use crate::backend::{CloudError, Kind, error_chain};
 use crate::clock;
+use crate::domain::backoff;
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::mission::{Mission, NotifyOn, tally_shards_for};
 use crate::domain::policy::Purchase;
@@ -19,6 +23,9 @@ use crate::domain::task::{State, Task};
 /// Rows that are written at the same time. At 5 ms per write, 64 exceed the 4,000 writes per second of a new table.
 /// Source: DynamoDB developer guide, "On-demand capacity mode", "Initial throughput".
 const ROWS_PARALLEL: usize = 64;
+/// How long a row is tried again while DynamoDB throttles: four times as long as 64 rows take at one write a second, so
+/// that only a table whose writes have come to a stop ends a submission.
+const THROTTLED_MAX: Duration = Duration::from_mins(4);
 
 /// The maximum number of recounts of a mission's tasks, if other submissions change the number meanwhile.
 const RESIZES_MAX: u32 = 5;
@@ -92,6 +99,19 @@ pub struct Prepared {
     pub is_new: bool,
     /// The tasks that have rows.
     pub known: HashSet<SrcId>,
+}
+
+/// Creates a task's row. Slows down while DynamoDB throttles: the SDK's own tries are few, and all rows share them.
+async fn create(ledger: &Ledger, new: &NewTask) -> Result<Made, CloudError> {
+    let started = Instant::now();
+    let mut tries = 0;
+    loop {
+        match ledger.create_task(new).await {
+            Err(error) if error.kind == Kind::Throttled && started.elapsed() < THROTTLED_MAX => tries += 1,
+            made => return made,
+        }
+        tokio::time::sleep(backoff::delay(tries, rand::random())).await;
+    }
 }
 
 impl Scheduler {
@@ -245,7 +265,7 @@ impl Scheduler {
                 trigger: "lighthpc submit".to_owned(),
             };
             let ledger = ledger.clone();
-            async move { ledger.create_task(&new).await }
+            async move { create(&ledger, &new).await }
         };
         // By index, because a closure over references is not general enough for a `Send` future.
         let rows = (0..plan.srcs.len()).filter_map(|n| {

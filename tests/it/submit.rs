@@ -261,6 +261,23 @@ async fn a_mission_that_is_enlarged_as_soon_as_it_is_made_is_counted_whole() {
 }
 
 /// Two submissions find no mission, and both make it: the second enlarges the first's.
+/// A new table takes fewer writes than a submission makes: it slows down, and does not fail.
+#[tokio::test]
+async fn a_submission_that_is_throttled_slows_down() {
+    let cloud = TestCloud::new().await;
+    // Each more than the SDK's own tries of all its calls.
+    let throttled = |operation, calls| {
+        let fault = Fault::Status(400, "ProvisionedThroughputExceededException");
+        cloud.scheduler(Faults::new().add(Service::Dynamodb, operation, When::First(calls), fault))
+    };
+    let plan = plan(&["a", "b", "c"]);
+
+    let prepared = throttled("BatchGetItem", 8).prepare(&plan).await.unwrap();
+    let submitted = throttled("PutItem", 40).make_rows(&plan, &prepared, |_| {}).await.unwrap();
+
+    assert_eq!((submitted.made, cloud.mission_row("M").await.trans_number), (3, Some(3)));
+}
+
 #[tokio::test]
 async fn of_two_submissions_that_make_a_mission_the_second_enlarges_it() {
     let cloud = TestCloud::new().await;

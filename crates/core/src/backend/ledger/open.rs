@@ -71,7 +71,8 @@ const MISPLACED_MAX: i32 = 100;
 
 /// The maximum number of keys of `BatchGetItem`. Source: DynamoDB API reference.
 const BATCH_LEN_MAX: usize = 100;
-/// The maximum number of reads of one batch with unprocessed keys, about 10 s. Then the call fails as throttled.
+/// The maximum number of reads of one batch that is throttled, or has unprocessed keys: pauses of about 10 s. Then the
+/// call fails as throttled.
 const BATCH_TRIES_MAX: u32 = 10;
 
 /// Returns the value of `openAs` for a task in this state since `now`.
@@ -233,7 +234,7 @@ impl Ledger {
     /// Reads rows consistently, in any order. Missing rows are omitted, and duplicate keys are read once.
     ///
     /// # Errors
-    /// [`CloudError`]; `Throttled` if DynamoDB leaves keys unprocessed for about 10 s.
+    /// [`CloudError`]; `Throttled` if DynamoDB throttles, or leaves keys unprocessed, for about 10 s.
     pub async fn tasks(&self, srcs: &[SrcId]) -> Result<Vec<Task>, CloudError> {
         // BatchGetItem refuses duplicate keys, and an index may list a task in two states.
         let srcs: BTreeSet<&SrcId> = srcs.iter().collect();
@@ -255,15 +256,20 @@ impl Ledger {
         let resource = || format!("table {table}");
         let mut rows = Vec::new();
         for tries in 1..=BATCH_TRIES_MAX {
-            let wanted = KeysAndAttributes::builder().set_keys(Some(keys)).consistent_read(true).build();
+            let wanted = KeysAndAttributes::builder().set_keys(Some(keys.clone())).consistent_read(true).build();
             let wanted =
                 wanted.map_err(|e| CloudError::new(Kind::Invalid, "BatchGetItem", resource(), e.to_string()))?;
             let answer = self.client.batch_get_item().request_items(table, wanted).send().await;
-            let answer = answer.map_err(|error| CloudError::sdk("BatchGetItem", resource(), error))?;
-            rows.extend(answer.responses.unwrap_or_default().into_values().flatten());
-            match answer.unprocessed_keys.unwrap_or_default().remove(table) {
-                None => return Ok(rows),
-                Some(rest) => keys = rest.keys,
+            match answer.map_err(|error| CloudError::sdk("BatchGetItem", resource(), error)) {
+                Ok(answer) => {
+                    rows.extend(answer.responses.unwrap_or_default().into_values().flatten());
+                    match answer.unprocessed_keys.unwrap_or_default().remove(table) {
+                        None => return Ok(rows),
+                        Some(rest) => keys = rest.keys,
+                    }
+                }
+                Err(error) if error.kind == Kind::Throttled && tries < BATCH_TRIES_MAX => {}
+                Err(error) => return Err(error),
             }
             tokio::time::sleep(backoff::delay(tries, rand::random())).await;
         }
