@@ -94,7 +94,8 @@ async fn after_a_crash_all_run_alone_and_the_culprit_fails_at_its_third() {
     let done_before = cloud.tally("M").await.ok;
     let life = worker(&cloud, &instance, 4, left).run().await;
 
-    assert!(matches!(life.outcome, Ok(Outcome::Served { done, other: 0 }) if done + done_before == 3), "{life:?}");
+    let is_whole = matches!(life.outcome, Ok(Outcome::Served { done, other: 0 }) if done + done_before == 3);
+    assert!(is_whole, "{done_before} done before {life:?}: {:?}", runs(&cloud));
     // Since the first crash nobody ran beside another.
     let mut at = None;
     for run in &runs(&cloud)[4..] {
