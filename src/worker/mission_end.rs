@@ -1,10 +1,10 @@
 //! When a node that serves a mission looks whether the mission is complete.
 //!
-//! To look is to read the mission's row and all its tally items: up to 64 reads. So a node does not look after each
+//! To look is to read the mission's row and all its tally items: up to 65 reads. So a node does not look after each
 //! commit, but:
 //!
 //! - when a slot finds no task: the slot that commits the last task finds none then, so people are notified at once;
-//! - when the node ends, whatever the reason;
+//! - when the node ends, unless it ends because a service does not answer: then a sweep, or another node, looks;
 //! - after some time, so that the row's counters move, and if a slot is held up between two tasks.
 //!
 //! Each time only if a task has ended since the last look, as far as this node knows. A node looks once before it

@@ -86,9 +86,8 @@ impl CompletionNotifier {
 }
 
 /// Notifies people if the mission is complete, now that tasks of it have ended. `right` is that of
-/// [`CompletionNotifier::notify_if_complete`]. During a drain this is left to others
-/// if a service is unavailable, or if it takes too long: a sweep does it then, and takes over from a publisher that was
-/// interrupted.
+/// [`CompletionNotifier::notify_if_complete`]. During a drain this is left to others if a service is unavailable, or if
+/// it takes too long: a sweep does it then, and takes over from a publisher that was interrupted.
 pub(super) async fn notify_unless_drained(
     node: &Node,
     me: &InstanceId,
