@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use crate::plan::{Act, Dice, Does, Edit, Fate, Fault, MissionPlan, Of, Plan, When};
+use crate::step::{Sender, Step};
 
 const fn s(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -130,6 +131,11 @@ pub(crate) fn plan(seed: u64) -> Plan {
         // Otherwise the event of the loss is first.
         faults.extend((0..12).map(|event| Fault::Event { event, copies: 0, delay: Duration::ZERO }));
     }
+    if count > 0 {
+        let dice = &mut Dice::new(seed, "steps");
+        let steps = if dice.chance(50) { dice.number(1, 2 + tasks) } else { 0 };
+        faults.extend((0..steps).map(|n| step(&mut Dice::new(seed, &format!("step {n}")), &mission)));
+    }
     // People act in two of three missions.
     let acts = if dice.chance(66) { dice.number(1, 5) } else { 0 };
     for n in 0..acts {
@@ -144,6 +150,29 @@ fn takeover(dice: &mut Dice, n: u64) -> [Fault; 2] {
     let after = dice.time(s(30), s(150));
     let boot = Fault::Boot { machine: 2 * n + 1, takes: Some(dice.time(after, after + s(150))) };
     [boot, Fault::Reclaim { machine: 2 * n, after }]
+}
+
+/// Draws the fault of a step. Half of them hold a request back until somebody else may have done the same: a lease and a
+/// boot later.
+fn step(dice: &mut Dice, mission: &MissionPlan) -> Fault {
+    let machine = dice.number(0, mission.nodes.map_or(2 * mission.tasks, |nodes| 2 * u64::from(nodes)));
+    let sender = if dice.chance(75) { Sender::Machine(machine) } else { Sender::Callers };
+    let (step, most) = dice.pick(&[
+        (Step::Commit, 1),
+        (Step::Commit, 3),
+        (Step::Object, 2),
+        (Step::Task, 1),
+        (Step::Task, 6),
+        (Step::Mission, 3),
+        (Step::Tally, 3),
+        (Step::Message, 1),
+    ]);
+    let fate = match dice.number(0, 3) {
+        0..=1 => Fate::DelayRequest(dice.time(s(60), s(600))),
+        2 => Fate::DelayAnswer(dice.time(s(20), s(200))),
+        _ => fate(dice),
+    };
+    Fault::Step { sender, step, nth: dice.number(0, most), fate, is_last: dice.chance(40) }
 }
 
 fn fate(dice: &mut Dice) -> Fate {

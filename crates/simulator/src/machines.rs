@@ -20,6 +20,7 @@ use crate::events::Event;
 use crate::plan::{Dice, Fault};
 use crate::script::script;
 use crate::settings::{HEARTBEAT, LEASE};
+use crate::step::Sender;
 use crate::who::Who;
 use crate::world::{World, spawn};
 
@@ -149,6 +150,11 @@ async fn happen(world: &World, number: u64, id: &str, host: &Machine, running: R
                 hit("reclaimed without a notice");
                 world.cloud.reclaim_instance(id);
             }
+        }
+        Fault::Step { sender: Sender::Machine(machine), is_last: true, .. } if machine == number => {
+            world.vanished(machine).cancelled().await;
+            hit("vanishes after a request");
+            world.cloud.reclaim_instance(id);
         }
         Fault::Notice { machine, after, lead } if machine == number => {
             tokio::time::sleep(after).await;

@@ -21,6 +21,7 @@ mod seed;
 mod settings;
 mod shims;
 mod shrink;
+mod step;
 mod tasks;
 mod who;
 mod world;

@@ -14,6 +14,7 @@ use crate::check;
 use crate::index::with_lag;
 use crate::limits::throttled;
 use crate::plan::{Dice, Fate, Fault, Of};
+use crate::step::{Sender, Step};
 use crate::who::Who;
 use crate::world::{World, spawn};
 
@@ -60,9 +61,11 @@ impl Network for SimulatedNetwork {
         }
         let number = world.next_request(who);
         let is_killed = is_killed_at(&world, who, number);
+        let (fate, is_last) = fate_of_step(&world, who, &call).unzip();
+        let fate = fate_of(&world, who, number).or(fate);
         let (sender, receiver) = oneshot::channel();
         let lost = call.clone();
-        let carried = carry(Arc::clone(&world), who, number, call, sender);
+        let carried = carry(Arc::clone(&world), who, number, fate, call, sender);
         Box::pin(async move {
             if is_killed {
                 world.saw("process killed as it sends a request");
@@ -74,6 +77,14 @@ impl Network for SimulatedNetwork {
                 return std::future::pending().await;
             }
             spawn(carried);
+            if is_last == Some(true) {
+                world.saw("sender's last request");
+                match who {
+                    Who::Node { machine, .. } => world.vanished(machine).cancel(),
+                    _ => world.kill(who),
+                }
+                return std::future::pending().await;
+            }
             match receiver.await {
                 Ok(answer) => answer,
                 Err(_) => Err(lost.broken()),
@@ -110,6 +121,18 @@ fn fate_of(world: &World, who: Who, number: u64) -> Option<Fate> {
     })
 }
 
+/// Returns what becomes of a request by what it does, and whether it is its sender's last.
+fn fate_of_step(world: &World, who: Who, call: &Call) -> Option<(Fate, bool)> {
+    let (from, step) = (Sender::of(who)?, Step::of(call)?);
+    let number = world.next_step(from, step);
+    world.faults().filter(|_| world.is_hostile()).find_map(|fault| match fault {
+        Fault::Step { sender, step: of, nth, fate, is_last } if (*sender, *of, *nth) == (from, step, number) => {
+            Some((*fate, *is_last))
+        }
+        _ => None,
+    })
+}
+
 const fn name_of(service: Service) -> Of {
     match service {
         Service::Dynamodb => Of::DynamoDb,
@@ -119,9 +142,15 @@ const fn name_of(service: Service) -> Of {
     }
 }
 
-async fn carry(world: Arc<World>, who: Who, number: u64, call: Call, answer: oneshot::Sender<Answer>) {
+async fn carry(
+    world: Arc<World>,
+    who: Who,
+    number: u64,
+    fate: Option<Fate>,
+    call: Call,
+    answer: oneshot::Sender<Answer>,
+) {
     let service = name_of(call.service);
-    let fate = fate_of(&world, who, number);
     if let Some(fate) = fate {
         world.saw(fate.name());
         world.disturb(who, Some(service));

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::step::{Sender, Step};
+
 /// The finalizer of SplitMix64. Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014.
 pub(crate) const fn mix(mut x: u64) -> u64 {
     x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -202,6 +204,9 @@ pub(crate) enum Fault {
     NodeRequest { machine: u64, request: u64, fate: Fate },
     /// The n-th request of the n-th invocation or command.
     CallerRequest { caller: u64, request: u64, fate: Fate },
+    /// The n-th request of a sender that does this step. If it is its last, the machine vanishes, or the function is
+    /// killed, as the request leaves.
+    Step { sender: Sender, step: Step, nth: u64, fate: Fate, is_last: bool },
     /// A service answers nobody.
     Outage { service: Of, from: Duration, length: Duration },
     /// A service is slow.
@@ -285,6 +290,9 @@ impl fmt::Display for Fault {
         match self {
             Self::NodeRequest { machine, request, fate } => write!(f, "request {request} of machine {machine} {fate}"),
             Self::CallerRequest { caller, request, fate } => write!(f, "request {request} of caller {caller} {fate}"),
+            Self::Step { sender, step, nth, fate, is_last } => {
+                write!(f, "{step} {nth} of {sender} {fate}{}", if *is_last { ", and is its last request" } else { "" })
+            }
             Self::Outage { service, from, length } => {
                 write!(f, "{service:?} answers nobody for {} from {}", Time(*length), Time(*from))
             }

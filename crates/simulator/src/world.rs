@@ -16,6 +16,7 @@ use crate::check::{Checker, Known};
 use crate::limits::Limits;
 use crate::lock::locked;
 use crate::plan::{Dice, Fault, Of, Plan};
+use crate::step::{Sender, Step};
 use crate::who::Who;
 
 /// The requests of a machine or caller.
@@ -50,6 +51,10 @@ pub(crate) struct World {
     pub(crate) turn: tokio::sync::Mutex<()>,
     /// Requests so far, by machine and caller.
     requests: Mutex<BTreeMap<Who, Sent>>,
+    /// Requests so far, by what they do.
+    steps: Mutex<BTreeMap<(Sender, Step), u64>>,
+    /// Cancelled when the fault of a step lets a machine vanish.
+    vanished: Mutex<BTreeMap<u64, CancellationToken>>,
     /// What ends a process or a command.
     kills: Mutex<BTreeMap<Who, CancellationToken>>,
     /// When a fault last hit a machine or a caller: each service's requests, and the machine itself.
@@ -94,6 +99,8 @@ impl World {
             known: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
             requests: Mutex::default(),
+            steps: Mutex::default(),
+            vanished: Mutex::default(),
             kills: Mutex::default(),
             disturbed: Mutex::default(),
             callers: AtomicU64::new(0),
@@ -157,6 +164,19 @@ impl World {
         sent.count += 1;
         sent.last = now;
         sent.count - 1
+    }
+
+    /// Counts a request that does a step, and returns its number, from 0.
+    pub(crate) fn next_step(&self, sender: Sender, step: Step) -> u64 {
+        let mut steps = locked(&self.steps);
+        let count = steps.entry((sender, step)).or_default();
+        *count += 1;
+        *count - 1
+    }
+
+    /// Returns what is cancelled when a machine must vanish.
+    pub(crate) fn vanished(&self, machine: u64) -> CancellationToken {
+        locked(&self.vanished).entry(machine).or_default().clone()
     }
 
     pub(crate) fn requests(&self) -> BTreeMap<Who, Sent> {
