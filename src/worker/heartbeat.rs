@@ -43,6 +43,22 @@ impl TimeCost {
     }
 }
 
+/// What a holder knows of its lease without a read of the row.
+#[derive(Clone, Debug)]
+pub(super) struct Hold {
+    /// When the last confirmed renewal, or the claim, was sent.
+    renewed: watch::Receiver<Instant>,
+    lease: Duration,
+}
+
+impl Hold {
+    /// Returns whether the lease cannot have expired. (Somebody may hold the task nevertheless: if EC2 says that this
+    /// machine is gone, nobody waits for the lease to expire.)
+    pub(super) fn is_sure(&self) -> bool {
+        self.renewed.borrow().elapsed() < hold_limit(self.lease)
+    }
+}
+
 /// A held lease that renews itself until it is stopped or lost.
 pub(super) struct Heartbeat {
     beats: JoinSet<()>,
@@ -55,6 +71,8 @@ pub(super) struct Heartbeat {
     pub(super) progress: watch::Sender<Progress>,
     /// The workload's time.
     pub(super) time_cost: watch::Sender<TimeCost>,
+    /// Whether the lease is certainly held.
+    pub(super) hold: Hold,
 }
 
 /// The periods of a heartbeat.
@@ -72,10 +90,12 @@ impl Heartbeat {
         let (stop, lost, cancelled) = <(CancellationToken, CancellationToken, CancellationToken)>::default();
         let mut beats = JoinSet::new();
         let tokens = (stop.clone(), lost.clone(), cancelled.clone());
+        let (renewed, renewed_now) = watch::channel(claimed);
+        let hold = Hold { renewed: renewed_now, lease: periods.lease };
         let beater = Beater { ledger, fence, periods, progress: progress_now, time_cost: time_cost_now };
-        let beating = beater.run(claimed, tokens.0, tokens.1, tokens.2).in_current_span();
+        let beating = beater.run(renewed, tokens.0, tokens.1, tokens.2).in_current_span();
         lighthpc_runtime::spawn(&mut beats, beating);
-        Self { beats, stop, lost, cancelled, progress, time_cost }
+        Self { beats, stop, lost, cancelled, progress, time_cost, hold }
     }
 
     /// Stops renewing, and waits for a beat that is under way. Nothing is sent after this.
@@ -97,15 +117,15 @@ impl Beater {
     /// Writes once per period, with the newest progress at that moment.
     async fn run(
         self,
-        claimed: Instant,
+        confirmed: watch::Sender<Instant>,
         stop: CancellationToken,
         lost: CancellationToken,
         cancelled: CancellationToken,
     ) {
-        let mut renewed = claimed;
+        let mut renewed = *confirmed.borrow();
         let mut stop_if_cancelled = true;
         // A slow claim has used a part of its lease.
-        let mut pause = self.pause().saturating_sub(claimed.elapsed());
+        let mut pause = self.pause().saturating_sub(renewed.elapsed());
         loop {
             // Both arms may be dropped: neither holds anything.
             tokio::select! {
@@ -120,7 +140,10 @@ impl Beater {
             let (progress, ms) = (*self.progress.borrow(), self.time_cost.borrow().ms());
             let beat = self.ledger.beat(&self.fence, progress, ms, stop_if_cancelled);
             match tokio::time::timeout(limit, beat).await {
-                Ok(Ok(Beat::Renewed)) => renewed = asked,
+                Ok(Ok(Beat::Renewed)) => {
+                    renewed = asked;
+                    confirmed.send_replace(asked);
+                }
                 Ok(Ok(Beat::Lost)) => return lost.cancel(),
                 Ok(Ok(Beat::Cancelled)) => {
                     // The lease is kept for the remaining steps: the end of the workload, the log, or a finished

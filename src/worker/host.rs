@@ -1,7 +1,10 @@
 //! A node on its machine: what every step of a task needs.
 
+use std::sync::Arc;
+
 use super::Node;
 use super::identity::Instance;
+use super::recent_mission::RecentMission;
 use super::spot::SpotWatcher;
 
 /// A node, the machine that it runs on, and the Spot notices for that machine. Cheap to clone.
@@ -10,4 +13,5 @@ pub(super) struct Host {
     pub(super) node: Node,
     pub(super) instance: Instance,
     pub(super) spot: SpotWatcher,
+    pub(super) recent_mission: Arc<RecentMission>,
 }

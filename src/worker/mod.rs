@@ -45,6 +45,7 @@ mod pins;
 mod preflight;
 mod publish;
 mod queue;
+mod recent_mission;
 mod result;
 mod retry;
 mod settings;
@@ -134,7 +135,7 @@ async fn life(node: Node, proof: watch::Sender<Option<EndProof>>) -> Result<Outc
     let sent = cloud_log::send(node.clone(), instance.id.to_string(), stop.clone());
     spawn(&mut counts, sent.in_current_span());
     spawn(&mut polls, machine_info::look_up(node.clone(), instance.clone()).in_current_span());
-    let host = Host { node, instance, spot };
+    let host = Host { node, instance, spot, recent_mission: std::sync::Arc::default() };
     let outcome = match work {
         Work::Task(task) => match failed.into_iter().find(|(src, _)| *src == task.src) {
             Some((_, error)) => Err(error),

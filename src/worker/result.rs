@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
+use super::heartbeat::Hold;
 use super::outcome::{AttemptFailure, StopReason};
 use super::output::{Output, bad, disk, find, sum};
 use super::pins::Pins;
@@ -16,7 +17,7 @@ use super::{Node, NodeError};
 use crate::backend::Backend;
 use crate::backend::ledger::Fence;
 use crate::backend::parallel::Parallel;
-use crate::backend::store::{Body, Put, StoreError, Stored, uri};
+use crate::backend::store::{Body, Holder, Put, StoreError, Stored, uri};
 use crate::domain::keys::{INDEX_NAME, result_key};
 use crate::domain::verdict::Verdict;
 use crate::workload::WorkloadEnv;
@@ -43,6 +44,7 @@ pub(super) async fn upload(
     node: &Node,
     env: &WorkloadEnv,
     fence: &Fence,
+    hold: &Hold,
     bucket: &str,
 ) -> Result<StoredResult, StopReason> {
     let key = result_key(&env.src);
@@ -51,6 +53,7 @@ pub(super) async fn upload(
     let upload = ResultUpload {
         backend: node.backend.clone(),
         fence: fence.clone(),
+        hold: hold.clone(),
         bucket: bucket.to_owned(),
         pins: pins(node, env),
         limit,
@@ -98,6 +101,7 @@ fn pins(node: &Node, env: &WorkloadEnv) -> Pins {
 struct ResultUpload {
     backend: Backend,
     fence: Fence,
+    hold: Hold,
     bucket: String,
     pins: Pins,
     /// How long transient failures of one object are retried.
@@ -153,7 +157,10 @@ impl ResultUpload {
 
     async fn put(&self, key: &str, body: Body<'_>) -> Result<Put, StoreError> {
         let Backend { store, ledger, .. } = &self.backend;
-        let put = || store.put_result(ledger, &self.fence, &self.bucket, key, body.clone());
+        let put = || {
+            let holder = Holder { ledger, fence: &self.fence, is_sure: self.hold.is_sure() };
+            store.put_result(holder, &self.bucket, key, body.clone())
+        };
         retry_transient(self.limit, put).await
     }
 }

@@ -36,7 +36,8 @@ impl Attempt {
 
         // None needs another, and all are round trips.
         let mission = async {
-            let mission = retry_transient(node.settings.lease, || node.mission_of(&self.row)).await;
+            let recent = &self.host.recent_mission;
+            let mission = retry_transient(node.settings.lease, || recent.of(&node, &self.row)).await;
             mission.map_err(|error| infra(NodeError::cloud("reading the mission")(error)))
         };
         let lost_log = async { Ok(self.find_lost_log().await) };
@@ -60,7 +61,8 @@ impl Attempt {
         let env = Arc::new(resumed);
 
         self.exit_code = Some(node.step(Step::Execute, self.execute(&self.workload(), &env)).await?);
-        let upload = Box::pin(node.step(Step::Upload, result::upload(&node, &env, &self.fence, bucket)));
+        let upload =
+            Box::pin(node.step(Step::Upload, result::upload(&node, &env, &self.fence, &self.heartbeat.hold, bucket)));
         let upload = unless(&self.heartbeat.lost, StopReason::LeaseLost, upload);
         let uploaded = unless_noticed(&spot, give_up_upload_at(&node, &env), upload);
         // A finished result is worth the time that there is. An upload may be dropped: its parts are aborted later.

@@ -206,7 +206,8 @@ async fn a_crash_is_counted_once_whatever_becomes_of_its_report() {
     for (call, state) in [(2, State::Pending), (3, State::Running)] {
         let faults = Faults::new();
         // The report, then the claim, then what comes after it.
-        let gate = faults.hold_before(Dynamodb, if call == 2 { "UpdateItem" } else { "GetItem" }, When::Nth(2));
+        let (operation, nth) = if call == 2 { ("UpdateItem", 2) } else { ("GetItem", 1) };
+        let gate = faults.hold_before(Dynamodb, operation, When::Nth(nth));
         let mut node = worker(&cloud, &instance, 1, if call == 2 { left.clone() } else { Vec::new() });
         node.backend = cloud.node_on(instance.clone(), faults).backend;
         node.die_at(&gate).await;

@@ -6,7 +6,7 @@ use lighthpc::domain::ids::MissionId;
 use lighthpc::domain::task::State;
 use lighthpc::scheduler::{Ingested, TaskIngest, UploadedObject, What};
 use lighthpc::worker::{NodeError, Outcome};
-use local_cloud::Service::Dynamodb;
+use local_cloud::Service::{Dynamodb, S3};
 use local_cloud::{Fault, Faults, RESULT_BUCKET, When};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -134,9 +134,10 @@ async fn a_restarted_node_takes_up_what_it_was_at() {
     assert_eq!(cloud.task("abc").await.interruptions, 0);
 }
 
-/// However large the mission, the next task costs a page of the index, and a node reads few of them.
+/// A task takes four requests: its claim, its input, its result, its commit. What else a node asks, it asks once for
+/// many tasks, however large the mission.
 #[tokio::test]
-async fn finding_the_next_task_costs_few_reads() {
+async fn a_task_of_a_mission_takes_four_requests() {
     let cloud = TestCloud::new().await;
     let names = names(150);
     cloud.mission("M", &names.iter().map(String::as_str).collect::<Vec<_>>()).await;
@@ -146,6 +147,16 @@ async fn finding_the_next_task_costs_few_reads() {
     node.settings.slots = Some(4);
     node.run().await.outcome.unwrap();
     assert_eq!(cloud.tally("M").await.ok, 150);
+    // The mission's list and report, too; and some writes of rows for the whole mission.
+    let of_tasks = ["UpdateItem", "GetObject", "PutObject", "TransactWriteItems"].map(|operation| {
+        let service = if operation.ends_with("Object") { S3 } else { Dynamodb };
+        faults.count(service, operation)
+    });
+    assert!((150..160).contains(&of_tasks[0]), "{of_tasks:?}");
+    assert_eq!(of_tasks[1..], [150, 152, 150]);
+    assert_eq!(faults.count(S3, "HeadObject"), 0);
+    let others = faults.calls().len() - of_tasks.iter().sum::<usize>();
+    assert!(others <= 75, "{others} other requests for 150 tasks");
     // Two pages of a hundred as long as they are fresh, then looks that find nothing.
     let queries = faults.count(Dynamodb, "Query");
     assert!(queries <= 30, "{queries} queries for 150 tasks");

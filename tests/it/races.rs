@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lighthpc::backend::ledger::{Beat, Claim, Claimant, Commit, Completion, Fence, Finish, Release};
-use lighthpc::backend::store::Put;
+use lighthpc::backend::store::{Holder, Put};
 use lighthpc::domain::ids::InstanceId;
 use lighthpc::domain::mission::Notified;
 use lighthpc::domain::progress::Progress;
@@ -84,7 +84,8 @@ async fn a_stale_attempt_cannot_write_upload_or_commit() {
     let (ledger, store) = (&cloud.backend.ledger, &cloud.backend.store);
 
     let beat = ledger.beat(&stale, Progress::default(), 1, true).await.unwrap();
-    let put = store.put_result(ledger, &stale, RESULT_BUCKET, "rslt_abc", &file).await.unwrap();
+    let holder = Holder { ledger, fence: &stale, is_sure: false };
+    let put = store.put_result(holder, RESULT_BUCKET, "rslt_abc", &file).await.unwrap();
     let commit = ledger.commit(&stale, Some(&mission), &finish("stale")).await.unwrap();
     let release = Release {
         end: AttemptEnd::of(lighthpc::domain::verdict::Verdict::Cancelled, "why"),
@@ -108,6 +109,27 @@ async fn a_stale_attempt_cannot_write_upload_or_commit() {
     // A late stale commit changes nothing, not even with the row done.
     assert_eq!(ledger.commit(&stale, Some(&mission), &finish("stale")).await.unwrap(), Commit::Lost);
     assert_eq!(cloud.task("abc").await.result.as_deref(), Some("fresh"));
+}
+
+/// A holder that does not read the row before its put, because its last renewal is recent, may write where nothing stood.
+/// It replaces nothing, and the next attempt's put replaces it.
+#[tokio::test]
+async fn a_stale_attempt_that_is_sure_of_its_lease_replaces_nothing() {
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let stale = claim(&cloud, "i-old", false).await;
+    let fresh = claim(&cloud, "i-new", true).await;
+    let (ledger, store) = (&cloud.backend.ledger, &cloud.backend.store);
+    let put = async |fence: &Fence, text: &str| {
+        let holder = Holder { ledger, fence, is_sure: true };
+        store.put_result(holder, RESULT_BUCKET, "rslt_abc", text.as_bytes().to_vec()).await.unwrap()
+    };
+
+    assert!(matches!(put(&stale, "stale").await, Put::Stored(_)));
+    assert!(matches!(put(&fresh, "fresh").await, Put::Stored(_)));
+    assert_eq!(put(&stale, "stale").await, Put::LeaseLost);
+
+    assert_eq!(cloud.result("rslt_abc").as_deref(), Some("fresh"));
 }
 
 /// The old attempt passes its fence check and stalls right before its put; the new one does everything; the old one wakes.

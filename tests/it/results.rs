@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lighthpc::backend::ledger::{Claim, Claimant, Commit, Completion, Fence, Finish, Made, NewTask};
 use lighthpc::backend::machine::PowerOff;
-use lighthpc::backend::store::{Mark, Put, StoreError};
+use lighthpc::backend::store::{Holder, Mark, Put, StoreError};
 use lighthpc::backend::{Backend, Tables, Wire, error_chain};
 use lighthpc::command::exit::{self, ExitCode};
 use lighthpc::domain::ids::{AttemptNumber, InstanceId};
@@ -121,7 +121,8 @@ async fn what_a_failed_task_left_is_overwritten_and_what_a_running_one_put_is_no
     let d = claim(&cloud.backend, "d", "i-d").await;
     let other = claim(&cloud.backend, "d/x", "i-x").await;
     let put = async |fence: &Fence, text: &str| {
-        store.put_result(ledger, fence, RESULT_BUCKET, "rslt_d/x", text.as_bytes().to_vec()).await
+        let holder = Holder { ledger, fence, is_sure: false };
+        store.put_result(holder, RESULT_BUCKET, "rslt_d/x", text.as_bytes().to_vec()).await
     };
     assert!(matches!(put(&d, "d's file").await, Ok(Put::Stored(_))));
     assert!(matches!(put(&other, "x's").await, Err(StoreError::Taken { .. })));
@@ -155,7 +156,14 @@ async fn an_attempt_overwrites_what_its_own_task_left_and_what_has_no_mark() {
     for n in 0..3 {
         let fence = claim(&cloud.backend, "abc", &format!("i-{n}")).await;
         let text = format!("attempt {}", fence.attempt);
-        let put = store.put_result(ledger, &fence, RESULT_BUCKET, "rslt_abc", text.clone().into_bytes()).await;
+        let put = store
+            .put_result(
+                Holder { ledger, fence: &fence, is_sure: false },
+                RESULT_BUCKET,
+                "rslt_abc",
+                text.clone().into_bytes(),
+            )
+            .await;
         assert!(matches!(put, Ok(Put::Stored(_))), "{put:?}");
         assert_eq!(cloud.result("rslt_abc"), Some(text));
     }
@@ -295,7 +303,10 @@ async fn an_own_object_is_adopted_only_if_its_bytes_are_the_files() {
         let faults = Faults::new();
         let wire = Wire::plugged(cloud.local.faulty_http_client(None, faults.clone()), REGION, ACCESS_KEY, SECRET_KEY);
         let Backend { ledger, store, .. } = Backend::new(&wire, Tables::default(), PowerOff::Never);
-        let put = async || match store.put_result(&ledger, &fence, RESULT_BUCKET, "rslt_abc", &file).await {
+        let put = async || match store
+            .put_result(Holder { ledger: &ledger, fence: &fence, is_sure: false }, RESULT_BUCKET, "rslt_abc", &file)
+            .await
+        {
             Ok(Put::Stored(stored)) => stored,
             other => panic!("{other:?}"),
         };
@@ -433,13 +444,13 @@ async fn a_huge_input_or_folder_makes_a_bounded_number_of_tasks() {
     let object = std::fs::File::create(cloud.local.object_path(SOURCE_BUCKET, "abc")).unwrap();
     object.set_len(1 << 30).unwrap();
     let faults = Faults::new();
-    let gate = faults.hold_before(S3, "GetObject", When::Always);
+    let gate = faults.hold_before(S3, "GetObject", When::After(1));
     let node = cloud.node_with("abc", "M", faults.clone());
     let stopping = node.stopping.clone();
     let mut running = JoinSet::new();
     running.spawn(node.run());
-    gate.arrived(8).await;
-    // 128 ranges of 8 MiB; eight are under way.
+    // 128 ranges of 8 MiB; eight are under way. The first is in the answer that says how large the object is.
+    gate.arrived(7).await;
     assert!(alive() < 40, "{} tasks", alive());
     stopping.drain.cancel();
     gate.open();

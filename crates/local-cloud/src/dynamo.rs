@@ -1,28 +1,34 @@
 //! DynamoDB: the service's JSON protocol in front of `dynoxide`.
 //!
-//! The engine decides conditions, transactions, and idempotency tokens. An operation that this file does not name is
-//! answered as DynamoDB answers an unknown one.
+//! The engine decides conditions and transactions; `tokens.rs` knows the tokens of transactions. An operation that this
+//! file does not name is answered as DynamoDB answers an unknown one.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
+use dynoxide::actions::transact_write_items::{TransactWriteItemsRequest, TransactWriteItemsResponse};
 use dynoxide::{Database, DynoxideError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::layout::{Layout, OpenError};
+use super::lock::locked;
 use super::query::reply;
 use super::snapshot::Snapshot;
+use super::tokens::{Seen, Tokens, digest};
 
 const CONTENT_TYPE: &str = "application/x-amz-json-1.0";
+/// The longest token. Source: Amazon DynamoDB API Reference, `TransactWriteItems`.
+const TOKEN_LEN_MAX: usize = 36;
 const TARGET_PREFIX: &str = "DynamoDB_20120810.";
 
 /// The tables.
 #[derive(Clone)]
 pub(super) struct Dynamo {
     database: Database,
+    tokens: Arc<Mutex<Tokens>>,
     /// The copy of the file, removed when the value is dropped.
     _copy: Option<Arc<Snapshot>>,
 }
@@ -36,8 +42,8 @@ impl Dynamo {
     /// Opens a copy of the tables as of now: the engine cannot open a file without writing beside it.
     pub(super) fn open_copy(layout: &Layout) -> Result<Self, OpenError> {
         let copy = Snapshot::take(&layout.database())?;
-        let Self { database, _copy: _ } = Self::open_file(&copy.database())?;
-        Ok(Self { database, _copy: Some(Arc::new(copy)) })
+        let opened = Self::open_file(&copy.database())?;
+        Ok(Self { _copy: Some(Arc::new(copy)), ..opened })
     }
 
     fn open_file(path: &Path) -> Result<Self, OpenError> {
@@ -48,21 +54,21 @@ impl Dynamo {
         // the engine's interface has for it, sets `synchronous = NORMAL`: no fsync for each write. That matters only
         // if the machine loses power, and then the objects beside the file are as old.
         database.disable_bulk_loading().map_err(|error| state(error.to_string()))?;
-        Ok(Self { database, _copy: None })
+        Ok(Self { database, tokens: Arc::default(), _copy: None })
     }
 
     /// Opens tables that live as long as the value.
     pub(super) fn in_memory() -> Result<Self, OpenError> {
         let database = Database::memory()
             .map_err(|error| OpenError::State { path: ":memory:".into(), reason: error.to_string() })?;
-        Ok(Self { database, _copy: None })
+        Ok(Self { database, tokens: Arc::default(), _copy: None })
     }
 
     /// Answers one call. The engine blocks on `SQLite`, so it runs on a blocking thread. A call that has started
     /// finishes even if the caller gives up, as a request that has reached AWS does.
     pub(super) async fn answer(&self, operation: String, body: Bytes) -> http::Response<SdkBody> {
-        let database = self.database.clone();
-        let outcome = lighthpc_runtime::blocking(move || dispatch(&database, &operation, &body)).await;
+        let (database, tokens) = (self.database.clone(), self.tokens.clone());
+        let outcome = lighthpc_runtime::blocking(move || dispatch(&database, &tokens, &operation, &body)).await;
         match outcome {
             Ok(Ok(json)) => reply(200, CONTENT_TYPE, json),
             Ok(Err(DynoxideError::UnsupportedCapability(what))) => {
@@ -92,7 +98,7 @@ pub(super) fn error_reply(status: u16, code: &str, message: &str) -> http::Respo
     reply(status, CONTENT_TYPE, body.to_string())
 }
 
-fn dispatch(db: &Database, operation: &str, body: &[u8]) -> dynoxide::Result<String> {
+fn dispatch(db: &Database, tokens: &Mutex<Tokens>, operation: &str, body: &[u8]) -> dynoxide::Result<String> {
     match operation {
         "CreateTable" => run(body, |request| db.create_table(request)),
         // Called only by the tests of this crate, to see that tables survive a restart.
@@ -104,8 +110,34 @@ fn dispatch(db: &Database, operation: &str, body: &[u8]) -> dynoxide::Result<Str
         "Query" => run(body, |request| db.query(request)),
         "Scan" => run(body, |request| db.scan(request)),
         "BatchGetItem" => run(body, |request| db.batch_get_item(request)),
-        "TransactWriteItems" => run(body, |request| db.transact_write_items(request)),
+        "TransactWriteItems" => run(body, |request| transact(db, tokens, request)),
         other => Err(DynoxideError::UnsupportedCapability(other.to_owned())),
+    }
+}
+
+/// Applies a transaction, unless one with the same token was applied. A token that DynamoDB would refuse goes on to the
+/// engine, which refuses it.
+fn transact(
+    db: &Database,
+    tokens: &Mutex<Tokens>,
+    mut request: TransactWriteItemsRequest,
+) -> dynoxide::Result<TransactWriteItemsResponse> {
+    let is_valid = |token: &mut String| (1..=TOKEN_LEN_MAX).contains(&token.len());
+    let Some(token) = request.client_request_token.take_if(is_valid) else { return db.transact_write_items(request) };
+    let items = serde_json::to_value(&request.transact_items);
+    let digest = digest(&items.map_err(|error| DynoxideError::InternalServerError(error.to_string()))?);
+    // Until the transaction has ended: its repetition waits for it.
+    let mut tokens = locked(tokens);
+    match tokens.look(&token, digest) {
+        Seen::Same => Ok(TransactWriteItemsResponse::default()),
+        Seen::Other => Err(DynoxideError::IdempotentParameterMismatchException(
+            "the token was used with other parameters".to_owned(),
+        )),
+        Seen::Never => {
+            let answer = db.transact_write_items(request)?;
+            tokens.note(token, digest);
+            Ok(answer)
+        }
     }
 }
 

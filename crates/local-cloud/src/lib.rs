@@ -45,6 +45,7 @@ mod snapshot;
 mod sns;
 #[cfg(any(test, feature = "testing"))]
 mod testing;
+mod tokens;
 
 #[cfg(test)]
 mod tests;

@@ -27,6 +27,14 @@ pub fn disk(folder: &std::path::Path) -> std::io::Result<rustix::fs::StatVfs> {
     Ok(rustix::fs::statvfs(folder)?)
 }
 
+/// Writes bytes at their place in a file. Blocks.
+///
+/// # Errors
+/// The system's.
+pub fn write_at(file: &std::fs::File, bytes: &[u8], at: u64) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::write_all_at(file, bytes, at)
+}
+
 /// Runs a function that waits for the disk, off this thread.
 ///
 /// # Errors

@@ -3,13 +3,14 @@
 use std::cell::RefCell;
 use std::future::Future;
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
 
-use tokio::io::{AsyncRead, AsyncSeek, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncSeek, ReadBuf};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
@@ -221,15 +222,6 @@ pub struct File {
 }
 
 impl File {
-    /// Creates a file.
-    ///
-    /// # Errors
-    /// The system's.
-    #[expect(clippy::unused_async, reason = "as on a real machine")]
-    pub async fn create(path: impl AsRef<Path>) -> io::Result<Self> {
-        std::fs::File::create(path).map(Self::from_std)
-    }
-
     /// Opens a file for reading.
     ///
     /// # Errors
@@ -237,12 +229,6 @@ impl File {
     #[expect(clippy::unused_async, reason = "as on a real machine")]
     pub async fn open(path: impl AsRef<Path>) -> io::Result<Self> {
         std::fs::File::open(path).map(Self::from_std)
-    }
-
-    /// Returns options to open a file with.
-    #[must_use]
-    pub fn options() -> OpenOptions {
-        OpenOptions(std::fs::File::options())
     }
 
     /// Takes an open file.
@@ -253,36 +239,6 @@ impl File {
 
     /// Does nothing: there is no buffer.
     pub const fn set_max_buf_size(&mut self, _: usize) {}
-
-    /// Sets the file's size.
-    ///
-    /// # Errors
-    /// The system's.
-    #[expect(clippy::unused_async, reason = "as on a real machine")]
-    pub async fn set_len(&self, bytes: u64) -> io::Result<()> {
-        self.file.set_len(bytes)
-    }
-}
-
-/// Options to open a file with.
-#[derive(Debug)]
-pub struct OpenOptions(std::fs::OpenOptions);
-
-impl OpenOptions {
-    /// Sets whether the file is opened for writing.
-    pub fn write(&mut self, write: bool) -> &mut Self {
-        self.0.write(write);
-        self
-    }
-
-    /// Opens a file.
-    ///
-    /// # Errors
-    /// The system's.
-    #[expect(clippy::unused_async, reason = "as on a real machine")]
-    pub async fn open(&self, path: impl AsRef<Path>) -> io::Result<File> {
-        self.0.open(path).map(File::from_std)
-    }
 }
 
 /// Reads a whole file.
@@ -305,6 +261,15 @@ pub async fn write(path: impl AsRef<Path>, contents: impl AsRef<[u8]>) -> io::Re
     file.set_modified(now())
 }
 
+/// Writes bytes at their place in a file.
+///
+/// # Errors
+/// The system's.
+pub fn write_at(file: &std::fs::File, bytes: &[u8], at: u64) -> io::Result<()> {
+    check_room()?;
+    file.write_all_at(bytes, at)
+}
+
 /// Reads a file's metadata.
 ///
 /// # Errors
@@ -324,20 +289,6 @@ impl AsyncRead for File {
 fn check_room() -> io::Result<()> {
     let is_full = CURRENT.with_borrow(|machine| machine.as_ref().is_some_and(|machine| machine.state().is_disk_full));
     if is_full { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
-}
-
-impl AsyncWrite for File {
-    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Poll::Ready(check_room().and_then(|()| self.file.write(bytes)))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.file.flush())
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.file.flush())
-    }
 }
 
 impl AsyncSeek for File {

@@ -133,8 +133,15 @@ pub(crate) fn plan(seed: u64) -> Plan {
     }
     if count > 0 {
         let dice = &mut Dice::new(seed, "steps");
-        let steps = if dice.chance(50) { dice.number(1, 2 + tasks) } else { 0 };
-        faults.extend((0..steps).map(|n| step(&mut Dice::new(seed, &format!("step {n}")), &mission)));
+        match dice.number(0, 9) {
+            0..=2 => {
+                let steps = dice.number(1, 2 + tasks);
+                faults.extend((0..steps).map(|n| step(&mut Dice::new(seed, &format!("step {n}")), &mission)));
+            }
+            3..=5 => faults.extend((0..dice.number(1, 3)).map(|machine| last_request(dice, machine))),
+            6 => faults.extend(late_publication(dice)),
+            _ => {}
+        }
     }
     // People act in two of three missions.
     let acts = if dice.chance(66) { dice.number(1, 5) } else { 0 };
@@ -173,6 +180,33 @@ fn step(dice: &mut Dice, mission: &MissionPlan) -> Fault {
         _ => fate(dice),
     };
     Fault::Step { sender, step, nth: dice.number(0, most), fate, is_last: dice.chance(40) }
+}
+
+/// Draws a request that decides, that is the last of its machine, and that arrives when another machine has taken over.
+fn last_request(dice: &mut Dice, machine: u64) -> Fault {
+    let step = dice.pick(&[Step::Commit, Step::Commit, Step::Task, Step::Object, Step::Mission]);
+    let nth = if step == Step::Task { dice.number(0, 4) } else { dice.number(0, 1) };
+    let fate = Fate::DelayRequest(dice.time(s(100), s(800)));
+    Fault::Step { sender: Sender::Machine(machine), step, nth, fate, is_last: true }
+}
+
+/// Draws a publication that is held back while somebody enlarges the mission.
+fn late_publication(dice: &mut Dice) -> Vec<Fault> {
+    let by = (s(2), s(60));
+    let mut faults: Vec<Fault> = (0..3)
+        .flat_map(|machine| (0..2).map(move |nth| (machine, nth)))
+        .map(|(machine, nth)| {
+            let (step, fate) = if dice.chance(50) {
+                (Step::Mission, Fate::DelayRequest(dice.time(by.0, by.1)))
+            } else {
+                (Step::Tally, Fate::DelayAnswer(dice.time(by.0, by.1)))
+            };
+            Fault::Step { sender: Sender::Machine(machine), step, nth, fate, is_last: false }
+        })
+        .collect();
+    let when = When::AfterEnd(dice.time(Duration::ZERO, s(10)));
+    faults.push(Fault::Operator { when, act: Act::Enlarge(dice.number(1, 3)) });
+    faults
 }
 
 fn fate(dice: &mut Dice) -> Fate {

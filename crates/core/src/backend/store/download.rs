@@ -1,16 +1,20 @@
 //! Downloads: streamed to the disk; large objects in parallel ranges with one `ETag`.
 
+use std::fs::File;
+use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
+use aws_sdk_s3::operation::get_object::GetObjectOutput;
+use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::ChecksumMode;
+use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, Digest};
-use lighthpc_runtime::File;
-use tokio::io::{AsyncSeekExt, AsyncWriteExt, SeekFrom};
 
 use super::client::Store;
 use super::disk::free_bytes;
 use super::error::StoreError;
-use super::object::{Checksum, Object, uri};
+use super::object::{Checksum, Object, read_get, uri};
 use super::part::{PART_BYTES, PART_TRIES_MAX, PARTS_PARALLEL};
 use super::sums::Sums;
 use crate::backend::error::{CloudError, Kind};
@@ -21,6 +25,8 @@ use crate::domain::backoff;
 const OBJECT_TRIES_MAX: u32 = 3;
 /// The space that must remain free beside the input, for the log and the workload's first writes.
 pub const SPARE_BYTES: u64 = 64 * 1024 * 1024;
+/// What arrives of a range is written in pieces of this size: eight ranges hold 4 MiB.
+const WRITE_BYTES: usize = 512 * 1024;
 
 /// A finished download.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +44,7 @@ struct Range {
     etag: String,
     start: u64,
     bytes: u64,
+    /// Whether it is the whole object.
     is_whole: bool,
 }
 
@@ -50,20 +57,20 @@ enum RangeError {
 impl Store {
     /// Downloads an object to `file`, which is created or replaced.
     ///
-    /// Checks the free space first. Objects above 8 MiB are downloaded in parallel ranges with the same `ETag`; if the
-    /// object is replaced meanwhile, the download starts again. Verifies the length and, if S3 stores one, the
-    /// checksum.
+    /// One request brings the size, the `ETag`, the checksum, and an object of up to 8 MiB. Of a larger one it brings the
+    /// first 8 MiB; the rest is downloaded in parallel ranges with the same `ETag`. If the object is replaced meanwhile,
+    /// the download starts again. Checks the free space before it writes, and verifies the length and, if S3 stores one,
+    /// the checksum.
     ///
     /// # Errors
     /// [`StoreError`]: `Cloud` with `NotFound` if the object does not exist, `DiskFull`, `Changed`, `Disk`. The caller
     /// removes the incomplete file.
     pub async fn download(&self, bucket: &str, key: &str, file: &Path) -> Result<Downloaded, StoreError> {
         for _ in 0..OBJECT_TRIES_MAX {
-            let missing =
-                || CloudError::new(Kind::NotFound, "HeadObject", uri(bucket, key), "the object does not exist");
-            let object = self.head(bucket, key).await?.ok_or_else(missing)?;
+            let answer = self.get(bucket, key, None, None).await?;
+            let object = read_get(&answer);
             check_room(file, object.bytes)?;
-            match self.download_once(bucket, key, file, &object).await {
+            match self.download_once(bucket, key, file, &object, answer.body).await {
                 Ok(()) => return Ok(Downloaded { bytes: object.bytes, etag: object.etag }),
                 Err(RangeError::Changed) => {
                     tracing::warn!("{} changed during the download: downloading it again", uri(bucket, key));
@@ -74,15 +81,43 @@ impl Store {
         Err(StoreError::Changed { uri: uri(bucket, key), tries: OBJECT_TRIES_MAX })
     }
 
-    async fn download_once(&self, bucket: &str, key: &str, file: &Path, object: &Object) -> Result<(), RangeError> {
-        let disk = |doing, error| RangeError::Store(StoreError::disk(doing, file, error));
-        let target = File::create(file).await.map_err(|e| disk("creating", e))?;
-        target.set_len(object.bytes).await.map_err(|e| disk("sizing", e))?;
-        drop(target);
+    /// Requests an object, or a range of it. The body is read later.
+    async fn get(
+        &self,
+        bucket: &str,
+        key: &str,
+        etag: Option<&str>,
+        range: Option<String>,
+    ) -> Result<GetObjectOutput, CloudError> {
+        // The SDK verifies any checksum that S3 stores, but only for whole objects.
+        let mode = range.is_none().then_some(ChecksumMode::Enabled);
+        let get = self.client.get_object().bucket(bucket).key(key).set_checksum_mode(mode);
+        let get = get.set_if_match(etag.map(ToOwned::to_owned)).set_range(range);
+        get.send().await.map_err(|error| CloudError::sdk("GetObject", uri(bucket, key), error))
+    }
+
+    /// Downloads the object whose beginning, or all, is in `body`.
+    async fn download_once(
+        &self,
+        bucket: &str,
+        key: &str,
+        file: &Path,
+        object: &Object,
+        body: ByteStream,
+    ) -> Result<(), RangeError> {
+        let path = file.to_owned();
+        let bytes = object.bytes;
+        let made = lighthpc_runtime::blocking(move || {
+            let made = File::create(&path)?;
+            made.set_len(bytes)?;
+            Ok(Arc::new(made))
+        });
+        let target = made.await.map_err(io::Error::other).flatten().map_err(of_disk("creating", file))?;
 
         let checksum = object.checksum.as_ref();
         let algorithm = checksum.map(Checksum::algorithm);
         let starts = (0..object.bytes).step_by(usize::try_from(PART_BYTES).unwrap_or(usize::MAX));
+        let mut first = Some(body);
         let ranges = starts.map(|start| {
             let range = Range {
                 bucket: bucket.to_owned(),
@@ -92,16 +127,17 @@ impl Store {
                 bytes: PART_BYTES.min(object.bytes - start),
                 is_whole: object.bytes <= PART_BYTES,
             };
-            let (store, file) = (self.clone(), file.to_owned());
+            let (store, file, target, body) = (self.clone(), file.to_owned(), target.clone(), first.take());
             async move {
-                let crc = store.range(&range, &file, algorithm).await?;
+                let crc = store.range(&range, &file, &target, algorithm, body).await?;
                 Ok::<_, RangeError>((range.start, range.bytes, crc))
             }
         });
         let (mut ranges, mut sums) = (Parallel::new(PARTS_PARALLEL, ranges), algorithm.map(Sums::new));
         // The rest may be dropped on an error: the file is downloaded again or removed.
         while let Some(part) = ranges.next().await {
-            let (start, bytes, crc) = part.map_err(|panic| disk("downloading to", std::io::Error::other(panic)))??;
+            let of_panic = |panic| of_disk("downloading to", file)(io::Error::other(panic));
+            let (start, bytes, crc) = part.map_err(of_panic)??;
             if let Some(sums) = &mut sums {
                 sums.add(start, bytes, crc);
             }
@@ -114,11 +150,19 @@ impl Store {
         }
     }
 
-    /// Downloads one range with a few retries, and returns its checksum (0 if none is needed).
-    async fn range(&self, range: &Range, file: &Path, algorithm: Option<CrcAlgorithm>) -> Result<u64, RangeError> {
+    /// Downloads one range with a few retries, and returns its checksum (0 if none is needed). The first try reads
+    /// `body`, if there is one: an answer that begins where the range does.
+    async fn range(
+        &self,
+        range: &Range,
+        file: &Path,
+        target: &Arc<File>,
+        algorithm: Option<CrcAlgorithm>,
+        mut body: Option<ByteStream>,
+    ) -> Result<u64, RangeError> {
         let mut tries = 0;
         loop {
-            let error = match self.range_once(range, file, algorithm).await {
+            let error = match self.range_once(range, file, target, algorithm, body.take()).await {
                 Ok(crc) => return Ok(crc),
                 Err(RangeError::Store(StoreError::Cloud(error))) => error,
                 Err(other) => return Err(other),
@@ -134,41 +178,90 @@ impl Store {
         }
     }
 
-    async fn range_once(&self, range: &Range, file: &Path, algorithm: Option<CrcAlgorithm>) -> Result<u64, RangeError> {
-        let name = || uri(&range.bucket, &range.key);
-        let mut get = self.client.get_object().bucket(&range.bucket).key(&range.key).if_match(&range.etag);
-        if range.is_whole {
-            // The SDK verifies any checksum that S3 stores, but only for whole objects.
-            get = get.checksum_mode(ChecksumMode::Enabled);
-        } else {
-            get = get.range(format!("bytes={}-{}", range.start, range.start + range.bytes - 1));
-        }
-        let answer = get.send().await.map_err(|e| RangeError::Store(CloudError::sdk("GetObject", name(), e).into()))?;
-
-        let disk = |doing, error| RangeError::Store(StoreError::disk(doing, file, error));
-        let mut target = File::options().write(true).open(file).await.map_err(|e| disk("opening", e))?;
-        target.seek(SeekFrom::Start(range.start)).await.map_err(|e| disk("seeking in", e))?;
+    async fn range_once(
+        &self,
+        range: &Range,
+        file: &Path,
+        target: &Arc<File>,
+        algorithm: Option<CrcAlgorithm>,
+        body: Option<ByteStream>,
+    ) -> Result<u64, RangeError> {
+        let Range { bucket, key, etag, start, bytes, is_whole } = range;
+        // The answer to the request of the whole object, of which this range is the beginning.
+        let is_longer = body.is_some() && !is_whole;
+        let mut body = match body {
+            Some(body) => body,
+            None => {
+                let part = (!is_whole).then(|| format!("bytes={start}-{}", start + bytes - 1));
+                let answer = self.get(bucket, key, Some(etag), part).await;
+                answer.map_err(|error| RangeError::Store(error.into()))?.body
+            }
+        };
+        let broken = |words: String| {
+            RangeError::Store(CloudError::new(Kind::Unreachable, "GetObject", uri(bucket, key), words).into())
+        };
         let mut digest = algorithm.map(Digest::new);
-        let mut body = answer.body;
+        let mut writer = RangeWriter { target, at: *start, blocks: Vec::new(), held: 0 };
         let mut received = 0_u64;
-        let broken =
-            |words: String| RangeError::Store(CloudError::new(Kind::Unreachable, "GetObject", name(), words).into());
-        while let Some(chunk) = body.try_next().await.map_err(|e| broken(format!("the body was interrupted: {e}")))? {
-            received += chunk.len() as u64;
-            if received > range.bytes {
-                return Err(broken(format!("received more than the requested {} bytes", range.bytes)));
+        // A body is read to its end, because the SDK compares checksums there.
+        while let Some(mut block) =
+            body.try_next().await.map_err(|error| broken(format!("the body was interrupted: {error}")))?
+        {
+            let left = usize::try_from(bytes - received).unwrap_or(usize::MAX);
+            if block.len() > left && !is_longer {
+                return Err(broken(format!("received more than the requested {bytes} bytes")));
             }
+            block.truncate(left);
+            received += block.len() as u64;
             if let Some(digest) = &mut digest {
-                digest.update(&chunk);
+                digest.update(&block);
             }
-            target.write_all(&chunk).await.map_err(|e| disk("writing", e))?;
+            writer.add(block).await.map_err(of_disk("writing", file))?;
+            if is_longer && received == *bytes {
+                break;
+            }
         }
-        target.flush().await.map_err(|e| disk("writing", e))?;
-        if received < range.bytes {
-            return Err(broken(format!("received {received} of {} bytes", range.bytes)));
+        writer.flush().await.map_err(of_disk("writing", file))?;
+        if received < *bytes {
+            return Err(broken(format!("received {received} of {bytes} bytes")));
         }
         Ok(digest.map_or(0, |digest| digest.finalize()))
     }
+}
+
+/// Writes the blocks of a range at their place, some together, so that few threads are asked.
+struct RangeWriter<'a> {
+    target: &'a Arc<File>,
+    at: u64,
+    blocks: Vec<Bytes>,
+    held: usize,
+}
+
+impl RangeWriter<'_> {
+    async fn add(&mut self, block: Bytes) -> io::Result<()> {
+        self.held += block.len();
+        self.blocks.push(block);
+        if self.held >= WRITE_BYTES { self.flush().await } else { Ok(()) }
+    }
+
+    async fn flush(&mut self) -> io::Result<()> {
+        let (target, mut at) = (self.target.clone(), self.at);
+        let blocks = std::mem::take(&mut self.blocks);
+        self.at += self.held as u64;
+        self.held = 0;
+        let write = move || {
+            for block in blocks {
+                lighthpc_runtime::write_at(&target, &block, at)?;
+                at += block.len() as u64;
+            }
+            Ok(())
+        };
+        lighthpc_runtime::blocking(write).await.map_err(io::Error::other).flatten()
+    }
+}
+
+fn of_disk(doing: &'static str, file: &Path) -> impl Fn(io::Error) -> RangeError {
+    move |error| RangeError::Store(StoreError::disk(doing, file, error))
 }
 
 fn check_room(file: &Path, bytes: u64) -> Result<(), StoreError> {

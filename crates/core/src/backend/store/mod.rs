@@ -1,8 +1,8 @@
 //! S3: downloads inputs; uploads results, logs and manifests.
 //!
-//! A result is written with the fence: the lease is checked by a consistent read, and then the upload is conditional
-//! (`If-None-Match: *`, or `If-Match` for the object of a dead attempt). A stalled attempt therefore can neither
-//! overwrite nor precede a committed result unnoticed; see [`Store::put_result`].
+//! A result is written with the fence: the upload is conditional (`If-None-Match: *`, or `If-Match` for the object of a
+//! dead attempt), and before it replaces an object, the lease is checked by a consistent read. A stalled attempt
+//! therefore can neither overwrite nor precede a committed result unnoticed; see [`Store::put_result`].
 
 mod body;
 mod client;
@@ -26,5 +26,5 @@ pub use error::StoreError;
 pub use mark::Mark;
 pub use object::{Object, uri};
 pub use part::OBJECT_BYTES_MAX;
-pub use upload::{Put, Stored};
+pub use upload::{Holder, Put, Stored};
 pub use writer::PutWriter;

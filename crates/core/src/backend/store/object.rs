@@ -1,12 +1,15 @@
 //! Objects and their metadata.
 
+use std::collections::HashMap;
+
+use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_smithy_types::base64;
 use crc_fast::CrcAlgorithm;
 
 use super::mark::{Mark, MarkedObject};
 
-/// An object, from a `HEAD` request.
+/// An object, from the headers of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Object {
     /// The size in bytes.
@@ -56,18 +59,35 @@ impl Checksum {
     }
 }
 
-/// Converts the answer to a `HEAD` request. A checksum with `-` is one of the parts' checksums, and cannot be used for
-/// ranges.
+/// Converts the answer to a `HEAD` request.
 pub(super) fn read_head(head: &HeadObjectOutput) -> Object {
-    let whole =
-        |value: Option<&str>, name| value.filter(|v| !v.contains('-')).map(|v| Checksum { name, base64: v.to_owned() });
+    let checksums = [head.checksum_crc64_nvme(), head.checksum_crc32_c(), head.checksum_crc32()];
+    object(head.content_length(), head.e_tag(), checksums, head.metadata())
+}
+
+/// Converts the answer to a `GET` request of a whole object.
+pub(super) fn read_get(get: &GetObjectOutput) -> Object {
+    let checksums = [get.checksum_crc64_nvme(), get.checksum_crc32_c(), get.checksum_crc32()];
+    object(get.content_length(), get.e_tag(), checksums, get.metadata())
+}
+
+/// Makes an object of an answer's headers. A checksum with `-` is one of the parts' checksums, and cannot be used for
+/// ranges.
+fn object(
+    bytes: Option<i64>,
+    etag: Option<&str>,
+    checksums: [Option<&str>; 3],
+    metadata: Option<&HashMap<String, String>>,
+) -> Object {
+    let mut named = ["CRC-64/NVME", "CRC-32C", "CRC-32"].into_iter().zip(checksums);
+    let whole = |(name, value): (_, Option<&str>)| {
+        value.filter(|value| !value.contains('-')).map(|value| Checksum { name, base64: value.to_owned() })
+    };
     Object {
-        bytes: head.content_length().and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0),
-        etag: head.e_tag().unwrap_or_default().to_owned(),
-        checksum: whole(head.checksum_crc64_nvme(), "CRC-64/NVME")
-            .or_else(|| whole(head.checksum_crc32_c(), "CRC-32C"))
-            .or_else(|| whole(head.checksum_crc32(), "CRC-32")),
-        found: MarkedObject::read(head.metadata()),
+        bytes: bytes.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0),
+        etag: etag.unwrap_or_default().to_owned(),
+        checksum: named.find_map(whole),
+        found: MarkedObject::read(metadata),
     }
 }
 

@@ -46,6 +46,17 @@ pub enum Put {
     LeaseLost,
 }
 
+/// The attempt that uploads, and what it knows of its lease.
+#[derive(Clone, Copy, Debug)]
+pub struct Holder<'a> {
+    /// The ledger with the task's row.
+    pub ledger: &'a Ledger,
+    /// The attempt.
+    pub fence: &'a Fence,
+    /// Whether a renewal was confirmed so recently that the lease cannot have expired.
+    pub is_sure: bool,
+}
+
 /// The condition for writing an object.
 #[derive(Clone, Debug)]
 pub(super) enum Condition {
@@ -96,9 +107,13 @@ impl Target<'_> {
 impl Store {
     /// Uploads a file or bytes as a task's result, with the fence.
     ///
-    /// The lease is checked by a consistent read, and then the upload is conditional: first on absence and, after a
-    /// refusal, on the `ETag` of the existing object, after another check of the lease. So the lease was held while no
-    /// newer object existed. The object of a dead attempt is overwritten, that of a newer attempt is not.
+    /// The upload is conditional: first on absence and, after a refusal, on the `ETag` of the existing object. Before
+    /// it replaces an object, the lease is checked by a consistent read. So the lease was held while no newer object
+    /// existed. The object of a dead attempt is overwritten, that of a newer attempt is not.
+    ///
+    /// Before the upload on condition of absence, the lease is read only if the holder is not sure of it. A machine that
+    /// stands still in this moment may upload after it lost the lease. That upload replaces nothing, no row names it,
+    /// and the upload of the next attempt replaces it.
     ///
     /// An object of this same attempt means that an answer was lost. It counts as stored if its size and checksum
     /// match; otherwise it is overwritten. An object of another task is neither accepted nor overwritten, unless that
@@ -109,19 +124,19 @@ impl Store {
     /// [`StoreError`]; `Taken` if the object belongs to another task. A lost lease is [`Put::LeaseLost`].
     pub async fn put_result(
         &self,
-        ledger: &Ledger,
-        fence: &Fence,
+        holder: Holder<'_>,
         bucket: &str,
         key: &str,
         body: impl Into<Body<'_>> + Send,
     ) -> Result<Put, StoreError> {
+        let Holder { ledger, fence, mut is_sure } = holder;
         let body = body.into();
         let mark = Mark::of_attempt(ledger.tables(), fence);
         let target = Target { bucket, key, mark: Some(&mark) };
         let mut condition = Condition::Absent;
         let mut tries = 0;
         loop {
-            if !ledger.holds(fence).await? {
+            if !std::mem::take(&mut is_sure) && !ledger.holds(fence).await? {
                 return Ok(Put::LeaseLost);
             }
             let error = match self.put_once(&target, &body, &condition).await {
