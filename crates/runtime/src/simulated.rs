@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
 
-use tokio::io::{AsyncRead, AsyncSeek, ReadBuf};
+use tokio::io::{AsyncRead, AsyncSeek, AsyncWrite, ReadBuf};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
@@ -222,6 +222,15 @@ pub struct File {
 }
 
 impl File {
+    /// Creates a file.
+    ///
+    /// # Errors
+    /// The system's.
+    #[expect(clippy::unused_async, reason = "as on a real machine")]
+    pub async fn create(path: impl AsRef<Path>) -> io::Result<Self> {
+        std::fs::File::create(path).map(Self::from_std)
+    }
+
     /// Opens a file for reading.
     ///
     /// # Errors
@@ -289,6 +298,20 @@ impl AsyncRead for File {
 fn check_room() -> io::Result<()> {
     let is_full = CURRENT.with_borrow(|machine| machine.as_ref().is_some_and(|machine| machine.state().is_disk_full));
     if is_full { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+}
+
+impl AsyncWrite for File {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(check_room().and_then(|()| self.file.write(bytes)))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.file.flush())
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.file.flush())
+    }
 }
 
 impl AsyncSeek for File {
