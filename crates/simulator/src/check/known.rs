@@ -25,7 +25,7 @@ pub(super) struct Attempt {
     pub(super) renewed: Duration,
     /// Whether its loss was counted.
     pub(super) is_counted: bool,
-    /// Whether the mission was cancelled when it was claimed.
+    /// Whether it was claimed when all must have known that the mission is cancelled.
     pub(super) is_of_cancelled: bool,
 }
 

@@ -17,6 +17,8 @@ use crate::world::World;
 
 /// The longest time between two renewals of a holder that no fault hits: the period, its jitter of 10 %, and requests.
 const RENEWAL_MAX: Duration = Duration::from_secs(HEARTBEAT.as_secs() * 11 / 10 + 3);
+/// How old a mission's row may be when a node reads there that the mission is not cancelled.
+const MISSION_AGE_MAX: Duration = Duration::from_secs(5);
 /// What only the holder, or who ends its attempt, changes.
 const HELD: [&str; 10] = [
     "state",
@@ -138,11 +140,12 @@ fn check_claim(world: &World, who: Who, call: &Call, change: &Change) {
         world.broken(Checker::Fence, &format!("{who} claimed {key}, which is {}", state(old)));
     }
     let mut known = locked(&world.known);
+    let is_cancelled = known.cancelled.is_some_and(|(at, _)| world.time() >= at + MISSION_AGE_MAX);
     let attempt = Attempt {
         by: who,
         renewed: world.time(),
         is_counted: false,
-        is_of_cancelled: known.cancelled.is_some() && text(new, "missionID") == MISSION,
+        is_of_cancelled: is_cancelled && text(new, "missionID") == MISSION,
     };
     known.attempts.insert((key.clone(), number(new, "attempt")), attempt);
     known.holders.entry(key.clone()).or_default().insert(who);
