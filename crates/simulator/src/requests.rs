@@ -2,6 +2,9 @@
 
 use serde_json::Value;
 
+/// The tables of tasks and missions.
+pub(crate) const TASKS: &str = "tblTrans2";
+pub(crate) const MISSIONS: &str = "tblMission";
 /// The partition keys of the tables of tasks and missions.
 const KEYS: [&str; 2] = ["srcFilename", "timePush"];
 

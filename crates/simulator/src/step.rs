@@ -6,8 +6,7 @@ use local_cloud::{Call, Service};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::check::{MISSIONS, TASKS};
-use crate::requests::items;
+use crate::requests::{MISSIONS, TASKS, items};
 use crate::who::Who;
 
 /// What a request does.

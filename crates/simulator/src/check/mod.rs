@@ -23,7 +23,8 @@ pub(crate) use checker::Checker;
 pub(crate) use cloud::{FOREIGN_BYTES, FOREIGN_KEY, is_foreign, machine_ends, machine_starts};
 pub(crate) use end::{at_end, has_ended};
 pub(crate) use known::Known;
-pub(crate) use rows::{MISSIONS, TASKS, number, task_row, text};
+use rows::MISSIONS;
+pub(crate) use rows::{TASKS, number, task_row, text};
 pub(crate) use workload::{ends as workload_ends, runs as workload_runs, starts as workload_starts};
 
 use crate::lock::locked;

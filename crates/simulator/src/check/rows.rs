@@ -3,11 +3,8 @@
 use serde_json::Value;
 
 use crate::lock::locked;
+pub(crate) use crate::requests::{MISSIONS, TASKS};
 use crate::world::World;
-
-/// The tables.
-pub(crate) const TASKS: &str = "tblTrans2";
-pub(crate) const MISSIONS: &str = "tblMission";
 
 /// Returns a text attribute of a row; empty if there is none.
 pub(crate) fn text<'a>(row: &'a Value, name: &str) -> &'a str {
