@@ -68,6 +68,11 @@ impl Store {
     pub async fn download(&self, bucket: &str, key: &str, file: &Path) -> Result<Downloaded, StoreError> {
         for _ in 0..OBJECT_TRIES_MAX {
             let answer = self.get(bucket, key, None, None).await?;
+            if answer.content_length().is_none() {
+                // Without it, an object that ends early would not be noticed.
+                let words = "the answer has no Content-Length";
+                return Err(CloudError::new(Kind::Corrupt, "GetObject", uri(bucket, key), words).into());
+            }
             let object = read_get(&answer);
             check_room(file, object.bytes)?;
             match self.download_once(bucket, key, file, &object, answer.body).await {
