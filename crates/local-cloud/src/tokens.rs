@@ -91,7 +91,7 @@ mod tests {
         let (one, two) = (digest(&json!(1)), digest(&json!(2)));
         assert_eq!(tokens.look("t", one), Seen::Never);
         tokens.note("t".to_owned(), one);
-        tokio::time::advance(LIFE - Duration::from_secs(1)).await;
+        tokio::time::advance(LIFE.saturating_sub(Duration::from_secs(1))).await;
         assert_eq!((tokens.look("t", one), tokens.look("t", two)), (Seen::Same, Seen::Other));
         tokio::time::advance(Duration::from_secs(1)).await;
         assert_eq!(tokens.look("t", two), Seen::Never);

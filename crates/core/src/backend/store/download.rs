@@ -194,13 +194,12 @@ impl Store {
         let Range { bucket, key, etag, start, bytes, is_whole } = range;
         // The answer to the request of the whole object, of which this range is the beginning.
         let is_longer = body.is_some() && !is_whole;
-        let mut body = match body {
-            Some(body) => body,
-            None => {
-                let part = (!is_whole).then(|| format!("bytes={start}-{}", start + bytes - 1));
-                let answer = self.get(bucket, key, Some(etag), part).await;
-                answer.map_err(|error| RangeError::Store(error.into()))?.body
-            }
+        let mut body = if let Some(body) = body {
+            body
+        } else {
+            let part = (!is_whole).then(|| format!("bytes={start}-{}", start + bytes - 1));
+            let answer = self.get(bucket, key, Some(etag), part).await;
+            answer.map_err(|error| RangeError::Store(error.into()))?.body
         };
         let broken = |words: String| {
             RangeError::Store(CloudError::new(Kind::Unreachable, "GetObject", uri(bucket, key), words).into())
