@@ -1,6 +1,6 @@
 //! The mission's row, read once for several claims of a node.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -27,7 +27,7 @@ impl RecentMission {
         let is_recent = |(read_at, mission): &(Instant, Mission)| {
             task.mission.as_ref() == Some(&mission.id) && read_at.elapsed() < AGE_MAX
         };
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let known = self.locked().clone();
         if let Some((_, mission)) = known.filter(is_recent) {
             return Ok(Some(mission));
         }
@@ -35,7 +35,11 @@ impl RecentMission {
         let mission = node.mission_of(task).await?;
         // A cancelled one is read again: it may be reinstated, and then each task that begins would be released.
         let kept = mission.clone().filter(|mission| mission.cancelled_at.is_none());
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = kept.map(|mission| (read_at, mission));
+        *self.locked() = kept.map(|mission| (read_at, mission));
         Ok(mission)
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Option<(Instant, Mission)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -25,7 +25,10 @@ const RETRY_PAUSE_TRIES: u32 = 7;
 pub(super) async fn run(host: &Host, task: &Assignment) -> Result<Outcome, NodeError> {
     let span = tracing::info_span!("task", task.id = %task.src, src.id = %task.src, instance.id = %host.instance.id);
     loop {
-        let outcome = claim_and_attempt(host, task).instrument(span.clone()).await?;
+        let outcome = claim_and_attempt(host, task).instrument(span.clone()).await;
+        // Also if no attempt was made: the check of the deployment begins an upload.
+        abort_dropped(&host.node).await;
+        let outcome = outcome?;
         // A transient failure is retried here: a new machine would only cost another boot.
         if !matches!(outcome, Outcome::TryAgain(_)) || host.node.stopping.drain.is_cancelled() {
             return Ok(outcome);
@@ -43,10 +46,7 @@ async fn claim_and_attempt(host: &Host, task: &Assignment) -> Result<Outcome, No
         checked = deployment::check(node, bucket, &task.src) => Some(checked),
         () = node.stopping.drain.cancelled() => None,
     };
-    let Some(checked) = checked else {
-        abort_dropped(node).await;
-        return Ok(Outcome::Drained);
-    };
+    let Some(checked) = checked else { return Ok(Outcome::Drained) };
     checked?;
     if host.spot.should_stop_claiming() {
         return Ok(Outcome::Drained);

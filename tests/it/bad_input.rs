@@ -7,7 +7,7 @@ use lighthpc::domain::task::State;
 use lighthpc::domain::verdict::Verdict;
 use lighthpc::worker::{NodeError, Outcome};
 use local_cloud::Service::{Dynamodb, S3};
-use local_cloud::{Faults, SOURCE_BUCKET};
+use local_cloud::{Fault, Faults, SOURCE_BUCKET, When};
 
 use crate::test_cloud::TestCloud;
 
@@ -96,6 +96,19 @@ async fn an_input_that_does_not_fit_is_refused_before_the_first_byte() {
     assert_eq!(faults.count(S3, "GetObject"), 1);
 }
 
+/// An answer that does not say how long the input is could end early: nobody works on what came.
+#[tokio::test]
+async fn an_input_of_unknown_length_is_requested_again() {
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    let faults = Faults::new();
+    faults.add(S3, "GetObject", When::First(1), Fault::Raw(200, "the inp".to_owned()));
+    let life = cloud.node_with("abc", "M", faults.clone()).run().await;
+    life.outcome.unwrap();
+    cloud.assert_done("abc", "M", "after an answer without a length").await;
+    assert_eq!((cloud.task("abc").await.attempt.0, faults.count(S3, "GetObject")), (1, 2));
+}
+
 /// Replaced between the requests of its two ranges: the download starts over and takes the new one, whole.
 #[tokio::test]
 async fn an_input_that_changes_during_the_download_is_taken_whole() {
@@ -156,8 +169,8 @@ async fn a_failed_upload_leaves_no_parts_behind() {
     cloud.mission("M", &["abc"]).await;
     cloud.input("abc", &vec![7; 20_000_000]).await;
     let faults = Faults::new();
-    let broken = local_cloud::Fault::Status(403, "AccessDenied");
-    faults.add(S3, "UploadPart", local_cloud::When::After(1), broken);
+    let broken = Fault::Status(403, "AccessDenied");
+    faults.add(S3, "UploadPart", When::After(1), broken);
     let life =
         cloud.node_with("abc", "M", faults.clone()).shell(r#"cp "$LIGHTHPC_INPUT" "$LIGHTHPC_OUTPUT""#).run().await;
     assert!(life.outcome.is_err());

@@ -187,6 +187,24 @@ async fn the_trial_is_made_once_per_node_and_an_outage_is_not_remembered() {
     assert_eq!(faults.count(S3, "AbortMultipartUpload"), 1);
 }
 
+/// An upload on trial that could not be aborted is aborted before the node ends: after an attempt, and also if the task
+/// had ended before.
+#[tokio::test]
+async fn a_trial_that_is_not_aborted_at_once_is_aborted_later() {
+    for (has_ended, failures) in [(false, 5), (false, 10), (true, 5)] {
+        let cloud = TestCloud::new().await;
+        cloud.mission("M", &["abc"]).await;
+        if has_ended {
+            cloud.node("abc", "M").run().await.outcome.unwrap();
+        }
+        let faults = Faults::new();
+        // The SDK tries five times.
+        faults.add(S3, "AbortMultipartUpload", When::First(failures), Fault::Status(503, "SlowDown"));
+        cloud.node_with("abc", "M", faults.clone()).run().await.outcome.unwrap();
+        assert_eq!(faults.count(S3, "AbortMultipartUpload"), failures as usize + 1, "{has_ended}");
+    }
+}
+
 /// A right that is taken away while the workload runs is the deployment's: the task is kept.
 #[tokio::test]
 async fn a_right_that_vanishes_hands_the_task_back() {

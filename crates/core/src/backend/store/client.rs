@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{Builder, RequestChecksumCalculation, ResponseChecksumValidation};
+use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::types::{
     ChecksumMode, Delete, EncodingType, ObjectIdentifier, ObjectStorageClass, OptionalObjectAttributes,
 };
@@ -104,9 +105,7 @@ impl Store {
     /// Returns the reason for a refused HEAD request, whose answer has no message. The GET request reads at most one
     /// byte.
     async fn reason(&self, bucket: &str, key: &str, refusal: CloudError) -> CloudError {
-        let get = self.client.get_object().bucket(bucket).key(key).range("bytes=0-0").send().await;
-        let Err(error) = get else { return refusal };
-        let error = CloudError::sdk("GetObject", uri(bucket, key), error);
+        let Err(error) = self.get(bucket, key, Some("bytes=0-0".to_owned())).await else { return refusal };
         if error.kind == Kind::NotFound || error.is_without_words() { refusal } else { error }
     }
 
@@ -132,10 +131,34 @@ impl Store {
 
     async fn read_part(&self, bucket: &str, key: &str, range: Option<String>) -> Result<Vec<u8>, CloudError> {
         let failed = |words: String| CloudError::new(Kind::Unreachable, "GetObject", uri(bucket, key), words);
-        let answer = self.client.get_object().bucket(bucket).key(key).set_range(range).send().await;
-        let answer = answer.map_err(|error| CloudError::sdk("GetObject", uri(bucket, key), error))?;
+        let answer = self.get(bucket, key, range).await?;
         let body = answer.body.collect().await.map_err(|error| failed(error.to_string()))?;
         Ok(body.into_bytes().to_vec())
+    }
+
+    /// Requests an object, or a range of it. The body is read later.
+    pub(super) async fn get(
+        &self,
+        bucket: &str,
+        key: &str,
+        range: Option<String>,
+    ) -> Result<GetObjectOutput, CloudError> {
+        self.get_matching(bucket, key, range, None).await
+    }
+
+    /// Requests an object, or a range of it, if it has this `ETag`.
+    pub(super) async fn get_matching(
+        &self,
+        bucket: &str,
+        key: &str,
+        range: Option<String>,
+        etag: Option<&str>,
+    ) -> Result<GetObjectOutput, CloudError> {
+        // The SDK verifies any checksum that S3 stores, but only for whole objects.
+        let mode = range.is_none().then_some(ChecksumMode::Enabled);
+        let get = self.client.get_object().bucket(bucket).key(key).set_checksum_mode(mode);
+        let get = get.set_range(range).set_if_match(etag.map(ToOwned::to_owned));
+        get.send().await.map_err(|error| CloudError::sdk("GetObject", uri(bucket, key), error))
     }
 
     /// Lists the keys that start with `prefix`.

@@ -2,12 +2,10 @@
 
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::primitives::ByteStream;
-use aws_sdk_s3::types::ChecksumMode;
 use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, Digest};
 
@@ -48,6 +46,26 @@ struct Range {
     is_whole: bool,
 }
 
+/// The file that is downloaded to. All ranges write to it.
+#[derive(Clone)]
+struct Target {
+    path: PathBuf,
+    file: Arc<File>,
+}
+
+impl Target {
+    /// Creates or replaces a file of this size.
+    async fn create(path: &Path, bytes: u64) -> io::Result<Self> {
+        let path = path.to_owned();
+        let create = move || {
+            let file = File::create(&path)?;
+            file.set_len(bytes)?;
+            Ok(Self { path, file: Arc::new(file) })
+        };
+        lighthpc_runtime::blocking(create).await.map_err(io::Error::other).flatten()
+    }
+}
+
 /// The failure of a range.
 enum RangeError {
     Changed,
@@ -67,7 +85,7 @@ impl Store {
     /// removes the incomplete file.
     pub async fn download(&self, bucket: &str, key: &str, file: &Path) -> Result<Downloaded, StoreError> {
         for _ in 0..OBJECT_TRIES_MAX {
-            let answer = self.get(bucket, key, None, None).await?;
+            let answer = self.get(bucket, key, None).await?;
             if answer.content_length().is_none() {
                 // Without it, an object that ends early would not be noticed.
                 let words = "the answer has no Content-Length";
@@ -86,21 +104,6 @@ impl Store {
         Err(StoreError::Changed { uri: uri(bucket, key), tries: OBJECT_TRIES_MAX })
     }
 
-    /// Requests an object, or a range of it. The body is read later.
-    async fn get(
-        &self,
-        bucket: &str,
-        key: &str,
-        etag: Option<&str>,
-        range: Option<String>,
-    ) -> Result<GetObjectOutput, CloudError> {
-        // The SDK verifies any checksum that S3 stores, but only for whole objects.
-        let mode = range.is_none().then_some(ChecksumMode::Enabled);
-        let get = self.client.get_object().bucket(bucket).key(key).set_checksum_mode(mode);
-        let get = get.set_if_match(etag.map(ToOwned::to_owned)).set_range(range);
-        get.send().await.map_err(|error| CloudError::sdk("GetObject", uri(bucket, key), error))
-    }
-
     /// Downloads the object whose beginning, or all, is in `body`.
     async fn download_once(
         &self,
@@ -110,14 +113,8 @@ impl Store {
         object: &Object,
         body: ByteStream,
     ) -> Result<(), RangeError> {
-        let path = file.to_owned();
-        let bytes = object.bytes;
-        let made = lighthpc_runtime::blocking(move || {
-            let made = File::create(&path)?;
-            made.set_len(bytes)?;
-            Ok(Arc::new(made))
-        });
-        let target = made.await.map_err(io::Error::other).flatten().map_err(of_disk("creating", file))?;
+        let disk = |doing| move |error| RangeError::Store(StoreError::disk(doing, file, error));
+        let target = Target::create(file, object.bytes).await.map_err(disk("creating"))?;
 
         let checksum = object.checksum.as_ref();
         let algorithm = checksum.map(Checksum::algorithm);
@@ -132,17 +129,16 @@ impl Store {
                 bytes: PART_BYTES.min(object.bytes - start),
                 is_whole: object.bytes <= PART_BYTES,
             };
-            let (store, file, target, body) = (self.clone(), file.to_owned(), target.clone(), first.take());
+            let (store, target, body) = (self.clone(), target.clone(), first.take());
             async move {
-                let crc = store.range(&range, &file, &target, algorithm, body).await?;
+                let crc = store.range(&range, &target, algorithm, body).await?;
                 Ok::<_, RangeError>((range.start, range.bytes, crc))
             }
         });
         let (mut ranges, mut sums) = (Parallel::new(PARTS_PARALLEL, ranges), algorithm.map(Sums::new));
         // The rest may be dropped on an error: the file is downloaded again or removed.
         while let Some(part) = ranges.next().await {
-            let of_panic = |panic| of_disk("downloading to", file)(io::Error::other(panic));
-            let (start, bytes, crc) = part.map_err(of_panic)??;
+            let (start, bytes, crc) = part.map_err(io::Error::other).map_err(disk("downloading to"))??;
             if let Some(sums) = &mut sums {
                 sums.add(start, bytes, crc);
             }
@@ -160,14 +156,13 @@ impl Store {
     async fn range(
         &self,
         range: &Range,
-        file: &Path,
-        target: &Arc<File>,
+        target: &Target,
         algorithm: Option<CrcAlgorithm>,
         mut body: Option<ByteStream>,
     ) -> Result<u64, RangeError> {
         let mut tries = 0;
         loop {
-            let error = match self.range_once(range, file, target, algorithm, body.take()).await {
+            let error = match self.range_once(range, target, algorithm, body.take()).await {
                 Ok(crc) => return Ok(crc),
                 Err(RangeError::Store(StoreError::Cloud(error))) => error,
                 Err(other) => return Err(other),
@@ -186,8 +181,7 @@ impl Store {
     async fn range_once(
         &self,
         range: &Range,
-        file: &Path,
-        target: &Arc<File>,
+        target: &Target,
         algorithm: Option<CrcAlgorithm>,
         body: Option<ByteStream>,
     ) -> Result<u64, RangeError> {
@@ -198,14 +192,15 @@ impl Store {
             body
         } else {
             let part = (!is_whole).then(|| format!("bytes={start}-{}", start + bytes - 1));
-            let answer = self.get(bucket, key, Some(etag), part).await;
+            let answer = self.get_matching(bucket, key, part, Some(etag)).await;
             answer.map_err(|error| RangeError::Store(error.into()))?.body
         };
         let broken = |words: String| {
             RangeError::Store(CloudError::new(Kind::Unreachable, "GetObject", uri(bucket, key), words).into())
         };
         let mut digest = algorithm.map(Digest::new);
-        let mut writer = RangeWriter { target, at: *start, blocks: Vec::new(), held: 0 };
+        let disk = |error| RangeError::Store(StoreError::disk("writing", &target.path, error));
+        let mut writer = RangeWriter { file: &target.file, at: *start, blocks: Vec::new(), held: 0 };
         let mut received = 0_u64;
         // A body is read to its end, because the SDK compares checksums there.
         while let Some(mut block) =
@@ -220,12 +215,12 @@ impl Store {
             if let Some(digest) = &mut digest {
                 digest.update(&block);
             }
-            writer.add(block).await.map_err(of_disk("writing", file))?;
+            writer.add(block).await.map_err(disk)?;
             if is_longer && received == *bytes {
                 break;
             }
         }
-        writer.flush().await.map_err(of_disk("writing", file))?;
+        writer.flush().await.map_err(disk)?;
         if received < *bytes {
             return Err(broken(format!("received {received} of {bytes} bytes")));
         }
@@ -235,7 +230,7 @@ impl Store {
 
 /// Writes the blocks of a range at their place, some together, so that few threads are asked.
 struct RangeWriter<'a> {
-    target: &'a Arc<File>,
+    file: &'a Arc<File>,
     at: u64,
     blocks: Vec<Bytes>,
     held: usize,
@@ -249,23 +244,19 @@ impl RangeWriter<'_> {
     }
 
     async fn flush(&mut self) -> io::Result<()> {
-        let (target, mut at) = (self.target.clone(), self.at);
+        let (file, mut at) = (self.file.clone(), self.at);
         let blocks = std::mem::take(&mut self.blocks);
         self.at += self.held as u64;
         self.held = 0;
         let write = move || {
             for block in blocks {
-                lighthpc_runtime::write_at(&target, &block, at)?;
+                lighthpc_runtime::write_at(&file, &block, at)?;
                 at += block.len() as u64;
             }
             Ok(())
         };
         lighthpc_runtime::blocking(write).await.map_err(io::Error::other).flatten()
     }
-}
-
-fn of_disk(doing: &'static str, file: &Path) -> impl Fn(io::Error) -> RangeError {
-    move |error| RangeError::Store(StoreError::disk(doing, file, error))
 }
 
 fn check_room(file: &Path, bytes: u64) -> Result<(), StoreError> {

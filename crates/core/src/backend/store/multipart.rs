@@ -64,26 +64,32 @@ impl Store {
         aborted.map(drop).map_err(|e| CloudError::sdk("AbortMultipartUpload", uri(bucket, key), e))
     }
 
-    /// Starts an upload and aborts it. This proves the permission to upload. If the abort fails, logs a warning and
-    /// leaves the upload to the bucket's lifecycle.
+    /// Starts an upload and aborts it. This proves the permission to upload. An abort that fails is repeated by
+    /// [`Self::abort_dropped`].
     ///
     /// # Errors
     /// [`CloudError`]: `NoBucket`, or `AccessDenied` with the operation.
     pub async fn check_write(&self, bucket: &str, key: &str) -> Result<(), CloudError> {
         let upload = self.begin_upload(&Target { bucket, key, mark: None }).await?;
-        // If the abort fails, it is repeated after the attempt.
-        let open = Open { store: self, upload: Some(upload.clone()) };
-        if self.abort(&upload).await {
-            open.close();
-        }
+        self.abort_open(Open { store: self, upload: Some(upload) }).await;
         Ok(())
     }
 
-    /// Aborts the uploads whose future was dropped. May be called at any time, and repeated.
+    /// Aborts the uploads whose future was dropped, or whose abort failed before. May be called at any time, repeated,
+    /// and dropped: what is not aborted is tried again by the next call.
     pub async fn abort_dropped(&self) {
         let dropped = std::mem::take(&mut *self.dropped.lock().unwrap_or_else(PoisonError::into_inner));
-        for upload in &dropped {
-            self.abort(upload).await;
+        let open: Vec<_> = dropped.into_iter().map(|upload| Open { store: self, upload: Some(upload) }).collect();
+        for upload in open {
+            self.abort_open(upload).await;
+        }
+    }
+
+    async fn abort_open(&self, open: Open<'_>) {
+        if let Some(upload) = &open.upload
+            && self.abort(upload).await
+        {
+            open.close();
         }
     }
 
