@@ -123,10 +123,16 @@ fn work(args: &SubmitArgs, plan: &SubmitPlan, checked: &Checked) -> PlannedWork 
     PlannedWork { tasks, nodes, slots: slots.into(), task_time: args.task_time }
 }
 
-/// Returns the mission id: the given one, or the current time, as in the first version.
+/// Returns the mission id: the given one, or a new one.
 fn mission_id(args: &SubmitArgs) -> Result<MissionId, Failure> {
-    let id = args.mission.clone().unwrap_or_else(|| clock::now_rfc3339().replace(':', "-"));
+    let id = args.mission.clone().unwrap_or_else(|| generated_id(&clock::now_rfc3339(), rand::random()));
     MissionId::for_a_new_mission(id).map_err(|error| Failure::usage(error, "give another id with --mission"))
+}
+
+/// Returns an id from the time and 24 random bits, such as `2026-11-27T13-50-02Z-4f09c1`: two submissions in one second
+/// that name no mission are two missions.
+fn generated_id(now: &str, random: u32) -> String {
+    format!("{}-{:06x}", now.replace(':', "-"), random >> 8)
 }
 
 /// Checks that the bucket exists and, if there are files, that they can be uploaded: starts and aborts an upload.
@@ -346,5 +352,19 @@ fn print_outcome(
     }
     if !waits.is_empty() {
         screen::to_stderr("the next sweep tries again (`lighthpc sweep`, or the schedule of the stack)\n");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_submissions_of_one_second_have_two_ids_that_are_allowed() {
+        let id = |random| generated_id("2026-11-27T13:50:02Z", random);
+
+        assert_eq!("2026-11-27T13-50-02Z-00beef", id(0x00be_ef12));
+        assert_ne!(id(0x0100_0000), id(0x0200_0000));
+        assert!(MissionId::for_a_new_mission(id(u32::MAX)).is_ok());
     }
 }
