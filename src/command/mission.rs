@@ -1,7 +1,7 @@
 //! `lighthpc run --local`: runs a whole mission on this computer, with the same code that runs on EC2.
 //!
-//! Each task gets its own node, with an instance id and tags in the in-process cloud; `slots` nodes run at a time. All
-//! state is in the tables, so the same command continues a run that was interrupted or killed.
+//! One node does all tasks, `slots` at a time, on an instance of the in-process cloud. All state is in the tables, so the
+//! same command continues a run that was interrupted or killed.
 
 use std::io::IsTerminal;
 use std::os::unix::fs::MetadataExt;
@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::cli::RunArgs;
@@ -25,7 +26,9 @@ use crate::domain::ids::SrcId;
 use crate::domain::keys::{INDEX_NAME, log_key};
 use crate::domain::mission::Mission;
 use crate::domain::task::{State, Task};
-use crate::worker::{self, Begun, Life, Node, NodeError, NodeSettings, Outcome, Preflight, Pricing, Report, Stopping};
+use crate::worker::{
+    self, Begun, GivenTask, Life, Node, NodeError, NodeSettings, Outcome, Preflight, Pricing, Report, Stopping,
+};
 use crate::workload::{self, Removal};
 use local_cloud::{LocalCloud, RESULT_BUCKET, SOURCE_BUCKET, TOPIC_ARN};
 
@@ -79,6 +82,7 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<ExitCode, Failure> {
     settings.bounds.echo = false;
     settings.work_dir = work_dir(cloud.dir());
     let tasks = &backend.ledger.tables().tasks;
+    workload::adopt_orphans();
     let taken = workload::lock_trusted_work_dir(&settings.work_dir, tasks);
     let hint = "remove it, or give another folder with --local=DIR";
     let (_work_dir, left) = node::taken(taken, &settings.work_dir, hint)?;
@@ -138,6 +142,9 @@ fn refuse_aws_names(args: &RunArgs) -> Result<(), Failure> {
     }
 }
 
+/// How a task ended.
+type Ended = Result<Outcome, NodeError>;
+
 /// A running mission.
 struct Run {
     cloud: LocalCloud,
@@ -148,18 +155,21 @@ struct Run {
 }
 
 impl Run {
-    /// Runs the queued tasks, `slots` nodes at a time, until the queue is empty or the drain begins.
+    /// Runs the queued tasks on one node, `slots` at a time, until the queue is empty or the drain begins.
     async fn all(&self, backend: &Backend, plan: RunPlan, slots: usize) -> Review {
         let RunPlan { mut queue, mut ended, review, .. } = plan;
-        let mut nodes = JoinSet::new();
+        let (give, given) = mpsc::channel(slots);
+        let mut node = JoinSet::new();
+        node.spawn(worker::run_given(self.node(), given));
+        let mut tasks = JoinSet::new();
         loop {
             let mut has_room = true;
-            while has_room && nodes.len() < slots && !queue.is_empty() && !self.stopping.drain.is_cancelled() {
+            while has_room && tasks.len() < slots && !queue.is_empty() && self.may_begin(&give) {
                 // While no task runs, there is always room for one.
                 let begun = self.settings.disk.begin(&self.settings.work_dir);
                 has_room = begun.is_some();
                 if let Some((begun, src)) = begun.and_then(|begun| Some((begun, queue.pop_front()?))) {
-                    nodes.spawn(self.one(src, begun));
+                    tasks.spawn(self.one(src, begun, give.clone()));
                 }
             }
             let look = async {
@@ -168,54 +178,73 @@ impl Run {
                 }
                 tokio::time::sleep(ROOM_LOOK).await;
             };
-            // Both arms may be dropped: the next call returns the node that has finished.
-            let node = tokio::select! {
-                node = nodes.join_next() => node,
+            // Both arms may be dropped: the next call returns the task that has ended.
+            let task = tokio::select! {
+                task = tasks.join_next() => task,
                 () = look => continue,
             };
-            let Some(node) = node else { break };
-            let (src, bar, took, life) = match node {
-                Ok(node) => node,
+            let Some(task) = task else { break };
+            let (src, bar, took, outcome) = match task {
+                Ok(task) => task,
                 Err(panic) => {
-                    tracing::error!("a node panicked, which is a bug: {panic}");
+                    tracing::error!("the display of a task panicked, which is a bug: {panic}");
                     continue;
                 }
             };
-            let was_ended = matches!(&life.outcome, Ok(Outcome::EndedBefore(_)));
+            // The node has ended, and says why below.
+            let Some(outcome) = outcome else { continue };
+            let was_ended = matches!(&outcome, Ok(Outcome::EndedBefore(_)));
             let is_over = !matches!(
-                &life.outcome,
+                &outcome,
                 Ok(Outcome::Suspect
                     | Outcome::Drained
                     | Outcome::Interrupted
                     | Outcome::HeldByOther(_)
                     | Outcome::Served { .. })
             );
-            let waits = matches!(&life.outcome, Ok(Outcome::TryAgain(_) | Outcome::NoRoom(_)) | Err(_))
+            let waits = matches!(&outcome, Ok(Outcome::TryAgain(_) | Outcome::NoRoom(_)) | Err(_))
                 && !has_failed(backend, &src).await;
             ended += u64::from(is_over && !was_ended && !waits);
-            if matches!(&life.outcome, Ok(Outcome::NoRoom(_))) {
+            if matches!(&outcome, Ok(Outcome::NoRoom(_))) {
                 queue.push_back(src.clone());
             }
-            match self.line(&src, took, &life, waits) {
+            match self.line(&src, took, &outcome, waits) {
                 Some(line) => self.screen.end(bar, ended, &line),
                 None => drop(bar.inspect(indicatif::ProgressBar::finish_and_clear)),
             }
         }
+        drop(give);
+        match node.join_next().await {
+            Some(Ok(Life { outcome: Err(error), .. })) => tracing::error!("{}", node::describe(&error)),
+            Some(Err(panic)) => tracing::error!("the node panicked, which is a bug: {panic}"),
+            _ => {}
+        }
         review
     }
 
-    /// Runs one node from the launch of its instance to the termination.
+    /// Returns whether a task may begin.
+    fn may_begin(&self, give: &mpsc::Sender<GivenTask>) -> bool {
+        !self.stopping.drain.is_cancelled() && !give.is_closed()
+    }
+
+    /// Returns the node, whose instance is launched now.
+    fn node(&self) -> Node {
+        let instance = self.cloud.launch(&[("missionID", self.mission.id.as_str())]);
+        let backend = local_dir::backend(&self.cloud, Some(&instance));
+        let settings = Arc::new(NodeSettings { mission: None, src: None, ..self.settings.clone() });
+        Node { backend, settings, stopping: self.stopping.clone() }
+    }
+
+    /// Gives a task to the node, and shows its progress until it has ended. There is no outcome if the node ended
+    /// before.
     fn one(
         &self,
         src: SrcId,
         begun: Begun,
-    ) -> impl Future<Output = (SrcId, Option<indicatif::ProgressBar>, Duration, Life)> + use<> {
-        let instance = self.cloud.launch(&[("srcID", src.as_str()), ("missionID", self.mission.id.as_str())]);
-        let backend = local_dir::backend(&self.cloud, Some(&instance));
+        give: mpsc::Sender<GivenTask>,
+    ) -> impl Future<Output = (SrcId, Option<indicatif::ProgressBar>, Duration, Option<Ended>)> + use<> {
         let report = tokio::sync::watch::Sender::new(Report::default());
         let mut reports = report.subscribe();
-        let settings = Arc::new(NodeSettings { report, mission: None, src: None, ..self.settings.clone() });
-        let node = Node { backend, settings, stopping: self.stopping.clone() };
         let bar = self.screen.begin(src.as_str());
         async move {
             let started = Instant::now();
@@ -225,13 +254,18 @@ impl Run {
                 }
                 std::future::pending::<()>().await;
             };
-            // Only the node's arm completes.
-            let life = tokio::select! {
-                life = worker::run(node) => life,
+            let work = async {
+                let (ended, outcome) = oneshot::channel();
+                give.send(GivenTask { src: src.clone(), report, ended }).await.ok()?;
+                outcome.await.ok()
+            };
+            // Only the task's arm completes.
+            let outcome = tokio::select! {
+                outcome = work => outcome,
                 () = show => unreachable!("the bar never ends"),
             };
             drop(begun);
-            (src, bar, started.elapsed(), life)
+            (src, bar, started.elapsed(), outcome)
         }
     }
 
@@ -247,8 +281,8 @@ impl Run {
 
     /// Returns the output line for a task; with `waits` the task is tried again. `None` if it was released without a
     /// failure.
-    fn line(&self, src: &SrcId, took: Duration, life: &Life, waits: bool) -> Option<String> {
-        match &life.outcome {
+    fn line(&self, src: &SrcId, took: Duration, outcome: &Ended, waits: bool) -> Option<String> {
+        match outcome {
             Ok(Outcome::Committed { result }) => Some(format!(
                 "done   {}  {}  {}",
                 screen::plain(src.as_str()),

@@ -28,6 +28,7 @@ mod disk;
 mod error;
 mod execute;
 mod finish;
+mod given;
 mod heartbeat;
 mod host;
 mod identity;
@@ -60,6 +61,7 @@ pub use completion::CompletionNotifier;
 pub use cost::billed_before;
 pub use disk::{Begun, Disk};
 pub use error::NodeError;
+pub use given::GivenTask;
 pub use node::{Life, Node};
 pub use outcome::Outcome;
 pub use preflight::Preflight;
@@ -68,7 +70,7 @@ pub use settings::{NodeLog, NodeSettings, Pricing, Report, Step};
 pub use stopping::{DRAIN_LIMIT, Stopping};
 
 use lighthpc_runtime::spawn;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -87,9 +89,21 @@ const LAST_COUNTS_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(
 ///
 /// Every path reaches the last step, panics included. Not cancel-safe: cancel `stopping.drain` and wait.
 pub async fn run(node: Node) -> Life {
+    run_node(node, None).await
+}
+
+/// Runs a node for a mission whose tasks the caller gives, then the termination of its machine. It ends when the channel
+/// is closed.
+///
+/// As [`run`].
+pub async fn run_given(node: Node, tasks: mpsc::Receiver<GivenTask>) -> Life {
+    run_node(node, Some(tasks)).await
+}
+
+async fn run_node(node: Node, given: Option<mpsc::Receiver<GivenTask>>) -> Life {
     let mut task = JoinSet::new();
     let (proof, seen) = watch::channel(None);
-    spawn(&mut task, life(node.clone(), proof).in_current_span());
+    spawn(&mut task, life(node.clone(), proof, given).in_current_span());
     let lifetime = async {
         match node.settings.max_lifetime {
             Some(limit) => tokio::time::sleep(limit).await,
@@ -120,7 +134,11 @@ pub async fn run(node: Node) -> Life {
 }
 
 /// Runs the steps from identify to notify. Sends what the tags prove as soon as they are read, for the terminate step.
-async fn life(node: Node, proof: watch::Sender<Option<EndProof>>) -> Result<Outcome, NodeError> {
+async fn life(
+    node: Node,
+    proof: watch::Sender<Option<EndProof>>,
+    given: Option<mpsc::Receiver<GivenTask>>,
+) -> Result<Outcome, NodeError> {
     let (instance, work) = node.step(Step::Identify, identity::find(&node, &proof)).await?;
     // Stopped before it began: nothing is claimed, so nothing has to be released.
     let Some(work) = work else { return Ok(Outcome::Drained) };
@@ -141,7 +159,10 @@ async fn life(node: Node, proof: watch::Sender<Option<EndProof>>) -> Result<Outc
             Some((_, error)) => Err(error),
             None => task::run(&host, &task).await,
         },
-        Work::Mission(mission) => mission_loop::serve(&host, &mission, found).await,
+        Work::Mission(mission) => match given {
+            Some(tasks) => given::serve(&host, &mission, tasks).await,
+            None => mission_loop::serve(&host, &mission, found).await,
+        },
     };
     polls.shutdown().await;
     removal.end().await;

@@ -15,6 +15,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::children::Leader;
 use super::env::{WorkloadEnv, is_withheld};
 use super::machine::{self, is_of_machine};
 use super::memory::OomCounter;
@@ -22,7 +23,7 @@ use super::peak::Measured;
 use super::progress_file::ProgressFile;
 use super::run::{Bounds, Exit, Stops};
 use super::sandbox::{self, UnitEnd, UnitState};
-use super::{log, orphans, peak};
+use super::{children, log, orphans, peak};
 use crate::domain::progress::Progress;
 
 /// The time between two checks of the progress file: one `stat` twice a second.
@@ -46,6 +47,8 @@ enum RawExit {
 /// The workload's processes: the child to wait for, and the targets of signals.
 struct Running {
     child: Child,
+    /// Shows that the child is waited for here; `None` once it has ended.
+    leader: Option<Leader>,
     reach: Reach,
     /// Whether the unit is known to be gone, with all its processes.
     is_gone: bool,
@@ -175,19 +178,19 @@ fn start(argv: &[String], env: &WorkloadEnv, bounds: &Bounds) -> Result<(Running
         }
     };
     let errors = output.try_clone().map_err(StartFailure::of_machine)?;
-    command.stdin(Stdio::null()).stdout(errors).stderr(output).process_group(0).kill_on_drop(true);
-    let child = match command.spawn() {
-        Ok(child) => child,
+    command.stdin(Stdio::null()).stdout(errors).stderr(output).kill_on_drop(true);
+    let (child, leader) = match children::start(&mut command) {
+        Ok(started) => started,
         // In a sandbox this is a failure of systemd-run.
         Err(error) if unit.is_some() => return Err(StartFailure::of_machine(error)),
         Err(error) => return Err(StartFailure::of_program(error)),
     };
-    let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+    let group = leader.as_ref().map(Leader::group);
     if unit.is_none() {
         machine::give_back_descriptors(group);
     }
     let reach = unit.map_or(Reach::Group(group), Reach::Unit);
-    Ok((Running { child, reach, is_gone: false, before }, reader))
+    Ok((Running { child, leader, reach, is_gone: false, before }, reader))
 }
 
 fn plain(argv: &[String], env: &WorkloadEnv) -> io::Result<Command> {
@@ -207,7 +210,7 @@ impl Running {
     /// Returns whose memory is measured.
     fn measured(&self) -> Option<Measured> {
         match &self.reach {
-            Reach::Group(_) => self.child.id().map(Measured::Tree),
+            Reach::Group(group) => group.map(Measured::Tree),
             Reach::Unit(unit) => Some(Measured::Cgroup(sandbox::cgroup(unit))),
         }
     }
@@ -269,7 +272,8 @@ impl Running {
     }
 
     /// Kills the remaining processes: no process of the workload outlives the attempt.
-    async fn end_the_rest(&self, folder: PathBuf) {
+    async fn end_the_rest(&mut self, folder: PathBuf) {
+        self.leader = None;
         let unit = match &self.reach {
             Reach::Group(group) => {
                 self.signal(Signal::KILL).await;
@@ -327,7 +331,10 @@ async fn poll_progress(mut file: ProgressFile, progress: watch::Sender<Progress>
     loop {
         // Both arms may be dropped: they hold no resources.
         let last = tokio::select! {
-            () = tokio::time::sleep(LOOK_PERIOD) => false,
+            () = tokio::time::sleep(LOOK_PERIOD) => {
+                children::reap();
+                false
+            }
             () = over.cancelled() => true,
         };
         if let Some(newest) = file.look(last) {

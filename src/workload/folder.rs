@@ -65,7 +65,8 @@ impl Marker {
 /// A folder that this process created. Other processes see it as in use until the last clone is dropped.
 #[derive(Clone, Debug)]
 pub(super) struct Folder {
-    work_dir: PathBuf,
+    /// The work folder.
+    parent: Arc<OwnedFd>,
     path: PathBuf,
     marker: Marker,
     _lock: Arc<File>,
@@ -95,7 +96,7 @@ impl Folder {
             }
             unlinkat(&parent, &name, AtFlags::REMOVEDIR).ok();
         })?;
-        Ok(Self { work_dir: work_dir.to_owned(), path, marker, _lock: Arc::new(lock) })
+        Ok(Self { parent: Arc::new(parent), path, marker, _lock: Arc::new(lock) })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -131,7 +132,7 @@ impl Folder {
     }
 
     fn prove(&self) -> io::Result<Option<Proven>> {
-        let proven = match prove(&self.work_dir, OsStr::new(self.name())) {
+        let proven = match prove_in(self.parent.try_clone()?, OsStr::new(self.name())) {
             Ok(proven) => proven,
             Err(Refusal::System(error)) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(refusal) => return Err(refused(&self.path, &refusal.to_string())),
@@ -211,7 +212,10 @@ pub(super) struct Proven {
 
 /// Reads the marker of a direct subfolder of `work_dir`.
 pub(super) fn prove(work_dir: &Path, name: &OsStr) -> Result<Proven, Refusal> {
-    let parent = ground::open_checked(work_dir).map_err(io::Error::from)?;
+    prove_in(ground::open_checked(work_dir).map_err(io::Error::from)?, name)
+}
+
+fn prove_in(parent: OwnedFd, name: &OsStr) -> Result<Proven, Refusal> {
     let folder = open_folder(&parent, name)?;
     // Does not wait for a FIFO, and does not follow a link. Opened for writing, because NFS needs that for a lock
     // (flock(2)).

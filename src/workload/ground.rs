@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
+use std::sync::OnceLock;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Stat, fstat, mkdirat, openat, readlinkat, statat};
 use rustix::io::Errno;
@@ -201,14 +202,14 @@ struct Who {
 
 impl Who {
     fn this_process() -> Self {
-        let uid = rustix::process::geteuid().as_raw();
+        // A process cannot change the mapping of its namespace once there is one. Source: user_namespaces(7).
+        static UNKNOWN: OnceLock<Option<u32>> = OnceLock::new();
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let unknown = if maps_root(&read("/proc/self/uid_map")) {
-            None
-        } else {
-            read("/proc/sys/kernel/overflowuid").trim().parse().ok()
+        let unknown = || {
+            let overflow = || read("/proc/sys/kernel/overflowuid").trim().parse().ok();
+            (!maps_root(&read("/proc/self/uid_map"))).then(overflow).flatten()
         };
-        Self { uid, unknown }
+        Self { uid: rustix::process::geteuid().as_raw(), unknown: *UNKNOWN.get_or_init(unknown) }
     }
 
     fn trusts(&self, uid: u32) -> bool {

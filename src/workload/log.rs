@@ -131,7 +131,7 @@ const RETRY_PERIOD: Duration = Duration::from_secs(10);
 
 struct Sink {
     folder: PathBuf,
-    /// The newest segment, and its free space; `None` after a disk error.
+    /// The newest segment, and its free space; `None` before the first output, and after a disk error.
     newest: Option<(File, u64)>,
     /// The number of the next segment.
     next: u64,
@@ -146,7 +146,7 @@ struct Sink {
 
 impl Sink {
     fn new(folder: &Path, echo: bool) -> Self {
-        let mut sink = Self {
+        Self {
             folder: folder.to_owned(),
             newest: None,
             next: 0,
@@ -154,9 +154,7 @@ impl Sink {
             lost_bytes: 0,
             echo_left: if echo { ECHO_BYTES } else { 0 },
             echo: Stream::default(),
-        };
-        sink.begin();
-        sink
+        }
     }
 
     /// Starts a segment, and removes the one that is neither the first nor among the newest two.

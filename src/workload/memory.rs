@@ -1,5 +1,9 @@
 //! Detects whether the kernel killed a process because memory ran out, by its counters before and after.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
+
 /// A reading of the kernel's counter. Only the difference of two readings is meaningful.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct OomCounter {
@@ -15,7 +19,8 @@ impl OomCounter {
     /// Sources: kernel documentation, "Control Group v2" (`memory.events`), "Memory Resource Controller"
     /// (`memory.oom_control`), and `/proc/vmstat` since 4.13; all have a line `oom_kill`.
     pub(super) fn read() -> Self {
-        let own = own_group().as_deref().and_then(counted);
+        static OWN: OnceLock<Option<File>> = OnceLock::new();
+        let own = OWN.get_or_init(own_group).as_ref().and_then(counter_in);
         let all = || std::fs::read_to_string("/proc/vmstat").ok().as_deref().and_then(counted);
         Self { count: own.or_else(all).unwrap_or(0), is_own: own.is_some() }
     }
@@ -30,14 +35,22 @@ impl OomCounter {
     }
 }
 
-fn own_group() -> Option<String> {
+/// Opens the file with the counter of this process's group. It stays open: each attempt reads it twice.
+fn own_group() -> Option<File> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     // The root group has no counter of its own.
     let path = |version: fn(&str) -> Option<&str>| groups.lines().find_map(version).filter(|path| *path != "/");
     let v2 = path(|line| line.strip_prefix("0::")).map(|path| format!("/sys/fs/cgroup{path}/memory.events"));
     let v1 = path(|line| line.split_once(":memory:").map(|(_, path)| path));
     let v1 = v1.map(|path| format!("/sys/fs/cgroup/memory{path}/memory.oom_control"));
-    [v2, v1].into_iter().flatten().find_map(|file| std::fs::read_to_string(file).ok())
+    [v2, v1].into_iter().flatten().find_map(|file| File::open(file).ok())
+}
+
+fn counter_in(file: &File) -> Option<u64> {
+    // The longest of these files has about 200 bytes.
+    let mut text = [0; 4096];
+    let count = file.read_at(&mut text, 0).ok()?;
+    counted(std::str::from_utf8(&text[..count]).ok()?)
 }
 
 fn counted(text: &str) -> Option<u64> {

@@ -10,6 +10,7 @@
 //! ledger.
 
 mod abandoned;
+mod children;
 mod env;
 mod external;
 mod folder;
@@ -22,6 +23,7 @@ mod machine;
 mod memory;
 mod orphans;
 mod peak;
+mod processes;
 mod progress_file;
 mod remover;
 mod run;
@@ -34,6 +36,7 @@ mod unit_properties;
 pub mod walk;
 
 pub use abandoned::{Left, Removal};
+pub use children::adopt_orphans;
 pub use env::WorkloadEnv;
 pub use ground::{GroundError, objection_to_mission};
 pub use machine::{is_limit, is_of_machine, raise_descriptors};

@@ -9,17 +9,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use rustix::process::Pid;
 use tokio_util::sync::CancellationToken;
+
+use super::processes;
 
 /// When the first sample is taken: later than most programs need to start.
 const FIRST: Duration = Duration::from_millis(50);
 /// The time between two samples: a few reads of `/proc` twice a second.
 const PERIOD: Duration = Duration::from_millis(500);
-/// The most processes that are added up, and the most threads of a process whose children are looked up. A sample of
-/// so many takes some ms.
-const PROCESSES_MAX: usize = 512;
-const THREADS_MAX: usize = 64;
-
 /// The most memory that was measured so far, in bytes; 0: no sample yet. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(super) struct PeakMemory(Arc<AtomicU64>);
@@ -38,7 +36,7 @@ impl PeakMemory {
 #[derive(Clone, Debug)]
 pub(super) enum Measured {
     /// A process and its descendants.
-    Tree(u32),
+    Tree(Pid),
     /// A cgroup (version 2).
     Cgroup(PathBuf),
 }
@@ -71,33 +69,16 @@ fn sample(what: &Measured) -> Option<u64> {
     }
 }
 
-fn tree(root: u32) -> Option<u64> {
-    let (mut pending, mut seen) = (vec![root], 0);
+fn tree(root: Pid) -> Option<u64> {
     let (mut private, mut shared, mut highest) = (0_u64, 0_u64, 0_u64);
-    while let Some(process) = pending.pop() {
-        seen += 1;
-        if seen > PROCESSES_MAX {
-            break;
-        }
-        let Some(memory) = std::fs::read_to_string(format!("/proc/{process}/status")).ok().as_deref().and_then(parse)
-        else {
-            continue;
-        };
+    for process in processes::tree(root) {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", process.as_raw_nonzero()));
+        let Some(memory) = status.ok().as_deref().and_then(parse) else { continue };
         private = private.saturating_add(memory.private);
         shared = shared.max(memory.shared);
         highest = highest.max(memory.highest);
-        pending.extend(children(process));
     }
     Some(private.saturating_add(shared).max(highest)).filter(|&bytes| bytes > 0)
-}
-
-/// Returns the children of a process. Each thread has its own list.
-fn children(process: u32) -> Vec<u32> {
-    let Ok(threads) = std::fs::read_dir(format!("/proc/{process}/task")) else { return Vec::new() };
-    let lists = threads
-        .take(THREADS_MAX)
-        .filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("children")).ok());
-    lists.flat_map(|list| list.split_whitespace().filter_map(|id| id.parse().ok()).collect::<Vec<u32>>()).collect()
 }
 
 /// The memory of one process, in bytes.
@@ -135,14 +116,10 @@ mod tests {
     }
 
     #[test]
-    fn this_process_uses_memory_and_its_children_are_added() {
-        let alone = tree(std::process::id()).unwrap();
-        assert!(alone > 100_000, "{alone}");
-        assert_eq!(tree(u32::MAX), None);
-        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
-        assert!(children(std::process::id()).contains(&child.id()));
-        child.kill().unwrap();
-        child.wait().unwrap();
+    fn this_process_uses_memory() {
+        let own = tree(rustix::process::getpid()).unwrap();
+        assert!(own > 100_000, "{own}");
+        assert_eq!(tree(Pid::from_raw(i32::MAX).unwrap()), None);
     }
 
     #[tokio::test]
@@ -156,7 +133,7 @@ mod tests {
             }
         };
         tokio::select! {
-            () = measure(Measured::Tree(child.id()), peak.clone(), over) => unreachable!("it is not over"),
+            () = measure(Measured::Tree(Pid::from_child(&child)), peak.clone(), over) => unreachable!("it is not over"),
             enough = tokio::time::timeout(Duration::from_secs(20), enough) => enough.unwrap(),
         }
         child.kill().unwrap();

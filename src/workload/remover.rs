@@ -158,6 +158,10 @@ impl Remover {
             // The error for a folder depends on the file system.
             Err(error) => error,
         };
+        // Many folders are empty. A mount point is not removed: EBUSY.
+        if matches!(unlinkat(&parent.folder, name, AtFlags::REMOVEDIR), Ok(()) | Err(Errno::NOENT)) {
+            return Ok(Entry::Gone);
+        }
         let folder = match open_folder(&parent.folder, name) {
             Ok(folder) => folder,
             Err(Errno::NOENT) => return Ok(Entry::Gone),

@@ -57,6 +57,14 @@ class Run:
     failures: list
 
 
+def program():
+    """The program that is measured."""
+    binary = pathlib.Path(os.environ.get("LIGHTHPC_BIN") or harness.ROOT / "target/release/lighthpc").absolute()
+    if not os.access(binary, os.X_OK):
+        sys.exit(f"bench: no program at {binary}: run cargo build --locked --release, or set LIGHTHPC_BIN")
+    return binary
+
+
 def adopt_orphans():
     """Makes us the parent of what our children leave behind (Linux: PR_SET_CHILD_SUBREAPER)."""
     if ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
@@ -262,9 +270,7 @@ def arguments():
 def main():
     """Runs, prints, and says by the exit code whether every task was done."""
     asked = arguments()
-    binary = pathlib.Path(os.environ.get("LIGHTHPC_BIN") or harness.ROOT / "target/release/lighthpc").absolute()
-    if not os.access(binary, os.X_OK):
-        sys.exit(f"bench: no program at {binary}: run cargo build --locked --release, or set LIGHTHPC_BIN")
+    binary = program()
     if asked.aws_cli and not shutil.which("aws"):
         sys.exit("bench: --aws-cli needs the program aws (AWS CLI) on the PATH")
     adopt_orphans()

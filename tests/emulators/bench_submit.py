@@ -131,9 +131,7 @@ def main():
         name, rows, prefix = asked.peer
         peer(name, int(rows), prefix)
         return 0
-    binary = pathlib.Path(os.environ.get("LIGHTHPC_BIN") or harness.ROOT / "target/release/lighthpc").absolute()
-    if not os.access(binary, os.X_OK):
-        sys.exit(f"bench: no program at {binary}: run cargo build --locked --release, or set LIGHTHPC_BIN")
+    binary = bench_node.program()
     bench_node.adopt_orphans()
     with tempfile.TemporaryDirectory(prefix="lighthpc-bench-") as temporary:
         runs = bench(str(binary), asked.submit, pathlib.Path(temporary))

@@ -3,6 +3,7 @@
 //! The engine decides conditions and transactions; `tokens.rs` knows the tokens of transactions. An operation that this
 //! file does not name is answered as DynamoDB answers an unknown one.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -23,6 +24,8 @@ const CONTENT_TYPE: &str = "application/x-amz-json-1.0";
 /// The longest token. Source: Amazon DynamoDB API Reference, `TransactWriteItems`.
 const TOKEN_LEN_MAX: usize = 36;
 const TARGET_PREFIX: &str = "DynamoDB_20120810.";
+/// The calls for one item, and the transactions of a few: each takes some tenths of a millisecond.
+const BRIEF: [&str; 5] = ["DeleteItem", "GetItem", "PutItem", "TransactWriteItems", "UpdateItem"];
 
 /// The tables.
 #[derive(Clone)]
@@ -64,11 +67,20 @@ impl Dynamo {
         Ok(Self { database, tokens: Arc::default(), _copy: None })
     }
 
-    /// Answers one call. The engine blocks on `SQLite`, so it runs on a blocking thread. A call that has started
-    /// finishes even if the caller gives up, as a request that has reached AWS does.
+    /// Answers one call. A call that has started finishes even if the caller gives up, as a request that has reached AWS
+    /// does.
+    ///
+    /// A call for one item takes less time than the switch to a blocking thread and back. What reads many items runs on
+    /// such a thread.
     pub(super) async fn answer(&self, operation: String, body: Bytes) -> http::Response<SdkBody> {
+        let is_brief = BRIEF.contains(&operation.as_str());
         let (database, tokens) = (self.database.clone(), self.tokens.clone());
-        let outcome = lighthpc_runtime::blocking(move || dispatch(&database, &tokens, &operation, &body)).await;
+        let call = move || dispatch(&database, &tokens, &operation, &body);
+        let outcome = if is_brief {
+            catch_unwind(AssertUnwindSafe(call)).map_err(|_| "the engine panicked".to_owned())
+        } else {
+            lighthpc_runtime::blocking(call).await.map_err(|panic| panic.to_string())
+        };
         match outcome {
             Ok(Ok(json)) => reply(200, CONTENT_TYPE, json),
             Ok(Err(DynoxideError::UnsupportedCapability(what))) => {
@@ -78,7 +90,7 @@ impl Dynamo {
                 error_reply(400, "InsufficientStorage", &error.to_string())
             }
             Ok(Err(error)) => reply(error.status_code(), CONTENT_TYPE, error.to_json()),
-            Err(panic) => error_reply(500, "InternalServerError", &panic.to_string()),
+            Err(panic) => error_reply(500, "InternalServerError", &panic),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::SocketAddr;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 /// A name that this process holds: a socket. The kernel releases it with the process.
@@ -33,7 +34,9 @@ pub fn is_name_held(name: &str) -> bool {
 /// Returns the kernel's random id of this boot; empty if it is unknown. Source: `random(4)`.
 #[must_use]
 pub fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+    static ID: OnceLock<String> = OnceLock::new();
+    let read = || std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
+    ID.get_or_init(read).clone()
 }
 
 /// Returns the time since the machine's boot, by its monotonic clock. Source: `proc_uptime(5)`.

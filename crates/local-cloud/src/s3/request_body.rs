@@ -3,6 +3,9 @@
 //! `s3s` checks the signature and decodes the `aws-chunked` framing, but does not check the checksums in headers and
 //! trailers. S3 refuses a body that does not match them with `BadDigest`, and so does this module.
 
+use std::io::Write as _;
+
+use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use s3s::dto::StreamingBlob;
 use s3s::{Body, S3Error, S3ErrorCode, S3Result, TrailingHeaders, s3_error};
@@ -13,6 +16,8 @@ use super::checksums::{ALGORITHMS, Checksums, Hasher};
 use super::object_files::{Staged, io_error};
 
 const HEADER_PREFIX: &str = "x-amz-checksum-";
+/// A body of this size is written faster than the switch to a blocking thread and back takes.
+const SMALL_BYTES: usize = 64 * 1024;
 
 /// A complete body.
 pub(super) struct Received {
@@ -69,8 +74,10 @@ impl Claims {
 
 /// Receives a complete body, or fails and leaves no file.
 pub(super) async fn receive(layout: &Layout, body: Option<StreamingBlob>, claims: Claims) -> S3Result<Received> {
-    let staged = Staged::new(layout)?;
+    let mut staged = Staged::new(layout)?;
     let mut file = lighthpc_runtime::File::from_std(staged.file.try_clone().map_err(|e| io_error("opening", &e))?);
+    // Not written yet, while it is small.
+    let mut held = Vec::new();
     let mut hasher = Hasher::new(claims.checksums.algorithms().chain(claims.announced.iter().copied()));
     let mut body = body.map(Body::from).unwrap_or_default();
     let mut size = 0_u64;
@@ -81,10 +88,17 @@ pub(super) async fn receive(layout: &Layout, body: Option<StreamingBlob>, claims
         if let Ok(data) = frame.into_data() {
             hasher.update(&data);
             size += data.len() as u64;
-            file.write_all(&data).await.map_err(|e| io_error("writing", &e))?;
+            if held.len() + data.len() <= SMALL_BYTES && size == (held.len() + data.len()) as u64 {
+                held.extend_from_slice(&data);
+                continue;
+            }
+            for block in [Bytes::from(std::mem::take(&mut held)), data] {
+                file.write_all(&block).await.map_err(|e| io_error("writing", &e))?;
+            }
         }
     }
     file.flush().await.map_err(|e| io_error("writing", &e))?;
+    staged.file.write_all(&held).map_err(|e| io_error("writing", &e))?;
     if claims.length.is_some_and(|length| u64::try_from(length) != Ok(size)) {
         return Err(s3_error!(IncompleteBody, "the body has {size} bytes, not the number its header gives"));
     }

@@ -4,7 +4,7 @@
 //! (A rename over the file does not change the open version.)
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -20,7 +20,7 @@ type StdError = Box<dyn std::error::Error + Send + Sync>;
 const READ_BYTES: usize = 256 * 1024;
 
 /// A range of a file, read on demand.
-pub(super) struct FileBody {
+struct FileBody {
     file: lighthpc_runtime::File,
     /// The same open file, for its metadata without blocking.
     watched: File,
@@ -29,20 +29,41 @@ pub(super) struct FileBody {
     buffer: Vec<u8>,
 }
 
+/// A range of this size is read at once, by the thread that opened the file.
+const SMALL_BYTES: u64 = 64 * 1024;
+
+/// Returns the body of a range that starts at the file's position. Blocks.
+pub(super) fn body_of(mut file: File, stat: &Stat, length: u64) -> io::Result<s3s::Body> {
+    if length > SMALL_BYTES {
+        return Ok(s3s::Body::http_body(FileBody::new(file, stat, length)?));
+    }
+    let mut bytes = Vec::new();
+    (&mut file).take(length).read_to_end(&mut bytes)?;
+    if (bytes.len() as u64) < length {
+        return Err(shrunk());
+    }
+    check(&file, &stat.etag)?;
+    Ok(Bytes::from(bytes).into())
+}
+
+fn shrunk() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the file of this object has shrunk")
+}
+
+fn check(file: &File, etag: &str) -> io::Result<()> {
+    if Stat::from_metadata(&file.metadata()?).etag == etag {
+        return Ok(());
+    }
+    Err(io::Error::other("the file of this object changed while it was read"))
+}
+
 impl FileBody {
     /// Starts at the file's position.
-    pub(super) fn new(file: File, stat: &Stat, length: u64) -> io::Result<Self> {
+    fn new(file: File, stat: &Stat, length: u64) -> io::Result<Self> {
         let watched = file.try_clone()?;
         let mut file = lighthpc_runtime::File::from_std(file);
         file.set_max_buf_size(READ_BYTES);
         Ok(Self { file, watched, etag: stat.etag.clone(), left: length, buffer: Vec::new() })
-    }
-
-    fn check(&self) -> io::Result<()> {
-        if Stat::from_metadata(&self.watched.metadata()?).etag == self.etag {
-            return Ok(());
-        }
-        Err(io::Error::other("the file of this object changed while it was read"))
     }
 }
 
@@ -62,10 +83,10 @@ impl Body for FileBody {
         let count = buffer.filled().len();
         let read = outcome.and_then(|()| {
             if count == 0 {
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file of this object has shrunk"));
+                return Err(shrunk());
             }
             this.left -= count as u64;
-            if this.left == 0 { this.check() } else { Ok(()) }
+            if this.left == 0 { check(&this.watched, &this.etag) } else { Ok(()) }
         });
         if let Err(error) = read {
             // An error is the last frame.

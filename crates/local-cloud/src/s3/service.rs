@@ -9,14 +9,14 @@ use s3s::dto::{
     HeadBucketInput, HeadBucketOutput, HeadObjectInput, HeadObjectOutput, ListObjectsV2Input, ListObjectsV2Output,
     PutObjectInput, PutObjectOutput, Range, UploadPartInput, UploadPartOutput,
 };
-use s3s::{Body, S3, S3Request, S3Response, S3Result, s3_error};
+use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
 
 use super::super::names::REGION;
 use super::checksums::{Checksums, with_checksums};
 use super::local::{S3Local, answer, new_meta};
 use super::object_files::{Condition, Meta, Stat, io_error};
 use super::request_body::{self, Claims};
-use super::response_body::FileBody;
+use super::response_body::body_of;
 use super::{listing, multipart};
 
 /// S3's content type for an object that was put without one.
@@ -57,9 +57,9 @@ impl S3 for S3Local {
             let meta = objects.meta(&stat.etag);
             let (checksums, checksum_type) =
                 checksums_for(input.checksum_mode.as_ref(), content_range.is_some(), &meta);
-            let body = FileBody::new(file, &stat, length).map_err(|e| io_error("opening", &e))?;
+            let body = body_of(file, &stat, length).map_err(|e| io_error("reading", &e))?;
             let output = GetObjectOutput {
-                body: Some(Body::http_body(body).into()),
+                body: Some(body.into()),
                 accept_ranges: Some("bytes".to_owned()),
                 content_length: signed(length),
                 content_range,

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use aws_sdk_s3::primitives::ByteStream;
 use bytes::Bytes;
@@ -46,23 +46,43 @@ struct Range {
     is_whole: bool,
 }
 
-/// The file that is downloaded to. All ranges write to it.
+/// The file that is downloaded to. All ranges write to it. The first write creates or replaces it: for a small object,
+/// one call of the disk is enough.
 #[derive(Clone)]
 struct Target {
     path: PathBuf,
-    file: Arc<File>,
+    bytes: u64,
+    file: Arc<Mutex<Option<Arc<File>>>>,
 }
 
 impl Target {
-    /// Creates or replaces a file of this size.
-    async fn create(path: &Path, bytes: u64) -> io::Result<Self> {
-        let path = path.to_owned();
-        let create = move || {
-            let file = File::create(&path)?;
-            file.set_len(bytes)?;
-            Ok(Self { path, file: Arc::new(file) })
+    fn new(path: &Path, bytes: u64) -> Self {
+        Self { path: path.to_owned(), bytes, file: Arc::default() }
+    }
+
+    /// Writes blocks from `at` on.
+    async fn write(&self, blocks: Vec<Bytes>, mut at: u64) -> io::Result<()> {
+        let target = self.clone();
+        let write = move || {
+            let file = target.open()?;
+            for block in blocks {
+                lighthpc_runtime::write_at(&file, &block, at)?;
+                at += block.len() as u64;
+            }
+            Ok(())
         };
-        lighthpc_runtime::blocking(create).await.map_err(io::Error::other).flatten()
+        lighthpc_runtime::blocking(write).await.map_err(io::Error::other).flatten()
+    }
+
+    /// Returns the file, which has its size from the beginning. Blocks.
+    fn open(&self) -> io::Result<Arc<File>> {
+        let mut opened = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = &*opened {
+            return Ok(file.clone());
+        }
+        let file = File::create(&self.path)?;
+        file.set_len(self.bytes)?;
+        Ok(opened.insert(Arc::new(file)).clone())
     }
 }
 
@@ -114,7 +134,10 @@ impl Store {
         body: ByteStream,
     ) -> Result<(), RangeError> {
         let disk = |doing| move |error| RangeError::Store(StoreError::disk(doing, file, error));
-        let target = Target::create(file, object.bytes).await.map_err(disk("creating"))?;
+        let target = Target::new(file, object.bytes);
+        if object.bytes == 0 {
+            target.write(Vec::new(), 0).await.map_err(disk("creating"))?;
+        }
 
         let checksum = object.checksum.as_ref();
         let algorithm = checksum.map(Checksum::algorithm);
@@ -200,7 +223,7 @@ impl Store {
         };
         let mut digest = algorithm.map(Digest::new);
         let disk = |error| RangeError::Store(StoreError::disk("writing", &target.path, error));
-        let mut writer = RangeWriter { file: &target.file, at: *start, blocks: Vec::new(), held: 0 };
+        let mut writer = RangeWriter { target, at: *start, blocks: Vec::new(), held: 0 };
         let mut received = 0_u64;
         // A body is read to its end, because the SDK compares checksums there.
         while let Some(mut block) =
@@ -230,7 +253,7 @@ impl Store {
 
 /// Writes the blocks of a range at their place, some together, so that few threads are asked.
 struct RangeWriter<'a> {
-    file: &'a Arc<File>,
+    target: &'a Target,
     at: u64,
     blocks: Vec<Bytes>,
     held: usize,
@@ -244,18 +267,10 @@ impl RangeWriter<'_> {
     }
 
     async fn flush(&mut self) -> io::Result<()> {
-        let (file, mut at) = (self.file.clone(), self.at);
-        let blocks = std::mem::take(&mut self.blocks);
+        let (blocks, at) = (std::mem::take(&mut self.blocks), self.at);
         self.at += self.held as u64;
         self.held = 0;
-        let write = move || {
-            for block in blocks {
-                lighthpc_runtime::write_at(&file, &block, at)?;
-                at += block.len() as u64;
-            }
-            Ok(())
-        };
-        lighthpc_runtime::blocking(write).await.map_err(io::Error::other).flatten()
+        self.target.write(blocks, at).await
     }
 }
 

@@ -1,0 +1,247 @@
+//! The children of this process: the workloads, and what their descendants leave.
+//!
+//! This process is the subreaper of its descendants (`PR_SET_CHILD_SUBREAPER`): a process whose parent ends becomes its
+//! child, whatever its process group, its session, and its environment are. So what a workload left is found among the
+//! children, without a search of all processes of the machine.
+//!
+//! An orphan with `LIGHTHPC_SCRATCH` in its environment belongs to the attempt that this names. One without it could
+//! belong to any workload that runs, so it is killed when none does.
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::process::{
+    Pid, Signal, WaitId, WaitIdOptions, WaitOptions, getpgid, getpgrp, getpid, kill_process, set_child_subreaper,
+    waitid, waitpid,
+};
+use tokio::process::{Child, Command};
+
+use super::orphans::Attempt;
+use super::processes;
+
+/// Whether this process is the subreaper.
+static ADOPTS: AtomicBool = AtomicBool::new(false);
+/// The programs that run: the children that are waited for elsewhere. Locked for each start and each look at the
+/// children, so that a child is either an orphan or here.
+static LEADERS: Mutex<Option<HashSet<Pid>>> = Mutex::new(None);
+
+fn leaders() -> MutexGuard<'static, Option<HashSet<Pid>>> {
+    LEADERS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Makes this process the subreaper of its descendants, and returns whether it is. It is not if the kernel does not
+/// list children, or if this process has children before its first workload: what they leave would come here, too.
+///
+/// Sources: prctl(2), proc_pid_task(5).
+pub fn adopt_orphans() -> bool {
+    if !ADOPTS.load(Ordering::SeqCst) && processes::adopted().is_some_and(|children| children.is_empty()) {
+        ADOPTS.store(set_child_subreaper(Some(getpid())).is_ok(), Ordering::SeqCst);
+    }
+    ADOPTS.load(Ordering::SeqCst)
+}
+
+/// A program that runs, until the value is dropped.
+#[derive(Debug)]
+pub(super) struct Leader(Pid);
+
+impl Leader {
+    /// Returns the process group of the program: its own.
+    pub(super) fn group(&self) -> Pid {
+        self.0
+    }
+}
+
+impl Drop for Leader {
+    fn drop(&mut self) {
+        if let Some(leaders) = leaders().as_mut() {
+            leaders.remove(&self.0);
+        }
+    }
+}
+
+/// Starts a program in a process group of its own.
+///
+/// # Errors
+/// The system's error.
+pub(super) fn start(command: &mut Command) -> io::Result<(Child, Option<Leader>)> {
+    let mut leaders = leaders();
+    let child = command.process_group(0).spawn()?;
+    let pid = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+    if let Some(pid) = pid {
+        leaders.get_or_insert_default().insert(pid);
+    }
+    Ok((child, pid.map(Leader)))
+}
+
+/// The most looks at the children: each may find what the processes that the last one killed have left.
+const ROUNDS_MAX: u32 = 20;
+/// How often, and with what pause, a killed process is waited for: 100 ms in all. One that does not end by then waits
+/// for a disk; a later look finds it.
+const WAITS_MAX: u32 = 50;
+const WAIT: Duration = Duration::from_millis(2);
+
+/// Kills what the workload of an attempt left, and returns the number of processes. Blocks. Processes of the group
+/// `dying`, which was already killed, are not counted. Returns `None` if this process is not the subreaper.
+pub(super) fn end_orphans(attempt: &Attempt, dying: Option<Pid>) -> Option<usize> {
+    if !ADOPTS.load(Ordering::SeqCst) {
+        return None;
+    }
+    let mut killed = HashSet::new();
+    for _ in 0..ROUNDS_MAX {
+        let roots = end_once(attempt, dying, &mut killed);
+        if roots.is_empty() {
+            break;
+        }
+        for root in roots {
+            for _ in 0..WAITS_MAX {
+                // Their children are ours once they have ended.
+                if !matches!(waitpid(Some(root), WaitOptions::NOHANG), Ok(None)) {
+                    break;
+                }
+                std::thread::sleep(WAIT);
+            }
+        }
+    }
+    Some(killed.len())
+}
+
+/// Makes one look, and returns the children that it killed.
+fn end_once(attempt: &Attempt, dying: Option<Pid>, killed: &mut HashSet<Pid>) -> Vec<Pid> {
+    // No workload starts meanwhile: its processes are not taken for those of nobody.
+    let leaders = leaders();
+    let is_alone = leaders.as_ref().is_none_or(HashSet::is_empty);
+    let mut roots = Vec::new();
+    for root in orphans(leaders.as_ref()) {
+        if !matches!(waitpid(Some(root), WaitOptions::NOHANG), Ok(None)) || getpgid(Some(root)).ok() == dying {
+            continue;
+        }
+        let tree = processes::tree(root);
+        // What a process starts is its attempt's, also if it clears its environment.
+        if !is_alone && !tree.iter().any(|&pid| attempt.owns(pid)) {
+            continue;
+        }
+        for pid in tree {
+            // The only errors are "no such process", and a process of another user, which is not ours.
+            if kill_process(pid, Signal::KILL).is_ok() {
+                killed.insert(pid);
+            }
+        }
+        roots.push(root);
+    }
+    roots
+}
+
+/// Removes the orphans that have ended from the kernel's list of processes: a workload that runs for days may leave
+/// thousands.
+pub(super) fn reap() {
+    if !ADOPTS.load(Ordering::SeqCst) {
+        return;
+    }
+    // One system call if there is none.
+    let ended = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    if !matches!(waitid(WaitId::All, ended), Ok(Some(_))) {
+        return;
+    }
+    let leaders = leaders();
+    for orphan in orphans(leaders.as_ref()) {
+        waitpid(Some(orphan), WaitOptions::NOHANG).ok();
+    }
+}
+
+/// Returns the children that are neither a running program nor a helper of this process. A helper is in the group of
+/// this process, and is waited for by its caller.
+fn orphans(leaders: Option<&HashSet<Pid>>) -> Vec<Pid> {
+    let own = getpgrp();
+    let mut children = processes::adopted().unwrap_or_default();
+    children.retain(|pid| leaders.is_none_or(|leaders| !leaders.contains(pid)) && getpgid(Some(*pid)) != Ok(own));
+    children
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::run::{Bounds, Exit, Stops};
+    use super::super::{Workload, WorkloadEnv};
+    use super::*;
+    use crate::domain::ids::{AttemptNumber, SrcId};
+    use crate::domain::progress::Progress;
+    use rustix::process::test_kill_process;
+    use std::path::Path;
+    use tokio::sync::watch;
+
+    const BOUNDS: Bounds = Bounds { time_limit: None, grace: Duration::from_secs(1), echo: false, sandbox: None };
+    /// A process in a session and a group of its own, without the workload's variables.
+    const HIDDEN: &str = "env -i $(command -v setsid) $(command -v sleep) 300 & echo $! > $LIGHTHPC_SCRATCH/pid";
+    const MARKED: &str = "setsid sleep 300 & echo $! > $LIGHTHPC_SCRATCH/pid";
+
+    /// Runs a workload, and returns the process that it left.
+    async fn left_by(dir: &Path, script: &str) -> (Pid, WorkloadEnv) {
+        let env = WorkloadEnv::prepare(dir, "t", SrcId::new("a").unwrap(), None, AttemptNumber(1)).unwrap();
+        let progress = watch::Sender::new(Progress::default());
+        let ended = Workload::Shell(script.to_owned()).run(&env, BOUNDS, &progress, &Stops::default()).await.unwrap();
+        assert!(matches!(ended, Exit::Exited { code: Some(0), .. }), "{ended:?}");
+        let pid = std::fs::read_to_string(env.scratch().join("pid")).unwrap();
+        (Pid::from_raw(pid.trim().parse().unwrap()).unwrap(), env)
+    }
+
+    fn is_there(pid: Pid) -> bool {
+        test_kill_process(pid).is_ok()
+    }
+
+    #[tokio::test]
+    async fn a_process_that_left_its_group_and_cleared_its_environment_does_not_outlive_the_attempt() {
+        assert!(adopt_orphans());
+        let dir = tempfile::tempdir().unwrap();
+        for script in [HIDDEN, MARKED, &format!("({HIDDEN}) &\nwait"), &format!("setsid sh -c '({HIDDEN})'")] {
+            let (pid, _env) = left_by(dir.path(), script).await;
+            assert!(!is_there(pid), "{script}");
+        }
+    }
+
+    #[tokio::test]
+    async fn beside_another_workload_only_ones_own_processes_are_ended() {
+        assert!(adopt_orphans());
+        let dir = tempfile::tempdir().unwrap();
+        let (mut other, leader) = start(Command::new("sleep").arg("300")).unwrap();
+        let (marked, _env) = left_by(dir.path(), MARKED).await;
+        assert!(!is_there(marked));
+        let (hidden, env) = left_by(dir.path(), HIDDEN).await;
+        assert!(is_there(hidden), "it could be the other workload's");
+
+        other.kill().await.unwrap();
+        drop(leader);
+        assert_eq!(end_orphans(&Attempt::of(env.folder()).unwrap(), None), Some(1));
+        assert!(!is_there(hidden));
+    }
+
+    #[tokio::test]
+    async fn orphans_that_have_ended_are_removed_while_the_workload_runs() {
+        assert!(adopt_orphans());
+        let mut command = Command::new("sh");
+        let (mut workload, _leader) = start(command.args(["-c", "(sleep 0 &); sleep 300"])).unwrap();
+        while processes::adopted().unwrap().is_empty() {
+            tokio::time::sleep(WAIT).await;
+        }
+        while !processes::adopted().unwrap().is_empty() {
+            reap();
+            tokio::time::sleep(WAIT).await;
+        }
+        assert!(workload.try_wait().unwrap().is_none(), "the workload is not waited for here");
+        workload.kill().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_helper_of_this_process_is_left_alone() {
+        assert!(adopt_orphans());
+        let dir = tempfile::tempdir().unwrap();
+        // An orphan of this process's own group.
+        let helper = Command::new("sh").args(["-c", "sleep 300 > /dev/null & echo $!"]).output().await.unwrap();
+        let helper = String::from_utf8(helper.stdout).unwrap().trim().parse().unwrap();
+        let helper = Pid::from_raw(helper).unwrap();
+        left_by(dir.path(), MARKED).await;
+        assert!(is_there(helper));
+        kill_process(helper, Signal::KILL).unwrap();
+    }
+}
