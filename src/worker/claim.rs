@@ -90,7 +90,7 @@ pub(super) async fn acquire(host: &Host, task: &Assignment) -> Result<Claimed, N
         };
         let Some(lease) = row.lease() else { continue };
         tracing::info!(holder = %lease.owner, attempt = lease.attempt.0, "the task is held by {}", lease.owner);
-        if task.is_pulled {
+        if !task.waits_for_holder {
             // There are other tasks to do.
             return Ok(Claimed::HeldByOther(row));
         }

@@ -44,7 +44,7 @@ pub(super) async fn serve(
     host.instance.note_mission(&row);
     let (end, look) = (MissionEnd::new(host.clone(), mission.clone()), MissionEnd::interval(&row));
     let (mut running, mut is_open, mut look_at) = (JoinSet::new(), true, Instant::now() + look);
-    let (mut done, mut other) = (0, 0);
+    let (mut done, mut other, mut failure) = (0, 0, None);
     while is_open || !running.is_empty() {
         // The losing arms may be dropped: no task is lost, given or ended.
         tokio::select! {
@@ -59,7 +59,11 @@ pub(super) async fn serve(
                 match ended {
                     Ok(true) => done += 1,
                     Ok(false) => other += 1,
-                    Err(panic) => return Err(NodeError::Panicked(panic.to_string())),
+                    Err(panic) => {
+                        // No other task begins; those that run come to their end.
+                        tasks.close();
+                        failure = Some(NodeError::Panicked(panic.to_string()));
+                    }
                 }
             }
             () = tokio::time::sleep_until(look_at) => {
@@ -70,8 +74,8 @@ pub(super) async fn serve(
             }
         }
     }
-    end.look().await?;
-    Ok(Outcome::Served { done, other })
+    failure = failure.or(end.look().await.err());
+    failure.map_or(Ok(Outcome::Served { done, other }), Err)
 }
 
 /// Does one task, and returns whether it is done.
@@ -80,7 +84,8 @@ async fn one(host: Host, mission: MissionId, given: GivenTask) -> bool {
     let settings = NodeSettings { report, ..(*host.node.settings).clone() };
     let host = Host { node: Node { settings: Arc::new(settings), ..host.node.clone() }, ..host };
     // A crash of this machine ends the caller, too, who sees which tasks ran.
-    let task = Assignment { src, mission: Some(mission), is_pulled: true, is_alone: true };
+    let mission = Some(mission);
+    let task = Assignment { src, mission, waits_for_holder: true, looks_at_end: false, is_alone: true };
     let outcome = task::run(&host, &task).await;
     let is_done = matches!(outcome, Ok(Outcome::Committed { .. }));
     // Nobody waits for it if the caller is gone.

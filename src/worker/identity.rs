@@ -77,8 +77,11 @@ pub(super) struct Assignment {
     pub(super) src: SrcId,
     /// The mission, if a tag or a flag names one.
     pub(super) mission: Option<MissionId>,
-    /// Whether it was found in the index of open tasks: if another instance holds it, this node does not wait.
-    pub(super) is_pulled: bool,
+    /// Whether this node waits if another instance holds it. A task from the index of open tasks is left to its holder.
+    pub(super) waits_for_holder: bool,
+    /// Whether the mission's end is looked at after each of its tasks. A node that does many looks once for many of them
+    /// (`mission_end.rs`).
+    pub(super) looks_at_end: bool,
     /// Whether nothing else runs on this node until the attempt has ended.
     pub(super) is_alone: bool,
 }
@@ -148,7 +151,7 @@ async fn task(node: &Node, instance: &Instance, seen: &watch::Sender<Option<EndP
     let settings = &node.settings;
     if let Some(src) = &settings.src {
         let (src, mission) = (src.clone(), settings.mission.clone());
-        return Ok(Work::Task(Assignment { src, mission, is_pulled: false, is_alone: true }));
+        return Ok(Work::Task(Assignment { src, mission, waits_for_holder: true, looks_at_end: true, is_alone: true }));
     }
     let NodeTags { src, mission, proof } = match &instance.on_ec2 {
         Some(_) => node.backend.machine.node_tags().await.map_err(NodeError::Identity)?,
@@ -172,5 +175,5 @@ async fn task(node: &Node, instance: &Instance, seen: &watch::Sender<Option<EndP
     } else {
         SrcId::new(src)?
     };
-    Ok(Work::Task(Assignment { src, mission, is_pulled: false, is_alone: true }))
+    Ok(Work::Task(Assignment { src, mission, waits_for_holder: true, looks_at_end: true, is_alone: true }))
 }

@@ -266,7 +266,13 @@ impl Server {
         // Held until the attempt has ended.
         let Some(turn) = self.turn(next).await else { return };
         let is_alone = self.slots == 1 || matches!(turn, Turn::Alone(..));
-        let task = Assignment { src: src.clone(), mission: Some(self.mission.clone()), is_pulled: true, is_alone };
+        let task = Assignment {
+            src: src.clone(),
+            mission: Some(self.mission.clone()),
+            waits_for_holder: false,
+            looks_at_end: false,
+            is_alone,
+        };
         let outcome = task::run(host, &task).await;
         if !matches!(outcome, Ok(Outcome::HeldByOther(_))) {
             self.end.may_have_come();

@@ -53,18 +53,18 @@ async fn claim_and_attempt(host: &Host, task: &Assignment) -> Result<Outcome, No
     }
     let held = match node.step(Step::Claim, claim::acquire(host, task)).await? {
         Claimed::Held(held) => held,
-        Claimed::Ended(row) => return ended_before(host, &row, task.is_pulled).await,
+        Claimed::Ended(row) => return ended_before(host, &row, task.looks_at_end).await,
         Claimed::HeldByOther(row) => return Ok(held_by_other(node, &row).await),
         Claimed::Suspect => return Ok(Outcome::Suspect),
         Claimed::Odd(what) => return Err(NodeError::OddRow { what }),
         Claimed::Drained => return Ok(Outcome::Drained),
     };
     let span = tracing::info_span!("attempt", attempt = held.row.attempt.0);
-    attempt(host, held, task.is_pulled).instrument(span).await
+    attempt(host, held, task.looks_at_end).instrument(span).await
 }
 
 /// Makes the attempt. The task is held until this returns, or until the lease is lost.
-async fn attempt(host: &Host, held: Held, is_pulled: bool) -> Result<Outcome, NodeError> {
+async fn attempt(host: &Host, held: Held, looks_at_end: bool) -> Result<Outcome, NodeError> {
     let node = &host.node;
     tracing::info!("claimed task {} as attempt {}", held.row.src, held.row.attempt);
     let mut attempt = Attempt::start(host.clone(), held);
@@ -84,7 +84,7 @@ async fn attempt(host: &Host, held: Held, is_pulled: bool) -> Result<Outcome, No
     attempt.heartbeat.stop().await;
     // A node that serves a mission looks at its end once for many tasks (`mission_loop.rs`).
     let outcome = match attempt.counted_in.take() {
-        Some(mission) if !is_pulled => {
+        Some(mission) if looks_at_end => {
             let noted = notify_unless_drained(node, &host.instance.id, attempt.row.src.as_str(), &mission).await;
             noted.and(outcome)
         }
@@ -117,12 +117,11 @@ async fn abort_dropped(node: &Node) {
 
 /// Handles a task that has ended before. If it was the mission's last and no notification was sent, its committer died
 /// in between.
-async fn ended_before(host: &Host, row: &Task, is_pulled: bool) -> Result<Outcome, NodeError> {
+async fn ended_before(host: &Host, row: &Task, looks_at_end: bool) -> Result<Outcome, NodeError> {
     let node = &host.node;
     tracing::info!("task {} is {} already: nothing to do", row.src, row.state.as_str());
     repair_index(node, row).await;
-    if is_pulled {
-        // It was found in an index that lags. The mission's end is looked at by the loop.
+    if !looks_at_end {
         return Ok(Outcome::EndedBefore(row.state));
     }
     let mission = call_until_drained(node, "reading the mission", || node.mission_of(row)).await?;

@@ -108,14 +108,18 @@ pub(super) fn end_orphans(attempt: &Attempt, dying: Option<Pid>) -> Option<usize
     Some(killed.len())
 }
 
-/// Makes one look, and returns the children that it killed.
+/// Makes one look, and returns the children that were killed and have not ended yet.
 fn end_once(attempt: &Attempt, dying: Option<Pid>, killed: &mut HashSet<Pid>) -> Vec<Pid> {
     // No workload starts meanwhile: its processes are not taken for those of nobody.
     let leaders = leaders();
     let is_alone = leaders.as_ref().is_none_or(HashSet::is_empty);
     let mut roots = Vec::new();
     for root in orphans(leaders.as_ref()) {
-        if !matches!(waitpid(Some(root), WaitOptions::NOHANG), Ok(None)) || getpgid(Some(root)).ok() == dying {
+        if !matches!(waitpid(Some(root), WaitOptions::NOHANG), Ok(None)) {
+            continue;
+        }
+        if dying.is_some() && getpgid(Some(root)).ok() == dying {
+            roots.push(root);
             continue;
         }
         let tree = processes::tree(root);
@@ -173,8 +177,10 @@ mod tests {
 
     const BOUNDS: Bounds = Bounds { time_limit: None, grace: Duration::from_secs(1), echo: false, sandbox: None };
     /// A process in a session and a group of its own, without the workload's variables.
-    const HIDDEN: &str = "env -i $(command -v setsid) $(command -v sleep) 300 & echo $! > $LIGHTHPC_SCRATCH/pid";
-    const MARKED: &str = "setsid sleep 300 & echo $! > $LIGHTHPC_SCRATCH/pid";
+    const HIDDEN: &str = "env -i $(command -v setsid) $(command -v sh) -c \"echo \\$\\$ > $LIGHTHPC_SCRATCH/pid; \
+                          exec $(command -v sleep) 300\" & until [ -s $LIGHTHPC_SCRATCH/pid ]; do sleep 0.01; done";
+    const MARKED: &str = "setsid sh -c 'echo $$ > $LIGHTHPC_SCRATCH/pid; exec sleep 300' & \
+                          until [ -s $LIGHTHPC_SCRATCH/pid ]; do sleep 0.01; done";
 
     /// Runs a workload, and returns the process that it left.
     async fn left_by(dir: &Path, script: &str) -> (Pid, WorkloadEnv) {
@@ -186,6 +192,7 @@ mod tests {
         (Pid::from_raw(pid.trim().parse().unwrap()).unwrap(), env)
     }
 
+    /// Also true for a process that has ended, and that nobody has waited for.
     fn is_there(pid: Pid) -> bool {
         test_kill_process(pid).is_ok()
     }
@@ -194,7 +201,7 @@ mod tests {
     async fn a_process_that_left_its_group_and_cleared_its_environment_does_not_outlive_the_attempt() {
         assert!(adopt_orphans());
         let dir = tempfile::tempdir().unwrap();
-        for script in [HIDDEN, MARKED, &format!("({HIDDEN}) &\nwait"), &format!("setsid sh -c '({HIDDEN})'")] {
+        for script in [HIDDEN, MARKED, &format!("({HIDDEN}) &\nwait"), &format!("setsid sh -c '{HIDDEN}'")] {
             let (pid, _env) = left_by(dir.path(), script).await;
             assert!(!is_there(pid), "{script}");
         }
@@ -220,7 +227,7 @@ mod tests {
     async fn orphans_that_have_ended_are_removed_while_the_workload_runs() {
         assert!(adopt_orphans());
         let mut command = Command::new("sh");
-        let (mut workload, _leader) = start(command.args(["-c", "(sleep 0 &); sleep 300"])).unwrap();
+        let (mut workload, _leader) = start(command.args(["-c", "(sleep 0 &); exec sleep 300"])).unwrap();
         while processes::adopted().unwrap().is_empty() {
             tokio::time::sleep(WAIT).await;
         }
@@ -237,7 +244,7 @@ mod tests {
         assert!(adopt_orphans());
         let dir = tempfile::tempdir().unwrap();
         // An orphan of this process's own group.
-        let helper = Command::new("sh").args(["-c", "sleep 300 > /dev/null & echo $!"]).output().await.unwrap();
+        let helper = Command::new("sh").args(["-c", "sleep 300 > /dev/null 2>&1 & echo $!"]).output().await.unwrap();
         let helper = String::from_utf8(helper.stdout).unwrap().trim().parse().unwrap();
         let helper = Pid::from_raw(helper).unwrap();
         left_by(dir.path(), MARKED).await;

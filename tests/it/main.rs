@@ -9,6 +9,7 @@ mod drains;
 mod errors;
 mod faults;
 mod folders;
+mod given;
 mod ground;
 mod hostile;
 mod interruption;

@@ -316,6 +316,15 @@ impl TestNode {
         let node = Node { backend: self.backend, settings: Arc::new(self.settings), stopping: self.stopping };
         async move { tokio::time::timeout(PATIENCE, worker::run(node)).await.unwrap() }
     }
+
+    /// As [`TestNode::run`], with tasks that the caller gives.
+    pub(crate) fn run_given(
+        self,
+        tasks: tokio::sync::mpsc::Receiver<worker::GivenTask>,
+    ) -> impl Future<Output = Life> + Send + 'static {
+        let node = Node { backend: self.backend, settings: Arc::new(self.settings), stopping: self.stopping };
+        async move { tokio::time::timeout(PATIENCE, worker::run_given(node, tasks)).await.unwrap() }
+    }
 }
 
 pub(crate) fn text(value: &str) -> AttributeValue {
