@@ -19,8 +19,7 @@ use rustix::process::{
 };
 use tokio::process::{Child, Command};
 
-use super::orphans::Attempt;
-use super::processes;
+use super::processes::{self, AttemptFolder};
 
 /// Whether this process is the subreaper.
 static ADOPTS: AtomicBool = AtomicBool::new(false);
@@ -85,7 +84,7 @@ const WAIT: Duration = Duration::from_millis(2);
 
 /// Kills what the workload of an attempt left, and returns the number of processes. Blocks. Processes of the group
 /// `dying`, which was already killed, are not counted. Returns `None` if this process is not the subreaper.
-pub(super) fn end_orphans(attempt: &Attempt, dying: Option<Pid>) -> Option<usize> {
+pub(super) fn end_orphans(attempt: &AttemptFolder, dying: Option<Pid>) -> Option<usize> {
     if !ADOPTS.load(Ordering::SeqCst) {
         return None;
     }
@@ -109,7 +108,7 @@ pub(super) fn end_orphans(attempt: &Attempt, dying: Option<Pid>) -> Option<usize
 }
 
 /// Makes one look, and returns the children that were killed and have not ended yet.
-fn end_once(attempt: &Attempt, dying: Option<Pid>, killed: &mut HashSet<Pid>) -> Vec<Pid> {
+fn end_once(attempt: &AttemptFolder, dying: Option<Pid>, killed: &mut HashSet<Pid>) -> Vec<Pid> {
     // No workload starts meanwhile: its processes are not taken for those of nobody.
     let leaders = leaders();
     let is_alone = leaders.as_ref().is_none_or(HashSet::is_empty);
@@ -219,7 +218,7 @@ mod tests {
 
         other.kill().await.unwrap();
         drop(leader);
-        assert_eq!(end_orphans(&Attempt::of(env.folder()).unwrap(), None), Some(1));
+        assert_eq!(end_orphans(&AttemptFolder::of(env.folder()).unwrap(), None), Some(1));
         assert!(!is_there(hidden));
     }
 

@@ -5,12 +5,10 @@
 //! descendant inherits the variables of the workload, and `LIGHTHPC_SCRATCH` contains the attempt's folder, which
 //! identifies it, unless the descendant cleared its environment.
 
-use std::ffi::{OsStr, OsString};
-use std::fs::{File, Metadata, TryLockError};
+use std::ffi::OsStr;
+use std::fs::{File, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use lighthpc_runtime::boot_id;
@@ -21,6 +19,7 @@ use super::abandoned::Left;
 use super::children;
 use super::folder::{self, Proven, Refusal};
 use super::ground::{self, GroundError};
+use super::processes::AttemptFolder;
 use super::remover::open_folder;
 
 /// The maximum number of passes over `/proc`: a process may fork between the listing and the signal.
@@ -29,7 +28,7 @@ const ROUNDS_MAX: u32 = 5;
 /// Kills every process of the attempt with this folder, and returns their number. Processes of the group `dying`, which
 /// was already killed, are omitted. Blocks.
 pub(super) fn end_below(folder: &Path, dying: Option<Pid>) -> usize {
-    let Some(attempt) = Attempt::of(folder) else { return 0 };
+    let Some(attempt) = AttemptFolder::of(folder) else { return 0 };
     if let Some(ended) = children::end_orphans(&attempt, dying) {
         return ended;
     }
@@ -37,7 +36,7 @@ pub(super) fn end_below(folder: &Path, dying: Option<Pid>) -> usize {
 }
 
 /// Searches all processes of the machine.
-fn end_everywhere(attempt: &Attempt, dying: Option<Pid>) -> usize {
+fn end_everywhere(attempt: &AttemptFolder, dying: Option<Pid>) -> usize {
     let mut ended = 0;
     for _ in 0..ROUNDS_MAX {
         let found = everywhere(attempt, dying);
@@ -171,7 +170,7 @@ fn list(work_dir: &Path, deployment: &str, was_drained: bool) -> io::Result<Vec<
         let name = entry.file_name();
         match folder::prove(work_dir, &name).and_then(Proven::abandoned) {
             Ok(Some(proven)) => {
-                let ended = Attempt::of(&entry.path()).map_or(0, |attempt| end_everywhere(&attempt, None));
+                let ended = AttemptFolder::of(&entry.path()).map_or(0, |attempt| end_everywhere(&attempt, None));
                 if ended > 0 {
                     tracing::warn!(
                         processes = ended,
@@ -216,51 +215,13 @@ fn is_of_an_earlier_version(path: &Path, name: &OsStr) -> bool {
     is_named && path.join("src").symlink_metadata().is_ok_and(|meta| meta.is_file())
 }
 
-/// The identity of an attempt's folder, which its processes have in their environment.
-#[derive(Debug)]
-pub(super) struct Attempt {
-    name: OsString,
-    device: u64,
-    inode: u64,
-}
-
-impl Attempt {
-    pub(super) fn of(folder: &Path) -> Option<Self> {
-        let meta = folder.symlink_metadata().ok()?;
-        Some(Self { name: folder.file_name()?.to_owned(), device: meta.dev(), inode: meta.ino() })
-    }
-
-    /// Returns whether a process has this attempt's folder in its environment.
-    pub(super) fn owns(&self, process: Pid) -> bool {
-        scratch_of(process).is_some_and(|scratch| is_below(Path::new(&scratch), self))
-    }
-}
-
-fn everywhere(attempt: &Attempt, dying: Option<Pid>) -> Vec<Pid> {
+fn everywhere(attempt: &AttemptFolder, dying: Option<Pid>) -> Vec<Pid> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     entries
         .filter_map(|entry| Pid::from_raw(entry.ok()?.file_name().to_str()?.parse().ok()?))
         .filter(|&pid| pid != getpid() && attempt.owns(pid))
         .filter(|&pid| dying.is_none() || getpgid(Some(pid)).ok() != dying)
         .collect()
-}
-
-fn scratch_of(process: Pid) -> Option<OsString> {
-    let environment = std::fs::read(format!("/proc/{}/environ", process.as_raw_nonzero())).ok()?;
-    let value = environment.split(|&byte| byte == 0).find_map(|entry| entry.strip_prefix(b"LIGHTHPC_SCRATCH="))?;
-    Some(OsStr::from_bytes(value).to_owned())
-}
-
-/// Returns whether a path goes through this same folder, by any name of the work folder. Another folder may have the
-/// same name. Only paths with the name are resolved, because a process may have set the variable to any value.
-fn is_below(scratch: &Path, attempt: &Attempt) -> bool {
-    let is_it = |meta: Metadata| meta.is_dir() && (meta.dev(), meta.ino()) == (attempt.device, attempt.inode);
-    scratch.is_absolute()
-        && scratch
-            .ancestors()
-            .skip(1)
-            .filter(|path| path.file_name() == Some(&attempt.name))
-            .any(|path| path.symlink_metadata().is_ok_and(is_it))
 }
 
 #[cfg(test)]

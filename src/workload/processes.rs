@@ -1,4 +1,10 @@
-//! Lists processes by their parents, from `/proc`.
+//! Lists processes by their parents, and finds those of an attempt, from `/proc`.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::Metadata;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use rustix::process::{Pid, getpid};
 
@@ -39,6 +45,45 @@ fn children(process: Pid) -> Vec<Pid> {
 
 fn ids(list: &str) -> Vec<Pid> {
     list.split_whitespace().filter_map(|id| Pid::from_raw(id.parse().ok()?)).collect()
+}
+
+/// The identity of an attempt's folder, which its processes have in their environment.
+#[derive(Debug)]
+pub(super) struct AttemptFolder {
+    name: OsString,
+    device: u64,
+    inode: u64,
+}
+
+impl AttemptFolder {
+    /// Returns the identity of a folder; `None` if it cannot be read.
+    pub(super) fn of(folder: &Path) -> Option<Self> {
+        let meta = folder.symlink_metadata().ok()?;
+        Some(Self { name: folder.file_name()?.to_owned(), device: meta.dev(), inode: meta.ino() })
+    }
+
+    /// Returns whether a process has this folder in its environment.
+    pub(super) fn owns(&self, process: Pid) -> bool {
+        scratch_of(process).is_some_and(|scratch| is_below(Path::new(&scratch), self))
+    }
+}
+
+fn scratch_of(process: Pid) -> Option<OsString> {
+    let environment = std::fs::read(format!("/proc/{}/environ", process.as_raw_nonzero())).ok()?;
+    let value = environment.split(|&byte| byte == 0).find_map(|entry| entry.strip_prefix(b"LIGHTHPC_SCRATCH="))?;
+    Some(OsStr::from_bytes(value).to_owned())
+}
+
+/// Returns whether a path goes through this same folder, by any name of the work folder. Another folder may have the
+/// same name. Only paths with the name are resolved, because a process may have set the variable to any value.
+fn is_below(scratch: &Path, attempt: &AttemptFolder) -> bool {
+    let is_it = |meta: Metadata| meta.is_dir() && (meta.dev(), meta.ino()) == (attempt.device, attempt.inode);
+    scratch.is_absolute()
+        && scratch
+            .ancestors()
+            .skip(1)
+            .filter(|path| path.file_name() == Some(&attempt.name))
+            .any(|path| path.symlink_metadata().is_ok_and(is_it))
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 """What a mission of many short tasks costs on one machine, beside other programs that run many commands.
 
-`scripts/bench --local TASKS` runs this. Each task copies a small file with `cat`. The kinds take turns. CPU and wall
-time are those of the whole run: start, tasks, end. xargs and GNU parallel keep no record of the tasks; HyperQueue keeps
-it in memory. lighthpc keeps each step on the disk, so that a run goes on after `kill -9`.
+`scripts/bench --local TASKS` runs this. Each task copies a small file with `cat`. The kinds take turns. CPU time and
+wall time are those of the whole run: start, tasks, end. xargs and GNU parallel keep no record of the tasks; HyperQueue
+keeps it in memory. lighthpc keeps each step on the disk, so that a run goes on after `kill -9`.
 """
 
 import argparse
@@ -124,15 +124,15 @@ def table(result):
     tasks = result["tasks"]
     lines = [
         f"{tasks} tasks, {SLOTS} at a time",
-        f"{'median of ' + str(ROUNDS) + ' runs':26}{'wall s':>10}{'CPU ms a task':>16}{'± %':>6}{'wall':>9}{'CPU':>9}",
+        f"{'median of ' + str(ROUNDS) + ' runs':26}{'wall time s':>12}{'CPU ms a task':>16}{'± %':>6}{'wall time':>12}{'CPU':>9}",
     ]
     for kind, median in result["median"].items():
         ratio, spread = result["ratio"][kind], 100 * result["spread"][kind]["cpu_ms"]
         lines.append(
-            f"{NAMES[kind]:26}{median['wall_ms'] / 1e3:10.2f}{median['cpu_ms'] / tasks:16.2f}{spread:6.0f}"
-            f"{ratio['wall_ms']:7.2f} ×{ratio['cpu_ms']:7.2f} ×"
+            f"{NAMES[kind]:26}{median['wall_ms'] / 1e3:12.2f}{median['cpu_ms'] / tasks:16.2f}{spread:6.0f}"
+            f"{ratio['wall_ms']:10.2f} ×{ratio['cpu_ms']:7.2f} ×"
         )
-    lines.append("wall, CPU: lighthpc ÷ this kind. " + ", ".join(result["versions"]))
+    lines.append("The last two: lighthpc ÷ this kind. " + ", ".join(result["versions"]))
     return "\n".join(lines)
 
 
