@@ -225,8 +225,8 @@ pub(super) struct SubmitArgs {
     /// Workload as a shell command, instead of PROGRAM ARGS
     #[arg(long, value_name = "COMMAND")]
     pub(super) exec: Option<String>,
-    /// Mission id (default: the current time and six random digits). Use the id of an existing mission to continue it or
-    /// to add tasks to it
+    /// Mission id (default: the current time and six hexadecimal digits). Use the id of an existing mission to continue
+    /// it or to add tasks to it
     #[arg(long, value_name = "ID")]
     pub(super) mission: Option<String>,
     /// Display name of the mission

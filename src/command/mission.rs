@@ -191,8 +191,11 @@ impl Run {
                     continue;
                 }
             };
-            // The node has ended, and says why below.
-            let Some(outcome) = outcome else { continue };
+            let Some(outcome) = outcome else {
+                // The node has ended, and says why below.
+                drop(bar.inspect(indicatif::ProgressBar::finish_and_clear));
+                continue;
+            };
             let was_ended = matches!(&outcome, Ok(Outcome::EndedBefore(_)));
             let is_over = !matches!(
                 &outcome,

@@ -43,7 +43,6 @@ pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result
         if let Some(log) = &settings.log {
             logging::copy_to(&log.queue);
         }
-        workload::adopt_orphans();
         let taken = workload::lock_work_dir(&settings.work_dir, &args.aws.tables.tables().tasks);
         let (work_dir, left) = self::taken(taken, &settings.work_dir, WORK_DIR_HINT)?;
         Ok((listener, NodeSettings { left, holds_work_dir: work_dir.is_some(), ..settings }, work_dir))

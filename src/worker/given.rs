@@ -14,6 +14,7 @@ use super::host::Host;
 use super::identity::Assignment;
 use super::mission_end::MissionEnd;
 use super::outcome::Outcome;
+use super::panic::caught;
 use super::retry::call_until_drained;
 use super::{Node, NodeError, NodeSettings, Report, task};
 use crate::backend::error_chain;
@@ -44,7 +45,7 @@ pub(super) async fn serve(
     host.instance.note_mission(&row);
     let (end, look) = (MissionEnd::new(host.clone(), mission.clone()), MissionEnd::interval(&row));
     let (mut running, mut is_open, mut look_at) = (JoinSet::new(), true, Instant::now() + look);
-    let (mut done, mut other, mut failure) = (0, 0, None);
+    let (mut done, mut other) = (0, 0);
     while is_open || !running.is_empty() {
         // The losing arms may be dropped: no task is lost, given or ended.
         tokio::select! {
@@ -58,12 +59,7 @@ pub(super) async fn serve(
                 end.may_have_come();
                 match ended {
                     Ok(true) => done += 1,
-                    Ok(false) => other += 1,
-                    Err(panic) => {
-                        // No other task begins; those that run come to their end.
-                        tasks.close();
-                        failure = Some(NodeError::Panicked(panic.to_string()));
-                    }
+                    Ok(false) | Err(_) => other += 1,
                 }
             }
             () = tokio::time::sleep_until(look_at) => {
@@ -74,8 +70,8 @@ pub(super) async fn serve(
             }
         }
     }
-    failure = failure.or(end.look().await.err());
-    failure.map_or(Ok(Outcome::Served { done, other }), Err)
+    end.look().await?;
+    Ok(Outcome::Served { done, other })
 }
 
 /// Does one task, and returns whether it is done.
@@ -86,7 +82,8 @@ async fn one(host: Host, mission: MissionId, given: GivenTask) -> bool {
     // A crash of this machine ends the caller, too, who sees which tasks ran.
     let mission = Some(mission);
     let task = Assignment { src, mission, waits_for_holder: true, looks_at_end: false, is_alone: true };
-    let outcome = task::run(&host, &task).await;
+    // The other tasks go on after a panic.
+    let outcome = caught(task::run(&host, &task)).await.unwrap_or_else(|panic| Err(NodeError::Panicked(panic)));
     let is_done = matches!(outcome, Ok(Outcome::Committed { .. }));
     // Nobody waits for it if the caller is gone.
     ended.send(outcome).ok();

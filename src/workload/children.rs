@@ -11,7 +11,7 @@ use std::collections::HashSet;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{
     Pid, Signal, WaitId, WaitIdOptions, WaitOptions, getpgid, getpgrp, getpid, kill_process, set_child_subreaper,
@@ -75,66 +75,85 @@ pub(super) fn start(command: &mut Command) -> io::Result<(Child, Option<Leader>)
     Ok((child, pid.map(Leader)))
 }
 
-/// The most looks at the children: each may find what the processes that the last one killed have left.
-const ROUNDS_MAX: u32 = 20;
-/// How often, and with what pause, a killed process is waited for: 100 ms in all. One that does not end by then waits
-/// for a disk; a later look finds it.
-const WAITS_MAX: u32 = 50;
+/// How long the end of an attempt looks for orphans and waits for their ends. A process that does not end by then waits
+/// for a disk.
+const LOOKS_TIME: Duration = Duration::from_secs(2);
+/// The pause between two checks whether a killed process has ended.
 const WAIT: Duration = Duration::from_millis(2);
 
 /// Kills what the workload of an attempt left, and returns the number of processes. Blocks. Processes of the group
-/// `dying`, which was already killed, are not counted. Returns `None` if this process is not the subreaper.
+/// `dying`, which was already killed, are not counted. Returns `None` if this process is not the subreaper, or if there
+/// may be more.
+///
+/// Only children are killed: the kernel gives the number of a child to no other process before it is waited for. What
+/// they leave comes here, and is killed next.
 pub(super) fn end_orphans(attempt: &AttemptFolder, dying: Option<Pid>) -> Option<usize> {
     if !ADOPTS.load(Ordering::SeqCst) {
         return None;
     }
-    let mut killed = HashSet::new();
-    for _ in 0..ROUNDS_MAX {
-        let roots = end_once(attempt, dying, &mut killed);
-        if roots.is_empty() {
-            break;
+    let (mut ours, mut killed) = (HashSet::new(), HashSet::new());
+    let deadline = Instant::now() + LOOKS_TIME;
+    while Instant::now() < deadline {
+        let look = look(attempt, dying, &mut ours, &mut killed);
+        if !look.has_reaped && look.dying.is_empty() {
+            return Some(killed.len());
         }
-        for root in roots {
-            for _ in 0..WAITS_MAX {
-                // Their children are ours once they have ended.
-                if !matches!(waitpid(Some(root), WaitOptions::NOHANG), Ok(None)) {
-                    break;
-                }
+        for child in look.dying {
+            while Instant::now() < deadline && matches!(waitpid(Some(child), WaitOptions::NOHANG), Ok(None)) {
                 std::thread::sleep(WAIT);
             }
         }
     }
-    Some(killed.len())
+    None
 }
 
-/// Makes one look, and returns the children that were killed and have not ended yet.
-fn end_once(attempt: &AttemptFolder, dying: Option<Pid>, killed: &mut HashSet<Pid>) -> Vec<Pid> {
-    // No workload starts meanwhile: its processes are not taken for those of nobody.
+/// What a look at the children found.
+#[derive(Default)]
+struct Look {
+    /// Whether a child had ended: what it left came after the list was read.
+    has_reaped: bool,
+    /// Children that were killed and have not ended yet.
+    dying: Vec<Pid>,
+}
+
+/// Looks at the children once, and kills those of the attempt. `ours` are processes that such children started.
+fn look(attempt: &AttemptFolder, dying: Option<Pid>, ours: &mut HashSet<Pid>, killed: &mut HashSet<Pid>) -> Look {
+    // In this order: a program that the list has is among the leaders by now.
+    let mut orphans = adopted();
+    let running = leaders().clone().unwrap_or_default();
+    orphans.retain(|child| !running.contains(child));
+    for &child in &orphans {
+        // Without the lock: the kernel may let this wait for the process.
+        let tree = processes::tree(child);
+        // What a process starts is its attempt's, also if it clears its environment.
+        if tree.iter().any(|&pid| ours.contains(&pid) || attempt.owns(pid)) {
+            ours.extend(tree);
+        }
+    }
+
+    let mut look = Look::default();
     let leaders = leaders();
     let is_alone = leaders.as_ref().is_none_or(HashSet::is_empty);
-    let mut roots = Vec::new();
-    for root in orphans(leaders.as_ref()) {
-        if !matches!(waitpid(Some(root), WaitOptions::NOHANG), Ok(None)) {
+    for child in orphans {
+        if leaders.as_ref().is_some_and(|leaders| leaders.contains(&child)) {
             continue;
         }
-        if dying.is_some() && getpgid(Some(root)).ok() == dying {
-            roots.push(root);
-            continue;
-        }
-        let tree = processes::tree(root);
-        // What a process starts is its attempt's, also if it clears its environment.
-        if !is_alone && !tree.iter().any(|&pid| attempt.owns(pid)) {
-            continue;
-        }
-        for pid in tree {
-            // The only errors are "no such process", and a process of another user, which is not ours.
-            if kill_process(pid, Signal::KILL).is_ok() {
-                killed.insert(pid);
+        if !matches!(waitpid(Some(child), WaitOptions::NOHANG), Ok(None)) {
+            look.has_reaped = true;
+        } else if dying.is_some() && getpgid(Some(child)).ok() == dying {
+            look.dying.push(child);
+        } else if is_alone || ours.contains(&child) {
+            match kill_process(child, Signal::KILL) {
+                Ok(()) => {
+                    killed.insert(child);
+                    look.dying.push(child);
+                }
+                // Of another user: the system ends it, or a person.
+                Err(error) => tracing::debug!("process {child:?}, which a workload left, cannot be killed: {error}"),
             }
         }
-        roots.push(root);
     }
-    roots
+    look
 }
 
 /// Removes the orphans that have ended from the kernel's list of processes: a workload that runs for days may leave
@@ -148,23 +167,26 @@ pub(super) fn reap() {
     if !matches!(waitid(WaitId::All, ended), Ok(Some(_))) {
         return;
     }
-    let leaders = leaders();
-    for orphan in orphans(leaders.as_ref()) {
-        waitpid(Some(orphan), WaitOptions::NOHANG).ok();
+    let children = adopted();
+    // If the lock is held, the next call does it.
+    let Ok(leaders) = LEADERS.try_lock() else { return };
+    for child in children {
+        if leaders.as_ref().is_none_or(|leaders| !leaders.contains(&child)) {
+            waitpid(Some(child), WaitOptions::NOHANG).ok();
+        }
     }
 }
 
-/// Returns the children that are neither a running program nor a helper of this process. A helper is in the group of
-/// this process, and is waited for by its caller.
-fn orphans(leaders: Option<&HashSet<Pid>>) -> Vec<Pid> {
+/// Returns the children, except helpers of this process: they are in its group, and their callers wait for them.
+fn adopted() -> Vec<Pid> {
     let own = getpgrp();
     let mut children = processes::adopted().unwrap_or_default();
-    children.retain(|pid| leaders.is_none_or(|leaders| !leaders.contains(pid)) && getpgid(Some(*pid)) != Ok(own));
+    children.retain(|pid| getpgid(Some(*pid)) != Ok(own));
     children
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::run::{Bounds, Exit, Stops};
     use super::super::{Workload, WorkloadEnv};
     use super::*;
@@ -196,8 +218,12 @@ mod tests {
         test_kill_process(pid).is_ok()
     }
 
+    /// Held by each test that runs a workload: where tests share a process, they share its children.
+    pub(in crate::workload) static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
     #[tokio::test]
     async fn a_process_that_left_its_group_and_cleared_its_environment_does_not_outlive_the_attempt() {
+        let _alone = ALONE.lock().await;
         assert!(adopt_orphans());
         let dir = tempfile::tempdir().unwrap();
         for script in [HIDDEN, MARKED, &format!("({HIDDEN}) &\nwait"), &format!("setsid sh -c '{HIDDEN}'")] {
@@ -208,6 +234,7 @@ mod tests {
 
     #[tokio::test]
     async fn beside_another_workload_only_ones_own_processes_are_ended() {
+        let _alone = ALONE.lock().await;
         assert!(adopt_orphans());
         let dir = tempfile::tempdir().unwrap();
         let (mut other, leader) = start(Command::new("sleep").arg("300")).unwrap();
@@ -224,6 +251,7 @@ mod tests {
 
     #[tokio::test]
     async fn orphans_that_have_ended_are_removed_while_the_workload_runs() {
+        let _alone = ALONE.lock().await;
         assert!(adopt_orphans());
         let mut command = Command::new("sh");
         let (mut workload, _leader) = start(command.args(["-c", "(sleep 0 &); exec sleep 300"])).unwrap();
@@ -240,6 +268,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_helper_of_this_process_is_left_alone() {
+        let _alone = ALONE.lock().await;
         assert!(adopt_orphans());
         let dir = tempfile::tempdir().unwrap();
         // An orphan of this process's own group.

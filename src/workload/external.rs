@@ -229,6 +229,8 @@ impl Running {
     /// connection to the bus while the unit runs. After its exit, the unit's state is read.
     async fn ended(&mut self) -> io::Result<RawExit> {
         let status = self.child.wait().await?;
+        // From here on, another process may get its number.
+        self.leader = None;
         let Reach::Unit(unit) = &self.reach else { return Ok(RawExit::Child(status)) };
         let (mut has_run_on, mut silences) = (false, 0);
         loop {
@@ -370,6 +372,7 @@ async fn end_escaped(folder: PathBuf, group: Option<Pid>) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::children::tests::ALONE;
     use super::*;
     use crate::domain::ids::{AttemptNumber, SrcId};
     use rustix::io::Errno;
@@ -397,6 +400,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_that_is_being_written_is_started_when_it_is_whole() {
+        let _alone = ALONE.lock().await;
         let dir = tempfile::tempdir().unwrap();
         let (program, env) = (script(dir.path(), 0o755), env(dir.path()));
         let writer = File::options().append(true).open(&program).unwrap();
@@ -410,6 +414,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_start_that_stays_impossible_is_given_up_and_a_stop_ends_the_wait() {
+        let _alone = ALONE.lock().await;
         let dir = tempfile::tempdir().unwrap();
         let (program, env) = (script(dir.path(), 0o755), env(dir.path()));
         let _writer = File::options().append(true).open(&program).unwrap();
@@ -427,6 +432,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_that_is_none_is_not_tried_again() {
+        let _alone = ALONE.lock().await;
         let dir = tempfile::tempdir().unwrap();
         let env = env(dir.path());
         let began = std::time::Instant::now();

@@ -105,9 +105,11 @@ impl S3 for S3Local {
         let meta = new_meta(input.content_type, input.metadata, received.checksums);
         let condition = Condition { if_match: input.if_match, if_none_match: input.if_none_match };
         let checksums = meta.checksums.clone();
-        // A few operations in this cloud's own folder: less time than the switch to a blocking thread and back.
-        let place = (input.bucket.as_str(), input.key.as_str());
-        let etag = self.objects.commit(place, received.staged, &condition, &meta, || Ok(()))?;
+        let etag = self
+            .run_blocking(move |objects| {
+                objects.commit((&input.bucket, &input.key), received.staged, &condition, &meta, || Ok(()))
+            })
+            .await?;
         answer(with_checksums!(checksums, PutObjectOutput { e_tag: Some(etag), ..PutObjectOutput::default() }))
     }
 

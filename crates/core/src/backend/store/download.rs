@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aws_sdk_s3::primitives::ByteStream;
 use bytes::Bytes;
@@ -52,12 +52,32 @@ struct Range {
 struct Target {
     path: PathBuf,
     bytes: u64,
-    file: Arc<Mutex<Option<Arc<File>>>>,
+    place: Arc<Mutex<Place>>,
+}
+
+/// Where a download writes.
+#[derive(Debug, Default)]
+enum Place {
+    #[default]
+    New,
+    Open(Arc<File>),
+    /// The download has ended. A write that comes later, by a thread that was busy, writes nothing: the path may be that
+    /// of the next download.
+    Closed,
+}
+
+/// Closes a target when the download ends.
+struct Closing<'a>(&'a Target);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        *self.0.locked() = Place::Closed;
+    }
 }
 
 impl Target {
     fn new(path: &Path, bytes: u64) -> Self {
-        Self { path: path.to_owned(), bytes, file: Arc::default() }
+        Self { path: path.to_owned(), bytes, place: Arc::default() }
     }
 
     /// Writes blocks from `at` on.
@@ -76,13 +96,21 @@ impl Target {
 
     /// Returns the file, which has its size from the beginning. Blocks.
     fn open(&self) -> io::Result<Arc<File>> {
-        let mut opened = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(file) = &*opened {
-            return Ok(file.clone());
+        let mut place = self.locked();
+        match &*place {
+            Place::Open(file) => Ok(file.clone()),
+            Place::Closed => Err(io::Error::other("the download has ended")),
+            Place::New => {
+                let file = Arc::new(File::create(&self.path)?);
+                file.set_len(self.bytes)?;
+                *place = Place::Open(file.clone());
+                Ok(file)
+            }
         }
-        let file = File::create(&self.path)?;
-        file.set_len(self.bytes)?;
-        Ok(opened.insert(Arc::new(file)).clone())
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Place> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -135,6 +163,7 @@ impl Store {
     ) -> Result<(), RangeError> {
         let disk = |doing| move |error| RangeError::Store(StoreError::disk(doing, file, error));
         let target = Target::new(file, object.bytes);
+        let _closing = Closing(&target);
         if object.bytes == 0 {
             target.write(Vec::new(), 0).await.map_err(disk("creating"))?;
         }
