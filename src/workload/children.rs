@@ -185,8 +185,12 @@ fn adopted() -> Vec<Pid> {
     children
 }
 
+/// Held by each test that runs a workload: where tests share a process, they share its children.
 #[cfg(test)]
-pub(super) mod tests {
+pub(super) static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+#[cfg(test)]
+mod tests {
     use super::super::run::{Bounds, Exit, Stops};
     use super::super::{Workload, WorkloadEnv};
     use super::*;
@@ -217,9 +221,6 @@ pub(super) mod tests {
     fn is_there(pid: Pid) -> bool {
         test_kill_process(pid).is_ok()
     }
-
-    /// Held by each test that runs a workload: where tests share a process, they share its children.
-    pub(in crate::workload) static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
     #[tokio::test]
     async fn a_process_that_left_its_group_and_cleared_its_environment_does_not_outlive_the_attempt() {

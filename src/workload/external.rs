@@ -372,7 +372,7 @@ async fn end_escaped(folder: PathBuf, group: Option<Pid>) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::children::tests::ALONE;
+    use super::super::children::ALONE;
     use super::*;
     use crate::domain::ids::{AttemptNumber, SrcId};
     use rustix::io::Errno;
