@@ -10,7 +10,7 @@
 use std::collections::HashSet;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{
@@ -23,12 +23,32 @@ use super::processes::{self, AttemptFolder};
 
 /// Whether this process is the subreaper.
 static ADOPTS: AtomicBool = AtomicBool::new(false);
-/// The programs that run: the children that are waited for elsewhere. Locked for each start and each look at the
-/// children, so that a child is either an orphan or here.
-static LEADERS: Mutex<Option<HashSet<Pid>>> = Mutex::new(None);
+/// Locked for each start and each look at the children, so that a child is either an orphan or a leader here.
+static KNOWN: LazyLock<Mutex<Known>> = LazyLock::new(Mutex::default);
 
-fn leaders() -> MutexGuard<'static, Option<HashSet<Pid>>> {
-    LEADERS.lock().unwrap_or_else(PoisonError::into_inner)
+/// What is known of the children.
+#[derive(Default)]
+struct Known {
+    /// The programs that run, which are waited for elsewhere.
+    leaders: HashSet<Pid>,
+    /// Orphans that did not end after SIGKILL: they wait for a disk. No later attempt waits for them again.
+    unending: HashSet<Pid>,
+}
+
+impl Known {
+    /// Waits for an orphan, if it has ended. Returns whether it is gone.
+    fn reap(&mut self, orphan: Pid) -> bool {
+        let is_gone = !matches!(waitpid(Some(orphan), WaitOptions::NOHANG), Ok(None));
+        if is_gone {
+            // From here on, another process may get its number.
+            self.unending.remove(&orphan);
+        }
+        is_gone
+    }
+}
+
+fn known() -> MutexGuard<'static, Known> {
+    KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Makes this process the subreaper of its descendants, and returns whether it is. It is not if the kernel does not
@@ -55,9 +75,7 @@ impl Leader {
 
 impl Drop for Leader {
     fn drop(&mut self) {
-        if let Some(leaders) = leaders().as_mut() {
-            leaders.remove(&self.0);
-        }
+        known().leaders.remove(&self.0);
     }
 }
 
@@ -66,11 +84,11 @@ impl Drop for Leader {
 /// # Errors
 /// The system's error.
 pub(super) fn start(command: &mut Command) -> io::Result<(Child, Option<Leader>)> {
-    let mut leaders = leaders();
+    let mut known = known();
     let child = command.process_group(0).spawn()?;
     let pid = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
     if let Some(pid) = pid {
-        leaders.get_or_insert_default().insert(pid);
+        known.leaders.insert(pid);
     }
     Ok((child, pid.map(Leader)))
 }
@@ -91,19 +109,23 @@ pub(super) fn end_orphans(attempt: &AttemptFolder, dying: Option<Pid>) -> Option
     if !ADOPTS.load(Ordering::SeqCst) {
         return None;
     }
-    let (mut ours, mut killed) = (HashSet::new(), HashSet::new());
+    let (mut ours, mut killed, mut dying_yet) = (HashSet::new(), HashSet::new(), Vec::new());
     let deadline = Instant::now() + LOOKS_TIME;
     while Instant::now() < deadline {
         let look = look(attempt, dying, &mut ours, &mut killed);
         if !look.has_reaped && look.dying.is_empty() {
             return Some(killed.len());
         }
-        for child in look.dying {
-            while Instant::now() < deadline && matches!(waitpid(Some(child), WaitOptions::NOHANG), Ok(None)) {
-                std::thread::sleep(WAIT);
+        dying_yet = look.dying;
+        loop {
+            dying_yet.retain(|&child| !known().reap(child));
+            if dying_yet.is_empty() || Instant::now() >= deadline {
+                break;
             }
+            std::thread::sleep(WAIT);
         }
     }
+    known().unending.extend(dying_yet);
     None
 }
 
@@ -120,7 +142,7 @@ struct Look {
 fn look(attempt: &AttemptFolder, dying: Option<Pid>, ours: &mut HashSet<Pid>, killed: &mut HashSet<Pid>) -> Look {
     // In this order: a program that the list has is among the leaders by now.
     let mut orphans = adopted();
-    let running = leaders().clone().unwrap_or_default();
+    let running = known().leaders.clone();
     orphans.retain(|child| !running.contains(child));
     for &child in &orphans {
         // Without the lock: the kernel may let this wait for the process.
@@ -132,14 +154,16 @@ fn look(attempt: &AttemptFolder, dying: Option<Pid>, ours: &mut HashSet<Pid>, ki
     }
 
     let mut look = Look::default();
-    let leaders = leaders();
-    let is_alone = leaders.as_ref().is_none_or(HashSet::is_empty);
+    let mut known = known();
+    let is_alone = known.leaders.is_empty();
     for child in orphans {
-        if leaders.as_ref().is_some_and(|leaders| leaders.contains(&child)) {
+        if known.leaders.contains(&child) {
             continue;
         }
-        if !matches!(waitpid(Some(child), WaitOptions::NOHANG), Ok(None)) {
+        if known.reap(child) {
             look.has_reaped = true;
+        } else if known.unending.contains(&child) {
+            // It has got its SIGKILL.
         } else if dying.is_some() && getpgid(Some(child)).ok() == dying {
             look.dying.push(child);
         } else if is_alone || ours.contains(&child) {
@@ -169,10 +193,10 @@ pub(super) fn reap() {
     }
     let children = adopted();
     // If the lock is held, the next call does it.
-    let Ok(leaders) = LEADERS.try_lock() else { return };
+    let Ok(mut known) = KNOWN.try_lock() else { return };
     for child in children {
-        if leaders.as_ref().is_none_or(|leaders| !leaders.contains(&child)) {
-            waitpid(Some(child), WaitOptions::NOHANG).ok();
+        if !known.leaders.contains(&child) {
+            known.reap(child);
         }
     }
 }
@@ -248,6 +272,27 @@ mod tests {
         drop(leader);
         assert_eq!(end_orphans(&AttemptFolder::of(env.folder()).unwrap(), None), Some(1));
         assert!(!is_there(hidden));
+    }
+
+    #[tokio::test]
+    async fn a_process_that_did_not_end_after_sigkill_is_not_waited_for_again() {
+        let _alone = ALONE.lock().await;
+        assert!(adopt_orphans());
+        let dir = tempfile::tempdir().unwrap();
+        let (mut other, leader) = start(Command::new("sleep").arg("300")).unwrap();
+        let (hidden, env) = left_by(dir.path(), HIDDEN).await;
+        other.kill().await.unwrap();
+        drop(leader);
+        known().unending.insert(hidden);
+        let folder = AttemptFolder::of(env.folder()).unwrap();
+        assert_eq!(end_orphans(&folder, None), Some(0));
+
+        // Its number is forgotten with it.
+        kill_process(hidden, Signal::KILL).unwrap();
+        while is_there(hidden) {
+            assert_eq!(end_orphans(&folder, None), Some(0));
+        }
+        assert!(known().unending.is_empty());
     }
 
     #[tokio::test]

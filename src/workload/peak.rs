@@ -18,6 +18,7 @@ use super::processes;
 const FIRST: Duration = Duration::from_millis(50);
 /// The time between two samples: a few reads of `/proc` twice a second.
 const PERIOD: Duration = Duration::from_millis(500);
+
 /// The most memory that was measured so far, in bytes; 0: no sample yet. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(super) struct PeakMemory(Arc<AtomicU64>);

@@ -89,10 +89,10 @@ def summary(runs, tasks, chosen):
     """Everything measured, as one JSON value."""
     of = {kind: [run for run in runs if run.kind == kind] for kind in chosen}
     median = {kind: {m: bench_node.median(some, m) for m in bench_node.MEASURES} for kind, some in of.items()}
-    spread = {
-        kind: {m: (max(getattr(run, m) for run in some) / min(getattr(run, m) for run in some) - 1) for m in median[kind]}
-        for kind, some in of.items()
-    }
+    spread = {}
+    for kind, some in of.items():
+        values = {m: [getattr(run, m) for run in some] for m in bench_node.MEASURES}
+        spread[kind] = {m: max(found) / min(found) - 1 for m, found in values.items()}
     return {
         "tasks": tasks,
         "slots": SLOTS,
@@ -124,12 +124,13 @@ def table(result):
     tasks = result["tasks"]
     lines = [
         f"{tasks} tasks, {SLOTS} at a time",
-        f"{'median of ' + str(ROUNDS) + ' runs':26}{'wall time s':>12}{'CPU ms a task':>16}{'± %':>6}{'wall time':>12}{'CPU':>9}",
+        f"{'median of ' + str(ROUNDS) + ' runs':26}{'wall time s':>12}{'CPU ms a task':>16}{'spread %':>10}"
+        f"{'wall time':>12}{'CPU':>9}",
     ]
     for kind, median in result["median"].items():
         ratio, spread = result["ratio"][kind], 100 * result["spread"][kind]["cpu_ms"]
         lines.append(
-            f"{NAMES[kind]:26}{median['wall_ms'] / 1e3:12.2f}{median['cpu_ms'] / tasks:16.2f}{spread:6.0f}"
+            f"{NAMES[kind]:26}{median['wall_ms'] / 1e3:12.2f}{median['cpu_ms'] / tasks:16.2f}{spread:10.0f}"
             f"{ratio['wall_ms']:10.2f} ×{ratio['cpu_ms']:7.2f} ×"
         )
     lines.append("The last two: lighthpc ÷ this kind. " + ", ".join(result["versions"]))

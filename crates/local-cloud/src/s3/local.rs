@@ -8,6 +8,10 @@ use s3s::{S3Error, S3Response, S3Result};
 use super::checksums::Checksums;
 use super::object_files::{Meta, ObjectFiles};
 
+/// Bodies of up to this size are read and written where the request is: that takes less time than the switch to a
+/// blocking thread and back.
+pub(super) const SMALL_BYTES: u64 = 64 * 1024;
+
 /// S3's operations over the [`ObjectFiles`].
 #[derive(Clone)]
 pub(crate) struct S3Local {

@@ -13,11 +13,10 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::super::layout::Layout;
 use super::checksums::{ALGORITHMS, Checksums, Hasher};
+use super::local::SMALL_BYTES;
 use super::object_files::{Staged, io_error};
 
 const HEADER_PREFIX: &str = "x-amz-checksum-";
-/// A body of this size is written faster than the switch to a blocking thread and back takes.
-const SMALL_BYTES: usize = 64 * 1024;
 
 /// A complete body.
 pub(super) struct Received {
@@ -88,7 +87,7 @@ pub(super) async fn receive(layout: &Layout, body: Option<StreamingBlob>, claims
         if let Ok(data) = frame.into_data() {
             hasher.update(&data);
             size += data.len() as u64;
-            if held.len() + data.len() <= SMALL_BYTES && size == (held.len() + data.len()) as u64 {
+            if size <= SMALL_BYTES {
                 held.extend_from_slice(&data);
                 continue;
             }

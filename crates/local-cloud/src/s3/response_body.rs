@@ -12,6 +12,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead as _, ReadBuf};
 
+use super::local::SMALL_BYTES;
 use super::object_files::Stat;
 
 type StdError = Box<dyn std::error::Error + Send + Sync>;
@@ -28,9 +29,6 @@ struct FileBody {
     left: u64,
     buffer: Vec<u8>,
 }
-
-/// A range of this size is read at once, by the thread that opened the file.
-const SMALL_BYTES: u64 = 64 * 1024;
 
 /// Returns the body of a range that starts at the file's position. Blocks.
 pub(super) fn body_of(mut file: File, stat: &Stat, length: u64) -> io::Result<s3s::Body> {

@@ -61,7 +61,7 @@ enum Place {
     #[default]
     New,
     Open(Arc<File>),
-    /// The download has ended. A write that comes later, by a thread that was busy, writes nothing: the path may be that
+    /// The download has ended. A write that begins later, on a thread that was busy, writes nothing: the path may be that
     /// of the next download.
     Closed,
 }
@@ -101,7 +101,12 @@ impl Target {
             Place::Open(file) => Ok(file.clone()),
             Place::Closed => Err(io::Error::other("the download has ended")),
             Place::New => {
-                let file = Arc::new(File::create(&self.path)?);
+                // A new file, not the old one emptied: a write of an earlier try may still go on, and must not reach it.
+                match std::fs::remove_file(&self.path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+                let file = Arc::new(File::create_new(&self.path)?);
                 file.set_len(self.bytes)?;
                 *place = Place::Open(file.clone());
                 Ok(file)
@@ -325,6 +330,24 @@ fn verify(bucket: &str, key: &str, checksum: &Checksum, crc: u64) -> Result<(), 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A range of a try that was given up may still be writing when the next try begins.
+    #[tokio::test]
+    async fn a_late_write_of_a_download_that_was_given_up_does_not_reach_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("input");
+        let (first, next) = (Target::new(&path, 3), Target::new(&path, 3));
+        let block = |text: &'static str| vec![Bytes::from_static(text.as_bytes())];
+        first.write(block("old"), 0).await.unwrap();
+        let writing = first.open().unwrap();
+        drop(Closing(&first));
+
+        next.write(block("new"), 0).await.unwrap();
+        lighthpc_runtime::write_at(&writing, b"old", 0).unwrap();
+
+        assert!(first.write(block("old"), 0).await.is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"new");
+    }
 
     #[test]
     fn ranges_combine_to_the_whole_objects_checksum() {
