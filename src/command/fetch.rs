@@ -22,7 +22,7 @@ use super::place::{MissionPlace, PlaceArgs};
 use super::screen;
 use crate::backend::Kind;
 use crate::backend::parallel::Parallel;
-use crate::backend::store::{Store, StoreError};
+use crate::backend::store::{Store, StoreError, files_parallel};
 use crate::command::exit::ExitCode;
 use crate::domain::keys::{INDEX_NAME, digest_hex, result_key};
 use crate::domain::task::{State, Task};
@@ -48,8 +48,6 @@ pub(super) struct FetchArgs {
     pub(super) place: PlaceArgs,
 }
 
-/// Files that are downloaded at the same time.
-const FILES_PARALLEL: usize = 8;
 /// The longest name of a file or folder, in bytes: Linux allows 255, and a file that is not whole has a longer name.
 const NAME_BYTES_MAX: usize = 240;
 /// The list of complete files.
@@ -163,7 +161,7 @@ async fn plan(
             (src, bucket, key, path, index)
         }
     });
-    let mut reads = Parallel::new(FILES_PARALLEL, reads);
+    let mut reads = Parallel::new(files_parallel(), reads);
     while let Some(read) = reads.next().await {
         let (src, bucket, key, path, index) = read.map_err(internal)?;
         let index = match index? {
@@ -236,7 +234,7 @@ async fn fetch(
         }
     });
     let (mut count, mut bytes, mut failures) = (0, 0, Vec::new());
-    let mut downloads = Parallel::new(FILES_PARALLEL, downloads);
+    let mut downloads = Parallel::new(files_parallel(), downloads);
     while let Some(download) = downloads.next().await {
         let (download, fetched) = download.map_err(internal)?;
         bar.inc(1);

@@ -13,18 +13,13 @@ use super::failure::Failure;
 use super::inputs::{self, Input, Known};
 use super::{scheduling, screen, wait};
 use crate::backend::parallel::Parallel;
-use crate::backend::store::StoreError;
+use crate::backend::store::{OBJECT_BYTES_MAX, StoreError, files_parallel};
 use crate::backend::{Kind, error_chain};
 use crate::clock;
 use crate::command::exit::{self, ExitCode};
 use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::printable;
 use crate::scheduler::{Checked, Scheduler, SubmitPlan, Submitted};
-
-/// Files that are uploaded at the same time.
-const UPLOADS_PARALLEL: usize = 8;
-/// The largest object: 10,000 parts of 5 GiB, about 50 TB. Source: Amazon S3 user guide, "Multipart upload limits".
-const OBJECT_BYTES_MAX: u64 = 10_000 * 5 * 1024 * 1024 * 1024;
 
 /// The source of the inputs.
 enum Source {
@@ -302,7 +297,7 @@ async fn upload(
         let (store, bucket) = (scheduler.backend.store.clone(), plan.bucket.clone());
         async move { store.put_file(&bucket, src.as_str(), &file).await }
     });
-    let mut uploads = Parallel::new(UPLOADS_PARALLEL, uploads);
+    let mut uploads = Parallel::new(files_parallel(), uploads);
     while let Some(put) = uploads.next().await {
         let put = put.map_err(|panic| Failure { exit: ExitCode::Internal, error: panic.into(), hint: None })?;
         put.map_err(of_store)?;

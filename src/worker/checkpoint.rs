@@ -15,7 +15,7 @@ use super::{Node, NodeError};
 use crate::backend::error_chain;
 use crate::backend::ledger::{Beat, Fence};
 use crate::backend::parallel::Parallel;
-use crate::backend::store::uri;
+use crate::backend::store::{files_parallel, uri};
 use crate::clock;
 use crate::domain::checkpoint::{Content, Entry, Manifest, Saved, earlier_folder, file_key, folder, save_folder};
 use crate::workload::tree::{self, EntryKind};
@@ -23,8 +23,6 @@ use crate::workload::{Sandbox, WorkloadEnv};
 
 /// The name of the file that lists a checkpoint's entries; last of a save.
 const MANIFEST_NAME: &str = "_lighthpc_checkpoint.json";
-/// Files that are transferred at the same time: the time of many small ones is that of the round trips.
-const FILES_PARALLEL: usize = 8;
 
 /// The largest manifest of a checkpoint, in bytes: it is read into memory. 10,000 paths of 3,072 bytes are 30 MB, and
 /// three times that if none of them is text.
@@ -153,7 +151,7 @@ impl Checkpoints {
                 Ok::<_, NodeError>((bytes == saved.bytes).then_some(()).ok_or(path))
             }
         });
-        let mut gets = Parallel::new(FILES_PARALLEL, gets);
+        let mut gets = Parallel::new(files_parallel(), gets);
         while let Some(got) = gets.next().await {
             let got = got.map_err(|panic| disk(io::Error::other(panic)))??;
             got.map_err(|path| disk(io::Error::other(format!("{} is not as long as it was", path.display()))))?;
@@ -303,7 +301,7 @@ impl Checkpoints {
             let put = FileUpload { store, bucket, key: file_key(&prefix, n), pins, name: name.clone(), limit };
             async move { put.run().await.map(|entry| Some((name, entry?))) }
         });
-        let mut puts = Parallel::new(FILES_PARALLEL, puts);
+        let mut puts = Parallel::new(files_parallel(), puts);
         let mut saved = BTreeMap::new();
         while let Some(put) = puts.next().await {
             saved.extend(put.map_err(|panic| self.disk()(io::Error::other(panic)))??);

@@ -17,14 +17,11 @@ use super::{Node, NodeError};
 use crate::backend::Backend;
 use crate::backend::ledger::Fence;
 use crate::backend::parallel::Parallel;
-use crate::backend::store::{Body, Holder, Put, StoreError, Stored, uri};
+use crate::backend::store::{Body, Holder, Put, StoreError, Stored, files_parallel, uri};
 use crate::domain::keys::{INDEX_NAME, result_key};
 use crate::domain::verdict::Verdict;
 use crate::workload::WorkloadEnv;
 use crate::workload::tree::PinError;
-
-/// Files under way at once: many small ones are bound by round trips.
-const FILES_PARALLEL: usize = 8;
 
 /// A result in the bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,7 +118,7 @@ impl ResultUpload {
             let (upload, key) = (upload.clone(), format!("{folder}{name}"));
             async move { (name, upload.put_file(&key, &file).await) }
         });
-        let mut puts = Parallel::new(FILES_PARALLEL, puts);
+        let mut puts = Parallel::new(files_parallel(), puts);
         let mut stored = BTreeMap::new();
         // Losing the rest on an error is safe: without an index there is no result.
         while let Some(put) = puts.next().await {

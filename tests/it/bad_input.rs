@@ -163,6 +163,25 @@ async fn a_large_input_comes_in_ranges_and_a_large_result_goes_in_parts() {
     assert_eq!((faults.count(S3, "GetObject"), faults.count(S3, "UploadPart")), (3, 3));
 }
 
+/// The other ranges have shown how long one takes, so nobody waits for the time limit of the request, which is 20 s.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_range_that_hangs_is_requested_again() {
+    let cloud = TestCloud::new().await;
+    cloud.mission("M", &["abc"]).await;
+    // Six ranges.
+    let bytes: Vec<u8> = (0..12 * 1024 * 1024_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    cloud.input("abc", &bytes).await;
+    let faults = Faults::new();
+    faults.add(S3, "GetObject", When::Nth(3), Fault::Hang);
+    let node = cloud.node_with("abc", "M", faults.clone()).shell(r#"cp "$LIGHTHPC_INPUT" "$LIGHTHPC_OUTPUT""#);
+
+    let life = tokio::time::timeout(Duration::from_secs(15), node.run()).await;
+
+    life.expect("the range was not requested again").outcome.unwrap();
+    assert!(std::fs::read(cloud.local.object_path("results", "rslt_abc")).unwrap() == bytes);
+    assert_eq!(faults.count(S3, "GetObject"), 7);
+}
+
 #[tokio::test]
 async fn a_failed_upload_leaves_no_parts_behind() {
     let cloud = TestCloud::new().await;

@@ -17,11 +17,11 @@ mod simulated;
 #[cfg(not(feature = "simulation"))]
 pub use kernel::{HeldName, boot_id, hold_name, host_name, is_name_held, uptime};
 #[cfg(not(feature = "simulation"))]
-pub use machine::{File, blocking, disk, metadata, now, read, spawn, true_now, write, write_at};
+pub use machine::{File, blocking, cores, disk, metadata, now, read, spawn, true_now, write, write_at};
 #[cfg(feature = "simulation")]
 pub use names::{HeldName, hold_name, is_name_held};
 #[cfg(feature = "simulation")]
 pub use simulated::{
-    File, Machine, MachineFuture, blocking, boot_id, disk, elapsed, host_name, metadata, now, on_machine, read, spawn,
-    start_clock, stop_clock, true_now, uptime, write, write_at,
+    File, Machine, MachineFuture, blocking, boot_id, cores, disk, elapsed, host_name, metadata, now, on_machine, read,
+    spawn, start_clock, stop_clock, true_now, uptime, write, write_at,
 };

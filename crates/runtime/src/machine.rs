@@ -27,6 +27,12 @@ pub fn disk(folder: &std::path::Path) -> std::io::Result<rustix::fs::StatVfs> {
     Ok(rustix::fs::statvfs(folder)?)
 }
 
+/// Returns the number of cores that this process may use: by its affinity, and its cgroup's quota.
+#[must_use]
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
 /// Writes bytes at their place in a file. Blocks.
 ///
 /// # Errors

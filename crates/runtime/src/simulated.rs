@@ -71,6 +71,12 @@ pub fn host_name() -> String {
     on_current(|machine| machine.name.clone(), || "world".to_owned())
 }
 
+/// Returns the number of cores of each machine: the same wherever the simulation runs.
+#[must_use]
+pub const fn cores() -> usize {
+    2
+}
+
 /// Returns the time since the boot of the machine whose task runs.
 #[must_use]
 pub fn uptime() -> Duration {

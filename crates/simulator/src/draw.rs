@@ -99,6 +99,7 @@ pub(crate) fn plan(seed: u64) -> Plan {
     };
     // Sweeps that overlap by far, in missions that are over soon: they are most of the requests.
     let often = if !is_long && takes.1 <= s(120) { s(12) } else { s(40) };
+    let has_spare_instances = dice.chance(25);
     let mission = MissionPlan {
         tasks,
         nodes: nodes.and_then(|nodes| u32::try_from(nodes).ok()),
@@ -110,10 +111,11 @@ pub(crate) fn plan(seed: u64) -> Plan {
         max_interruptions: dice.pick(&[1, 3, 20]),
         node_limit: dice.chance(15).then(|| dice.number(1, 3)),
         notifies_early: dice.chance(30),
-        sweep_every: dice.pick(&[s(300), s(300), s(90), often]),
-        latency: dice.pick(&[ms(30), ms(30), ms(500), s(3)]),
-        has_wrong_clocks: dice.chance(40),
-        has_spare_instances: dice.chance(15),
+        sweep_every: if is_long { often } else { dice.pick(&[s(300), s(300), s(90), often]) },
+        latency: dice.pick(if is_long { &[ms(500), s(3), s(3), s(3)] } else { &[ms(30), ms(30), ms(500), s(3)] }),
+        // A spare instance looks at the lease of another one.
+        has_wrong_clocks: dice.chance(if has_spare_instances { 70 } else { 40 }),
+        has_spare_instances,
     };
     // A mission is busy for some minutes; faults after that concern its end.
     let rounds = mission.nodes.map_or(2, |nodes| 1 + u32::try_from(tasks).unwrap_or(1) / nodes);
@@ -140,6 +142,8 @@ pub(crate) fn plan(seed: u64) -> Plan {
             }
             3..=5 => faults.extend((0..dice.number(1, 3)).map(|machine| last_request(dice, machine))),
             6 => faults.extend(late_publication(dice)),
+            7 => faults.extend(late_uploads(dice)),
+            8 => faults.extend(stale_sweeps(dice, &mission)),
             _ => {}
         }
     }
@@ -206,6 +210,36 @@ fn late_publication(dice: &mut Dice) -> Vec<Fault> {
         .collect();
     let when = When::AfterEnd(dice.time(Duration::ZERO, s(10)));
     faults.push(Fault::Operator { when, act: Act::Enlarge(dice.number(1, 3)) });
+    faults
+}
+
+/// Draws uploads that take longer than a lease.
+fn late_uploads(dice: &mut Dice) -> Vec<Fault> {
+    (0..dice.number(2, 6))
+        .map(|n| {
+            let by = dice.time(s(60), s(300));
+            let fate = if dice.chance(50) { Fate::DelayRequest(by) } else { Fate::DelayAnswer(by) };
+            let sender = Sender::Machine(dice.number(0, 3));
+            Fault::Step { sender, step: Step::Object, nth: n / 3, fate, is_last: false }
+        })
+        .collect()
+}
+
+/// Draws machines that stand still until their leases end, and sweeps whose decisions arrive when they go on.
+fn stale_sweeps(dice: &mut Dice, mission: &MissionPlan) -> Vec<Fault> {
+    let frozen = (0..mission.tasks.min(4)).map(|machine| Fault::Freeze {
+        machine,
+        after: dice.time(s(30), s(60) + mission.takes.1 / 2),
+        length: dice.time(s(100), s(400)),
+    });
+    let mut faults: Vec<Fault> = frozen.collect();
+    faults.extend((0..dice.number(3, 10)).map(|nth| Fault::Step {
+        sender: Sender::Callers,
+        step: Step::Task,
+        nth,
+        fate: Fate::DelayRequest(dice.time(s(20), s(250))),
+        is_last: false,
+    }));
     faults
 }
 

@@ -14,13 +14,12 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::meter;
 use super::object::{Object, read_head, uri};
-use super::part::{MultipartUpload, PART_BYTES, PARTS_PARALLEL};
+use super::part::{MEMORY_BYTES_MAX, MultipartUpload, connections};
 use crate::backend::error::{CloudError, Kind};
 use crate::backend::sdk::Wire;
 
-/// The memory for all files and parts that are uploaded, in blocks: 64 MiB, or eight parts, for all slots of a node.
-/// The node needs it in addition to the memory limits of workloads.
-const ROOM_BLOCKS: usize = PARTS_PARALLEL * (PART_BYTES / BLOCK_BYTES) as usize;
+/// The memory of a connection that uploads, in blocks.
+const CONNECTION_BLOCKS: usize = (MEMORY_BYTES_MAX / BLOCK_BYTES) as usize;
 /// The size of a block, which is the minimum memory of an upload.
 const BLOCK_BYTES: u64 = 64 * 1024;
 
@@ -29,8 +28,11 @@ const BLOCK_BYTES: u64 = 64 * 1024;
 pub struct Store {
     pub(super) client: Client,
     pub(super) meter: Arc<meter::Meter>,
-    /// The free part of [`ROOM_BLOCKS`].
+    /// The free memory of all files and parts that are uploaded, in blocks: 1 MiB for each connection, for all slots of
+    /// a node together. The node needs it in addition to the memory limits of workloads.
     room: Arc<Semaphore>,
+    /// The free connections for the ranges of downloads, for all slots of a node together.
+    pub(super) ranges: Arc<Semaphore>,
     /// Multipart uploads whose future was dropped. Their parts cost money until they are aborted.
     pub(super) dropped: Arc<Mutex<Vec<MultipartUpload>>>,
 }
@@ -48,7 +50,8 @@ impl Store {
         Self {
             client: Client::from_conf(config),
             meter: Arc::default(),
-            room: Arc::new(Semaphore::new(ROOM_BLOCKS)),
+            room: Arc::new(Semaphore::new(connections() * CONNECTION_BLOCKS)),
+            ranges: Arc::new(Semaphore::new(connections())),
             dropped: Arc::default(),
         }
     }
@@ -56,7 +59,7 @@ impl Store {
     /// Waits for the memory of a file or part of this size in bytes. Dropping the value returns it. A streamed part
     /// counts like one in memory. Waiters are served in their order, so that none waits forever.
     pub(super) async fn take_room(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
-        let blocks = bytes.min(PART_BYTES).div_ceil(BLOCK_BYTES).max(1);
+        let blocks = bytes.min(MEMORY_BYTES_MAX).div_ceil(BLOCK_BYTES).max(1);
         // This fails only if the semaphore is closed, which never happens.
         self.room.acquire_many(u32::try_from(blocks).unwrap_or(1)).await.ok()
     }

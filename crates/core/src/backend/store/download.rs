@@ -3,17 +3,20 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aws_sdk_s3::primitives::ByteStream;
 use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, Digest};
+use tokio::time::Instant;
 
 use super::client::Store;
 use super::disk::free_bytes;
 use super::error::StoreError;
 use super::object::{Checksum, Object, read_get, uri};
-use super::part::{PART_BYTES, PART_TRIES_MAX, PARTS_PARALLEL};
+use super::pace::Pace;
+use super::part::{PART_BYTES, PART_TRIES_MAX, connections};
 use super::sums::Sums;
 use crate::backend::error::{CloudError, Kind};
 use crate::backend::parallel::Parallel;
@@ -23,7 +26,7 @@ use crate::domain::backoff;
 const OBJECT_TRIES_MAX: u32 = 3;
 /// The space that must remain free beside the input, for the log and the workload's first writes.
 pub const SPARE_BYTES: u64 = 64 * 1024 * 1024;
-/// What arrives of a range is written in pieces of this size: eight ranges hold 4 MiB.
+/// What arrives of a range is written in pieces of this size.
 const WRITE_BYTES: usize = 512 * 1024;
 
 /// A finished download.
@@ -177,6 +180,7 @@ impl Store {
         let algorithm = checksum.map(Checksum::algorithm);
         let starts = (0..object.bytes).step_by(usize::try_from(PART_BYTES).unwrap_or(usize::MAX));
         let mut first = Some(body);
+        let pace = Arc::new(Pace::default());
         let ranges = starts.map(|start| {
             let range = Range {
                 bucket: bucket.to_owned(),
@@ -186,13 +190,15 @@ impl Store {
                 bytes: PART_BYTES.min(object.bytes - start),
                 is_whole: object.bytes <= PART_BYTES,
             };
-            let (store, target, body) = (self.clone(), target.clone(), first.take());
+            let (store, target, body, pace) = (self.clone(), target.clone(), first.take(), Arc::clone(&pace));
             async move {
-                let crc = store.range(&range, &target, algorithm, body).await?;
+                // The first range has its connection already. (This fails only if the semaphore is closed.)
+                let _connection = if body.is_some() { None } else { store.ranges.acquire().await.ok() };
+                let crc = store.range(&range, &target, algorithm, body, &pace).await?;
                 Ok::<_, RangeError>((range.start, range.bytes, crc))
             }
         });
-        let (mut ranges, mut sums) = (Parallel::new(PARTS_PARALLEL, ranges), algorithm.map(Sums::new));
+        let (mut ranges, mut sums) = (Parallel::new(connections(), ranges), algorithm.map(Sums::new));
         // The rest may be dropped on an error: the file is downloaded again or removed.
         while let Some(part) = ranges.next().await {
             let (start, bytes, crc) = part.map_err(io::Error::other).map_err(disk("downloading to"))??;
@@ -209,21 +215,31 @@ impl Store {
     }
 
     /// Downloads one range with a few retries, and returns its checksum (0 if none is needed). The first try reads
-    /// `body`, if there is one: an answer that begins where the range does.
+    /// `body`, if there is one: an answer that begins where the range does. If it is slow, the range is requested again,
+    /// once.
     async fn range(
         &self,
         range: &Range,
         target: &Target,
         algorithm: Option<CrcAlgorithm>,
         mut body: Option<ByteStream>,
+        pace: &Pace,
     ) -> Result<u64, RangeError> {
         let mut tries = 0;
+        let mut pace = Some(pace);
         loop {
-            let error = match self.range_once(range, target, algorithm, body.take()).await {
-                Ok(crc) => return Ok(crc),
+            let error = match self.range_once(range, target, algorithm, body.take(), pace).await {
+                Ok(Some(crc)) => return Ok(crc),
+                Ok(None) => {
+                    let (start, uri) = (range.start, uri(&range.bucket, &range.key));
+                    tracing::debug!("the range of {uri} from byte {start} is slow: requesting it again");
+                    pace = None;
+                    continue;
+                }
                 Err(RangeError::Store(StoreError::Cloud(error))) => error,
                 Err(other) => return Err(other),
             };
+            pace = None;
             tries += 1;
             if error.kind == Kind::Precondition {
                 return Err(RangeError::Changed);
@@ -235,13 +251,23 @@ impl Store {
         }
     }
 
+    /// Downloads one range, and returns its checksum; `None` if it is slow.
     async fn range_once(
         &self,
         range: &Range,
         target: &Target,
         algorithm: Option<CrcAlgorithm>,
         body: Option<ByteStream>,
-    ) -> Result<u64, RangeError> {
+        pace: Option<&Pace>,
+    ) -> Result<Option<u64>, RangeError> {
+        let started = Instant::now();
+        // It is looked at where nothing is written: a write that goes on could replace that of the next try.
+        let mut slow = pin!(async {
+            match pace {
+                Some(pace) => pace.slow(started).await,
+                None => std::future::pending().await,
+            }
+        });
         let Range { bucket, key, etag, start, bytes, is_whole } = range;
         // The answer to the request of the whole object, of which this range is the beginning.
         let is_longer = body.is_some() && !is_whole;
@@ -249,7 +275,10 @@ impl Store {
             body
         } else {
             let part = (!is_whole).then(|| format!("bytes={start}-{}", start + bytes - 1));
-            let answer = self.get_matching(bucket, key, part, Some(etag)).await;
+            let answer = tokio::select! {
+                answer = self.get_matching(bucket, key, part, Some(etag)) => answer,
+                () = &mut slow => return Ok(None),
+            };
             answer.map_err(|error| RangeError::Store(error.into()))?.body
         };
         let broken = |words: String| {
@@ -260,9 +289,14 @@ impl Store {
         let mut writer = RangeWriter { target, at: *start, blocks: Vec::new(), held: 0 };
         let mut received = 0_u64;
         // A body is read to its end, because the SDK compares checksums there.
-        while let Some(mut block) =
-            body.try_next().await.map_err(|error| broken(format!("the body was interrupted: {error}")))?
-        {
+        loop {
+            let next = tokio::select! {
+                biased;
+                next = body.try_next() => next,
+                () = &mut slow => return Ok(None),
+            };
+            let next = next.map_err(|error| broken(format!("the body was interrupted: {error}")))?;
+            let Some(mut block) = next else { break };
             let left = usize::try_from(bytes - received).unwrap_or(usize::MAX);
             if block.len() > left && !is_longer {
                 return Err(broken(format!("received more than the requested {bytes} bytes")));
@@ -281,7 +315,10 @@ impl Store {
         if received < *bytes {
             return Err(broken(format!("received {received} of {bytes} bytes")));
         }
-        Ok(digest.map_or(0, |digest| digest.finalize()))
+        if let Some(pace) = pace {
+            pace.finished(started.elapsed());
+        }
+        Ok(Some(digest.map_or(0, |digest| digest.finalize())))
     }
 }
 

@@ -6,11 +6,11 @@ use std::sync::PoisonError;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart};
 
-use super::body::section;
+use super::body::prepare;
 use super::client::Store;
 use super::error::StoreError;
 use super::object::uri;
-use super::part::{MultipartUpload, PART_BYTES, PARTS_MAX, PARTS_PARALLEL};
+use super::part::{MultipartUpload, PART_BYTES, PARTS_MAX, connections};
 use super::sums::Sums;
 use super::upload::{CRC, Condition, Stored, Target, completing, crc_base64, sending};
 use crate::backend::error::{CloudError, Kind};
@@ -121,7 +121,7 @@ impl Store {
             let section = (start, part_bytes.min(bytes - start));
             async move { store.put_section(&upload, number, &file, section).await }
         });
-        let (mut parts, mut done, mut sums) = (Parallel::new(PARTS_PARALLEL, parts), Vec::new(), Sums::new(CRC));
+        let (mut parts, mut done, mut sums) = (Parallel::new(connections(), parts), Vec::new(), Sums::new(CRC));
         while let Some(part) = parts.next().await {
             let part = part.map_err(|panic| StoreError::disk("uploading", file, std::io::Error::other(panic)))??;
             sums.add(part.start, part.bytes, part.crc);
@@ -174,7 +174,7 @@ impl Store {
         (start, bytes): (u64, u64),
     ) -> Result<Part, StoreError> {
         let _room = self.take_room(bytes).await;
-        let (body, crc) = section(file, start, bytes, CRC).await?;
+        let (body, crc) = prepare(file, start, bytes, CRC).await?;
         let completed = self.put_part(upload, number, body, (bytes, crc)).await?;
         Ok(Part { completed, start, bytes, crc })
     }

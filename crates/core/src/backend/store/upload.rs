@@ -9,7 +9,7 @@ use aws_sdk_s3::types::ChecksumAlgorithm;
 use aws_smithy_types::base64;
 use crc_fast::{CrcAlgorithm, checksum};
 
-use super::body::{Body, read_section};
+use super::body::{Body, prepare};
 use super::client::Store;
 use super::error::StoreError;
 use super::mark::{Mark, MarkedObject};
@@ -252,7 +252,10 @@ impl Store {
     ) -> Result<Stored, StoreError> {
         let bytes = body.bytes().await?;
         match body {
-            Body::Bytes(bytes) => self.put_whole(target, bytes.clone(), condition).await,
+            Body::Bytes(content) => {
+                let crc = checksum(CRC, content);
+                self.put_whole(target, content.clone().into(), (bytes, crc), condition).await
+            }
             Body::File(file, _) if bytes > OBJECT_BYTES_MAX => Err(StoreError::TooLarge {
                 path: file.to_path_buf(),
                 reason: format!("it has {bytes} bytes, more than S3's limit of {OBJECT_BYTES_MAX}"),
@@ -260,20 +263,21 @@ impl Store {
             Body::File(file, _) if bytes > PART_BYTES => self.put_parts(target, file, bytes, condition).await,
             Body::File(file, _) => {
                 let _room = self.take_room(bytes).await;
-                // Limited to the measured size: a growing file must not exhaust the memory.
-                let body = read_section(file, 0, bytes).await?;
-                self.put_whole(target, body, condition).await
+                // Limited to the measured size: of a growing file, the beginning is uploaded.
+                let (body, crc) = prepare(file, 0, bytes, CRC).await?;
+                self.put_whole(target, body, (bytes, crc), condition).await
             }
         }
     }
 
-    pub(super) async fn put_whole(
+    async fn put_whole(
         &self,
         target: &Target<'_>,
-        body: bytes::Bytes,
+        body: ByteStream,
+        (bytes, crc): (u64, u64),
         condition: &Condition,
     ) -> Result<Stored, StoreError> {
-        let (bytes, crc) = (body.len() as u64, crc_base64(checksum(CRC, &body)));
+        let crc = crc_base64(crc);
         let metered = self.meter.begin(bytes);
         let put = self
             .client
@@ -281,9 +285,10 @@ impl Store {
             .bucket(target.bucket)
             .key(target.key)
             .set_metadata(target.meta())
+            .content_length(i64::try_from(bytes).unwrap_or(i64::MAX))
             .checksum_algorithm(ChecksumAlgorithm::Crc32)
             .checksum_crc32(&crc)
-            .body(ByteStream::from(body));
+            .body(body);
         let put = condition.on_put(put).customize().config_override(sending(bytes));
         let answer = put.send().await.map_err(|e| CloudError::sdk("PutObject", target.uri(), e))?;
         metered.done();

@@ -1,0 +1,30 @@
+//! Downloads or uploads one object, for `scripts/bench --transfer`.
+//!
+//! ```text
+//! transfer get BUCKET KEY FILE
+//! transfer put BUCKET KEY FILE
+//! ```
+
+use std::path::Path;
+
+use lighthpc_core::backend::Wire;
+use lighthpc_core::backend::store::Store;
+
+/// As the program has them: `src/command/mod.rs`.
+const THREADS: usize = 2;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [what, bucket, key, file] = arguments.as_slice() else {
+        panic!("usage: transfer get|put BUCKET KEY FILE");
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let store = Store::new(&Wire::aws().await.unwrap());
+        match what.as_str() {
+            "get" => drop(store.download(bucket, key, Path::new(file)).await.unwrap()),
+            "put" => drop(store.put_file(bucket, key, Path::new(file)).await.unwrap()),
+            other => panic!("{other}: neither get nor put"),
+        }
+    });
+}
