@@ -13,7 +13,7 @@ use super::examples;
 use super::explain::ExplainArgs;
 use super::fetch::FetchArgs;
 use super::filter::FilterArgs;
-use super::flags::{AwsArgs, SchedulerArgs, TableArgs, bytes, price, range, seconds};
+use super::flags::{AwsArgs, SchedulerArgs, TableArgs, bytes, price, range, seconds, seconds_or_zero};
 use super::list::ListArgs;
 use super::local_dir::{self, DEFAULT_DIR};
 use super::logs::LogsArgs;
@@ -422,6 +422,10 @@ pub(super) struct RunArgs {
     /// Minimum time between two saves of a checkpoint
     #[arg(long, env = "LIGHTHPC_CHECKPOINT_EVERY", default_value = "300", value_parser = seconds, value_name = "SECONDS", help_heading = "The node")]
     pub(super) checkpoint_every: Duration,
+    /// Claim a mission's next task and download its input while a workload runs, if recent workloads took less than
+    /// this; 0: never
+    #[arg(long, env = "LIGHTHPC_CLAIM_AHEAD", default_value = "30", value_parser = seconds_or_zero, value_name = "SECONDS", help_heading = "The node")]
+    pub(super) claim_ahead: Duration,
     /// Time that the node waits for DynamoDB to answer before it terminates
     #[arg(long, env = "LIGHTHPC_MAX_IDLE", default_value = "300", value_parser = seconds, value_name = "SECONDS", help_heading = "The node")]
     pub(super) max_idle: Duration,

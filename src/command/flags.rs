@@ -128,6 +128,11 @@ pub(super) struct SchedulerArgs {
     pub(super) max_interruptions: u64,
 }
 
+/// Reads a time as [`seconds`] does, or 0.
+pub(super) fn seconds_or_zero(text: &str) -> Result<Duration, String> {
+    if text.trim() == "0" { Ok(Duration::ZERO) } else { seconds(text) }
+}
+
 /// Parses a time as people write it: `90`, `90s`, `10m`, `2h`, `1d`, each with an optional fraction. It is positive, and
 /// at most ten years.
 pub(super) fn seconds(text: &str) -> Result<Duration, String> {
@@ -213,6 +218,8 @@ mod tests {
         for bad in ["0", "-1", "nan", "inf", "x", "1e30", "", "s", "10 min", "1w", "1h30m", "0d", "9999999d"] {
             assert!(seconds(bad).is_err(), "{bad}");
         }
+        assert_eq!((seconds_or_zero("0"), seconds_or_zero("1m")), (Ok(Duration::ZERO), Ok(Duration::from_mins(1))));
+        assert!(seconds_or_zero("-0").is_err() && seconds_or_zero("").is_err());
         assert_eq!(range("12..20"), Ok((12.0, 20.0)));
         assert_eq!(range("0..0"), Ok((0.0, 0.0)));
         assert_eq!(range("3"), Ok((3.0, 3.0)));

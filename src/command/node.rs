@@ -254,6 +254,7 @@ pub(super) fn settings(args: &RunArgs) -> Result<NodeSettings, Failure> {
         checkpoint_every: args.checkpoint_every,
         log_every: LOG_EVERY,
         slots: args.slots,
+        claim_ahead: args.claim_ahead,
         left: Vec::new(),
         max_idle: args.max_idle,
         max_lifetime: args.max_lifetime,

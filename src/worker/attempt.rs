@@ -40,6 +40,8 @@ pub(super) struct Attempt {
     pub(super) checkpoints: Option<Checkpoints>,
     /// The input's `ETag`, once it is downloaded.
     pub(super) input_etag: Option<String>,
+    /// Whether the workload has started.
+    pub(super) has_started: bool,
     /// The workload's exit code, if it succeeded.
     pub(super) exit_code: Option<i32>,
     /// Milliseconds of workload time, all attempts together.
@@ -70,6 +72,7 @@ impl Attempt {
             env: None,
             checkpoints: None,
             input_etag: None,
+            has_started: false,
             exit_code: None,
             time_cost_ms: row.time_cost_ms,
             lost_log: None,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Node;
+use super::ahead::Slot;
 use super::identity::Instance;
 use super::recent_mission::RecentMission;
 use super::spot::SpotWatcher;
@@ -14,4 +15,6 @@ pub(super) struct Host {
     pub(super) instance: Instance,
     pub(super) spot: SpotWatcher,
     pub(super) recent_mission: Arc<RecentMission>,
+    /// The place of workloads; none if nothing else could run there.
+    pub(super) slot: Option<Slot>,
 }

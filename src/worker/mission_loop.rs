@@ -1,10 +1,13 @@
 //! The loop of a node that serves a mission: each slot claims the next pending task, until none is left.
 //!
 //! ```text
-//!   slot:  next ──a task──► attempt (as for a single task) ──► next
-//!            │  ◄── nothing, but other slots still work: read again ──┘
-//!            └─ nothing, three times, and no slot works ──► the node ends
+//!   lane:  next ──a task──► attempt (as for a single task) ──► next
+//!            │  ◄── nothing, but other lanes still work: read again ──┘
+//!            └─ nothing, three times, and no lane works ──► the node ends
 //! ```
+//!
+//! A slot has two lanes, of which one runs a workload at a time (`ahead.rs`). The second one works only at times, and
+//! never decides that the node ends.
 //!
 //! Pending tasks are found in the index of open tasks. A page of it serves many claims. Each claim is the same
 //! conditional write as for a single task, so a page that is out of date costs a refused write and nothing else. The
@@ -30,8 +33,10 @@ use rand::seq::SliceRandom;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+use super::ahead::{Ahead, Slot};
 use super::crash::RecoveredTask;
 use super::host::Host;
 use super::identity::Assignment;
@@ -73,13 +78,15 @@ pub(super) async fn serve(host: &Host, mission: &MissionId, left: Vec<RecoveredT
     let slots = slots_of(node, row.slots.or(node.settings.slots).unwrap_or(1).max(1));
     tracing::info!(mission = %mission, slots, "serving mission {mission}, {slots} tasks at a time");
     let host = Host { node: with_sandbox(node, |sandbox| sandbox.shared(slots)), ..host.clone() };
+    let looking = 2 * row.nodes.unwrap_or(1) * u32::from(slots) / row.tally_shards.max(1);
+    let looking = usize::try_from(looking).unwrap_or(PAGE_LEN_MAX);
     let server = Arc::new(Server {
         mission: mission.clone(),
         shards: row.tally_shards,
         // Twice as many as slots that look at the same page, so that few try for the same task.
-        page_len: usize::try_from(2 * row.nodes.unwrap_or(1) * u32::from(slots) / row.tally_shards.max(1))
-            .unwrap_or(PAGE_LEN_MAX)
-            .clamp(PAGE_LEN_MIN, PAGE_LEN_MAX),
+        page_len: looking.clamp(PAGE_LEN_MIN, PAGE_LEN_MAX),
+        many_len: looking.clamp(1, PAGE_LEN_MAX),
+        ahead: Arc::new(Ahead::new(node.settings.claim_ahead)),
         queue: Mutex::new(Queue::new(left, row.nodes.unwrap_or(1))),
         slots,
         turns: Turns::new(SUSPECT_WAIT),
@@ -90,11 +97,20 @@ pub(super) async fn serve(host: &Host, mission: &MissionId, left: Vec<RecoveredT
     });
     let mut running = JoinSet::new();
     for slot in 0..slots {
-        let server = server.clone();
         let span = tracing::info_span!("slot", slot, mission = %mission, instance.id = %server.host.instance.id);
         let node = with_sandbox(&server.host.node, |sandbox| sandbox.of_slot(slot));
-        let host = Host { node, ..server.host.clone() };
-        lighthpc_runtime::spawn(&mut running, async move { server.slot(&host).await }.instrument(span));
+        let host = Host { node, slot: Some(Slot::new(server.ahead.clone())), ..server.host.clone() };
+        let first_ended = CancellationToken::new();
+        let (first, first_host, ends) = (server.clone(), host.clone(), first_ended.clone().drop_guard());
+        let first = async move {
+            // Dropped at its end, however that comes.
+            let _ends = ends;
+            first.first_lane(&first_host).await
+        };
+        lighthpc_runtime::spawn(&mut running, first.instrument(span.clone()));
+        let second = server.clone();
+        let second = async move { second.second_lane(&host, &first_ended).await };
+        lighthpc_runtime::spawn(&mut running, second.instrument(span));
     }
     let (mut done, mut other, mut failure) = (0, 0, None);
     let look = MissionEnd::interval(&row);
@@ -111,10 +127,10 @@ pub(super) async fn serve(host: &Host, mission: &MissionId, left: Vec<RecoveredT
         };
         let Some(ended) = ended else { break };
         match ended.map_err(|panic| NodeError::Panicked(panic.to_string())) {
-            Ok(slot) => {
-                done += slot.done;
-                other += slot.other;
-                failure = failure.or(slot.failure);
+            Ok(lane) => {
+                done += lane.done;
+                other += lane.other;
+                failure = failure.or(lane.failure);
             }
             Err(panic) => {
                 server.is_over.store(true, Ordering::SeqCst);
@@ -153,9 +169,19 @@ fn with_sandbox(node: &Node, change: impl FnOnce(&Sandbox) -> Sandbox) -> Node {
     node
 }
 
-/// What one slot did.
+/// What became of a lane's search for a task.
+enum Taken {
+    /// It had one, or the node must end.
+    One,
+    /// The disk is full.
+    NoRoom,
+    /// There is none. So many other lanes have one, or search.
+    None { others: usize },
+}
+
+/// What one lane did.
 #[derive(Debug, Default)]
-struct Slot {
+struct Lane {
     done: u64,
     other: u64,
     failure: Option<NodeError>,
@@ -166,60 +192,93 @@ struct Server {
     mission: MissionId,
     shards: u32,
     page_len: usize,
+    /// A page of so many tasks shows that many wait: no slot of the mission lacks one.
+    many_len: usize,
+    ahead: Arc<Ahead>,
     queue: Mutex<Queue>,
     slots: u16,
     turns: Turns,
     end: MissionEnd,
-    /// Slots that have a task.
+    /// Lanes that have a task, or search for one.
     working: AtomicUsize,
-    /// Set when no slot may start another task.
+    /// Set when no lane may start another task.
     is_over: AtomicBool,
 }
 
 impl Server {
     /// Does task after task; `host` has the slot's own sandbox.
-    async fn slot(&self, host: &Host) -> Slot {
-        let mut slot = Slot::default();
-        let mut empty = 0;
+    async fn first_lane(&self, host: &Host) -> Lane {
+        let (mut lane, mut empty) = (Lane::default(), 0);
         while !self.must_end() {
-            // There is none while other slots work and the disk is full.
-            let Some(begun) = host.node.settings.disk.begin(&host.node.settings.work_dir) else {
-                self.pause(ROOM_PAUSE).await;
-                continue;
-            };
-            // Counted before the read: a slot that is about to work must not seem idle to the others.
-            self.working.fetch_add(1, Ordering::SeqCst);
-            let next = self.next().await;
-            let next = match next {
-                Ok(Some(next)) => next,
-                Ok(None) => {
-                    let others = self.working.fetch_sub(1, Ordering::SeqCst) - 1;
+            match self.take_one(host, &mut lane).await {
+                Taken::One => empty = 0,
+                Taken::NoRoom => self.pause(ROOM_PAUSE).await,
+                Taken::None { others } => {
                     empty += 1;
                     if empty >= EMPTY_LOOKS && others == 0 {
                         break;
                     }
-                    drop(begun);
                     if let Err(error) = self.end.look().await {
-                        self.is_over.store(true, Ordering::SeqCst);
-                        slot.failure = Some(error);
+                        self.fail(&mut lane, error);
                         break;
                     }
                     self.pause(if empty < EMPTY_LOOKS { EMPTY_PAUSE } else { IDLE_PAUSE }).await;
-                    continue;
                 }
-                Err(error) => {
-                    self.working.fetch_sub(1, Ordering::SeqCst);
-                    self.is_over.store(true, Ordering::SeqCst);
-                    slot.failure = Some(error);
-                    break;
-                }
-            };
-            empty = 0;
-            self.work(host, &next, &mut slot).await;
-            self.queue.lock().await.held.remove(&next.src);
-            self.working.fetch_sub(1, Ordering::SeqCst);
+            }
         }
-        slot
+        lane
+    }
+
+    /// Does tasks beside the first lane of its slot, whenever this hides the time of requests.
+    async fn second_lane(&self, host: &Host, first_ended: &CancellationToken) -> Lane {
+        let mut lane = Lane::default();
+        loop {
+            // Both arms may be dropped: neither holds anything.
+            tokio::select! {
+                biased;
+                () = first_ended.cancelled() => return lane,
+                () = self.ahead.becomes_worthwhile() => {}
+            }
+            if self.must_end() {
+                // The first lane ends as soon as it sees it.
+                first_ended.cancelled().await;
+                return lane;
+            }
+            match self.take_one(host, &mut lane).await {
+                Taken::One => {}
+                Taken::NoRoom => self.pause(ROOM_PAUSE).await,
+                Taken::None { .. } => self.ahead.note_waiting(false),
+            }
+        }
+    }
+
+    /// Finds a task, and makes attempts at it.
+    async fn take_one(&self, host: &Host, lane: &mut Lane) -> Taken {
+        // There is no room while other lanes work and the disk is full.
+        let Some(_begun) = host.node.settings.disk.begin(&host.node.settings.work_dir) else { return Taken::NoRoom };
+        // Counted before the read: a lane that is about to work must not seem idle to the others.
+        self.working.fetch_add(1, Ordering::SeqCst);
+        let next = self.next().await;
+        let taken = match next {
+            Ok(Some(next)) => {
+                self.work(host, &next, lane).await;
+                self.queue.lock().await.held.remove(&next.src);
+                Taken::One
+            }
+            Ok(None) => Taken::None { others: 0 },
+            Err(error) => {
+                self.fail(lane, error);
+                Taken::One
+            }
+        };
+        let others = self.working.fetch_sub(1, Ordering::SeqCst) - 1;
+        if matches!(taken, Taken::None { .. }) { Taken::None { others } } else { taken }
+    }
+
+    /// Ends the node: the next task would fail in the same way.
+    fn fail(&self, lane: &mut Lane, error: NodeError) {
+        self.is_over.store(true, Ordering::SeqCst);
+        lane.failure = lane.failure.take().or(Some(error));
     }
 
     fn must_end(&self) -> bool {
@@ -261,11 +320,13 @@ impl Server {
         !self.must_end() && row.map_or(true, |row| row.is_some_and(waits))
     }
 
-    async fn work(&self, host: &Host, next: &NextTask, slot: &mut Slot) {
+    async fn work(&self, host: &Host, next: &NextTask, lane: &mut Lane) {
         let src = &next.src;
         // Held until the attempt has ended.
         let Some(turn) = self.turn(next).await else { return };
-        let is_alone = self.slots == 1 || matches!(turn, Turn::Alone(..));
+        // The other lane of the only slot has no task, and takes none before this one has ended.
+        let is_only = || !self.ahead.is_worthwhile() && self.working.load(Ordering::SeqCst) == 1;
+        let is_alone = matches!(turn, Turn::Alone(..)) || self.slots == 1 && is_only();
         let task = Assignment {
             src: src.clone(),
             mission: Some(self.mission.clone()),
@@ -278,28 +339,28 @@ impl Server {
             self.end.may_have_come();
         }
         match outcome {
-            Ok(Outcome::Committed { .. }) => slot.done += 1,
+            Ok(Outcome::Committed { .. }) => lane.done += 1,
             // Another node was faster, or the index lags.
             Ok(Outcome::EndedBefore(_) | Outcome::HeldByOther(_)) => self.set_aside(src).await,
             Ok(Outcome::Suspect) => self.queue.lock().await.suspect(src.clone(), Instant::now()),
             Ok(Outcome::Cancelled) => {
-                slot.other += 1;
+                lane.other += 1;
                 self.is_over.store(true, Ordering::SeqCst);
             }
             Ok(Outcome::NoRoom(error)) => {
                 // The next task, which may be this one, waits for free space.
-                slot.other += 1;
+                lane.other += 1;
                 tracing::warn!(src.id = %src, "task {src}: {}", error_chain(&error));
             }
             Ok(Outcome::Drained | Outcome::Interrupted | Outcome::Served { .. } | Outcome::TryAgain(_)) => {
-                slot.other += 1;
+                lane.other += 1;
             }
             Err(error @ NodeError::OddRow { .. }) => {
                 tracing::warn!(src.id = %src, "{}", error_chain(&error));
                 self.set_aside(src).await;
             }
             Err(error) => {
-                slot.other += 1;
+                lane.other += 1;
                 if error.is_the_tasks_own() {
                     tracing::warn!(src.id = %src, "task {src}: {}", error_chain(&error));
                     if matches!(error, NodeError::Cloud { .. }) {
@@ -307,9 +368,7 @@ impl Server {
                         self.set_aside(src).await;
                     }
                 } else {
-                    // The next task would fail in the same way.
-                    self.is_over.store(true, Ordering::SeqCst);
-                    slot.failure = slot.failure.take().or(Some(error));
+                    self.fail(lane, error);
                 }
             }
         }
@@ -355,6 +414,7 @@ impl Server {
                 let page = page.map_err(NodeError::cloud("looking for the next task"))?;
                 let last = page.tasks.last().cloned().filter(|_| !page.is_last);
                 let mut srcs: Vec<SrcId> = page.tasks.into_iter().map(|task| task.src).collect();
+                self.ahead.note_waiting(srcs.len() >= self.many_len);
                 srcs.shuffle(&mut rand::rng());
                 queue.page = srcs.into();
                 queue.read_at = Some(Instant::now());
@@ -368,7 +428,7 @@ impl Server {
                 }
             }
         }
-        // A node is idle if no other slot has a task, or searches for one.
+        // A node is idle if no other lane has a task, or searches for one.
         let is_idle = self.working.load(Ordering::SeqCst) <= 1;
         Ok(queue.take_suspect(Instant::now(), is_idle))
     }

@@ -14,6 +14,7 @@
 //! `task.rs` makes the attempts at one task; an `Attempt` holds what they need. No two files here import each
 //! other, directly or in a circle.
 
+mod ahead;
 mod attempt;
 mod checkpoint;
 mod checkpoint_files;
@@ -153,7 +154,7 @@ async fn life(
     let sent = cloud_log::send(node.clone(), instance.id.to_string(), stop.clone());
     spawn(&mut counts, sent.in_current_span());
     spawn(&mut polls, machine_info::look_up(node.clone(), instance.clone()).in_current_span());
-    let host = Host { node, instance, spot, recent_mission: std::sync::Arc::default() };
+    let host = Host { node, instance, spot, recent_mission: std::sync::Arc::default(), slot: None };
     let outcome = match work {
         Work::Task(task) => match failed.into_iter().find(|(src, _)| *src == task.src) {
             Some((_, error)) => Err(error),

@@ -118,6 +118,8 @@ pub struct NodeSettings {
     pub log_every: Duration,
     /// Tasks that a node of a mission runs at the same time, if the mission does not say.
     pub slots: Option<u16>,
+    /// The longest workload during which the next task of a mission is claimed and downloaded; zero: never.
+    pub claim_ahead: Duration,
     /// Attempts that an earlier process of this machine left when it died.
     pub left: Vec<Left>,
     /// How long a node may wait for tables that do not answer before it ends.

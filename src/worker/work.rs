@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::ahead::Running;
 use super::attempt::Attempt;
 use super::checkpoint::Checkpoints;
 use super::error::classify;
@@ -60,7 +61,12 @@ impl Attempt {
         resumed.resumed = is_resumed;
         let env = Arc::new(resumed);
 
-        self.exit_code = Some(node.step(Step::Execute, self.execute(&self.workload(), &env)).await?);
+        let running = self.until_stopped(unless(&self.heartbeat.cancelled, StopReason::Cancelled, self.place())).await?;
+        self.has_started = true;
+        let ended = node.step(Step::Execute, self.execute(&self.workload(), &env)).await;
+        // The next workload runs while this result goes up.
+        drop(running);
+        self.exit_code = Some(ended?);
         let upload =
             Box::pin(node.step(Step::Upload, result::upload(&node, &env, &self.fence, &self.heartbeat.hold, bucket)));
         let upload = unless(&self.heartbeat.lost, StopReason::LeaseLost, upload);
@@ -78,6 +84,14 @@ impl Attempt {
         let work = unless(&self.host.node.stopping.drain, StopReason::Drain, work);
         let work = unless(&self.heartbeat.lost, StopReason::LeaseLost, work);
         unless_noticed(&self.host.spot, at_once, work).await
+    }
+
+    /// Waits for the place of the workload. Safe to drop.
+    async fn place(&self) -> Result<Option<Running>, StopReason> {
+        match &self.host.slot {
+            Some(slot) => slot.run().await.map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Makes the attempt's folder.

@@ -1,6 +1,7 @@
 //! The whole worker on the cloud in the process: one binary, one folder per test, no network, no sleep.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod ahead;
 mod bad_input;
 mod cli;
 mod crashes;

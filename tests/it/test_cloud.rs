@@ -90,6 +90,7 @@ impl TestCloud {
             heartbeat: Duration::from_secs(20),
             checkpoint_every: Duration::from_mins(5),
             slots: None,
+            claim_ahead: Duration::from_secs(30),
             left: Vec::new(),
             log_every: Duration::from_mins(1),
             max_idle: Duration::from_secs(1),

@@ -396,6 +396,13 @@ pub(crate) struct MissionPlan {
     pub(crate) has_spare_instances: bool,
 }
 
+impl MissionPlan {
+    /// Returns how many workloads a node runs at a time.
+    pub(crate) fn slots_of_a_node(&self) -> usize {
+        self.slots.filter(|_| self.nodes.is_some()).unwrap_or(1).max(1).into()
+    }
+}
+
 /// A seed's plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Plan {

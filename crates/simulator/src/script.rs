@@ -25,7 +25,7 @@ async fn run(world: Arc<World>, who: Who, given: ScriptRun) -> io::Result<Exit> 
     let started = world.time();
     check::workload_starts(&world, who, &src, attempt);
     let exit = steps(&world, who, &given, &src, attempt).await;
-    check::workload_ends(&world, &src, &exit);
+    check::workload_ends(&world, who, &src, &exit);
     let mut work = locked(&world.work);
     let first = work.map_or(started, |(first, _)| first);
     *work = Some((first, world.time()));

@@ -29,6 +29,8 @@ pub(crate) enum Checker {
     Submission,
     /// Every mission ends.
     End,
+    /// A node runs at most as many workloads at a time as it has slots.
+    Slots,
     /// A task has one node at a time.
     OneNode,
     /// No instance runs for long after its last need.
@@ -60,6 +62,7 @@ impl Checker {
             Self::Notification => "notification",
             Self::Submission => "submission",
             Self::End => "end",
+            Self::Slots => "slots",
             Self::OneNode => "one-node",
             Self::Billing => "billing",
             Self::Leftovers => "leftovers",

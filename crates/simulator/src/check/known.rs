@@ -77,6 +77,8 @@ pub(crate) struct Known {
     pub(super) published: Vec<(Duration, Who, u64)>,
     /// The tasks whose workload ended without success, and how often.
     pub(super) failures: BTreeMap<String, u64>,
+    /// The workloads that run in each process.
+    pub(super) workloads: BTreeMap<Who, usize>,
     /// How often each task was redriven: a redrive launches again, whatever an earlier launch becomes.
     pub(super) redrives: BTreeMap<String, u64>,
     /// Tasks that were submitted.

@@ -65,7 +65,12 @@ fn count(world: &World, Change { key, old, new, .. }: &Change) {
     let verdict = text(new, "verdict");
     match (state(old).as_str(), state(new).as_str()) {
         ("running", "done") => world.saw("task done"),
-        ("running", "pending") => world.saw(&format!("task released: {verdict}")),
+        ("running", "pending") => {
+            world.saw(&format!("task released: {verdict}"));
+            if verdict == "cancelled" && number(new, "interruptions") == number(old, "interruptions") {
+                world.saw("task handed back before its workload");
+            }
+        }
         ("running" | "pending", "failed") => world.saw(&format!("task failed: {verdict}")),
         ("failed", "pending") => {
             world.saw("task redriven");
@@ -140,6 +145,10 @@ fn check_claim(world: &World, who: Who, call: &Call, change: &Change) {
         world.broken(Checker::Fence, &format!("{who} claimed {key}, which is {}", state(old)));
     }
     let mut known = locked(&world.known);
+    let is_held = |row: &Value| state(row) == "running" && text(row, "execInstanceID") == owner;
+    if known.table(TASKS).filter(|(src, row)| src != key && is_held(row)).count() >= world.plan.mission.slots_of_a_node() {
+        world.saw("task claimed ahead");
+    }
     let is_cancelled = known.cancelled.is_some_and(|(at, _)| world.time() >= at + MISSION_AGE_MAX);
     let attempt = Attempt {
         by: who,

@@ -25,7 +25,13 @@ const STOP_REQUESTS: u32 = 20;
 /// A workload starts.
 pub(crate) fn starts(world: &World, who: Who, src: &str, attempt: u64) {
     world.saw("workload started");
-    let known = locked(&world.known);
+    let mut known = locked(&world.known);
+    let running = known.workloads.entry(who).or_default();
+    *running += 1;
+    let (running, slots) = (*running, world.plan.mission.slots_of_a_node());
+    if running > slots {
+        world.broken(Checker::Slots, &format!("{who} started workload {running} at a time, and has {slots} slots"));
+    }
     let is_of_cancelled = known.attempts.get(&(src.to_owned(), attempt)).is_some_and(|claim| claim.is_of_cancelled);
     let is_cancelled = is_of_cancelled && known.cancelled.is_some();
     drop(known);
@@ -51,7 +57,10 @@ pub(crate) fn runs(world: &World, who: Who, src: &str, attempt: u64) {
 }
 
 /// A workload ended.
-pub(crate) fn ends(world: &World, src: &str, exit: &std::io::Result<Exit>) {
+pub(crate) fn ends(world: &World, who: Who, src: &str, exit: &std::io::Result<Exit>) {
+    if let Some(running) = locked(&world.known).workloads.get_mut(&who) {
+        *running = running.saturating_sub(1);
+    }
     let is_success = matches!(exit, Ok(Exit::Exited { code: Some(0), .. }));
     if !is_success {
         *locked(&world.known).failures.entry(src.to_owned()).or_default() += 1;
