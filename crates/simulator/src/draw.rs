@@ -116,6 +116,8 @@ pub(crate) fn plan(seed: u64) -> Plan {
         // A spare instance looks at the lease of another one.
         has_wrong_clocks: dice.chance(if has_spare_instances { 70 } else { 40 }),
         has_spare_instances,
+        // Longer than nodes have it, so that most missions claim ahead.
+        claim_ahead: if dice.chance(80) { s(200) } else { Duration::ZERO },
     };
     // A mission is busy for some minutes; faults after that concern its end.
     let rounds = mission.nodes.map_or(2, |nodes| 1 + u32::try_from(tasks).unwrap_or(1) / nodes);

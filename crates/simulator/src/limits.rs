@@ -121,16 +121,19 @@ pub(crate) struct Limits {
     buckets: Mutex<BTreeMap<BucketName, Bucket>>,
     consumed: Mutex<Consumed>,
     dice: Mutex<Dice>,
+    /// How long each request takes; as [`latency`] if not given.
+    request: Option<Duration>,
 }
 
 impl Limits {
-    /// Makes the models for a mission of `tasks` tasks.
-    pub(crate) fn new(tasks: u64) -> Self {
+    /// Makes the models for a mission of `tasks` tasks, in which each request takes `request`, if it is given.
+    pub(crate) fn new(tasks: u64, request: Option<Duration>) -> Self {
         Self {
             shards: tally_shards_for(tasks),
             buckets: Mutex::default(),
             consumed: Mutex::default(),
             dice: Mutex::new(Dice::new(tasks, "limits")),
+            request,
         }
     }
 
@@ -154,7 +157,7 @@ impl Limits {
 
     /// Carries a request: it takes its time, or is throttled.
     pub(crate) async fn carry(&self, mut call: Call) -> Answer {
-        let (low, high) = latency(call.service);
+        let (low, high) = self.request.map_or_else(|| latency(call.service), |request| (request, request));
         let way = || locked(&self.dice).time(low / 2, high / 2);
         let (there, back) = (way(), way());
         tokio::time::sleep(there).await;

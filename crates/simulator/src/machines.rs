@@ -26,8 +26,6 @@ use crate::world::{World, spawn};
 
 /// How long a node of a mission waits for a task.
 pub(crate) const IDLE_MAX: Duration = Duration::from_mins(5);
-/// Longer than nodes have it, so that more missions claim ahead.
-const CLAIM_AHEAD: Duration = Duration::from_mins(3);
 /// systemd starts a crashed node twice again.
 const STARTS_MAX: u32 = 3;
 /// A task's time limit: longer than any workload that does not hang.
@@ -235,7 +233,7 @@ async fn process(
         checkpoint_every: Duration::from_mins(1),
         log_every: Duration::from_mins(1),
         slots: None,
-        claim_ahead: CLAIM_AHEAD,
+        claim_ahead: mission.claim_ahead,
         left: Vec::new(),
         max_idle: IDLE_MAX,
         max_lifetime: Some(NODE_LIFETIME),

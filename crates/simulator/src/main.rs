@@ -65,6 +65,12 @@ struct Arguments {
     /// With --scale: how long a task takes, in seconds
     #[arg(long, default_value_t = 10.0, requires = "scale")]
     task_time: f64,
+    /// With --scale: how long each request takes, in seconds (default: as assumed for each service)
+    #[arg(long, requires = "scale")]
+    request_time: Option<f64>,
+    /// With --scale: as the node's setting, in seconds
+    #[arg(long, default_value_t = 30.0, requires = "scale")]
+    claim_ahead: f64,
     /// With --seed or --plan: print only the result, as JSON
     #[arg(long)]
     json: bool,
@@ -89,8 +95,13 @@ fn fresh_seed() -> u64 {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if let Some(tasks) = arguments.scale {
-        let task_time = Duration::from_secs_f64(arguments.task_time);
-        return scale::run(scale::Scale { tasks, nodes: arguments.nodes, task_time });
+        return scale::run(scale::Scale {
+            tasks,
+            nodes: arguments.nodes,
+            task_time: Duration::from_secs_f64(arguments.task_time),
+            request: arguments.request_time.map(Duration::from_secs_f64),
+            claim_ahead: Duration::from_secs_f64(arguments.claim_ahead),
+        });
     }
     let plan = match (&arguments.plan, arguments.seed) {
         (Some(file), _) => Some(seed::read_plan(file)),

@@ -394,6 +394,9 @@ pub(crate) struct MissionPlan {
     /// Whether each launch makes one instance more than it asks for, which EC2 does not name in its answer.
     #[serde(default)]
     pub(crate) has_spare_instances: bool,
+    /// The longest workload during which a node claims the next task.
+    #[serde(default)]
+    pub(crate) claim_ahead: Duration,
 }
 
 impl MissionPlan {

@@ -27,6 +27,10 @@ pub(crate) struct Scale {
     /// 0: no node is launched, and the mission's tasks stay pending.
     pub(crate) nodes: u32,
     pub(crate) task_time: Duration,
+    /// How long each request takes, if it is not as assumed for its service.
+    pub(crate) request: Option<Duration>,
+    /// As the node's setting.
+    pub(crate) claim_ahead: Duration,
 }
 
 /// The buckets that are named in the report.
@@ -54,7 +58,7 @@ pub(crate) fn run(scale: Scale) -> ExitCode {
 async fn simulate(scale: Scale, dir: std::path::PathBuf) -> bool {
     lighthpc_runtime::start_clock();
     let cloud = LocalCloud::in_memory(&dir).expect("a folder of our own");
-    let world = World::with_limits(plan(scale), cloud, dir, Limits::new(scale.tasks));
+    let world = World::with_limits(plan(scale), cloud, dir, Limits::new(scale.tasks, scale.request));
     let observer = world.backend(Who::Observer, None);
     observer.ledger.create_tables().await.expect("tables");
     if scale.nodes > 0 {
@@ -115,6 +119,7 @@ fn plan(scale: Scale) -> Plan {
         latency: Duration::ZERO,
         has_wrong_clocks: false,
         has_spare_instances: false,
+        claim_ahead: scale.claim_ahead,
     };
     Plan { seed: scale.tasks, mission, hostile: Duration::ZERO, faults: Vec::new() }
 }
