@@ -6,9 +6,10 @@
 //! ```
 //!
 //! Each lane does task after task as a slot without lanes would. Only the workload needs the slot: of the lanes of a
-//! slot, one runs a workload. The second lane works only while this is worth it: recent workloads were short, and many
-//! tasks wait. Otherwise tasks would wait here that another node could begin. A task that waits here although no
-//! workload should take so long is handed back.
+//! slot, one runs a workload. The second lane works only while this is worth it: the last workload succeeded, recent
+//! ones were short, and many tasks wait. Otherwise tasks would wait here that another node could begin, or would fail for
+//! the reason for which this node is about to end. A task that waits here although no workload should take so long is
+//! handed back.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +32,7 @@ pub(super) struct Ahead {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Known {
-    /// The mean time of workloads, in which the newest has half of the weight.
+    /// The mean time of workloads since the last one that failed. The newest has half of the weight.
     workload: Option<Duration>,
     /// Whether so many tasks wait that no other node lacks one.
     many_wait: bool,
@@ -59,6 +60,11 @@ impl Ahead {
         self.known.send_if_modified(|known| std::mem::replace(&mut known.many_wait, many_wait) != many_wait);
     }
 
+    /// Notes that a workload failed.
+    fn note_failure(&self) {
+        self.known.send_modify(|known| known.workload = None);
+    }
+
     /// Notes how long a workload took, or has run already.
     fn note_workload(&self, took: Duration) {
         self.known.send_modify(|known| {
@@ -80,11 +86,12 @@ pub(super) struct Slot {
     place: Arc<Mutex<()>>,
 }
 
-/// The right to run a workload in a slot, for as long as it is kept.
+/// The right to run a workload in a slot, for as long as it is kept. Dropped, the workload counts as failed.
 #[derive(Debug)]
 pub(super) struct Running {
     ahead: Arc<Ahead>,
     since: Instant,
+    has_succeeded: bool,
     _place: OwnedMutexGuard<()>,
 }
 
@@ -103,13 +110,24 @@ impl Slot {
             self.ahead.note_workload(limit);
             return Err(StopReason::SlotBusy);
         };
-        Ok(Running { ahead: self.ahead.clone(), since: Instant::now(), _place: place })
+        Ok(Running { ahead: self.ahead.clone(), since: Instant::now(), has_succeeded: false, _place: place })
+    }
+}
+
+impl Running {
+    /// Makes room for the next workload.
+    pub(super) fn end(mut self, has_succeeded: bool) {
+        self.has_succeeded = has_succeeded;
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.ahead.note_workload(self.since.elapsed());
+        if self.has_succeeded {
+            self.ahead.note_workload(self.since.elapsed());
+        } else {
+            self.ahead.note_failure();
+        }
     }
 }
 
@@ -134,6 +152,8 @@ mod tests {
         assert!(!ahead.is_worthwhile(), "they have become long");
         ahead.note_workload(SECOND);
         assert!(ahead.is_worthwhile());
+        ahead.note_failure();
+        assert!(!ahead.is_worthwhile(), "this node may be at fault");
 
         let never = Ahead::new(Duration::ZERO);
         never.note_waiting(true);
@@ -151,14 +171,17 @@ mod tests {
         let second = slot.clone();
         let mut second = std::pin::pin!(second.run());
         assert!(tokio::time::timeout(19 * SECOND, &mut second).await.is_err(), "one workload at a time");
-        drop(first);
+        first.end(true);
         let second = second.await.unwrap();
 
         let started = Instant::now();
         assert!(matches!(slot.run().await, Err(StopReason::SlotBusy)));
         assert_eq!(started.elapsed(), 20 * SECOND);
         assert!(!ahead.is_worthwhile(), "the next would wait as long");
-        drop(second);
+        second.end(true);
+        assert!(ahead.known.borrow().workload.is_some());
+        drop(slot.run().await.unwrap());
+        assert!(ahead.known.borrow().workload.is_none(), "a panic is a failure");
     }
 
     #[tokio::test(start_paused = true)]

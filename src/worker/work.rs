@@ -61,11 +61,14 @@ impl Attempt {
         resumed.resumed = is_resumed;
         let env = Arc::new(resumed);
 
-        let running = self.until_stopped(unless(&self.heartbeat.cancelled, StopReason::Cancelled, self.place())).await?;
+        let running =
+            self.until_stopped(unless(&self.heartbeat.cancelled, StopReason::Cancelled, self.place())).await?;
         self.has_started = true;
         let ended = node.step(Step::Execute, self.execute(&self.workload(), &env)).await;
         // The next workload runs while this result goes up.
-        drop(running);
+        if let Some(running) = running {
+            running.end(ended.is_ok());
+        }
         self.exit_code = Some(ended?);
         let upload =
             Box::pin(node.step(Step::Upload, result::upload(&node, &env, &self.fence, &self.heartbeat.hold, bucket)));

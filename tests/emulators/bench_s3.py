@@ -90,8 +90,11 @@ class Server:
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         if "100-continue" in headers.get("expect", "").lower() and not rest:
             connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-        length = int(headers.get("content-length", 0))
-        body = rest + self._receive(connection, length - len(rest), keeps=method == "POST")
+        if headers.get("transfer-encoding") == "chunked":
+            length, body = self._receive_chunks(connection, rest), b""
+        else:
+            length = int(headers.get("content-length", 0))
+            body = rest + self._receive(connection, length - len(rest), keeps=method == "POST")
         with self._lock:
             self.requests += 1
             self.uploaded += length if method == "PUT" else 0
@@ -109,6 +112,21 @@ class Server:
             kept += block[:received] if keeps else b""
             left -= received
         return bytes(kept)
+
+    def _receive_chunks(self, connection, rest):
+        """Reads the chunks of a body, and returns their size. Source: RFC 9112, section 7.1."""
+        held, total = bytearray(rest), 0
+        while True:
+            while b"\r\n" not in held:
+                held += connection.recv(16 * 1024) or b"\r\nended early\r\n"
+            line, _, held = held.partition(b"\r\n")
+            size = int(line.split(b";")[0], 16)
+            total += size
+            left = size + 2 - len(held)  # a line end follows each chunk, and no trailers the last one
+            del held[: size + 2]
+            self._receive(connection, left, keeps=False)
+            if size == 0:
+                return total
 
     def _reply(self, connection, method, target, headers, body):
         path, _, query = target.partition("?")

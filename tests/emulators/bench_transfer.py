@@ -66,14 +66,20 @@ def kinds():
 
 
 def make_certificate(folder):
-    """A certificate for 127.0.0.1, with its key, in one file."""
-    file = folder / "certificate.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", folder / "key.pem", "-out", file]
-    subprocess.run(command, check=True, capture_output=True)
+    """A certificate for 127.0.0.1, with its key, in one file; and that of its authority."""
+    authority, own = folder / "authority.pem", folder / "own.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    with_keys = {file: [*make, "-keyout", file.with_suffix(".key"), "-out", file] for file in (authority, own)}
+    commands = [
+        [*with_keys[authority], "-subj", "/CN=authority"],
+        [*with_keys[own], "-subj", "/CN=127.0.0.1", "-CA", authority, "-CAkey", authority.with_suffix(".key")]
+        + ["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"],
+    ]
+    for command in commands:
+        subprocess.run(command, check=True, capture_output=True)
     both = folder / "both.pem"
-    both.write_text(file.read_text() + (folder / "key.pem").read_text())
-    return file, both
+    both.write_text(own.read_text() + own.with_suffix(".key").read_text())
+    return authority, both
 
 
 def bench(server, certificate, chosen, folder):

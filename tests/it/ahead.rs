@@ -89,7 +89,8 @@ async fn a_drain_hands_back_what_was_claimed_ahead_and_no_budget_counts_it() {
     let stopping = node.stopping.clone();
     let mut running = JoinSet::new();
     running.spawn(node.run());
-    wait_until("one runs, and one waits", async || count(&cloud, State::Running).await == 2).await;
+    let begun = || std::fs::read_dir(folder.path()).unwrap().count() >= 3 + 1;
+    wait_until("one runs, and one waits", async || begun() && count(&cloud, State::Running).await == 2).await;
     let held: Vec<Task> = rows(&cloud).await.into_iter().filter(|row| row.state == State::Running).collect();
     // Long enough for the download of the one that waits.
     tokio::time::sleep(Duration::from_millis(300)).await;

@@ -112,7 +112,7 @@ pub(crate) fn plan(seed: u64) -> Plan {
         node_limit: dice.chance(15).then(|| dice.number(1, 3)),
         notifies_early: dice.chance(30),
         sweep_every: if is_long { often } else { dice.pick(&[s(300), s(300), s(90), often]) },
-        latency: dice.pick(if is_long { &[ms(500), s(3), s(3), s(3)] } else { &[ms(30), ms(30), ms(500), s(3)] }),
+        latency: dice.pick(&if is_long { [ms(500), s(3), s(3), s(3)] } else { [ms(30), ms(30), ms(500), s(3)] }),
         // A spare instance looks at the lease of another one.
         has_wrong_clocks: dice.chance(if has_spare_instances { 70 } else { 40 }),
         has_spare_instances,

@@ -8,7 +8,7 @@ use super::checker::Checker;
 use super::known::MachineLife;
 use super::rows::{TASKS, number, text};
 use crate::lock::locked;
-use crate::plan::Fault;
+use crate::plan::{Fault, Of};
 use crate::settings::LEASE;
 use crate::who::Who;
 use crate::world::World;
@@ -23,6 +23,9 @@ const BILLED_MAX: Duration = Duration::from_mins(35);
 /// How long after a mission was reinstated its cancellation may still terminate an instance: the time between its last
 /// read of the mission and the termination.
 const REINSTATED_MAX: Duration = Duration::from_secs(60);
+/// How long after a claim its instance may still be terminated because it had no task: the time between the sweep's last
+/// read of the task and the termination, without the time of requests.
+const DECISION_MAX: Duration = Duration::from_secs(2);
 
 pub(crate) fn is_foreign(instance: &Instance) -> bool {
     instance.tags.iter().any(|(key, value)| key == "lighthpc" && value == "another")
@@ -93,12 +96,17 @@ fn check_termination(world: &World, who: Who, call: &Call, instance: &Instance) 
             world.broken(Checker::Foreign, &format!("{who} terminated {}, which is another machine", instance.id));
         }
         Who::Caller(_) => {
+            // An instance without a task may claim one between the last read of its task and its termination.
+            let decision = DECISION_MAX
+                + 8 * world.plan.mission.latency
+                + [Of::DynamoDb, Of::Ec2].into_iter().map(|service| world.slowness(service)).sum::<Duration>();
             let known = locked(&world.known);
             let held = known.table(TASKS).find(|(src, row)| {
                 let attempt = known.attempts.get(&((*src).to_owned(), number(row, "attempt")));
+                let age = |since| world.time().saturating_sub(since);
                 text(row, "state") == "running"
                     && text(row, "execInstanceID") == instance.id
-                    && attempt.is_some_and(|attempt| world.time().saturating_sub(attempt.renewed) < LEASE)
+                    && attempt.is_some_and(|attempt| age(attempt.renewed) < LEASE && age(attempt.claimed) > decision)
             });
             let held = held.map(|(src, _)| src.to_owned());
             // A redrive may reinstate the mission while a cancellation ends: an instance that takes a task in this moment

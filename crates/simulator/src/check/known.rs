@@ -21,6 +21,8 @@ pub(super) struct Change {
 pub(super) struct Attempt {
     /// The process that claimed it.
     pub(super) by: Who,
+    /// When it claimed the task.
+    pub(super) claimed: Duration,
     /// When its lease was last renewed.
     pub(super) renewed: Duration,
     /// Whether its loss was counted.
@@ -71,8 +73,8 @@ pub(crate) struct Known {
     pub(super) reinstated: Option<Duration>,
     /// Whether it ever was.
     pub(super) was_cancelled: bool,
-    /// For which value of `opened` each publisher began.
-    pub(super) publishers: BTreeMap<Who, u64>,
+    /// For which value of `opened` each publisher began, and when.
+    pub(super) publishers: BTreeMap<Who, (u64, Duration)>,
     /// The notifications of the end: when, by whom, and for which value of `opened`.
     pub(super) published: Vec<(Duration, Who, u64)>,
     /// The tasks whose workload ended without success, and how often.

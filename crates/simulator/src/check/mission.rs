@@ -84,7 +84,7 @@ fn check_announcement(world: &World, who: Who, Change { old, new, .. }: &Change)
         return;
     }
     if notified == "Sending" {
-        locked(&world.known).publishers.insert(who.place(), number(new, "opened"));
+        locked(&world.known).publishers.insert(who.place(), (number(new, "opened"), world.time()));
     }
     if text(old, "notifyEmail") == "Sending" && notified == "Sending" {
         world.saw("publisher replaced");
@@ -108,14 +108,14 @@ pub(super) fn published(world: &World, who: Who, call: &Call) {
     world.saw("notification");
     let mut known = locked(&world.known);
     // The end that it began to announce: the mission may have been opened since.
-    let opened = known.publishers.get(&who.place()).copied().unwrap_or(0);
+    let (opened, begun) = known.publishers.get(&who.place()).copied().unwrap_or_default();
     let before = known.published.iter().rev().find(|(_, _, of)| *of == opened).copied();
     known.published.push((world.time(), who, opened));
     drop(known);
     let Some((at, by, _)) = before else { return };
     world.saw("second notification of one end");
     // The windows of docs/SEMANTICS.md: the publisher died, lost an answer, or seemed to be gone.
-    if !world.is_disturbed_since(by, std::time::Duration::ZERO) && !world.is_disturbed_since(who, at) {
+    if !world.is_disturbed_since(by, std::time::Duration::ZERO) && !world.is_disturbed_since(who, at.min(begun)) {
         world.broken(Checker::Notification, &format!("{by} and {who} announced the same end, and no fault hit them"));
     }
 }

@@ -146,12 +146,15 @@ fn check_claim(world: &World, who: Who, call: &Call, change: &Change) {
     }
     let mut known = locked(&world.known);
     let is_held = |row: &Value| state(row) == "running" && text(row, "execInstanceID") == owner;
-    if known.table(TASKS).filter(|(src, row)| src != key && is_held(row)).count() >= world.plan.mission.slots_of_a_node() {
+    if known.table(TASKS).filter(|(src, row)| src != key && is_held(row)).count()
+        >= world.plan.mission.slots_of_a_node()
+    {
         world.saw("task claimed ahead");
     }
     let is_cancelled = known.cancelled.is_some_and(|(at, _)| world.time() >= at + MISSION_AGE_MAX);
     let attempt = Attempt {
         by: who,
+        claimed: world.time(),
         renewed: world.time(),
         is_counted: false,
         is_of_cancelled: is_cancelled && text(new, "missionID") == MISSION,

@@ -199,8 +199,7 @@ mod tests {
         const MAX: u64 = MEMORY_BYTES_MAX;
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
-        let bytes: Vec<u8> =
-            (0..3 * MAX + 3).map(|n| (n.wrapping_mul(2_654_435_761) >> 24).to_le_bytes()[0]).collect();
+        let bytes: Vec<u8> = (0..3 * MAX + 3).map(|n| (n.wrapping_mul(2_654_435_761) >> 24).to_le_bytes()[0]).collect();
         std::fs::write(&file, &bytes).unwrap();
         for (start, length) in [(0, 0), (0, 5), (7, MAX), (3, MAX + 1), (1, 2 * MAX + 7), (0, 3 * MAX + 3)] {
             let wanted = &bytes[usize::try_from(start).unwrap()..usize::try_from(start + length).unwrap()];

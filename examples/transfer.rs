@@ -7,8 +7,8 @@
 
 use std::path::Path;
 
-use lighthpc_core::backend::Wire;
-use lighthpc_core::backend::store::Store;
+use lighthpc::backend::Wire;
+use lighthpc::backend::store::Store;
 
 /// As the program has them: `src/command/mod.rs`.
 const THREADS: usize = 2;
