@@ -23,9 +23,9 @@ pub(crate) fn script(world: &Arc<World>, who: Who) -> Script {
 async fn run(world: Arc<World>, who: Who, given: ScriptRun) -> io::Result<Exit> {
     let (src, attempt) = (given.env.src.to_string(), given.env.attempt.0);
     let started = world.time();
-    check::workload_starts(&world, who, &src, attempt);
+    let _running = check::workload_starts(&world, who, &src, attempt);
     let exit = steps(&world, who, &given, &src, attempt).await;
-    check::workload_ends(&world, who, &src, &exit);
+    check::workload_ends(&world, &src, &exit);
     let mut work = locked(&world.work);
     let first = work.map_or(started, |(first, _)| first);
     *work = Some((first, world.time()));

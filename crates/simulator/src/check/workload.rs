@@ -1,5 +1,6 @@
 //! Checks of workloads that start and run.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use lighthpc::workload::Exit;
@@ -22,8 +23,22 @@ const STOPS_SOON: Duration = Duration::from_secs(60);
 /// The requests of the command and of the holder until then.
 const STOP_REQUESTS: u32 = 20;
 
+/// A workload that runs, until it is dropped: at its time limit, nobody waits for its end.
+pub(crate) struct Running {
+    world: Arc<World>,
+    who: Who,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(running) = locked(&self.world.known).workloads.get_mut(&self.who) {
+            *running = running.saturating_sub(1);
+        }
+    }
+}
+
 /// A workload starts.
-pub(crate) fn starts(world: &World, who: Who, src: &str, attempt: u64) {
+pub(crate) fn starts(world: &Arc<World>, who: Who, src: &str, attempt: u64) -> Running {
     world.saw("workload started");
     let mut known = locked(&world.known);
     let running = known.workloads.entry(who).or_default();
@@ -41,6 +56,7 @@ pub(crate) fn starts(world: &World, who: Who, src: &str, attempt: u64) {
             &format!("{who} started attempt {attempt} of {src}, claimed after the cancellation"),
         );
     }
+    Running { world: Arc::clone(world), who }
 }
 
 /// A workload runs on.
@@ -57,10 +73,7 @@ pub(crate) fn runs(world: &World, who: Who, src: &str, attempt: u64) {
 }
 
 /// A workload ended.
-pub(crate) fn ends(world: &World, who: Who, src: &str, exit: &std::io::Result<Exit>) {
-    if let Some(running) = locked(&world.known).workloads.get_mut(&who) {
-        *running = running.saturating_sub(1);
-    }
+pub(crate) fn ends(world: &World, src: &str, exit: &std::io::Result<Exit>) {
     let is_success = matches!(exit, Ok(Exit::Exited { code: Some(0), .. }));
     if !is_success {
         *locked(&world.known).failures.entry(src.to_owned()).or_default() += 1;
