@@ -83,7 +83,8 @@ async fn one(host: Host, mission: MissionId, given: GivenTask) -> bool {
     let mission = Some(mission);
     let task = Assignment { src, mission, waits_for_holder: true, looks_at_end: false, is_alone: true };
     // The other tasks go on after a panic.
-    let outcome = caught(task::run(&host, &task)).await.unwrap_or_else(|panic| Err(NodeError::Panicked(panic)));
+    let outcome =
+        caught(Box::pin(task::run(&host, &task))).await.unwrap_or_else(|panic| Err(NodeError::Panicked(panic)));
     let is_done = matches!(outcome, Ok(Outcome::Committed { .. }));
     // Nobody waits for it if the caller is gone.
     ended.send(outcome).ok();

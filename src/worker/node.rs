@@ -41,7 +41,8 @@ impl Node {
     ) -> Result<T, E> {
         self.settings.report.send_modify(|report| report.step = step);
         let started = Instant::now();
-        let result = work.instrument(tracing::info_span!("step", name = step.as_str())).await;
+        // On the heap: a step has futures of many kB in it, which would be moved with each call that wraps it.
+        let result = Box::pin(work).instrument(tracing::info_span!("step", name = step.as_str())).await;
         let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         match &result {
             Ok(_) => tracing::info!(step = step.as_str(), duration_ms, "{} took {duration_ms} ms", step.as_str()),

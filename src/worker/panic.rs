@@ -7,13 +7,13 @@ use std::task::{Context, Poll};
 
 /// Polls a future until it ends or panics. After a panic, what the future borrows must not be trusted, except what is
 /// written in one step.
-pub(super) async fn caught<F: Future>(future: F) -> Result<F::Output, String> {
-    Caught(Box::pin(future)).await
+pub(super) async fn caught<F: Future + ?Sized>(future: Pin<Box<F>>) -> Result<F::Output, String> {
+    Caught(future).await
 }
 
-struct Caught<F>(Pin<Box<F>>);
+struct Caught<F: ?Sized>(Pin<Box<F>>);
 
-impl<F: Future> Future for Caught<F> {
+impl<F: Future + ?Sized> Future for Caught<F> {
     type Output = Result<F::Output, String>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
@@ -36,13 +36,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_a_result_whenever_it_comes() {
-        assert_eq!(caught(async { 1 }).await, Ok(1));
+        assert_eq!(caught(Box::pin(async { 1 })).await, Ok(1));
         let late = async {
             tokio::task::yield_now().await;
             assert!(std::hint::black_box(false), "at {}", 7);
         };
-        assert_eq!(caught(late).await, Err("at 7".to_owned()));
+        assert_eq!(caught(Box::pin(late)).await, Err("at 7".to_owned()));
         let bare = async { std::panic::panic_any(3) };
-        assert_eq!(caught::<Pin<Box<dyn Future<Output = ()>>>>(Box::pin(bare)).await, Err("no words".to_owned()));
+        assert_eq!(caught::<dyn Future<Output = ()>>(Box::pin(bare)).await, Err("no words".to_owned()));
     }
 }

@@ -25,7 +25,8 @@ const RETRY_PAUSE_TRIES: u32 = 7;
 pub(super) async fn run(host: &Host, task: &Assignment) -> Result<Outcome, NodeError> {
     let span = tracing::info_span!("task", task.id = %task.src, src.id = %task.src, instance.id = %host.instance.id);
     loop {
-        let outcome = claim_and_attempt(host, task).instrument(span.clone()).await;
+        // On the heap, here and below: what is moved with each call that wraps it is a pointer, not the whole attempt.
+        let outcome = Box::pin(claim_and_attempt(host, task)).instrument(span.clone()).await;
         // Also if no attempt was made: the check of the deployment begins an upload.
         abort_dropped(&host.node).await;
         let outcome = outcome?;
@@ -60,7 +61,7 @@ async fn claim_and_attempt(host: &Host, task: &Assignment) -> Result<Outcome, No
         Claimed::Drained => return Ok(Outcome::Drained),
     };
     let span = tracing::info_span!("attempt", attempt = held.row.attempt.0);
-    attempt(host, held, task.looks_at_end).instrument(span).await
+    Box::pin(attempt(host, held, task.looks_at_end)).instrument(span).await
 }
 
 /// Makes the attempt. The task is held until this returns, or until the lease is lost.
@@ -71,7 +72,7 @@ async fn attempt(host: &Host, held: Held, looks_at_end: bool) -> Result<Outcome,
     let outcome = if attempt.row.interruptions > node.settings.limits.max_interruptions {
         attempt.give_up().await
     } else {
-        let worked = caught(attempt.work()).await;
+        let worked = caught(Box::pin(attempt.work())).await;
         let worked = worked.unwrap_or_else(|panic| Err(infra(NodeError::Panicked(panic))));
         let worked = attempt.attribute_full_disk(worked).await;
         // Saved while the lease is still renewed: a large checkpoint takes its time.
@@ -79,7 +80,7 @@ async fn attempt(host: &Host, held: Held, looks_at_end: bool) -> Result<Outcome,
             attempt.save_last_checkpoint(stop).await;
         }
         attempt.note_time_cost();
-        attempt.finish(worked).await
+        Box::pin(attempt.finish(worked)).await
     };
     attempt.heartbeat.stop().await;
     // A node that serves a mission looks at its end once for many tasks (`mission_loop.rs`).
