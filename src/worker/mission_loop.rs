@@ -84,7 +84,7 @@ pub(super) async fn serve(host: &Host, mission: &MissionId, left: Vec<RecoveredT
         mission: mission.clone(),
         shards: row.tally_shards,
         // Twice as many as slots that look at the same page, so that few try for the same task.
-        page_len: looking.clamp(PAGE_LEN_MIN, PAGE_LEN_MAX),
+        page_len: AtomicUsize::new(looking.clamp(PAGE_LEN_MIN, PAGE_LEN_MAX)),
         many_len: looking.clamp(1, PAGE_LEN_MAX),
         ahead: Arc::new(Ahead::new(node.settings.claim_ahead)),
         queue: Mutex::new(Queue::new(left, row.nodes.unwrap_or(1))),
@@ -191,7 +191,8 @@ struct Server {
     host: Host,
     mission: MissionId,
     shards: u32,
-    page_len: usize,
+    /// It grows while other nodes take most of a page before it is used: tasks are short.
+    page_len: AtomicUsize,
     /// A page of so many tasks shows that many wait: no slot of the mission lacks one.
     many_len: usize,
     ahead: Arc<Ahead>,
@@ -390,6 +391,11 @@ impl Server {
             return Ok(Some(next));
         }
         queue.forget_old(Instant::now());
+        if queue.is_contended() {
+            let page_len = self.page_len.load(Ordering::SeqCst);
+            self.page_len.store((2 * page_len).min(PAGE_LEN_MAX), Ordering::SeqCst);
+        }
+        let page_len = self.page_len.load(Ordering::SeqCst);
         let first: u32 = rand::random();
         for n in 0..self.shards {
             let shard = (first % self.shards + n) % self.shards;
@@ -400,7 +406,7 @@ impl Server {
                     return Ok(None);
                 }
                 let ledger = &self.host.node.backend.ledger;
-                let page = || ledger.open_page(partition, State::Pending, self.page_len, from.as_ref());
+                let page = || ledger.open_page(partition, State::Pending, page_len, from.as_ref());
                 let page = match retry_transient_unless(
                     &self.host.node.stopping.drain,
                     self.host.node.settings.max_idle,

@@ -87,6 +87,11 @@ impl Queue {
         }
     }
 
+    /// Returns whether other nodes have used so much of the page that a larger one is better.
+    pub(super) fn is_contended(&self) -> bool {
+        self.taken >= TAKEN_MAX
+    }
+
     /// Returns whether the node may run empty for a suspect task.
     pub(super) fn may_wait(&self, now: Instant) -> bool {
         self.waits_from <= now
@@ -122,7 +127,7 @@ impl Queue {
     /// Sets aside a task that could not be claimed.
     pub(super) fn set_aside(&mut self, src: SrcId, now: Instant) {
         self.taken += 1;
-        if self.taken >= TAKEN_MAX {
+        if self.is_contended() {
             self.page.clear();
         }
         if self.aside.len() >= ASIDE_LEN_MAX {

@@ -149,14 +149,20 @@ fn section(world: &World, name: &str, time: Duration, tasks: u64) {
 
 /// Prints how much of the nodes' time was the workload's.
 fn report_work(world: &World, scale: Scale) {
-    let Some((first, last)) = *locked(&world.work) else { return };
-    let time = last.saturating_sub(first).as_secs_f64();
+    let spans: Vec<(Duration, Duration)> = locked(&world.work).values().copied().collect();
+    let seconds = |(first, last): (Duration, Duration)| last.saturating_sub(first).as_secs_f64();
+    let first = spans.iter().map(|(first, _)| *first).min().unwrap_or_default();
+    let last = spans.iter().map(|(_, last)| *last).max().unwrap_or_default();
+    let time = seconds((first, last));
+    // A node that boots later, or ends earlier, is not slow.
+    let served: f64 = spans.iter().map(|span| seconds(*span)).sum();
     #[expect(clippy::cast_precision_loss, reason = "at most some millions")]
     let (tasks, nodes) = (scale.tasks as f64, f64::from(scale.nodes));
-    let share = 100.0 * tasks * scale.task_time.as_secs_f64() / (nodes * time);
+    let work = 100.0 * tasks * scale.task_time.as_secs_f64();
     let rate = tasks / time;
     println!("\nfrom the first workload's start to the end of the last: {time:.1} s, {rate:.1} tasks a second");
-    println!("workloads: {share:.1} % of the nodes' time");
+    println!("workloads: {:.1} % of the nodes' time", work / (nodes * time));
+    println!("workloads: {:.1} % of the time from each node's first to its last", work / served);
 }
 
 /// The durations of each step of a node, in milliseconds.

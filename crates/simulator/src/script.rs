@@ -26,9 +26,7 @@ async fn run(world: Arc<World>, who: Who, given: ScriptRun) -> io::Result<Exit> 
     let _running = check::workload_starts(&world, who, &src, attempt);
     let exit = steps(&world, who, &given, &src, attempt).await;
     check::workload_ends(&world, &src, &exit);
-    let mut work = locked(&world.work);
-    let first = work.map_or(started, |(first, _)| first);
-    *work = Some((first, world.time()));
+    locked(&world.work).entry(who).or_insert((started, started)).1 = world.time();
     exit
 }
 

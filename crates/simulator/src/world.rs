@@ -70,7 +70,7 @@ pub(crate) struct World {
     /// With it, requests have no faults, and no checker looks at them.
     pub(crate) limits: Option<Limits>,
     /// When the first workload started, and the last ended.
-    pub(crate) work: Mutex<Option<(Duration, Duration)>>,
+    pub(crate) work: Mutex<BTreeMap<Who, (Duration, Duration)>>,
     /// How many tasks have ended, and whether all have.
     pub(crate) ends: watch::Sender<(u64, bool)>,
 }
