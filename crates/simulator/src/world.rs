@@ -69,7 +69,7 @@ pub(crate) struct World {
     pub(crate) calm: CancellationToken,
     /// With it, requests have no faults, and no checker looks at them.
     pub(crate) limits: Option<Limits>,
-    /// When the first workload started, and the last ended.
+    /// When the first workload of each process started, and its last one ended.
     pub(crate) work: Mutex<BTreeMap<Who, (Duration, Duration)>>,
     /// How many tasks have ended, and whether all have.
     pub(crate) ends: watch::Sender<(u64, bool)>,
