@@ -236,29 +236,32 @@ async fn a_log_of_absurd_size_is_cut() {
     assert!(log.bytes < 10 << 20, "{}", log.bytes);
 }
 
-/// Nine files are counted, and eight are opened at a time: the ninth grows while the others go up.
+/// One file more is counted than are opened at a time: it grows while the others go up.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_grows_after_it_was_counted_goes_up_neither_in_a_checkpoint_nor_in_a_result() {
-    let nine = "for n in 1 2 3 4 5 6 7 8 9; do echo $n > $n; done";
+    let files = lighthpc::backend::store::files_parallel();
+    let all = format!("for n in $(seq -w {}); do echo $n > $n; done", files + 1);
     let wait = "n=0; until grep -q grew ../../notes || [ $n -ge 1000 ]; do n=$((n + 1)); sleep 0.02; done";
-    let saving = format!(r#"cd "$LIGHTHPC_CHECKPOINT_DIR"; {nine}; {wait}; echo x > "$LIGHTHPC_OUTPUT""#);
-    let storing = format!(r#"mkdir "$LIGHTHPC_OUTPUT"; cd "$LIGHTHPC_OUTPUT"; {nine}"#);
+    let saving = format!(r#"cd "$LIGHTHPC_CHECKPOINT_DIR"; {all}; {wait}; echo x > "$LIGHTHPC_OUTPUT""#);
+    let storing = format!(r#"mkdir "$LIGHTHPC_OUTPUT"; cd "$LIGHTHPC_OUTPUT"; {all}"#);
     for (line, folder, prefix) in [(saving, "checkpoint", "checkpoints/"), (storing, "output", "rslt_")] {
         let cloud = TestCloud::new().await;
         cloud.mission("M", &["abc"]).await;
         let faults = Faults::new();
-        let gate = faults.hold_before(S3, "PutObject", When::First(8));
+        let held = u32::try_from(files).unwrap();
+        let gate = faults.hold_before(S3, "PutObject", When::First(held));
         let mut node = cloud.node_with("abc", "M", faults).shell(&line);
-        node.settings.sizes = SizeLimits { result_files: 9, checkpoint_files: 9, ..SMALL };
-        // The first save has all nine as a rule; one that has fewer is held as well, and finds the limit the next time.
+        node.settings.sizes = SizeLimits { result_files: files + 1, checkpoint_files: files + 1, ..SMALL };
+        // The first save has all as a rule; one that has fewer is held as well, and finds the limit the next time.
         node.settings.checkpoint_every = Duration::from_millis(500);
         let work_dir = node.settings.work_dir.clone();
         let mut running = JoinSet::new();
         running.spawn(node.run());
-        gate.arrived(8).await;
+        gate.arrived(held).await;
         let attempt = std::fs::read_dir(&work_dir).unwrap().map(|entry| entry.unwrap().path());
-        let ninth = attempt.map(|attempt| attempt.join("workload").join(folder).join("9")).find(|file| file.exists());
-        std::fs::write(ninth.unwrap(), vec![0; 1000]).unwrap();
+        let last = (files + 1).to_string();
+        let last = attempt.map(|attempt| attempt.join("workload").join(folder).join(&last)).find(|file| file.exists());
+        std::fs::write(last.unwrap(), vec![0; 1000]).unwrap();
         gate.open();
         let life = running.join_all().await.pop().unwrap();
         for key in cloud.backend.store.list(RESULT_BUCKET, prefix).await.unwrap() {
