@@ -158,11 +158,11 @@ def table(result):
     for kind, median in result["median"].items():
         name, what = kind.rsplit("-", 1)
         ours = result["median"][f"lighthpc-{what}"]
-        wall, cpu = (bench_node.ratio(ours[measure], median[measure]) for measure in ("wall_ms", "cpu_ms"))
+        times, cpu = (bench_node.ratio(ours[measure], median[measure]) for measure in ("wall_ms", "cpu_ms"))
         lines.append(
             f"{'download' if what == 'get' else 'upload':10}{NAMES[name]:12}{median['wall_ms'] / 1e3:12.2f}"
             f"{median['cpu_ms'] / 1e3 / gb:14.2f}{100 * result['spread'][kind]['cpu_ms']:10.0f}"
-            f"{median['rss_mib']:10.0f}{wall:10.2f} ×{cpu:7.2f} ×"
+            f"{median['rss_mib']:10.0f}{times:10.2f} ×{cpu:7.2f} ×"
         )
     lines.append("The last two: lighthpc ÷ this kind. " + ", ".join(result["versions"]))
     return "\n".join(lines)

@@ -5,6 +5,7 @@
 //! transfer put BUCKET KEY FILE
 //! ```
 
+use std::error::Error;
 use std::path::Path;
 
 use lighthpc::backend::Wire;
@@ -13,18 +14,19 @@ use lighthpc::backend::store::Store;
 /// As the program has them: `src/command/mod.rs`.
 const THREADS: usize = 2;
 
-fn main() {
+fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [what, bucket, key, file] = arguments.as_slice() else {
-        panic!("usage: transfer get|put BUCKET KEY FILE");
+        return Err("usage: transfer get|put BUCKET KEY FILE".into());
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?;
     runtime.block_on(async {
-        let store = Store::new(&Wire::aws().await.unwrap());
+        let store = Store::new(&Wire::aws().await?);
         match what.as_str() {
-            "get" => drop(store.download(bucket, key, Path::new(file)).await.unwrap()),
-            "put" => drop(store.put_file(bucket, key, Path::new(file)).await.unwrap()),
-            other => panic!("{other}: neither get nor put"),
+            "get" => drop(store.download(bucket, key, Path::new(file)).await?),
+            "put" => drop(store.put_file(bucket, key, Path::new(file)).await?),
+            other => return Err(format!("{other}: neither get nor put").into()),
         }
-    });
+        Ok(())
+    })
 }
