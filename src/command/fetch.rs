@@ -48,6 +48,8 @@ pub(super) struct FetchArgs {
     pub(super) place: PlaceArgs,
 }
 
+/// Indexes of folder results that are read at the same time: one may have tens of MB.
+const INDEXES_PARALLEL: usize = 8;
 /// The longest name of a file or folder, in bytes: Linux allows 255, and a file that is not whole has a longer name.
 const NAME_BYTES_MAX: usize = 240;
 /// The list of complete files.
@@ -161,7 +163,7 @@ async fn plan(
             (src, bucket, key, path, index)
         }
     });
-    let mut reads = Parallel::new(files_parallel(), reads);
+    let mut reads = Parallel::new(INDEXES_PARALLEL, reads);
     while let Some(read) = reads.next().await {
         let (src, bucket, key, path, index) = read.map_err(internal)?;
         let index = match index? {

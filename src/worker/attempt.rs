@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::ahead::Slot;
 use super::checkpoint::Checkpoints;
 use super::claim::Held;
 use super::disk::Place;
@@ -40,6 +41,8 @@ pub(super) struct Attempt {
     pub(super) checkpoints: Option<Checkpoints>,
     /// The input's `ETag`, once it is downloaded.
     pub(super) input_etag: Option<String>,
+    /// Whether the task was claimed beside another one of its slot.
+    pub(super) is_ahead: bool,
     /// Whether the workload has started.
     pub(super) has_started: bool,
     /// The workload's exit code, if it succeeded.
@@ -72,6 +75,7 @@ impl Attempt {
             env: None,
             checkpoints: None,
             input_etag: None,
+            is_ahead: host.slot.as_ref().is_some_and(Slot::has_another_task),
             has_started: false,
             exit_code: None,
             time_cost_ms: row.time_cost_ms,
@@ -147,6 +151,12 @@ impl Attempt {
         if let Err(StopReason::Failed(failure)) = &mut worked
             && failure.class.verdict == Verdict::DiskFull
         {
+            // A task that was claimed ahead took room on the disk: from now on, none is.
+            if self.host.slot.as_ref().is_some_and(Slot::turn_off) {
+                tracing::warn!("task {}: the disk is full: no task is claimed ahead any more", self.fence.src);
+                failure.class.is_counted = false;
+                return worked;
+            }
             let settings = &self.host.node.settings;
             let folder = self.env.as_ref().map_or(&*settings.work_dir, |env| env.folder());
             let is_counted = settings.disk.is_to_blame(folder, failure.error.wanted_bytes()).await;

@@ -52,15 +52,15 @@ impl FileUpload {
             return refuse("the checkpoint grew beyond --max-checkpoint-bytes while it was saved");
         }
         let put = self.store.put_file(&self.bucket, &self.key, pin.body()).await;
+        if matches!(put, Err(StoreError::BadResult { .. })) || pin.has_changed().map_err(disk)? {
+            return refuse("the file changed while it was saved: write to another name, then rename");
+        }
         put.map_err(|source| match source {
             // By the path that the user knows.
             StoreError::Disk { doing, source, .. } => StoreError::Disk { doing, path: path.clone(), source },
             other => other,
         })
         .map_err(|source| NodeError::Store { doing: "saving the checkpoint", source })?;
-        if pin.has_changed().map_err(disk)? {
-            return refuse("the file changed while it was saved: write to another name, then rename");
-        }
         let saved = Saved { key: self.key, bytes: pin.bytes, stamp: pin.stamp };
         Ok(Some(Entry { content: Content::File(saved), mode: Some(pin.mode) }))
     }

@@ -56,10 +56,7 @@ impl Attempt {
                 let why = "EC2 takes the instance back";
                 self.interrupt(Verdict::SpotInterrupted, why, Outcome::Interrupted).await
             }
-            Err(StopReason::SlotBusy) => {
-                let why = "it was claimed ahead, and the workload before it runs for longer than expected";
-                self.interrupt(Verdict::Cancelled, why, Outcome::Drained).await
-            }
+            Err(StopReason::HandedBack(why)) => self.interrupt(Verdict::Cancelled, why, Outcome::Drained).await,
             Err(StopReason::Cancelled) => self.commit_cancelled().await,
             Err(StopReason::Failed(failure)) => self.fail(failure).await,
         }
@@ -84,7 +81,7 @@ impl Attempt {
                 left.saturating_sub(FINAL_WRITES_TIME).max(left / 3)
             }
             StopReason::Failed(_) => return log_unsaved(checkpoints),
-            StopReason::LeaseLost | StopReason::Cancelled | StopReason::SlotBusy => return,
+            StopReason::LeaseLost | StopReason::Cancelled | StopReason::HandedBack(_) => return,
         };
         match tokio::time::timeout(limit, checkpoints.save_or_note(node)).await {
             Ok(true) => {}
@@ -104,10 +101,10 @@ impl Attempt {
         Ok(Outcome::Committed { result: uri })
     }
 
-    /// Releases the task after an interruption, or fails it if its budget is spent. No budget counts an attempt whose
-    /// workload has not started.
+    /// Releases the task after an interruption, or fails it if its budget is spent. No budget counts an attempt
+    /// that was claimed ahead and whose workload has not started.
     async fn interrupt(&mut self, verdict: Verdict, why: &str, outcome: Outcome) -> Result<Outcome, NodeError> {
-        let class = FailureClass { verdict, is_transient: true, is_counted: self.has_started };
+        let class = FailureClass { verdict, is_transient: true, is_counted: self.has_started || !self.is_ahead };
         match self.release_or_fail(class, AttemptEnd::of(verdict, why), LogOrder::AfterRow).await? {
             Disposition::Release => Ok(outcome),
             Disposition::Fail => Err(self.exhausted()),

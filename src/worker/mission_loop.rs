@@ -36,7 +36,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use super::ahead::{Ahead, Slot};
+use super::ahead::{Ahead, InLane, Slot};
 use super::crash::RecoveredTask;
 use super::host::Host;
 use super::identity::Assignment;
@@ -78,14 +78,16 @@ pub(super) async fn serve(host: &Host, mission: &MissionId, left: Vec<RecoveredT
     let slots = slots_of(node, row.slots.or(node.settings.slots).unwrap_or(1).max(1));
     tracing::info!(mission = %mission, slots, "serving mission {mission}, {slots} tasks at a time");
     let host = Host { node: with_sandbox(node, |sandbox| sandbox.shared(slots)), ..host.clone() };
-    let looking = 2 * row.nodes.unwrap_or(1) * u32::from(slots) / row.tally_shards.max(1);
-    let looking = usize::try_from(looking).unwrap_or(PAGE_LEN_MAX);
+    let all_slots = 2 * row.nodes.unwrap_or(1) * u32::from(slots);
+    let looking = usize::try_from(all_slots / row.tally_shards.max(1)).unwrap_or(PAGE_LEN_MAX);
     let server = Arc::new(Server {
         mission: mission.clone(),
         shards: row.tally_shards,
         // Twice as many as slots that look at the same page, so that few try for the same task.
         page_len: AtomicUsize::new(looking.clamp(PAGE_LEN_MIN, PAGE_LEN_MAX)),
-        many_len: looking.clamp(1, PAGE_LEN_MAX),
+        many_len: usize::try_from(all_slots)
+            .unwrap_or(PAGE_LEN_MAX)
+            .clamp(1, looking.clamp(PAGE_LEN_MIN, PAGE_LEN_MAX)),
         ahead: Arc::new(Ahead::new(node.settings.claim_ahead)),
         queue: Mutex::new(Queue::new(left, row.nodes.unwrap_or(1))),
         slots,
@@ -99,17 +101,19 @@ pub(super) async fn serve(host: &Host, mission: &MissionId, left: Vec<RecoveredT
     for slot in 0..slots {
         let span = tracing::info_span!("slot", slot, mission = %mission, instance.id = %server.host.instance.id);
         let node = with_sandbox(&server.host.node, |sandbox| sandbox.of_slot(slot));
-        let host = Host { node, slot: Some(Slot::new(server.ahead.clone())), ..server.host.clone() };
+        let slot = Slot::new(server.ahead.clone());
+        let host = Host { node, slot: Some(slot.clone()), ..server.host.clone() };
         let first_ended = CancellationToken::new();
-        let (first, first_host, ends) = (server.clone(), host.clone(), first_ended.clone().drop_guard());
+        let (first, first_host, first_slot) = (server.clone(), host.clone(), slot.clone());
+        let ends = first_ended.clone().drop_guard();
         let first = async move {
             // Dropped at its end, however that comes.
             let _ends = ends;
-            first.first_lane(&first_host).await
+            first.first_lane(&first_host, &first_slot).await
         };
         lighthpc_runtime::spawn(&mut running, first.instrument(span.clone()));
         let second = server.clone();
-        let second = async move { second.second_lane(&host, &first_ended).await };
+        let second = async move { second.second_lane(&host, &slot, &first_ended).await };
         lighthpc_runtime::spawn(&mut running, second.instrument(span));
     }
     let (mut done, mut other, mut failure) = (0, 0, None);
@@ -193,7 +197,7 @@ struct Server {
     shards: u32,
     /// It grows while other nodes take most of a page before it is used: tasks are short.
     page_len: AtomicUsize,
-    /// A page of so many tasks shows that many wait: no slot of the mission lacks one.
+    /// If a page has so many tasks that can be claimed, no slot of the mission lacks one.
     many_len: usize,
     ahead: Arc<Ahead>,
     queue: Mutex<Queue>,
@@ -208,10 +212,15 @@ struct Server {
 
 impl Server {
     /// Does task after task; `host` has the slot's own sandbox.
-    async fn first_lane(&self, host: &Host) -> Lane {
+    async fn first_lane(&self, host: &Host, slot: &Slot) -> Lane {
         let (mut lane, mut empty) = (Lane::default(), 0);
         while !self.must_end() {
-            match self.take_one(host, &mut lane).await {
+            // If this waits, the other lane has a task, which ends with a drain, too.
+            let in_lane = slot.begin().await;
+            if self.must_end() {
+                break;
+            }
+            match self.take_one(host, in_lane, &mut lane).await {
                 Taken::One => empty = 0,
                 Taken::NoRoom => self.pause(ROOM_PAUSE).await,
                 Taken::None { others } => {
@@ -230,50 +239,65 @@ impl Server {
         lane
     }
 
-    /// Does tasks beside the first lane of its slot, whenever this hides the time of requests.
-    async fn second_lane(&self, host: &Host, first_ended: &CancellationToken) -> Lane {
+    /// Does tasks beside those of the first lane of its slot, whenever this hides the time of requests.
+    async fn second_lane(&self, host: &Host, slot: &Slot, first_ended: &CancellationToken) -> Lane {
         let mut lane = Lane::default();
         loop {
-            // Both arms may be dropped: neither holds anything.
-            tokio::select! {
+            // Both arms may be dropped: a lane that has not begun holds nothing.
+            let in_lane = tokio::select! {
                 biased;
                 () = first_ended.cancelled() => return lane,
-                () = self.ahead.becomes_worthwhile() => {}
-            }
+                in_lane = slot.begin_beside() => in_lane,
+            };
             if self.must_end() {
+                drop(in_lane);
                 // The first lane ends as soon as it sees it.
                 first_ended.cancelled().await;
                 return lane;
             }
-            match self.take_one(host, &mut lane).await {
-                Taken::One => {}
-                Taken::NoRoom => self.pause(ROOM_PAUSE).await,
-                Taken::None { .. } => self.ahead.note_waiting(false),
+            let is_none = match self.take_one(host, in_lane, &mut lane).await {
+                Taken::One => false,
+                Taken::NoRoom => {
+                    self.pause(ROOM_PAUSE).await;
+                    false
+                }
+                Taken::None { .. } => {
+                    self.ahead.note_waiting(false);
+                    true
+                }
+            };
+            // It may have ended the mission's last task, while the first lane pauses.
+            if slot.is_full()
+                && let Err(error) = self.end.look().await
+            {
+                self.fail(&mut lane, error);
+            }
+            if is_none {
+                self.pause(EMPTY_PAUSE).await;
             }
         }
     }
 
     /// Finds a task, and makes attempts at it.
-    async fn take_one(&self, host: &Host, lane: &mut Lane) -> Taken {
+    async fn take_one(&self, host: &Host, _in_lane: InLane, lane: &mut Lane) -> Taken {
         // There is no room while other lanes work and the disk is full.
         let Some(_begun) = host.node.settings.disk.begin(&host.node.settings.work_dir) else { return Taken::NoRoom };
         // Counted before the read: a lane that is about to work must not seem idle to the others.
         self.working.fetch_add(1, Ordering::SeqCst);
-        let next = self.next().await;
-        let taken = match next {
+        let has_ended = match self.next().await {
             Ok(Some(next)) => {
                 self.work(host, &next, lane).await;
                 self.queue.lock().await.held.remove(&next.src);
-                Taken::One
+                true
             }
-            Ok(None) => Taken::None { others: 0 },
+            Ok(None) => false,
             Err(error) => {
                 self.fail(lane, error);
-                Taken::One
+                true
             }
         };
         let others = self.working.fetch_sub(1, Ordering::SeqCst) - 1;
-        if matches!(taken, Taken::None { .. }) { Taken::None { others } } else { taken }
+        if has_ended { Taken::One } else { Taken::None { others } }
     }
 
     /// Ends the node: the next task would fail in the same way.
@@ -325,9 +349,8 @@ impl Server {
         let src = &next.src;
         // Held until the attempt has ended.
         let Some(turn) = self.turn(next).await else { return };
-        // The other lane of the only slot has no task, and takes none before this one has ended.
-        let is_only = || !self.ahead.is_worthwhile() && self.working.load(Ordering::SeqCst) == 1;
-        let is_alone = matches!(turn, Turn::Alone(..)) || self.slots == 1 && is_only();
+        let is_only = || self.slots == 1 && host.slot.as_ref().is_none_or(Slot::claim_alone);
+        let is_alone = matches!(turn, Turn::Alone(..)) || is_only();
         let task = Assignment {
             src: src.clone(),
             mission: Some(self.mission.clone()),
@@ -420,7 +443,7 @@ impl Server {
                 let page = page.map_err(NodeError::cloud("looking for the next task"))?;
                 let last = page.tasks.last().cloned().filter(|_| !page.is_last);
                 let mut srcs: Vec<SrcId> = page.tasks.into_iter().map(|task| task.src).collect();
-                self.ahead.note_waiting(srcs.len() >= self.many_len);
+                self.ahead.note_waiting(queue.takeable(&srcs, Instant::now()) >= self.many_len);
                 srcs.shuffle(&mut rand::rng());
                 queue.page = srcs.into();
                 queue.read_at = Some(Instant::now());

@@ -56,8 +56,8 @@ pub(super) enum StopReason {
     Cancelled,
     /// EC2 takes the machine back at this instant.
     Interrupted(Instant),
-    /// The workload before it in its slot runs for longer than expected.
-    SlotBusy,
+    /// Its workload has not started, and another node may be faster, for this reason. No budget counts it.
+    HandedBack(&'static str),
     /// Something failed.
     Failed(AttemptFailure),
 }
@@ -69,7 +69,7 @@ impl std::fmt::Display for StopReason {
             Self::Drain => f.write_str("the node is to drain"),
             Self::Cancelled => f.write_str("the mission is cancelled"),
             Self::Interrupted(_) => f.write_str("EC2 takes the instance back"),
-            Self::SlotBusy => f.write_str("the workload before it runs for longer than expected"),
+            Self::HandedBack(why) => f.write_str(why),
             Self::Failed(failure) => failure.error.fmt(f),
         }
     }

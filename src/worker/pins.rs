@@ -18,8 +18,8 @@ use crate::domain::checkpoint::Stamp;
 use crate::workload::is_limit;
 use crate::workload::tree::{self, PinError, Pinned};
 
-/// The most files that this process has open for uploads, in all slots: a descriptor each, and up to eight more while
-/// the parts of a large one go up. At 20 ms a put, 64 at once are 3,200 puts a second; S3 takes 3,500 below one prefix.
+/// The most files that this process has open for uploads, in all slots: a descriptor each, and one more for each
+/// connection that sends. At 20 ms a put, 64 at once are 3,200 puts a second; S3 takes 3,500 below one prefix.
 const OPEN_MAX: usize = 64;
 /// Of the process, as its limit of open files is.
 static OPEN: Semaphore = Semaphore::const_new(OPEN_MAX);

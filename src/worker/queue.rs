@@ -141,11 +141,19 @@ impl Queue {
         self.aside.get(src).is_some_and(|(until, _)| *until > now)
     }
 
+    fn is_left(&self, src: &SrcId, now: Instant) -> bool {
+        self.is_aside(src, now) || self.suspects.contains_key(src)
+    }
+
+    /// Returns how many of these tasks could be taken.
+    pub(super) fn takeable(&self, srcs: &[SrcId], now: Instant) -> usize {
+        srcs.iter().filter(|src| !self.is_left(src, now) && !self.held.contains(*src)).count()
+    }
+
     /// Takes the next task that no other slot has.
     pub(super) fn take(&mut self, now: Instant) -> Option<NextTask> {
         while let Some(src) = self.page.pop_front() {
-            let is_left = self.is_aside(&src, now) || self.suspects.contains_key(&src);
-            if !is_left && self.held.insert(src.clone()) {
+            if !self.is_left(&src, now) && self.held.insert(src.clone()) {
                 return Some(NextTask { src, is_suspect: false });
             }
         }

@@ -106,7 +106,7 @@ struct ResultUpload {
 }
 
 impl ResultUpload {
-    /// Uploads the files of a folder result, eight at once. Returns what was stored, by name; `None` if the lease is
+    /// Uploads the files of a folder result, some at the same time. Returns what was stored, by name; `None` if the lease is
     /// lost.
     async fn put_files(
         &self,
@@ -144,6 +144,7 @@ impl ResultUpload {
         let put = self.put(key, pin.body()).await.map_err(|error| match error {
             // By the path that the user knows.
             StoreError::Disk { doing, source, .. } => StoreError::Disk { doing, path: file.to_owned(), source },
+            StoreError::BadResult { .. } => changed(),
             other => other,
         })?;
         if pin.has_changed().map_err(|error| disk("reading", file, error))? {

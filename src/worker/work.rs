@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::ahead::Running;
+use super::ahead::{Ended, Running};
 use super::attempt::Attempt;
 use super::checkpoint::Checkpoints;
 use super::error::classify;
@@ -67,7 +67,11 @@ impl Attempt {
         let ended = node.step(Step::Execute, self.execute(&self.workload(), &env)).await;
         // The next workload runs while this result goes up.
         if let Some(running) = running {
-            running.end(ended.is_ok());
+            running.end(match &ended {
+                Ok(_) => Ended::Succeeded,
+                Err(StopReason::Failed(failure)) if !failure.error.is_the_tasks_own() => Ended::NodeAtFault,
+                Err(_) => Ended::Failed,
+            });
         }
         self.exit_code = Some(ended?);
         let upload =

@@ -146,13 +146,23 @@ async fn a_result_that_changes_while_it_goes_up_is_none() {
     };
     let grow = |path: &Path| std::fs::File::options().write(true).open(path).unwrap().set_len(10 << 40).unwrap();
     let cut = |path: &Path| std::fs::File::options().write(true).open(path).unwrap().set_len(1).unwrap();
-    for (bytes, call) in [(1000, "PutObject"), (20_000_000, "CreateMultipartUpload")] {
-        for (what, change) in [("append", append as Change), ("grow", grow), ("cut", cut)] {
+    let replace = |path: &Path| {
+        std::fs::File::options().write(true).open(path).unwrap().write_all(b"other bytes").unwrap();
+    };
+    // In memory; sent as it is read, whole and in parts.
+    let calls = [
+        (1000, "PutObject"),
+        (2_000_000, "PutObject"),
+        (20_000_000, "CreateMultipartUpload"),
+        (20_000_000, "UploadPart"),
+    ];
+    for (bytes, call) in calls {
+        for (what, change) in [("append", append as Change), ("grow", grow), ("cut", cut), ("replace", replace)] {
             let cloud = TestCloud::new().await;
             cloud.mission("M", &["abc"]).await;
             let faults = Faults::new();
             // The first upload in parts is the check before the claim.
-            let gate = faults.hold_before(S3, call, When::Nth(if bytes > 1000 { 2 } else { 1 }));
+            let gate = faults.hold_before(S3, call, When::Nth(if call == "CreateMultipartUpload" { 2 } else { 1 }));
             let line = format!(r#"head -c {bytes} /dev/zero > "$LIGHTHPC_OUTPUT""#);
             let node = cloud.node_with("abc", "M", faults).shell(&line);
             let work_dir = node.settings.work_dir.clone();
@@ -163,7 +173,7 @@ async fn a_result_that_changes_while_it_goes_up_is_none() {
             gate.open();
             let life = running.join_all().await.pop().unwrap();
             let is_bad = matches!(&life.outcome, Err(NodeError::Store { source: StoreError::BadResult { .. }, .. }));
-            assert!(is_bad, "{bytes} {what}: {life:?}");
+            assert!(is_bad, "{bytes} {call} {what}: {life:?}");
             let row = cloud.task("abc").await;
             assert_eq!((row.state, row.attempt.0, row.result), (State::Failed, 1, None), "{bytes} {what}");
         }
@@ -239,7 +249,7 @@ async fn a_log_of_absurd_size_is_cut() {
 /// One file more is counted than are opened at a time: it grows while the others go up.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_grows_after_it_was_counted_goes_up_neither_in_a_checkpoint_nor_in_a_result() {
-    let files = lighthpc::backend::store::files_parallel();
+    let files = lighthpc::backend::store::files_parallel().min(64);
     let all = format!("for n in $(seq -w {}); do echo $n > $n; done", files + 1);
     let wait = "n=0; until grep -q grew ../../notes || [ $n -ge 1000 ]; do n=$((n + 1)); sleep 0.02; done";
     let saving = format!(r#"cd "$LIGHTHPC_CHECKPOINT_DIR"; {all}; {wait}; echo x > "$LIGHTHPC_OUTPUT""#);

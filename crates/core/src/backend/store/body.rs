@@ -16,6 +16,8 @@ use rustix::buffer::spare_capacity;
 
 use super::error::StoreError;
 use super::part::MEMORY_BYTES_MAX;
+use super::upload::CRC;
+use crate::backend::error::Kind;
 
 /// The size of a chunk when a file is read for its checksum, or while it is sent.
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -97,6 +99,25 @@ pub(super) async fn prepare(
         Ok((ByteStream::new(SdkBody::retryable(body)), crc))
     });
     prepared.await
+}
+
+/// Explains why S3 found sent content corrupt: if the section's checksum is not `crc` any more, the file was written to
+/// meanwhile, and no repetition helps.
+pub(super) async fn explained<T>(
+    sent: Result<T, StoreError>,
+    path: &Path,
+    (start, bytes): (u64, u64),
+    crc: u64,
+) -> Result<T, StoreError> {
+    let Err(StoreError::Cloud(error)) = sent else { return sent };
+    if error.kind == Kind::Corrupt {
+        let now = with_file(path, move |file| checksum_at(&file, start, bytes, CRC)).await;
+        if now.ok() != Some(crc) {
+            let reason = "it was written to while it was uploaded".to_owned();
+            return Err(StoreError::BadResult { path: path.to_owned(), reason });
+        }
+    }
+    Err(error.into())
 }
 
 /// Opens a file for reading, and calls `act` with it, where it may block.
@@ -191,7 +212,6 @@ impl HttpBody for SectionBody {
 
 #[cfg(test)]
 mod tests {
-    use super::super::upload::CRC;
     use super::*;
 
     #[tokio::test]

@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::meter;
 use super::object::{Object, read_head, uri};
-use super::part::{MEMORY_BYTES_MAX, MultipartUpload, connections};
+use super::part::{MEMORY_BYTES_MAX, MultipartUpload, connections, files_parallel};
 use crate::backend::error::{CloudError, Kind};
 use crate::backend::sdk::Wire;
 
@@ -31,6 +31,8 @@ pub struct Store {
     /// The free memory of all files and parts that are uploaded, in blocks: 1 MiB for each connection, for all slots of
     /// a node together. The node needs it in addition to the memory limits of workloads.
     room: Arc<Semaphore>,
+    /// The downloads that may begin.
+    pub(super) downloads: Arc<Semaphore>,
     /// The free connections for the ranges of downloads, for all slots of a node together.
     pub(super) ranges: Arc<Semaphore>,
     /// Multipart uploads whose future was dropped. Their parts cost money until they are aborted.
@@ -51,6 +53,7 @@ impl Store {
             client: Client::from_conf(config),
             meter: Arc::default(),
             room: Arc::new(Semaphore::new(connections() * CONNECTION_BLOCKS)),
+            downloads: Arc::new(Semaphore::new(files_parallel())),
             ranges: Arc::new(Semaphore::new(connections())),
             dropped: Arc::default(),
         }

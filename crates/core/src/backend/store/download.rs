@@ -140,6 +140,8 @@ impl Store {
     /// [`StoreError`]: `Cloud` with `NotFound` if the object does not exist, `DiskFull`, `Changed`, `Disk`. The caller
     /// removes the incomplete file.
     pub async fn download(&self, bucket: &str, key: &str, file: &Path) -> Result<Downloaded, StoreError> {
+        // For all slots together. (This fails only if the semaphore is closed.)
+        let _begun = self.downloads.acquire().await.ok();
         for _ in 0..OBJECT_TRIES_MAX {
             let answer = self.get(bucket, key, None).await?;
             if answer.content_length().is_none() {

@@ -6,7 +6,7 @@ use std::sync::PoisonError;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart};
 
-use super::body::prepare;
+use super::body::{explained, prepare};
 use super::client::Store;
 use super::error::StoreError;
 use super::object::uri;
@@ -175,7 +175,8 @@ impl Store {
     ) -> Result<Part, StoreError> {
         let _room = self.take_room(bytes).await;
         let (body, crc) = prepare(file, start, bytes, CRC).await?;
-        let completed = self.put_part(upload, number, body, (bytes, crc)).await?;
+        let sent = self.put_part(upload, number, body, (bytes, crc)).await.map_err(StoreError::from);
+        let completed = explained(sent, file, (start, bytes), crc).await?;
         Ok(Part { completed, start, bytes, crc })
     }
 

@@ -27,7 +27,7 @@ pub(super) const PART_TRIES_MAX: u32 = 4;
 pub(super) const PARTS_MAX: u64 = 10_000;
 
 /// Returns the number of files that are transferred at the same time. A small file takes the time of a request, in which
-/// its connection carries next to nothing. What is large waits for [`connections`] and for memory.
+/// its connection carries next to nothing. The parts of what is larger than one wait for [`connections`].
 #[must_use]
 pub fn files_parallel() -> usize {
     4 * connections()

@@ -9,7 +9,7 @@ use aws_sdk_s3::types::ChecksumAlgorithm;
 use aws_smithy_types::base64;
 use crc_fast::{CrcAlgorithm, checksum};
 
-use super::body::{Body, prepare};
+use super::body::{Body, explained, prepare};
 use super::client::Store;
 use super::error::StoreError;
 use super::mark::{Mark, MarkedObject};
@@ -265,7 +265,8 @@ impl Store {
                 let _room = self.take_room(bytes).await;
                 // Limited to the measured size: of a growing file, the beginning is uploaded.
                 let (body, crc) = prepare(file, 0, bytes, CRC).await?;
-                self.put_whole(target, body, (bytes, crc), condition).await
+                let sent = self.put_whole(target, body, (bytes, crc), condition).await;
+                explained(sent, file, (0, bytes), crc).await
             }
         }
     }
