@@ -16,7 +16,7 @@ use rustix::buffer::spare_capacity;
 
 use super::error::StoreError;
 use super::part::MEMORY_BYTES_MAX;
-use super::upload::CRC;
+use super::sums::CRC;
 use crate::backend::error::Kind;
 
 /// The size of a chunk when a file is read for its checksum, or while it is sent.

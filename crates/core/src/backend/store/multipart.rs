@@ -11,8 +11,8 @@ use super::client::Store;
 use super::error::StoreError;
 use super::object::uri;
 use super::part::{MultipartUpload, PART_BYTES, PARTS_MAX, connections};
-use super::sums::Sums;
-use super::upload::{CRC, Condition, Stored, Target, completing, crc_base64, sending};
+use super::sums::{CRC, Sums};
+use super::upload::{Condition, Stored, Target, completing, crc_base64, sending};
 use crate::backend::error::{CloudError, Kind};
 use crate::backend::parallel::Parallel;
 

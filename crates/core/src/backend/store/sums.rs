@@ -4,6 +4,10 @@ use std::collections::BTreeMap;
 
 use crc_fast::{CrcAlgorithm, checksum_combine};
 
+/// The checksum of every upload: CRC-32, the SDK's default. S3 stores it for the whole object, and can combine it from
+/// parts.
+pub(super) const CRC: CrcAlgorithm = CrcAlgorithm::Crc32IsoHdlc;
+
 /// A checksum in progress. It stores only sections that arrived early.
 #[derive(Debug)]
 pub(super) struct Sums {

@@ -7,7 +7,7 @@ use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::ChecksumAlgorithm;
 use aws_smithy_types::base64;
-use crc_fast::{CrcAlgorithm, checksum};
+use crc_fast::checksum;
 
 use super::body::{Body, explained, prepare};
 use super::client::Store;
@@ -15,15 +15,13 @@ use super::error::StoreError;
 use super::mark::{Mark, MarkedObject};
 use super::object::{Object, uri};
 use super::part::{OBJECT_BYTES_MAX, PART_BYTES};
+use super::sums::CRC;
 use crate::backend::Ledger;
 use crate::backend::error::{CloudError, Kind};
 use crate::backend::ledger::Fence;
 use crate::backend::sdk::{CALL_TIMEOUT, timeouts};
 use crate::domain::task::State;
 
-/// The checksum of every upload: CRC-32, the SDK's default. S3 stores it for the whole object, and can combine it from
-/// parts.
-pub(super) const CRC: CrcAlgorithm = CrcAlgorithm::Crc32IsoHdlc;
 /// The maximum number of tries of a conditional upload. Each refusal means that another attempt wrote in between, and
 /// attempts are at least a lease apart.
 const PUT_TRIES_MAX: u32 = 5;
