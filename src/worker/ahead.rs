@@ -28,7 +28,7 @@ const WAIT_FACTOR: u32 = 2;
 pub(super) struct Ahead {
     /// The longest workload beside which a task is claimed; zero: never.
     limit: Duration,
-    /// Whether so many tasks wait that no other node lacks one.
+    /// Whether enough tasks wait for all nodes of the mission.
     many_wait: watch::Sender<bool>,
     /// Whether a task was ever claimed ahead.
     was_used: AtomicBool,
@@ -70,7 +70,8 @@ struct Known {
     workload: Option<Duration>,
     /// Since when the workload runs that runs now.
     running: Option<Instant>,
-    /// Whether a workload failed for a reason that is this node's.
+    /// Whether a workload failed for a reason that is this node's. Only a task that was claimed before is handed back for
+    /// it: a node that goes on is not at fault.
     is_at_fault: bool,
 }
 
@@ -193,6 +194,7 @@ impl Drop for InLane {
         self.0.known.send_modify(|known| {
             known.lanes -= 1;
             known.is_alone = false;
+            known.is_at_fault &= known.lanes > 0;
         });
     }
 }
@@ -289,6 +291,8 @@ mod tests {
         assert_eq!(started.elapsed(), 20 * SECOND);
         second.end(Ended::NodeAtFault);
         assert!(matches!(slot.run().await, Err(StopReason::HandedBack(_))), "it would fail in the same way");
+        drop(slot.begin().await);
+        assert!(slot.run().await.is_ok(), "a node that goes on is not at fault");
     }
 
     #[tokio::test(start_paused = true)]

@@ -41,7 +41,7 @@ pub(super) struct Attempt {
     pub(super) checkpoints: Option<Checkpoints>,
     /// The input's `ETag`, once it is downloaded.
     pub(super) input_etag: Option<String>,
-    /// Whether the task was claimed beside another one of its slot.
+    /// Whether the task had another one beside it in its slot, until its workload started.
     pub(super) is_ahead: bool,
     /// Whether the workload has started.
     pub(super) has_started: bool,
@@ -86,6 +86,11 @@ impl Attempt {
             row,
             host,
         }
+    }
+
+    /// Returns whether its workload has not started, and could not yet: its slot had another task.
+    pub(super) const fn waited_for_slot(&self) -> bool {
+        self.is_ahead && !self.has_started
     }
 
     /// Notes how long the workload ran, for the row.

@@ -50,13 +50,13 @@ impl Attempt {
             Err(StopReason::LeaseLost) => Err(self.lease_lost()),
             Err(StopReason::Drain) => {
                 let why = "the node was asked to stop";
-                self.interrupt(Verdict::Cancelled, why, Outcome::Drained).await
+                self.interrupt(Verdict::Cancelled, why, Outcome::Drained, !self.waited_for_slot()).await
             }
             Err(StopReason::Interrupted(_)) => {
                 let why = "EC2 takes the instance back";
-                self.interrupt(Verdict::SpotInterrupted, why, Outcome::Interrupted).await
+                self.interrupt(Verdict::SpotInterrupted, why, Outcome::Interrupted, !self.waited_for_slot()).await
             }
-            Err(StopReason::HandedBack(why)) => self.interrupt(Verdict::Cancelled, why, Outcome::Drained).await,
+            Err(StopReason::HandedBack(why)) => self.interrupt(Verdict::Cancelled, why, Outcome::Drained, false).await,
             Err(StopReason::Cancelled) => self.commit_cancelled().await,
             Err(StopReason::Failed(failure)) => self.fail(failure).await,
         }
@@ -101,10 +101,15 @@ impl Attempt {
         Ok(Outcome::Committed { result: uri })
     }
 
-    /// Releases the task after an interruption, or fails it if its budget is spent. No budget counts an attempt
-    /// that was claimed ahead and whose workload has not started.
-    async fn interrupt(&mut self, verdict: Verdict, why: &str, outcome: Outcome) -> Result<Outcome, NodeError> {
-        let class = FailureClass { verdict, is_transient: true, is_counted: self.has_started || !self.is_ahead };
+    /// Releases the task after an interruption, or fails it if its budget is spent.
+    async fn interrupt(
+        &mut self,
+        verdict: Verdict,
+        why: &str,
+        outcome: Outcome,
+        is_counted: bool,
+    ) -> Result<Outcome, NodeError> {
+        let class = FailureClass { verdict, is_transient: true, is_counted };
         match self.release_or_fail(class, AttemptEnd::of(verdict, why), LogOrder::AfterRow).await? {
             Disposition::Release => Ok(outcome),
             Disposition::Fail => Err(self.exhausted()),

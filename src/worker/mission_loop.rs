@@ -179,8 +179,11 @@ enum Taken {
     One,
     /// The disk is full.
     NoRoom,
-    /// There is none. So many other lanes have one, or search.
-    None { others: usize },
+    /// There is none.
+    None {
+        /// The other lanes of this node that have a task, or search for one.
+        others: usize,
+    },
 }
 
 /// What one lane did.
@@ -197,7 +200,7 @@ struct Server {
     shards: u32,
     /// It grows while other nodes take most of a page before it is used: tasks are short.
     page_len: AtomicUsize,
-    /// If a page has so many tasks that can be claimed, no slot of the mission lacks one.
+    /// The tasks of a page that are enough for all slots of the mission, if they can be claimed.
     many_len: usize,
     ahead: Arc<Ahead>,
     queue: Mutex<Queue>,

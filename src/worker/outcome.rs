@@ -90,6 +90,11 @@ impl AttemptFailure {
         Self { class: FailureClass { verdict, is_transient, is_counted: true }, exit_code: None, signal: None, error }
     }
 
+    /// Returns whether the next task would fail in the same way on this node. A full disk gets room when tasks end.
+    pub(super) fn is_the_nodes(&self) -> bool {
+        self.class.verdict != Verdict::DiskFull && !self.error.is_the_tasks_own()
+    }
+
     /// Returns the end of the attempt, as the row keeps it.
     pub(super) fn end(&self) -> AttemptEnd {
         let error = error_chain(&self.error);

@@ -106,8 +106,8 @@ struct ResultUpload {
 }
 
 impl ResultUpload {
-    /// Uploads the files of a folder result, some at the same time. Returns what was stored, by name; `None` if the lease is
-    /// lost.
+    /// Uploads the files of a folder result, some at the same time. Returns what was stored, by name; `None` if the lease
+    /// is lost.
     async fn put_files(
         &self,
         prefix: &str,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::ahead::{Ended, Running};
+use super::ahead::{Ended, Running, Slot};
 use super::attempt::Attempt;
 use super::checkpoint::Checkpoints;
 use super::error::classify;
@@ -61,6 +61,7 @@ impl Attempt {
         resumed.resumed = is_resumed;
         let env = Arc::new(resumed);
 
+        self.is_ahead |= self.host.slot.as_ref().is_some_and(Slot::has_another_task);
         let running =
             self.until_stopped(unless(&self.heartbeat.cancelled, StopReason::Cancelled, self.place())).await?;
         self.has_started = true;
@@ -69,7 +70,7 @@ impl Attempt {
         if let Some(running) = running {
             running.end(match &ended {
                 Ok(_) => Ended::Succeeded,
-                Err(StopReason::Failed(failure)) if !failure.error.is_the_tasks_own() => Ended::NodeAtFault,
+                Err(StopReason::Failed(failure)) if failure.is_the_nodes() => Ended::NodeAtFault,
                 Err(_) => Ended::Failed,
             });
         }

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import pathlib
 import shutil
-import subprocess
 import sys
 import tempfile
 
@@ -87,12 +86,7 @@ def run_once(kind, number, binary, tasks, folder, inputs):
 
 def summary(runs, tasks, chosen):
     """Everything measured, as one JSON value."""
-    of = {kind: [run for run in runs if run.kind == kind] for kind in chosen}
-    median = {kind: {m: bench_node.median(some, m) for m in bench_node.MEASURES} for kind, some in of.items()}
-    spread = {}
-    for kind, some in of.items():
-        values = {m: [getattr(run, m) for run in some] for m in bench_node.MEASURES}
-        spread[kind] = {m: max(found) / min(found) - 1 for m, found in values.items()}
+    median, spread = bench_node.statistics_of(runs, chosen)
     return {
         "tasks": tasks,
         "slots": SLOTS,
@@ -115,8 +109,7 @@ def versions(chosen):
         "parallel": ["parallel", "--version"],
         "xargs": ["xargs", "--version"],
     }
-    asked = [subprocess.run(commands[kind], capture_output=True, text=True, check=True) for kind in chosen[1:]]
-    return [answer.stdout.split("\n")[0] for answer in asked]
+    return bench_node.versions(commands[kind] for kind in chosen[1:])
 
 
 def table(result):

@@ -191,6 +191,23 @@ def median(runs, measure_name):
     return statistics.median(values) if values else None
 
 
+def statistics_of(runs, kinds):
+    """The median of each measure, and its spread (the largest value ÷ the smallest, less 1), of each kind."""
+    of = {kind: [run for run in runs if run.kind == kind] for kind in kinds}
+    medians = {kind: {m: median(some, m) for m in MEASURES} for kind, some in of.items()}
+    spread = {}
+    for kind, some in of.items():
+        values = {m: [getattr(run, m) for run in some] for m in MEASURES}
+        spread[kind] = {m: max(found) / min(found) - 1 for m, found in values.items()}
+    return medians, spread
+
+
+def versions(commands):
+    """The first line that each command prints."""
+    asked = [subprocess.run(command, capture_output=True, text=True, check=True) for command in commands]
+    return [answer.stdout.strip().split("\n")[0] for answer in asked]
+
+
 def summary(chosen, runs, nothing, failed, tasks):
     """Everything measured, as one JSON value."""
     by_kind = {kind.name: [run for run in runs if run.kind == kind.name] for kind in chosen}

@@ -120,12 +120,7 @@ def run_once(server, kind, what, number, env, source, folder):
 def summary(runs, given, chosen):
     """Everything measured, as one JSON value."""
     kept = [f"{kind}-{what}" for what in ("get", "put") for kind in chosen]
-    of = {kind: [run for run in runs if run.kind == kind] for kind in kept}
-    median = {kind: {m: bench_node.median(some, m) for m in bench_node.MEASURES} for kind, some in of.items()}
-    spread = {}
-    for kind, some in of.items():
-        values = {m: [getattr(run, m) for run in some] for m in bench_node.MEASURES}
-        spread[kind] = {m: max(found) / min(found) - 1 for m, found in values.items()}
+    median, spread = bench_node.statistics_of(runs, kept)
     return {
         "mib": given.transfer,
         "tls": given.tls,
@@ -143,8 +138,7 @@ def versions(chosen):
         "boto3": [sys.executable, "-c", "import boto3; print('boto3', boto3.__version__)"],
         "aws-cli": ["aws", "--version"],
     }
-    asked = [subprocess.run(commands[kind], capture_output=True, text=True, check=True) for kind in chosen[1:]]
-    return [answer.stdout.strip().split("\n")[0] for answer in asked]
+    return bench_node.versions(commands[kind] for kind in chosen[1:])
 
 
 def table(result):

@@ -9,6 +9,7 @@ use super::checker::Checker;
 use super::known::{Attempt, Change, IndexChange};
 use super::rows::{TASKS, number, text};
 use crate::lock::locked;
+use crate::machines::NODE_LIFETIME;
 use crate::plan::Of;
 use crate::settings::{HEARTBEAT, LEASE};
 use crate::tasks::MISSION;
@@ -221,6 +222,13 @@ fn check_interruptions(world: &World, who: Who, Change { key, old, new, .. }: &C
         return;
     }
     let lost = number(old, "attempt");
+    let is_own = matches!(who, Who::Node { .. }) && state(new) == "pending";
+    if is_own && !world.is_disturbed_since(who, Duration::ZERO) && world.time() < NODE_LIFETIME {
+        world.broken(
+            Checker::Interruptions,
+            &format!("{who} counted an interruption of {key}, and nothing interrupted it"),
+        );
+    }
     let mut known = locked(&world.known);
     let is_again = known.attempts.get_mut(&(key.clone(), lost)).is_some_and(|attempt| {
         let was_counted = attempt.is_counted;

@@ -81,19 +81,14 @@ impl Body<'_> {
 /// Content up to [`MEMORY_BYTES_MAX`] is read into memory. Larger content is read twice, for its checksum and while it is
 /// sent, so that the memory is bounded; the second time it comes from the page cache. If it changes in between, S3 detects
 /// it by the checksum. Both reads are of one open file: one that takes its place later has no effect.
-pub(super) async fn prepare(
-    path: &Path,
-    start: u64,
-    bytes: u64,
-    algorithm: CrcAlgorithm,
-) -> Result<(ByteStream, u64), StoreError> {
+pub(super) async fn prepare(path: &Path, start: u64, bytes: u64) -> Result<(ByteStream, u64), StoreError> {
     let prepared = with_file(path, move |file| {
         if bytes <= MEMORY_BYTES_MAX {
             let body = read_at(&file, start, bytes)?;
-            let crc = checksum(algorithm, &body);
+            let crc = checksum(CRC, &body);
             return Ok((ByteStream::from(body), crc));
         }
-        let crc = checksum_at(&file, start, bytes, algorithm)?;
+        let crc = checksum_at(&file, start, bytes, CRC)?;
         let section = Section { file: Arc::new(file), at: start, end: start + bytes };
         let body = move || SdkBody::from_body_1_x(SectionBody { section: section.clone(), chunk: Mutex::default() });
         Ok((ByteStream::new(SdkBody::retryable(body)), crc))
@@ -223,14 +218,14 @@ mod tests {
         std::fs::write(&file, &bytes).unwrap();
         for (start, length) in [(0, 0), (0, 5), (7, MAX), (3, MAX + 1), (1, 2 * MAX + 7), (0, 3 * MAX + 3)] {
             let wanted = &bytes[usize::try_from(start).unwrap()..usize::try_from(start + length).unwrap()];
-            let (stream, crc) = prepare(&file, start, length, CRC).await.unwrap();
+            let (stream, crc) = prepare(&file, start, length).await.unwrap();
             assert_eq!(crc, checksum(CRC, wanted), "{start} {length}");
             assert_eq!(stream.bytes().is_some(), length <= MAX, "in memory only if small");
             assert_eq!(stream.size_hint().1, Some(length), "{start} {length}");
             let again = stream.into_inner().try_clone().expect("a request can be sent again");
             assert!(ByteStream::new(again).collect().await.unwrap().to_vec() == wanted, "{start} {length}");
         }
-        assert!(prepare(&file, 1, 3 * MAX + 3, CRC).await.is_err(), "a file that is too short");
+        assert!(prepare(&file, 1, 3 * MAX + 3).await.is_err(), "a file that is too short");
     }
 
     #[tokio::test]
@@ -240,13 +235,13 @@ mod tests {
         let file = dir.path().join("file");
         std::fs::write(&file, vec![1; usize::try_from(BYTES).unwrap()]).unwrap();
 
-        let (stream, _) = prepare(&file, 0, BYTES, CRC).await.unwrap();
+        let (stream, _) = prepare(&file, 0, BYTES).await.unwrap();
         std::fs::rename(&file, dir.path().join("old")).unwrap();
         std::fs::write(&file, "another").unwrap();
         assert!(stream.collect().await.unwrap().to_vec().iter().all(|&byte| byte == 1));
 
         let old = dir.path().join("old");
-        let (stream, _) = prepare(&old, 0, BYTES, CRC).await.unwrap();
+        let (stream, _) = prepare(&old, 0, BYTES).await.unwrap();
         File::options().write(true).open(&old).unwrap().set_len(BYTES - 1).unwrap();
         assert!(stream.collect().await.is_err());
     }

@@ -174,7 +174,7 @@ impl Store {
         (start, bytes): (u64, u64),
     ) -> Result<Part, StoreError> {
         let _room = self.take_room(bytes).await;
-        let (body, crc) = prepare(file, start, bytes, CRC).await?;
+        let (body, crc) = prepare(file, start, bytes).await?;
         let sent = self.put_part(upload, number, body, (bytes, crc)).await.map_err(StoreError::from);
         let completed = explained(sent, file, (start, bytes), crc).await?;
         Ok(Part { completed, start, bytes, crc })

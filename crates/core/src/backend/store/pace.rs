@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A range is slow when it takes so many times as long as the mean of the finished ones.
+/// A range is slow when it takes this multiple of the mean time of the finished ones.
 const SLOW_FACTOR: u32 = 3;
 /// No range is slow before: a connection and 8 MiB at 4 MiB/s take as long.
 const SLOW_MIN: Duration = Duration::from_secs(2);

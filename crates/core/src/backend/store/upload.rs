@@ -262,7 +262,7 @@ impl Store {
             Body::File(file, _) => {
                 let _room = self.take_room(bytes).await;
                 // Limited to the measured size: of a growing file, the beginning is uploaded.
-                let (body, crc) = prepare(file, 0, bytes, CRC).await?;
+                let (body, crc) = prepare(file, 0, bytes).await?;
                 let sent = self.put_whole(target, body, (bytes, crc), condition).await;
                 explained(sent, file, (0, bytes), crc).await
             }
