@@ -19,7 +19,7 @@ use crate::check;
 use crate::events::Event;
 use crate::plan::{Dice, Fault};
 use crate::script::script;
-use crate::settings::{HEARTBEAT, LEASE};
+use crate::settings::{HEARTBEAT, LEASE, NODE_LIFETIME};
 use crate::step::Sender;
 use crate::who::Who;
 use crate::world::{World, spawn};
@@ -30,8 +30,6 @@ pub(crate) const IDLE_MAX: Duration = Duration::from_mins(5);
 const STARTS_MAX: u32 = 3;
 /// A task's time limit: longer than any workload that does not hang.
 const TIME_LIMIT: Duration = Duration::from_hours(1);
-/// How old a node gets before it drains.
-pub(crate) const NODE_LIFETIME: Duration = Duration::from_hours(12);
 /// The number of the process that runs now, and the order to drain it.
 type Running = watch::Receiver<Option<Stopping>>;
 
