@@ -1,7 +1,5 @@
 //! A node that crashes: who is suspect of it, who runs alone, what counts, and what does not.
 
-use std::time::Duration;
-
 use aws_sdk_dynamodb::types::AttributeValue;
 use lighthpc::backend::machine::has_process;
 use lighthpc::domain::ids::AttemptNumber;
@@ -14,15 +12,7 @@ use local_cloud::Service::Dynamodb;
 use local_cloud::{Fault, Faults, When};
 use tokio::task::JoinSet;
 
-use crate::test_cloud::{PATIENCE, TestCloud, TestNode, mission_id, src, text};
-
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let deadline = std::time::Instant::now() + PATIENCE;
-    while !is_so().await {
-        assert!(std::time::Instant::now() < deadline, "{what}: never");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
+use crate::test_cloud::{TestCloud, TestNode, mission_id, src, text, until};
 
 /// Runs a node until something is so, and drops it there: to the node, its process has died. Returns what it left.
 async fn crash(node: TestNode, count: usize, what: &str, is_so: impl AsyncFnMut() -> bool) -> Vec<Left> {

@@ -10,15 +10,7 @@ use local_cloud::Service::{Dynamodb, S3};
 use local_cloud::{Fault, Faults, When};
 use tokio::task::JoinSet;
 
-use crate::test_cloud::{PATIENCE, TestCloud, TestNode, src};
-
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_so().await {
-        assert!(Instant::now() < deadline, "{what}: never");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
+use crate::test_cloud::{PATIENCE, TestCloud, TestNode, src, until};
 
 /// What a node meets, by name: the cloud, and the node with its faults.
 const SCENES: [&str; 6] = ["pulls", "has one task", "finds crashes", "takes over", "watches", "finds its task ended"];

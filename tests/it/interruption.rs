@@ -9,7 +9,7 @@ use local_cloud::Service::{Dynamodb, S3};
 use local_cloud::{Fault, Faults, RESULT_BUCKET, When};
 use tokio::task::JoinSet;
 
-use crate::test_cloud::{PATIENCE, TestCloud};
+use crate::test_cloud::{TestCloud, until};
 
 /// Counts to three, a file a step, and goes on where it was; says that it has begun, and waits at step `$1`.
 fn counting(cloud: &TestCloud, wait_at: u32) -> String {
@@ -30,11 +30,7 @@ fn counting(cloud: &TestCloud, wait_at: u32) -> String {
 
 async fn began(cloud: &TestCloud) {
     let path = cloud.dir.path().join("began");
-    let deadline = Instant::now() + PATIENCE;
-    while !path.exists() {
-        assert!(Instant::now() < deadline, "the workload never began");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until("the workload begins", async || path.exists()).await;
     std::fs::remove_file(path).unwrap();
 }
 
@@ -259,9 +255,7 @@ async fn a_file_that_is_replaced_while_it_goes_up_is_saved_as_it_was() {
     let steps = async {
         put.arrived(1).await;
         std::fs::write(&swap, "").unwrap();
-        while swap.exists() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        until("the state is replaced", async || !swap.exists()).await;
         put.open();
         named.arrived(1).await;
     };

@@ -9,7 +9,7 @@ use local_cloud::Service::{Dynamodb, Ec2};
 use local_cloud::{Fault, Faults, When};
 use tokio::task::JoinSet;
 
-use crate::test_cloud::TestCloud;
+use crate::test_cloud::{TestCloud, line_of, until};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -24,14 +24,6 @@ fn waiting(cloud: &TestCloud) -> (String, std::path::PathBuf, std::path::PathBuf
     (line, began, go)
 }
 
-async fn until(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + crate::test_cloud::PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what} never happened");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_duplicate_leaves_when_the_holder_beats() {
     let cloud = TestCloud::new().await;
@@ -39,7 +31,7 @@ async fn a_duplicate_leaves_when_the_holder_beats() {
     let (line, began, go) = waiting(&cloud);
     let mut holder = JoinSet::new();
     holder.spawn(cloud.node("abc", "M").shell(&line).lease(6 * SECOND, SECOND / 4).run());
-    until("the workload's start", || began.exists()).await;
+    until("the workload's start", async || began.exists()).await;
 
     let duplicate = cloud.node("abc", "M").lease(6 * SECOND, SECOND / 4);
     let instance = duplicate.instance.clone();
@@ -63,8 +55,7 @@ async fn a_silent_holder_is_replaced_after_a_whole_lease_and_stops_itself_before
     faults.add(Dynamodb, "UpdateItem", When::After(1), Fault::FailBefore);
     let mut holder = JoinSet::new();
     holder.spawn(cloud.node_with("abc", "M", faults).shell(&line).lease(3 * SECOND, SECOND / 2).run());
-    until("the workload's start", || began.exists()).await;
-    let pid: u32 = std::fs::read_to_string(&began).unwrap().trim().parse().unwrap();
+    let pid: u32 = line_of(&began).await.parse().unwrap();
 
     let started = Instant::now();
     cloud.node("abc", "M").lease(3 * SECOND, SECOND / 2).run().await.outcome.unwrap();
@@ -122,7 +113,7 @@ async fn a_drained_node_hands_its_task_back() {
     let (stopping, instance) = (node.stopping.clone(), node.instance.clone());
     let mut running = JoinSet::new();
     running.spawn(node.run());
-    until("the workload's start", || began.exists()).await;
+    until("the workload's start", async || began.exists()).await;
 
     stopping.drain.cancel();
     let life = running.join_all().await.pop().unwrap();

@@ -15,7 +15,7 @@ use proptest::test_runner::{Config, TestRunner};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::test_cloud::{TestCloud, mission_id, text};
+use crate::test_cloud::{TestCloud, mission_id, text, until};
 
 fn number(value: &str) -> AttributeValue {
     AttributeValue::N(value.to_owned())
@@ -122,16 +122,9 @@ async fn a_holder_goes_on_when_its_beat_is_overwritten() {
     let second = Duration::from_secs(1);
     let mut running = JoinSet::new();
     running.spawn(cloud.node("abc", "M").shell(&line).lease(6 * second, second / 5).run());
-    let deadline = std::time::Instant::now() + crate::test_cloud::PATIENCE;
-    while !began.exists() {
-        assert!(std::time::Instant::now() < deadline);
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until("the workload begins", async || began.exists()).await;
     cloud.set_value("abc", "beat", text("forty")).await;
-    while cloud.task("abc").await.beat < 2 {
-        assert!(std::time::Instant::now() < deadline, "it renews no more");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until("it renews the lease", async || cloud.task("abc").await.beat >= 2).await;
     std::fs::write(go, "").unwrap();
     running.join_next().await.unwrap().unwrap().outcome.unwrap();
     cloud.assert_done("abc", "M", "with an overwritten beat").await;

@@ -15,7 +15,7 @@ use local_cloud::{Fault, Faults, When};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::test_cloud::{PATIENCE, TestCloud, backend, mission_id, src, text};
+use crate::test_cloud::{TestCloud, backend, mission_id, src, text, until};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -198,11 +198,7 @@ async fn the_lease_is_renewed_until_the_commit_is_sent() {
         assert!(matches!(life.outcome, Ok(Outcome::HeldByOther(_))), "{life:?}");
     }
     let beat = cloud.task("abc").await.beat;
-    let deadline = Instant::now() + PATIENCE;
-    while cloud.task("abc").await.beat < beat + 7 {
-        assert!(Instant::now() < deadline, "no more beats");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    until("seven more renewals", async || cloud.task("abc").await.beat >= beat + 7).await;
     gate.open();
     running.join_next().await.unwrap().unwrap().outcome.unwrap();
 

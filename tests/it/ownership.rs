@@ -18,7 +18,7 @@ use lighthpc::workload::Workload;
 use local_cloud::Service::{Dynamodb, Ec2, Imds, S3};
 use local_cloud::{Fault, Faults, When};
 
-use crate::test_cloud::{PATIENCE, REVERSE, TestCloud, TestNode, src};
+use crate::test_cloud::{PATIENCE, REVERSE, TestCloud, TestNode, src, until};
 
 // In this process: a node's own ways out.
 
@@ -159,14 +159,6 @@ fn waiting(cloud: &TestCloud) -> (String, PathBuf, PathBuf) {
     (line, began, go)
 }
 
-async fn until(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what} never happened");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
 /// Two processes on one instance: whichever folders they use, the second does not take the first one's task for its
 /// own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -179,7 +171,7 @@ async fn a_second_process_of_an_instance_does_not_take_up_the_first_ones_task() 
         let instance = first.instance.clone();
         let mut running = tokio::task::JoinSet::new();
         running.spawn(first.run());
-        until("the workload's start", || began.exists()).await;
+        until("the workload's start", async || began.exists()).await;
 
         let mut second = cloud.node_on(instance.clone(), Faults::new());
         second.settings.work_dir = cloud.dir.path().join("another");
@@ -213,7 +205,7 @@ async fn two_processes_of_an_instance_have_two_owners_and_the_last_ends_the_mach
             node.settings.src = Some(src(task));
             running.spawn(node.run());
         }
-        until("both starts", || std::fs::read_to_string(&began).unwrap_or_default().lines().count() == 2).await;
+        until("both starts", async || std::fs::read_to_string(&began).unwrap_or_default().lines().count() == 2).await;
         let owner = async |task| cloud.task(task).await.instance.unwrap().to_string();
         let owners = [owner("abc").await, owner("xyz").await];
         std::fs::write(go, "").unwrap();

@@ -11,7 +11,7 @@ use local_cloud::{Fault, Faults, RESULT_BUCKET, When};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::test_cloud::{TestCloud, TestNode, mission_id, src};
+use crate::test_cloud::{TestCloud, TestNode, mission_id, src, until};
 
 fn server(cloud: &TestCloud, mission: &str, slots: u16) -> TestNode {
     let instance = cloud.local.launch(&[("missionID", mission), ("lighthpc", "tblTrans2")]);
@@ -92,9 +92,7 @@ async fn a_task_that_comes_late_is_picked_up() {
     );
     let mut running = JoinSet::new();
     running.spawn(server(&cloud, "M", 1).shell(&line).run());
-    while !came.exists() {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until("the workload begins", async || came.exists()).await;
     cloud.input("late", b"late").await;
     cloud.row("late", &mission_id("M")).await;
     std::fs::write(came.with_extension("go"), "").unwrap();

@@ -12,7 +12,7 @@ use local_cloud::{Faults, When};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::test_cloud::{PATIENCE, TestCloud, mission_id};
+use crate::test_cloud::{TestCloud, mission_id, until};
 
 async fn sweep(scheduler: &Scheduler) -> Vec<(What, String)> {
     let found = scheduler.sweep(&CancellationToken::new()).await.unwrap();
@@ -89,11 +89,7 @@ async fn what_lives_is_left_alone() {
     holder.spawn(cloud.ours("abc", "M").shell(&line).lease(lease, lease / 4).run());
     // A node that boots, and takes longer for it than a sweep.
     let booting = cloud.ours("def", "M");
-    let deadline = Instant::now() + PATIENCE;
-    while cloud.task("abc").await.state != State::Running {
-        assert!(Instant::now() < deadline);
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until("the task runs", async || cloud.task("abc").await.state == State::Running).await;
 
     assert_eq!(sweep(&scheduler).await, []);
     assert_eq!(sweep(&scheduler).await, []);
@@ -282,11 +278,7 @@ async fn a_cancelled_mission_ends_and_a_redrive_opens_it() {
     let waiting = cloud.ours("def", "M").instance;
     let mut running = JoinSet::new();
     running.spawn(node.run());
-    let deadline = Instant::now() + PATIENCE;
-    while !began.exists() {
-        assert!(Instant::now() < deadline);
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until("the workload begins", async || began.exists()).await;
 
     let cancelled = scheduler.cancel(&mission_id("M"), 30 * second).await.unwrap();
 

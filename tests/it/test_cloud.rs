@@ -1,5 +1,6 @@
 //! What every test needs: a cloud, clients to look at it with, and nodes.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,27 @@ pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A workload that answers with its input, backwards: no result is right by chance.
 pub(crate) const REVERSE: &str = r#"rev "$LIGHTHPC_INPUT" > "$LIGHTHPC_OUTPUT""#;
+
+/// Waits until something is so; panics after `PATIENCE`.
+pub(crate) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while !is_so().await {
+        assert!(std::time::Instant::now() < deadline, "{what}: never");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// The line that a workload writes to a file. The file exists before its line is written: a shell opens it, then runs
+/// `echo`.
+pub(crate) async fn line_of(path: &Path) -> String {
+    let mut text = String::new();
+    until("a line", async || {
+        text = std::fs::read_to_string(path).unwrap_or_default();
+        text.ends_with('\n')
+    })
+    .await;
+    text.trim_end().to_owned()
+}
 
 pub(crate) struct TestCloud {
     pub(crate) local: LocalCloud,

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lighthpc::domain::checkpoint::{earlier_folder, folder};
 use lighthpc::domain::task::State;
@@ -12,15 +12,7 @@ use lighthpc::workload::Workload;
 use local_cloud::RESULT_BUCKET;
 use tokio::task::JoinSet;
 
-use crate::test_cloud::{PATIENCE, TestCloud, TestNode, src};
-
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_so().await {
-        assert!(Instant::now() < deadline, "{what}: never");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
+use crate::test_cloud::{TestCloud, TestNode, src, until};
 
 /// Runs a node until its workload has made the file `began`, then drains it.
 async fn drained_after(node: TestNode, began: &Path) {
