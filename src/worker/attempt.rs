@@ -88,9 +88,10 @@ impl Attempt {
         }
     }
 
-    /// Returns whether its workload has not started, and could not yet: its slot had another task.
-    pub(super) const fn waited_for_slot(&self) -> bool {
-        self.is_ahead && !self.has_started
+    /// Returns whether its workload has not started, and could not yet: its slot had, or has, another task.
+    pub(super) fn waited_for_slot(&self) -> bool {
+        let has_another = || self.host.slot.as_ref().is_some_and(Slot::has_another_task);
+        !self.has_started && (self.is_ahead || has_another())
     }
 
     /// Notes how long the workload ran, for the row.

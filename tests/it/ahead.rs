@@ -9,10 +9,8 @@ use local_cloud::Service::S3;
 use local_cloud::{Faults, When};
 use tokio::task::JoinSet;
 
-use crate::test_cloud::{TestCloud, TestNode};
+use crate::test_cloud::{TestCloud, TestNode, until};
 
-/// How long a test waits for what must come.
-const PATIENCE: Duration = Duration::from_mins(1);
 const TASKS: usize = 12;
 
 async fn cloud() -> TestCloud {
@@ -49,13 +47,10 @@ async fn rows(cloud: &TestCloud) -> Vec<Task> {
     rows
 }
 
-async fn wait_until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let waiting = async {
-        while !is_so().await {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}"));
+/// Returns whether an attempt at the task has its input.
+fn has_input(work_dir: &Path, task: &Task) -> bool {
+    let attempts = std::fs::read_dir(work_dir).into_iter().flatten().flatten();
+    attempts.map(|attempt| attempt.path().join("workload/input").join(task.src.as_str())).any(|input| input.exists())
 }
 
 async fn count(cloud: &TestCloud, state: State) -> usize {
@@ -74,7 +69,7 @@ async fn other_tasks_are_done_while_a_result_goes_up_and_one_workload_runs_at_a_
     running.spawn(node(&cloud, faults, &line(folder.path(), 1, "sleep 0.05")).run());
     gate.arrived(1).await;
 
-    wait_until("others are done during the upload", async || count(&cloud, State::Done).await >= 6).await;
+    until("others are done during the upload", async || count(&cloud, State::Done).await >= 6).await;
     gate.open();
 
     assert!(matches!(end(running).await, Outcome::Served { done: 12, other: 0 }));
@@ -86,14 +81,15 @@ async fn other_tasks_are_done_while_a_result_goes_up_and_one_workload_runs_at_a_
 async fn a_drain_hands_back_what_was_claimed_ahead_and_no_budget_counts_it() {
     let (cloud, folder) = (cloud().await, tempfile::tempdir().unwrap());
     let node = node(&cloud, Faults::new(), &line(folder.path(), 3, "exec sleep 100"));
-    let stopping = node.stopping.clone();
+    let (stopping, work_dir) = (node.stopping.clone(), node.settings.work_dir.clone());
     let mut running = JoinSet::new();
     running.spawn(node.run());
     // Three tasks, and the mark of the one that runs.
     let begun = || std::fs::read_dir(folder.path()).unwrap().count() == 4;
-    wait_until("one runs, and one waits", async || begun() && count(&cloud, State::Running).await == 2).await;
+    until("one runs, and one waits", async || begun() && count(&cloud, State::Running).await == 2).await;
     let held: Vec<Task> = rows(&cloud).await.into_iter().filter(|row| row.state == State::Running).collect();
-    // Long enough for the download of the one that waits.
+    until("both have their inputs", async || held.iter().all(|task| has_input(&work_dir, task))).await;
+    // Long enough for the one that waits to see that it must: it asks nobody before.
     tokio::time::sleep(Duration::from_millis(300)).await;
 
     stopping.drain.cancel();

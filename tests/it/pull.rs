@@ -143,25 +143,28 @@ async fn a_task_of_a_mission_takes_four_requests() {
     let instance = cloud.local.launch(&[("missionID", "M")]);
     let mut node = cloud.node_on(instance, faults.clone()).shell(r#": > "$LIGHTHPC_OUTPUT""#);
     node.settings.slots = Some(4);
+    let started = std::time::Instant::now();
     node.run().await.outcome.unwrap();
+    // A busy machine takes longer, and the node asks again after a time.
+    let seconds = usize::try_from(started.elapsed().as_secs()).unwrap();
     assert_eq!(cloud.tally("M").await.ok, 150);
     // The mission's list and report, too; and some writes of rows for the whole mission.
     let of_tasks = ["UpdateItem", "GetObject", "PutObject", "TransactWriteItems"].map(|operation| {
         let service = if operation.ends_with("Object") { S3 } else { Dynamodb };
         faults.count(service, operation)
     });
-    assert!((150..160).contains(&of_tasks[0]), "{of_tasks:?}");
+    assert!((150..160 + seconds).contains(&of_tasks[0]), "{of_tasks:?}");
     assert_eq!(of_tasks[1..], [150, 152, 150]);
     assert_eq!(faults.count(S3, "HeadObject"), 0);
     let others = faults.calls().len() - of_tasks.iter().sum::<usize>();
-    assert!(others <= 75, "{others} other requests for 150 tasks");
+    assert!(others <= 75 + 10 * seconds, "{others} other requests for 150 tasks in {seconds} s");
     // Two pages of a hundred as long as they are fresh, then looks that find nothing.
     let queries = faults.count(Dynamodb, "Query");
-    assert!(queries <= 30, "{queries} queries for 150 tasks");
+    assert!(queries <= 30 + 5 * seconds, "{queries} queries for 150 tasks in {seconds} s");
     assert_eq!(faults.count(Dynamodb, "Scan"), 1, "the manifest's, at the end");
     // When no task is found, and by the publisher.
     let tallies = faults.count(Dynamodb, "BatchGetItem");
-    assert!(tallies <= 8, "the tally was read {tallies} times for 150 tasks");
+    assert!(tallies <= 8 + seconds, "the tally was read {tallies} times for 150 tasks in {seconds} s");
 }
 
 /// The node that commits the last task dies before it looks at the mission's end. Another, which finds no task, and has
