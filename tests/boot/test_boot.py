@@ -96,8 +96,10 @@ def test_nothing_of_the_role_is_in_the_sandbox(cloud, node, tmp_path):
 
 @pytest.mark.short
 def test_a_killed_daemon_is_started_again_and_takes_its_task_up(cloud, node):
-    # Not before its checkpoint is saved, which the sandbox's user owns and the node restores for it.
-    saved = 'until journalctl --no-pager -u lighthpc.service | grep -q "saved the checkpoint"; do sleep 1; done'
+    # Not before its checkpoint is saved, which the sandbox's user owns and the node restores for it: two folders, a link,
+    # and a file. A save before has fewer, where the workload is slow to make them.
+    line = "saved the checkpoint .* entries=4"
+    saved = f'until journalctl --no-pager -u lighthpc.service | grep -q "{line}"; do sleep 1; done'
     kill = saboteur(WAIT_FOR_WORKLOAD, saved, "systemctl kill -s KILL --kill-whom=main lighthpc.service")
     machine = node("a-slow", files=kill, LIGHTHPC_CHECKPOINT_EVERY="3")
 
