@@ -7,6 +7,7 @@ use crate::domain::mission::{Mission, Tally};
 use crate::domain::policy::BidMode;
 use crate::domain::task::{PastAttempt, Task};
 use crate::domain::verdict::Verdict;
+use crate::domain::work::{Inputs, ObjectName};
 use crate::summary::{Reasons, Summary};
 
 /// The number of the JSON format. It rises if a field is removed or changes its meaning; a new field does not raise it.
@@ -74,6 +75,7 @@ fn reasons_json(reasons: &Reasons) -> Value {
 /// Returns a task's row.
 #[must_use]
 pub fn task_json(task: &Task) -> Value {
+    let work = task.work.as_ref().ok();
     json!({
         "srcFilename": task.src.as_str(),
         "state": task.state.as_str(),
@@ -91,6 +93,16 @@ pub fn task_json(task: &Task) -> Value {
         "resultETag": task.result_etag,
         "resultBytes": task.result_bytes,
         "inputETag": task.input_etag,
+        "sourceKey": work.and_then(|work| match &work.inputs {
+            Inputs::Key(key) => Some(key),
+            _ => None,
+        }),
+        "sources": work.and_then(|work| match &work.inputs {
+            Inputs::Several(sources) => Some(sources.iter().map(ObjectName::uri).collect::<Vec<_>>()),
+            _ => None,
+        }),
+        "index": work.and_then(|work| work.index),
+        "params": work.map(|work| &work.params),
         "appFailures": task.app_failures,
         "interruptions": task.interruptions,
         "crashes": task.crashes,

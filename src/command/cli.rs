@@ -14,6 +14,7 @@ use super::explain::ExplainArgs;
 use super::fetch::FetchArgs;
 use super::filter::FilterArgs;
 use super::flags::{AwsArgs, SchedulerArgs, TableArgs, bytes, price, range, seconds, seconds_or_zero};
+use super::forms::FormArgs;
 use super::list::ListArgs;
 use super::local_dir::{self, DEFAULT_DIR};
 use super::logs::LogsArgs;
@@ -217,9 +218,12 @@ pub(super) enum Command {
 #[expect(clippy::struct_excessive_bools, reason = "flags")]
 pub(super) struct SubmitArgs {
     /// Inputs: local files to upload, s3://BUCKET/PREFIX, or - to read object keys from standard input
-    #[arg(value_name = "INPUT", required = true)]
+    #[arg(value_name = "INPUT", required_unless_present = "form")]
     pub(super) inputs: Vec<String>,
-    /// Workload: a program on the node and its arguments (default: the program that the nodes are configured with)
+    #[command(flatten)]
+    pub(super) form: FormArgs,
+    /// Workload: a program on the node and its arguments (default: the program that the nodes are configured with).
+    /// {input}, {output}, {name}, {index}, {scratch} and {param.NAME} are replaced
     #[arg(last = true, value_name = "PROGRAM ARGS")]
     pub(super) program: Vec<String>,
     /// Workload as a shell command, instead of PROGRAM ARGS
@@ -357,10 +361,13 @@ pub(super) enum Isolation {
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "flags")]
 pub(super) struct RunArgs {
-    /// With --local: input files, one task per file
+    /// With --local: input files, one task per file; - reads their names from standard input
     #[arg(value_name = "FILE")]
     pub(super) files: Vec<PathBuf>,
-    /// Workload: a program and its arguments (default: the mission's program, else a simulated workload)
+    #[command(flatten)]
+    pub(super) form: FormArgs,
+    /// Workload: a program and its arguments (default: the mission's program, else a simulated workload). {input},
+    /// {output}, {name}, {index}, {scratch} and {param.NAME} are replaced
     #[arg(last = true, value_name = "PROGRAM ARGS")]
     pub(super) program: Vec<String>,
     /// Run on this computer, without AWS; state and results are kept in DIR. Write --local=DIR if FILE follows

@@ -11,6 +11,7 @@ use crate::backend::fleet::Request;
 use crate::domain::ids::SrcId;
 use crate::domain::policy::Purchase;
 use crate::domain::printable;
+use crate::domain::work::{Inputs, ObjectName, Work};
 use crate::scheduler::{Checked, SubmitPlan};
 
 /// Above this number of tasks, one node per task is slow: EC2 launches two instances per second.
@@ -46,10 +47,10 @@ pub(super) fn print(
         return screen::json_to_stdout(&with_archived(line, archived));
     }
     let mission = screen::plain(plan.mission.as_str());
-    let mut text =
-        format!("mission {mission} would have {} tasks in s3://{}:\n", plan.srcs.len(), screen::plain(&plan.bucket));
+    let place = plan.bucket.as_ref().map(|bucket| format!(" in s3://{}", screen::plain(bucket))).unwrap_or_default();
+    let mut text = format!("mission {mission} would have {} tasks{place}:\n", plan.srcs.len());
     for src in plan.srcs.iter().take(SHOWN) {
-        text.push_str(&format!("  {}\n", screen::plain(src.as_str())));
+        text.push_str(&format!("  {}{}\n", screen::plain(src.as_str()), worked_on(&plan.work(src))));
     }
     if plan.srcs.len() > SHOWN {
         text.push_str(&format!("  and {} more\n", plan.srcs.len() - SHOWN));
@@ -73,6 +74,17 @@ pub(super) fn print(
     }
     text.push_str("nothing was changed\n");
     screen::to_stdout(&text);
+}
+
+/// Returns what a task works on, if that is not the object of its name.
+fn worked_on(work: &Work) -> String {
+    let mut parts: Vec<String> = match &work.inputs {
+        Inputs::Named | Inputs::None => Vec::new(),
+        Inputs::Key(key) => vec![key.clone()],
+        Inputs::Several(objects) => objects.iter().map(ObjectName::uri).collect(),
+    };
+    parts.extend(work.params.iter().map(|(name, value)| format!("{name}={value}")));
+    parts.iter().map(|part| format!("  {}", screen::plain(part))).collect()
 }
 
 fn request_json(request: &Request) -> serde_json::Value {

@@ -9,6 +9,8 @@ pub(super) const PROGRAM: &str = "Examples:
 pub(super) const RUN: &str = "Examples:
   lighthpc run --local input/*.txt -- ./work.sh        one task per file, on this computer
   lighthpc run --local --slots 4 -- ./work.sh          continue; run four tasks at a time
+  lighthpc run --local --csv t.csv -- ./work.sh {param.alpha}
+                                                       one task per row of a table
   lighthpc run                                         on a node: run the task in the instance's tag";
 
 pub(super) const STATUS: &str = "Examples:
@@ -49,7 +51,9 @@ pub(super) const FETCH: &str = "Examples:
 pub(super) const SUBMIT: &str = "Examples:
   lighthpc submit input/*.txt                         upload the files; one node per task
   lighthpc submit s3://my-bucket/reads/ --nodes 20     objects of a prefix; 20 nodes
-  lighthpc submit s3://my-bucket/reads/ --dry-run      show tasks, launch requests and prices";
+  lighthpc submit s3://my-bucket/reads/ --dry-run      show tasks, launch requests and prices
+  lighthpc submit --array 1-500 --nodes 20 -- ./work.sh {index}
+                                                       one task per number";
 
 pub(super) const SWEEP: &str = "Examples:
   lighthpc sweep                  one sweep

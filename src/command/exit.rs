@@ -216,6 +216,9 @@ pub fn of_scheduler(error: &SchedulerError) -> (ExitCode, Option<String>) {
             ExitCode::Usage,
             hint("an object can be only one task: copy it to another key, or remove it from the inputs"),
         ),
+        SchedulerError::OtherWork { .. } => {
+            (ExitCode::Usage, hint("name another mission with --mission: the same inputs are other tasks there"))
+        }
         SchedulerError::BadName(_) => (ExitCode::Usage, hint("check --mission and the keys of the inputs")),
     }
 }

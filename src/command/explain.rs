@@ -16,6 +16,7 @@ use crate::domain::mission::Mission;
 use crate::domain::printable;
 use crate::domain::task::{PastAttempt, State, Task};
 use crate::domain::verdict::Verdict;
+use crate::domain::work::{Inputs, ObjectName};
 use crate::render::{SCHEMA, task_json};
 use crate::summary::purchase_word;
 
@@ -73,6 +74,9 @@ fn page(task: &Task, mission: &Mission, place: &MissionPlace, log: Option<Result
     if let Some(fix) = what_to_do(task, mission, &place.flag()) {
         text.push_str(&line("what to do", &fix));
     }
+    for (name, value) in worked_on(task) {
+        text.push_str(&line(name, &value));
+    }
     text.push_str(&line("workload", &screen::duration(Duration::from_millis(task.time_cost_ms))));
     if let Some(result) = &task.result {
         let bytes = task.result_bytes.map(|bytes| format!(" ({bytes} bytes)")).unwrap_or_default();
@@ -122,6 +126,25 @@ fn page(task: &Task, mission: &Mission, place: &MissionPlace, log: Option<Result
         _ => format!("\nnext: lighthpc logs{flag} {id} {name}\n"),
     });
     text
+}
+
+/// Returns what the task works on, if that is not the object of its name.
+fn worked_on(task: &Task) -> Vec<(&'static str, String)> {
+    let work = match &task.work {
+        Ok(work) => work,
+        Err(what) => return vec![("input", format!("cannot be understood: {what}"))],
+    };
+    let inputs = match &work.inputs {
+        Inputs::Named | Inputs::None => None,
+        Inputs::Key(key) => Some(("input", key.clone())),
+        Inputs::Several(objects) => {
+            Some(("inputs", objects.iter().map(ObjectName::uri).collect::<Vec<_>>().join("  ")))
+        }
+    };
+    let index = work.index.map(|index| ("index", index.to_string()));
+    let params: Vec<String> = work.params.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let params = (!params.is_empty()).then(|| ("parameters", params.join("  ")));
+    inputs.into_iter().chain(index).chain(params).collect()
 }
 
 fn shown(uri: &str, place: &MissionPlace) -> String {

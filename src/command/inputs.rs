@@ -1,10 +1,16 @@
-//! The input files of a local mission, and their keys.
+//! The input files of a mission, their keys, and the tasks of a local mission.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
+use std::io::BufRead;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
 use super::failure::Failure;
-use crate::domain::ids::SrcId;
+use super::forms::{FormArgs, FormTask};
+use crate::domain::ids::{MissionId, SrcId};
+use crate::domain::work::{Inputs, ObjectName, Work};
+use local_cloud::SOURCE_BUCKET;
 
 /// An input file and its key in the source bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,8 +19,118 @@ pub(super) struct Input {
     pub(super) file: PathBuf,
 }
 
-/// The files that already are tasks: for each, its key, and whether the task is done.
-pub(super) type Known = HashMap<PathBuf, (SrcId, bool)>;
+/// A task of a local mission, with its files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct LocalTask {
+    pub(super) src: SrcId,
+    pub(super) work: Work,
+    pub(super) files: Vec<Input>,
+}
+
+/// Returns the files that the command line names; for `-`, those that standard input names, one on each line.
+pub(super) fn listed(files: Vec<PathBuf>) -> Result<Vec<PathBuf>, Failure> {
+    if files.iter().all(|file| file != Path::new("-")) {
+        return Ok(files);
+    }
+    if files.len() > 1 {
+        return Err(Failure::usage("- cannot be combined with other files", "use -, or name the files"));
+    }
+    let unreadable =
+        |error| Failure::usage(format!("standard input cannot be read: {error}"), "write one file on each line");
+    let lines = std::io::stdin().lock().split(b'\n').collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
+    let name = |mut line: Vec<u8>| {
+        line.truncate(line.strip_suffix(b"\r").map_or(line.len(), <[u8]>::len));
+        PathBuf::from(OsString::from_vec(line))
+    };
+    let files: Vec<PathBuf> = lines.into_iter().map(name).filter(|file| !file.as_os_str().is_empty()).collect();
+    if files.is_empty() {
+        return Err(Failure::usage("standard input names no file", "write one file on each line"));
+    }
+    Ok(files)
+}
+
+/// Returns the files among the inputs, with those of folders, as far as they are wanted. Hidden files of folders are not
+/// inputs; links to folders are not followed.
+pub(super) fn files(inputs: Vec<PathBuf>, form: &FormArgs) -> Result<Vec<PathBuf>, Failure> {
+    let mut files = Vec::new();
+    for input in inputs {
+        if !input.is_dir() {
+            files.extend(Some(input).filter(|file| form.is_wanted(&file.to_string_lossy())));
+            continue;
+        }
+        let before = files.len();
+        walk(&input, &mut files).map_err(|error| unusable(&input, &error))?;
+        if files.len() == before {
+            let message = format!("the folder {} has no files", input.display());
+            return Err(Failure::usage(message, "hidden files are no inputs"));
+        }
+        let is_wanted = |file: &PathBuf| form.is_wanted(&file.strip_prefix(&input).unwrap_or(file).to_string_lossy());
+        let found = files.split_off(before);
+        files.extend(found.into_iter().filter(is_wanted));
+    }
+    Ok(files)
+}
+
+/// Adds the files below a folder, in the order of their names.
+fn walk(folder: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
+    let mut entries = std::fs::read_dir(folder)?.collect::<std::io::Result<Vec<_>>>()?;
+    entries.sort_by_key(std::fs::DirEntry::file_name);
+    for entry in entries.into_iter().filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b".")) {
+        if entry.file_type()?.is_dir() {
+            walk(&entry.path(), files)?;
+        } else if entry.path().is_file() {
+            files.push(entry.path());
+        }
+    }
+    Ok(())
+}
+
+/// Returns the tasks of a local mission: those without files, the groups of the files, or one for each file. A group is
+/// named without the mission's id, which keys of later missions have.
+pub(super) fn tasks(
+    form: &FormArgs,
+    without_files: &[FormTask],
+    files: Vec<Input>,
+    mission: Option<&MissionId>,
+) -> Result<Vec<LocalTask>, Failure> {
+    let prefix = mission.map(|mission| format!("{mission}/")).unwrap_or_default();
+    let object = |input: &Input| ObjectName { bucket: SOURCE_BUCKET.to_owned(), key: input.src.to_string() };
+    let named = |input: &Input| {
+        let key = input.src.as_str();
+        (key.strip_prefix(&prefix).unwrap_or(key).to_owned(), object(input))
+    };
+    if let Some(groups) = form.groups(None, files.iter().map(named))? {
+        let files: HashMap<String, Input> = files.into_iter().map(|input| (input.src.to_string(), input)).collect();
+        let of_group = |FormTask { src, work }| {
+            let members = work.objects(&src, SOURCE_BUCKET);
+            let files = members.iter().filter_map(|object| files.get(&object.key).cloned()).collect();
+            LocalTask { src, work, files }
+        };
+        return Ok(groups.into_iter().map(of_group).collect());
+    }
+    let without =
+        without_files.iter().cloned().map(|FormTask { src, work }| LocalTask { src, work, files: Vec::new() });
+    let of_file = |input: Input| LocalTask { src: input.src.clone(), work: Work::default(), files: vec![input] };
+    Ok(without.chain(files.into_iter().map(of_file)).collect())
+}
+
+/// Returns the objects of a group's files.
+pub(super) fn objects_of(files: &[Input]) -> Inputs {
+    let object = |input: &Input| ObjectName { bucket: SOURCE_BUCKET.to_owned(), key: input.src.to_string() };
+    let mut objects: Vec<ObjectName> = files.iter().map(object).collect();
+    objects.sort();
+    Inputs::Several(objects)
+}
+
+/// The files that already are inputs: for each, its keys, and whether the task of each is done.
+pub(super) type Known = HashMap<PathBuf, Vec<(SrcId, bool)>>;
+
+/// Returns the key of a file that already is an input: of several keys, the one that has its name.
+fn known_key<'a>(known: &'a Known, path: &Path) -> Option<&'a (SrcId, bool)> {
+    let keys = known.get(path).or_else(|| known.get(&path.canonicalize().ok()?))?;
+    let name = path.file_name().and_then(|name| name.to_str());
+    keys.iter().find(|(src, _)| src.as_str().rsplit('/').next() == name).or_else(|| keys.first())
+}
 
 /// Checks the files and assigns keys. A file that already is a task keeps its key. New files get their file names if
 /// these differ, else their paths below the common folder of all files. A file that is given twice counts once.
@@ -27,8 +143,7 @@ pub(super) fn read(files: &[PathBuf], known: &Known) -> Result<Vec<Input>, Failu
         if !seen.insert(path.clone()) {
             continue;
         }
-        let task = known.get(&path).or_else(|| known.get(&path.canonicalize().ok()?));
-        match task {
+        match known_key(known, &path) {
             // A finished task does not need its input. The review reports that the file is missing.
             Some((src, true)) if !path.exists() => {
                 inputs.push(Input { src: src.clone(), file: path });
@@ -43,7 +158,7 @@ pub(super) fn read(files: &[PathBuf], known: &Known) -> Result<Vec<Input>, Failu
             }
         }
     }
-    let taken: HashSet<&str> = known.values().map(|(src, _)| src.as_str()).collect();
+    let taken: HashSet<&str> = known.values().flatten().map(|(src, _)| src.as_str()).collect();
     let mut names = HashSet::new();
     let mut by_name = true;
     for path in &new {
@@ -139,7 +254,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let real = dir.path().canonicalize().unwrap();
         assert_eq!(keys(&real, &["x/1.fa", "y/1.fa"]), ["x/1.fa", "y/1.fa"]);
-        let known = Known::from([(real.join("x/1.fa"), (SrcId::new("1.fa").unwrap(), true))]);
+        let known = Known::from([(real.join("x/1.fa"), vec![(SrcId::new("1.fa").unwrap(), true)])]);
 
         let files = [real.join("x/../x/1.fa"), real.join("y/1.fa")];
         let named: Vec<String> = read(&files, &known).unwrap().iter().map(|input| input.src.to_string()).collect();

@@ -80,7 +80,8 @@ pub(super) fn parse(local: &Path, is_folder: bool, files: &[PathBuf]) -> Result<
         }
         return Ok((local.to_owned(), files.to_vec()));
     }
-    if local.is_file() {
+    // `-` is the list of the input files.
+    if local.is_file() || local == Path::new("-") {
         let files = std::iter::once(local.to_owned()).chain(files.iter().cloned()).collect();
         return Ok((default, files));
     }

@@ -14,15 +14,15 @@ use tokio::task::JoinSet;
 
 use super::cli::RunArgs;
 use super::failure::Failure;
-use super::inputs::{self, Known};
+use super::inputs::{self, Known, LocalTask};
 use super::plan::{self, Preparing, RunPlan};
 use super::review::{Review, shown};
 use super::screen::{self, Screen};
-use super::{local_dir, node, signals, trust, watch};
+use super::{forms, local_dir, node, signals, trust, watch};
 use crate::backend::Backend;
 use crate::backend::machine::EndOrder;
 use crate::command::exit::ExitCode;
-use crate::domain::ids::SrcId;
+use crate::domain::ids::{MissionId, SrcId};
 use crate::domain::keys::{INDEX_NAME, log_key};
 use crate::domain::mission::Mission;
 use crate::domain::task::{State, Task};
@@ -45,27 +45,45 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<ExitCode, Failure> {
     let (dir, files) = local_dir::parse(local, args.local_is_folder, &args.files)?;
     trust::check(&dir, &args.trust_folder)?;
     let mut settings = node::settings(&args)?;
+    args.form.check(!files.is_empty())?;
+    let has_inputs = !files.is_empty();
+    let files = inputs::files(inputs::listed(files)?, &args.form)?;
+    if has_inputs && files.is_empty() {
+        return Err(Failure::usage("no input is left by --include and --exclude", "correct the patterns"));
+    }
+    let exec = forms::command_line(&args.program, args.exec.as_deref())?;
+    // Read once: it may be standard input.
+    let without_files = args.form.tasks(None)?.unwrap_or_default();
+    let tasks = |known: &Known, mission: Option<&MissionId>| {
+        inputs::tasks(&args.form, &without_files, inputs::read(&files, known)?, mission)
+    };
     if !dir.join(".lighthpc").exists() {
         // Checked before anything is written.
-        let inputs = inputs::read(&files, &Known::new())?;
-        plan::check_new(&dir, &settings, &inputs)?;
+        let tasks = tasks(&Known::new(), None)?;
+        check_workload(exec.as_deref(), &tasks)?;
+        plan::check_new(&dir, &settings, &tasks)?;
     }
     let cloud = LocalCloud::open(&dir)?;
     let backend = local_dir::backend(&cloud, None);
     backend.ledger.create_tables().await?;
     let rows = plan::rows(&backend).await?;
-    let inputs = inputs::read(&files, &plan::known(&rows, &cloud))?;
+    let missions = backend.ledger.missions().await?;
+    let id = plan::id_of(settings.mission.as_ref(), &missions);
+    let tasks = tasks(&plan::known(&rows, &cloud, &id), Some(&id))?;
+    let tasks = plan::name_apart(&rows, &cloud, tasks, &id)?;
 
-    plan::refuse_foreign_tasks(&rows, &inputs, settings.mission.as_ref())?;
-    plan::refuse_unknown_task(&rows, &inputs, settings.src.as_ref())?;
-    let mission = plan::find_or_make(&backend, &dir, &args, &settings, &inputs).await?;
+    check_workload(exec.as_deref(), &tasks)?;
+    plan::refuse_other_tasks(&rows, &tasks, &id)?;
+    plan::refuse_other_files(&cloud, &tasks)?;
+    plan::refuse_unknown_task(&rows, &tasks, settings.src.as_ref())?;
+    let mission = plan::find_or_make(&backend, &dir, exec, &settings, (missions, &tasks)).await?;
     plan::refuse_cancelled(&mission, &dir)?;
     if mission.exec.is_none() {
         screen::to_stderr(
             "note: no program is given, so each task runs the simulated workload (hint: add -- PROGRAM)\n",
         );
     }
-    let preparing = Preparing { backend: &backend, cloud: &cloud, inputs: &inputs, started };
+    let preparing = Preparing { backend: &backend, cloud: &cloud, tasks: &tasks, started };
     preparing.add_tasks(&mission, &rows).await?;
     drop(rows);
     let plan = preparing.plan(&mission, settings.src.take()).await?;
@@ -108,6 +126,12 @@ pub(super) async fn run(args: Box<RunArgs>) -> Result<ExitCode, Failure> {
     run.screen.close();
     removal.end().await;
     run.conclude(&backend, review, notified_before, started.elapsed()).await
+}
+
+/// Checks the placeholders of the workload for each task.
+fn check_workload(exec: Option<&str>, tasks: &[LocalTask]) -> Result<(), Failure> {
+    let Some(exec) = exec else { return Ok(()) };
+    tasks.iter().try_for_each(|task| forms::check_workload(exec, &task.src, &task.work))
 }
 
 /// Returns the folder for the files of attempts. In another user's mission folder, which must be trusted, this user

@@ -12,6 +12,7 @@ mod failure;
 mod fetch;
 mod filter;
 mod flags;
+mod forms;
 mod inputs;
 mod lambda;
 mod list;

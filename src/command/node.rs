@@ -22,13 +22,14 @@ const LOG_EVERY: Duration = Duration::from_mins(1);
 
 pub(super) async fn run(args: Box<RunArgs>, logs: Result<(), Failure>) -> Result<ExitCode, Failure> {
     let order = args.end_order();
-    if let Some(file) = args.files.first() {
+    let file = args.files.first().map(|file| format!("input file {}", file.display()));
+    if let Some(what) = file.or_else(|| args.form.is_given().then(|| "tasks".to_owned())) {
         // The user probably forgot `--local`. Only an explicit order shows that this is a node.
         if order == EndOrder::Terminate {
             end_machine(args.power_off_command.as_deref(), order).await;
         }
         return Err(Failure::usage(
-            format!("input file {} without --local: a node takes its task from its instance's tag", file.display()),
+            format!("{what} without --local: a node takes its task from its instance's tag"),
             "add --local to process these files on this computer; put the program after `--`",
         ));
     }

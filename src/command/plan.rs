@@ -4,19 +4,21 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::Path;
 use std::time::Instant;
 
-use super::cli::RunArgs;
 use super::failure::Failure;
-use super::inputs::{Input, Known};
+use super::forms;
+use super::inputs::{self, Input, Known, LocalTask};
 use super::review::Review;
 use super::screen::{self, Preparation};
 use crate::backend::Backend;
-use crate::backend::ledger::{NewMission, NewTask, Redrive};
+use crate::backend::ledger::{Made, NewMission, NewTask, Redrive};
 use crate::backend::parallel::Parallel;
 use crate::clock;
 use crate::command::exit::ExitCode;
 use crate::domain::ids::{MissionId, SrcId};
+use crate::domain::keys::task_name;
 use crate::domain::mission::{Mission, Notified};
 use crate::domain::task::{State, Task};
+use crate::domain::work::{Inputs, ObjectName};
 use crate::worker::NodeSettings;
 use local_cloud::{LocalCloud, SOURCE_BUCKET};
 
@@ -41,18 +43,27 @@ pub(super) async fn rows(backend: &Backend) -> Result<Rows, Failure> {
     Ok(rows)
 }
 
-/// Refuses inputs that belong to another mission of the folder: a task counts for one mission only.
-pub(super) fn refuse_foreign_tasks(rows: &Rows, inputs: &[Input], mission: Option<&MissionId>) -> Result<(), Failure> {
-    let Some(ours) = mission else { return Ok(()) };
-    for input in inputs {
-        let theirs = rows.get(&input.src).and_then(|row| row.mission.as_ref());
-        if let Some(theirs) = theirs.filter(|theirs| *theirs != ours) {
+/// Refuses tasks that belong to another mission of the folder, and names of tasks that work on something else.
+pub(super) fn refuse_other_tasks(rows: &Rows, tasks: &[LocalTask], ours: &MissionId) -> Result<(), Failure> {
+    for task in tasks {
+        let Some(row) = rows.get(&task.src) else { continue };
+        if let Some(theirs) = row.mission.as_ref().filter(|theirs| *theirs != ours) {
             return Err(Failure::usage(
                 format!(
                     "{} already belongs to mission {theirs} in this folder and cannot also belong to {ours}",
-                    input.src
+                    task.src
                 ),
                 "use another folder with --local=DIR",
+            ));
+        }
+        let difference = match &row.work {
+            Ok(theirs) => task.work.difference(theirs),
+            Err(what) => Some(format!("attributes that cannot be understood: {what}")),
+        };
+        if let Some(difference) = difference {
+            return Err(Failure::usage(
+                format!("task {} exists in this folder, and it has {difference}", task.src),
+                "name another mission with --mission, or another folder with --local=DIR",
             ));
         }
     }
@@ -60,8 +71,8 @@ pub(super) fn refuse_foreign_tasks(rows: &Rows, inputs: &[Input], mission: Optio
 }
 
 /// Refuses a task that `--src-id` names if it neither exists nor is among the inputs.
-pub(super) fn refuse_unknown_task(rows: &Rows, inputs: &[Input], src: Option<&SrcId>) -> Result<(), Failure> {
-    let is_known = |src: &SrcId| rows.contains_key(src) || inputs.iter().any(|input| input.src == *src);
+pub(super) fn refuse_unknown_task(rows: &Rows, tasks: &[LocalTask], src: Option<&SrcId>) -> Result<(), Failure> {
+    let is_known = |src: &SrcId| rows.contains_key(src) || tasks.iter().any(|task| task.src == *src);
     match src.filter(|src| !is_known(src)) {
         None => Ok(()),
         Some(src) => Err(Failure::usage(
@@ -72,34 +83,98 @@ pub(super) fn refuse_unknown_task(rows: &Rows, inputs: &[Input], src: Option<&Sr
 }
 
 /// Checks what a folder that does not exist yet is to hold.
-pub(super) fn check_new(dir: &Path, settings: &NodeSettings, inputs: &[Input]) -> Result<(), Failure> {
-    if inputs.is_empty() {
+pub(super) fn check_new(dir: &Path, settings: &NodeSettings, tasks: &[LocalTask]) -> Result<(), Failure> {
+    if tasks.is_empty() {
         return Err(no_mission(dir, settings.mission.as_ref()));
     }
     settings.mission.as_ref().map(new_id).transpose()?;
-    refuse_unknown_task(&Rows::new(), inputs, settings.src.as_ref())
+    refuse_unknown_task(&Rows::new(), tasks, settings.src.as_ref())
 }
 
 fn new_id(id: &MissionId) -> Result<MissionId, Failure> {
     MissionId::for_a_new_mission(id.as_str()).map_err(|error| Failure::usage(error, "give another id with --mission"))
 }
 
+/// Returns the id of the mission to run: the named one, the folder's only one, or the default.
+pub(super) fn id_of(named: Option<&MissionId>, missions: &[Mission]) -> MissionId {
+    match (named, missions) {
+        (Some(id), _) => id.clone(),
+        (None, [only]) => only.id.clone(),
+        (None, _) => MissionId::new(DEFAULT_MISSION).expect("a constant name is legal"),
+    }
+}
+
+/// Puts the mission's id before the names that tasks of the folder's other missions have, and before the keys that
+/// stand for other files.
+///
+/// # Errors
+/// Two tasks would have one name.
+pub(super) fn name_apart(
+    rows: &Rows,
+    cloud: &LocalCloud,
+    tasks: Vec<LocalTask>,
+    mission: &MissionId,
+) -> Result<Vec<LocalTask>, Failure> {
+    let below = |name: &SrcId| {
+        task_name(Some(mission), name.as_str()).map_err(|error| Failure::usage(error, "give the file another name"))
+    };
+    let is_anothers = |src: &SrcId| {
+        let theirs = rows.get(src).and_then(|row| row.mission.as_ref());
+        theirs.is_some_and(|theirs| theirs != mission)
+    };
+    let is_other_file = |input: &Input| {
+        let linked = cloud.object_path(SOURCE_BUCKET, input.src.as_str()).canonicalize();
+        linked.is_ok_and(|linked| input.file.canonicalize().is_ok_and(|real| real != linked))
+    };
+    let (mut apart, mut seen) = (Vec::with_capacity(tasks.len()), HashSet::new());
+    for mut task in tasks {
+        if task.work.inputs == Inputs::Named {
+            // The file of such a task has its name, and a row of this mission keeps both.
+            let is_known = rows.get(&task.src).is_some_and(|row| row.mission.as_ref() == Some(mission));
+            if is_anothers(&task.src) || !is_known && task.files.iter().any(is_other_file) {
+                task.src = below(&task.src)?;
+                task.files.iter_mut().for_each(|input| input.src = task.src.clone());
+            }
+        } else {
+            if is_anothers(&task.src) {
+                task.src = below(&task.src)?;
+            }
+            for input in &mut task.files {
+                if is_other_file(input) {
+                    input.src = below(&input.src)?;
+                }
+            }
+            if matches!(task.work.inputs, Inputs::Several(_)) {
+                task.work.inputs = inputs::objects_of(&task.files);
+            }
+        }
+        if !seen.insert(task.src.clone()) {
+            let message = format!("two tasks would have the name {}", task.src);
+            return Err(Failure::usage(
+                message,
+                "give one of them another name, or use another folder with --local=DIR",
+            ));
+        }
+        apart.push(task);
+    }
+    Ok(apart)
+}
+
+/// Refuses files that would replace others, before anything is written.
+pub(super) fn refuse_other_files(cloud: &LocalCloud, tasks: &[LocalTask]) -> Result<(), Failure> {
+    tasks.iter().flat_map(|task| &task.files).try_for_each(|input| is_linked(cloud, input).map(drop))
+}
+
 /// Finds the folder's mission, or creates it from the inputs.
 pub(super) async fn find_or_make(
     backend: &Backend,
     dir: &Path,
-    args: &RunArgs,
+    exec: Option<String>,
     settings: &NodeSettings,
-    inputs: &[Input],
+    (missions, tasks): (Vec<Mission>, &[LocalTask]),
 ) -> Result<Mission, Failure> {
-    let missions = backend.ledger.missions().await?;
-    let id = match (&settings.mission, missions.as_slice()) {
-        (Some(id), _) => id.clone(),
-        (None, [only]) => only.id.clone(),
-        (None, _) => MissionId::new(DEFAULT_MISSION).expect("a constant name is legal"),
-    };
-    let exec = command_line(args);
-    if inputs.is_empty() && settings.mission.is_none() && missions.len() > 1 {
+    let id = id_of(settings.mission.as_ref(), &missions);
+    if tasks.is_empty() && settings.mission.is_none() && missions.len() > 1 {
         let ids: Vec<&str> = missions.iter().map(|mission| mission.id.as_str()).collect();
         return Err(Failure::usage(
             format!("{} has {} missions: {}", dir.display(), ids.len(), ids.join(", ")),
@@ -107,24 +182,36 @@ pub(super) async fn find_or_make(
         ));
     }
     if let Some(mission) = missions.into_iter().find(|mission| mission.id == id) {
+        if let Some(exec) = exec.as_ref().or(mission.exec.as_ref()) {
+            tasks.iter().try_for_each(|task| forms::check_workload(exec, &task.src, &task.work))?;
+        }
         // Without a program, it is the mission's.
         if exec == mission.exec || exec.is_none() {
             return Ok(mission);
         }
-        let mut done = 0;
-        backend.ledger.each_task(Some(&id), |task| done += u64::from(task.state == State::Done)).await?;
+        let (mut done, mut unfit) = (0, None);
+        let each = |task: Task| {
+            done += u64::from(task.state == State::Done);
+            if let (Some(exec), Ok(work), None) = (&exec, &task.work, &unfit) {
+                unfit = forms::check_workload(exec, &task.src, work).err();
+            }
+        };
+        backend.ledger.each_task(Some(&id), each).await?;
         if done > 0 {
             return Err(other_program(dir, &mission, exec.as_deref()));
+        }
+        if let Some(unfit) = unfit {
+            return Err(unfit);
         }
         // No result exists yet, so the command may still be corrected.
         backend.ledger.set_exec(&id, exec.as_deref()).await?;
         return Ok(Mission { exec, ..mission });
     }
-    if inputs.is_empty() {
+    if tasks.is_empty() {
         return Err(no_mission(dir, settings.mission.as_ref()));
     }
     let id = new_id(&id)?;
-    let trans_number = inputs.len() as u64;
+    let trans_number = tasks.len() as u64;
     let new = NewMission { exec, now: clock::now_rfc3339(), ..NewMission::of(id.clone(), trans_number) };
     backend.ledger.create_mission(&new).await?;
     let made = backend.ledger.mission(&id).await?;
@@ -160,21 +247,24 @@ pub(super) fn no_mission(dir: &Path, named: Option<&MissionId>) -> Failure {
     }
 }
 
-/// Returns the files that already are tasks. A file keeps its first key, whatever files are added later.
-pub(super) fn known(rows: &Rows, cloud: &LocalCloud) -> Known {
-    let file = |task: &Task| {
-        let link = std::fs::read_link(cloud.object_path(SOURCE_BUCKET, task.src.as_str())).ok()?;
-        Some((link, (task.src.clone(), task.state == State::Done)))
+/// Returns the files that already are tasks of the mission. A file keeps its first key, whatever files are added later.
+pub(super) fn known(rows: &Rows, cloud: &LocalCloud, mission: &MissionId) -> Known {
+    let files = |task: &Task| {
+        let is_done = task.state == State::Done;
+        let work = task.work.clone().unwrap_or_default();
+        let objects = work.objects(&task.src, SOURCE_BUCKET).into_iter();
+        let file = |object: ObjectName| {
+            let link = std::fs::read_link(cloud.object_path(SOURCE_BUCKET, &object.key)).ok()?;
+            Some((link, (SrcId::new(object.key).ok()?, is_done)))
+        };
+        objects.filter_map(file).collect::<Vec<_>>()
     };
-    rows.values().filter_map(file).collect()
-}
-
-/// Returns the workload as one line for `sh`. The mission's row stores it for `status` and for later runs.
-fn command_line(args: &RunArgs) -> Option<String> {
-    if !args.program.is_empty() {
-        return Some(shell_words::join(&args.program));
+    let is_its = |task: &&Task| task.mission.as_ref().is_none_or(|theirs| theirs == mission);
+    let mut known = Known::new();
+    for (file, key) in rows.values().filter(is_its).flat_map(files) {
+        known.entry(file).or_default().push(key);
     }
-    args.exec.clone().filter(|exec| !exec.trim().is_empty())
+    known
 }
 
 fn other_program(dir: &Path, mission: &Mission, exec: Option<&str>) -> Failure {
@@ -187,12 +277,12 @@ fn other_program(dir: &Path, mission: &Mission, exec: Option<&str>) -> Failure {
     )
 }
 
-/// The preparation of a run: a folder's cloud, and the inputs that the command line names.
+/// The preparation of a run: a folder's cloud, and the tasks that the command line names.
 #[derive(Clone, Copy)]
 pub(super) struct Preparing<'a> {
     pub(super) backend: &'a Backend,
     pub(super) cloud: &'a LocalCloud,
-    pub(super) inputs: &'a [Input],
+    pub(super) tasks: &'a [LocalTask],
     /// When the command was started; progress is shown after a while.
     pub(super) started: Instant,
 }
@@ -200,33 +290,25 @@ pub(super) struct Preparing<'a> {
 impl Preparing<'_> {
     /// Creates the missing rows, and sets the mission's number of tasks.
     pub(super) async fn add_tasks(&self, mission: &Mission, rows: &Rows) -> Result<(), Failure> {
-        let Self { backend, cloud, inputs, started } = *self;
-        let mut progress = Preparation::new("preparing tasks", inputs.len() as u64, started);
+        let Self { backend, cloud, tasks: given, started } = *self;
+        let mut progress = Preparation::new("preparing tasks", given.len() as u64, started);
         // In chunks, to bound the memory for the rows of a large mission.
-        for (part, inputs) in (0..).zip(inputs.chunks(LINKED_AT_ONCE)) {
+        for (part, given) in (0..).zip(given.chunks(LINKED_AT_ONCE)) {
             let mut tasks = Vec::new();
-            for (n, Input { src, file }) in (part * LINKED_AT_ONCE as u64..).zip(inputs) {
+            for (n, task) in (part * LINKED_AT_ONCE as u64..).zip(given) {
                 progress.at(n);
-                let Ok(real) = file.canonicalize() else { continue };
-                let object = cloud.object_path(SOURCE_BUCKET, src.as_str());
-                let linked = object.canonicalize().ok();
-                if let Some(linked) = linked.as_ref().filter(|linked| **linked != real) {
-                    return Err(Failure::usage(
-                        format!("{} and {} would be the same task, {src}", linked.display(), real.display()),
-                        "use another folder with --local=DIR for the second file",
-                    ));
+                let mut is_there = rows.contains_key(&task.src);
+                for input in &task.files {
+                    is_there &= link(cloud, input)?;
                 }
-                if linked.is_some() && rows.contains_key(src) {
+                if is_there || task.files.iter().any(|input| !input.file.exists()) {
                     continue;
                 }
-                let link = cloud.link_object(SOURCE_BUCKET, src.as_str(), &real);
-                link.map_err(|error| {
-                    Failure::usage(format!("{}: {error}", real.display()), "check its permissions and the folder's")
-                })?;
                 tasks.push(NewTask {
-                    src: src.clone(),
+                    src: task.src.clone(),
                     mission: Some((mission.id.clone(), mission.tally_shards)),
-                    bucket: SOURCE_BUCKET.to_owned(),
+                    bucket: task.work.needs_bucket().then(|| SOURCE_BUCKET.to_owned()),
+                    work: task.work.clone(),
                     now: clock::now_rfc3339(),
                     trigger_time: clock::now_rfc3339(),
                     trigger: "lighthpc run --local".to_owned(),
@@ -241,7 +323,12 @@ impl Preparing<'_> {
             while let Some(made) = writes.next().await {
                 let made =
                     made.map_err(|panic| Failure { exit: ExitCode::Internal, error: panic.into(), hint: None })?;
-                made.map(drop).map_err(Failure::from)?;
+                if let Made::There(task) = made.map_err(Failure::from)?
+                    && !rows.contains_key(&task.src)
+                {
+                    let message = format!("task {} was made twice", task.src);
+                    return Err(Failure::usage(message, "run the same command again"));
+                }
             }
         }
         drop(progress);
@@ -255,10 +342,10 @@ impl Preparing<'_> {
 
     /// Determines from the tables which tasks to run. Failed tasks are retried: the user may have fixed the cause.
     pub(super) async fn plan(&self, mission: &Mission, only: Option<SrcId>) -> Result<RunPlan, Failure> {
-        let Self { backend, cloud, inputs, started } = *self;
+        let Self { backend, cloud, tasks: given, started } = *self;
         let mut tasks = Vec::new();
         backend.ledger.each_task(Some(&mission.id), |task| tasks.push(task)).await?;
-        let named: HashSet<&SrcId> = inputs.iter().map(|input| &input.src).collect();
+        let named: HashSet<&SrcId> = given.iter().map(|task| &task.src).collect();
         let is_wanted = |task: &Task| match &only {
             Some(src) => task.src == *src,
             None => named.is_empty() || named.contains(&task.src),
@@ -299,6 +386,32 @@ impl Preparing<'_> {
         }
         Ok(RunPlan { queue, total: tasks.len() as u64, ended: done.len() as u64, review })
     }
+}
+
+/// Returns whether an input file is linked as an object, or is gone.
+fn is_linked(cloud: &LocalCloud, input: &Input) -> Result<bool, Failure> {
+    let Input { src, file } = input;
+    let Ok(real) = file.canonicalize() else { return Ok(true) };
+    match cloud.object_path(SOURCE_BUCKET, src.as_str()).canonicalize() {
+        Ok(linked) if linked != real => Err(Failure::usage(
+            format!("{} and {} would be the same input, {src}", linked.display(), real.display()),
+            "use another folder with --local=DIR for the second file",
+        )),
+        Ok(_) => Ok(true),
+        Err(_) => Ok(false),
+    }
+}
+
+/// Links an input file as an object, and returns whether it was linked before.
+fn link(cloud: &LocalCloud, input: &Input) -> Result<bool, Failure> {
+    if is_linked(cloud, input)? {
+        return Ok(true);
+    }
+    let real = input.file.canonicalize();
+    let linked = real.and_then(|real| cloud.link_object(SOURCE_BUCKET, input.src.as_str(), &real));
+    linked.map(|()| false).map_err(|error| {
+        Failure::usage(format!("{}: {error}", input.file.display()), "check its permissions and the folder's")
+    })
 }
 
 /// The tasks to run.

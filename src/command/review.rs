@@ -12,6 +12,7 @@ use crate::clock;
 use crate::domain::ids::SrcId;
 use crate::domain::keys::INDEX_NAME;
 use crate::domain::task::{State, Task};
+use crate::domain::work::Inputs;
 use local_cloud::{LocalCloud, ObjectState, RESULT_BUCKET, SOURCE_BUCKET};
 
 /// The number of changes of one kind that are printed.
@@ -126,7 +127,8 @@ impl Review {
     }
 
     fn input(&self, task: &Task, is_named: bool) -> Option<(Change, PathBuf)> {
-        if task.bucket.as_deref() != Some(SOURCE_BUCKET) {
+        let is_plain = task.work.as_ref().is_ok_and(|work| work.inputs == Inputs::Named);
+        if !is_plain || task.bucket.as_deref() != Some(SOURCE_BUCKET) {
             return None;
         }
         let link = self.cloud.object_path(SOURCE_BUCKET, task.src.as_str());

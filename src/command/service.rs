@@ -10,7 +10,7 @@ use crate::worker::{Report, Step};
 
 /// Watchdog notifications per watchdog period: two can be missed.
 const BEATS: u32 = 3;
-/// The minimum time between two status notifications. The progress can change twice a second.
+/// The minimum time between two status notifications. The progress can change twice a second at the most.
 const STATUS_PERIOD: Duration = Duration::from_secs(1);
 
 /// Notifies systemd that the node is ready, and from now on that it is alive (the watchdog of `WATCHDOG_USEC`) and

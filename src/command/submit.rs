@@ -1,6 +1,6 @@
 //! `lighthpc submit`: creates a mission from many inputs, its rows and its nodes.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::BufRead;
 use std::path::PathBuf;
 
@@ -10,42 +10,77 @@ use super::cli::SubmitArgs;
 use super::dry_run::{self, with_archived};
 use super::estimate::{Estimate, PlannedWork};
 use super::failure::Failure;
+use super::forms::{FormArgs, FormTask};
 use super::inputs::{self, Input, Known};
-use super::{scheduling, screen, wait};
+use super::{forms, scheduling, screen, wait};
 use crate::backend::parallel::Parallel;
 use crate::backend::store::{OBJECT_BYTES_MAX, StoreError, files_parallel};
 use crate::backend::{Kind, error_chain};
 use crate::clock;
 use crate::command::exit::{self, ExitCode};
 use crate::domain::ids::{MissionId, SrcId};
+use crate::domain::keys::task_name;
 use crate::domain::printable;
+use crate::domain::work::{Inputs, Work};
 use crate::scheduler::{Checked, Scheduler, SubmitPlan, Submitted};
 
-/// The source of the inputs.
-enum Source {
-    /// Existing objects. From a listing, also those that are archived.
-    Keys { bucket: String, srcs: Vec<SrcId>, archived: Vec<SrcId> },
+/// The tasks of a submission, and their inputs.
+#[derive(Default)]
+struct Source {
+    /// The bucket of the inputs, if there are any.
+    bucket: Option<String>,
+    /// The names of the tasks.
+    srcs: Vec<SrcId>,
+    /// What tasks work on, if that is not the object of their name.
+    works: HashMap<SrcId, Work>,
     /// Local files, which are uploaded first.
-    Files(Vec<Input>),
+    files: Vec<Input>,
+    /// Objects of a listing that are archived.
+    archived: Vec<SrcId>,
+}
+
+impl Source {
+    /// Makes one task for each object. An object below `<mission>/` has its task's name already.
+    fn of_keys(mission: &MissionId, bucket: String, keys: Vec<String>) -> Result<Self, Failure> {
+        let prefix = format!("{mission}/");
+        let mut source = Self { bucket: Some(bucket), ..Self::default() };
+        let names: HashSet<String> = keys.iter().filter(|key| key.starts_with(&prefix)).cloned().collect();
+        for key in keys {
+            if key.starts_with(&prefix) {
+                source.srcs.push(src(&key)?);
+                continue;
+            }
+            if names.contains(&format!("{prefix}{key}")) {
+                let message = format!(
+                    "the objects {} and {prefix}{} would be one task",
+                    screen::plain(&key),
+                    screen::plain(&key)
+                );
+                return Err(Failure::usage(message, "submit them to two missions, or select one with --include"));
+            }
+            let name = task_name(Some(mission), &key).map_err(|error| Failure::usage(error, "use another key"))?;
+            source.works.insert(name.clone(), Work { inputs: Inputs::Key(src(&key)?.to_string()), ..Work::default() });
+            source.srcs.push(name);
+        }
+        Ok(source)
+    }
+
+    fn of_form(tasks: Vec<FormTask>) -> Self {
+        let srcs = tasks.iter().map(|task| task.src.clone()).collect();
+        let works = tasks.into_iter().map(|task| (task.src, task.work)).collect();
+        Self { srcs, works, ..Self::default() }
+    }
 }
 
 pub(super) async fn run(args: SubmitArgs) -> Result<ExitCode, Failure> {
     let mission = mission_id(&args)?;
+    args.form.check(!args.inputs.is_empty())?;
+    let exec = exec(&args)?;
     let scheduler = scheduling::scheduler(&args.scheduler).await?;
-    let source = source(&args, &scheduler).await?;
-    let own = scheduler.settings.source_bucket.clone();
-    let no_bucket = || Failure::usage("no source bucket is set", "set --source-bucket or LIGHTHPC_SOURCE_BUCKET");
-    let (bucket, srcs, files, archived) = match source {
-        Source::Keys { bucket, srcs, archived } => (bucket, srcs, Vec::new(), archived),
-        Source::Files(files) => {
-            let files = files.into_iter().map(|input| under(&mission, input)).collect::<Result<Vec<_>, _>>()?;
-            let srcs = files.iter().map(|input| input.src.clone()).collect();
-            (own.ok_or_else(no_bucket)?, srcs, files, Vec::new())
-        }
-    };
-    if scheduler.settings.result_bucket.as_deref() == Some(&bucket) {
+    let Source { bucket, srcs, works, files, archived } = source(&args, &mission, &scheduler).await?;
+    if bucket.is_some() && scheduler.settings.result_bucket == bucket {
         return Err(Failure::usage(
-            format!("{bucket} is the result bucket and cannot hold inputs"),
+            format!("{} is the result bucket and cannot hold inputs", bucket.unwrap_or_default()),
             "use another bucket for the inputs: results must not become tasks",
         ));
     }
@@ -55,21 +90,35 @@ pub(super) async fn run(args: SubmitArgs) -> Result<ExitCode, Failure> {
             "check the prefix or the list; a mission needs at least one input",
         ));
     }
-    let plan = SubmitPlan {
+    if args.uploads == Some(true) && args.form.group_by.is_some() {
+        return Err(Failure::usage(
+            "--group-by cannot be used with --uploads yes, which makes a task of each object under the mission's prefix",
+            "remove --uploads yes",
+        ));
+    }
+    let mut plan = SubmitPlan {
         mission,
         name: args.name.clone(),
         bucket,
         srcs: unique(srcs),
-        exec: exec(&args),
+        works,
+        exec,
         nodes: args.nodes,
         slots: args.slots,
         uploads: args.uploads,
         notify_on: args.notify_on,
     };
+    scheduler.keep_names(&mut plan).await?;
     // All checks that can refuse the submission come first, with and without --dry-run.
-    check_bucket(&scheduler, &plan.bucket, files.first()).await?;
+    if let Some(bucket) = &plan.bucket {
+        check_bucket(&scheduler, bucket, files.first()).await?;
+    }
     let checked = scheduler.check(&plan, !args.no_launch).await?;
-    warn_of_archived(&plan.bucket, plan.srcs.len(), &archived);
+    let stored = checked.mission.as_ref().and_then(|mission| mission.exec.as_ref());
+    if let Some(exec) = plan.exec.as_ref().or(stored) {
+        plan.srcs.iter().try_for_each(|src| forms::check_workload(exec, src, &plan.work(src)))?;
+    }
+    warn_of_archived(plan.bucket.as_deref(), plan.srcs.len(), &archived);
     let work = work(&args, &plan, &checked);
     let estimate = Estimate::read(&scheduler, &checked.requests, &args.on_demand_prices, work).await;
     if args.dry_run {
@@ -152,9 +201,9 @@ async fn check_bucket(scheduler: &Scheduler, bucket: &str, file: Option<&Input>)
 }
 
 /// Warns about archived inputs, which nodes cannot read until they are restored. Only a listing reports them.
-fn warn_of_archived(bucket: &str, all: usize, archived: &[SrcId]) {
+fn warn_of_archived(bucket: Option<&str>, all: usize, archived: &[SrcId]) {
     const SHOWN: usize = 3;
-    let Some(first) = archived.first() else { return };
+    let (Some(bucket), Some(first)) = (bucket, archived.first()) else { return };
     let some: Vec<String> = archived.iter().take(SHOWN).map(|src| screen::plain(src.as_str())).collect();
     let more = if archived.len() > SHOWN { format!(", and {} more", archived.len() - SHOWN) } else { String::new() };
     screen::to_stderr(&format!(
@@ -167,29 +216,55 @@ fn warn_of_archived(bucket: &str, all: usize, archived: &[SrcId]) {
     ));
 }
 
-fn exec(args: &SubmitArgs) -> Option<String> {
-    if args.program.is_empty() {
-        return args.exec.clone().filter(|exec| !exec.trim().is_empty());
-    }
-    Some(shell_words::join(&args.program))
+/// Returns the workload as a line for a shell.
+fn exec(args: &SubmitArgs) -> Result<Option<String>, Failure> {
+    forms::command_line(&args.program, args.exec.as_deref())
 }
 
-async fn source(args: &SubmitArgs, scheduler: &Scheduler) -> Result<Source, Failure> {
+async fn source(args: &SubmitArgs, mission: &MissionId, scheduler: &Scheduler) -> Result<Source, Failure> {
+    if let Some(tasks) = args.form.tasks(Some(mission))? {
+        return Ok(Source::of_form(tasks));
+    }
     let own = scheduler.settings.source_bucket.as_deref();
-    match args.inputs.as_slice() {
-        [one] if one == "-" => from_stdin(own),
-        [one] if one.starts_with("s3://") => from_prefix(one, own, scheduler).await,
-        some if some.iter().any(|input| input == "-" || input.starts_with("s3://")) => Err(Failure::usage(
-            "an s3:// prefix or - cannot be combined with other inputs",
-            "use one s3:// prefix, or -, or local files",
-        )),
-        some => {
-            let files: Vec<PathBuf> = some.iter().map(PathBuf::from).collect();
-            let files = inputs::read(&files, &Known::new())?;
-            files.iter().try_for_each(|input| refuse_too_large(&input.file))?;
-            Ok(Source::Files(files))
+    let source = match args.inputs.as_slice() {
+        [one] if one == "-" => from_stdin(own, mission, &args.form)?,
+        [one] if one.starts_with("s3://") => from_prefix(one, own, (mission, &args.form), scheduler).await?,
+        some if some.iter().any(|input| input == "-" || input.starts_with("s3://")) => {
+            return Err(Failure::usage(
+                "an s3:// prefix or - cannot be combined with other inputs",
+                "use one s3:// prefix, or -, or local files",
+            ));
+        }
+        some => from_files(some, own, mission, &args.form)?,
+    };
+    let bucket = source.bucket.clone().unwrap_or_default();
+    let prefix = format!("{mission}/");
+    let objects = source.srcs.iter().flat_map(|src| {
+        let work = source.works.get(src).cloned().unwrap_or_default();
+        work.objects(src, &bucket).into_iter().map(|object| {
+            // A file is named as the user names it, and an object by its whole key.
+            let name = object.key.strip_prefix(&prefix).filter(|_| !source.files.is_empty());
+            (name.unwrap_or(&object.key).to_owned(), object)
+        })
+    });
+    match args.form.groups(Some(mission), objects)? {
+        None => Ok(source),
+        Some(tasks) => {
+            let Source { bucket, files, archived, .. } = source;
+            Ok(Source { bucket, files, archived, ..Source::of_form(tasks) })
         }
     }
+}
+
+fn from_files(names: &[String], own: Option<&str>, mission: &MissionId, form: &FormArgs) -> Result<Source, Failure> {
+    let files = inputs::files(names.iter().map(PathBuf::from).collect(), form)?;
+    let files = inputs::read(&files, &Known::new())?;
+    files.iter().try_for_each(|input| refuse_too_large(&input.file))?;
+    let files = files.into_iter().map(|input| under(mission, input)).collect::<Result<Vec<_>, _>>()?;
+    let no_bucket = || Failure::usage("no source bucket is set", "set --source-bucket or LIGHTHPC_SOURCE_BUCKET");
+    let bucket = own.ok_or_else(no_bucket)?.to_owned();
+    let srcs = files.iter().map(|input| input.src.clone()).collect();
+    Ok(Source { bucket: Some(bucket), srcs, files, ..Source::default() })
 }
 
 fn refuse_too_large(file: &std::path::Path) -> Result<(), Failure> {
@@ -201,25 +276,30 @@ fn refuse_too_large(file: &std::path::Path) -> Result<(), Failure> {
     Err(Failure::usage(message, "split the file"))
 }
 
-async fn from_prefix(uri: &str, own: Option<&str>, scheduler: &Scheduler) -> Result<Source, Failure> {
+async fn from_prefix(
+    uri: &str,
+    own: Option<&str>,
+    (mission, form): (&MissionId, &FormArgs),
+    scheduler: &Scheduler,
+) -> Result<Source, Failure> {
     let (bucket, prefix) = split_uri(uri)?;
     refuse_foreign(&bucket, own)?;
     let objects = scheduler.backend.store.list_objects(&bucket, &prefix).await?;
-    let (mut srcs, mut archived) = (Vec::new(), Vec::new());
+    let (mut keys, mut archived) = (Vec::new(), Vec::new());
     // An empty object that represents a folder is not an input.
-    for object in objects.into_iter().filter(|object| !object.key.ends_with('/')) {
-        let src = src(&object.key)?;
+    let is_input = |key: &str| !key.ends_with('/') && form.is_wanted(key.strip_prefix(&prefix).unwrap_or(key));
+    for object in objects.into_iter().filter(|object| is_input(&object.key)) {
         if object.is_archived {
-            archived.push(src.clone());
+            archived.push(src(&object.key)?);
         }
-        srcs.push(src);
+        keys.push(object.key);
     }
-    Ok(Source::Keys { bucket, srcs, archived })
+    Ok(Source { archived, ..Source::of_keys(mission, bucket, keys)? })
 }
 
-fn from_stdin(own: Option<&str>) -> Result<Source, Failure> {
+fn from_stdin(own: Option<&str>, mission: &MissionId, form: &FormArgs) -> Result<Source, Failure> {
     let mut bucket = own.map(ToOwned::to_owned);
-    let mut srcs = Vec::new();
+    let mut keys = Vec::new();
     for (line, text) in (1..).zip(std::io::stdin().lock().lines()) {
         let text = text.map_err(|error| Failure::usage(format!("line {line}: {error}"), "write keys in UTF-8"))?;
         let text = text.strip_suffix('\r').unwrap_or(&text);
@@ -239,12 +319,12 @@ fn from_stdin(own: Option<&str>) -> Result<Source, Failure> {
         } else {
             text.to_owned()
         };
-        srcs.push(src(&key)?);
+        keys.extend(Some(key).filter(|key| form.is_wanted(key)));
     }
     let bucket = bucket.ok_or_else(|| {
         Failure::usage("no bucket is given for the keys", "set --source-bucket, or write s3://BUCKET/KEY")
     })?;
-    Ok(Source::Keys { bucket, srcs, archived: Vec::new() })
+    Source::of_keys(mission, bucket, keys)
 }
 
 fn split_uri(uri: &str) -> Result<(String, String), Failure> {
@@ -281,6 +361,13 @@ fn unique(srcs: Vec<SrcId>) -> Vec<SrcId> {
     srcs.into_iter().filter(|src| seen.insert(src.clone())).collect()
 }
 
+/// Returns the keys of the objects of new groups; `None` if the mission's tasks are no groups.
+fn needed_by_groups(plan: &SubmitPlan, there: &HashSet<SrcId>) -> Option<HashSet<String>> {
+    let new = plan.works.iter().filter(|(src, _)| !there.contains(src));
+    let keys = new.flat_map(|(src, work)| work.objects(src, "")).map(|object| object.key);
+    (!plan.works.is_empty()).then(|| keys.collect())
+}
+
 /// Uploads the files of tasks that have no row yet. The others were uploaded before.
 async fn upload(
     scheduler: &Scheduler,
@@ -291,10 +378,16 @@ async fn upload(
     if files.is_empty() {
         return Ok(());
     }
-    let files: Vec<Input> = files.into_iter().filter(|input| !there.contains(&input.src)).collect();
+    let bucket = plan.bucket.clone().unwrap_or_default();
+    let of_groups = needed_by_groups(plan, there);
+    let is_needed = |input: &Input| match &of_groups {
+        None => !there.contains(&input.src),
+        Some(keys) => keys.contains(input.src.as_str()),
+    };
+    let files: Vec<Input> = files.into_iter().filter(is_needed).collect();
     let bar = screen::bar("uploads", files.len() as u64);
     let uploads = files.into_iter().map(|Input { src, file }| {
-        let (store, bucket) = (scheduler.backend.store.clone(), plan.bucket.clone());
+        let (store, bucket) = (scheduler.backend.store.clone(), bucket.clone());
         async move { store.put_file(&bucket, src.as_str(), &file).await }
     });
     let mut uploads = Parallel::new(files_parallel(), uploads);

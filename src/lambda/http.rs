@@ -98,7 +98,9 @@ impl From<SchedulerError> for HttpError {
         let status = match &error {
             SchedulerError::NoMission(_) => 404,
             SchedulerError::Policy { .. } | SchedulerError::BadName(_) => 400,
-            SchedulerError::OtherMission { .. } | SchedulerError::OtherTask { .. } => 409,
+            SchedulerError::OtherMission { .. }
+            | SchedulerError::OtherTask { .. }
+            | SchedulerError::OtherWork { .. } => 409,
             SchedulerError::Cloud { .. } | SchedulerError::Announce { .. } | SchedulerError::NoTemplate => 503,
         };
         Self(status, error_chain(&error))

@@ -46,6 +46,14 @@ pub enum SchedulerError {
         /// The other mission, if any.
         theirs: String,
     },
+    /// A task of this name exists, and works on something else.
+    #[error("task {src} exists, and {what}")]
+    OtherWork {
+        /// The task.
+        src: String,
+        /// The difference.
+        what: String,
+    },
     /// An id is invalid.
     #[error("invalid id")]
     BadName(#[from] IdError),
@@ -76,6 +84,7 @@ impl SchedulerError {
             | Self::NoTemplate
             | Self::OtherMission { .. }
             | Self::OtherTask { .. }
+            | Self::OtherWork { .. }
             | Self::BadName(_) => false,
         }
     }

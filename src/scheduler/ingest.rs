@@ -12,6 +12,7 @@ use crate::clock;
 use crate::domain::ids::{IdError, MissionId, SrcId};
 use crate::domain::mission::{Mission, Notified};
 use crate::domain::task::{State, Task};
+use crate::domain::work::Work;
 
 /// An object that was created in a bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,7 +96,8 @@ impl<'a> TaskIngest<'a> {
         let new = NewTask {
             src: upload.src.clone(),
             mission: mission.as_ref().map(|mission| (mission.id.clone(), mission.tally_shards)),
-            bucket: upload.bucket.clone(),
+            bucket: Some(upload.bucket.clone()),
+            work: Work::default(),
             now: now.clone(),
             trigger_time: upload.time.clone(),
             trigger: upload.trigger.clone(),

@@ -21,6 +21,8 @@ mod pools;
 mod redrive;
 mod rounds;
 mod submit;
+mod submit_plan;
+mod submitted_objects;
 mod sweep;
 
 pub use cancel::Cancelled;
@@ -30,7 +32,8 @@ pub use launch::LaunchResult;
 pub use limits::OwnLimits;
 pub use pacer::PER_SECOND;
 pub use redrive::Redriven;
-pub use submit::{Checked, Prepared, SubmitPlan, Submitted};
+pub use submit::{Checked, Prepared, Submitted};
+pub use submit_plan::SubmitPlan;
 pub use sweep::{Figures, Finding, STALLED_AFTER, What};
 
 use std::sync::Arc;

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::launch::LaunchResult;
 use super::redrive::remember;
+use super::submit_plan::SubmitPlan;
 use super::{Scheduler, SchedulerError};
 use crate::backend::fleet::Request;
 use crate::backend::ledger::{Ledger, Made, NewMission, NewTask, TableKind};
@@ -15,7 +16,7 @@ use crate::backend::{CloudError, Kind, error_chain};
 use crate::clock;
 use crate::domain::backoff;
 use crate::domain::ids::{MissionId, SrcId};
-use crate::domain::mission::{Mission, NotifyOn, tally_shards_for};
+use crate::domain::mission::{Mission, tally_shards_for};
 use crate::domain::policy::Purchase;
 use crate::domain::tags;
 use crate::domain::task::{State, Task};
@@ -32,32 +33,7 @@ const RESIZES_MAX: u32 = 5;
 
 /// The rows of a submission that are checked at a time: 10 calls, and about 20 MB if each row has ten attempts with the
 /// longest log keys.
-const CHECKED_AT_ONCE: usize = 1000;
-
-/// A mission to be created or enlarged.
-#[derive(Clone, Debug)]
-pub struct SubmitPlan {
-    /// The mission.
-    pub mission: MissionId,
-    /// The display name.
-    pub name: Option<String>,
-    /// The bucket of the inputs.
-    pub bucket: String,
-    /// The keys of the inputs, without duplicates.
-    pub srcs: Vec<SrcId>,
-    /// The workload, for `sh -c`.
-    pub exec: Option<String>,
-    /// The number of nodes of the mission; `None`: one node per task.
-    pub nodes: Option<u32>,
-    /// The number of tasks that a node runs at the same time.
-    pub slots: Option<u16>,
-    /// Whether objects under the mission's prefix become tasks too; `None`: no for a new mission, unchanged for an
-    /// existing one.
-    pub uploads: Option<bool>,
-    /// What people are notified of before the mission's end; `None`: nothing for a new mission, unchanged for an
-    /// existing one.
-    pub notify_on: Option<NotifyOn>,
-}
+pub(super) const CHECKED_AT_ONCE: usize = 1000;
 
 /// The result of a submission.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -121,8 +97,8 @@ impl Scheduler {
     /// May be repeated after any result.
     ///
     /// # Errors
-    /// [`SchedulerError::OtherMission`] or [`SchedulerError::OtherTask`] before anything is written; else a service's
-    /// error.
+    /// [`SchedulerError::OtherMission`], [`SchedulerError::OtherTask`] or [`SchedulerError::OtherWork`] before anything is
+    /// written; else a service's error.
     pub async fn prepare(&self, plan: &SubmitPlan) -> Result<Prepared, SchedulerError> {
         let checked = self.check_rows(plan).await?;
         self.prepare_checked(plan, checked).await
@@ -184,6 +160,7 @@ impl Scheduler {
             if let Some(task) = rows.iter().find(|task| !is_ours(task)) {
                 return Err(other_task(task));
             }
+            rows.iter().try_for_each(|task| plan.refuse_other_work(task))?;
             known.extend(rows.iter().map(|task| task.src.clone()));
             to_adopt.extend(rows.into_iter().filter(is_to_adopt));
         }
@@ -256,10 +233,12 @@ impl Scheduler {
         let mut others = Vec::new();
         let make = |src: SrcId| {
             let now = clock::now_rfc3339();
+            let work = plan.work(&src);
             let new = NewTask {
                 src,
                 mission: Some((mission.id.clone(), mission.tally_shards)),
-                bucket: plan.bucket.clone(),
+                bucket: plan.bucket.clone().filter(|_| work.needs_bucket()),
+                work,
                 now: now.clone(),
                 trigger_time: now,
                 trigger: "lighthpc submit".to_owned(),
@@ -279,6 +258,7 @@ impl Scheduler {
             match made.flatten().map_err(SchedulerError::cloud("creating a row"))? {
                 Made::New => submitted.made += 1,
                 Made::There(task) => {
+                    plan.refuse_other_work(&task)?;
                     submitted.there += 1;
                     others.extend(Some(*task).filter(|task| task.mission.as_ref() != Some(&mission.id)));
                 }
@@ -291,6 +271,7 @@ impl Scheduler {
             }
             self.take_over_row(task, mission).await?;
         }
+        self.end_tasks_of_events(plan).await?;
         self.recount(prepared).await?;
         Ok(submitted)
     }

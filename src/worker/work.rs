@@ -1,5 +1,6 @@
 //! Steps 3 to 5: download the input, run the workload, and upload the result.
 
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -18,8 +19,10 @@ use super::retry::retry_transient;
 use super::spot::{FINAL_WRITES_TIME, SpotWatcher, speed, upload_time};
 use super::{Node, NodeError, Step, checkpoint_size, deployment};
 use crate::backend::Kind;
-use crate::backend::store::{Downloaded, StoreError, uri};
+use crate::backend::parallel::Parallel;
+use crate::backend::store::{StoreError, files_parallel};
 use crate::domain::verdict::Verdict;
+use crate::domain::work::ObjectName;
 use crate::workload::{Workload, WorkloadEnv};
 
 impl Attempt {
@@ -28,12 +31,8 @@ impl Attempt {
     pub(super) async fn work(&mut self) -> Result<StoredResult, StopReason> {
         let Host { node, spot, .. } = self.host.clone();
         let bucket = node.result_bucket().map_err(infra)?;
-        let source = self.row.bucket.clone().or_else(|| node.settings.source_bucket.clone());
-        let source = source.ok_or_else(|| {
-            let hint = "set --source-bucket or LIGHTHPC_SOURCE_BUCKET, or bucketname in the task's row";
-            infra(NodeError::Setting { what: "the source bucket", hint })
-        })?;
-        let env = self.prepare().await?;
+        let inputs = self.inputs()?;
+        let env = self.prepare(&inputs).await?;
 
         // None needs another, and all are round trips.
         let mission = async {
@@ -42,10 +41,10 @@ impl Attempt {
             mission.map_err(|error| infra(NodeError::cloud("reading the mission")(error)))
         };
         let lost_log = async { Ok(self.find_lost_log().await) };
-        let fetch = Box::pin(async { tokio::try_join!(mission, download(&node, &source, &env), lost_log) });
+        let fetch = Box::pin(async { tokio::try_join!(mission, download(&node, inputs, &env), lost_log) });
         let (mission, input, lost_log) = self.until_stopped(node.step(Step::Download, fetch)).await?;
         (self.mission, self.lost_log) = (mission, lost_log);
-        self.input_etag = Some(input.etag);
+        self.input_etag = input;
         if let Some(mission) = &self.mission {
             self.host.instance.note_mission(mission);
         }
@@ -102,8 +101,23 @@ impl Attempt {
         }
     }
 
+    /// Returns the objects that the task works on.
+    fn inputs(&self) -> Result<Vec<ObjectName>, StopReason> {
+        let work = self
+            .row
+            .work
+            .as_ref()
+            .map_err(|what| AttemptFailure::new(Verdict::Infra, false, NodeError::OddRow { what: what.clone() }))?;
+        let bucket = self.row.bucket.clone().or_else(|| self.host.node.settings.source_bucket.clone());
+        if bucket.is_none() && work.needs_bucket() {
+            let hint = "set --source-bucket or LIGHTHPC_SOURCE_BUCKET, or bucketname in the task's row";
+            return Err(infra(NodeError::Setting { what: "the source bucket", hint }));
+        }
+        Ok(work.objects(&self.row.src, &bucket.unwrap_or_default()))
+    }
+
     /// Makes the attempt's folder.
-    async fn prepare(&mut self) -> Result<Arc<WorkloadEnv>, StopReason> {
+    async fn prepare(&mut self, inputs: &[ObjectName]) -> Result<Arc<WorkloadEnv>, StopReason> {
         let node = &self.host.node;
         let (work_dir, fence) = (node.settings.work_dir.clone(), self.fence.clone());
         let (mission, deployment) = (self.row.mission.clone(), node.backend.ledger.tables().tasks.clone());
@@ -114,7 +128,10 @@ impl Attempt {
             path: node.settings.work_dir.clone(),
             source,
         };
-        let env = Arc::new(made.map_err(|error| of_disk(disk(error)))?);
+        let mut env = made.map_err(|error| of_disk(disk(error)))?;
+        env.keys = inputs.iter().map(|input| input.key.clone()).collect();
+        env.work = self.row.work.clone().unwrap_or_default();
+        let env = Arc::new(env);
         self.place = Some(node.settings.disk.enter(env.folder()));
         self.env = Some(env.clone());
         Ok(env)
@@ -129,24 +146,39 @@ impl Attempt {
     }
 }
 
-/// Downloads the input.
-async fn download(node: &Node, bucket: &str, env: &WorkloadEnv) -> Result<Downloaded, StopReason> {
-    let input = env.input();
-    let download = || node.backend.store.download(bucket, env.src.as_str(), &input);
+/// Downloads the inputs, several at a time. Returns the `ETag` of the input, if there is exactly one.
+async fn download(node: &Node, inputs: Vec<ObjectName>, env: &WorkloadEnv) -> Result<Option<String>, StopReason> {
+    if let [input] = inputs.as_slice() {
+        return download_one(node.clone(), input.clone(), env.input_of(&input.key)).await.map(Some);
+    }
+    let downloads = inputs.into_iter().map(|input| {
+        let file = env.input_of(&input.key);
+        download_one(node.clone(), input, file)
+    });
+    let mut downloads = Parallel::new(files_parallel(), downloads);
+    while let Some(downloaded) = downloads.next().await {
+        downloaded.map_err(|panic| infra(NodeError::Panicked(panic.to_string()))).flatten()?;
+    }
+    Ok(None)
+}
+
+/// Downloads an input to a file, and returns its `ETag`.
+async fn download_one(node: Node, input: ObjectName, file: PathBuf) -> Result<String, StopReason> {
+    let ObjectName { bucket, key } = &input;
+    let download = || node.backend.store.download(bucket, key, &file);
     let error = match retry_transient(node.settings.lease, download).await {
         Ok(downloaded) => {
             node.settings.preflight.note_read();
-            return Ok(downloaded);
+            return Ok(downloaded.etag);
         }
         Err(error) => error,
     };
     // S3 is consistent: what is not there now will not be there on the next try.
     if matches!(&error, StoreError::Cloud(error) if error.kind == Kind::NotFound) {
-        let uri = uri(bucket, env.src.as_str());
-        return Err(AttemptFailure::new(Verdict::Infra, false, NodeError::MissingInput { uri }).into());
+        return Err(AttemptFailure::new(Verdict::Infra, false, NodeError::MissingInput { uri: input.uri() }).into());
     }
     let (verdict, is_transient) = classify(&error);
-    let error = deployment::attribute_refusal(node, bucket, error).await;
+    let error = deployment::attribute_refusal(&node, bucket, error).await;
     // A fault of the deployment does not fail the task permanently.
     let is_transient = is_transient || !error.is_the_tasks_own();
     Err(AttemptFailure::new(verdict, is_transient, error).into())

@@ -12,6 +12,7 @@ use super::peak::PeakMemory;
 use super::{log, walk};
 use crate::domain::ids::{AttemptNumber, MissionId, SrcId};
 use crate::domain::keys::file_name;
+use crate::domain::work::{Work, param_variable};
 
 /// The folder and the environment variables of one attempt.
 ///
@@ -32,6 +33,10 @@ pub struct WorkloadEnv {
     pub attempt: AttemptNumber,
     /// Whether `checkpoint/` was restored from an earlier attempt.
     pub resumed: bool,
+    /// The task's number and parameters.
+    pub work: Work,
+    /// The keys of the task's inputs.
+    pub keys: Vec<String>,
     /// The most memory that the workload was seen to use.
     pub(super) peak: PeakMemory,
     folder: Folder,
@@ -51,7 +56,16 @@ impl WorkloadEnv {
         attempt: AttemptNumber,
     ) -> io::Result<Self> {
         let folder = Folder::create(&std::path::absolute(work_dir)?, deployment, &src, attempt)?;
-        let env = Self { src, mission, attempt, resumed: false, peak: PeakMemory::default(), folder };
+        let env = Self {
+            keys: vec![src.as_str().to_owned()],
+            src,
+            mission,
+            attempt,
+            resumed: false,
+            work: Work::default(),
+            peak: PeakMemory::default(),
+            folder,
+        };
         let fill = || {
             for part in ["input", "checkpoint", "scratch"] {
                 std::fs::create_dir_all(env.workspace().join(part))?;
@@ -104,10 +118,25 @@ impl WorkloadEnv {
         self.folder().join("workload")
     }
 
-    /// Returns the path of the downloaded input. It is inside the attempt's folder, whatever the key is.
+    /// Returns the folder of the downloaded inputs.
     #[must_use]
-    pub fn input(&self) -> PathBuf {
-        self.workspace().join("input").join(file_name(self.src.as_str()))
+    pub fn input_dir(&self) -> PathBuf {
+        self.workspace().join("input")
+    }
+
+    /// Returns the path of a downloaded input. It is inside the attempt's folder, whatever the key is.
+    #[must_use]
+    pub fn input_of(&self, key: &str) -> PathBuf {
+        self.input_dir().join(file_name(key))
+    }
+
+    /// Returns the path of the downloaded input, if the task has exactly one.
+    #[must_use]
+    pub fn input(&self) -> Option<PathBuf> {
+        match self.keys.as_slice() {
+            [key] => Some(self.input_of(key)),
+            _ => None,
+        }
     }
 
     /// Returns the path of the workload's result: a file or a folder.
@@ -183,19 +212,25 @@ impl WorkloadEnv {
 
     /// Returns the variables of the workload.
     #[must_use]
-    pub fn variables(&self) -> Vec<(&'static str, OsString)> {
+    pub fn variables(&self) -> Vec<(String, OsString)> {
         let mission = self.mission.as_ref().map_or("", MissionId::as_str);
-        vec![
+        let mut variables: Vec<(&str, OsString)> = vec![
             ("LIGHTHPC_SRC_ID", self.src.as_str().into()),
             ("LIGHTHPC_MISSION", mission.into()),
             ("LIGHTHPC_ATTEMPT", self.attempt.to_string().into()),
-            ("LIGHTHPC_INPUT", self.input().into()),
             ("LIGHTHPC_OUTPUT", self.output().into()),
             ("LIGHTHPC_PROGRESS", self.progress().into()),
             ("LIGHTHPC_CHECKPOINT_DIR", self.checkpoint().into()),
             ("LIGHTHPC_RESUMED", if self.resumed { "1" } else { "0" }.into()),
             ("LIGHTHPC_SCRATCH", self.scratch().into()),
-        ]
+        ];
+        if !self.keys.is_empty() {
+            variables.push(("LIGHTHPC_INPUT_DIR", self.input_dir().into()));
+        }
+        variables.extend(self.input().map(|input| ("LIGHTHPC_INPUT", input.into())));
+        variables.extend(self.work.index.map(|index| ("LIGHTHPC_INDEX", index.to_string().into())));
+        let params = self.work.params.iter().map(|(name, value)| (param_variable(name), value.into()));
+        variables.into_iter().map(|(name, value)| (name.to_owned(), value)).chain(params).collect()
     }
 }
 
@@ -235,8 +270,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for key in ["../../etc/passwd", "/abs", "a/../../b", "..", "x/", "ü/文", &"n/".repeat(500)] {
             let env = WorkloadEnv::prepare(dir.path(), "t", SrcId::new(key).unwrap(), None, AttemptNumber(1)).unwrap();
-            assert_eq!(env.input().parent().unwrap(), env.workspace().join("input"));
-            std::fs::write(env.input(), "x").unwrap();
+            assert_eq!(env.input().unwrap().parent().unwrap(), env.input_dir());
+            std::fs::write(env.input().unwrap(), "x").unwrap();
             env.remove().unwrap();
             env.remove().unwrap();
         }

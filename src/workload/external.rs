@@ -2,6 +2,7 @@
 //!
 //! Without a sandbox it is a child in its own process group; with one (`sandbox.rs`) it is a transient unit.
 
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::children::Leader;
@@ -20,14 +22,16 @@ use super::env::{WorkloadEnv, is_withheld};
 use super::machine::{self, is_of_machine};
 use super::memory::OomCounter;
 use super::peak::Measured;
+use super::period::period;
 use super::progress_file::ProgressFile;
 use super::run::{Bounds, Exit, Stops};
 use super::sandbox::{self, UnitEnd, UnitState};
 use super::{children, log, orphans, peak};
 use crate::domain::progress::Progress;
 
-/// The time between two checks of the progress file: one `stat` twice a second.
-const LOOK_PERIOD: Duration = Duration::from_millis(500);
+/// The longest time between two checks of the progress file. A heartbeat, which writes the progress, is 20 s after the
+/// last one.
+const LOOK_PERIOD_MAX: Duration = Duration::from_secs(2);
 
 /// The reason why the wait for a program finished.
 enum Event {
@@ -69,13 +73,13 @@ enum Reach {
 const START_PAUSES_MS: [u64; 6] = [100, 200, 400, 800, 1600, 3200];
 
 pub(super) async fn run(
-    argv: &[String],
+    argv: &[OsString],
     env: &WorkloadEnv,
     bounds: &Bounds,
     progress: &watch::Sender<Progress>,
     stops: &Stops,
 ) -> io::Result<Exit> {
-    let program = argv.first().cloned().unwrap_or_default();
+    let program = argv.first().map(|program| program.to_string_lossy().into_owned()).unwrap_or_default();
     if let Some((uid, gid)) = bounds.sandbox.as_ref().map(sandbox::Sandbox::user) {
         let env = env.clone();
         let handed = lighthpc_runtime::blocking(move || env.hand_over(uid, gid));
@@ -165,14 +169,15 @@ async fn attend(
 }
 
 /// Starts the program, and returns it with the pipe of its output.
-fn start(argv: &[String], env: &WorkloadEnv, bounds: &Bounds) -> Result<(Running, pipe::Receiver), StartFailure> {
+fn start(argv: &[OsString], env: &WorkloadEnv, bounds: &Bounds) -> Result<(Running, pipe::Receiver), StartFailure> {
     let before = OomCounter::read();
     let (reader, output) = io::pipe().map_err(StartFailure::of_machine)?;
     let reader = pipe::Receiver::from_owned_fd(reader.into()).map_err(StartFailure::of_machine)?;
     let (mut command, unit) = match &bounds.sandbox {
         None => (plain(argv, env).map_err(StartFailure::of_machine)?, None),
         Some(sandbox) => {
-            sandbox::check_program(argv.first().map_or("", String::as_str)).map_err(StartFailure::of_program)?;
+            sandbox::check_program(argv.first().map_or(OsStr::new(""), OsString::as_os_str))
+                .map_err(StartFailure::of_program)?;
             let (command, unit) = sandbox.command(argv, env).map_err(StartFailure::of_machine)?;
             (command, Some(unit))
         }
@@ -193,7 +198,7 @@ fn start(argv: &[String], env: &WorkloadEnv, bounds: &Bounds) -> Result<(Running
     Ok((Running { child, leader, reach, is_gone: false, before }, reader))
 }
 
-fn plain(argv: &[String], env: &WorkloadEnv) -> io::Result<Command> {
+fn plain(argv: &[OsString], env: &WorkloadEnv) -> io::Result<Command> {
     let (program, arguments) = argv.split_first().ok_or_else(|| io::Error::other("the command line has no program"))?;
     let mut command = Command::new(program);
     command.args(arguments);
@@ -330,10 +335,11 @@ const KILLS_MAX: u32 = 30;
 const KILL_PERIOD: Duration = Duration::from_secs(1);
 
 async fn poll_progress(mut file: ProgressFile, progress: watch::Sender<Progress>, over: CancellationToken) {
+    let started = Instant::now();
     loop {
         // Both arms may be dropped: they hold no resources.
         let last = tokio::select! {
-            () = tokio::time::sleep(LOOK_PERIOD) => {
+            () = tokio::time::sleep(period(started, LOOK_PERIOD_MAX)) => {
                 children::reap();
                 false
             }
@@ -394,7 +400,7 @@ mod tests {
     }
 
     async fn run_it(program: &Path, env: &WorkloadEnv, stops: &Stops) -> Exit {
-        let argv = [program.display().to_string()];
+        let argv = [program.as_os_str().to_owned()];
         run(&argv, env, &BOUNDS, &watch::Sender::new(Progress::default()), stops).await.unwrap()
     }
 

@@ -23,6 +23,8 @@ mod machine;
 mod memory;
 mod orphans;
 mod peak;
+mod period;
+mod placeholders;
 mod processes;
 mod progress_file;
 mod remover;
@@ -41,6 +43,7 @@ pub use env::WorkloadEnv;
 pub use ground::{GroundError, objection_to_mission};
 pub use machine::{is_limit, is_of_machine, raise_descriptors};
 pub use orphans::{WorkLock, lock_trusted_work_dir, lock_work_dir, try_folder};
+pub use placeholders::{PlaceholderError, check_line, join};
 pub use run::{Bounds, Exit, Stops};
 pub use sandbox::Sandbox;
 #[cfg(feature = "simulation")]
@@ -48,6 +51,7 @@ pub use scripted::{Script, ScriptRun};
 pub use simulated::Simulation;
 pub use unit_properties::{DEVICES_DEFAULT, Devices};
 
+use std::ffi::OsString;
 use std::io;
 
 use tokio::sync::watch;
@@ -69,6 +73,29 @@ pub enum Workload {
 }
 
 impl Workload {
+    /// Returns the program and its arguments, with the placeholders replaced.
+    fn command_line(&self, env: &WorkloadEnv) -> Result<Vec<OsString>, PlaceholderError> {
+        let variables = env.variables();
+        match self {
+            Self::Program(argv) => placeholders::in_arguments(argv, &variables),
+            Self::Shell(line) => {
+                let line = placeholders::in_line(line, &variables)?;
+                Ok(vec!["/bin/sh".into(), "-c".into(), line.into()])
+            }
+            Self::Simulated(_) => Ok(Vec::new()),
+            #[cfg(feature = "simulation")]
+            Self::Scripted(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// Returns the program's name, for an error.
+    fn program(&self) -> String {
+        match self {
+            Self::Program(argv) => argv.first().cloned().unwrap_or_default(),
+            _ => "/bin/sh".to_owned(),
+        }
+    }
+
     /// Runs the workload until it exits or `stops.stop` is cancelled, and reports its progress.
     ///
     /// When this returns, no process of the workload runs any more. Not cancel-safe: dropping the future kills the
@@ -84,11 +111,10 @@ impl Workload {
         stops: &Stops,
     ) -> io::Result<Exit> {
         match self {
-            Self::Program(argv) => external::run(argv, env, &bounds, progress, stops).await,
-            Self::Shell(line) => {
-                let argv = ["/bin/sh".to_owned(), "-c".to_owned(), line.clone()];
-                external::run(&argv, env, &bounds, progress, stops).await
-            }
+            Self::Program(_) | Self::Shell(_) => match self.command_line(env) {
+                Ok(argv) => external::run(&argv, env, &bounds, progress, stops).await,
+                Err(error) => Ok(Exit::NotStarted { program: self.program(), source: error.into() }),
+            },
             Self::Simulated(simulation) => simulation.run(env, bounds, progress, &stops.stop).await,
             #[cfg(feature = "simulation")]
             Self::Scripted(script) => script.run(env, &bounds, progress, stops).await,

@@ -10,14 +10,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::process::Pid;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::period::period;
 use super::processes;
 
 /// When the first sample is taken: later than most programs need to start.
 const FIRST: Duration = Duration::from_millis(50);
-/// The time between two samples: a few reads of `/proc` twice a second.
-const PERIOD: Duration = Duration::from_millis(500);
+/// The longest time between two samples.
+const PERIOD_MAX: Duration = Duration::from_secs(5);
 
 /// The most memory that was measured so far, in bytes; 0: no sample yet. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -44,14 +46,14 @@ pub(super) enum Measured {
 
 /// Takes samples until `over` is cancelled. May be dropped at any point.
 pub(super) async fn measure(what: Measured, peak: PeakMemory, over: CancellationToken) {
-    let mut pause = FIRST;
+    let (mut pause, started) = (FIRST, Instant::now());
     loop {
         // Both arms may be dropped: they hold no resources.
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = over.cancelled() => return,
         }
-        pause = PERIOD;
+        pause = period(started, PERIOD_MAX);
         let what = what.clone();
         if let Ok(Some(bytes)) = lighthpc_runtime::blocking(move || sample(&what)).await {
             peak.add(bytes);

@@ -11,6 +11,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -124,7 +125,7 @@ impl Sandbox {
     }
 
     /// Returns the command that runs a program in the sandbox and exits with it, and the unit's name.
-    pub(super) fn command(&self, argv: &[String], env: &WorkloadEnv) -> io::Result<(Command, String)> {
+    pub(super) fn command(&self, argv: &[OsString], env: &WorkloadEnv) -> io::Result<(Command, String)> {
         let (program, arguments) =
             argv.split_first().ok_or_else(|| io::Error::other("the command line has no program"))?;
         let unit = format!("lighthpc-task-{}.service", env.mark());
@@ -138,9 +139,15 @@ impl Sandbox {
             command.arg("--setenv").arg(&name).env(name, value);
         }
         // systemd replaces `$` variables, even if the program is a shell with variables of its own.
-        command.arg("--").arg(program).args(arguments.iter().map(|argument| argument.replace('$', "$$")));
+        command.arg("--").arg(program).args(arguments.iter().map(|argument| without_variables(argument)));
         Ok((command, unit))
     }
+}
+
+/// Returns an argument in which systemd finds no variable: `$$` stands for `$`.
+fn without_variables(argument: &OsStr) -> OsString {
+    let doubled = |byte: &u8| std::iter::repeat_n(*byte, if *byte == b'$' { 2 } else { 1 });
+    OsString::from_vec(argument.as_bytes().iter().flat_map(doubled).collect())
 }
 
 /// Returns the node's environment as far as workloads may have it, the workload's variables, and a home folder.
@@ -148,7 +155,7 @@ fn variables(env: &WorkloadEnv) -> Vec<(OsString, OsString)> {
     let is_of_user = |name: &OsStr| ["HOME", "USER", "LOGNAME", "SHELL"].iter().any(|of_user| name == *of_user);
     let is_passed = |name: &OsString| !is_withheld(&name.to_string_lossy()) && !is_of_user(name);
     let inherited = std::env::vars_os().filter(|(name, _)| is_passed(name));
-    let contract_s = env.variables().into_iter().map(|(name, value)| (name.into(), value));
+    let contract_s = env.variables().into_iter().map(|(name, value)| (OsString::from(name), value));
     let home = ("HOME".into(), env.scratch().into());
     inherited.chain(contract_s).chain([home]).collect()
 }
@@ -247,11 +254,11 @@ fn read_state(shown: &str) -> UnitState {
 }
 
 /// Checks that systemd can find a program: a path, or a name in `PATH`.
-pub(super) fn check_program(program: &str) -> io::Result<()> {
+pub(super) fn check_program(program: &OsStr) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     let is_program =
         |path: &Path| path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0);
-    if program.contains('/') {
+    if program.as_bytes().contains(&b'/') {
         let path = Path::new(program);
         path.metadata()?;
         return if is_program(path) { Ok(()) } else { Err(io::ErrorKind::PermissionDenied.into()) };
@@ -315,7 +322,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("program");
         std::fs::write(&file, "").unwrap();
-        let kind = |program: &str| check_program(program).map_err(|error| error.kind());
+        let kind = |program: &str| check_program(OsStr::new(program)).map_err(|error| error.kind());
 
         assert_eq!(kind("sh"), Ok(()));
         assert_eq!(kind("no-such-program"), Err(io::ErrorKind::NotFound));

@@ -85,8 +85,11 @@ def place(account, tmp_path):  # noqa: F811
     (tmp_path / "input").mkdir()
     for name in ("one.fasta", "two.fasta", "README.md", "CHANGELOG.md", "input/sample7.txt", "input/b.txt"):
         (tmp_path / name).write_text(name)
-    for name in ("my-program", "work.sh", "mail"):
-        (tmp_path / name).write_text('#!/bin/sh\n[ -z "$LIGHTHPC_OUTPUT" ] || cp "$LIGHTHPC_INPUT" "$LIGHTHPC_OUTPUT"\n')
+    for name in ("t.csv", "sweep.csv"):
+        (tmp_path / name).write_text("alpha\n0.5\n")
+    copy = 'cat ${LIGHTHPC_INPUT:+"$LIGHTHPC_INPUT"} </dev/null >"$LIGHTHPC_OUTPUT"'
+    for name in ("my-program", "work.sh", "model", "mail"):
+        (tmp_path / name).write_text(f'#!/bin/sh\n[ -z "$LIGHTHPC_OUTPUT" ] || {copy}\n')
         (tmp_path / name).chmod(0o755)
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     for program in ("lighthpc", "dist/lighthpc-x86_64", "target/release/lighthpc"):
@@ -140,7 +143,7 @@ def test_the_command_lines_of_the_documents_do_what_they_say(account, place, bin
             for name in ("a", "b"):
                 account.put_input(f"N{number}-objects/{name}")
             (here / "keys.txt").write_text(f"N{number}-objects/a\n")
-        if "--local" in line and "*" not in line:
+        if "--local" in line and "*" not in line and "--csv" not in line:
             made, said = run("lighthpc run --local input/*.txt -- ./work.sh", env, here, False)
             assert made == 0, said
         interrupt = any(word in line for word in ENDLESS) or line.endswith("--watch")

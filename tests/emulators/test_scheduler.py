@@ -114,9 +114,51 @@ def test_a_few_nodes_serve_a_mission_of_keys(account):
     finished = [node.wait() for node in nodes]
     assert [one.returncode for one in finished] == [0, 0], finished[0].stderr
     assert account.tally("M001") == (40, 0)
-    assert sorted(account.result_keys()) == [f"rslt_{key}" for key in keys]
+    assert sorted(account.result_keys()) == [f"rslt_M001/{key}" for key in keys]
     assert {row["attempt"] for row in scan(account.tasks)} == {1}
     assert instances(account) == {}
+
+
+def test_the_rows_of_a_table_become_a_mission(account, tmp_path):
+    table = tmp_path / "sweep.tsv"
+    table.write_text("name\talpha\none\t0.5\n'; echo harm\t$(echo b)\n")
+    script = 'printf "%s|" {param.alpha} {index} "${LIGHTHPC_INPUT-none}" "$LIGHTHPC_SRC_ID" >{output}'
+    arguments = ("submit", "--mission", "M001", "--nodes", 1, "--csv", table)
+
+    shown = run(account, *arguments, "--dry-run", "--", "sh", "-c", script)
+    submitted = run(account, *arguments, "--", "sh", "-c", script)
+    again = run(account, *arguments, "--no-launch")
+    table.write_text("name\talpha\none\t0.7\n")
+    other = run(account, *arguments, "--no-launch", code=2)
+
+    assert "M001/one  alpha=0.5  name=one" in shown.stdout
+    assert "2 rows created" in submitted.stdout and "0 rows created, 2 already existed" in again.stdout
+    assert "task M001/one exists, and it has another value of alpha" in other.stderr
+    ((id, tags),) = instances(account).items()
+    finished = start(account, id, tags, program=None).wait()
+    assert finished.returncode == 0, finished.stderr
+    assert account.object("rslt_M001/one") == b"0.5|1|none|M001/one|"
+    assert account.object("rslt_M001/'; echo harm") == b"$(echo b)|2|none|M001/'; echo harm|"
+    assert account.tally("M001") == (2, 0)
+
+
+def test_pairs_of_files_become_a_mission(account, tmp_path):
+    for name in ("s 1_R1.fq", "s 1_R2.fq", "s2_R1.fq", "s2_R2.fq"):
+        (tmp_path / name).write_text(name)
+    arguments = ("submit", "--mission", "M001", "--nodes", 1, "--group-by", r"(.*)_R[12]\.fq$", "--group-size", 2)
+    exec_ = ("--exec", 'cat "$LIGHTHPC_INPUT_DIR"/*_R1.fq "$LIGHTHPC_INPUT_DIR"/*_R2.fq >{output}')
+
+    submitted = run(account, *arguments, *exec_, *sorted(tmp_path.glob("*.fq")))
+    again = run(account, *arguments, "--no-launch", *sorted(tmp_path.glob("*.fq")))
+    alone = run(account, *arguments, "--no-launch", tmp_path / "s2_R1.fq", code=2)
+
+    assert "2 rows created" in submitted.stdout and "2 already existed" in again.stdout
+    assert "the group s2 has 1 input, not 2" in alone.stderr
+    ((id, tags),) = instances(account).items()
+    finished = start(account, id, tags, program=None).wait()
+    assert finished.returncode == 0, finished.stderr
+    assert account.object("rslt_M001/s 1") == b"s 1_R1.fqs 1_R2.fq"
+    assert account.object("rslt_M001/s2") == b"s2_R1.fqs2_R2.fq"
 
 
 def test_a_dry_run_shows_and_changes_nothing(account):
@@ -187,29 +229,31 @@ def test_files_go_up_only_once_nothing_can_refuse_the_submission(account, tmp_pa
     assert scan(account.tasks) == [] and scan(account.missions) == []
 
 
-def test_a_mission_of_another_kind_and_a_task_of_another_mission_are_refused(account):
-    account.put_input("in/a")
+def test_a_mission_of_another_kind_is_refused_and_the_same_objects_are_other_tasks_of_another_mission(account):
+    account.put_input("in/a", b"abc")
     here = f"s3://{account.source_bucket}/in/"
-    run(account, "submit", "--mission", "M001", "--exec", "true", here)
+    run(account, "submit", "--mission", "M001", "--exec", "echo 1 >{output}; cat {input} >>{output}", here)
 
     other = run(account, "submit", "--mission", "M001", "--exec", "false", here, code=2)
-    foreign = run(account, "submit", "--mission", "M002", here, code=2)
+    run(account, "submit", "--mission", "M002", "--exec", "echo 2 >{output}; cat {input} >>{output}", here)
 
     assert "M001" in other.stderr and "one workload" in other.stderr
-    assert "in/a already is a task of mission M001" in foreign.stderr
-    assert account.mission("M002") is None
-    assert len(instances(account)) == 1
+    nodes = [start(account, id, tags, program=None) for id, tags in instances(account).items()]
+    assert [node.wait().returncode for node in nodes] == [0, 0]
+    assert account.object("rslt_M001/in/a") == b"1\nabc"
+    assert account.object("rslt_M002/in/a") == b"2\nabc"
+    assert account.tally("M001") == account.tally("M002") == (1, 0)
 
 
 def test_a_sweep_heals_what_was_lost_and_ends_what_leaked(account):
-    for key in ("in/lost", "in/never"):
+    for key in ("M001/lost", "M001/never"):
         account.put_input(key)
-    run(account, "submit", "--mission", "M001", "--no-launch", f"s3://{account.source_bucket}/in/")
+    run(account, "submit", "--mission", "M001", "--no-launch", f"s3://{account.source_bucket}/M001/")
     assert instances(account) == {}
     first = findings(run(account, "sweep", "--json"))
-    assert first == {("launched", "in/lost"), ("launched", "in/never")}
+    assert first == {("launched", "M001/lost"), ("launched", "M001/never")}
     launched = {tags["srcID"]: (id, tags) for id, tags in instances(account).items()}
-    id, tags = launched["in/lost"]
+    id, tags = launched["M001/lost"]
     began = account.folder / "began"
     node = start(account, id, tags, program=account.script(f"touch '{began}'\nsleep 60\n" + COPY))
     wait_until(began.exists, 20, "the workload begins")
@@ -221,9 +265,9 @@ def test_a_sweep_heals_what_was_lost_and_ends_what_leaked(account):
 
     second = findings(run(account, "sweep", "--json"))
 
-    assert second == {("put-back", "in/lost"), ("launched", "in/lost"), ("ended", leak)}
+    assert second == {("put-back", "M001/lost"), ("launched", "M001/lost"), ("ended", leak)}
     assert account.instance_state(leak) in ("shutting-down", "terminated")
-    row = account.task("in/lost")
+    row = account.task("M001/lost")
     assert (row["state"], row["interruptions"], row["history"][0]["verdict"]) == ("pending", 1, "lost")
     for id, tags in instances(account).items():
         assert start(account, id, tags, program=account.script(COPY)).wait().returncode == 0
@@ -257,7 +301,7 @@ def test_failed_tasks_are_redriven_and_a_mission_is_cancelled(account):
 
     assert "is cancelled: 0 tasks ended, 1 requested to stop, 0 still running" in cancelled.stdout
     assert node.wait().returncode == 130
-    row = account.task("in/a")
+    row = account.task("M001/in/a")
     assert (row["state"], row["verdict"]) == ("failed", "cancelled")
     assert account.mission("M001")["notifyEmail"] == "Yes"
     assert instances(account) == {}

@@ -240,8 +240,9 @@ fn plan(uploads: Option<bool>, keys: &[&str]) -> SubmitPlan {
     SubmitPlan {
         mission: mission_id("M"),
         name: None,
-        bucket: local_cloud::SOURCE_BUCKET.to_owned(),
+        bucket: Some(local_cloud::SOURCE_BUCKET.to_owned()),
         srcs: keys.iter().map(|key| src(key)).collect(),
+        works: HashMap::new(),
         exec: None,
         nodes: None,
         slots: None,

@@ -10,6 +10,7 @@ mod drains;
 mod errors;
 mod faults;
 mod folders;
+mod forms;
 mod given;
 mod ground;
 mod hostile;

@@ -11,6 +11,7 @@ use lighthpc::domain::ids::{AttemptNumber, InstanceId};
 use lighthpc::domain::keys::result_key;
 use lighthpc::domain::task::{AttemptEnd, Counts, State};
 use lighthpc::domain::verdict::Verdict;
+use lighthpc::domain::work::Work;
 use lighthpc::worker::{NodeError, Outcome};
 use lighthpc::workload::Left;
 use local_cloud::Service::S3;
@@ -205,7 +206,8 @@ async fn deployments_that_share_a_bucket_do_not_overwrite_each_other() {
     let new = NewTask {
         src: src("abc"),
         mission: None,
-        bucket: SOURCE_BUCKET.to_owned(),
+        bucket: Some(SOURCE_BUCKET.to_owned()),
+        work: Work::default(),
         now: "2026-01-01T00:00:00Z".to_owned(),
         trigger_time: String::new(),
         trigger: "test".to_owned(),

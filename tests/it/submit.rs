@@ -1,5 +1,6 @@
 //! Submissions: a mission, its rows, and its own nodes, whatever meets them.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use lighthpc::scheduler::{Ingested, SchedulerError, SubmitPlan, What};
@@ -12,8 +13,9 @@ fn plan(keys: &[&str]) -> SubmitPlan {
     SubmitPlan {
         mission: mission_id("M"),
         name: None,
-        bucket: SOURCE_BUCKET.to_owned(),
+        bucket: Some(SOURCE_BUCKET.to_owned()),
         srcs: keys.iter().map(|key| src(key)).collect(),
+        works: HashMap::new(),
         exec: None,
         nodes: None,
         slots: None,

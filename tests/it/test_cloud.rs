@@ -14,6 +14,7 @@ use lighthpc::domain::ids::{MissionId, SrcId};
 use lighthpc::domain::mission::{Mission, Notified, Tally};
 use lighthpc::domain::policy::Policy;
 use lighthpc::domain::task::Task;
+use lighthpc::domain::work::Work;
 use lighthpc::scheduler::{self, Scheduler};
 use lighthpc::worker::{self, Life, Node, NodeSettings, Pricing, Report, Stopping};
 use lighthpc::workload::{Bounds, Simulation, Workload};
@@ -78,7 +79,8 @@ impl TestCloud {
         let new = NewTask {
             src: src(task),
             mission: Some((mission.clone(), 1)),
-            bucket: SOURCE_BUCKET.to_owned(),
+            bucket: Some(SOURCE_BUCKET.to_owned()),
+            work: Work::default(),
             now: "2026-01-01T00:00:00Z".to_owned(),
             trigger_time: "2026-01-01T00:00:00Z".to_owned(),
             trigger: "test".to_owned(),

@@ -118,6 +118,7 @@ pub(crate) fn plan(seed: u64) -> Plan {
         has_spare_instances,
         // Longer than nodes have it, so that most missions claim ahead.
         claim_ahead: if dice.chance(80) { s(200) } else { Duration::ZERO },
+        has_forms: Dice::new(seed, "forms").chance(30),
     };
     // A mission is busy for some minutes; faults after that concern its end.
     let rounds = mission.nodes.map_or(2, |nodes| 1 + u32::try_from(tasks).unwrap_or(1) / nodes);
@@ -227,19 +228,23 @@ fn late_uploads(dice: &mut Dice) -> Vec<Fault> {
         .collect()
 }
 
-/// Draws machines that stand still until their leases end, and sweeps whose decisions arrive when they go on.
+/// Draws machines that are lost, or stand still until their leases end, and decisions about them that arrive when somebody
+/// else has decided, and another attempt runs.
 fn stale_sweeps(dice: &mut Dice, mission: &MissionPlan) -> Vec<Fault> {
-    let frozen = (0..mission.tasks.min(4)).map(|machine| Fault::Freeze {
-        machine,
-        after: dice.time(s(30), s(60) + mission.takes.1 / 2),
-        length: dice.time(s(100), s(400)),
-    });
-    let mut faults: Vec<Fault> = frozen.collect();
-    faults.extend((0..dice.number(3, 10)).map(|nth| Fault::Step {
+    let lost = |machine| {
+        // While its workload runs.
+        let after = dice.time(s(40), s(90) + mission.takes.1 / 2);
+        let is_reclaimed = dice.chance(70);
+        let length = dice.time(s(100), s(400));
+        if is_reclaimed { Fault::Reclaim { machine, after } } else { Fault::Freeze { machine, after, length } }
+    };
+    let mut faults: Vec<Fault> = (0..mission.tasks.min(4)).map(lost).collect();
+    // Each second one: the next sweep, or the event of the loss, decides in between.
+    faults.extend((0..4).map(|n| Fault::Step {
         sender: Sender::Callers,
-        step: Step::Task,
-        nth,
-        fate: Fate::DelayRequest(dice.time(s(20), s(250))),
+        step: Step::Release,
+        nth: 2 * n,
+        fate: Fate::DelayRequest(dice.time(s(40), s(300))),
         is_last: false,
     }));
     faults

@@ -123,10 +123,10 @@ fn fate_of(world: &World, who: Who, number: u64) -> Option<Fate> {
 
 /// Returns what becomes of a request by what it does, and whether it is its sender's last.
 fn fate_of_step(world: &World, who: Who, call: &Call) -> Option<(Fate, bool)> {
-    let (from, step) = (Sender::of(who)?, Step::of(call)?);
-    let number = world.next_step(from, step);
+    let from = Sender::of(who)?;
+    let numbers: Vec<_> = Step::of(call).into_iter().map(|step| (from, step, world.next_step(from, step))).collect();
     world.faults().filter(|_| world.is_hostile()).find_map(|fault| match fault {
-        Fault::Step { sender, step: of, nth, fate, is_last } if (*sender, *of, *nth) == (from, step, number) => {
+        Fault::Step { sender, step, nth, fate, is_last } if numbers.contains(&(*sender, *step, *nth)) => {
             Some((*fate, *is_last))
         }
         _ => None,

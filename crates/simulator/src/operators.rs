@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lighthpc::domain::ids::MissionId;
+use lighthpc::domain::ids::{MissionId, SrcId};
 use lighthpc::domain::mission::NotifyOn;
 use lighthpc::lambda::{self, Allowed};
 use lighthpc::scheduler::{SchedulerError, SubmitPlan};
@@ -17,7 +17,7 @@ use crate::edits::edit;
 use crate::events::Event;
 use crate::plan::{Act, Fault, When};
 use crate::settings::LEASE;
-use crate::tasks::{MISSION, input_of, name_of};
+use crate::tasks::{MISSION, input_of, name_of, work_of};
 use crate::who::Who;
 use crate::world::{World, spawn};
 
@@ -69,11 +69,13 @@ pub(crate) async fn sweep_once(world: &Arc<World>) {
 /// Submits the tasks with these numbers, until it is done.
 pub(crate) async fn submit(world: &Arc<World>, numbers: std::ops::Range<u64>) {
     let mission = &world.plan.mission;
+    let srcs: Vec<SrcId> = numbers.map(|number| name_of(mission, number)).collect();
     let plan = SubmitPlan {
         mission: MissionId::new(MISSION).expect("a legal name"),
         name: None,
-        bucket: SOURCE_BUCKET.to_owned(),
-        srcs: numbers.map(|number| name_of(mission, number)).collect(),
+        bucket: Some(SOURCE_BUCKET.to_owned()),
+        works: srcs.iter().filter_map(|src| Some((src.clone(), work_of(mission, src)?))).collect(),
+        srcs,
         exec: None,
         nodes: mission.nodes,
         slots: mission.slots,

@@ -397,6 +397,9 @@ pub(crate) struct MissionPlan {
     /// The longest workload during which a node claims the next task.
     #[serde(default)]
     pub(crate) claim_ahead: Duration,
+    /// Whether one task of three has parameters and no object, and one has two objects.
+    #[serde(default)]
+    pub(crate) has_forms: bool,
 }
 
 impl MissionPlan {

@@ -120,6 +120,7 @@ fn plan(scale: Scale) -> Plan {
         has_wrong_clocks: false,
         has_spare_instances: false,
         claim_ahead: scale.claim_ahead,
+        has_forms: false,
     };
     Plan { seed: scale.tasks, mission, hostile: Duration::ZERO, faults: Vec::new() }
 }

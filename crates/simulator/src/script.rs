@@ -10,7 +10,7 @@ use lighthpc::workload::{Exit, Script, ScriptRun};
 use crate::check;
 use crate::lock::locked;
 use crate::plan::{Dice, Does, Fault};
-use crate::tasks::{number_of, result_of};
+use crate::tasks::{PARAM, number_of, result_of};
 use crate::who::Who;
 use crate::world::World;
 
@@ -73,7 +73,7 @@ async fn steps(world: &World, who: Who, given: &ScriptRun, src: &str, attempt: u
         world.saw("workload resumed from a checkpoint");
     }
     if does != Some(Does::NoResult) {
-        let input = std::fs::read_to_string(given.env.input())?;
+        let input = input(world, given, src)?;
         for (name, _) in result_of(mission, src) {
             let text = format!("result of {input}");
             if name.is_empty() {
@@ -87,6 +87,21 @@ async fn steps(world: &World, who: Who, given: &ScriptRun, src: &str, attempt: u
     // A program takes a moment to end.
     tokio::time::sleep(Duration::from_millis(5)).await;
     Ok(exited(0))
+}
+
+/// Reads the input of a task: its own file, or its parameter.
+fn input(world: &World, given: &ScriptRun, src: &str) -> io::Result<String> {
+    match given.env.keys.len() {
+        0 => {
+            world.saw("task without an object");
+            given.env.work.params.get(PARAM).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
+        }
+        1 => std::fs::read_to_string(given.env.input_of(src)),
+        _ => {
+            world.saw("task with two objects");
+            std::fs::read_to_string(given.env.input_of(src))
+        }
+    }
 }
 
 const STEPS: u32 = 10;

@@ -14,6 +14,9 @@ use crate::who::Who;
 pub(crate) enum Step {
     /// Writes a task's row: a claim, a renewal, a release.
     Task,
+    /// Writes the end of an attempt into a task's row, without a commit: a release by its node, or by a sweep. It is a
+    /// `Task`, too.
+    Release,
     /// Writes a mission's row, such as the begin or the end of its notification.
     Mission,
     /// Writes several rows at once: a commit.
@@ -27,30 +30,39 @@ pub(crate) enum Step {
 }
 
 impl Step {
-    /// Returns what a request does; `None` if it is none of these.
-    pub(crate) fn of(call: &Call) -> Option<Self> {
+    /// Returns what a request does: none of these, one, or two.
+    pub(crate) fn of(call: &Call) -> Vec<Self> {
         match (call.service, call.operation.as_str()) {
-            (Service::S3, "PutObject" | "CompleteMultipartUpload") => Some(Self::Object),
-            (Service::Sns, "Publish") => Some(Self::Message),
-            (Service::Dynamodb, "TransactWriteItems") => Some(Self::Commit),
-            (Service::Dynamodb, "BatchGetItem") => Some(Self::Tally),
+            (Service::S3, "PutObject" | "CompleteMultipartUpload") => vec![Self::Object],
+            (Service::Sns, "Publish") => vec![Self::Message],
+            (Service::Dynamodb, "TransactWriteItems") => vec![Self::Commit],
+            (Service::Dynamodb, "BatchGetItem") => vec![Self::Tally],
             (Service::Dynamodb, "UpdateItem" | "PutItem") => {
-                let body: Value = serde_json::from_slice(&call.body).ok()?;
-                items(&body).iter().find_map(|item| match item.table {
-                    TASKS => Some(Self::Task),
-                    MISSIONS => Some(Self::Mission),
-                    _ => None,
-                })
+                let body: Value = serde_json::from_slice(&call.body).unwrap_or_default();
+                let tables: Vec<&str> = items(&body).iter().map(|item| item.table).collect();
+                match tables.first() {
+                    Some(&TASKS) if writes_history(&body) => vec![Self::Task, Self::Release],
+                    Some(&TASKS) => vec![Self::Task],
+                    Some(&MISSIONS) => vec![Self::Mission],
+                    _ => Vec::new(),
+                }
             }
-            _ => None,
+            _ => Vec::new(),
         }
     }
+}
+
+/// Returns whether an update names the history of a task.
+fn writes_history(body: &Value) -> bool {
+    let names = body["ExpressionAttributeNames"].as_object();
+    names.is_some_and(|names| names.values().any(|name| name == "history"))
 }
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Task => "write of a task",
+            Self::Release => "release of a task",
             Self::Mission => "write of the mission",
             Self::Commit => "commit",
             Self::Tally => "read of the tally",

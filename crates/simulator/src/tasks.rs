@@ -1,6 +1,10 @@
 //! The mission of a simulation, and its tasks: their names, inputs, and results.
 
+use std::collections::BTreeMap;
+
 use lighthpc::domain::ids::SrcId;
+use lighthpc::domain::work::{Inputs, ObjectName, Work};
+use local_cloud::SOURCE_BUCKET;
 
 use crate::plan::MissionPlan;
 
@@ -18,6 +22,25 @@ pub(crate) fn name_of(plan: &MissionPlan, number: u64) -> SrcId {
 /// The bytes of a task's input.
 pub(crate) fn input_of(src: &str) -> String {
     format!("input of {src}\n")
+}
+
+/// The parameter that stands for an input.
+pub(crate) const PARAM: &str = "text";
+
+/// What a task works on, if that is not the object of its name. In missions that take uploads, events make the tasks.
+pub(crate) fn work_of(plan: &MissionPlan, src: &SrcId) -> Option<Work> {
+    if !plan.has_forms || plan.uploads {
+        return None;
+    }
+    let object = |key: &str| ObjectName { bucket: SOURCE_BUCKET.to_owned(), key: key.to_owned() };
+    match number_of(src.as_str()) % 3 {
+        1 => Some(Work::of_params(1, BTreeMap::from([(PARAM.to_owned(), input_of(src.as_str()))]))),
+        2 => {
+            let objects = vec![object(name_of(plan, 0).as_str()), object(src.as_str())];
+            Some(Work { inputs: Inputs::Several(objects), ..Work::default() })
+        }
+        _ => None,
+    }
 }
 
 /// The files of a task's result, by name; one without a name: the result is a file.

@@ -5,13 +5,24 @@
 
 use sha2::{Digest, Sha256};
 
-use super::ids::{AttemptNumber, KEY_BYTES_MAX, MissionId, SrcId};
+use super::ids::{AttemptNumber, IdError, KEY_BYTES_MAX, MissionId, SrcId};
 
 /// The name of the file that lists a directory result, beside the result's own files.
 pub const INDEX_NAME: &str = "_lighthpc_index.json";
 
 /// The longest file name that is made of a key, in bytes: Linux allows 255.
 const FILE_NAME_BYTES_MAX: usize = 200;
+
+/// Returns the name of a task of a mission: `<mission>/<name>`, or the name alone. A name with more than 1,024 bytes is
+/// cut, as in [`result_key`].
+///
+/// # Errors
+/// [`IdError`] if the name is empty.
+pub fn task_name(mission: Option<&MissionId>, name: &str) -> Result<SrcId, IdError> {
+    let prefix = mission.map(|mission| format!("{mission}/")).unwrap_or_default();
+    let is_empty = name.is_empty();
+    SrcId::new(if is_empty { String::new() } else { bounded(&prefix, name, "") })
+}
 
 /// Returns the key of a task's result: `rslt_<srcFilename>`.
 ///
@@ -114,6 +125,17 @@ mod tests {
     fn keys_keep_the_first_versions_names() {
         assert_eq!(result_key(&src("a b+c.txt")), "rslt_a b+c.txt");
         assert_eq!(log_key(&src("x/y"), AttemptNumber(3)), "logs/x/y.3.log");
+    }
+
+    #[test]
+    fn names_that_are_too_long_are_cut_and_differ() {
+        let mission = MissionId::new("M").unwrap();
+        let name = |name: &str| task_name(Some(&mission), name).unwrap().as_str().to_owned();
+        assert_eq!((name("a b"), task_name(None, "7").unwrap().as_str()), ("M/a b".to_owned(), "7"));
+        let (one, other) = (name(&"é".repeat(600)), name(&format!("{}x", "é".repeat(600))));
+        assert!(one.len() <= KEY_BYTES_MAX && other.len() <= KEY_BYTES_MAX && one != other);
+        assert_ne!(name(one.strip_prefix("M/").unwrap()), one, "no name is another's cut form");
+        assert!(task_name(Some(&mission), "").is_err());
     }
 
     #[test]

@@ -20,3 +20,4 @@ pub mod tags;
 pub mod task;
 pub mod value;
 pub mod verdict;
+pub mod work;

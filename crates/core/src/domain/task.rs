@@ -19,6 +19,7 @@ use super::printable;
 use super::request::Reserved;
 use super::value::{Form, integer};
 use super::verdict::{Budget, Verdict};
+use super::work::Work;
 
 /// A task's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -147,12 +148,14 @@ const ATTEMPT_MAX: i64 = 1 << 53;
 /// A task's row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Task {
-    /// The key: the S3 key of the input.
+    /// The key: the task's name.
     pub src: SrcId,
     /// The mission it counts for.
     pub mission: Option<MissionId>,
     /// The bucket of the input, as the scheduler wrote it.
     pub bucket: Option<String>,
+    /// What it works on; what is wrong with the attributes that say so.
+    pub work: Result<Work, String>,
     /// When the row was made: `timeBoarding`.
     pub made_at: Option<String>,
     /// The state.
@@ -304,6 +307,7 @@ impl Task {
             src,
             mission,
             bucket: None,
+            work: Ok(Work::default()),
             made_at: None,
             state: State::Pending,
             attempt: AttemptNumber(0),

@@ -9,6 +9,10 @@ use crate::domain::value::{Form, integer};
 
 // The tasks table.
 pub(super) const BUCKET: &str = "bucketname";
+pub(super) const SOURCE_KEY: &str = "sourceKey";
+pub(super) const SOURCES: &str = "sources";
+pub(super) const INDEX_NUMBER: &str = "index";
+pub(super) const PARAMS: &str = "params";
 pub(super) const TIME_BOARDING: &str = "timeBoarding";
 pub(super) const TRIG_TIME: &str = "trigTime";
 pub(super) const TRIG_NAME: &str = "trigName";

@@ -31,6 +31,7 @@ mod settings;
 mod tables;
 mod task_row;
 mod transaction;
+mod work;
 
 pub use claim::{Claim, Claimant};
 pub use client::{Fence, Ledger};

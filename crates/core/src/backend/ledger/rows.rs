@@ -14,10 +14,12 @@ use super::launch::as_seen;
 use super::mission::{mission_key, opened};
 use super::open::open_as;
 use super::transaction::{TIME_MAX, Transacted, fresh_token, tally_key, update, with_time};
+use super::work;
 use crate::backend::{CloudError, Kind};
 use crate::domain::ids::{MissionId, OWN, SrcId, TALLY};
 use crate::domain::mission::{Mission, open_partition, shard_of};
 use crate::domain::task::{State, Task};
+use crate::domain::work::Work;
 
 /// The values of a new task's row: the first version's attributes, the mission, and the state.
 #[derive(Clone, Debug)]
@@ -26,8 +28,10 @@ pub struct NewTask {
     pub src: SrcId,
     /// The mission, and its number of tally items and index partitions.
     pub mission: Option<(MissionId, u32)>,
-    /// The bucket of the input.
-    pub bucket: String,
+    /// The bucket of the input; `None`: the task has no input, or names the buckets of its inputs.
+    pub bucket: Option<String>,
+    /// What the task works on.
+    pub work: Work,
     /// The current time, RFC 3339 UTC.
     pub now: String,
     /// The time of the event that created the row; the current time if the event has none.
@@ -67,8 +71,7 @@ impl Ledger {
         let shard = new.mission.as_ref().map_or(0, |(_, shards)| shard_of(&new.src, *shards));
         let partition = open_partition(new.mission.as_ref().map(|(id, _)| id), shard);
         for (name, value) in [
-            (item::BUCKET, new.bucket.as_str()),
-            (item::TIME_BOARDING, &new.now),
+            (item::TIME_BOARDING, new.now.as_str()),
             (item::TRIG_TIME, &new.trigger_time),
             (item::TRIG_NAME, &new.trigger),
             (item::NUM_LOG, "1"),
@@ -78,6 +81,10 @@ impl Ledger {
         ] {
             row.insert(name.to_owned(), text(value));
         }
+        if let Some(bucket) = &new.bucket {
+            row.insert(item::BUCKET.to_owned(), text(bucket));
+        }
+        row.extend(work::attributes(&new.work));
         if let Some((mission, _)) = &new.mission {
             row.insert(item::MISSION.to_owned(), text(mission.as_str()));
         }

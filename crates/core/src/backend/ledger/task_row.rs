@@ -2,7 +2,7 @@
 
 use super::history::past_attempt;
 use super::item::{self, Row};
-use super::request;
+use super::{request, work};
 use crate::domain::ids::{AttemptNumber, InstanceId, MissionId, SrcId};
 use crate::domain::task::{Launch, Seen, State, Task};
 use crate::domain::value::Form;
@@ -32,6 +32,7 @@ impl Row<'_> {
             src,
             mission: self.text(item::MISSION).and_then(|id| MissionId::new(id).ok()),
             bucket: self.text(item::BUCKET),
+            work: work::read(self),
             made_at: self.text(item::TIME_BOARDING),
             state,
             attempt: AttemptNumber(self.number(item::ATTEMPT).unwrap_or(0)),
