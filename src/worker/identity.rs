@@ -63,7 +63,7 @@ impl Instance {
 
 /// What this machine was launched for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Work {
+pub(super) enum Job {
     /// One task.
     Task(Assignment),
     /// The tasks of a mission, one after another.
@@ -91,7 +91,7 @@ pub(super) struct Assignment {
 pub(super) async fn find(
     node: &Node,
     proof: &watch::Sender<Option<EndProof>>,
-) -> Result<(Instance, Option<Work>), NodeError> {
+) -> Result<(Instance, Option<Job>), NodeError> {
     let instance = instance(node).await?;
     // The search may be dropped: it only reads. The tags are then read again for the machine's end.
     let work = tokio::select! {
@@ -147,11 +147,11 @@ fn owner_of_process() -> InstanceId {
 }
 
 /// Finds the work: from flags, from the tags in IMDS, or from the tags in EC2.
-async fn task(node: &Node, instance: &Instance, seen: &watch::Sender<Option<EndProof>>) -> Result<Work, NodeError> {
+async fn task(node: &Node, instance: &Instance, seen: &watch::Sender<Option<EndProof>>) -> Result<Job, NodeError> {
     let settings = &node.settings;
     if let Some(src) = &settings.src {
         let (src, mission) = (src.clone(), settings.mission.clone());
-        return Ok(Work::Task(Assignment { src, mission, waits_for_holder: true, looks_at_end: true, is_alone: true }));
+        return Ok(Job::Task(Assignment { src, mission, waits_for_holder: true, looks_at_end: true, is_alone: true }));
     }
     let NodeTags { src, mission, proof } = match &instance.on_ec2 {
         Some(_) => node.backend.machine.node_tags().await.map_err(NodeError::Identity)?,
@@ -168,12 +168,12 @@ async fn task(node: &Node, instance: &Instance, seen: &watch::Sender<Option<EndP
     };
     let mission = settings.mission.clone().or(mission);
     let no_task = || NodeError::NoTask { instance: instance.on_ec2.as_ref().unwrap_or(&instance.id).to_string() };
-    let Some(src) = src.filter(|src| !src.is_empty()) else { return mission.map(Work::Mission).ok_or_else(no_task) };
+    let Some(src) = src.filter(|src| !src.is_empty()) else { return mission.map(Job::Mission).ok_or_else(no_task) };
     let src = if tags::is_short(&src) {
         let src = retry_transient(settings.max_idle, || node.backend.ledger.key_of(&src)).await;
         src.map_err(NodeError::cloud("looking up the task's name"))?.ok_or_else(no_task)?
     } else {
         SrcId::new(src)?
     };
-    Ok(Work::Task(Assignment { src, mission, waits_for_holder: true, looks_at_end: true, is_alone: true }))
+    Ok(Job::Task(Assignment { src, mission, waits_for_holder: true, looks_at_end: true, is_alone: true }))
 }

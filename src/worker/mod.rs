@@ -77,7 +77,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use host::Host;
-use identity::Work;
+use identity::Job;
 use spot::SpotWatcher;
 
 use crate::backend::machine::EndProof;
@@ -156,11 +156,11 @@ async fn life(
     spawn(&mut polls, machine_info::look_up(node.clone(), instance.clone()).in_current_span());
     let host = Host { node, instance, spot, recent_mission: std::sync::Arc::default(), slot: None };
     let outcome = match work {
-        Work::Task(task) => match failed.into_iter().find(|(src, _)| *src == task.src) {
+        Job::Task(task) => match failed.into_iter().find(|(src, _)| *src == task.src) {
             Some((_, error)) => Err(error),
             None => task::run(&host, &task).await,
         },
-        Work::Mission(mission) => match given {
+        Job::Mission(mission) => match given {
             Some(tasks) => given::serve(&host, &mission, tasks).await,
             None => mission_loop::serve(&host, &mission, found).await,
         },
